@@ -1,0 +1,26 @@
+"""Normalization for PyTorch: layers, statistics, and a study that measures what they do."""
+
+from gammabeta import functional, statistics
+from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gammabeta.layers.group_norm import GroupNorm
+from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from gammabeta.layers.layer_norm import LayerNorm
+from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.moments import Moments
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "Moments",
+    "RMSNorm",
+    "functional",
+    "statistics",
+]

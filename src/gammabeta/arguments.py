@@ -1,0 +1,160 @@
+"""What the public operations accept, and what they say when they don't: expected, received, what to do."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, bool as torch_bool
+
+from gammabeta.activations import ACTIVATIONS
+
+
+def activation_name(norm: str, activation: str | None) -> str:
+    """The activation's name in the schemas.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if activation is None:
+        return "none"
+    if activation in ACTIVATIONS and activation != "none":
+        return activation
+    names = [a for a in ACTIVATIONS if a != "none"]
+    near = difflib.get_close_matches(str(activation), names, n=1)
+    hint = f": did you mean {near[0]!r}?" if near else ": apply any other yourself, after the norm."
+    raise ValueError(f"{norm}: expected activation None or one of {', '.join(names)}, got {activation!r}{hint}")
+
+
+def check_rank(layer: str, x: Tensor, shapes: str, ranks: tuple[int, ...]) -> None:
+    if x.ndim not in ranks:
+        raise ValueError(f"{layer}: expected input of shape {shapes}, got {_shape(x)}: {_many(x.ndim)}.")
+
+
+def check_channels(
+    norm: str,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape."""
+    _check_floating(norm, x)
+    if x.ndim < 2:
+        raise ValueError(
+            f"{norm}: expected input of shape (N, C) or (N, C, *positions), got {_shape(x)}: "
+            "add the missing axes with input.unsqueeze(0)."
+        )
+    channels = x.shape[1]
+    for name, tensor in (
+        ("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var),
+    ):  # fmt: skip
+        if tensor is not None and (tensor.ndim != 1 or tensor.shape[0] != channels):
+            raise ValueError(
+                f"{norm}: expected {name} of shape ({channels},), got {_shape(tensor)}: "
+                f"{channels} is input.shape[1] of input {_shape(x)}."
+            )
+    _check_residual(norm, x, residual)
+
+
+def check_normalized(
+    norm: str,
+    x: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> None:
+    """x ends with normalized_shape, weight and bias are of it, the residual is of x's shape."""
+    _check_floating(norm, x)
+    shape = tuple(normalized_shape)
+    if not shape:
+        raise ValueError(f"{norm}: expected normalized_shape with at least one size, got (): name the last axes of input.")
+    if x.ndim < len(shape) or tuple(x.shape[x.ndim - len(shape) :]) != shape:
+        raise ValueError(
+            f"{norm}: expected input whose shape ends with normalized_shape {shape}, got {_shape(x)}: "
+            "the last axes are the normalized ones."
+        )
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{norm}: expected {name} of normalized_shape {shape}, got {_shape(tensor)}.")
+    _check_residual(norm, x, residual)
+
+
+def check_groups(num_groups: int, channels: int) -> None:
+    if num_groups <= 0 or channels % num_groups != 0:
+        raise ValueError(
+            f"group_norm: expected num_groups that divides the {channels} channels of input.shape[1], got {num_groups}."
+        )
+
+
+def check_eps(norm: str, eps: float, *, positive: bool) -> None:
+    if eps < 0 or (positive and eps == 0):
+        bound = "eps > 0 in training" if positive else "eps ≥ 0"
+        raise ValueError(f"{norm}: expected {bound}, got {eps}: it keeps the division by √(σ² + eps) defined.")
+
+
+def check_values_per_channel(x: Tensor) -> None:
+    if x.shape[0] * math.prod(x.shape[2:]) == 1:
+        raise ValueError(
+            f"batch_norm: expected more than 1 value per channel in training, got 1 from input {_shape(x)}: the variance "
+            "of one value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True "
+            "where the loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm."
+        )
+
+
+def check_values_per_instance(x: Tensor) -> None:
+    if math.prod(x.shape[2:]) == 1:
+        raise ValueError(
+            f"instance_norm: expected more than 1 position per channel and sample, got 1 from input {_shape(x)}: the "
+            "variance of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or GroupNorm there."
+        )
+
+
+def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Tensor:
+    """The mask expanded to x's shape without axes `first` to `last`.
+
+    Raises:
+        TypeError: it is not boolean.
+        ValueError: it does not broadcast to that shape.
+    """
+    shape = (*x.shape[:first], *x.shape[last:])
+    if mask.dtype != torch_bool:
+        raise TypeError(f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool().")
+    padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
+    if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
+        axes = "the channel axis" if (first, last) == (1, 2) else "the normalized axes"
+        raise ValueError(
+            f"{norm}: expected mask of shape {shape} or broadcastable to it, got {_shape(mask)}: "
+            f"that is input {_shape(x)} without {axes}."
+        )
+    return mask.reshape(padded).expand(shape)
+
+
+def _check_floating(norm: str, x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{norm}: expected input of a floating point dtype, got {x.dtype}: convert it with input.float().")
+
+
+def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
+    if residual is None:
+        return
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"{norm}: expected residual of input's shape {_shape(x)}, got {_shape(residual)}: it is added element by element."
+        )
+    if not residual.is_floating_point():
+        raise TypeError(
+            f"{norm}: expected residual of a floating point dtype, got {residual.dtype}: convert it with residual.float()."
+        )
+
+
+def _many(axes: int) -> str:
+    return "it has 1 axis" if axes == 1 else f"it has {axes} axes"
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

@@ -1,0 +1,434 @@
+"""The public operations: torch.nn.functional's norms, and what they can do besides.
+
+Signatures are torch's, then keyword-only
+    residual         added to norm(x) before the activation, of x's shape
+    activation       None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"; activation_slope for leaky_relu
+    mask             boolean, True where x is real; what is masked out enters no statistic and is zero in the output
+
+Each checks its arguments, chooses who computes, and calls. torch's own op runs where nothing of ours is asked for, and
+where no kernel of ours is built also under a residual and an activation, composed after it; else the ops of ops.py do.
+An exported graph has torch's standard ops wherever there is no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gammabeta import arguments, ops
+from gammabeta.activations import activate
+from gammabeta.moments import statistics_dtype
+from gammabeta.running_statistics import RunningStatistics
+
+
+@dataclass(slots=True)
+class Finish:
+    """What a norm does after scale and shift: add a residual, apply an activation, zero what is masked out."""
+
+    norm: str
+    residual: Tensor | None
+    activation: str | None
+    slope: float
+    mask: Tensor | None
+
+    def left_to_torch(self, x: Tensor) -> bool:
+        """Whether torch's own ops do it, and faster: nothing of ours is asked for, or only what is composed after them
+        and no kernel is built; or a graph of standard ops is being exported.
+        """
+        if self.mask is not None:
+            return False
+        plain = self.residual is None and self.activation is None
+        return plain or torch.compiler.is_exporting() or not ops.has_kernel(x.device.type)
+
+    def composed(self, y: Tensor) -> Tensor:
+        """By torch's elementwise operations."""
+        if self.residual is not None:
+            y = y + self.residual
+        return y if self.activation is None else activate(y, self._activation(), self.slope)
+
+    def of_channels(self, x: Tensor, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
+        """residual, mask, ε, activation, slope as the ops take them, the mask without axis 1 of x."""
+        mask = None if self.mask is None else arguments.expand_mask(self.norm, self.mask, x, 1, 2)
+        return self.residual, mask, eps, self._activation(), self.slope
+
+    def of_samples(self, x: Tensor, axes: int, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
+        """The same, the mask without the last `axes` axes of x."""
+        mask = None if self.mask is None else arguments.expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
+        return self.residual, mask, eps, self._activation(), self.slope
+
+    def _activation(self) -> str:
+        return arguments.activation_name(self.norm, self.activation)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_slope: float = 0.01,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² of each channel.
+
+    In training μ and σ² (divided by n) are those of the batch over all axes but 1, and the running statistics move by
+    new = (1 − momentum)·old + momentum·batch, the variance divided by n − 1; channels whose batch statistics are not
+    finite keep theirs. Else μ and σ² are the running ones. Statistics and arithmetic are float32 (float64 for float64 x).
+
+    Args:
+        input: x, (N, C) or (N, C, *positions), floating point, any layout.
+        running_mean, running_var: (C,), moved in place in training; None to keep none.
+        weight, bias: γ and β, (C,), any floating dtype; None is 1 and 0.
+        training: whether to normalize by the batch.
+        momentum: share of the batch in the running statistics, 0 to 1.
+        eps: ε, in the squared unit of x.
+        residual: of x's shape; y has the dtype that x and residual promote to.
+        activation, activation_slope: see the module.
+        mask: boolean, x's shape without axis 1 or broadcastable to it: (N, L) for x (N, C, L).
+
+    Returns:
+        y, of x's shape and memory format.
+
+    Raises:
+        ValueError: shapes that do not fit, one value per channel in training, an unknown activation, ε ≤ 0 in training.
+        TypeError: a dtype that is not taken.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
+    """
+    arguments.check_channels("batch_norm", input, weight, bias, running_mean, running_var, residual)
+    finish = Finish("batch_norm", residual, activation, activation_slope, mask)
+    if not training:
+        return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
+    running = RunningStatistics(running_mean, running_var, momentum)
+    return normalize_by_batch(input, running, weight, bias, eps, finish)
+
+
+def normalize_by_running(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    finish: Finish,
+) -> Tensor:
+    """BatchNorm's forward in evaluation: Algorithm 2, line 11. Checked arguments."""
+    if mean is None or var is None:
+        raise ValueError(
+            f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, got None: "
+            "pass them, or have it normalize by the input."
+        )
+    arguments.check_eps(finish.norm, eps, positive=False)
+    if finish.left_to_torch(x) and _torch_takes(x, x.dtype, weight, bias, mean, var):
+        return finish.composed(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps))
+    return ops.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
+
+
+def normalize_by_batch(
+    x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
+) -> Tensor:
+    """BatchNorm's forward in training: Algorithm 1, and the running statistics move. Checked arguments."""
+    arguments.check_values_per_channel(x)
+    arguments.check_eps("batch_norm", eps, positive=True)
+    tracked = running.mean is not None or running.var is not None
+    if finish.left_to_torch(x) and _torch_takes(x, statistics_dtype(x.dtype), weight, bias):
+        if not tracked:
+            return finish.composed(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
+        if torch.compiler.is_exporting() and running.momentum is not None:
+            if running.num_batches_tracked is not None:
+                running.num_batches_tracked.add_(1)
+            y = F.batch_norm(x, running.mean, running.var, weight, bias, True, running.momentum, eps)
+            return finish.composed(y)
+        if x.numel() > 0 and not torch._C._are_functorch_transforms_active():
+            # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
+            mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
+            unbiased_var = torch.zeros_like(mean)
+            y = F.batch_norm(x, mean, unbiased_var, weight, bias, True, 1.0, eps)
+            running.update(mean, unbiased_var)
+            return finish.composed(y)
+    y, mean, var, count = ops.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
+    if tracked:
+        # Divided by 0 where there is one value or none: not finite, and so not counted.
+        running.update(mean, var * (count / (count - 1)).to(var.dtype))
+    return y
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_slope: float = 0.01,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² of each channel of each sample.
+
+    With use_input_stats μ and σ² (divided by n) are taken over the positions, and the running statistics, if given,
+    move towards their averages over the samples (the variances divided by n − 1). Else they are the running ones.
+
+    Args:
+        input: x, (N, C, *positions), floating point, any layout.
+        running_mean, running_var: (C,), moved in place with use_input_stats; None to keep none.
+        weight, bias: γ and β, (C,).
+        use_input_stats: whether to normalize by the sample.
+        momentum: share of the batch in the running statistics, 0 to 1.
+        eps: ε, in the squared unit of x.
+        residual, activation, activation_slope: see the module.
+        mask: boolean, (N, *positions) or broadcastable to it.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        ValueError: shapes that do not fit, one position with use_input_stats, an unknown activation.
+        TypeError: a dtype that is not taken.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022); Wu & He 2018 (1803.08494), eq. 5.
+    """
+    arguments.check_channels("instance_norm", input, weight, bias, running_mean, running_var, residual)
+    finish = Finish("instance_norm", residual, activation, activation_slope, mask)
+    if not use_input_stats:
+        return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
+    arguments.check_values_per_instance(input)
+    arguments.check_eps("instance_norm", eps, positive=False)
+    tracked = running_mean is not None or running_var is not None
+    if (torch.compiler.is_exporting() or not tracked) and finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
+        return finish.composed(F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps))
+    y, mean, var, count = ops.sample_norm(
+        input, 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
+    )
+    if tracked:
+        # A sample with fewer than two values that count has no statistics to give.
+        gives = count > 1
+        samples = gives.sum(0).to(mean.dtype)
+        unbiased_var = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
+        RunningStatistics(running_mean, running_var, momentum).update(
+            torch.where(gives, mean, 0.0).sum(0) / samples, torch.where(gives, unbiased_var, 0.0).sum(0) / samples
+        )
+    return y
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_slope: float = 0.01,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² of each group of channels of each sample.
+
+    μ and σ² are taken over the channels of the group and all positions; σ² is divided by n.
+
+    Args:
+        input: x, (N, C, *positions), floating point, any layout.
+        num_groups: G, a divisor of C.
+        weight, bias: γ and β, (C,).
+        eps: ε, in the squared unit of x.
+        residual, activation, activation_slope: see the module.
+        mask: boolean, (N, *positions) or broadcastable to it.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        ValueError: shapes that do not fit, groups that do not divide the channels, an unknown activation.
+        TypeError: a dtype that is not taken.
+
+    Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
+    """
+    arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
+    arguments.check_groups(num_groups, input.shape[1])
+    arguments.check_eps("group_norm", eps, positive=False)
+    finish = Finish("group_norm", residual, activation, activation_slope, mask)
+    if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
+        return finish.composed(F.group_norm(input, num_groups, weight, bias, eps))
+    y, *_ = ops.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
+    return y
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_slope: float = 0.01,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² over the last axes of each sample.
+
+    Args:
+        input: x, (*samples, *normalized_shape), floating point.
+        normalized_shape: the sizes of the axes that are normalized; σ² is divided by their product.
+        weight, bias: γ and β, of normalized_shape.
+        eps: ε, in the squared unit of x.
+        residual, activation, activation_slope: see the module.
+        mask: boolean, of x's shape without the normalized axes or broadcastable to it: (N, L) for x (N, L, C).
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown activation.
+        TypeError: a dtype that is not taken.
+
+    Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
+    """
+    arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
+    arguments.check_eps("layer_norm", eps, positive=False)
+    finish = Finish("layer_norm", residual, activation, activation_slope, mask)
+    if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
+        return finish.composed(F.layer_norm(input, normalized_shape, weight, bias, eps))
+    k = len(normalized_shape)
+    y, *_ = ops.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
+    return y
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    activation_slope: float = 0.01,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """y = activation(x/√(mean(x²) + ε)·weight + residual), the mean over the last axes of each sample.
+
+    Args:
+        input: x, (*samples, *normalized_shape), floating point.
+        normalized_shape: the sizes of the axes that are normalized.
+        weight: γ, of normalized_shape.
+        eps: ε, in the squared unit of x; None is the spacing of the arithmetic at 1: 1.2e-7 (2.2e-16 for float64 x).
+        residual, activation, activation_slope: see the module.
+        mask: boolean, of x's shape without the normalized axes or broadcastable to it.
+
+    Returns:
+        y, of x's shape.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown activation.
+        TypeError: a dtype that is not taken.
+
+    Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
+    """
+    arguments.check_normalized("rms_norm", input, normalized_shape, weight, None, residual)
+    eps = _rms_eps(input.dtype) if eps is None else eps
+    arguments.check_eps("rms_norm", eps, positive=False)
+    finish = Finish("rms_norm", residual, activation, activation_slope, mask)
+    # With a weight of another dtype torch's op warns and takes a slow path.
+    same = weight is None or weight.dtype == input.dtype
+    if finish.left_to_torch(input) and same:
+        return finish.composed(F.rms_norm(input, normalized_shape, weight, eps))
+    k = len(normalized_shape)
+    y, *_ = ops.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
+    return y
+
+
+def add_layer_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """(layer_norm(x + residual), x + residual): the two that a pre-norm Transformer block goes on with.
+
+    Args:
+        input: x, (*samples, *normalized_shape), floating point.
+        residual: the stream that x is added to, of x's shape.
+        normalized_shape, weight, bias, eps: those of `layer_norm`.
+
+    Returns:
+        y and the sum, both of x's shape and of the dtype that x and residual promote to.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: a dtype that is not taken.
+
+    Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
+    """
+    arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
+    arguments.check_eps("add_layer_norm", eps, positive=False)
+    if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
+        total = input + residual
+        return layer_norm(total, normalized_shape, weight, bias, eps), total
+    return ops.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual): the two that a pre-norm Transformer block goes on with.
+
+    Args:
+        input: x, (*samples, *normalized_shape), floating point.
+        residual: the stream that x is added to, of x's shape.
+        normalized_shape, weight, eps: those of `rms_norm`.
+
+    Returns:
+        y and the sum, both of x's shape and of the dtype that x and residual promote to.
+
+    Raises:
+        ValueError: shapes that do not fit.
+        TypeError: a dtype that is not taken.
+
+    Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
+    """
+    arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
+    eps = _rms_eps(torch.promote_types(input.dtype, residual.dtype)) if eps is None else eps
+    arguments.check_eps("add_rms_norm", eps, positive=False)
+    if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
+        total = input + residual
+        return rms_norm(total, normalized_shape, weight, eps), total
+    return ops.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+
+
+def _rms_eps(dtype: torch.dtype) -> float:
+    return torch.finfo(statistics_dtype(dtype)).eps
+
+
+def _torch_takes(x: Tensor, low: torch.dtype, *tensors: Tensor | None) -> bool:
+    """Whether torch's op takes this mix of dtypes: all tensors of one, x's own (`low`) or that of its statistics.
+
+    On other devices than the CPU only x's own: not every op there takes parameters of a higher precision.
+    """
+    dtype = None
+    for tensor in tensors:
+        if tensor is not None:
+            if dtype is not None and tensor.dtype != dtype:
+                return False
+            dtype = tensor.dtype
+    return dtype is None or dtype == low or (x.device.type == "cpu" and dtype == statistics_dtype(x.dtype))

@@ -1,0 +1,111 @@
+"""BatchNorm: one mean and variance for each channel, over batch and positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta import arguments
+from gammabeta.functional import Finish, normalize_by_running
+from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.float32 import Float32State
+from gammabeta.running_statistics import RunningStatistics
+from gammabeta.statistics import Batch, Statistics
+
+
+class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
+    """torch's BatchNorm, and `statistics`, `activation`, `residual`, `mask`.
+
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² come from `statistics`
+    (by default the batch, σ² divided by n) and the running statistics move by
+    new = (1 − momentum)·old + momentum·batch, the variance divided by n − 1. In evaluation they are the running ones.
+
+    Args:
+        num_features: C, the size of axis 1.
+        eps: ε, in the squared unit of x.
+        momentum: share of the batch in the running statistics; None averages all batches alike.
+        affine: whether there are γ and β.
+        track_running_stats: whether there are running statistics; without them evaluation too normalizes by the batch.
+        device, dtype: of parameters and running statistics.
+        bias: whether there is β.
+        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation_slope: leaky_relu's slope for negative values.
+        statistics: where the statistics in training come from: `gammabeta.statistics`.
+
+    Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
+    stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the running
+    ones as they are, channel by channel (counted in `skipped_updates`); a forward that is repeated for activation
+    checkpointing moves them once; and momentum=None compiles without a graph break.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        activation_slope: float = 0.01,
+        statistics: Statistics | None = None,
+    ) -> None:
+        arguments.activation_name(type(self).__name__, activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.activation = activation
+        self.activation_slope = activation_slope
+        self.statistics = Batch() if statistics is None else statistics
+        # Not in the state_dict, which stays torch's.
+        skipped = torch.zeros(num_features, dtype=torch.int64, device=device) if track_running_stats else None
+        self.register_buffer("skipped_updates", skipped, persistent=False)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        mean, var, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
+        arguments.check_channels("batch_norm", input, weight, bias, mean, var, residual)
+        finish = Finish("batch_norm", residual, self.activation, self.activation_slope, mask)
+        if not self.training and not (mean is None and var is None):
+            return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
+        if self.training and self.track_running_stats:
+            running = RunningStatistics(mean, var, self.momentum, self.num_batches_tracked, self.skipped_updates)
+        else:
+            running = RunningStatistics()
+        return self.statistics.normalize(input, running, weight, bias, self.eps, finish)
+
+    def reset_running_stats(self) -> None:
+        super().reset_running_stats()
+        skipped = getattr(self, "skipped_updates", None)  # torch's constructor resets before we have it
+        if skipped is not None:
+            skipped.zero_()
+
+    def extra_repr(self) -> str:
+        statistics = "" if self.statistics == Batch() else f", statistics={self.statistics}"
+        return super().extra_repr() + statistics + describe_finish(self.activation, self.activation_slope)
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    __doc__ = f"BatchNorm of x (N, C) or (N, C, L): {_BatchNorm.__doc__}"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        arguments.check_rank("BatchNorm1d", input, "(N, C) or (N, C, L)", (2, 3))
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    __doc__ = f"BatchNorm of x (N, C, H, W): {_BatchNorm.__doc__}"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        arguments.check_rank("BatchNorm2d", input, "(N, C, H, W)", (4,))
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    __doc__ = f"BatchNorm of x (N, C, D, H, W): {_BatchNorm.__doc__}"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        arguments.check_rank("BatchNorm3d", input, "(N, C, D, H, W)", (5,))

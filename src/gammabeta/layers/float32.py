@@ -1,0 +1,30 @@
+"""Parameters and running statistics that stay float32 in a model that is cast down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LOW = (torch.float16, torch.bfloat16)
+
+
+class Float32State(nn.Module):
+    """A module whose floating point parameters and buffers become float32 where a cast would make them 16-bit.
+
+    `.half()`, `.bfloat16()` and `.to(torch.bfloat16)` give float32, `.double()` gives float64; devices move as asked.
+    A running average stalls in bfloat16 as soon as its increment is under half a unit in the last place, and a variance
+    above 65504 is infinite in float16. What was built or loaded in 16 bits on purpose stays so.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        def keep_float32(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            if out.dtype in _LOW and out.dtype != tensor.dtype:
+                # From the tensor itself: `out` has lost the digits already.
+                return tensor.to(device=out.device, dtype=torch.float32)
+            return out
+
+        return super()._apply(keep_float32, *args, **kwargs)

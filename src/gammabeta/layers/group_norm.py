@@ -1,0 +1,61 @@
+"""GroupNorm: one mean and variance for each sample and group of channels, over the group and all positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gammabeta import arguments
+from gammabeta.functional import group_norm
+from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.float32 import Float32State
+
+
+class GroupNorm(Float32State, nn.GroupNorm):
+    """torch's GroupNorm, and `activation`, `residual`, `mask`.
+
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), μ and σ² (divided by n) of each group of C/num_groups channels.
+
+    Args:
+        num_groups: G, a divisor of num_channels.
+        num_channels: C, the size of axis 1.
+        eps: ε, in the squared unit of x.
+        affine: whether there are γ and β, (C,).
+        device, dtype: of the parameters, which stay float32 in a model cast by `.half()` or `.bfloat16()`.
+        bias: whether there is β.
+        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation_slope: leaky_relu's slope for negative values.
+
+    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without axis 1; what is False enters no
+    statistic and gives zero.
+
+    Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        activation_slope: float = 0.01,
+    ) -> None:
+        arguments.activation_name("GroupNorm", activation)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
+        self.activation = activation
+        self.activation_slope = activation_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        return group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps,
+            residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)

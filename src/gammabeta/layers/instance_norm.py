@@ -1,0 +1,93 @@
+"""InstanceNorm: one mean and variance for each channel of each sample, over the positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from gammabeta import arguments
+from gammabeta.functional import instance_norm
+from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.float32 import Float32State
+
+
+class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
+    """torch's InstanceNorm, and `activation`, `residual`, `mask`.
+
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), μ and σ² (divided by n) of each channel of each sample. With
+    track_running_stats the averages of μ and σ² (divided by n − 1) over the samples move the running statistics, which
+    evaluation uses; channels where they are not finite keep theirs.
+
+    Args:
+        num_features: C.
+        eps: ε, in the squared unit of x.
+        momentum: share of the batch in the running statistics; None is 0, as in torch's layer.
+        affine: whether there are γ and β.
+        track_running_stats: whether there are running statistics.
+        device, dtype: of parameters and running statistics, which stay float32 in a model cast by `.half()`.
+        bias: whether there is β.
+        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation_slope: leaky_relu's slope for negative values.
+
+    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the channel axis.
+
+    Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022).
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        activation_slope: float = 0.01,
+    ) -> None:
+        arguments.activation_name(type(self).__name__, activation)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.activation = activation
+        self.activation_slope = activation_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        unbatched = input.ndim == self._get_no_batch_dim()
+        if unbatched:
+            input = input.unsqueeze(0)
+            residual = None if residual is None else residual.unsqueeze(0)
+            mask = None if mask is None else mask.unsqueeze(0)
+        y = instance_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias,
+            self.training or not self.track_running_stats, 0.0 if self.momentum is None else self.momentum, self.eps,
+            residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
+        )  # fmt: skip
+        return y.squeeze(0) if unbatched else y
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)
+
+
+class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
+    __doc__ = f"InstanceNorm of x (N, C, L) or (C, L): {_InstanceNorm.__doc__}"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        arguments.check_rank("InstanceNorm1d", input, "(N, C, L) or (C, L)", (2, 3))
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    __doc__ = f"InstanceNorm of x (N, C, H, W) or (C, H, W): {_InstanceNorm.__doc__}"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        arguments.check_rank("InstanceNorm2d", input, "(N, C, H, W) or (C, H, W)", (3, 4))
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    __doc__ = f"InstanceNorm of x (N, C, D, H, W) or (C, D, H, W): {_InstanceNorm.__doc__}"
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        arguments.check_rank("InstanceNorm3d", input, "(N, C, D, H, W) or (C, D, H, W)", (4, 5))

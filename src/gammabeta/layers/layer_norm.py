@@ -1,0 +1,60 @@
+"""LayerNorm: one mean and variance for each sample, over its last axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gammabeta import arguments
+from gammabeta.functional import layer_norm
+from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.float32 import Float32State
+
+
+class LayerNorm(Float32State, nn.LayerNorm):
+    """torch's LayerNorm, and `activation`, `residual`, `mask`.
+
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), μ and σ² (divided by n) over the last axes of each sample.
+
+    Args:
+        normalized_shape: the sizes of the axes that are normalized; an int is one axis.
+        eps: ε, in the squared unit of x.
+        elementwise_affine: whether there are γ and β, of normalized_shape.
+        bias: whether there is β.
+        device, dtype: of the parameters, which stay float32 in a model cast by `.half()` or `.bfloat16()`.
+        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation_slope: leaky_relu's slope for negative values.
+
+    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
+
+    Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        activation_slope: float = 0.01,
+    ) -> None:
+        arguments.activation_name("LayerNorm", activation)
+        shape = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
+        self.activation = activation
+        self.activation_slope = activation_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        return layer_norm(
+            input, self.normalized_shape, self.weight, self.bias, self.eps,
+            residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)

@@ -1,0 +1,58 @@
+"""RMSNorm: the root mean square of each sample, over its last axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gammabeta import arguments
+from gammabeta.functional import rms_norm
+from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.float32 import Float32State
+
+
+class RMSNorm(Float32State, nn.RMSNorm):
+    """torch's RMSNorm, and `activation`, `residual`, `mask`.
+
+    y = activation(x/√(mean(x²) + ε)·γ + residual), the mean over the last axes of each sample.
+
+    Args:
+        normalized_shape: the sizes of the axes that are normalized; an int is one axis.
+        eps: ε, in the squared unit of x; None is the spacing of the arithmetic at 1: 1.2e-7 (2.2e-16 for float64 x).
+        elementwise_affine: whether there is γ, of normalized_shape.
+        device, dtype: of the parameter, which stays float32 in a model cast by `.half()` or `.bfloat16()`.
+        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation_slope: leaky_relu's slope for negative values.
+
+    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
+
+    Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str | None = None,
+        activation_slope: float = 0.01,
+    ) -> None:
+        arguments.activation_name("RMSNorm", activation)
+        shape = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        super().__init__(shape, eps, elementwise_affine, device, dtype)
+        self.activation = activation
+        self.activation_slope = activation_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        return rms_norm(
+            input, self.normalized_shape, self.weight, self.eps,
+            residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)

@@ -1,0 +1,127 @@
+"""Statistics of a tensor as (count, mean, m2), and how two of them become one.
+
+Every statistic in gammabeta is a `Moments`: a batch's, a sub-batch's, a rank's, a whole data set's. They are merged,
+never averaged, so that the variance between the parts is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which statistics of values of `dtype` are taken and kept: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of sets of values, one set for each element of `mean`.
+
+    Attributes:
+        count: number of values n in each set, int64, of `mean`'s shape or broadcastable to it.
+        mean: Σx / n, float32 (float64 for float64 values), in the unit of the values; 0 where count is 0.
+        m2: Σ(x − mean)², of `mean`'s shape and dtype, in the squared unit of the values; 0 where count is 0.
+
+    Source: Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance".
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, axes: int | Sequence[int], mask: Tensor | None = None) -> Moments:
+        """The moments of `x` over `axes`.
+
+        Two passes with the correction of the mean (Chan, Golub & LeVeque 1983, eq. 1.7): the first pass gives a mean
+        that carries the rounding of a large sum, the second takes deviations from it, removes their own mean and squares.
+
+        Args:
+            x: floating point, any shape and layout.
+            axes: the axes that are reduced, as `torch.mean` takes them.
+            mask: boolean, broadcastable to x; True where x counts. None counts everything.
+
+        Returns:
+            Moments whose `mean` and `m2` have x's shape without `axes`.
+
+        Raises:
+            TypeError: x is not floating point, or mask is not boolean.
+            ValueError: mask does not broadcast to x.
+        """
+        if not x.is_floating_point():
+            raise TypeError(f"Moments.of: expected x of a floating point dtype, got {x.dtype}: convert it with x.float().")
+        reduced = (axes,) if isinstance(axes, int) else tuple(axes)
+        x = x.to(statistics_dtype(x.dtype))
+        if mask is None:
+            n = math.prod(x.shape[axis] for axis in reduced)
+            count = torch.full((), n, dtype=torch.int64, device=x.device)
+            shift = x.sum(reduced, keepdim=True) / max(n, 1)
+            deviation = x - shift
+            correction = deviation.sum(reduced, keepdim=True) / max(n, 1)
+            m2 = (deviation - correction).square().sum(reduced)
+            mean = (shift + correction).squeeze(reduced)
+            return cls(count.expand(mean.shape), mean, m2)
+        mask = _full_rank(mask, x)
+        # Counted before the mask is expanded: an axis over which it is broadcast multiplies.
+        repeats = math.prod(x.shape[axis] for axis in reduced if mask.shape[axis] == 1)
+        count = mask.sum(reduced, keepdim=True) * repeats
+        divisor = count.clamp(min=1).to(x.dtype)
+        zero = x.new_zeros(())
+        shift = torch.where(mask, x, zero).sum(reduced, keepdim=True) / divisor
+        deviation = torch.where(mask, x - shift, zero)
+        correction = deviation.sum(reduced, keepdim=True) / divisor
+        m2 = torch.where(mask, deviation - correction, zero).square().sum(reduced)
+        mean = (shift + correction).squeeze(reduced)
+        return cls(count.squeeze(reduced).expand(mean.shape), mean, m2)
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets together; moments of count 0 are neutral.
+
+        n = n₁ + n₂, δ = mean₂ − mean₁, mean = mean₁ + δ·n₂/n, m2 = m2₁ + m2₂ + δ²·n₁n₂/n.
+
+        Source: Chan, Golub & LeVeque 1983, eq. 2.1.
+        """
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        share = other.count.to(delta.dtype) / count.clamp(min=1).to(delta.dtype)
+        mean = self.mean + delta * share
+        m2 = self.m2 + other.m2 + delta.square() * (self.count.to(delta.dtype) * share)
+        return Moments(count, mean, m2)
+
+    @staticmethod
+    def merge_all(moments: Iterable[Moments]) -> Moments:
+        """All of them together, merged in pairs: the same order for the same list, and rounding that grows by its logarithm.
+
+        Raises:
+            ValueError: there are none.
+        """
+        level = list(moments)
+        if not level:
+            raise ValueError("Moments.merge_all: expected at least one Moments, got none.")
+        while len(level) > 1:
+            pairs = [first.merge(second) for first, second in zip(level[::2], level[1::2], strict=False)]
+            level = pairs + level[len(pairs) * 2 :]
+        return level[0]
+
+    def var(self, correction: int = 0) -> Tensor:
+        """m2 / (count − correction): 0 divides by n, 1 by n − 1; NaN where count ≤ correction, as in `torch.var`."""
+        divisor = (self.count - correction).to(self.m2.dtype)
+        return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))
+
+
+def _full_rank(mask: Tensor, x: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"Moments.of: expected mask of dtype torch.bool, got {mask.dtype}: convert it with mask.bool().")
+    shape = (1,) * (x.ndim - mask.ndim) + tuple(mask.shape)
+    if len(shape) != x.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape, strict=True)):
+        raise ValueError(
+            f"Moments.of: expected mask broadcastable to x {tuple(x.shape)}, got {tuple(mask.shape)}: "
+            "True marks the values of x that count."
+        )
+    return mask.reshape(shape)

@@ -1,0 +1,310 @@
+"""The math of every norm in plain torch: forward, and backward by hand.
+
+This is what a kernel has to equal, and what runs where no kernel is. Nothing here is fast; everything is said once.
+
+    N samples   C channels   S positions, flattened   G groups of channels   D = C/G channels of a group
+    n values per statistic (divisor of the variance that standardizes; n − 1 only in running statistics)
+    x_NCS has those axes; mean_C has one value a channel; g_z is the gradient of the loss by z
+
+Two families, told apart by the axes of their statistics:
+    channel norms   over N and S, one per channel                        BatchNorm
+    sample norms    over D and S, one per sample and group of channels   LayerNorm, RMSNorm, GroupNorm, InstanceNorm
+
+Both compute y = activation(γ·x̂ + β + residual), x̂ = (x − μ)/√(σ² + ε), and set y to zero where mask is False. Arithmetic
+is in float32 (float64 for float64 x), whatever the dtypes of the parts; y has the dtype that x and residual promote to.
+
+Sources: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2 and the chain rule after them, for BatchNorm; Ba, Kiros &
+Hinton 2016 (1607.06450), eq. 3, for LayerNorm; Zhang & Sennrich 2019 (1910.07467), eq. 4, for RMSNorm; Ulyanov 2016
+(1607.08022) for InstanceNorm; Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7, for GroupNorm and the view that unites them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gammabeta.activations import activate, derivative
+from gammabeta.moments import Moments, statistics_dtype
+
+Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Of the loss by x, weight, bias, residual; None for what was not given."""
+
+
+def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+# Channel norms: BatchNorm.
+
+
+def channel_moments(x_NCS: Tensor, mask_NS: Tensor | None) -> Moments:
+    """μ_B and σ_B² of every channel (Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2), as moments."""
+    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    return Moments.of(x_NCS, _all_but_channel(x_NCS), mask_N1S)
+
+
+def channel_norm_forward(
+    x_NCS: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    residual_NCS: Tensor | None,
+    mask_NS: Tensor | None,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, and the mean, the variance (m2/n; 0 where n is 0) and the count of every channel: Algorithm 1, all lines."""
+    moments = channel_moments(x_NCS, mask_NS)
+    var_C = moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype)
+    y_NCS = channel_apply_forward(
+        x_NCS, moments.mean, var_C, weight_C, bias_C, residual_NCS, mask_NS, eps, activation, slope
+    )
+    return y_NCS, moments.mean, var_C, moments.count.clone()
+
+
+def channel_apply_forward(
+    x_NCS: Tensor,
+    mean_C: Tensor,
+    var_C: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    residual_NCS: Tensor | None,
+    mask_NS: Tensor | None,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> Tensor:
+    """y from statistics that are given: Algorithm 1, lines 3 and 4; with running statistics Algorithm 2, line 11."""
+    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
+    z_NCS = _scale_and_shift(xhat_NCS, _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS))
+    return _finish(z_NCS, residual_NCS, mask_N1S, activation, slope, output_dtype(x_NCS, residual_NCS))
+
+
+def channel_norm_backward(
+    g_y_NCS: Tensor,
+    x_NCS: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    residual_NCS: Tensor | None,
+    mask_NS: Tensor | None,
+    mean_C: Tensor,
+    var_C: Tensor,
+    count_C: Tensor | None,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> Gradients:
+    """Gradients of `channel_norm_forward`; with `count_C` None of `channel_apply_forward`, whose statistics are constants.
+
+    ∂ℓ/∂x̂ = γ·∂ℓ/∂z; with σ' = √(σ² + ε) and means over the n values of a channel,
+    ∂ℓ/∂x = (∂ℓ/∂x̂ − mean(∂ℓ/∂x̂) − x̂·mean(x̂·∂ℓ/∂x̂)) / σ': the six equations after Algorithm 1, with ∂ℓ/∂σ_B² and
+    ∂ℓ/∂μ_B put in. Where the statistics are constants, ∂ℓ/∂x = ∂ℓ/∂x̂ / σ'. ∂ℓ/∂γ = Σ x̂·∂ℓ/∂z, ∂ℓ/∂β = Σ ∂ℓ/∂z.
+    """
+    axes = _all_but_channel(x_NCS)
+    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    gamma, beta = _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS)
+    var = _over_channels(var_C, x_NCS)
+    xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), var, mask_N1S, eps)
+    g_z_NCS = _backward_of_finish(g_y_NCS, xhat_NCS, gamma, beta, residual_NCS, mask_N1S, activation, slope)
+    g_xhat_NCS = g_z_NCS if gamma is None else g_z_NCS * gamma
+    count = None if count_C is None else _over_channels(count_C, x_NCS)
+    g_x_NCS = _backward_of_standardize(g_xhat_NCS, xhat_NCS, var, count, mask_N1S, eps, axes, center=True)
+    g_weight_C = None if weight_C is None else (xhat_NCS * g_z_NCS).sum(axes).to(weight_C.dtype)
+    g_bias_C = None if bias_C is None else g_z_NCS.sum(axes).to(bias_C.dtype)
+    g_residual_NCS = None if residual_NCS is None else g_z_NCS.to(residual_NCS.dtype)
+    return g_x_NCS.to(x_NCS.dtype), g_weight_C, g_bias_C, g_residual_NCS
+
+
+# Sample norms: LayerNorm, RMSNorm (center=False), GroupNorm, InstanceNorm (groups = C).
+#
+# x's first `sample_axes` axes are samples, the next `channel_axes` are channels, the rest are positions: (N, C, *S) of
+# GroupNorm is (1, 1); LayerNorm over the last k axes of x is (x.ndim − k, k) with one group and no positions.
+
+
+def sample_moments(
+    x_NGDS: Tensor, mask_N11S: Tensor | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance (m2/n; 0 where n is 0) and count of every sample and group: Wu & He 2018, eq. 2 over the set of eq. 7.
+
+    Without `center` the mean is 0 and the variance is the mean square: Zhang & Sennrich 2019, eq. 4.
+    """
+    if center:
+        moments = Moments.of(x_NGDS, (2, 3), mask_N11S)
+        return moments.mean, moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype), moments.count.clone()
+    x_NGDS = x_NGDS.to(statistics_dtype(x_NGDS.dtype))
+    count = torch.full(x_NGDS.shape[:2], x_NGDS.shape[2] * x_NGDS.shape[3], dtype=torch.int64, device=x_NGDS.device)
+    if mask_N11S is not None:
+        x_NGDS = torch.where(mask_N11S, x_NGDS, 0.0)
+        count = (mask_N11S.sum((2, 3)) * x_NGDS.shape[2]).expand(x_NGDS.shape[:2]).clone()
+    mean_square = x_NGDS.square().sum((2, 3)) / count.clamp(min=1).to(x_NGDS.dtype)
+    return torch.zeros_like(mean_square), mean_square, count
+
+
+def sample_moments_of(
+    x: Tensor, sample_axes: int, channel_axes: int, groups: int, mask: Tensor | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sample_moments` of x as it comes."""
+    shape = _grouped_shape(x, sample_axes, channel_axes, groups)
+    mask_N11S = None if mask is None else mask.reshape(shape[0], 1, 1, shape[3])
+    return sample_moments(x.reshape(shape), mask_N11S, center)
+
+
+def sample_norm_forward(
+    x: Tensor,
+    sample_axes: int,
+    channel_axes: int,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: str,
+    slope: float,
+    center: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, and the mean, the variance and the count of every sample and group, each (N, G)."""
+    shape = _grouped_shape(x, sample_axes, channel_axes, groups)
+    x_NGDS = x.reshape(shape)
+    mask_N11S = None if mask is None else mask.reshape(shape[0], 1, 1, shape[3])
+    mean_NG, var_NG, count_NG = sample_moments_of(x, sample_axes, channel_axes, groups, mask, center)
+    xhat_NGDS = _standardize(x_NGDS, mean_NG[:, :, None, None], var_NG[:, :, None, None], mask_N11S, eps)
+    z_NGDS = _scale_and_shift(xhat_NGDS, _over_groups(weight, groups), _over_groups(bias, groups))
+    residual_NGDS = None if residual is None else residual.reshape(shape)
+    y_NGDS = _finish(z_NGDS, residual_NGDS, mask_N11S, activation, slope, output_dtype(x, residual))
+    return y_NGDS.reshape(x.shape), mean_NG, var_NG, count_NG
+
+
+def sample_norm_backward(
+    g_y: Tensor,
+    x: Tensor,
+    sample_axes: int,
+    channel_axes: int,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    mean_NG: Tensor,
+    var_NG: Tensor,
+    count_NG: Tensor,
+    eps: float,
+    activation: str,
+    slope: float,
+    center: bool,
+) -> Gradients:
+    """Gradients of `sample_norm_forward`: those of the channel norm with means over D and S.
+
+    Without `center` the term mean(∂ℓ/∂x̂) is absent, since no mean was subtracted (Zhang & Sennrich 2019, section 4).
+    """
+    shape = _grouped_shape(x, sample_axes, channel_axes, groups)
+    x_NGDS, g_y_NGDS = x.reshape(shape), g_y.reshape(shape)
+    residual_NGDS = None if residual is None else residual.reshape(shape)
+    mask_N11S = None if mask is None else mask.reshape(shape[0], 1, 1, shape[3])
+    gamma, beta = _over_groups(weight, groups), _over_groups(bias, groups)
+    var, count = var_NG[:, :, None, None], count_NG[:, :, None, None]
+    xhat_NGDS = _standardize(x_NGDS, mean_NG[:, :, None, None], var, mask_N11S, eps)
+    g_z_NGDS = _backward_of_finish(g_y_NGDS, xhat_NGDS, gamma, beta, residual_NGDS, mask_N11S, activation, slope)
+    g_xhat_NGDS = g_z_NGDS if gamma is None else g_z_NGDS * gamma
+    g_x_NGDS = _backward_of_standardize(g_xhat_NGDS, xhat_NGDS, var, count, mask_N11S, eps, (2, 3), center)
+    g_weight = None if weight is None else (xhat_NGDS * g_z_NGDS).sum((0, 3)).reshape(weight.shape).to(weight.dtype)
+    g_bias = None if bias is None else g_z_NGDS.sum((0, 3)).reshape(bias.shape).to(bias.dtype)
+    g_residual = None if residual is None else g_z_NGDS.reshape(x.shape).to(residual.dtype)
+    return g_x_NGDS.reshape(x.shape).to(x.dtype), g_weight, g_bias, g_residual
+
+
+# The steps that both families share. Statistics and parameters come with axes that broadcast against x.
+
+
+def _standardize(x: Tensor, mean: Tensor, var: Tensor, mask: Tensor | None, eps: float) -> Tensor:
+    """x̂ = (x − μ)/√(σ² + ε): Algorithm 1, line 3; 0 where masked, whatever stands there."""
+    dtype = statistics_dtype(x.dtype)
+    x, mean, var = x.to(dtype), mean.to(dtype), var.to(dtype)
+    if mask is None:
+        return (x - mean) * torch.rsqrt(var + eps)
+    # Masked before the arithmetic: a NaN in the padding would come back through the gradient of a later `where`.
+    return torch.where(mask, torch.where(mask, x, mean) - mean, 0.0) * torch.rsqrt(var + eps)
+
+
+def _scale_and_shift(xhat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """γ·x̂ + β: Algorithm 1, line 4; Wu & He 2018, eq. 6."""
+    z = xhat if gamma is None else xhat * gamma.to(xhat.dtype)
+    return z if beta is None else z + beta.to(xhat.dtype)
+
+
+def _add(z: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
+    if residual is None:
+        return z
+    if mask is not None:
+        residual = torch.where(mask, residual, 0.0)
+    return z + residual.to(z.dtype)
+
+
+def _finish(
+    z: Tensor, residual: Tensor | None, mask: Tensor | None, activation: str, slope: float, dtype: torch.dtype
+) -> Tensor:
+    """activation(z + residual), zero where masked, in the output's dtype."""
+    y = activate(_add(z, residual, mask), activation, slope).to(dtype)
+    return y if mask is None else torch.where(mask, y, 0.0)
+
+
+def _backward_of_finish(
+    g_y: Tensor,
+    xhat: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    activation: str,
+    slope: float,
+) -> Tensor:
+    """∂ℓ/∂z = ∂ℓ/∂y · activation'(z), z made again from x̂; zero where masked."""
+    g_z = g_y.to(xhat.dtype)
+    if activation != "none":
+        z = _add(_scale_and_shift(xhat, gamma, beta), residual, mask)
+        g_z = g_z * derivative(z, activation, slope)
+    return g_z if mask is None else torch.where(mask, g_z, 0.0)
+
+
+def _backward_of_standardize(
+    g_xhat: Tensor,
+    xhat: Tensor,
+    var: Tensor,
+    count: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    axes: tuple[int, ...],
+    center: bool,
+) -> Tensor:
+    """∂ℓ/∂x from ∂ℓ/∂x̂; `count` None: the statistics are constants."""
+    rstd = torch.rsqrt(var.to(xhat.dtype) + eps)
+    if count is None:
+        return g_xhat * rstd
+    n = count.clamp(min=1).to(xhat.dtype)
+    g_x = g_xhat - xhat * ((xhat * g_xhat).sum(axes, keepdim=True) / n)
+    if center:
+        g_x = g_x - g_xhat.sum(axes, keepdim=True) / n
+    g_x = g_x * rstd
+    return g_x if mask is None else torch.where(mask, g_x, 0.0)
+
+
+def _all_but_channel(x_NCS: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x_NCS.ndim))
+
+
+def _over_channels(per_channel: Tensor | None, x_NCS: Tensor) -> Tensor | None:
+    return None if per_channel is None else per_channel.reshape(1, -1, *(1,) * (x_NCS.ndim - 2))
+
+
+def _over_groups(per_channel: Tensor | None, groups: int) -> Tensor | None:
+    return None if per_channel is None else per_channel.reshape(1, groups, -1, 1)
+
+
+def _grouped_shape(x: Tensor, sample_axes: int, channel_axes: int, groups: int) -> tuple[int, int, int, int]:
+    """(N, G, D, S)."""
+    channels = math.prod(x.shape[sample_axes : sample_axes + channel_axes])
+    positions = math.prod(x.shape[sample_axes + channel_axes :])
+    return math.prod(x.shape[:sample_axes]), groups, channels // groups, positions

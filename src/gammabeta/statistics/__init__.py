@@ -1,0 +1,8 @@
+"""Where the statistics of a BatchNorm come from in training: one layer, several sources."""
+
+from gammabeta.statistics.batch import Batch
+from gammabeta.statistics.ghost import Ghost
+from gammabeta.statistics.renorm import Renorm
+from gammabeta.statistics.source import Statistics
+
+__all__ = ["Batch", "Ghost", "Renorm", "Statistics"]

@@ -1,0 +1,63 @@
+"""Sub-batches of the batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gammabeta import arguments
+from gammabeta.functional import Finish, normalize_by_batch
+from gammabeta.moments import Moments
+from gammabeta.ops import channel_norm
+from gammabeta.running_statistics import RunningStatistics
+
+
+@dataclass(frozen=True)
+class Ghost:
+    """μ and σ² of each sub-batch of `size` samples in turn; the last one may be smaller.
+
+    The running statistics move once, by the merged moments of all of them: those of the whole batch, so that evaluation
+    is that of the population. A size of at least the batch's is `Batch`, bit by bit.
+
+    Args:
+        size: samples of a sub-batch, at least 1.
+
+    Raises:
+        ValueError: size is under 1, or (in forward) a sub-batch has one value per channel.
+
+    Source: Hoffer, Hubara & Soudry 2017 (1705.08741), section 4 (their running statistics follow each ghost batch).
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"Ghost: expected size of at least 1 sample, got {self.size}.")
+
+    def normalize(
+        self, x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
+    ) -> Tensor:
+        if self.size >= x.shape[0]:
+            return normalize_by_batch(x, running, weight, bias, eps, finish)
+        arguments.check_eps("batch_norm", eps, positive=True)
+        residual, mask, *settings = finish.of_channels(x, eps)
+        outputs, moments = [], []
+        for start in range(0, x.shape[0], self.size):
+            part = slice(start, start + self.size)
+            arguments.check_values_per_channel(x[part])
+            y, mean, var, count = channel_norm(
+                x[part],
+                weight,
+                bias,
+                None if residual is None else residual[part],
+                None if mask is None else mask[part],
+                *settings,
+            )
+            outputs.append(y)
+            moments.append(Moments(count, mean, var * count.to(var.dtype)))
+        if running.mean is not None or running.var is not None:
+            merged = Moments.merge_all(moments)
+            running.update(merged.mean, merged.var(correction=1))
+        return torch.cat(outputs)
