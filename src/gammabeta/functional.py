@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gammabeta import arguments, ops
 from gammabeta.activations import activate
-from gammabeta.moments import statistics_dtype
+from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
 
 
@@ -158,8 +158,8 @@ def normalize_by_batch(
             return finish.composed(y)
     y, mean, var, count = ops.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
     if tracked:
-        # Divided by 0 where there is one value or none: not finite, and so not counted.
-        running.update(mean, var * (count / (count - 1)).to(var.dtype))
+        # NaN where there is one value or none, and so not counted.
+        running.update(mean, Moments(count, mean, var * count.to(var.dtype)).var(correction=1))
     return y
 
 
@@ -218,7 +218,7 @@ def instance_norm(
         # A sample with fewer than two values that count has no statistics to give.
         gives = count > 1
         samples = gives.sum(0).to(mean.dtype)
-        unbiased_var = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
+        unbiased_var = Moments(count, mean, var * count.to(var.dtype)).var(correction=1)
         RunningStatistics(running_mean, running_var, momentum).update(
             torch.where(gives, mean, 0.0).sum(0) / samples, torch.where(gives, unbiased_var, 0.0).sum(0) / samples
         )

@@ -59,7 +59,7 @@ class Moments:
         reduced = (axes,) if isinstance(axes, int) else tuple(axes)
         x = x.to(statistics_dtype(x.dtype))
         if mask is None:
-            n = math.prod(x.shape[axis] for axis in reduced)
+            n = math.prod([x.shape[axis] for axis in reduced])
             count = torch.full((), n, dtype=torch.int64, device=x.device)
             shift = x.sum(reduced, keepdim=True) / max(n, 1)
             deviation = x - shift
@@ -69,7 +69,7 @@ class Moments:
             return cls(count.expand(mean.shape), mean, m2)
         mask = _full_rank(mask, x)
         # Counted before the mask is expanded: an axis over which it is broadcast multiplies.
-        repeats = math.prod(x.shape[axis] for axis in reduced if mask.shape[axis] == 1)
+        repeats = math.prod([x.shape[axis] for axis in reduced if mask.shape[axis] == 1])
         count = mask.sum(reduced, keepdim=True) * repeats
         divisor = count.clamp(min=1).to(x.dtype)
         zero = x.new_zeros(())

@@ -61,10 +61,12 @@ def _update(
 ) -> None:
     if recomputing():
         return
+    transformed = torch._C._are_functorch_transforms_active()
+    if transformed:
+        _refuse_captured(running_mean if running_mean is not None else running_var, mean)
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1)
     statistics_of = ((running_mean, mean), (running_var, unbiased_var))
-    transformed = torch._C._are_functorch_transforms_active()
     if momentum is not None and mean.device.type == "cpu" and not transformed:
         # One look at all channels; where reading a value does not wait for a device this is what usually suffices.
         tracked = all(r is None or r.dtype == batch.dtype for r, batch in statistics_of)
@@ -88,6 +90,16 @@ def _update(
         if running is not None:
             old = running.to(statistics_dtype(running.dtype))
             running.copy_(torch.where(finite, (1 - share) * old + share * batch, old))
+
+
+def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
+    """Before anything has changed: a transform would move a captured buffer for one of its calls, or for none."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if running is not None and wrapped(batch) and not wrapped(running):
+        raise RuntimeError(
+            "batch_norm: expected running statistics that are arguments of the torch.func transform, got captured ones: "
+            "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
+        )
 
 
 _library = torch.library.Library("gammabeta", "FRAGMENT")

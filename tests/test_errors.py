@@ -1,0 +1,226 @@
+"""The full text of every error that a user can cause."""
+
+import pytest
+import torch
+
+import gammabeta as gb
+from gammabeta import functional as gf
+
+X = torch.randn(8, 64, 32, 32)
+RUNNING = (torch.zeros(64), torch.ones(64))
+ACTIVATIONS = "relu, relu6, leaky_relu, silu, hardswish, gelu"
+
+CASES = {
+    "weight of another channel count": (
+        lambda: gf.batch_norm(X, *RUNNING, torch.ones(128)),
+        ValueError,
+        "batch_norm: expected weight of shape (64,), got (128,): 64 is input.shape[1] of input (8, 64, 32, 32).",
+    ),
+    "running statistics of another channel count": (
+        lambda: gf.batch_norm(X, torch.zeros(32), torch.ones(32)),
+        ValueError,
+        "batch_norm: expected running_mean of shape (64,), got (32,): 64 is input.shape[1] of input (8, 64, 32, 32).",
+    ),
+    "a layer of another channel count": (
+        lambda: gb.BatchNorm2d(32)(X),
+        ValueError,
+        "batch_norm: expected weight of shape (64,), got (32,): 64 is input.shape[1] of input (8, 64, 32, 32).",
+    ),
+    "a bias that is not a vector": (
+        lambda: gf.group_norm(X, 4, None, torch.ones(64, 1)),
+        ValueError,
+        "group_norm: expected bias of shape (64,), got (64, 1): 64 is input.shape[1] of input (8, 64, 32, 32).",
+    ),
+    "no channel axis": (
+        lambda: gf.batch_norm(torch.randn(8), None, None, training=True),
+        ValueError,
+        "batch_norm: expected input of shape (N, C) or (N, C, *positions), got (8,): add the missing axes with "
+        "input.unsqueeze(0).",
+    ),
+    "wrong rank 1d": (
+        lambda: gb.BatchNorm1d(64)(X),
+        ValueError,
+        "BatchNorm1d: expected input of shape (N, C) or (N, C, L), got (8, 64, 32, 32): it has 4 axes.",
+    ),
+    "wrong rank 2d": (
+        lambda: gb.BatchNorm2d(64)(torch.randn(8, 64)),
+        ValueError,
+        "BatchNorm2d: expected input of shape (N, C, H, W), got (8, 64): it has 2 axes.",
+    ),
+    "wrong rank 3d": (
+        lambda: gb.BatchNorm3d(64)(X),
+        ValueError,
+        "BatchNorm3d: expected input of shape (N, C, D, H, W), got (8, 64, 32, 32): it has 4 axes.",
+    ),
+    "wrong rank instance": (
+        lambda: gb.InstanceNorm1d(64)(torch.randn(64)),
+        ValueError,
+        "InstanceNorm1d: expected input of shape (N, C, L) or (C, L), got (64,): it has 1 axis.",
+    ),
+    "wrong rank instance 2d": (
+        lambda: gb.InstanceNorm2d(64)(torch.randn(2, 64)),
+        ValueError,
+        "InstanceNorm2d: expected input of shape (N, C, H, W) or (C, H, W), got (2, 64): it has 2 axes.",
+    ),
+    "wrong rank instance 3d": (
+        lambda: gb.InstanceNorm3d(64)(torch.randn(2, 64)),
+        ValueError,
+        "InstanceNorm3d: expected input of shape (N, C, D, H, W) or (C, D, H, W), got (2, 64): it has 2 axes.",
+    ),
+    "one value per channel": (
+        lambda: gb.BatchNorm1d(64)(torch.randn(1, 64)),
+        ValueError,
+        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 64): the variance of one "
+        "value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True where the "
+        "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
+    ),
+    "one value per channel of an image": (
+        lambda: gf.batch_norm(torch.randn(1, 3, 1, 1), None, None, training=True),
+        ValueError,
+        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 3, 1, 1): the variance of "
+        "one value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True where the "
+        "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
+    ),
+    "one position per instance": (
+        lambda: gf.instance_norm(torch.randn(4, 3, 1, 1)),
+        ValueError,
+        "instance_norm: expected more than 1 position per channel and sample, got 1 from input (4, 3, 1, 1): the variance "
+        "of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or GroupNorm there.",
+    ),
+    "mask of another shape": (
+        lambda: gf.batch_norm(X, *RUNNING, mask=torch.ones(8, 64, dtype=torch.bool)),
+        ValueError,
+        "batch_norm: expected mask of shape (8, 32, 32) or broadcastable to it, got (8, 64): that is input "
+        "(8, 64, 32, 32) without the channel axis.",
+    ),
+    "mask of a layer norm of another shape": (
+        lambda: gf.layer_norm(torch.randn(2, 5, 8), (8,), mask=torch.ones(2, 5, 8, dtype=torch.bool)),
+        ValueError,
+        "layer_norm: expected mask of shape (2, 5) or broadcastable to it, got (2, 5, 8): that is input (2, 5, 8) "
+        "without the normalized axes.",
+    ),
+    "mask of another dtype": (
+        lambda: gf.batch_norm(X, *RUNNING, mask=torch.ones(8, 32, 32)),
+        TypeError,
+        "batch_norm: expected mask of dtype torch.bool, got torch.float32: True where input is real, mask.bool().",
+    ),
+    "residual of another shape": (
+        lambda: gf.batch_norm(X, *RUNNING, residual=X[:1]),
+        ValueError,
+        "batch_norm: expected residual of input's shape (8, 64, 32, 32), got (1, 64, 32, 32): it is added element by "
+        "element.",
+    ),
+    "residual that is not floating": (
+        lambda: gf.layer_norm(X, (32,), residual=X.long()),
+        TypeError,
+        "layer_norm: expected residual of a floating point dtype, got torch.int64: convert it with residual.float().",
+    ),
+    "residual of a sum": (
+        lambda: gf.add_rms_norm(torch.randn(2, 4), torch.randn(4), (4,)),
+        ValueError,
+        "add_rms_norm: expected residual of input's shape (2, 4), got (4,): it is added element by element.",
+    ),
+    "unknown activation": (
+        lambda: gf.batch_norm(X, *RUNNING, activation="rellu"),
+        ValueError,
+        f"batch_norm: expected activation None or one of {ACTIVATIONS}, got 'rellu': did you mean 'relu'?",
+    ),
+    "unknown activation of a layer": (
+        lambda: gb.GroupNorm(2, 4, activation="mish"),
+        ValueError,
+        f"GroupNorm: expected activation None or one of {ACTIVATIONS}, got 'mish': apply any other yourself, after the "
+        "norm.",
+    ),
+    "an activation called none": (
+        lambda: gb.LayerNorm(4, activation="none"),
+        ValueError,
+        f"LayerNorm: expected activation None or one of {ACTIVATIONS}, got 'none': apply any other yourself, after the "
+        "norm.",
+    ),
+    "integers": (
+        lambda: gf.group_norm(torch.ones(2, 4, dtype=torch.int64), 2),
+        TypeError,
+        "group_norm: expected input of a floating point dtype, got torch.int64: convert it with input.float().",
+    ),
+    "no running statistics": (
+        lambda: gf.batch_norm(X, None, None),
+        ValueError,
+        "batch_norm: expected running_mean and running_var where the input's own statistics are not used, got None: pass "
+        "them, or have it normalize by the input.",
+    ),
+    "groups that do not divide": (
+        lambda: gf.group_norm(X, 5),
+        ValueError,
+        "group_norm: expected num_groups that divides the 64 channels of input.shape[1], got 5.",
+    ),
+    "another normalized shape": (
+        lambda: gf.layer_norm(torch.randn(2, 5, 8), (5,)),
+        ValueError,
+        "layer_norm: expected input whose shape ends with normalized_shape (5,), got (2, 5, 8): the last axes are the "
+        "normalized ones.",
+    ),
+    "an empty normalized shape": (
+        lambda: gf.rms_norm(torch.randn(2, 5, 8), ()),
+        ValueError,
+        "rms_norm: expected normalized_shape with at least one size, got (): name the last axes of input.",
+    ),
+    "weight of another normalized shape": (
+        lambda: gf.rms_norm(torch.randn(2, 8), (8,), torch.ones(4)),
+        ValueError,
+        "rms_norm: expected weight of normalized_shape (8,), got (4,).",
+    ),
+    "eps of zero in training": (
+        lambda: gf.batch_norm(X, None, None, training=True, eps=0.0),
+        ValueError,
+        "batch_norm: expected eps > 0 in training, got 0.0: it keeps the division by √(σ² + eps) defined.",
+    ),
+    "negative eps": (
+        lambda: gf.layer_norm(X, (32,), eps=-1e-5),
+        ValueError,
+        "layer_norm: expected eps ≥ 0, got -1e-05: it keeps the division by √(σ² + eps) defined.",
+    ),
+    "ghost batches of no sample": (
+        lambda: gb.statistics.Ghost(0),
+        ValueError,
+        "Ghost: expected size of at least 1 sample, got 0.",
+    ),
+    "renorm that cannot correct": (
+        lambda: gb.statistics.Renorm(r_max=0.5),
+        ValueError,
+        "Renorm: expected r_max ≥ 1 and d_max ≥ 0, got 0.5 and 5.0.",
+    ),
+    "renorm without running statistics": (
+        lambda: gb.BatchNorm2d(64, track_running_stats=False, statistics=gb.statistics.Renorm())(X),
+        ValueError,
+        "Renorm: expected a layer with running statistics, got track_running_stats=False.",
+    ),
+    "a ghost batch of one value": (
+        lambda: gb.BatchNorm1d(64, statistics=gb.statistics.Ghost(4))(torch.randn(5, 64)),
+        ValueError,
+        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 64): the variance of one "
+        "value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True where the "
+        "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_full_text(case, route):
+    call, kind, text = CASES[case]
+    with pytest.raises(kind) as error:
+        call()
+    assert type(error.value) is kind
+    assert str(error.value) == text
+
+
+def test_an_error_leaves_the_layer_as_it_was(route):
+    layer = gb.BatchNorm1d(4, statistics=gb.statistics.Ghost(4))
+    layer(torch.randn(8, 4))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    for bad in (torch.randn(1, 4), torch.randn(9, 4), torch.randn(8, 3), torch.randn(8, 4, 2, 2)):
+        with pytest.raises(ValueError, match="expected"):
+            layer(bad)
+    with pytest.raises(ValueError, match="expected residual"):
+        layer(torch.randn(8, 4), torch.randn(8, 3))
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name]), name
