@@ -77,14 +77,17 @@ CASES = {
     "one value per channel of an image": (
         lambda: gf.batch_norm(torch.randn(1, 3, 1, 1), None, None, training=True),
         ValueError,
-        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 3, 1, 1): the variance of "
-        "one value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True where the "
+        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 3, 1, 1): the "
+        "variance of "
+        "one value is 0 and the output would be the bias whatever comes in. Use a larger batch "
+        "(drop_last=True where the "
         "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
     ),
     "one position per instance": (
         lambda: gf.instance_norm(torch.randn(4, 3, 1, 1)),
         ValueError,
-        "instance_norm: expected more than 1 position per channel and sample, got 1 from input (4, 3, 1, 1): the variance "
+        "instance_norm: expected more than 1 position per channel and sample, got 1 from input (4, 3, 1, 1): "
+        "the variance "
         "of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or GroupNorm there.",
     ),
     "mask of another shape": (
@@ -145,7 +148,8 @@ CASES = {
     "no running statistics": (
         lambda: gf.batch_norm(X, None, None),
         ValueError,
-        "batch_norm: expected running_mean and running_var where the input's own statistics are not used, got None: pass "
+        "batch_norm: expected running_mean and running_var where the input's own statistics are not used, "
+        "got None: pass "
         "them, or have it normalize by the input.",
     ),
     "groups that do not divide": (

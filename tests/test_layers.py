@@ -28,7 +28,14 @@ LAYERS = {
 }
 RUNNING = [case for case in LAYERS if case.startswith(("batch", "instance"))]
 OPTIONS = {
-    "batch": [{}, {"affine": False}, {"bias": False}, {"momentum": None}, {"momentum": 0.7}, {"track_running_stats": False}],
+    "batch": [
+        {},
+        {"affine": False},
+        {"bias": False},
+        {"momentum": None},
+        {"momentum": 0.7},
+        {"track_running_stats": False},
+    ],
     "instance": [{}, {"affine": True}, {"track_running_stats": True}, {"affine": True, "bias": False, "momentum": 0.3}],
     "layer": [{}, {"elementwise_affine": False}, {"bias": False}, {"eps": 1e-2}],
     "rms": [{}, {"elementwise_affine": False}, {"eps": 1e-2}],
@@ -100,7 +107,9 @@ class TestDropIn:
         assert ours(torch.empty(shape, device="meta", dtype=torch.float64)).shape == shape
 
 
-@pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d"])
+@pytest.mark.parametrize(
+    "name", ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d"]
+)
 def test_constructors_begin_as_torch_s_do(name):
     theirs = list(inspect.signature(getattr(nn, name)).parameters.values())
     ours = list(inspect.signature(getattr(gb, name)).parameters.values())
@@ -186,7 +195,12 @@ def test_reset_and_eval_without_tracking(case):
 
 
 def test_loads_a_checkpoint_from_before_batches_were_counted():
-    old = {"weight": torch.randn(3), "bias": torch.randn(3), "running_mean": torch.randn(3), "running_var": torch.rand(3)}
+    old = {
+        "weight": torch.randn(3),
+        "bias": torch.randn(3),
+        "running_mean": torch.randn(3),
+        "running_var": torch.rand(3),
+    }
     layer = gb.BatchNorm2d(3)
     layer.load_state_dict(old)
     assert torch.equal(layer.running_mean, old["running_mean"])

@@ -14,7 +14,9 @@ from gammabeta import functional as gf
 X = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 R = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 W = torch.tensor([1.3, -0.7, 0.4], dtype=torch.float64)
-MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool).unsqueeze(-1)
+MASK = torch.tensor([[1, 1, 0, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool).unsqueeze(
+    -1
+)
 
 NORMS = {
     "batch": lambda x, **kw: gf.batch_norm(x, None, None, W, W, training=True, **kw),
@@ -110,7 +112,9 @@ class TestBuffersInTransforms:
     def test_gradients_by_sample_equal_a_loop(self, route):
         layer = gb.BatchNorm2d(3, activation="gelu").double().eval()
         parameters = dict(layer.named_parameters())
-        by_sample = vmap(grad(lambda p, x: functional_call(layer, p, (x[None],)).square().sum()), (None, 0))(parameters, X)
+        by_sample = vmap(grad(lambda p, x: functional_call(layer, p, (x[None],)).square().sum()), (None, 0))(
+            parameters, X
+        )
         for i in range(len(X)):
             (g,) = torch.autograd.grad(layer(X[i : i + 1]).square().sum(), layer.weight)
             torch.testing.assert_close(by_sample["weight"][i], g)

@@ -6,7 +6,8 @@ import difflib
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, bool as torch_bool
+from torch import Tensor
+from torch import bool as torch_bool
 
 from gammabeta.activations import ACTIVATIONS
 
@@ -72,7 +73,9 @@ def check_normalized(
     _check_floating(norm, x)
     shape = tuple(normalized_shape)
     if not shape:
-        raise ValueError(f"{norm}: expected normalized_shape with at least one size, got (): name the last axes of input.")
+        raise ValueError(
+            f"{norm}: expected normalized_shape with at least one size, got (): name the last axes of input."
+        )
     if x.ndim < len(shape) or tuple(x.shape[x.ndim - len(shape) :]) != shape:
         raise ValueError(
             f"{norm}: expected input whose shape ends with normalized_shape {shape}, got {_shape(x)}: "
@@ -100,7 +103,8 @@ def check_eps(norm: str, eps: float, *, positive: bool) -> None:
 def check_values_per_channel(x: Tensor) -> None:
     if x.shape[0] * math.prod(x.shape[2:]) == 1:
         raise ValueError(
-            f"batch_norm: expected more than 1 value per channel in training, got 1 from input {_shape(x)}: the variance "
+            f"batch_norm: expected more than 1 value per channel in training, got 1 from input {_shape(x)}: the "
+            "variance "
             "of one value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True "
             "where the loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm."
         )
@@ -110,7 +114,8 @@ def check_values_per_instance(x: Tensor) -> None:
     if math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"instance_norm: expected more than 1 position per channel and sample, got 1 from input {_shape(x)}: the "
-            "variance of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or GroupNorm there."
+            "variance of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or "
+            "GroupNorm there."
         )
 
 
@@ -123,7 +128,9 @@ def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Te
     """
     shape = (*x.shape[:first], *x.shape[last:])
     if mask.dtype != torch_bool:
-        raise TypeError(f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool().")
+        raise TypeError(
+            f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool()."
+        )
     padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
     if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
         axes = "the channel axis" if (first, last) == (1, 2) else "the normalized axes"
@@ -136,7 +143,9 @@ def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Te
 
 def _check_floating(norm: str, x: Tensor) -> None:
     if not x.is_floating_point():
-        raise TypeError(f"{norm}: expected input of a floating point dtype, got {x.dtype}: convert it with input.float().")
+        raise TypeError(
+            f"{norm}: expected input of a floating point dtype, got {x.dtype}: convert it with input.float()."
+        )
 
 
 def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
@@ -144,11 +153,13 @@ def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
         return
     if residual.shape != x.shape:
         raise ValueError(
-            f"{norm}: expected residual of input's shape {_shape(x)}, got {_shape(residual)}: it is added element by element."
+            f"{norm}: expected residual of input's shape {_shape(x)}, got {_shape(residual)}: it is added element "
+            "by element."
         )
     if not residual.is_floating_point():
         raise TypeError(
-            f"{norm}: expected residual of a floating point dtype, got {residual.dtype}: convert it with residual.float()."
+            f"{norm}: expected residual of a floating point dtype, got {residual.dtype}: convert it with "
+            "residual.float()."
         )
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta import arguments, ops
+from gammabeta import arguments, autograd, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
@@ -83,7 +83,7 @@ def batch_norm(
 
     In training μ and σ² (divided by n) are those of the batch over all axes but 1, and the running statistics move by
     new = (1 − momentum)·old + momentum·batch, the variance divided by n − 1; channels whose batch statistics are not
-    finite keep theirs. Else μ and σ² are the running ones. Statistics and arithmetic are float32 (float64 for float64 x).
+    finite keep theirs. Else μ and σ² are the running ones. Statistics and arithmetic are float32 (float64 for x of it).
 
     Args:
         input: x, (N, C) or (N, C, *positions), floating point, any layout.
@@ -125,13 +125,14 @@ def normalize_by_running(
     """BatchNorm's forward in evaluation: Algorithm 2, line 11. Checked arguments."""
     if mean is None or var is None:
         raise ValueError(
-            f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, got None: "
+            f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, "
+            "got None: "
             "pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
     if finish.left_to_torch(x) and _torch_takes(x, x.dtype, weight, bias, mean, var):
         return finish.composed(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps))
-    return ops.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
+    return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
 def normalize_by_batch(
@@ -156,7 +157,7 @@ def normalize_by_batch(
             y = F.batch_norm(x, mean, unbiased_var, weight, bias, True, 1.0, eps)
             running.update(mean, unbiased_var)
             return finish.composed(y)
-    y, mean, var, count = ops.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
+    y, mean, var, count = autograd.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
     if tracked:
         # NaN where there is one value or none, and so not counted.
         running.update(mean, Moments(count, mean, var * count.to(var.dtype)).var(correction=1))
@@ -209,9 +210,13 @@ def instance_norm(
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
     tracked = running_mean is not None or running_var is not None
-    if (torch.compiler.is_exporting() or not tracked) and finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
+    if (
+        (torch.compiler.is_exporting() or not tracked)
+        and finish.left_to_torch(input)
+        and _torch_takes(input, input.dtype, weight, bias)
+    ):
         return finish.composed(F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps))
-    y, mean, var, count = ops.sample_norm(
+    y, mean, var, count = autograd.sample_norm(
         input, 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
     )
     if tracked:
@@ -264,7 +269,7 @@ def group_norm(
     finish = Finish("group_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
         return finish.composed(F.group_norm(input, num_groups, weight, bias, eps))
-    y, *_ = ops.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
+    y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
 
 
@@ -305,7 +310,7 @@ def layer_norm(
     if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
         return finish.composed(F.layer_norm(input, normalized_shape, weight, bias, eps))
     k = len(normalized_shape)
-    y, *_ = ops.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
+    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
     return y
 
 
@@ -348,7 +353,7 @@ def rms_norm(
     if finish.left_to_torch(input) and same:
         return finish.composed(F.rms_norm(input, normalized_shape, weight, eps))
     k = len(normalized_shape)
-    y, *_ = ops.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
+    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
     return y
 
 
@@ -381,7 +386,7 @@ def add_layer_norm(
     if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
         total = input + residual
         return layer_norm(total, normalized_shape, weight, bias, eps), total
-    return ops.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+    return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
 
 
 def add_rms_norm(
@@ -413,7 +418,7 @@ def add_rms_norm(
     if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
         total = input + residual
         return rms_norm(total, normalized_shape, weight, eps), total
-    return ops.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+    return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
 
 
 def _rms_eps(dtype: torch.dtype) -> float:

@@ -40,7 +40,7 @@ class Moments:
         """The moments of `x` over `axes`.
 
         Two passes with the correction of the mean (Chan, Golub & LeVeque 1983, eq. 1.7): the first pass gives a mean
-        that carries the rounding of a large sum, the second takes deviations from it, removes their own mean and squares.
+        that carries the rounding of a large sum, the second takes deviations from it, removes their mean and squares.
 
         Args:
             x: floating point, any shape and layout.
@@ -55,7 +55,9 @@ class Moments:
             ValueError: mask does not broadcast to x.
         """
         if not x.is_floating_point():
-            raise TypeError(f"Moments.of: expected x of a floating point dtype, got {x.dtype}: convert it with x.float().")
+            raise TypeError(
+                f"Moments.of: expected x of a floating point dtype, got {x.dtype}: convert it with x.float()."
+            )
         reduced = (axes,) if isinstance(axes, int) else tuple(axes)
         x = x.to(statistics_dtype(x.dtype))
         if mask is None:
@@ -96,7 +98,7 @@ class Moments:
 
     @staticmethod
     def merge_all(moments: Iterable[Moments]) -> Moments:
-        """All of them together, merged in pairs: the same order for the same list, and rounding that grows by its logarithm.
+        """All of them together, merged in pairs: always in one order, and rounding grows with the logarithm.
 
         Raises:
             ValueError: there are none.
@@ -117,7 +119,9 @@ class Moments:
 
 def _full_rank(mask: Tensor, x: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
-        raise TypeError(f"Moments.of: expected mask of dtype torch.bool, got {mask.dtype}: convert it with mask.bool().")
+        raise TypeError(
+            f"Moments.of: expected mask of dtype torch.bool, got {mask.dtype}: convert it with mask.bool()."
+        )
     shape = (1,) * (x.ndim - mask.ndim) + tuple(mask.shape)
     if len(shape) != x.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape, strict=True)):
         raise ValueError(

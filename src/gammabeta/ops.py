@@ -1,4 +1,4 @@
-"""The operations that a kernel implements: schemas, fakes and autograd.
+"""The operations that a kernel implements: their schemas, default implementations and fakes.
 
 torch's dispatcher is the only registry of kernels. Every op is declared here once, with the reference as its default
 implementation; a native kernel registers itself for its device under the same schema and no caller changes. The ops are
@@ -9,7 +9,7 @@ private, functional (they alias and mutate nothing) and take any mix of dtypes.
     sample_norm_forward, sample_norm_backward        statistics over channels and positions of a sample
     add_sample_norm_forward, -_backward              of x + residual, which is returned too
 
-`channel_norm`, `channel_apply`, `sample_norm` and `add_sample_norm` are the differentiable functions over them.
+`autograd.py` makes differentiable functions of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gammabeta import reference
 from gammabeta.moments import statistics_dtype
@@ -129,7 +128,14 @@ _declare(
 
 
 def _sample_norm_forward_fake(
-    x: Tensor, sample_axes: int, channel_axes: int, groups: int, weight: Any, bias: Any, residual: Tensor | None, *_: Any
+    x: Tensor,
+    sample_axes: int,
+    channel_axes: int,
+    groups: int,
+    weight: Any,
+    bias: Any,
+    residual: Tensor | None,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = torch.empty_like(x, dtype=reference.output_dtype(x, residual))
     return y, *_new_statistics(x, _statistics_shape(x, sample_axes, groups))
@@ -158,7 +164,15 @@ def _sample_norm_backward(
 
 
 def _sample_norm_backward_fake(
-    g_y: Tensor, x: Tensor, sample_axes: int, channel_axes: int, groups: int, weight: Any, bias: Any, residual: Any, *_: Any
+    g_y: Tensor,
+    x: Tensor,
+    sample_axes: int,
+    channel_axes: int,
+    groups: int,
+    weight: Any,
+    bias: Any,
+    residual: Any,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _empty_gradients(x, weight, bias, residual)
 
@@ -175,9 +189,10 @@ _declare(
 # Sum and sample norm in one, for pre-norm Transformers: LayerNorm and RMSNorm of x + residual.
 
 
-def _add_sample_norm_forward(
+def add_sample_norm_forward(
     x: Tensor, residual: Tensor, channel_axes: int, weight: Any, bias: Any, eps: float, center: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """y of the sum, the sum, and its statistics."""
     total = x + residual
     y, mean, var, count = reference.sample_norm_forward(
         total, x.ndim - channel_axes, channel_axes, 1, weight, bias, None, None, eps, "none", 0.0, center
@@ -196,7 +211,7 @@ def _add_sample_norm_forward_fake(
 _declare(
     "add_sample_norm_forward(Tensor x, Tensor residual, int channel_axes, Tensor? weight, Tensor? bias, float eps, "
     "bool center) -> (Tensor y, Tensor total, Tensor mean, Tensor var, Tensor count)",
-    _add_sample_norm_forward,
+    add_sample_norm_forward,
     _add_sample_norm_forward_fake,
 )
 
@@ -222,232 +237,10 @@ def _add_sample_norm_backward_fake(
 
 
 _declare(
-    "add_sample_norm_backward(Tensor g_y, Tensor g_total, Tensor total, int channel_axes, Tensor? weight, Tensor? bias, "
-    "Tensor mean, Tensor var, Tensor count, float eps, bool center) -> (Tensor g_total, Tensor g_weight, Tensor g_bias)",
+    "add_sample_norm_backward(Tensor g_y, Tensor g_total, Tensor total, int channel_axes, Tensor? "
+    "weight, Tensor? bias, "
+    "Tensor mean, Tensor var, Tensor count, float eps, bool center) -> (Tensor g_total, Tensor g_weight, "
+    "Tensor g_bias)",
     _add_sample_norm_backward,
     _add_sample_norm_backward_fake,
 )
-
-_ops = torch.ops.gammabeta
-
-
-# Autograd. Saved for backward: x, the vectors of statistics and parameters, and where an activation's derivative needs
-# it the residual: never a second copy of x. A backward that is itself differentiated (create_graph=True) takes the
-# moments from x again and runs the reference, which is differentiable.
-
-
-def _plain_math(x: Tensor) -> bool:
-    """Whether autograd goes through the reference's own operations instead of through an op.
-
-    functorch and forward-mode AD need that; and where no kernel waits, a compiler makes more of plain operations.
-    """
-    if torch.compiler.is_compiling() and not has_kernel(x.device.type):
-        return True
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def _given(gradient: Tensor, tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else gradient
-
-
-def _of_residual(g_y: Tensor, mask: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    """∂ℓ/∂residual where there is no activation: that of y, zero where masked."""
-    if dtype is None:
-        return None
-    g = g_y.to(dtype)
-    return g if mask is None else torch.where(mask, g, 0.0)
-
-
-class _ChannelNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, residual: Any, mask: Any, eps: Any, activation: Any, slope: Any) -> Any:
-        y, mean, var, count = _ops.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
-        ctx.mark_non_differentiable(mean, var, count)
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        ctx.settings = eps, activation, slope
-        ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var, count)
-        return y, mean, var, count
-
-    @staticmethod
-    def backward(ctx: Any, g_y: Any, *_: Any) -> Any:
-        x, weight, bias, residual, mask, mean, var, count = ctx.saved_tensors
-        eps, activation, slope = ctx.settings
-        if torch.is_grad_enabled():
-            moments = reference.channel_moments(x, mask)
-            var = moments.m2 / count.clamp(min=1).to(moments.m2.dtype)
-            g_x, g_weight, g_bias, g_residual = reference.channel_norm_backward(
-                g_y, x, weight, bias, residual, mask, moments.mean, var, count, eps, activation, slope
-            )
-        else:
-            g_x, g_weight, g_bias, g_residual = _ops.channel_norm_backward(
-                g_y, x, weight, bias, residual, mask, mean, var, count, eps, activation, slope
-            )
-        if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
-        return g_x, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
-
-
-class _ChannelApply(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Any, mean: Any, var: Any, weight: Any, bias: Any, residual: Any, mask: Any, eps: Any, activation: Any, slope: Any
-    ) -> Any:
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        ctx.settings = eps, activation, slope
-        ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var)
-        return _ops.channel_apply_forward(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
-
-    @staticmethod
-    def backward(ctx: Any, g_y: Any) -> Any:
-        x, weight, bias, residual, mask, mean, var = ctx.saved_tensors
-        eps, activation, slope = ctx.settings
-        backward = reference.channel_norm_backward if torch.is_grad_enabled() else _ops.channel_norm_backward
-        g_x, g_weight, g_bias, g_residual = backward(
-            g_y, x, weight, bias, residual, mask, mean, var, None, eps, activation, slope
-        )
-        if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
-        return g_x, None, None, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
-
-
-class _SampleNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Any, sample_axes: Any, channel_axes: Any, groups: Any, weight: Any, bias: Any, residual: Any, mask: Any,
-        eps: Any, activation: Any, slope: Any, center: Any,
-    ) -> Any:  # fmt: skip
-        y, mean, var, count = _ops.sample_norm_forward(
-            x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
-        )
-        ctx.mark_non_differentiable(mean, var, count)
-        ctx.residual_dtype = None if residual is None else residual.dtype
-        ctx.axes = sample_axes, channel_axes, groups
-        ctx.settings = eps, activation, slope, center
-        ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var, count)
-        return y, mean, var, count
-
-    @staticmethod
-    def backward(ctx: Any, g_y: Any, *_: Any) -> Any:
-        x, weight, bias, residual, mask, mean, var, count = ctx.saved_tensors
-        sample_axes, channel_axes, groups = ctx.axes
-        backward = _ops.sample_norm_backward
-        if torch.is_grad_enabled():
-            mean, var, count = reference.sample_moments_of(x, sample_axes, channel_axes, groups, mask, ctx.settings[3])
-            backward = reference.sample_norm_backward
-        g_x, g_weight, g_bias, g_residual = backward(
-            g_y, x, *ctx.axes, weight, bias, residual, mask, mean, var, count, *ctx.settings
-        )
-        if residual is None:
-            positions = (1,) * channel_axes
-            broadcast = None if mask is None else mask.reshape(*x.shape[:sample_axes], *positions, *x.shape[sample_axes + channel_axes :])
-            g_residual = _of_residual(g_y, broadcast, ctx.residual_dtype)
-        gradients = _given(g_weight, weight), _given(g_bias, bias), g_residual
-        return g_x, None, None, None, *gradients, None, None, None, None, None
-
-
-class _AddSampleNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Any, residual: Any, channel_axes: Any, weight: Any, bias: Any, eps: Any, center: Any) -> Any:
-        y, total, mean, var, count = _ops.add_sample_norm_forward(x, residual, channel_axes, weight, bias, eps, center)
-        ctx.dtypes = x.dtype, residual.dtype
-        ctx.settings = channel_axes, eps, center
-        ctx.save_for_backward(total, weight, bias, mean, var, count)
-        return y, total
-
-    @staticmethod
-    def backward(ctx: Any, g_y: Any, g_total: Any) -> Any:
-        total, weight, bias, mean, var, count = ctx.saved_tensors
-        channel_axes, eps, center = ctx.settings
-        sample_axes = total.ndim - channel_axes
-        if torch.is_grad_enabled():
-            mean, var, count = reference.sample_moments_of(total, sample_axes, channel_axes, 1, None, center)
-            g, g_weight, g_bias, _ = reference.sample_norm_backward(
-                g_y, total, sample_axes, channel_axes, 1, weight, bias, None, None, mean, var, count, eps, "none", 0.0, center
-            )
-            g = g + g_total
-        else:
-            g, g_weight, g_bias = _ops.add_sample_norm_backward(
-                g_y, g_total, total, channel_axes, weight, bias, mean, var, count, eps, center
-            )
-        dtype, residual_dtype = ctx.dtypes
-        gradients = _given(g_weight, weight), _given(g_bias, bias)
-        return g.to(dtype), g.to(residual_dtype), None, *gradients, None, None
-
-
-def channel_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.channel_norm_forward`, differentiable: y, and mean, variance and count as constants."""
-    if _plain_math(x):
-        y, *statistics = reference.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
-        mean, var, count = (s.detach() for s in statistics)
-        return y, mean, var, count
-    return _ChannelNorm.apply(x, weight, bias, _apart(residual, x), mask, eps, activation, slope)
-
-
-def channel_apply(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-) -> Tensor:
-    """`reference.channel_apply_forward`, differentiable by all but the statistics."""
-    if _plain_math(x):
-        return reference.channel_apply_forward(
-            x, mean.detach(), var.detach(), weight, bias, residual, mask, eps, activation, slope
-        )
-    return _ChannelApply.apply(x, mean, var, weight, bias, _apart(residual, x), mask, eps, activation, slope)
-
-
-def sample_norm(
-    x: Tensor,
-    sample_axes: int,
-    channel_axes: int,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-    center: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.sample_norm_forward`, differentiable: y, and mean, variance and count as constants."""
-    if _plain_math(x):
-        y, *statistics = reference.sample_norm_forward(
-            x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
-        )
-        mean, var, count = (s.detach() for s in statistics)
-        return y, mean, var, count
-    return _SampleNorm.apply(
-        x, sample_axes, channel_axes, groups, weight, bias, _apart(residual, x), mask, eps, activation, slope, center
-    )
-
-
-def add_sample_norm(
-    x: Tensor, residual: Tensor, channel_axes: int, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool
-) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual), both differentiable."""
-    if _plain_math(x):
-        y, total, *_ = _add_sample_norm_forward(x, residual, channel_axes, weight, bias, eps, center)
-        return y, total
-    return _AddSampleNorm.apply(x, _apart(residual, x), channel_axes, weight, bias, eps, center)
-
-
-def _apart(residual: Any, x: Tensor) -> Any:
-    """The residual as another tensor object than x: Dynamo takes no tensor twice in one Function."""
-    return residual.view_as(residual) if residual is x else residual

@@ -10,17 +10,18 @@ Two families, told apart by the axes of their statistics:
     channel norms   over N and S, one per channel                        BatchNorm
     sample norms    over D and S, one per sample and group of channels   LayerNorm, RMSNorm, GroupNorm, InstanceNorm
 
-Both compute y = activation(γ·x̂ + β + residual), x̂ = (x − μ)/√(σ² + ε), and set y to zero where mask is False. Arithmetic
-is in float32 (float64 for float64 x), whatever the dtypes of the parts; y has the dtype that x and residual promote to.
+Both compute y = activation(γ·x̂ + β + residual), x̂ = (x − μ)/√(σ² + ε), and set y to zero where mask is False.
+Arithmetic is in float32 (float64 for float64 x), whatever the dtypes of the parts; y has the dtype that x and residual promote to.
 
 Sources: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2 and the chain rule after them, for BatchNorm; Ba, Kiros &
 Hinton 2016 (1607.06450), eq. 3, for LayerNorm; Zhang & Sennrich 2019 (1910.07467), eq. 4, for RMSNorm; Ulyanov 2016
-(1607.08022) for InstanceNorm; Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7, for GroupNorm and the view that unites them.
+(1607.08022) for InstanceNorm; Wu & He 2018 (1803.08494), eq. 1, 2, 6, 7, for GroupNorm and the view that unites them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ def channel_norm_backward(
     activation: str,
     slope: float,
 ) -> Gradients:
-    """Gradients of `channel_norm_forward`; with `count_C` None of `channel_apply_forward`, whose statistics are constants.
+    """Gradients of `channel_norm_forward`; with `count_C` None of `channel_apply_forward` (statistics are constants).
 
     ∂ℓ/∂x̂ = γ·∂ℓ/∂z; with σ' = √(σ² + ε) and means over the n values of a channel,
     ∂ℓ/∂x = (∂ℓ/∂x̂ − mean(∂ℓ/∂x̂) − x̂·mean(x̂·∂ℓ/∂x̂)) / σ': the six equations after Algorithm 1, with ∂ℓ/∂σ_B² and
@@ -124,10 +125,8 @@ def channel_norm_backward(
 # GroupNorm is (1, 1); LayerNorm over the last k axes of x is (x.ndim − k, k) with one group and no positions.
 
 
-def sample_moments(
-    x_NGDS: Tensor, mask_N11S: Tensor | None, center: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance (m2/n; 0 where n is 0) and count of every sample and group: Wu & He 2018, eq. 2 over the set of eq. 7.
+def sample_moments(x_NGDS: Tensor, mask_N11S: Tensor | None, center: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance (m2/n; 0 where n is 0) and count of every sample and group: Wu & He 2018, eq. 2 over eq. 7's set.
 
     Without `center` the mean is 0 and the variance is the mean square: Zhang & Sennrich 2019, eq. 4.
     """
@@ -295,6 +294,12 @@ def _all_but_channel(x_NCS: Tensor) -> tuple[int, ...]:
     return (0, *range(2, x_NCS.ndim))
 
 
+@overload
+def _over_channels(per_channel: Tensor, x_NCS: Tensor) -> Tensor: ...
+@overload
+def _over_channels(per_channel: None, x_NCS: Tensor) -> None: ...
+@overload
+def _over_channels(per_channel: Tensor | None, x_NCS: Tensor) -> Tensor | None: ...
 def _over_channels(per_channel: Tensor | None, x_NCS: Tensor) -> Tensor | None:
     return None if per_channel is None else per_channel.reshape(1, -1, *(1,) * (x_NCS.ndim - 2))
 

@@ -97,7 +97,8 @@ def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     if running is not None and wrapped(batch) and not wrapped(running):
         raise RuntimeError(
-            "batch_norm: expected running statistics that are arguments of the torch.func transform, got captured ones: "
+            "batch_norm: expected running statistics that are arguments of the torch.func transform, got "
+            "captured ones: "
             "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
         )
 

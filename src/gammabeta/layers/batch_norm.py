@@ -18,7 +18,7 @@ from gammabeta.statistics import Batch, Statistics
 class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
     """torch's BatchNorm, and `statistics`, `activation`, `residual`, `mask`.
 
-    y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² come from `statistics`
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² are by `statistics`
     (by default the batch, σ² divided by n) and the running statistics move by
     new = (1 − momentum)·old + momentum·batch, the variance divided by n − 1. In evaluation they are the running ones.
 
@@ -35,8 +35,8 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         statistics: where the statistics in training come from: `gammabeta.statistics`.
 
     Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
-    stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the running
-    ones as they are, channel by channel (counted in `skipped_updates`); a forward that is repeated for activation
+    stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the
+    running ones as they are, channel by channel (counted in `skipped_updates`); a forward that is repeated for activation
     checkpointing moves them once; and momentum=None compiles without a graph break.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
@@ -64,6 +64,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         self.statistics = Batch() if statistics is None else statistics
         # Not in the state_dict, which stays torch's.
         skipped = torch.zeros(num_features, dtype=torch.int64, device=device) if track_running_stats else None
+        self.skipped_updates: Tensor | None
         self.register_buffer("skipped_updates", skipped, persistent=False)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:

@@ -15,6 +15,12 @@ class Batch:
     """μ and σ² of the batch, over samples and positions: Ioffe & Szegedy 2015 (1502.03167), Algorithm 1."""
 
     def normalize(
-        self, x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
+        self,
+        x: Tensor,
+        running: RunningStatistics,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        finish: Finish,
     ) -> Tensor:
         return normalize_by_batch(x, running, weight, bias, eps, finish)

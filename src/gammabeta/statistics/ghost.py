@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gammabeta import arguments
+from gammabeta.autograd import channel_norm
 from gammabeta.functional import Finish, normalize_by_batch
 from gammabeta.moments import Moments
-from gammabeta.ops import channel_norm
 from gammabeta.running_statistics import RunningStatistics
 
 
@@ -37,12 +37,18 @@ class Ghost:
             raise ValueError(f"Ghost: expected size of at least 1 sample, got {self.size}.")
 
     def normalize(
-        self, x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
+        self,
+        x: Tensor,
+        running: RunningStatistics,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        finish: Finish,
     ) -> Tensor:
         if self.size >= x.shape[0]:
             return normalize_by_batch(x, running, weight, bias, eps, finish)
         arguments.check_eps("batch_norm", eps, positive=True)
-        residual, mask, *settings = finish.of_channels(x, eps)
+        residual, mask, _, activation, slope = finish.of_channels(x, eps)
         outputs, moments = [], []
         for start in range(0, x.shape[0], self.size):
             part = slice(start, start + self.size)
@@ -53,7 +59,9 @@ class Ghost:
                 bias,
                 None if residual is None else residual[part],
                 None if mask is None else mask[part],
-                *settings,
+                eps,
+                activation,
+                slope,
             )
             outputs.append(y)
             moments.append(Moments(count, mean, var * count.to(var.dtype)))

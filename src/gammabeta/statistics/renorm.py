@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from gammabeta import arguments
+from gammabeta.autograd import channel_norm
 from gammabeta.functional import Finish, normalize_by_batch
-from gammabeta.ops import channel_norm
 from gammabeta.reference import channel_moments
 from gammabeta.running_statistics import RunningStatistics
 
 
 @dataclass(frozen=True)
 class Renorm:
-    """Batch renormalization: x̂ = (x − μ_B)/σ_B·r + d, which is (x − μ)/σ by the running statistics as far as r and d reach.
+    """Batch renormalization: x̂ = (x − μ_B)/σ_B·r + d, the running statistics' (x − μ)/σ as far as r and d reach.
 
     r = σ_B/σ clipped to [1/r_max, r_max], d = (μ_B − μ)/σ clipped to [−d_max, d_max], both constants to the backward;
     σ_B = √(var + ε) of the batch, μ and σ = √(running_var + ε) the running ones before they move.
@@ -39,7 +39,13 @@ class Renorm:
             raise ValueError(f"Renorm: expected r_max ≥ 1 and d_max ≥ 0, got {self.r_max} and {self.d_max}.")
 
     def normalize(
-        self, x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
+        self,
+        x: Tensor,
+        running: RunningStatistics,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        finish: Finish,
     ) -> Tensor:
         if running.mean is None or running.var is None:
             if self == Renorm(1.0, 0.0):
@@ -47,7 +53,7 @@ class Renorm:
             raise ValueError("Renorm: expected a layer with running statistics, got track_running_stats=False.")
         arguments.check_values_per_channel(x)
         arguments.check_eps("batch_norm", eps, positive=True)
-        residual, mask, *settings = finish.of_channels(x, eps)
+        residual, mask, _, activation, slope = finish.of_channels(x, eps)
         with torch.no_grad():
             moments = channel_moments(x, mask)
             batch_std = torch.sqrt(moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype) + eps)
@@ -57,6 +63,7 @@ class Renorm:
         # (x̂·r + d)·γ + β is a scale and shift of x̂ again, so the same op serves.
         gamma = r if weight is None else r * weight
         beta = d if weight is None else d * weight
-        y, *_ = channel_norm(x, gamma, beta if bias is None else beta + bias, residual, mask, *settings)
+        beta = beta if bias is None else beta + bias
+        y, *_ = channel_norm(x, gamma, beta, residual, mask, eps, activation, slope)
         running.update(moments.mean, moments.var(correction=1))
         return y

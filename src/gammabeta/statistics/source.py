@@ -14,7 +14,13 @@ class Statistics(Protocol):
     """Chooses the values that μ and σ² are taken from in training. An immutable setting, without tensors of its own."""
 
     def normalize(
-        self, x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
+        self,
+        x: Tensor,
+        running: RunningStatistics,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        finish: Finish,
     ) -> Tensor:
         """x standardized, scaled, shifted and finished; moves the running statistics. Arguments are checked."""
         ...
