@@ -11,7 +11,8 @@ Two families, told apart by the axes of their statistics:
     sample norms    over D and S, one per sample and group of channels   LayerNorm, RMSNorm, GroupNorm, InstanceNorm
 
 Both compute y = activation(γ·x̂ + β + residual), x̂ = (x − μ)/√(σ² + ε), and set y to zero where mask is False.
-Arithmetic is in float32 (float64 for float64 x), whatever the dtypes of the parts; y has the dtype that x and residual promote to.
+Arithmetic is in float32 (float64 for float64 x), whatever the dtypes of the parts; y has the dtype that x and residual
+promote to.
 
 Sources: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2 and the chain rule after them, for BatchNorm; Ba, Kiros &
 Hinton 2016 (1607.06450), eq. 3, for LayerNorm; Zhang & Sennrich 2019 (1910.07467), eq. 4, for RMSNorm; Ulyanov 2016

@@ -36,7 +36,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
 
     Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
     stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the
-    running ones as they are, channel by channel (counted in `skipped_updates`); a forward that is repeated for activation
+    running ones as they are, channel by channel (counted in `skipped_updates`); a forward repeated for activation
     checkpointing moves them once; and momentum=None compiles without a graph break.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
