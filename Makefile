@@ -1,0 +1,60 @@
+# make help lists the targets. Each sets up what it needs once: a stamp in $(VENV) says what is there.
+
+PYTHON    ?= python3
+VENV      ?= .venv
+# Installed before everything that depends on torch. The exact pin takes the CPU build where the machine offers one.
+TORCH     ?= torch==2.13.0
+PIP_FLAGS ?=
+# What is handed on to the command: make study ARGS="--claims axes", make test ARGS="-k moments"
+ARGS      ?=
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip install $(PIP_FLAGS)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: study test bench lint docs clean help
+
+study: $(VENV)/.study ## run the quick study: report.html and results.json in gammabeta-study/
+	$(VENV)/bin/gammabeta study --quick $(ARGS)
+
+test: $(VENV)/.test ## run the tests
+	$(PY) -m pytest $(ARGS)
+
+bench: $(VENV)/.study ## time the layers beside torch's
+	$(PY) benchmarks/layers.py $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, its formatting, and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: $(VENV)/.study ## write the generated pages of docs/ again
+	$(PY) docs/generate.py $(ARGS)
+
+clean: ## remove the virtual environment and what tools and builds left
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Variables: PYTHON (3.10 or newer), VENV, TORCH, PIP_FLAGS, ARGS (handed on to the command)'
+
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"gammabeta needs Python 3.10 or newer, $(PYTHON) is {sys.version.split()[0]}: name another with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.study: pyproject.toml $(VENV)/.torch
+	$(PIP) "setuptools>=77" wheel
+	$(PIP) --no-build-isolation --editable ".[study]"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.study
+	$(PIP) --no-build-isolation --editable ".[test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --no-build-isolation --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,206 @@
+"""The command line: arguments in, the library's functions called, errors said in one sentence."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import gammabeta
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+WRONG, STOPPED = 2, 130  # exit codes: something asked for cannot be done; Ctrl-C
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _claims() -> str:
+    """The claims' names by their files: importing them would load scikit-learn for every ``--help``."""
+    folder = files("gammabeta").joinpath("claims")
+    return ", ".join(sorted(name[:-3] for f in folder.iterdir() if (name := f.name).endswith(".py") and name[0] != "_"))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"gammabeta {gammabeta.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def gammabeta_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Normalization for PyTorch: what does it do, on your model and data?"""
+
+
+@app.command()
+def study(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CLAIM", help=f"The claims to measure, all where none is named: {_claims()}.", show_default=False
+        ),
+    ] = None,
+    claims: Annotated[
+        list[str] | None,
+        typer.Option("--claims", metavar="A,B", help="The same as an option, separated by commas.", show_default=False),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few seeds and small grids: minutes in place of half an hour.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
+    ] = Path("gammabeta-study"),
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="What to train on: [bold]digits[/] (scikit-learn's), or [bold]mnist:FILE[/], an .npz of x_train, "
+            "y_train, x_test, y_test.",
+        ),
+    ] = "digits",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="TARGET",
+            help="Your network: [bold]package.module:function[/] or [bold]file.py:function[/], called "
+            "function(input_shape, classes, norm).",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", metavar="N", help="Worker processes; one for each core where not given.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Other initializations, batches and subsets.")] = 0,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget the finished trials in DIR; without it they are not run again.")
+    ] = False,
+) -> None:
+    """Measure what normalization does, claim by claim, and write a report.
+
+    Every trial is kept as soon as it has finished: after Ctrl-C the same command goes on where it stopped.
+    """
+    engine = _study_module()
+    console = Console()
+    wanted = [name.strip() for part in [*(names or []), *(claims or [])] for name in part.split(",") if name.strip()]
+    try:
+        results = engine.study(
+            wanted or None,
+            data=data,
+            model=model,
+            quick=quick,
+            out=out,
+            jobs=jobs,
+            seed=seed,
+            fresh=fresh,
+            console=console,
+        )
+    except engine.StudyError as error:
+        _fail(str(error))
+    except engine.Interrupted as stopped:
+        _draw_what_is_there(out)
+        _say(str(stopped))
+        raise typer.Exit(STOPPED) from None
+    except KeyboardInterrupt:
+        _say("Interrupted before the first trial: nothing was written.")
+        raise typer.Exit(STOPPED) from None
+    _draw(results, out, console)
+
+
+@app.command()
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder that `gammabeta study --out` wrote to.")
+    ] = Path("gammabeta-study"),
+) -> None:
+    """Draw report.html again from the results.json of a study."""
+    _study_module()
+    from gammabeta.report import ReportError, read_results
+
+    try:
+        results = read_results(folder)
+    except ReportError as error:
+        _fail(str(error))
+    _draw(results, folder, Console())
+
+
+@app.command()
+def env() -> None:
+    """Show versions, processor, devices, and which kernels are there and why not."""
+    from gammabeta.environment import environment
+
+    console = Console(highlight=False, soft_wrap=True)
+    for i, (section, rows) in enumerate(environment().items()):
+        console.print(f"{'' if i == 0 else chr(10)}[bold]{section}[/]")
+        for name, value in rows:
+            console.print(f"  {escape(name):<20} {escape(value)}")
+
+
+def main() -> None:
+    """The console script ``gammabeta``."""
+    app()
+
+
+def _study_module() -> ModuleType:
+    """The module of the study, or the sentence that says which extra is missing."""
+    try:
+        import jinja2  # noqa: F401
+        import plotly  # noqa: F401
+
+        from gammabeta import study as engine
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "gammabeta":
+            raise
+        _fail(f'the study needs {error.name}, which is not installed: pip install "gammabeta[study]".')
+    return engine
+
+
+def _draw(results: dict[str, object], out: Path, console: Console) -> None:
+    from gammabeta.report import ReportError, write_report
+
+    try:
+        page = write_report(results, out / "report.html")
+    except (ReportError, OSError) as error:
+        _fail(str(error))
+    console.print(
+        f"\nreport   {escape(str(page))}\nresults  {escape(str(out / 'results.json'))}", soft_wrap=True, highlight=False
+    )
+
+
+def _draw_what_is_there(out: Path) -> None:
+    """After Ctrl-C: a report of the claims that were decided, if there are any."""
+    from gammabeta.report import ReportError, read_results, write_report
+
+    try:
+        page = write_report(read_results(out), out / "report.html")
+    except (ReportError, OSError):
+        return
+    _say(f"report of what was decided: {page}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    _say(f"gammabeta: {text}")
+    raise typer.Exit(WRONG)

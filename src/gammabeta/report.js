@@ -1,0 +1,117 @@
+"use strict";
+// Draws the pictures from the JSON beside them in the page's light or dark colours, and the lists of trials when opened.
+
+const THEMES = {
+  light: {
+    text: "#1f2430", muted: "#5b6472", grid: "#e7e9ee", line: "#5b6472", absent: "#f1f2f5", label: "#ffffff",
+    none: "#6b7280", batch: "#0065b3", group: "#c94f00", layer: "#00806a", instance: "#b0457f", rms: "#946300",
+    ghost: "#1b8fc4", renorm: "#5d3fa8", other1: "#3f4756", other2: "#8a3b2e", other3: "#3d7a2b", other4: "#7a6a9c",
+    cool0: "#f3f7fb", cool1: "#8dbbe0", cool2: "#0f5b99", middle: "#f7f7f5", warm2: "#c25a12",
+  },
+  dark: {
+    text: "#e6e8ec", muted: "#a3abb8", grid: "#2c3139", line: "#a3abb8", absent: "#22262d", label: "#22262d",
+    none: "#9aa3b0", batch: "#55aef2", group: "#ff9250", layer: "#35c9a4", instance: "#ec93c3", rms: "#e3b341",
+    ghost: "#9bdcff", renorm: "#ab95f5", other1: "#c5cad3", other2: "#e59b8d", other3: "#98d184", other4: "#c3b5e0",
+    cool0: "#1f2a36", cool1: "#2f6ea6", cool2: "#8fcbff", middle: "#2b2f36", warm2: "#ff9c5a",
+  },
+};
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const touch = window.matchMedia("(pointer: coarse), (hover: none)").matches || navigator.maxTouchPoints > 0;
+document.documentElement.classList.toggle("touch", touch);
+
+function colour(token, theme) {
+  const match = /^@(\w+)(?:\/([\d.]+))?$/.exec(token);
+  if (!match || !(match[1] in theme)) return token;
+  const hex = theme[match[1]];
+  if (match[2] === undefined) return hex;
+  const [red, green, blue] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
+  return `rgba(${red}, ${green}, ${blue}, ${match[2]})`;
+}
+
+// A copy of a figure with tokens in place of colours replaced; texts are left alone, whatever they begin with.
+function paint(value, theme, name = "") {
+  if (typeof value === "string") return /color/.test(name) ? colour(value, theme) : value;
+  if (Array.isArray(value)) return value.map((item) => paint(item, theme, name));
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, paint(item, theme, key)]));
+}
+
+function layoutOf(figure, theme, width) {
+  const axis = {
+    gridcolor: theme.grid, zeroline: false, linecolor: theme.grid, showline: true, ticks: "outside",
+    tickcolor: theme.grid, ticklen: 4, tickfont: { color: theme.muted },
+  };
+  const own = paint(figure.layout, theme);
+  return {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
+    font: { family: FONT, size: width < 480 ? 11 : 12.5, color: theme.text },
+    hoverlabel: { bgcolor: theme.label, bordercolor: theme.grid, font: { color: theme.text, family: FONT }, align: "left" },
+    legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+    margin: { l: 10, r: 14, t: 14, b: 10 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.muted, activecolor: theme.text },
+    // On a touch screen dragging scrolls the page; the picture's own buttons zoom.
+    dragmode: touch ? false : "zoom",
+    ...own,
+    xaxis: { ...axis, ...own.xaxis },
+    yaxis: { ...axis, ...own.yaxis },
+  };
+}
+
+const figures = [...document.querySelectorAll(".picture")].map((element) => [
+  element,
+  JSON.parse(document.getElementById(element.dataset.of).textContent),
+]);
+
+function draw(theme, width) {
+  return Promise.all(figures.map(([element, figure]) => {
+    const layout = layoutOf(figure, theme, width ?? element.clientWidth);
+    if (width) Object.assign(layout, { width, height: figure.height, autosize: false });
+    return Plotly.react(element, paint(figure.data, theme), layout, {
+      responsive: true, displayModeBar: touch || "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+      // Nothing on this page leaves the machine.
+      modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "select2d", "lasso2d", "autoScale2d"],
+    });
+  }));
+}
+
+const current = () => (dark.matches ? THEMES.dark : THEMES.light);
+draw(current()).then(() => { document.documentElement.dataset.drawn = figures.length; });
+dark.addEventListener("change", () => draw(current()));
+// Paper is white, and narrower than a screen.
+window.addEventListener("beforeprint", () => draw(THEMES.light, 640));
+window.addEventListener("afterprint", () => draw(current()));
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function trialTable(table) {
+  const part = element("div");
+  const head = element("p");
+  head.append(element("code", table.run));
+  if (table.same.length) head.append(` with ${table.same.join(", ")}`);
+  const scroll = element("div", undefined, "scroll");
+  scroll.tabIndex = 0;
+  const grid = element("table", undefined, "compact");
+  const header = grid.createTHead().insertRow();
+  table.columns.forEach((name, i) => header.append(element("th", name, i < table.given ? "" : "outcome")));
+  const body = grid.createTBody();
+  for (const row of table.rows) {
+    const line = body.insertRow();
+    row.forEach((cell, i) => { line.append(element("td", cell, i === 0 ? "key" : "n")); });
+  }
+  scroll.append(grid);
+  part.append(head, scroll);
+  return part;
+}
+
+for (const details of document.querySelectorAll("details.trials")) {
+  details.addEventListener("toggle", () => {
+    const tables = JSON.parse(document.getElementById(details.dataset.of).textContent);
+    tables.forEach((table) => details.append(trialTable(table)));
+  }, { once: true });
+}
