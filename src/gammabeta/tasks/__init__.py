@@ -1,0 +1,1 @@
+"""The data, models and training that the study's trials run on."""

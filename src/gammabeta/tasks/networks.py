@@ -1,0 +1,246 @@
+"""The networks that trials train: a deep MLP, a small ResNet, or the user's own model."""
+
+import hashlib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gammabeta.tasks.norms import norm
+from gammabeta.tasks.task import Task, TaskError
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+class MLP(nn.Module):
+    """``depth`` hidden layers of ``width``: linear, norm, activation; then a linear classifier."""
+
+    def __init__(self, inputs: int, classes: int, *, depth: int, width: int, activation: str, norm_name: str) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            layers += [
+                nn.Linear(inputs if index == 0 else width, width),
+                norm(norm_name, width, 0),
+                ACTIVATIONS[activation](),
+            ]
+        self.hidden = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.classifier(self.hidden(x.flatten(1)))
+        return scores
+
+
+class Block(nn.Module):
+    """Two 3 × 3 convolutions with a skip; a 1 × 1 convolution in the skip where shapes change (He 2015)."""
+
+    def __init__(self, inputs: int, channels: int, stride: int, norm_name: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
+        self.norm1 = norm(norm_name, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = norm(norm_name, channels)
+        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(inputs, channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = functional.relu(self.norm1(self.conv1(x)))
+        return functional.relu(self.norm2(self.conv2(h)) + self.skip(x))
+
+
+class ResNet(nn.Module):
+    """Five 3 × 3 convolutions, 12 and 24 channels; images above 16 pixels are halved by the first one."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, *, norm_name: str, width: int = 12) -> None:
+        super().__init__()
+        stride = 2 if max(shape[1:]) > 16 else 1
+        self.stem = nn.Conv2d(shape[0], width, 3, stride, 1, bias=False)
+        self.norm = norm(norm_name, width)
+        self.blocks = nn.Sequential(Block(width, width, 1, norm_name), Block(width, 2 * width, 2, norm_name))
+        self.classifier = nn.Linear(2 * width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.blocks(functional.relu(self.norm(self.stem(x))))
+        scores: Tensor = self.classifier(h.mean(dim=(2, 3)))
+        return scores
+
+
+def initialize(model: nn.Module, activation: str, generator: torch.Generator) -> None:
+    """He's initialization for relu, Xavier's with gain for tanh and sigmoid; biases 0; the last linear with gain 1.
+
+    Weights are drawn in the order of the modules, so that arms that differ in their norms alone start from the same.
+    sigmoid's gain is 4, the inverse of its slope at 0; torch's calculate_gain gives it 1, with which signals die.
+
+    Source: Glorot & Bengio 2010, eq. 16; He 2015, eq. 10.
+    """
+    weighted = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    for module in weighted:
+        fan_in = module.weight[0].numel()
+        fan_out = module.weight.shape[0] * module.weight[0, 0].numel()
+        if module is weighted[-1]:
+            std = math.sqrt(1 / fan_in)
+        elif activation == "relu":
+            std = math.sqrt(2 / fan_in)
+        else:
+            std = {"tanh": 5 / 3, "sigmoid": 4.0}[activation] * math.sqrt(2 / (fan_in + fan_out))
+        with torch.no_grad():
+            module.weight.normal_(0.0, std, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+
+
+def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> nn.Module:
+    """The network that a trial's settings describe, initialized by ``seed``: the same for every norm.
+
+    Args:
+        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}`` with init ``"matched"`` or ``"default"``
+            (torch's), ``{"kind": "resnet", "init"}``, or what :func:`user_network` returned.
+    """
+    torch.manual_seed(seed)
+    if network["kind"] == "user":
+        return load_builder(network["model"])(task.shape, task.classes, norm_factory(norm_name))
+    model: nn.Module
+    if network["kind"] == "resnet":
+        model, activation = ResNet(task.shape, task.classes, norm_name=norm_name), "relu"
+    else:
+        activation = network["activation"]
+        model = MLP(
+            math.prod(task.shape),
+            task.classes,
+            depth=network["depth"],
+            width=network["width"],
+            activation=activation,
+            norm_name=norm_name,
+        )
+    if network["init"] == "matched":
+        initialize(model, activation, torch.Generator().manual_seed(seed))
+    return model
+
+
+def describe(network: Mapping[str, Any]) -> str:
+    """The network's name in sentences and legends."""
+    if network["kind"] == "user":
+        return str(network["model"])
+    init = "" if network["init"] == "matched" else ", torch's default init"
+    if network["kind"] == "resnet":
+        return f"ResNet{init}"
+    return f"MLP {network['depth']} layers {network['activation']}{init}"
+
+
+# --- the user's model ---
+
+
+def norm_factory(name: str) -> Callable[..., nn.Module]:
+    """What a user's ``build`` is handed: ``norm(channels)`` for (N, C, H, W), ``norm(channels, 0)`` for (N, C)."""
+
+    def make(channels: int, positions: int = 2) -> nn.Module:
+        return norm(name, channels, positions)
+
+    return make
+
+
+def _import(target: str) -> tuple[ModuleType, str]:
+    where, _, name = target.rpartition(":")
+    if not where or not name:
+        raise TaskError(f"--model {target}: expected package.module:function or file.py:function.")
+    try:
+        if not where.endswith(".py"):
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
+            return importlib.import_module(where), name
+        path = Path(where).expanduser().resolve()
+        if not path.is_file():
+            raise TaskError(f"--model {target}: there is no file {where}.")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module, name
+    except TaskError:
+        raise
+    except Exception as error:
+        raise TaskError(f"--model {target}: cannot import {where}: {type(error).__name__}: {error}.") from error
+
+
+def load_builder(target: str) -> Callable[..., nn.Module]:
+    """The function that ``target`` names.
+
+    Raises:
+        TaskError: it cannot be imported, is not there, or cannot be called.
+    """
+    module, name = _import(target)
+    if not hasattr(module, name):
+        raise TaskError(f"--model {target}: {target.rpartition(':')[0]} has no {name}.")
+    builder: Callable[..., nn.Module] = getattr(module, name)
+    if not callable(builder):
+        raise TaskError(
+            f"--model {target}: expected a function build(input_shape, classes, norm), got {type(builder).__name__}."
+        )
+    return builder
+
+
+def user_network(target: str, task: Task) -> dict[str, str]:
+    """Check the user's model on one batch, and return what names it inside a trial's settings.
+
+    The contract: ``build(input_shape, classes, norm) -> nn.Module`` where ``input_shape`` is (channels, height, width)
+    and ``norm(channels)`` gives the arm's normalization layer for (N, C, H, W), ``norm(channels, 0)`` the one for (N,
+    C).
+
+    Raises:
+        TaskError: the contract is not kept; the sentence says where.
+    """
+    builder = load_builder(target)
+    made = []
+
+    def counted(channels: int, positions: int = 2) -> nn.Module:
+        made.append(norm("batch", channels, positions))
+        return made[-1]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            model = builder(task.shape, task.classes, counted)
+        except Exception as error:
+            raise TaskError(f"--model {target}: {_called(task)} raised {type(error).__name__}: {error}.") from error
+        if not isinstance(model, nn.Module):
+            raise TaskError(
+                f"--model {target}: expected {_called(task)} to return an nn.Module, got {type(model).__name__}."
+            )
+        if not made:
+            raise TaskError(f"--model {target}: norm was never called; put norm(channels) where the model normalizes.")
+        if not set(made) <= set(model.modules()):
+            raise TaskError(
+                f"--model {target}: a layer made by norm(channels) is not part of the model that was returned."
+            )
+        x_nchw = task.train.x_nchw[:8]
+        try:
+            scores = model(x_nchw)
+        except Exception as error:
+            raise TaskError(
+                f"--model {target}: the model does not take a batch of shape {tuple(x_nchw.shape)}: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
+            ) from error
+    expected = (len(x_nchw), task.classes)
+    if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise TaskError(
+            f"--model {target}: expected scores of shape {expected} for a batch of {len(x_nchw)}, got {got}."
+        )
+    where, _, name = target.rpartition(":")
+    file = Path(_import(target)[0].__file__ or "")
+    if where.endswith(".py"):
+        target = f"{file.resolve()}:{name}"
+    return {"kind": "user", "model": target, "fingerprint": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
+
+
+def _called(task: Task) -> str:
+    return f"build({task.shape}, {task.classes}, norm)"

@@ -1,0 +1,105 @@
+"""A task: labelled images with a fixed split, standardized by the training part."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class TaskError(ValueError):
+    """Data or a model that the study cannot use: one sentence with what was expected, what came and what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, channels, height, width) float32 and labels (n,) int64."""
+
+    x_nchw: torch.Tensor
+    y_n: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.y_n)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classification of images: rates are tuned on ``validation``, what is reported comes from ``test``."""
+
+    name: str
+    description: str
+    classes: int
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.x_nchw.shape[1:]
+        return channels, height, width
+
+
+def standardized(
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    name: str,
+    description: str,
+    classes: int,
+) -> Task:
+    """A task of images (n, c, h, w), each channel less its training mean and over its training standard deviation."""
+    mean_1c11 = train[0].mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
+    std_1c11 = train[0].std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
+    if not np.all(std_1c11 > 0):
+        raise TaskError(f"{name}: every training image has the same pixels in some channel: nothing can be learned.")
+
+    def split(part: tuple[np.ndarray, np.ndarray]) -> Split:
+        x_nchw, y_n = part
+        scaled = ((x_nchw - mean_1c11) / std_1c11).astype(np.float32)
+        return Split(torch.from_numpy(scaled), torch.from_numpy(y_n.astype(np.int64)))
+
+    return Task(name, description, classes, split(train), split(validation), split(test))
+
+
+def source(data: str) -> dict[str, str]:
+    """What names a task inside a trial's settings: where it comes from and a fingerprint of its content.
+
+    Args:
+        data: ``"digits"`` or ``"mnist:FILE"``.
+
+    Raises:
+        TaskError: an unknown kind of data, or a file that is not there.
+    """
+    kind, _, argument = data.partition(":")
+    if data == "digits":
+        return {"data": "digits", "fingerprint": "scikit-learn"}
+    if kind == "mnist" and argument:
+        path = Path(argument).expanduser().resolve()
+        if not path.is_file():
+            raise TaskError(
+                f"--data {data}: there is no file {argument}. Name an .npz with x_train, y_train, x_test, y_test."
+            )
+        return {"data": f"mnist:{path}", "fingerprint": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    raise TaskError(f"--data {data}: expected digits or mnist:FILE.")
+
+
+@lru_cache(maxsize=4)
+def _load(data: str, fingerprint: str) -> Task:
+    from gammabeta.tasks import digits, mnist
+
+    kind, _, argument = data.partition(":")
+    if kind == "digits":
+        return digits.load()
+    if source(data)["fingerprint"] != fingerprint:
+        raise TaskError(f"--data {data}: the file changed while the study ran. Run it again.")
+    return mnist.load(argument)
+
+
+def load(task: Mapping[str, Any]) -> Task:
+    """The task that :func:`source` named; kept in memory, one copy a process."""
+    return _load(task["data"], task["fingerprint"])

@@ -1,0 +1,73 @@
+"""Learning rates: the best one for each arm, and the largest one that still works, on a grid of powers of two."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gammabeta.experiment import Experiment
+
+Arm = Mapping[str, Any]
+Score = Callable[[dict[str, Any]], float]
+
+# Exponents of 2. Every fourth rate first, then the best one's neighbours until both are worse.
+COARSE = (-5, -3, -1)
+LOWEST, HIGHEST, HIGHEST_TRIED = -16, 10, 20
+
+
+def tune(experiment: Experiment, arms: Sequence[Arm], score: Score) -> list[int]:
+    """The exponent of each arm's best rate: the lowest score on the tuning seed.
+
+    Every fourth rate is tried first; then the neighbours of the best, a factor 2 away, until the best one has both its
+    neighbours tried. An optimum at the edge of the grid therefore widens it. Ties go to the smaller rate.
+
+    Args:
+        arms: settings of a training trial but for ``rate`` and ``seed``.
+        score: of a trial's result, lower is better.
+    """
+    scores: list[dict[int, float]] = [{} for _ in arms]
+    wanted = [set(COARSE) for _ in arms]
+    while any(wanted):
+        asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
+        trials = [
+            experiment.train(**arms[index], rate=2.0**exponent, seed=experiment.tuning_seed)
+            for index, exponent in asked
+        ]
+        for (index, exponent), result in zip(asked, experiment.run(trials), strict=True):
+            scores[index][exponent] = score(result)
+        for index, known in enumerate(scores):
+            best = best_exponent(known)
+            wanted[index] = {e for e in (best - 1, best + 1) if LOWEST <= e <= HIGHEST} - known.keys()
+    return [best_exponent(known) for known in scores]
+
+
+def best_exponent(scores: Mapping[int, float]) -> int:
+    return min(scores, key=lambda exponent: (scores[exponent], exponent))
+
+
+def largest(
+    experiment: Experiment,
+    arms: Sequence[Arm],
+    start: Sequence[int],
+    works: Callable[[dict[str, Any]], bool],
+) -> list[int | None]:
+    """The exponent of the largest rate at which each arm (with its ``seed``) works.
+
+    From ``start`` upwards until two rates in a row fail; where ``start`` itself and the next fail, downwards to the
+    first that works. None: nothing works down to 2⁻¹⁶.
+    """
+    outcomes: list[dict[int, bool]] = [{} for _ in arms]
+    wanted = [{exponent, exponent + 1} for exponent in start]
+    while any(wanted):
+        asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
+        trials = [experiment.train(**arms[index], rate=2.0**exponent) for index, exponent in asked]
+        for (index, exponent), result in zip(asked, experiment.run(trials), strict=True):
+            outcomes[index][exponent] = works(result)
+        wanted = [_next(known) for known in outcomes]
+    return [max((exponent for exponent, good in known.items() if good), default=None) for known in outcomes]
+
+
+def _next(known: Mapping[int, bool]) -> set[int]:
+    top, bottom = max(known), min(known)
+    if any(known.values()):
+        over = known[top] or known[top - 1]
+        return {top + 1} if over and top < HIGHEST_TRIED else set()
+    return {bottom - 1} if bottom > LOWEST else set()

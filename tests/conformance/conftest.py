@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With CONFORMANCE_REPORT=1 (and in one process) what tolerances.py quotes as measured."""
+    if os.environ.get("CONFORMANCE_REPORT"):
+        from tests.conformance.check import WORST
+
+        terminalreporter.section("largest errors, in roundings of the magnitude")
+        for (dtype, name, by), worst in sorted(WORST.items()):
+            terminalreporter.line(f"{dtype:10} {name:14} {by:9} {worst:10.2f}")

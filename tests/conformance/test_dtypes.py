@@ -1,0 +1,64 @@
+"""Any mix of the dtypes of input, parameters, running statistics and residual."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from tests.conformance.call import ADD_OPS, DTYPES, OPS, random_call
+from tests.conformance.check import assert_conforms
+
+MODES = {
+    "batch_norm": [{"training": True}, {"training": False}],
+    "instance_norm": [{"use_input_stats": True}, {"use_input_stats": False}],
+}
+
+
+@pytest.mark.parametrize("x", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_any_mix(op: str, x: torch.dtype, route: str) -> None:
+    """Outputs have the dtype that x and residual promote to, gradients that of what they belong to."""
+    mixes = itertools.product(DTYPES, DTYPES, [*DTYPES, None])
+    if op not in MODES:
+        mixes = itertools.product(DTYPES, [None], DTYPES if op in ADD_OPS else [*DTYPES, None])
+    for parameters, running, residual in mixes:
+        dtypes = dict.fromkeys(("weight", "bias"), parameters)
+        dtypes |= {} if residual is None else {"residual": residual}
+        dtypes |= {} if running is None else dict.fromkeys(("running_mean", "running_var"), running)
+        for mode in MODES.get(op, [{}]):
+            call = random_call(op, (5, 6, 4), x, dtypes=dtypes, residual=residual is not None, **mode)
+            assert_conforms(call, route)
+
+
+@pytest.mark.parametrize("x", DTYPES)
+@pytest.mark.parametrize("op", [op for op in OPS if "rms" not in op])
+def test_weight_and_bias_of_two_dtypes(op: str, x: torch.dtype, route: str) -> None:
+    """And one of the two alone."""
+    for weight, bias in itertools.permutations(DTYPES, 2):
+        for mode in MODES.get(op, [{}]):
+            call = random_call(op, (5, 6, 4), x, dtypes={"weight": weight, "bias": bias}, **mode)
+            for tensors in ({}, {"weight": None}, {"bias": None}):
+                assert_conforms(call.with_tensors(**tensors), route)
+
+
+@pytest.mark.parametrize("x", DTYPES)
+@pytest.mark.parametrize("op", MODES)
+def test_running_mean_and_var_of_two_dtypes(op: str, x: torch.dtype, route: str) -> None:
+    for mean, var in itertools.permutations(DTYPES, 2):
+        for mode in MODES[op]:
+            call = random_call(op, (5, 6, 4), x, dtypes={"running_mean": mean, "running_var": var}, **mode)
+            assert_conforms(call, route)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_mixed_with_mask_or_activation(op: str, route: str) -> None:
+    if op in ADD_OPS:
+        return
+    mask = torch.rand(5, 6 if op in ("layer_norm", "rms_norm") else 4, generator=torch.Generator().manual_seed(0)) < 0.7
+    for x, other in itertools.permutations(DTYPES, 2):
+        dtypes = {"weight": other, "bias": x, "running_mean": other, "running_var": other, "residual": other}
+        for mode in MODES.get(op, [{}]):
+            for finish in ({"mask": mask}, {"activation": "gelu"}, {"mask": mask, "activation": "relu"}):
+                assert_conforms(random_call(op, (5, 6, 4), x, dtypes=dtypes, residual=True, **mode, **finish), route)

@@ -1,0 +1,108 @@
+"""What torch asks of a registered operation: schema, fake, autograd, tracing with dynamic shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import gammabeta  # noqa: F401  registers the operations
+
+ops = torch.ops.gammabeta
+
+
+def tensors(dtype: torch.dtype) -> dict[str, Any]:
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g).to(dtype)
+
+    return {
+        "x": normal(3, 4, 5), "g_y": normal(3, 4, 5), "residual": normal(3, 4, 5), "weight": normal(4), "bias": normal(4),
+        "last": normal(5), "mask": torch.rand(3, 5, generator=g) < 0.7, "rows": torch.rand(3, 4, generator=g) < 0.7,
+    }  # fmt: skip
+
+
+def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    """Several sets for each operation: with everything, and with nothing that can be left out."""
+    t = tensors(dtype)
+    x, g_y, residual, weight, bias = (t[k] for k in ("x", "g_y", "residual", "weight", "bias"))
+    mean, var, count = torch.randn(4), torch.rand(4) + 0.5, torch.full((4,), 15)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    mean, var = mean.to(wide), var.to(wide)
+    last = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    assert last == torch.contiguous_format
+    images = x.unsqueeze(-1).expand(3, 4, 5, 2).contiguous(memory_format=torch.channels_last)
+    grouped = torch.randn(3, 2).to(wide), (torch.rand(3, 2) + 0.5).to(wide), torch.full((3, 2), 10)
+    rows = torch.randn(12, 1).to(wide), (torch.rand(12, 1) + 0.5).to(wide), torch.full((12, 1), 5)
+    match name:
+        case "channel_norm_forward":
+            return [
+                (x, weight, bias, residual, t["mask"], 1e-5, "silu", 0.0),
+                (x, None, None, None, None, 1e-5, "none", 0.0),
+                (images, weight.float(), None, None, None, 1e-5, "relu", 0.0),
+                (x, weight, bias, residual.double(), None, 1e-5, "leaky_relu", 0.2),
+            ]
+        case "channel_apply_forward":
+            return [
+                (x, mean, var, weight, bias, residual, t["mask"], 1e-5, "gelu", 0.0),
+                (images, mean, var, None, None, None, None, 1e-5, "none", 0.0),
+            ]
+        case "channel_norm_backward":
+            return [
+                (g_y, x, weight, bias, residual, t["mask"], mean, var, count, 1e-5, "silu", 0.0),
+                (g_y, x, None, None, None, None, mean, var, None, 1e-5, "none", 0.0),
+                (images, images, weight.float(), None, None, None, mean, var, count, 1e-5, "none", 0.0),
+            ]
+        case "sample_norm_forward":
+            return [
+                (x, 1, 1, 2, weight, bias, residual, t["mask"], 1e-5, "hardswish", 0.0, True),
+                (x, 2, 1, 1, t["last"], None, None, t["rows"], 1e-5, "none", 0.0, False),
+                (images, 1, 1, 2, None, None, None, None, 1e-5, "none", 0.0, True),
+            ]
+        case "sample_norm_backward":
+            return [
+                (g_y, x, 1, 1, 2, weight, bias, residual, t["mask"], *grouped, 1e-5, "relu6", 0.0, True),
+                (g_y, x, 2, 1, 1, t["last"], None, None, None, *rows, 1e-5, "none", 0.0, False),
+                (images, images, 1, 1, 2, None, None, None, None, *grouped, 1e-5, "none", 0.0, True),
+            ]
+        case "add_sample_norm_forward":
+            return [
+                (x, residual, 1, t["last"], t["last"], 1e-5, True),
+                (x, residual.double(), 1, None, None, 1e-5, False),
+            ]
+        case "add_sample_norm_backward":
+            return [
+                (g_y, g_y, x, 1, t["last"], t["last"], *rows, 1e-5, True),
+                (g_y, g_y, x, 1, None, None, *rows, 1e-5, False),
+            ]
+        case "update_running_statistics_":
+            return [
+                (mean.clone(), var.clone(), torch.tensor(3), torch.zeros(4, dtype=torch.int64), mean, var, 0.1),
+                (mean.clone(), var.clone(), torch.tensor(3), None, mean, var, None),
+                (mean.to(dtype), None, None, None, mean * torch.tensor([1.0, torch.nan, 1.0, torch.inf]), var, 0.1),
+                (None, var.clone(), torch.tensor(3), None, mean, var, 0.5),
+            ]
+    raise AssertionError(f"no arguments for {name}: a new operation wants to be checked too")
+
+
+NAMES = sorted(
+    {
+        name.removeprefix("gammabeta::").partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("gammabeta::")
+    }
+)
+
+
+def test_all_are_known() -> None:
+    assert len(NAMES) >= 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str, dtype: torch.dtype) -> None:
+    for given in arguments(name, dtype):
+        opcheck(getattr(ops, name), given)
