@@ -62,8 +62,7 @@ def drawn(page):
     )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "light"), (390, "dark")])
 def test_every_picture_is_drawn_and_nothing_sticks_out(visit, width, scheme):
     page = visit(width, color_scheme=scheme)
     marks = drawn(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -99,7 +100,7 @@ def study(
 
     Every trial is kept as soon as it has finished: after Ctrl-C the same command goes on where it stopped.
     """
-    engine = _study_module()
+    engine = _need("jinja2", "plotly", "gammabeta.study")
     console = Console()
     wanted = [name.strip() for part in [*(names or []), *(claims or [])] for name in part.split(",") if name.strip()]
     try:
@@ -121,7 +122,7 @@ def study(
         _say(str(stopped))
         raise typer.Exit(STOPPED) from None
     except KeyboardInterrupt:
-        _say("Interrupted before the first trial: nothing was written.")
+        _say("Interrupted before the first trial: nothing was decided.")
         raise typer.Exit(STOPPED) from None
     _draw(results, out, console)
 
@@ -133,7 +134,7 @@ def report(
     ] = Path("gammabeta-study"),
 ) -> None:
     """Draw report.html again from the results.json of a study."""
-    _study_module()
+    _need("jinja2", "plotly")
     from gammabeta.report import ReportError, read_results
 
     try:
@@ -160,18 +161,16 @@ def main() -> None:
     app()
 
 
-def _study_module() -> ModuleType:
-    """The module of the study, or the sentence that says which extra is missing."""
-    try:
-        import jinja2  # noqa: F401
-        import plotly  # noqa: F401
-
-        from gammabeta import study as engine
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "gammabeta":
-            raise
-        _fail(f'the study needs {error.name}, which is not installed: pip install "gammabeta[study]".')
-    return engine
+def _need(*modules: str) -> ModuleType:
+    """Import modules that the extra ``study`` brings, or say that it is missing; returns the last."""
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "gammabeta":
+                raise
+            _fail(f'this needs {error.name}, which is not installed: pip install "gammabeta[study]".')
+    return module
 
 
 def _draw(results: dict[str, object], out: Path, console: Console) -> None:

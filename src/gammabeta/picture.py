@@ -43,6 +43,7 @@ DASHES = ("solid", "dot", "dashdot", "longdash")
 
 HOVER = "<b>%{fullData.name}</b><br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>"
 BAND_FROM = 13  # points: fewer are drawn with an error bar each, more with a band
+MOST_UPRIGHT_BARS, LONGEST_UPRIGHT_LABEL = 8, 24  # groups, characters: beyond them bars lie, with room for their labels
 LOG_COLOUR_FROM = 1e3  # largest over smallest positive value of a heatmap: beyond it the colours are logarithmic
 
 
@@ -86,21 +87,27 @@ def figure(picture: Json) -> Json:
     layout: Json = {
         "xaxis": _axis(picture, "x"),
         "yaxis": _axis(picture, "y"),
-        "shapes": [_line(line) for line in picture.get("lines") or []],
+        "shapes": _lines(picture.get("lines") or []),
     }
     if kind == "heatmap":
         data = _heatmap(picture["heat"], picture, layout)
         rows = len(picture["heat"]["y"])
         return {"data": data, "layout": layout, "height": 130 + 38 * rows}
     series = picture["series"]
-    styles = _styles(series)
-    data = []
-    for one, style in zip(series, styles, strict=True):
-        data += _bars(one, style, picture) if kind == "bar" else _curve(one, style, picture)
     layout["showlegend"] = len(series) > 1
+    height = 380 + 20 * max(0, (len(series) - 4) // 2)
+    many = max((len(one["x"]) for one in series), default=0) >= BAND_FROM
+    data = []
+    for one, style in zip(series, _styles(series), strict=True):
+        data += _bars(one, style, picture) if kind == "bar" else _curve(one, style, picture, many)
     if kind == "bar":
         layout |= {"barmode": "group", "bargap": 0.25, "bargroupgap": 0.08}
-    return {"data": data, "layout": layout, "height": 380 + 20 * max(0, (len(series) - 4) // 2)}
+        labels = list(dict.fromkeys(number(x) for one in series for x in one["x"]))
+        if len(labels) > MOST_UPRIGHT_BARS or any(len(label) > LONGEST_UPRIGHT_LABEL for label in labels):
+            data, layout = _lying(data, layout)
+            lines = sum(max(2, 1 + len(label) // 30, len(series)) for label in labels)
+            height = 110 + 15 * lines + 20 * (len(series) > 1)
+    return {"data": data, "layout": layout, "height": height}
 
 
 def missing(picture: Json) -> str:
@@ -154,7 +161,10 @@ def _escape(text: Any, width: int | None = None) -> str:
 def _axis(picture: Json, which: str) -> Json:
     axis = picture.get(which) or {}
     values = [value for series in picture.get("series") or [] for value in series[which]]
-    layout: Json = {"title": {"text": _escape(axis_title(axis), 60), "standoff": 10}, "automargin": True}
+    layout: Json = {
+        "title": {"text": _escape(axis_title(axis), 60 if which == "x" else 40), "standoff": 10},
+        "automargin": True,
+    }
     if which == "x" and (picture["kind"] == "bar" or any(isinstance(value, str) for value in values)):
         return layout | {"type": "category", "showgrid": False}
     if axis.get("log"):
@@ -168,6 +178,13 @@ def _axis(picture: Json, which: str) -> Json:
         if which == "x" and 1 < len(ticks) <= 8:
             layout |= {"tickmode": "array", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
     return layout
+
+
+def _lines(lines: list[Json]) -> list[Json]:
+    """Reference lines; of several that are named alike (the two ends of a margin) only the last wears the name."""
+    last = {(line.get("axis"), line.get("label")): i for i, line in enumerate(lines)}
+    named = set(last.values())
+    return [_line(line if i in named else line | {"label": ""}) for i, line in enumerate(lines)]
 
 
 def _line(line: Json) -> Json:
@@ -242,20 +259,21 @@ def _errors(series: Json, colour: str) -> Json:
     return {"error_y": {"type": "data", "array": up, "arrayminus": down, "color": colour, "thickness": 1.5, "width": 4}}
 
 
-def _curve(series: Json, style: Json, picture: Json) -> list[Json]:
+def _curve(series: Json, style: Json, picture: Json, many: bool) -> list[Json]:
     colour = f"@{style['colour']}"
     name = _escape(series["name"], 42)
     group = f"{style['colour']}{style['turn']}{series['name']}"
-    many = len(series["x"]) >= BAND_FROM
+    # A point between two that don't exist has no line to show it.
+    marked = not many or None in series["y"] or len(series["x"]) < BAND_FROM
     trace: Json = {
         "type": "scatter",
-        "mode": "lines" if many else "lines+markers",
+        "mode": "lines+markers" if marked else "lines",
         "name": name,
         "legendgroup": group,
         "x": [_escape(x) if isinstance(x, str) else x for x in series["x"]],
         "y": series["y"],
         "line": {"color": colour, "width": 2, "dash": style["dash"]},
-        "marker": {"color": colour, "symbol": style["marker"], "size": 8},
+        "marker": {"color": colour, "symbol": style["marker"], "size": 6 if many else 8},
         "customdata": _points(series, picture),
         "hovertemplate": HOVER,
     }
@@ -297,14 +315,36 @@ def _band(series: Json) -> Json:
     return {"x": xs, "y": ys} if xs else {}
 
 
+def _lying(data: list[Json], layout: Json) -> tuple[list[Json], Json]:
+    """Bars from left to right, the first on top: x and y change places."""
+    turned = []
+    for trace in data:
+        one = trace | {"x": trace["y"], "y": trace["x"], "orientation": "h"}
+        if "error_y" in one:
+            one["error_x"] = one.pop("error_y")
+        turned.append(one)
+    swap = {"x0": "y0", "x1": "y1", "y0": "x0", "y1": "x1", "xref": "yref", "yref": "xref"}
+    shapes = []
+    for shape in layout["shapes"]:
+        line = {
+            swap.get(key, key): {"x": "y", "y": "x"}.get(value, value) if key in ("xref", "yref") else value
+            for key, value in shape.items()
+        }
+        line["label"] = shape["label"] | {"xanchor": "left", "yanchor": "bottom"}
+        shapes.append(line)
+    names, values = layout["xaxis"], layout["yaxis"]
+    names = {key: value for key, value in names.items() if key != "title"} | {"autorange": "reversed"}
+    return turned, layout | {"xaxis": values, "yaxis": names, "shapes": shapes}
+
+
 def _bars(series: Json, style: Json, picture: Json) -> list[Json]:
     colour: Any = f"@{style['colour']}"
     labels = [number(x) for x in series["x"]]
     if len(picture["series"]) == 1:
         # One series over the arms: each bar has its arm's colour.
         arms = [arm_of(label) for label in labels]
-        if any(arms):
-            colour = [f"@{arm or style['colour']}" for arm in arms]
+        if all(arms) and len(set(arms)) == len(arms):
+            colour = [f"@{arm}" for arm in arms]
     marker: Json = {"color": colour, "line": {"width": 0}}
     if series.get("dash") or style["turn"]:
         marker["pattern"] = {"shape": "/", "fillmode": "overlay", "size": 6, "solidity": 0.25}
@@ -312,7 +352,7 @@ def _bars(series: Json, style: Json, picture: Json) -> list[Json]:
         {
             "type": "bar",
             "name": _escape(series["name"], 42),
-            "x": [_escape(label, 18) for label in labels],
+            "x": [_escape(label, 30) for label in labels],
             "y": series["y"],
             "marker": marker,
             "customdata": _points(series, picture),

@@ -47,7 +47,7 @@ function layoutOf(figure, theme, width) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
     font: { family: FONT, size: width < 480 ? 11 : 12.5, color: theme.text },
     hoverlabel: { bgcolor: theme.label, bordercolor: theme.grid, font: { color: theme.text, family: FONT }, align: "left" },
-    legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+    legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 1, yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
     margin: { l: 10, r: 14, t: 14, b: 10 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.muted, activecolor: theme.text },
     // On a touch screen dragging scrolls the page; the picture's own buttons zoom.

@@ -76,6 +76,8 @@ def write_report(results: Json, path: Path | str) -> Path:
     check(results)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "prose": prose, "embed": embed, "duration": duration}
+    # A column whose cells are all numbers is set to the right, its heading too.
+    environment.tests["worded"] = lambda cell: isinstance(cell, str | bool)
     template = environment.from_string(_resource("report.html.jinja"))
     page = template.render(
         results=results,

@@ -190,17 +190,19 @@ class Store:
 
 
 @contextlib.contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """What is started inside inherits a blocked SIGINT: on Ctrl-C the parent alone decides, and workers print
-    nothing."""
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+def _interrupt_ignored() -> Iterator[None]:
+    """What is started inside ignores SIGINT: on Ctrl-C the parent alone decides, and workers print nothing.
+
+    Ignored rather than blocked: multiprocessing's resource tracker unblocks it while workers start.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
 
 
 def cores() -> int:
@@ -222,7 +224,7 @@ def _finished(trials: Sequence[Trial], jobs: int) -> Generator[tuple[int, dict[s
 
     pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
     calls = [joblib.delayed(_numbered)(index, trial.run, dict(trial.settings)) for index, trial in enumerate(trials)]
-    with _interrupt_held_back():
+    with _interrupt_ignored():
         outcomes = pool(calls)
     try:
         yield from outcomes

@@ -37,7 +37,9 @@ class Magnitude:
 def magnitudes(call: Call) -> dict[str, Magnitude]:
     """For each result of the call its two magnitudes, of its shape, float64."""
     view = _View.of(call)
-    arithmetic, inside = _propagate(call, view, with_mean=True), _propagate(call, view, with_mean=False)
+    arithmetic = _propagate(call, view, with_mean=True)
+    half = torch.finfo(call.input.dtype).bits == 16 or torch.finfo(call.gradients[0].dtype).bits == 16 if call.gradients else True
+    inside = _propagate(call, view, with_mean=False) if half else arithmetic
     about_mean = _about_mean(call, view)
     return {
         name: Magnitude(arithmetic[name], inside[name], about_mean if name == "running_var" else None)

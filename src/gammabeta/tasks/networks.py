@@ -128,7 +128,8 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
 def describe(network: Mapping[str, Any]) -> str:
     """The network's name in sentences and legends."""
     if network["kind"] == "user":
-        return str(network["model"])
+        where, _, name = str(network["model"]).rpartition(":")
+        return f"{Path(where).name}:{name}"
     init = "" if network["init"] == "matched" else ", torch's default init"
     if network["kind"] == "resnet":
         return f"ResNet{init}"

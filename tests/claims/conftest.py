@@ -1,0 +1,14 @@
+import pytest
+
+from gammabeta.experiment import Experiment
+from gammabeta.tasks.task import load, source
+from gammabeta.trial import Store
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """The digits task in this process, so that a test can put a broken norm in the place of a good one."""
+    digits = source("digits")
+    store = Store(tmp_path)
+    yield Experiment(digits, load(digits), store, quick=True, jobs=1)
+    store.close()

@@ -1,0 +1,85 @@
+"""Null controls: a normalization that does nothing supports no claim."""
+
+import pytest
+import torch
+from torch import nn
+
+from gammabeta import race
+from gammabeta.claims import faster_convergence, gradient_flow, higher_learning_rate, small_batch
+from gammabeta.outcome import Room
+from gammabeta.race import Race
+from gammabeta.tasks import networks
+
+
+class Shuffle(nn.Module):
+    """Permutes the channels: another network, no better and no worse."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.order = torch.randperm(channels, generator=torch.Generator().manual_seed(channels))
+
+    def forward(self, x):
+        return x[:, self.order]
+
+
+@pytest.fixture
+def tiny(monkeypatch, experiment):
+    """One small network, and a BatchNorm that only shuffles channels."""
+    monkeypatch.setattr(
+        networks, "norm", lambda name, channels, *_: Shuffle(channels) if name == "batch" else nn.Identity()
+    )
+    monkeypatch.setattr(race, "networks", lambda experiment: [experiment.mlp(3, width=24)])
+    return experiment
+
+
+def test_doing_nothing_is_not_faster(tiny):
+    outcome = faster_convergence.measure(tiny)
+    assert outcome.room.holds, outcome.room.control
+    assert outcome.verdict in ("equivalent", "inconclusive"), outcome.sentence
+    assert 0.8 < outcome.effects[0].value < 1.25
+
+
+def test_doing_nothing_allows_no_larger_rate(tiny):
+    outcome = higher_learning_rate.measure(tiny)
+    assert outcome.room.holds, outcome.room.control
+    assert outcome.verdict in ("equivalent", "inconclusive"), outcome.sentence
+    # the trials at the best rates are those of faster_convergence, not run again
+    before = len(tiny.store)
+    faster_convergence.measure(tiny)
+    shared = len(tiny.store) - before
+    assert shared < 20
+
+
+def test_without_room_there_is_no_verdict(tiny, monkeypatch):
+    def untrained(experiment):
+        settings = {norm: {**found.settings[norm], "steps": 1} for norm in race.ARMS}
+        return [Race(found.network, settings, found.best, Room(False, "accuracy 0.10"), trains=False)]
+
+    found = race.races(tiny)[0]
+    monkeypatch.setattr(faster_convergence, "races", untrained)
+    monkeypatch.setattr(higher_learning_rate, "races", untrained)
+    for claim in (faster_convergence, higher_learning_rate):
+        assert claim.measure(tiny).verdict == "no room here"
+
+
+def test_even_gradients_are_not_relieved(tiny, monkeypatch):
+    monkeypatch.setattr(gradient_flow, "STEPS", 1)
+    outcome = gradient_flow.measure(tiny)
+    assert outcome.verdict == "equivalent"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"), [(1e-9, 1.0, -9.0), (0.0, 1.0, None), (1.0, float("inf"), None)]
+)
+def test_decades(first, last, expected):
+    assert gradient_flow.decades(first, last) == pytest.approx(expected)
+
+
+def test_rise_is_paired_by_seed():
+    cells = {("batch", 2): [10.0, 20.0], ("batch", 4): [4.0, 6.0], ("batch", 32): [1.0, 3.0]}
+    assert small_batch.rise(cells, "batch") == [6.0, 10.0]
+
+
+def test_values_of_an_image_in_the_layer_with_the_fewest(experiment):
+    assert small_batch.values_per_image(experiment, experiment.mlp(2)) == 1
+    assert small_batch.values_per_image(experiment, experiment.convolutional) == 16

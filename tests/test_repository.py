@@ -1,0 +1,172 @@
+"""The repository itself: public names, imports, versions, generated pages."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gammabeta as gb
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "gammabeta"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# Every module, or folder of modules, imports only from those before it. "gammabeta" is the package's __init__.
+ORDER = (
+    "activations",
+    "moments",
+    "running_statistics",
+    "reference",
+    "ops",
+    "autograd",
+    "arguments",
+    "functional",
+    "statistics",
+    "layers",
+    "gammabeta",
+    "verdict",
+    "trial",
+    "tasks",
+    "outcome",
+    "experiment",
+    "tuning",
+    "race",
+    "recommendation",
+    "claim",
+    "claims",
+    "study",
+    "picture",
+    "report",
+    "environment",
+    "cli",
+    "__main__",
+)
+STUDY_ONLY = ("joblib", "sklearn", "scipy", "plotly", "jinja2", "pandas", "typer", "rich", "onnx")
+
+
+def part(path):
+    """What a file counts as in ORDER: its folder, or its own name."""
+    first = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return "gammabeta" if first == "__init__" else first
+
+
+def imported(tree):
+    """The parts of gammabeta that a module imports, wherever in it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names = alias.name.split(".")
+                if names[0] == "gammabeta":
+                    yield names[1] if len(names) > 1 else "gammabeta"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names = (node.module or "").split(".")
+            if names == ["gammabeta"]:
+                for alias in node.names:
+                    yield alias.name if alias.name in ORDER else "gammabeta"
+            elif names[0] == "gammabeta":
+                yield names[1]
+
+
+def test_every_module_has_its_place_in_the_order_of_imports():
+    assert {part(path) for path in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_run_one_way(path):
+    own = part(path)
+    for other in imported(ast.parse(path.read_text(encoding="utf-8"))):
+        # __init__ gathers the public names of what stands before it; a folder's files may import each other.
+        assert other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {other}, which comes later"
+
+
+def test_importing_the_library_loads_torch_and_nothing_of_the_study():
+    script = f"import sys, gammabeta; print([name for name in {STUDY_ONLY} if name in sys.modules])"
+    with_torch = "import sys, torch; before = set(sys.modules); " + script
+    done = subprocess.run([sys.executable, "-c", with_torch], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"
+
+
+def test_the_public_names_are_there_and_are_all():
+    assert gb.__all__ == sorted(gb.__all__)
+    public = {name for name in vars(gb) if not name.startswith("_")}
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    named = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert named == set(gb.__all__)
+    assert named <= public
+
+
+def test_the_public_names_are_those_of_the_design():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    table = text.split("## Public names", 1)[1].split("\n## ", 1)[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    documented = set()
+    for name in re.findall(r"`([^`]+)`", " ".join(cells)):
+        stem = re.match(r"[A-Za-z]+", name)[0]
+        documented |= {stem + d for d in re.findall(r"\dd", name.replace("/", "d/"))} if "1d/" in name else {name}
+    assert documented == set(gb.__all__)
+
+
+def test_the_version_is_said_once():
+    assert importlib.metadata.version("gammabeta") == gb.__version__, "install again after a change of version"
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{gb.__version__}]" in changelog
+
+
+def test_no_source_file_is_long():
+    for path in SOURCE.rglob("*"):
+        if path.suffix in (".py", ".js", ".css", ".jinja"):
+            lines = path.read_text(encoding="utf-8").count("\n")
+            assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines"
+
+
+def test_folders_are_one_level_deep_and_there_is_no_drawer_for_everything():
+    for path in FILES:
+        assert len(path.relative_to(SOURCE).parts) <= 2, path
+        assert path.stem not in ("utils", "util", "helpers", "common", "misc"), path
+
+
+def test_generated_pages_are_fresh():
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"run make docs: {done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "claims").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_every_claim_says_what_it_asks_and_how_it_judges(path):
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    for heading in ("Question", "Claim", "Criterion", "Room", "Method", "Settings", "Sources", "Known"):
+        body = re.search(rf"^{heading}: *\n?(\S.*)", text, re.MULTILINE)
+        assert body, f"{path.stem}: no text under {heading}"
+
+
+def test_every_claim_is_in_the_documentation_and_has_tests():
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    for path in (SOURCE / "claims").glob("[!_]*.py"):
+        assert f"## {path.stem}\n" in page
+        assert (ROOT / "tests" / "claims" / f"test_{path.stem}.py").is_file(), f"tests/claims/test_{path.stem}.py"
+
+
+def test_what_the_report_needs_is_packaged():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packaged = re.search(r"\[tool\.setuptools\.package-data\]\ngammabeta = \[(.*?)\]", text)[1]
+    data = {path.name for path in SOURCE.iterdir() if path.is_file() and path.suffix != ".py"}
+    assert set(re.findall(r'"([^"]+)"', packaged)) == data
+
+
+def test_documentation_links_lead_somewhere():
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_readme_s_library_example_runs():
+    example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(compile(example, "README.md", "exec"), {})

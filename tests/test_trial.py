@@ -1,0 +1,141 @@
+"""Trials: kept at once, never run twice, the same bit for bit wherever they run."""
+
+import json
+import re
+
+import pytest
+
+from gammabeta import trial as engine
+from gammabeta.trial import Store, StoreError, Trial, TrialError, canonical, plain, run_trials
+
+HERE = "tests.trial_functions"
+TRAIN = {
+    "task": {"data": "digits", "fingerprint": "scikit-learn"},
+    "network": {"kind": "resnet", "init": "matched"},
+    "norm": "batch",
+    "rate": 0.1,
+    "batch_size": 8,
+    "steps": 6,
+    "seed": 3,
+    "target": 0.99,
+    "every": 3,
+}
+
+
+def counted(folder, *names):
+    return [Trial(f"{HERE}:count", {"folder": str(folder), "name": name}) for name in names]
+
+
+def runs(folder, name):
+    return (folder / name).read_text().count("run")
+
+
+def test_the_key_covers_settings_function_version_and_torch(monkeypatch):
+    one = Trial(f"{HERE}:draw", {"seed": 1})
+    assert one.key == Trial(f"{HERE}:draw", {"seed": 1}).key
+    keys = {one.key, Trial(f"{HERE}:draw", {"seed": 2}).key, Trial(f"{HERE}:fail", {"seed": 1}).key}
+    monkeypatch.setitem(one.function.__dict__, "trial_version", 4)
+    keys.add(Trial(f"{HERE}:draw", {"seed": 1}).key)
+    monkeypatch.setattr(engine.torch, "__version__", "0.0")
+    keys.add(Trial(f"{HERE}:draw", {"seed": 1}).key)
+    assert len(keys) == 5
+
+
+def test_the_key_does_not_depend_on_the_order_of_settings():
+    assert Trial(f"{HERE}:x", {"a": 1, "b": 2}).run == f"{HERE}:x"
+    assert canonical({"b": 2, "a": 1}) == canonical({"a": 1, "b": 2}) == '{"a":1,"b":2}'
+
+
+def test_what_json_has_no_form_for_is_null_or_refused():
+    assert plain({"x": (1, float("inf"), [float("nan"), True, None])}) == {"x": [1, None, [None, True, None]]}
+    with pytest.raises(TypeError, match=r"^expected a value that JSON can hold, got complex$"):
+        plain({"x": 1j})
+
+
+def test_a_trial_is_the_same_in_every_process_and_order(tmp_path):
+    trials = [Trial("gammabeta.tasks.training:train", {**TRAIN, "norm": norm}) for norm in ("batch", "none", "renorm")]
+    trials.append(Trial(f"{HERE}:draw", {"seed": 1}))
+    stores = [Store(tmp_path / name) for name in ("here", "workers", "reversed")]
+    here = run_trials(trials, stores[0], jobs=1)
+    workers = run_trials(trials, stores[1], jobs=2)
+    backwards = run_trials(trials[::-1], stores[2], jobs=1)[::-1]
+    texts = [[canonical(record["result"]) for record in records] for records in (here, workers, backwards)]
+    assert texts[0] == texts[1] == texts[2]
+    # what is never the same twice stands apart from the result
+    assert "clock" in here[-1]["timing"]
+    assert here[-1]["result"]["nan"] is None
+
+
+def test_finished_trials_are_not_run_again_and_doubles_run_once(tmp_path):
+    store = Store(tmp_path / "out")
+    a, b = counted(tmp_path, "a", "b")
+    records = run_trials([a, b, a], store, jobs=1)
+    assert [record["result"]["name"] for record in records] == ["a", "b", "a"]
+    store.close()
+    again = Store(tmp_path / "out")
+    run_trials([b, a], again, jobs=1)
+    assert (runs(tmp_path, "a"), runs(tmp_path, "b")) == (1, 1)
+
+
+def test_a_torn_last_line_is_dropped_and_its_trial_runs_again(tmp_path):
+    store = Store(tmp_path / "out")
+    a, b = counted(tmp_path, "a", "b")
+    run_trials([a, b], store, jobs=1)
+    store.close()
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:-7])
+    again = Store(tmp_path / "out")
+    assert a in again
+    assert b not in again
+    run_trials([a, b], again, jobs=1)
+    assert (runs(tmp_path, "a"), runs(tmp_path, "b")) == (1, 2)
+    lines = store.path.read_bytes().splitlines()
+    assert [json.loads(line)["settings"]["name"] for line in lines] == ["a", "b"]
+
+
+def test_a_damaged_line_in_the_middle_costs_only_its_own_trial(tmp_path):
+    store = Store(tmp_path / "out")
+    a, b = counted(tmp_path, "a", "b")
+    run_trials([a, b], store, jobs=1)
+    store.close()
+    first, second = store.path.read_bytes().splitlines()
+    store.path.write_bytes(b"{" + first + b"\n" + second + b"\n")
+    again = Store(tmp_path / "out")
+    assert a not in again
+    assert b in again
+
+
+def test_fresh_forgets(tmp_path):
+    store = Store(tmp_path)
+    run_trials([Trial(f"{HERE}:draw", {"seed": 1})], store, jobs=1)
+    store.close()
+    assert len(Store(tmp_path, fresh=True)) == 0
+
+
+def test_a_failing_trial_is_named_and_those_before_it_are_kept(tmp_path):
+    store = Store(tmp_path / "out")
+    good = counted(tmp_path, "a")[0]
+    bad = Trial(f"{HERE}:fail", {"reason": "no more images"})
+    expected = f'the trial {HERE}:fail with {{"reason":"no more images"}} failed: ValueError: no more images'
+    with pytest.raises(TrialError, match=f"^{re.escape(expected)}$") as caught:
+        run_trials([good, bad], store, jobs=1)
+    assert "in fail" in caught.value.details
+    assert good in store
+    assert bad not in store
+
+
+def test_two_studies_cannot_write_to_one_folder(tmp_path):
+    pytest.importorskip("fcntl", reason="no file locks on this system")
+    store = Store(tmp_path)
+    expected = f"another study is running in {tmp_path}. Wait for it to end, or choose another folder."
+    with pytest.raises(StoreError, match=f"^{re.escape(expected)}$"):
+        Store(tmp_path)
+    store.close()
+    Store(tmp_path).close()
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    expected = f"cannot write to {tmp_path / 'file'}: File exists. Choose another folder."
+    with pytest.raises(StoreError, match=f"^{re.escape(expected)}$"):
+        Store(tmp_path / "file")
