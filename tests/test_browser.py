@@ -115,6 +115,7 @@ def test_trials_appear_when_they_are_opened(visit):
     details.locator("table").wait_for()
     assert details.locator("tbody tr").count() == 24
     page.locator("#claim-hostile details.trials summary").click()
+    page.locator("#claim-hostile details.trials p").wait_for()
     assert '<script>alert("x")</script>' in page.locator("#claim-hostile details.trials").text_content()
 
 

@@ -26,8 +26,9 @@ SIGNS = {
     "interrupted": "…",
 }
 MEANINGS = {
-    "supported": "the whole 95 % interval lies beyond the margin, in the claimed direction",
-    "contradicted": "the whole interval lies beyond the margin, in the other direction",
+    "supported": "the whole 95 % interval lies where the claim puts it: beyond the margin in the claimed direction, "
+    "or within the margins of a claimed value",
+    "contradicted": "the whole interval lies beyond the margin on the other side",
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
     "inconclusive": "none of these; more seeds would tell",
     "no room here": "a control named beforehand says that the claim cannot show on this model and data",

@@ -85,10 +85,12 @@ def run(call: Call) -> dict[str, Tensor]:
     return collect(call, outputs if isinstance(outputs, tuple) else (outputs,), tensors)
 
 
-def collect(call: Call, outputs: tuple[Tensor, ...], tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The results by name, from outputs that hang on `tensors`."""
+def collect(
+    call: Call, outputs: tuple[Tensor, ...], tensors: Mapping[str, Tensor | None], *, unused: bool = False
+) -> dict[str, Tensor]:
+    """The results by name, from outputs that hang on `tensors`; with `unused` not on all of them."""
     leaves = {name: tensor for name in DIFFERENTIABLE if (tensor := tensors.get(name)) is not None}
-    gradients = torch.autograd.grad(outputs, tuple(leaves.values()), call.gradients)
+    gradients = torch.autograd.grad(outputs, tuple(leaves.values()), call.gradients, materialize_grads=unused)
     results = dict(zip(("output", "total"), outputs, strict=False))
     results |= {f"grad {name}": g for name, g in zip(leaves, gradients, strict=True)}
     results |= {name: tensor for name in RUNNING if (tensor := tensors.get(name)) is not None}

@@ -44,7 +44,7 @@ def assert_close(
         allowed = tolerance(call, limit, measures[name], wanted, got.dtype)
         same = (got == wanted) | (got.isnan() & wanted.isnan())  # infinite and NaN where the oracle is
         error = torch.where(same, 0.0, (got.double() - wanted).abs())
-        _record(call, name, by, error, allowed, measures[name].arithmetic)
+        _record(call, name, by, error, allowed, measures[name].arithmetic, got.dtype)
         off = ~(error <= allowed)  # NaN too
         if off.any():
             at = tuple(int(i) for i in torch.unravel_index((error / allowed).nan_to_num(torch.inf).argmax(), error.shape))
@@ -54,8 +54,10 @@ def assert_close(
             )
 
 
-def _record(call: Call, name: str, by: str, error: Tensor, allowed: Tensor, magnitude: Tensor) -> None:
-    unit = arithmetic_roundoff(call) * magnitude
+def _record(
+    call: Call, name: str, by: str, error: Tensor, allowed: Tensor, magnitude: Tensor, dtype: torch.dtype
+) -> None:
+    unit = arithmetic_roundoff(call, name, dtype) * magnitude
     other = allowed - row(working_dtype(call), name, by).arithmetic * unit
     roundings = ((error - other).clamp(min=0) / unit).nan_to_num(0.0, 0.0, 0.0)
     key = (str(working_dtype(call)).removeprefix("torch."), name, by)

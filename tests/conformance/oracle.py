@@ -38,18 +38,24 @@ def expected(call: Call) -> dict[str, Tensor]:
         if tensor is None or name == "mask":
             tensors[name] = tensor
         else:
-            wide = tensor.detach().to(torch.float64, copy=True)
+            wide = _wide(tensor.detach())
             tensors[name] = wide.requires_grad_() if name in DIFFERENTIABLE else wide
     outputs = _add_norm(call, tensors) if call.op in ADD_OPS else (_norm(call, tensors),)
-    gradients = tuple(g.double() for g in call.gradients)
+    gradients = tuple(_wide(g) for g in call.gradients)
     wide_call = Call(call.op, tensors, call.settings, gradients)
-    results = collect(wide_call, outputs, tensors)
+    results = collect(wide_call, outputs, tensors, unused=True)
     if not call.running and any(call.tensor(name) is not None for name in RUNNING):
         finite = _finite_channels(call)
         for name in RUNNING:
             if (before := call.tensor(name)) is not None:
                 results[name] = torch.where(finite, results[name], before.double())
     return results
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """A copy in float64 and contiguous: layouts have no part either (aten's instance_norm of one channels_last sample
+    has wrong gradients)."""
+    return tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
 def _add_norm(call: Call, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -94,7 +100,12 @@ def _norm(call: Call, tensors: dict[str, Tensor | None]) -> Tensor:
         parts = []
         for i in range(x.shape[0]):
             counts = mask[i, 0]
-            y = gathered(lambda t, i=i, counts=counts: t[i : i + 1, :, counts])  # type: ignore[misc]
+
+            def select(t: Tensor, i: int = i, counts: Tensor = counts) -> Tensor:
+                return t[i : i + 1, :, counts]
+
+            # Of nothing at all aten's gradients are NaN.
+            y = gathered(select) if counts.any() else select(x)
             parts.append(torch.zeros_like(x[i]).index_put((torch.arange(x.shape[1])[:, None], *torch.where(counts)), y[0]))
         _move_instance_statistics(call, tensors)
         return torch.stack(parts)
@@ -113,12 +124,14 @@ def _aten(call: Call, x: Tensor, tensors: dict[str, Tensor | None]) -> Tensor:
             return torch.batch_norm(x, weight, bias, mean, var, call.setting("training"), momentum, eps, False)
         case "instance_norm":
             own = call.setting("use_input_stats")
-            if x.numel() == 0:
+            if x.numel() == 0:  # which aten's instance_norm does not take
                 return torch.group_norm(x, x.shape[1], weight, bias, eps)
             if own and call.tensor("mask") is not None:
                 mean = var = None
             return torch.instance_norm(x, weight, bias, mean, var, own, momentum, eps, False)
         case "group_norm":
+            if weight is None and bias is not None:  # which aten's backward does not take
+                return torch.group_norm(x, call.setting("num_groups"), torch.ones_like(bias), bias, eps)
             return torch.group_norm(x, call.setting("num_groups"), weight, bias, eps)
         case "layer_norm":
             return F.layer_norm(x, call.setting("normalized_shape"), weight, bias, eps)

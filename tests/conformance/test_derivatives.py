@@ -24,7 +24,6 @@ FINISHES: dict[str, dict[str, Any]] = {
     "residual": {"residual": True},
     "silu": {"activation": "silu"},
     "residual and gelu": {"residual": True, "activation": "gelu"},
-    "leaky_relu": {"residual": True, "activation": "leaky_relu", "activation_slope": 0.3},
     "mask": {"mask": True},
     "mask, residual and silu": {"mask": True, "residual": True, "activation": "silu"},
 }
@@ -34,12 +33,12 @@ def function(op: str, mode: dict[str, Any], finish: dict[str, Any]) -> tuple[Cal
     """The operation as a function of its differentiable tensors, and values for them."""
     finish = dict(finish)
     if finish.pop("mask", False):
-        size = (3, 3) if op in CHANNEL_OPS else (3, 2)
+        size = (2, 3) if op in CHANNEL_OPS else (2, 2)
         mask = torch.ones(size, dtype=torch.bool)
-        mask[0, 1] = mask[2, 0] = False
+        mask[0, 1] = False
         finish["mask"] = mask
     running = bool(mode.get("use_input_stats", True)) is False or mode.get("training") is False
-    call = random_call(op, (3, 2, 3), torch.float64, groups=1, running=running, **mode, **finish)
+    call = random_call(op, (2, 2, 3), torch.float64, groups=1, running=running, **mode, **finish)
     names = [name for name in DIFFERENTIABLE if call.tensor(name) is not None]
     rest = {name: t for name, t in call.tensors.items() if name not in names}
 
@@ -65,4 +64,5 @@ def test_second(op: str, mode: dict[str, Any], finish: str, route: str) -> None:
     if op in ADD_OPS and finish != "alone":
         return
     f, tensors = function(op, mode, FINISHES[finish])
-    assert gradgradcheck(f, tensors, check_fwd_over_rev=True)
+    # In fast mode: along random directions, with every second derivative in each of them.
+    assert gradgradcheck(f, tensors, check_fwd_over_rev=True, fast_mode=True)

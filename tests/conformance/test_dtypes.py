@@ -20,13 +20,12 @@ MODES = {
 @pytest.mark.parametrize("op", OPS)
 def test_any_mix(op: str, x: torch.dtype, route: str) -> None:
     """Outputs have the dtype that x and residual promote to, gradients that of what they belong to."""
-    mixes = itertools.product(DTYPES, DTYPES, [*DTYPES, None])
-    if op not in MODES:
-        mixes = itertools.product(DTYPES, [None], DTYPES if op in ADD_OPS else [*DTYPES, None])
-    for parameters, running, residual in mixes:
+    residuals = DTYPES if op in ADD_OPS else (*DTYPES, None)
+    for (i, parameters), (j, running) in itertools.product(enumerate(DTYPES), enumerate(DTYPES)):
+        residual = residuals[(i + 2 * j) % len(residuals)]
         dtypes = dict.fromkeys(("weight", "bias"), parameters)
         dtypes |= {} if residual is None else {"residual": residual}
-        dtypes |= {} if running is None else dict.fromkeys(("running_mean", "running_var"), running)
+        dtypes |= dict.fromkeys(("running_mean", "running_var"), running)
         for mode in MODES.get(op, [{}]):
             call = random_call(op, (5, 6, 4), x, dtypes=dtypes, residual=residual is not None, **mode)
             assert_conforms(call, route)
@@ -39,8 +38,9 @@ def test_weight_and_bias_of_two_dtypes(op: str, x: torch.dtype, route: str) -> N
     for weight, bias in itertools.permutations(DTYPES, 2):
         for mode in MODES.get(op, [{}]):
             call = random_call(op, (5, 6, 4), x, dtypes={"weight": weight, "bias": bias}, **mode)
-            for tensors in ({}, {"weight": None}, {"bias": None}):
-                assert_conforms(call.with_tensors(**tensors), route)
+            absent = {"weight": None} if DTYPES.index(weight) < DTYPES.index(bias) else {"bias": None}
+            assert_conforms(call, route)
+            assert_conforms(call.with_tensors(**absent), route)
 
 
 @pytest.mark.parametrize("x", DTYPES)
@@ -60,5 +60,5 @@ def test_mixed_with_mask_or_activation(op: str, route: str) -> None:
     for x, other in itertools.permutations(DTYPES, 2):
         dtypes = {"weight": other, "bias": x, "running_mean": other, "running_var": other, "residual": other}
         for mode in MODES.get(op, [{}]):
-            for finish in ({"mask": mask}, {"activation": "gelu"}, {"mask": mask, "activation": "relu"}):
+            for finish in ({"activation": "gelu"}, {"mask": mask, "activation": "relu"}):
                 assert_conforms(random_call(op, (5, 6, 4), x, dtypes=dtypes, residual=True, **mode, **finish), route)

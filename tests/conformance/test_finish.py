@@ -23,9 +23,7 @@ def test_every_activation(activation: str | None, residual: bool, dtype: torch.d
     for op, mode in MODES:
         settings = {**mode, "activation": activation, "activation_slope": 0.2}
         # Wide enough that both kinks of relu6 and hardswish and their flat ends are met.
-        call = random_call(op, (6, 6, 9), dtype, residual=residual, **settings)
-        call = call.with_tensors(weight=call.tensors["weight"] * 3)  # type: ignore[operator]
-        assert_conforms(call, route)
+        assert_conforms(random_call(op, (6, 6, 9), dtype, residual=residual, scale=3.0, **settings), route)
 
 
 @pytest.mark.parametrize("affine", [(False, False), (True, False), (False, True)])
@@ -33,7 +31,7 @@ def test_every_activation(activation: str | None, residual: bool, dtype: torch.d
 def test_without_scale_or_shift(affine: tuple[bool, bool], dtype: torch.dtype, route: str) -> None:
     weight, bias = affine
     for op, mode in MODES:
-        for residual, activation in ((False, None), (False, "gelu"), (True, None), (True, "relu")):
+        for residual, activation in ((False, None), (True, "gelu")):
             call = random_call(
                 op, (6, 6, 9), dtype, weight=weight, bias=bias, residual=residual, activation=activation, **mode
             )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conformance.call import CHANNEL_OPS, OPS, random_call, run
+from tests.conformance.call import CHANNEL_OPS, DTYPES, OPS, random_call, run
 from tests.conformance.check import assert_conforms
 
 
@@ -28,14 +28,16 @@ def offset(t: Tensor) -> Tensor:
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {"strided": strided, "transposed": transposed, "offset": offset}
-HALF_AND_FULL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
 
 def modes(op: str) -> list[dict[str, object]]:
-    return [{"training": True}, {"training": False}] if op == "batch_norm" else [{}]
+    modes: dict[str, list[dict[str, object]]] = {
+        "batch_norm": [{"training": True}, {"training": False}],
+        "instance_norm": [{"running": False}, {"running": True}],
+    }
+    return modes.get(op, [{}])
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_FULL)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_not_contiguous(op: str, layout: str, dtype: torch.dtype, route: str) -> None:
@@ -45,7 +47,7 @@ def test_not_contiguous(op: str, layout: str, dtype: torch.dtype, route: str) ->
         assert_conforms(call, route, layout)
 
 
-@pytest.mark.parametrize("dtype", HALF_AND_FULL)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "memory_format"),
     [((3, 6, 5, 4), torch.channels_last), ((2, 6, 3, 2, 4), torch.channels_last_3d), ((1, 6, 5, 4), torch.channels_last)],
@@ -73,7 +75,7 @@ def test_channels_last(
 @pytest.mark.parametrize("op", OPS)
 def test_expanded_gradient(op: str, route: str) -> None:
     """What a sum or a mean sends back: one element, expanded; and one for each channel."""
-    for dtype in HALF_AND_FULL:
+    for dtype in DTYPES:
         for mode in modes(op):
             call = random_call(op, (5, 6, 9), dtype, **mode)
             for source in (call.gradients[0][:1, :1, :1], call.gradients[0][:1, :, :1], call.gradients[0][:, :, :1]):

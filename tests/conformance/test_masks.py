@@ -56,7 +56,7 @@ def masks(op: str) -> dict[str, Tensor]:
 def test_every_mask(op: str, kind: str, dtype: torch.dtype, route: str) -> None:
     mask = masks(op)[kind]
     for mode in modes(op):
-        for finish in ({}, {"residual": True, "activation": "silu"}, {"residual": True}, {"activation": "relu"}):
+        for finish in ({"residual": True}, {"residual": True, "activation": "silu"}):
             call = random_call(op, SHAPE, dtype, mask=mask, **mode, **finish)
             assert_conforms(call, route, f"mask {kind}")
             counts = masked_elements(call)
@@ -84,7 +84,7 @@ def test_what_is_masked_out_does_not_leak(op: str, kind: str, value: float, rout
     """Whatever stands in the masked places of x, of the residual and of the gradient: the results are the same bits."""
     mask = masks(op)[kind]
     for mode in modes(op):
-        for finish in ({}, {"activation": "silu"}, {"activation": "relu"}):
+        for finish in ({}, {"activation": "silu"}):
             call = random_call(op, SHAPE, mask=mask, residual=True, **mode, **finish)
             counts = masked_elements(call)
             assert counts is not None

@@ -32,8 +32,6 @@ def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     mean, var, count = torch.randn(4), torch.rand(4) + 0.5, torch.full((4,), 15)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     mean, var = mean.to(wide), var.to(wide)
-    last = torch.channels_last if x.ndim == 4 else torch.contiguous_format
-    assert last == torch.contiguous_format
     images = x.unsqueeze(-1).expand(3, 4, 5, 2).contiguous(memory_format=torch.channels_last)
     grouped = torch.randn(3, 2).to(wide), (torch.rand(3, 2) + 0.5).to(wide), torch.full((3, 2), 10)
     rows = torch.randn(12, 1).to(wide), (torch.rand(12, 1) + 0.5).to(wide), torch.full((12, 1), 5)

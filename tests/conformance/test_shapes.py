@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conformance.call import ADD_OPS, CHANNEL_OPS, DTYPES, OPS, SAMPLE_OPS, random_call, run
+from tests.conformance.call import ADD_OPS, CHANNEL_OPS, DTYPES, OPS, SAMPLE_OPS, random_call
 from tests.conformance.check import assert_conforms
 
 CHANNEL_SHAPES = [
@@ -22,11 +22,11 @@ SAMPLE_SHAPES = [
 @pytest.mark.parametrize("shape", CHANNEL_SHAPES, ids=str)
 @pytest.mark.parametrize("op", CHANNEL_OPS)
 def test_channel_norms(op: str, shape: tuple[int, ...], dtype: torch.dtype, route: str) -> None:
-    modes = {"batch_norm": [{"training": True}, {"training": False}], "instance_norm": [{}, {"use_input_stats": False}]}
+    modes = {"batch_norm": [{"training": True}, {"training": False}], "instance_norm": [{}, {"running": False}]}
     groups = [g for g in (1, 7, 769) if shape[1] % g == 0]
     for mode in modes.get(op, [{"groups": g} for g in groups]):
         values = torch.Size(shape[2:]).numel() * (shape[0] if op == "batch_norm" else 1)
-        if values == 1 and op != "group_norm" and mode.get("training", mode.get("use_input_stats", True)):
+        if values == 1 and op != "group_norm" and mode.get("training", True):
             continue  # refused: one value per channel
         for finish in ({}, {"residual": True, "activation": "relu"}):
             assert_conforms(random_call(op, shape, dtype, **mode, **finish), route)
@@ -53,13 +53,9 @@ def test_empty_batch(op: str, dtype: torch.dtype, route: str) -> None:
                     assert_conforms(random_call(op, shape, dtype, running=running, **mode, **finish), route)
 
 
-@pytest.mark.parametrize("op", ["batch_norm", "instance_norm", "group_norm"])
-def test_no_positions(op: str, route: str) -> None:
-    for mode in [{"training": True}, {"training": False}] if op == "batch_norm" else [{}]:
-        results = run(random_call(op, (3, 6, 0), running=bool(mode), **mode))
-        assert results["output"].shape == (3, 6, 0)
-        assert results["grad weight"].tolist() == [0.0] * 6
-        assert results["grad bias"].tolist() == [0.0] * 6
+def test_no_positions(route: str) -> None:
+    for mode in ({"training": True}, {"training": False}):
+        assert_conforms(random_call("batch_norm", (3, 6, 0), torch.float32, **mode), route)
 
 
 def test_one_image_has_its_positions(route: str) -> None:
@@ -72,8 +68,8 @@ def test_one_image_has_its_positions(route: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("op", OPS)
 def test_many_samples_in_half_precision(op: str, dtype: torch.dtype, route: str) -> None:
-    """Sums over thousands of samples: a sum that is kept in bfloat16 stops growing at 256 equal terms."""
+    """Sums over many samples: one that is kept in bfloat16 stops growing after 256 terms of a size."""
     settings = {"training": True} if op == "batch_norm" else {}
     for parameters in (dtype, torch.float32):
         given = dict.fromkeys(("weight", "bias"), parameters)
-        assert_conforms(random_call(op, (3000, 4, 2), dtype, dtypes=given, **settings), route, "many samples")
+        assert_conforms(random_call(op, (600, 4, 2), dtype, dtypes=given, **settings), route, "many samples")
