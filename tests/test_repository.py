@@ -45,7 +45,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-STUDY_ONLY = ("joblib", "sklearn", "scipy", "plotly", "jinja2", "pandas", "typer", "rich", "onnx")
+STUDY_ONLY = ("joblib", "sklearn", "scipy", "plotly", "jinja2", "typer", "rich", "onnx")
 
 
 def part(path):

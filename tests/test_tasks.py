@@ -11,7 +11,8 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.tasks.networks import build, load_builder, user_network
 from gammabeta.tasks.norms import NORMS, groups, norm
-from gammabeta.tasks.task import TaskError, load, source
+from gammabeta.tasks.sources import load, source
+from gammabeta.tasks.task import TaskError
 from gammabeta.tasks.training import batches, crossing, exact_statistics, train
 
 DIGITS = source("digits")

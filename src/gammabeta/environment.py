@@ -12,7 +12,7 @@ import torch
 import gammabeta
 from gammabeta import ops
 
-STUDY_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "joblib", "pandas", "plotly", "jinja2")
+STUDY_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "joblib", "plotly", "jinja2")
 STUDY_MISSING = 'not installed (the study needs it: pip install "gammabeta[study]")'
 
 Rows = list[tuple[str, str]]

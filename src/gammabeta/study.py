@@ -27,8 +27,9 @@ from gammabeta.experiment import Experiment
 from gammabeta.outcome import Outcome
 from gammabeta.recommendation import recommend
 from gammabeta.tasks.networks import user_network
-from gammabeta.tasks.task import TaskError, load
-from gammabeta.tasks.task import source as task_source
+from gammabeta.tasks.sources import load
+from gammabeta.tasks.sources import source as task_source
+from gammabeta.tasks.task import TaskError
 from gammabeta.trial import Store, StoreError, TrialError, cores, plain
 
 COLOURS = {

@@ -23,6 +23,8 @@ from typing import IO, Any, TypeVar
 
 import torch
 
+import gammabeta
+
 Function = TypeVar("Function", bound=Callable[..., dict[str, Any]])
 
 
@@ -79,7 +81,7 @@ class Trial:
     """One measurement: ``run`` is ``"package.module:function"``, called as ``function(**settings) -> dict``.
 
     The key covers the settings (in which a task or model carries the fingerprint of its content), the version of the
-    function and the version of torch, whose kernels decide the last bits.
+    function and the versions of gammabeta and of torch, whose layers and kernels decide the last bits.
     """
 
     run: str
@@ -94,7 +96,7 @@ class Trial:
     @cached_property
     def key(self) -> str:
         version = getattr(self.function, "trial_version", 1)
-        identity = canonical([self.run, self.settings, version, torch.__version__])
+        identity = canonical([self.run, self.settings, version, gammabeta.__version__, torch.__version__])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 

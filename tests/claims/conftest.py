@@ -1,7 +1,7 @@
 import pytest
 
 from gammabeta.experiment import Experiment
-from gammabeta.tasks.task import load, source
+from gammabeta.tasks.sources import load, source
 from gammabeta.trial import Store
 
 

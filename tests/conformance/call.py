@@ -71,7 +71,7 @@ def result_names(call: Call) -> tuple[str, ...]:
     return outputs + gradients + tuple(name for name in RUNNING if call.tensor(name) is not None)
 
 
-def run(call: Call) -> dict[str, Tensor]:
+def run(call: Call, differentiated: tuple[str, ...] = DIFFERENTIABLE) -> dict[str, Tensor]:
     """gammabeta's results. What is given is left as it was: running statistics are cloned first."""
     tensors: dict[str, Tensor | None] = {}
     for name, tensor in call.tensors.items():
@@ -80,7 +80,7 @@ def run(call: Call) -> dict[str, Tensor]:
         elif name in RUNNING:
             tensors[name] = tensor.clone()
         else:
-            tensors[name] = tensor.detach().requires_grad_()
+            tensors[name] = tensor.detach().requires_grad_(name in differentiated)
     outputs = getattr(gb.functional, call.op)(**tensors, **call.settings)
     return collect(call, outputs if isinstance(outputs, tuple) else (outputs,), tensors)
 
@@ -89,8 +89,8 @@ def collect(
     call: Call, outputs: tuple[Tensor, ...], tensors: Mapping[str, Tensor | None], *, unused: bool = False
 ) -> dict[str, Tensor]:
     """The results by name, from outputs that hang on `tensors`; with `unused` not on all of them."""
-    leaves = {name: tensor for name in DIFFERENTIABLE if (tensor := tensors.get(name)) is not None}
-    gradients = torch.autograd.grad(outputs, tuple(leaves.values()), call.gradients, materialize_grads=unused)
+    leaves = {name: t for name in DIFFERENTIABLE if (t := tensors.get(name)) is not None and t.requires_grad}
+    gradients = () if not leaves else torch.autograd.grad(outputs, tuple(leaves.values()), call.gradients, materialize_grads=unused)
     results = dict(zip(("output", "total"), outputs, strict=False))
     results |= {f"grad {name}": g for name, g in zip(leaves, gradients, strict=True)}
     results |= {name: tensor for name in RUNNING if (tensor := tensors.get(name)) is not None}

@@ -32,6 +32,20 @@ def test_any_mix(op: str, x: torch.dtype, route: str) -> None:
 
 
 @pytest.mark.parametrize("x", DTYPES)
+@pytest.mark.parametrize("op", OPS)
+def test_whatever_is_differentiated(op: str, x: torch.dtype, route: str) -> None:
+    """Nothing; the input alone, as in a model whose norms are frozen; the parameters alone, as in a first layer."""
+    for parameters in (x, torch.float32):
+        dtypes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), parameters)
+        for mode in MODES.get(op, [{}]):
+            for residual in (False, True):
+                call = random_call(op, (40, 6, 4), x, dtypes=dtypes, residual=residual, **mode)
+                for differentiated in ((), ("input",), ("weight", "bias"), ("residual",)):
+                    if differentiated != ("residual",) or residual or op in ADD_OPS:
+                        assert_conforms(call, route, str(differentiated), differentiated=differentiated)
+
+
+@pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("op", [op for op in OPS if "rms" not in op])
 def test_weight_and_bias_of_two_dtypes(op: str, x: torch.dtype, route: str) -> None:
     """And one of the two alone."""

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
 from gammabeta.tasks.networks import build, describe
-from gammabeta.tasks.task import load
+from gammabeta.tasks.sources import load
 from gammabeta.trial import Trial, versioned
 from gammabeta.verdict import Verdict, weakest
 

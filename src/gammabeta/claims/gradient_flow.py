@@ -42,7 +42,7 @@ from torch.nn import functional
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
 from gammabeta.tasks.networks import build
-from gammabeta.tasks.task import load
+from gammabeta.tasks.sources import load
 from gammabeta.tasks.training import batches
 from gammabeta.trial import Trial, versioned
 

@@ -40,7 +40,7 @@ from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.tasks.networks import build
 from gammabeta.tasks.norms import NORMS, norm
-from gammabeta.tasks.task import load
+from gammabeta.tasks.sources import load
 from gammabeta.tasks.training import batches
 from gammabeta.trial import Trial, versioned
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from gammabeta.moments import Moments
 from gammabeta.tasks.networks import build
-from gammabeta.tasks.task import Split, Task, load
+from gammabeta.tasks.sources import load
+from gammabeta.tasks.task import Split, Task
 from gammabeta.trial import versioned
 
 # Statistics for evaluation come from this many training images, in one batch.
