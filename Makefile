@@ -19,7 +19,7 @@ study: $(VENV)/.study ## run the quick study: report.html and results.json in ga
 	$(VENV)/bin/gammabeta study --quick $(ARGS)
 
 test: $(VENV)/.test ## run the tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto $(ARGS)
 
 bench: $(VENV)/.study ## time the layers beside torch's
 	$(PY) benchmarks/layers.py $(ARGS)

@@ -54,6 +54,17 @@ def choose(cells: Cells, sizes: tuple[int, ...]) -> Choice:
     return Choice(chosen, dict(sorted(errors_of.items(), key=lambda item: item[1])), undecided)
 
 
+def summary(outcome: Outcome) -> str:
+    """The verdict, the effect it goes by, and in how many of the other effects the claim was contradicted."""
+    if not outcome.effects:
+        return f"{outcome.verdict.capitalize()}: {outcome.sentence}."
+    main, *others = outcome.effects
+    against = [effect.name for effect in others if effect.verdict == "contradicted"]
+    interval = f" [{main.low:.3g}, {main.high:.3g}]" if main.low != main.high else ""
+    text = f"{outcome.verdict.capitalize()}: {main.value:.3g}{interval} {main.unit} ({main.name})."
+    return text + (f" The other way: {'; '.join(against)}." if against else "")
+
+
 def recommend(outcomes: Mapping[str, Outcome], experiment: Experiment) -> dict[str, Any]:
     """The recommendation in the form of ``results.json``: headline, evidence, what to avoid, and what is uncertain.
 
@@ -62,7 +73,7 @@ def recommend(outcomes: Mapping[str, Outcome], experiment: Experiment) -> dict[s
     """
     name = experiment.task.name
     evidence = [
-        {"text": f"{outcome.verdict}: {outcome.sentence}", "claim": claim}
+        {"text": summary(outcome), "claim": claim}
         for claim, outcome in sorted(outcomes.items(), key=lambda item: item[0] != "small_batch")
         if claim in ("small_batch", "faster_convergence", "higher_learning_rate", "gradient_flow")
     ]
@@ -107,15 +118,20 @@ def recommend(outcomes: Mapping[str, Outcome], experiment: Experiment) -> dict[s
         ]
         open_questions += [f"{NORMS[norm]} at 2 and 4 in {network}" for norm in small.undecided]
         open_questions += [f"{NORMS[norm]} at 32 in {network}" for norm in large.undecided]
-    uncertain = None
+    doubts = [
+        f"{network} was compared at equal steps alone, where a batch of 2 sees a sixteenth of the data of one of 32; "
+        f"{'a run without --quick adds equal epochs' if experiment.quick else 'at equal epochs there was no room'}"
+        for network, (regime, _) in order
+        if "epochs" not in regime
+    ]
     if open_questions:
         remedy = "run without --quick" if experiment.quick else "run again with another --seed and --out"
-        uncertain = (
-            f"Not told apart from what is recommended by a margin of 1 point: {', '.join(open_questions)}; {remedy}."
+        doubts.append(
+            f"not told apart from what is recommended by a margin of 1 point: {', '.join(open_questions)}; {remedy}"
         )
     return {
         "headline": f"On {name}, " + "; ".join(parts) + ".",
         "evidence": found + evidence,
         "avoid": avoid,
-        "uncertain": uncertain,
+        "uncertain": ". ".join(doubt[0].upper() + doubt[1:] for doubt in doubts) + "." if doubts else None,
     }

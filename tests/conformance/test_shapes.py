@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import gammabeta as gb
 from tests.conformance.call import ADD_OPS, CHANNEL_OPS, DTYPES, OPS, SAMPLE_OPS, random_call
 from tests.conformance.check import assert_conforms
 
@@ -56,6 +57,12 @@ def test_empty_batch(op: str, dtype: torch.dtype, route: str) -> None:
 def test_no_positions(route: str) -> None:
     for mode in ({"training": True}, {"training": False}):
         assert_conforms(random_call("batch_norm", (3, 6, 0), torch.float32, **mode), route)
+
+
+def test_one_value_per_group_is_refused(route: str) -> None:
+    """As by torch, but in our words, whoever computes."""
+    with pytest.raises(ValueError, match="^group_norm: expected more than 1 value"):
+        gb.functional.group_norm(torch.ones(1, 3, 1), 3)
 
 
 def test_one_image_has_its_positions(route: str) -> None:
