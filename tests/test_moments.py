@@ -19,7 +19,7 @@ from gammabeta.moments import statistics_dtype
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 AXES: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (-1,), (0, 2), (-1, 0), (1, 2), (0, 1, 2))
 
-# Of Σ|x|/n for the mean and of Σ(x − mean)² for m2: a few roundings of the arithmetic, which for 16-bit values is float32's.
+# Of Σ|x|/n for the mean and of Σ(x − mean)² for m2, in the arithmetic's dtype, which for 16 bits is float32.
 ROUNDINGS = 4
 DECIMALS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-24, torch.float16: 2.0**-24}
 
@@ -55,7 +55,9 @@ def test_of_equals_numpy(axes: tuple[int, ...], dtype: torch.dtype) -> None:
         assert_equal_numpy(Moments.of(x, axes), x, axes)
         assert_equal_numpy(Moments.of(x.transpose(0, 2), axes), x.transpose(0, 2), axes)
     one = Moments.of(x, axes[0])
-    for number, tuple_ in zip((one.mean, one.m2), (Moments.of(x, axes[:1]).mean, Moments.of(x, axes[:1]).m2), strict=True):
+    for number, tuple_ in zip(
+        (one.mean, one.m2), (Moments.of(x, axes[:1]).mean, Moments.of(x, axes[:1]).m2), strict=True
+    ):
         assert torch.equal(number, tuple_)
 
 
@@ -74,7 +76,7 @@ def test_masks(axes: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 def test_large_mean_and_small_spread() -> None:
-    """Mean 1e6, spread 1 in float32: the variance is promised to 1e-3 of itself and is kept to 1e-6; 1e4, 1e-2 alike."""
+    """Mean 1e6, spread 1 in float32: the variance is promised to 1e-3 of itself and kept to 1e-6; 1e4, 1e-2 alike."""
     for mean, std in ((1e6, 1.0), (1e4, 1e-2), (-1e6, 1.0)):
         for shape, axes in (((4096, 8), (0,)), ((32, 8, 513), (0, 2)), ((100_000, 1), (0,))):
             x = normal(*shape, mean=mean, std=std).float()
@@ -182,7 +184,7 @@ def test_merging_keeps_the_variance_between_the_parts() -> None:
 
 
 def test_merging_many_parts_does_not_drift() -> None:
-    """10000 parts in float32, one after the other where they are given so and pairwise where all are: against float64."""
+    """10000 parts in float32, merged in pairs, against float64."""
     x = normal(10_000, 4, mean=10.0).float()
     merged = Moments.merge_all([Moments.of(part, 0) for part in x.split(1)])
     wanted = x.double().var(0, correction=0)
@@ -239,7 +241,8 @@ def test_errors() -> None:
         with pytest.raises(ValueError, match=r"^Moments\.of") as raised:
             Moments.of(x, 0, torch.ones(shape, dtype=torch.bool))
         assert str(raised.value) == (
-            f"Moments.of: expected mask broadcastable to x (4, 3, 5), got {shape}: True marks the values of x that count."
+            f"Moments.of: expected mask broadcastable to x (4, 3, 5), got {shape}: "
+            "True marks the values of x that count."
         )
     with pytest.raises(ValueError, match=r"^Moments\.merge_all") as raised:
         Moments.merge_all([])

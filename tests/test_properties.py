@@ -75,7 +75,9 @@ def test_group_and_instance_norm_standardize(
 
 @many
 @given(st.lists(sizes, max_size=2), st.lists(sizes, min_size=1, max_size=2), eps, seeds)
-def test_layer_and_rms_norm_standardize(route: str, samples: list[int], shape: list[int], eps: float, seed: int) -> None:
+def test_layer_and_rms_norm_standardize(
+    route: str, samples: list[int], shape: list[int], eps: float, seed: int
+) -> None:
     x = normal(seed, *samples, *shape, mean=3.0)
     axes = list(range(len(samples), x.ndim))
     y, var = gf.layer_norm(x, shape, eps=eps), x.var(axes, correction=0)
@@ -188,7 +190,9 @@ def layer(source: Any, channels: int, seed: int) -> gb.BatchNorm1d:
 
 @st.composite
 def batches(draw: st.DrawFn) -> Tensor:
-    return normal(draw(seeds), draw(st.integers(2, 9)), draw(sizes), draw(st.integers(2, 5)), mean=draw(st.floats(-9, 9)))
+    return normal(
+        draw(seeds), draw(st.integers(2, 9)), draw(sizes), draw(st.integers(2, 5)), mean=draw(st.floats(-9, 9))
+    )
 
 
 @many

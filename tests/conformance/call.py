@@ -1,4 +1,4 @@
-"""One call of a public operation with everything that it takes, and its results: what the oracle and gammabeta share."""
+"""One call of a public operation, with all that it takes, and its results: what the oracle and gammabeta share."""
 
 from __future__ import annotations
 
@@ -90,7 +90,12 @@ def collect(
 ) -> dict[str, Tensor]:
     """The results by name, from outputs that hang on `tensors`; with `unused` not on all of them."""
     leaves = {name: t for name in DIFFERENTIABLE if (t := tensors.get(name)) is not None and t.requires_grad}
-    gradients = () if not leaves else torch.autograd.grad(outputs, tuple(leaves.values()), call.gradients, materialize_grads=unused)
+    of = [(y, g) for y, g in zip(outputs, call.gradients, strict=True) if y.requires_grad]
+    gradients: tuple[Tensor, ...] = ()
+    if leaves:
+        gradients = torch.autograd.grad(
+            [y for y, _ in of], tuple(leaves.values()), [g for _, g in of], materialize_grads=unused
+        )
     results = dict(zip(("output", "total"), outputs, strict=False))
     results |= {f"grad {name}": g for name, g in zip(leaves, gradients, strict=True)}
     results |= {name: tensor for name in RUNNING if (tensor := tensors.get(name)) is not None}

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
-
 from tests.conformance.call import ADD_OPS, DIFFERENTIABLE, Call, result_dtypes, run
 from tests.conformance.magnitudes import magnitudes
 from tests.conformance.oracle import expected
-from tests.conformance.tolerances import arithmetic_roundoff, roundoff, row, tolerance, working_dtype
+from tests.conformance.tolerances import arithmetic_roundoff, row, tolerance, working_dtype
+from torch import Tensor
 
 WORST: dict[tuple[str, str, str], float] = {}
-"""The largest error seen, by x's dtype, quantity and who computed, in roundings of its magnitude (column A of the table)."""
+"""The largest error seen, by x's dtype, quantity and who computed, in roundings of its magnitude: A of the table."""
 
 
 def computed_by(call: Call, route: str) -> str:
@@ -52,7 +51,8 @@ def assert_close(
         _record(call, name, by, error, allowed, measures[name].arithmetic, got.dtype)
         off = ~(error <= allowed)  # NaN too
         if off.any():
-            at = tuple(int(i) for i in torch.unravel_index((error / allowed).nan_to_num(torch.inf).argmax(), error.shape))
+            most = (error / allowed).nan_to_num(torch.inf).argmax()
+            at = tuple(int(i) for i in torch.unravel_index(most, error.shape))
             raise AssertionError(
                 f"{what}: {int(off.sum())} of {off.numel()} elements off, most at {at}: {got[at].item():.9g}, expected "
                 f"{wanted[at].item():.9g}, allowed error {allowed[at].item():.3g} ({limit.reason})"

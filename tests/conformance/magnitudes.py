@@ -3,7 +3,7 @@
 A sum of terms of size M that cancels to something small is off by roundings of M, not of what is left. So a tolerance
 is a number of roundings, of a dtype's unit roundoff u each, times the M of the element in question. Two kinds:
 
-    arithmetic   M with all that float32 (float64) arithmetic rounds, the mean among it: a mean μ that is stored to u·|μ|
+    arithmetic   M with all that float32 (float64) arithmetic rounds, the mean among it: a mean μ stored to u·|μ|
                  moves x̂ by u·|μ|/σ, however small x̂ is.
     inside       M of what stands between the operations where a norm, a sum and an activation are composed, each
                  storing its result in a narrower dtype. Statistics are never stored so and have no part in it.
@@ -17,9 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from tests.conformance.call import ADD_OPS, RUNNING, Call, masked_elements
+from torch import Tensor
 
 CURVED = ("silu", "hardswish", "gelu")  # the derivative moves with z, at most as fast as z does
 STEEPEST = 1.5  # of all activations, hardswish's slope at 3
@@ -72,7 +71,8 @@ class _View:
         elif op == "group_norm":
             groups = call.setting("num_groups")
             positions = x.shape[2:].numel()
-            shape, parameters = (x.shape[0], groups, x.shape[1] // groups, positions), (1, groups, x.shape[1] // groups, 1)
+            size = x.shape[1] // groups
+            shape, parameters = (x.shape[0], groups, size, positions), (1, groups, size, 1)
         else:
             size = torch.Size(call.setting("normalized_shape")).numel()
             samples = x.shape[: x.ndim - len(call.setting("normalized_shape"))].numel()
@@ -130,7 +130,7 @@ def _propagate(call: Call, view: _View, *, with_mean: bool) -> dict[str, Tensor]
     sums = tuple(axis for axis, size in enumerate(view.parameter_shape) if size == 1)
     results = {"output": y.reshape(x.shape), "grad input": g_x.reshape(x.shape)}
     if call.op in ADD_OPS:
-        results["total"] = (call.input.double().abs() + call.tensors["residual"].double().abs())  # type: ignore[union-attr]
+        results["total"] = call.input.double().abs() + call.tensors["residual"].double().abs()  # type: ignore[union-attr]
         results["grad input"] = results["grad input"] + call.gradients[1].double().abs()
         results["grad residual"] = results["grad input"]
     elif residual is not None:
@@ -142,7 +142,7 @@ def _propagate(call: Call, view: _View, *, with_mean: bool) -> dict[str, Tensor]
 
 
 def _running(call: Call, view: _View) -> dict[str, Tensor]:
-    """(1 − momentum)·|old| + momentum·mean|x|, and the same of the variances, which two passes keep free of the mean."""
+    """(1 − momentum)·|old| + momentum·mean|x|, and of the variances, which two passes keep free of the mean."""
     results = {}
     for name in RUNNING:
         if (old := call.tensor(name)) is None:

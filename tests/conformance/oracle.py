@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from tests.conformance.call import ADD_OPS, DIFFERENTIABLE, RUNNING, Call, collect, masked_elements
+from torch import Tensor
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor, float], Tensor]] = {
     None: lambda z, slope: z,
@@ -53,8 +52,7 @@ def expected(call: Call) -> dict[str, Tensor]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """A copy in float64 and contiguous: layouts have no part either (aten's instance_norm of one channels_last sample
-    has wrong gradients)."""
+    """A copy in float64, contiguous: layouts have no part either (aten's instance_norm is wrong for some)."""
     return tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -106,10 +104,12 @@ def _norm(call: Call, tensors: dict[str, Tensor | None]) -> Tensor:
 
             # Of nothing at all aten's gradients are NaN.
             y = gathered(select) if counts.any() else select(x)
-            parts.append(torch.zeros_like(x[i]).index_put((torch.arange(x.shape[1])[:, None], *torch.where(counts)), y[0]))
+            index = (torch.arange(x.shape[1])[:, None], *torch.where(counts))
+            parts.append(torch.zeros_like(x[i]).index_put(index, y[0]))
         _move_instance_statistics(call, tensors)
         return torch.stack(parts)
-    samples = mask[(..., *(0,) * len(call.setting("normalized_shape")))]
+    normalized = len(call.setting("normalized_shape"))
+    samples = mask.flatten(mask.ndim - normalized)[..., 0]
     return torch.zeros_like(x).index_put((samples,), gathered(lambda t: t[samples]))
 
 
@@ -118,7 +118,7 @@ def _aten(call: Call, x: Tensor, tensors: dict[str, Tensor | None]) -> Tensor:
     mean, var = tensors.get("running_mean"), tensors.get("running_var")
     eps: float = _eps(call, call.input.dtype)
     momentum: float = call.setting("momentum")
-    # torch's functions in front of these operations refuse one value per channel; under a mask there may be one or none.
+    # Not torch's functions in front of these: they refuse one value per channel, and under a mask there may be one.
     match call.op:
         case "batch_norm":
             return torch.batch_norm(x, weight, bias, mean, var, call.setting("training"), momentum, eps, False)
@@ -159,7 +159,7 @@ def _instances(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     for i in range(x.shape[0]):
         values = x[i][:, counts[i]]
         means.append(values.mean(1))
-        variances.append(values.var(1, correction=1) if values.shape[1] > 1 else torch.full_like(values.mean(1), torch.nan))
+        variances.append((values - means[-1][:, None]).square().sum(1) / (values.shape[1] - 1))
     empty = x.new_zeros(0, x.shape[1])
     has = counts.sum(1) > 1
     return torch.stack(means) if means else empty, torch.stack(variances) if variances else empty, has

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from tests.conformance.call import Call
+from torch import Tensor
 
 OPS_WITH_SAMPLES = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
 

@@ -6,7 +6,6 @@ import itertools
 
 import pytest
 import torch
-
 from tests.conformance.call import ADD_OPS, DTYPES, OPS, random_call
 from tests.conformance.check import assert_conforms
 

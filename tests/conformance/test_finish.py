@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from gammabeta.activations import activate, derivative
 from tests.conformance.call import ACTIVATIONS, CHANNEL_OPS, DTYPES, SAMPLE_OPS, random_call
 from tests.conformance.check import assert_conforms
+
+from gammabeta.activations import activate, derivative
 
 MODES = [
     *((op, {}) for op in (*CHANNEL_OPS, *SAMPLE_OPS)),
@@ -48,7 +48,13 @@ def test_at_a_kink_the_derivative_is_torch_s(activation: str) -> None:
 
 def test_a_kink_is_met_exactly_where_the_input_is_constant(route: str) -> None:
     """x̂ is 0 there, z is the bias, and hardswish's bias stands on its kinks."""
-    for activation, bias in (("relu", 0.0), ("relu6", 6.0), ("hardswish", -3.0), ("hardswish", 3.0), ("leaky_relu", 0.0)):
+    for activation, bias in (
+        ("relu", 0.0),
+        ("relu6", 6.0),
+        ("hardswish", -3.0),
+        ("hardswish", 3.0),
+        ("leaky_relu", 0.0),
+    ):
         call = random_call("batch_norm", (4, 3, 5), torch.float64, training=True)
         call = call.with_tensors(
             input=torch.full((4, 3, 5), 2.0, dtype=torch.float64), bias=torch.full((3,), bias, dtype=torch.float64)

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
-
 from tests.conformance.call import CHANNEL_OPS, DTYPES, OPS, random_call, run
 from tests.conformance.check import assert_conforms
+from torch import Tensor
 
 
 def strided(t: Tensor) -> Tensor:
@@ -28,6 +27,7 @@ def offset(t: Tensor) -> Tensor:
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {"strided": strided, "transposed": transposed, "offset": offset}
+
 
 def modes(op: str) -> list[dict[str, object]]:
     modes: dict[str, list[dict[str, object]]] = {
@@ -50,7 +50,11 @@ def test_not_contiguous(op: str, layout: str, dtype: torch.dtype, route: str) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("shape", "memory_format"),
-    [((3, 6, 5, 4), torch.channels_last), ((2, 6, 3, 2, 4), torch.channels_last_3d), ((1, 6, 5, 4), torch.channels_last)],
+    [
+        ((3, 6, 5, 4), torch.channels_last),
+        ((2, 6, 3, 2, 4), torch.channels_last_3d),
+        ((1, 6, 5, 4), torch.channels_last),
+    ],
 )
 @pytest.mark.parametrize("op", CHANNEL_OPS)
 def test_channels_last(

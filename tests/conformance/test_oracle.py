@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-
 from tests.conformance.call import DIFFERENTIABLE, DTYPES, OPS, RUNNING, masked_elements, random_call
 from tests.conformance.oracle import expected
 from tests.conformance.tolerances import ANY, FULL, HALF, TABLE, row

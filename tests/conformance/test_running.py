@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-
-import gammabeta as gb
 from tests.conformance.call import DTYPES, random_call, run
 from tests.conformance.check import assert_conforms
+
+import gammabeta as gb
 
 MODES: dict[str, dict[str, Any]] = {"batch_norm": {"training": True}, "instance_norm": {}}
 
@@ -79,7 +79,9 @@ def test_evaluation_moves_nothing(route: str) -> None:
 
 @pytest.mark.parametrize("spoilt", [(), (0,), (1, 3)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_cumulative_average_over_the_batches_that_counted(dtype: torch.dtype, spoilt: tuple[int, ...], route: str) -> None:
+def test_cumulative_average_over_the_batches_that_counted(
+    dtype: torch.dtype, spoilt: tuple[int, ...], route: str
+) -> None:
     """momentum=None: the plain average, in each channel over its finite batches; every forward is tracked."""
     generator = torch.Generator().manual_seed(0)
     layer = gb.BatchNorm1d(4, momentum=None).to(dtype)
@@ -97,7 +99,10 @@ def test_cumulative_average_over_the_batches_that_counted(dtype: torch.dtype, sp
 
 
 def test_batches_are_counted(route: str) -> None:
-    for layer, x in ((gb.BatchNorm1d(3), torch.randn(4, 3)), (gb.BatchNorm2d(3, momentum=None), torch.randn(1, 3, 2, 2))):
+    for layer, x in (
+        (gb.BatchNorm1d(3), torch.randn(4, 3)),
+        (gb.BatchNorm2d(3, momentum=None), torch.randn(1, 3, 2, 2)),
+    ):
         for expected in (1, 2):
             layer.train()(x)
             assert layer.num_batches_tracked == expected

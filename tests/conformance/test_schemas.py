@@ -20,8 +20,9 @@ def tensors(dtype: torch.dtype) -> dict[str, Any]:
         return torch.randn(shape, generator=g).to(dtype)
 
     return {
-        "x": normal(3, 4, 5), "g_y": normal(3, 4, 5), "residual": normal(3, 4, 5), "weight": normal(4), "bias": normal(4),
-        "last": normal(5), "mask": torch.rand(3, 5, generator=g) < 0.7, "rows": torch.rand(3, 4, generator=g) < 0.7,
+        "x": normal(3, 4, 5), "g_y": normal(3, 4, 5), "residual": normal(3, 4, 5),
+        "weight": normal(4), "bias": normal(4), "last": normal(5),
+        "mask": torch.rand(3, 5, generator=g) < 0.7, "rows": torch.rand(3, 4, generator=g) < 0.7,
     }  # fmt: skip
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conformance.call import RUNNING, Call, random_call, run
+from tests.conformance.check import assert_close, assert_conforms
+from tests.conformance.oracle import expected
 from torch import Tensor
 
 import gammabeta.functional
 import gammabeta.ops
 from gammabeta import autograd, reference
 from gammabeta.moments import Moments
-from tests.conformance.call import RUNNING, Call, random_call, run
-from tests.conformance.check import assert_close, assert_conforms
-from tests.conformance.oracle import expected
 
 Patch = pytest.MonkeyPatch
 ours = pytest.mark.parametrize("route", ["ops"], indirect=True)
@@ -103,8 +103,8 @@ def adds_the_residual_after_the_activation(patch: Patch) -> None:
 
 def forgets_the_mean_in_the_backward(patch: Patch) -> None:
     def backward(original: Any, *args: Any, **kwargs: Any) -> Tensor:
-        *args, center = [*args, *kwargs.values()]  # type: ignore[assignment]
-        return original(*args, center=False)
+        arguments = [*args, *kwargs.values()]
+        return original(*arguments[:-1], False)  # the last one is `center`
 
     replace(patch, reference, "_backward_of_standardize", backward)
 
@@ -117,7 +117,9 @@ def forgets_the_variance_in_the_backward(patch: Patch) -> None:
 
 
 def takes_statistics_for_constants_in_the_backward(patch: Patch) -> None:
-    def backward(original: Any, g_xhat: Tensor, xhat: Tensor, var: Tensor, count: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def backward(
+        original: Any, g_xhat: Tensor, xhat: Tensor, var: Tensor, count: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
         return original(g_xhat, xhat, var, None, *args, **kwargs)
 
     replace(patch, reference, "_backward_of_standardize", backward)
@@ -143,7 +145,9 @@ def counts_what_is_masked_out(patch: Patch) -> None:
 
 
 def divides_by_all_where_masked(patch: Patch) -> None:
-    def backward(original: Any, g: Tensor, xhat: Tensor, var: Tensor, count: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def backward(
+        original: Any, g: Tensor, xhat: Tensor, var: Tensor, count: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         return original(g, xhat, var, torch.full_like(count, xhat.numel() // count.numel()), *args, **kwargs)
 
     replace(patch, reference, "_backward_of_standardize", backward)
@@ -229,7 +233,12 @@ CASES: list[tuple[Callable[[Patch], None], str, dict[str, Any], tuple[torch.dtyp
     (keeps_statistics_in_the_dtype_of_x, "group_norm", {}, (torch.bfloat16, torch.float16)),
     (rounds_the_terms_of_sums, "layer_norm", {"activation": "silu"}, (torch.bfloat16,)),
     (takes_gelu_by_tanh, "batch_norm", {"activation": "gelu"}, (torch.float64, torch.float32)),
-    (ignores_the_slope, "batch_norm", {"activation": "leaky_relu", "activation_slope": 0.2}, (torch.float32, torch.bfloat16)),
+    (
+        ignores_the_slope,
+        "batch_norm",
+        {"activation": "leaky_relu", "activation_slope": 0.2},
+        (torch.float32, torch.bfloat16),
+    ),
 ]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-import gammabeta as gb
 from tests.conformance.call import ADD_OPS, CHANNEL_OPS, DTYPES, OPS, SAMPLE_OPS, random_call
 from tests.conformance.check import assert_conforms
 
+import gammabeta as gb
+
 CHANNEL_SHAPES = [
-    (1, 1, 7), (1, 7, 769), (7, 1, 7), (769, 7), (7, 769), (2, 769), (2, 769, 1), (769, 1, 1), (1, 3, 1, 7), (2, 7, 7, 1),
-    (3, 7, 1, 1, 2),
+    (1, 1, 7), (1, 7, 769), (7, 1, 7), (769, 7), (7, 769), (2, 769), (2, 769, 1), (769, 1, 1), (1, 3, 1, 7),
+    (2, 7, 7, 1), (3, 7, 1, 1, 2),
 ]  # fmt: skip
 SAMPLE_SHAPES = [
     ((1, 1), 1), ((1, 7), 1), ((7, 1), 1), ((1, 769), 1), ((769, 7), 1), ((7, 769), 1), ((769,), 1), ((7, 769), 2),
@@ -61,7 +61,7 @@ def test_no_positions(route: str) -> None:
 
 def test_one_value_per_group_is_refused(route: str) -> None:
     """As by torch, but in our words, whoever computes."""
-    with pytest.raises(ValueError, match="^group_norm: expected more than 1 value"):
+    with pytest.raises(ValueError, match=r"^group_norm: expected more than 1 value"):
         gb.functional.group_norm(torch.ones(1, 3, 1), 3)
 
 

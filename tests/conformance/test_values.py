@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from tests.conformance.call import ADD_OPS, DTYPES, OPS, random_call, run
 from tests.conformance.check import assert_conforms
 

@@ -18,10 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from tests.conformance.call import ADD_OPS, Call
 from tests.conformance.magnitudes import Magnitude
+from torch import Tensor
 
 FULL = (torch.float64, torch.float32)
 HALF = (torch.bfloat16, torch.float16)
@@ -52,8 +51,8 @@ ANY = ("ops", "torch", "composed", "added")
 TABLE = (
     Row(
         FULL, "output", ANY, 8, 0,
-        "difference, variance, root, product, scale, shift, sum and activation round once each; the sums under the mean and "
-        "the variance are pairwise or blocked and add about as much as one rounding. Measured 4.3 (float64, where the "
+        "difference, variance, root, product, scale, shift, sum and activation round once each; the sums under the "
+        "mean and the variance are pairwise or blocked and add about as much as one rounding. Measured 4.3 (float64, where the "
         "oracle rounds too) and 3.1 (float32).",
     ),
     Row(
@@ -74,8 +73,8 @@ TABLE = (
     ),
     Row(
         FULL, "grad input", ANY, 20, 0,
-        "two sums over the values of the statistic, three products and two differences on an x̂ that is itself off as the "
-        "output is. Measured 7.1 (float32), 4.3 (float64).",
+        "two sums over the values of the statistic, three products and two differences on an x̂ that is itself off as "
+        "the output is. Measured 7.1 (float32), 4.3 (float64).",
     ),
     Row(
         HALF, "grad input", ("ops", "torch"), 20, 0,
@@ -119,8 +118,8 @@ TABLE = (
     ),
     Row(
         FULL, "grad bias", ANY, 12, 0,
-        "one sum of ∂ℓ/∂z, measured against the sum of its absolute values; of 769 samples one after the other. Measured 5.9 "
-        "(float64), 4.9 (float32).",
+        "one sum of ∂ℓ/∂z, measured against the sum of its absolute values; of 769 samples one after the other. "
+        "Measured 5.9 (float64), 4.9 (float32).",
     ),
     Row(
         HALF, "grad bias", ("ops", "torch", "added"), 12, 0,
@@ -151,8 +150,8 @@ TABLE = (
     ),
     Row(
         (torch.float32, *HALF), "running_var", ("torch", "composed"), 6, 0,
-        "as above, but torch's op takes the variance about a mean off by u·|μ|. Its mean is a plain"
-        " sum, so that it holds for hundreds of values and not for thousands. Measured 2.5, and 1.2 of the square (264 values).",
+        "as above, but torch's op takes the variance about a mean off by u·|μ|. Its mean is a plain "
+        "sum, so that this holds for hundreds of values and not for thousands. Measured 2.5, and 1.2 of the square.",
         about_mean=4,
     ),
 )  # fmt: skip
@@ -176,7 +175,7 @@ def roundoff(dtype: torch.dtype) -> float:
 
 
 def arithmetic_roundoff(call: Call, quantity: str, dtype: torch.dtype) -> float:
-    """Of float64 where x is float64, else of float32; running statistics are moved in float64 only if they are such too."""
+    """Of float64 where x is float64 (and what is moved, for running statistics), else of float32."""
     wide = working_dtype(call) == torch.float64 and (dtype == torch.float64 or not quantity.startswith("running"))
     return roundoff(torch.float64 if wide else torch.float32)
 

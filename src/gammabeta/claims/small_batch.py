@@ -29,7 +29,7 @@ statistics of 4 meet the gradient of 32; Renorm has r ≤ 3, d ≤ 5 from the fi
 Values a statistic are those of the norm with the fewest.
 
 Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: batches of 2, 4, 32, 3 seeds; MLP
-at 200 equal steps with none, batch, group, layer and renorm, and at 2 equal epochs with batch and group; ResNet at
+at 200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group; ResNet at
 300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at equal
 steps, 300 and 400; none, batch, group and layer at 4 equal epochs in both.
 
@@ -103,7 +103,7 @@ def regimes(experiment: Experiment) -> list[Regime]:
     flat = ("none", "batch", "group", "layer", "renorm")
     if experiment.quick:
         pair = ("batch", "group")
-        return [Regime(mlp, flat, steps=200), Regime(mlp, pair, epochs=2), Regime(conv, pair, steps=300)]
+        return [Regime(mlp, (*flat, "ghost"), steps=200), Regime(mlp, pair, epochs=2), Regime(conv, pair, steps=300)]
     few = ("none", "batch", "group", "layer")
     return [
         Regime(mlp, (*flat, "ghost"), steps=300),
