@@ -157,6 +157,12 @@ CASES = {
         ValueError,
         "group_norm: expected num_groups that divides the 64 channels of input.shape[1], got 5.",
     ),
+    "one value in each group": (
+        lambda: gf.group_norm(torch.ones(1, 3, 1), 3),
+        ValueError,
+        "group_norm: expected more than 1 value per group, got 1 from input (1, 3, 1) in 3 groups: the variance of one "
+        "value is 0 and the output would be the bias whatever comes in. Use fewer groups.",
+    ),
     "another normalized shape": (
         lambda: gf.layer_norm(torch.randn(2, 5, 8), (5,)),
         ValueError,

@@ -50,7 +50,7 @@ def derivative(z: Tensor, activation: str, slope: float) -> Tensor:
             s = torch.sigmoid(z)
             return s * (1 + z * (1 - s))
         case "hardswish":
-            return torch.where(z < -3, zero, torch.where(z <= 3, z / 3 + 0.5, one))
+            return torch.where(z <= -3, zero, torch.where(z < 3, z / 3 + 0.5, one))
         case "gelu":
             density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
             return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * density

@@ -87,10 +87,16 @@ def check_normalized(
     _check_residual(norm, x, residual)
 
 
-def check_groups(num_groups: int, channels: int) -> None:
+def check_groups(num_groups: int, x: Tensor) -> None:
+    channels = x.shape[1]
     if num_groups <= 0 or channels % num_groups != 0:
         raise ValueError(
             f"group_norm: expected num_groups that divides the {channels} channels of input.shape[1], got {num_groups}."
+        )
+    if x.shape[0] * (channels // num_groups) * math.prod(x.shape[2:]) == 1:
+        raise ValueError(
+            f"group_norm: expected more than 1 value per group, got 1 from input {_shape(x)} in {num_groups} groups: the "
+            "variance of one value is 0 and the output would be the bias whatever comes in. Use fewer groups."
         )
 
 

@@ -150,7 +150,7 @@ def normalize_by_batch(
                 running.num_batches_tracked.add_(1)
             y = F.batch_norm(x, running.mean, running.var, weight, bias, True, running.momentum, eps)
             return finish.composed(y)
-        if x.numel() > 0 and not torch._C._are_functorch_transforms_active():
+        if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             unbiased_var = torch.zeros_like(mean)
@@ -210,12 +210,13 @@ def instance_norm(
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
     tracked = running_mean is not None or running_var is not None
-    if (
-        (torch.compiler.is_exporting() or not tracked)
-        and finish.left_to_torch(input)
-        and _torch_takes(input, input.dtype, weight, bias)
-    ):
-        return finish.composed(F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps))
+    if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
+        if torch.compiler.is_exporting():
+            y = F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
+            return finish.composed(y)
+        if not tracked:
+            # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
+            return finish.composed(F.group_norm(input, input.shape[1], weight, bias, eps))
     y, mean, var, count = autograd.sample_norm(
         input, 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
     )
@@ -264,7 +265,7 @@ def group_norm(
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """
     arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
-    arguments.check_groups(num_groups, input.shape[1])
+    arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
     finish = Finish("group_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
@@ -425,13 +426,18 @@ def _rms_eps(dtype: torch.dtype) -> float:
     return torch.finfo(statistics_dtype(dtype)).eps
 
 
-def _torch_takes(x: Tensor, low: torch.dtype, *tensors: Tensor | None) -> bool:
-    """Whether torch's op takes this mix of dtypes: all tensors of one, x's own (`low`) or that of its statistics.
+def _torch_takes(
+    x: Tensor, low: torch.dtype, weight: Tensor | None, bias: Tensor | None = None, *running: Tensor | None
+) -> bool:
+    """Whether torch's op takes this mix of tensors: all of one dtype, x's own (`low`) or that of its statistics.
 
-    On other devices than the CPU only x's own: not every op there takes parameters of a higher precision.
+    On other devices than the CPU only x's own: not every op there takes parameters of a higher precision. A bias without
+    a weight fails in the backward of torch's group and instance norm, an empty x in that of its instance norm.
     """
+    if (weight is None and bias is not None) or x.numel() == 0:
+        return False
     dtype = None
-    for tensor in tensors:
+    for tensor in (weight, bias, *running):
         if tensor is not None:
             if dtype is not None and tensor.dtype != dtype:
                 return False

@@ -52,8 +52,8 @@ TABLE = (
     Row(
         FULL, "output", ANY, 8, 0,
         "difference, variance, root, product, scale, shift, sum and activation round once each; the sums under the "
-        "mean and the variance are pairwise or blocked and add about as much as one rounding. Measured 4.3 (float64, where the "
-        "oracle rounds too) and 3.1 (float32).",
+        "mean and the variance are pairwise or blocked and add about as much as one rounding. "
+        "Measured 4.3 (float64, where the oracle rounds too) and 3.1 (float32).",
     ),
     Row(
         HALF, "output", ("ops", "torch"), 8, 0,
