@@ -95,8 +95,8 @@ def check_groups(num_groups: int, x: Tensor) -> None:
         )
     if x.shape[0] * (channels // num_groups) * math.prod(x.shape[2:]) == 1:
         raise ValueError(
-            f"group_norm: expected more than 1 value per group, got 1 from input {_shape(x)} in {num_groups} groups: the "
-            "variance of one value is 0 and the output would be the bias whatever comes in. Use fewer groups."
+            f"group_norm: expected more than 1 value per group, got 1 from input {_shape(x)} in {num_groups} groups: "
+            "the variance of one value is 0 and the output would be the bias whatever comes in. Use fewer groups."
         )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,11 +45,14 @@ class Finish:
         plain = self.residual is None and self.activation is None
         return plain or torch.compiler.is_exporting() or not ops.has_kernel(x.device.type)
 
-    def composed(self, y: Tensor) -> Tensor:
-        """By torch's elementwise operations."""
+    def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """By torch's elementwise operations, in y's dtype; rounded once, to x's dtype or what the residual asks."""
         if self.residual is not None:
             y = y + self.residual
-        return y if self.activation is None else activate(y, self._activation(), self.slope)
+            dtype = torch.promote_types(dtype, self.residual.dtype)
+        if self.activation is not None:
+            y = activate(y, self._activation(), self.slope)
+        return y if y.dtype == dtype else y.to(dtype)
 
     def of_channels(self, x: Tensor, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
         """residual, mask, ε, activation, slope as the ops take them, the mask without axis 1 of x."""
@@ -130,8 +134,9 @@ def normalize_by_running(
             "pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
-    if finish.left_to_torch(x) and _torch_takes(x, x.dtype, weight, bias, mean, var):
-        return finish.composed(F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps))
+    if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
+        x_, mean_, var_, weight_, bias_ = _in_one_dtype(x, mean, var, weight, bias)
+        return finish.composed(F.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
@@ -142,21 +147,22 @@ def normalize_by_batch(
     arguments.check_values_per_channel(x)
     arguments.check_eps("batch_norm", eps, positive=True)
     tracked = running.mean is not None or running.var is not None
-    if finish.left_to_torch(x) and _torch_takes(x, statistics_dtype(x.dtype), weight, bias):
+    if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
+        x_, weight_, bias_ = _in_one_dtype(x, weight, bias)
         if not tracked:
-            return finish.composed(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps))
+            return finish.composed(F.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
         if torch.compiler.is_exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
-            y = F.batch_norm(x, running.mean, running.var, weight, bias, True, running.momentum, eps)
-            return finish.composed(y)
+            y = F.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             unbiased_var = torch.zeros_like(mean)
-            y = F.batch_norm(x, mean, unbiased_var, weight, bias, True, 1.0, eps)
+            y = F.batch_norm(x_, mean, unbiased_var, weight_, bias_, True, 1.0, eps)
             running.update(mean, unbiased_var)
-            return finish.composed(y)
+            return finish.composed(y, x.dtype)
     y, mean, var, count = autograd.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
     if tracked:
         # NaN where there is one value or none, and so not counted.
@@ -210,13 +216,14 @@ def instance_norm(
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
     tracked = running_mean is not None or running_var is not None
-    if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
+    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
+        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
         if torch.compiler.is_exporting():
-            y = F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
-            return finish.composed(y)
+            y = F.instance_norm(x, running_mean, running_var, weight_, bias_, True, momentum, eps)
+            return finish.composed(y, input.dtype)
         if not tracked:
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
-            return finish.composed(F.group_norm(input, input.shape[1], weight, bias, eps))
+            return finish.composed(F.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
     y, mean, var, count = autograd.sample_norm(
         input, 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
     )
@@ -268,8 +275,9 @@ def group_norm(
     arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
     finish = Finish("group_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
-        return finish.composed(F.group_norm(input, num_groups, weight, bias, eps))
+    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
+        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+        return finish.composed(F.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
     y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
 
@@ -308,8 +316,9 @@ def layer_norm(
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("layer_norm", eps, positive=False)
     finish = Finish("layer_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, input.dtype, weight, bias):
-        return finish.composed(F.layer_norm(input, normalized_shape, weight, bias, eps))
+    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
+        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+        return finish.composed(F.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
     return y
@@ -349,10 +358,9 @@ def rms_norm(
     eps = _rms_eps(input.dtype) if eps is None else eps
     arguments.check_eps("rms_norm", eps, positive=False)
     finish = Finish("rms_norm", residual, activation, activation_slope, mask)
-    # With a weight of another dtype torch's op warns and takes a slow path.
-    same = weight is None or weight.dtype == input.dtype
-    if finish.left_to_torch(input) and same:
-        return finish.composed(F.rms_norm(input, normalized_shape, weight, eps))
+    if finish.left_to_torch(input) and _torch_takes(input, weight):
+        x, weight_ = _in_one_dtype(input, weight)
+        return finish.composed(F.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
     return y
@@ -426,20 +434,18 @@ def _rms_eps(dtype: torch.dtype) -> float:
     return torch.finfo(statistics_dtype(dtype)).eps
 
 
-def _torch_takes(
-    x: Tensor, low: torch.dtype, weight: Tensor | None, bias: Tensor | None = None, *running: Tensor | None
-) -> bool:
-    """Whether torch's op takes this mix of tensors: all of one dtype, x's own (`low`) or that of its statistics.
+def _torch_takes(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> bool:
+    """Whether torch's op does this at all: a bias without a weight fails in the backward of its group norm."""
+    return x.numel() > 0 and (weight is not None or bias is None)
 
-    On other devices than the CPU only x's own: not every op there takes parameters of a higher precision. A bias without
-    a weight fails in the backward of torch's group and instance norm, an empty x in that of its instance norm.
+
+def _in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
+    """x and what goes with it in a dtype in which torch's op computes as ours do: float32 at the least.
+
+    In 16 bits torch's ops for the CPU keep statistics and sums in 16 bits (the gradient of LayerNorm's bias stagnates
+    in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in float32 by themselves.
     """
-    if (weight is None and bias is not None) or x.numel() == 0:
-        return False
-    dtype = None
-    for tensor in (weight, bias, *running):
-        if tensor is not None:
-            if dtype is not None and tensor.dtype != dtype:
-                return False
-            dtype = tensor.dtype
-    return dtype is None or dtype == low or (x.device.type == "cpu" and dtype == statistics_dtype(x.dtype))
+    dtype = statistics_dtype(x.dtype)
+    if x.device.type != "cpu" and all(t is None or t.dtype == x.dtype for t in tensors):
+        dtype = x.dtype
+    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in (x, *tensors)]

@@ -29,8 +29,8 @@ statistics of 4 meet the gradient of 32; Renorm has r ≤ 3, d ≤ 5 from the fi
 Values a statistic are those of the norm with the fewest.
 
 Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: batches of 2, 4, 32, 3 seeds; MLP
-at 200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group; ResNet at
-300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at equal
+at 200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group;
+ResNet at 300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at equal
 steps, 300 and 400; none, batch, group and layer at 4 equal epochs in both.
 
 Sources: Wu & He 2018, table 2 (arXiv 1803.08494); Ioffe 2017, Batch Renormalization (1702.03275); Hoffer et al.
