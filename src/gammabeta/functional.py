@@ -443,7 +443,8 @@ def _in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
     """x and what goes with it in a dtype in which torch's op computes as ours do: float32 at the least.
 
     In 16 bits torch's ops for the CPU keep statistics and sums in 16 bits (the gradient of LayerNorm's bias stagnates
-    in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in float32 by themselves.
+    in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in
+    float32 by themselves.
     """
     dtype = statistics_dtype(x.dtype)
     if x.device.type != "cpu" and all(t is None or t.dtype == x.dtype for t in tensors):

@@ -30,8 +30,8 @@ Values a statistic are those of the norm with the fewest.
 
 Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: batches of 2, 4, 32, 3 seeds; MLP
 at 200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group;
-ResNet at 300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at equal
-steps, 300 and 400; none, batch, group and layer at 4 equal epochs in both.
+ResNet at 300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at
+equal steps, 300 and 400; none, batch, group and layer at 4 equal epochs in both.
 
 Sources: Wu & He 2018, table 2 (arXiv 1803.08494); Ioffe 2017, Batch Renormalization (1702.03275); Hoffer et al.
 2017 (1705.08741); Wu & Johnson 2021, Rethinking "Batch" (2105.07576)
@@ -226,9 +226,15 @@ def _sentence(effects: list[Effect], exact: Mapping[str, Cells], judged: list[st
     excess, whole = effects[0], effects[1]
     each = []
     for name in judged:
-        of_regime = next(effect for effect in effects if effect.name == f"{name}: BatchNorm's excess")
+        of_regime = {
+            effect.name.rpartition(" ")[2]: effect for effect in effects if effect.name.startswith(f"{name}: B")
+        }
+        its_rise, its_excess = of_regime["rise"], of_regime["excess"]
+        both = weakest([its_rise.verdict, its_excess.verdict])
         errors = "/".join(f"{mean(exact[name]['batch', size]):.1f}" for size in (*SMALL, LARGE))
-        each.append(f"{name}: {errors} % at 2/4/32, excess {of_regime.value:+.1f} ({of_regime.verdict})")
+        each.append(
+            f"{name}: {errors} % at 2/4/32, rise {its_rise.value:+.1f}, excess {its_excess.value:+.1f} ({both})"
+        )
     return (
         f"from batches of 32 to 2 and 4 BatchNorm's test error rises by {whole.value:+.1f} points [{whole.low:.1f}, "
         f"{whole.high:.1f}], {excess.value:+.1f} [{excess.low:.1f}, {excess.high:.1f}] more than GroupNorm's; "
