@@ -213,3 +213,35 @@ def test_tracking_switched_off_afterwards_is_as_in_torch(route):
     torch.testing.assert_close(ours(x), theirs(x), rtol=2e-6, atol=5e-6)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=2e-6, atol=5e-6)
     assert torch.equal(ours.running_mean, theirs.running_mean)
+
+
+class TestOtherDevices:
+    """What torch's op is handed where no kernel of ours is: seen on the meta device, standing for any but the CPU."""
+
+    @pytest.fixture
+    def handed(self, monkeypatch):
+        seen = []
+        for name in ("batch_norm", "layer_norm", "group_norm", "rms_norm"):
+            op = getattr(nn.functional, name)
+
+            def spy(*args, op=op, **kwargs):
+                seen.append([a.dtype for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)])
+                return op(*args, **kwargs)
+
+            monkeypatch.setattr(nn.functional, name, spy)
+        return seen
+
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+    def test_batch_norm_keeps_16_bit_inputs_beside_float32_parameters(self, handed, training, parameters):
+        layer = gb.BatchNorm2d(6, device="meta", dtype=parameters).train(training)
+        y = layer(torch.empty(4, 6, 3, 3, device="meta", dtype=torch.bfloat16))
+        assert y.dtype == torch.bfloat16
+        assert handed == [[torch.bfloat16, *[torch.float32] * 4]]
+
+    def test_the_others_run_in_one_dtype(self, handed):
+        x = torch.empty(4, 6, device="meta", dtype=torch.bfloat16)
+        assert gb.LayerNorm(6, device="meta")(x).dtype == torch.bfloat16
+        assert gb.LayerNorm(6, device="meta", dtype=torch.bfloat16)(x).dtype == torch.bfloat16
+        assert gb.GroupNorm(2, 6, device="meta")(x).dtype == torch.bfloat16
+        assert handed == [[torch.float32] * 3, [torch.bfloat16] * 3, [torch.float32] * 3]

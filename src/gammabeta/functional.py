@@ -135,7 +135,7 @@ def normalize_by_running(
         )
     arguments.check_eps(finish.norm, eps, positive=False)
     if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
-        x_, mean_, var_, weight_, bias_ = _in_one_dtype(x, mean, var, weight, bias)
+        x_, mean_, var_, weight_, bias_ = _for_batch_norm(x, mean, var, weight, bias)
         return finish.composed(F.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
@@ -148,7 +148,7 @@ def normalize_by_batch(
     arguments.check_eps("batch_norm", eps, positive=True)
     tracked = running.mean is not None or running.var is not None
     if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
-        x_, weight_, bias_ = _in_one_dtype(x, weight, bias)
+        x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
         if not tracked:
             return finish.composed(F.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
         if torch.compiler.is_exporting() and running.momentum is not None:
@@ -450,3 +450,11 @@ def _in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
     if x.device.type != "cpu" and all(t is None or t.dtype == x.dtype for t in tensors):
         dtype = x.dtype
     return [t if t is None or t.dtype == dtype else t.to(dtype) for t in (x, *tensors)]
+
+
+def _for_batch_norm(x: Tensor, *tensors: Tensor | None) -> list[Any]:
+    """The same for batch_norm, which on other devices than the CPU takes 16-bit x beside float32 parameters."""
+    if x.device.type == "cpu":
+        return _in_one_dtype(x, *tensors)
+    dtype = statistics_dtype(x.dtype)
+    return [x, *(t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors)]
