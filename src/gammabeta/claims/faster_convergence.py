@@ -21,7 +21,8 @@ which can only hide a difference; with any such run "equivalent" is not conclude
 thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and both at BatchNorm's.
 
 Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's and depth 12 with torch's initialization, width
-64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds.
+64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds. (The
+coarse grid of rates had four at first and has three, cut for time after a look; it widens by itself.)
 
 Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al.
 2018 (1805.11604)
