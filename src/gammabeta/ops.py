@@ -6,6 +6,8 @@ private, functional (they alias and mutate nothing) and take any mix of dtypes.
 
     channel_norm_forward, channel_norm_backward      statistics over batch and positions, taken from x
     channel_apply_forward                            the same with statistics that are given, as constants
+    channel_moments, channel_backward_reduce,        their halves: between them statistics and sums can be those of
+    channel_backward_apply                           more than one process
     sample_norm_forward, sample_norm_backward        statistics over channels and positions of a sample
     add_sample_norm_forward, -_backward              of x + residual, which is returned too
 
@@ -121,6 +123,59 @@ _declare(
     "-> (Tensor g_x, Tensor g_weight, Tensor g_bias, Tensor g_residual)",
     _channel_norm_backward,
     _channel_norm_backward_fake,
+)
+
+
+# The halves of a channel norm. Forward: moments, then apply. Backward: reduce, then apply.
+
+
+def channel_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, m2 and count of every channel."""
+    moments = reference.channel_moments(x, mask)
+    return moments.mean, moments.m2, moments.count.clone()
+
+
+_declare(
+    "channel_moments(Tensor x, Tensor? mask) -> (Tensor mean, Tensor m2, Tensor count)",
+    channel_moments,
+    lambda x, mask: _new_statistics(x, (x.shape[1],)),
+)
+
+
+def _channel_backward_reduce_fake(g_y: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    mean, var, _count = _new_statistics(x, (x.shape[1],))
+    return mean, var
+
+
+# Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of every channel, which are the gradients of bias and weight.
+_declare(
+    "channel_backward_reduce(Tensor g_y, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
+    "Tensor mean, Tensor var, float eps, str activation, float slope) -> (Tensor sum_g, Tensor sum_g_xhat)",
+    reference.channel_backward_reduce,
+    _channel_backward_reduce_fake,
+)
+
+
+def _channel_backward_apply(
+    g_y: Tensor, x: Tensor, weight: Any, bias: Any, residual: Any, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    g_x, g_residual = reference.channel_backward_apply(g_y, x, weight, bias, residual, *rest)
+    return g_x, x.new_empty(0) if g_residual is None else g_residual
+
+
+def _channel_backward_apply_fake(
+    g_y: Tensor, x: Tensor, weight: Any, bias: Any, residual: Any, *_: Any
+) -> tuple[Tensor, Tensor]:
+    g_x, *_, g_residual = _empty_gradients(x, weight, bias, residual)
+    return g_x, g_residual
+
+
+_declare(
+    "channel_backward_apply(Tensor g_y, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
+    "Tensor mean, Tensor var, Tensor sum_g, Tensor sum_g_xhat, Tensor count, float eps, str activation, float slope) "
+    "-> (Tensor g_x, Tensor g_residual)",
+    _channel_backward_apply,
+    _channel_backward_apply_fake,
 )
 
 

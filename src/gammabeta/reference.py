@@ -107,10 +107,10 @@ def channel_norm_backward(
     """
     axes = _all_but_channel(x_NCS)
     mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
-    gamma, beta = _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS)
-    var = _over_channels(var_C, x_NCS)
-    xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), var, mask_N1S, eps)
-    g_z_NCS = _backward_of_finish(g_y_NCS, xhat_NCS, gamma, beta, residual_NCS, mask_N1S, activation, slope)
+    gamma, var = _over_channels(weight_C, x_NCS), _over_channels(var_C, x_NCS)
+    xhat_NCS, g_z_NCS = _channel_gradient(
+        g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
+    )
     g_xhat_NCS = g_z_NCS if gamma is None else g_z_NCS * gamma
     count = None if count_C is None else _over_channels(count_C, x_NCS)
     g_x_NCS = _backward_of_standardize(g_xhat_NCS, xhat_NCS, var, count, mask_N1S, eps, axes, center=True)
@@ -118,6 +118,80 @@ def channel_norm_backward(
     g_bias_C = None if bias_C is None else g_z_NCS.sum(axes).to(bias_C.dtype)
     g_residual_NCS = None if residual_NCS is None else g_z_NCS.to(residual_NCS.dtype)
     return g_x_NCS.to(x_NCS.dtype), g_weight_C, g_bias_C, g_residual_NCS
+
+
+def channel_backward_reduce(
+    g_y_NCS: Tensor,
+    x_NCS: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    residual_NCS: Tensor | None,
+    mask_NS: Tensor | None,
+    mean_C: Tensor,
+    var_C: Tensor,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of every channel: what the backward needs of all processes that share the statistics."""
+    xhat_NCS, g_z_NCS = _channel_gradient(
+        g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
+    )
+    axes = _all_but_channel(x_NCS)
+    return g_z_NCS.sum(axes), (xhat_NCS * g_z_NCS).sum(axes)
+
+
+def channel_backward_apply(
+    g_y_NCS: Tensor,
+    x_NCS: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    residual_NCS: Tensor | None,
+    mask_NS: Tensor | None,
+    mean_C: Tensor,
+    var_C: Tensor,
+    sum_g_C: Tensor,
+    sum_g_xhat_C: Tensor,
+    count_C: Tensor,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor | None]:
+    """∂ℓ/∂x = γ/σ'·(∂ℓ/∂z − Σ∂ℓ/∂z/n − x̂·Σx̂·∂ℓ/∂z/n), sums and n over all processes; and ∂ℓ/∂residual."""
+    xhat_NCS, g_z_NCS = _channel_gradient(
+        g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
+    )
+    dtype = xhat_NCS.dtype
+    n = count_C.clamp(min=1).to(dtype)
+    mean_g = _over_channels(sum_g_C.to(dtype) / n, x_NCS)
+    mean_g_xhat = _over_channels(sum_g_xhat_C.to(dtype) / n, x_NCS)
+    scale_C = torch.rsqrt(var_C.to(dtype) + eps)
+    if weight_C is not None:
+        scale_C = scale_C * weight_C.to(dtype)
+    g_x_NCS = (g_z_NCS - mean_g - xhat_NCS * mean_g_xhat) * _over_channels(scale_C, x_NCS)
+    if mask_NS is not None:
+        g_x_NCS = torch.where(mask_NS.unsqueeze(1), g_x_NCS, 0.0)
+    return g_x_NCS.to(x_NCS.dtype), None if residual_NCS is None else g_z_NCS.to(residual_NCS.dtype)
+
+
+def _channel_gradient(
+    g_y_NCS: Tensor,
+    x_NCS: Tensor,
+    weight_C: Tensor | None,
+    bias_C: Tensor | None,
+    residual_NCS: Tensor | None,
+    mask_NS: Tensor | None,
+    mean_C: Tensor,
+    var_C: Tensor,
+    eps: float,
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """x̂ and ∂ℓ/∂z."""
+    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    gamma, beta = _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS)
+    xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
+    return xhat_NCS, _backward_of_finish(g_y_NCS, xhat_NCS, gamma, beta, residual_NCS, mask_N1S, activation, slope)
 
 
 # Sample norms: LayerNorm, RMSNorm (center=False), GroupNorm, InstanceNorm (groups = C).

@@ -1,0 +1,128 @@
+// Elements as they are stored (T) and as they are computed with (A), piece by piece in the nearest cache.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "rows.h"
+
+namespace gammabeta {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+template <class T>
+struct Arithmetic {
+  typedef float type;
+};
+template <>
+struct Arithmetic<double> {
+  typedef double type;
+};
+template <class T>
+using ArithmeticOf = typename Arithmetic<T>::type;
+
+// Outputs of so many bytes and more go past the caches: nothing of them would be there when it is read.
+constexpr int64_t kStreamedBytes = int64_t(24) << 20;
+
+inline void convert(const bfloat16* from, float* to, int64_t n) { storage().load_bfloat16(&from->bits, to, n); }
+inline void convert(const float16* from, float* to, int64_t n) { storage().load_float16(&from->bits, to, n); }
+inline void convert(const float* from, bfloat16* to, int64_t n) { storage().store_bfloat16(from, &to->bits, n); }
+inline void convert(const float* from, float16* to, int64_t n) { storage().store_float16(from, &to->bits, n); }
+inline void convert(const float* from, float* to, int64_t n) { std::memcpy(to, from, size_t(n) * sizeof(float)); }
+inline void convert(const double* from, double* to, int64_t n) { std::memcpy(to, from, size_t(n) * sizeof(double)); }
+
+// n elements for reading: where they stand, or converted into the buffer.
+template <class T>
+const ArithmeticOf<T>* read(const T* from, int64_t n, ArithmeticOf<T>* buffer) {
+  convert(from, buffer, n);
+  return buffer;
+}
+inline const float* read(const float* from, int64_t, float*) { return from; }
+inline const double* read(const double* from, int64_t, double*) { return from; }
+
+// Where results go: into the buffer first where they have to be converted or go past the caches.
+template <class T>
+class Writer {
+ public:
+  typedef ArithmeticOf<T> A;
+  static constexpr bool kConverts = sizeof(T) != sizeof(A);
+
+  explicit Writer(bool streamed) : streamed_(streamed) {}
+
+  A* place(T* to, A* buffer) const {
+    if constexpr (!kConverts)
+      if (!streamed_) return to;
+    return buffer;
+  }
+
+  // What stands at place(to, buffer) goes to `to`.
+  void put(const A* buffer, T* to, int64_t n) const {
+    if constexpr (kConverts) {
+      if (!streamed_) return convert(buffer, to, n);
+      constexpr int64_t kPart = 512;
+      T part[kPart];
+      for (int64_t i = 0; i < n; i += kPart) {
+        const int64_t m = n - i < kPart ? n - i : kPart;
+        convert(buffer + i, part, m);
+        storage().stream(part, to + i, m * int64_t(sizeof(T)));
+      }
+    } else if (streamed_) {
+      storage().stream(buffer, to, n * int64_t(sizeof(T)));
+    }
+  }
+
+  void zero(T* to, int64_t n) const { std::memset(static_cast<void*>(to), 0, size_t(n) * sizeof(T)); }
+
+  void done() const {
+    if (streamed_) storage().fence();
+  }
+
+ private:
+  bool streamed_;
+};
+
+// So many elements at once: few enough that a handful of buffers stays in the nearest cache.
+template <class A>
+constexpr int64_t kPiece = 8192 / sizeof(A);
+
+// The buffers of one thread.
+template <class A>
+struct Buffers {
+  alignas(64) A x[kPiece<A>], g[kPiece<A>], residual[kPiece<A>], selected_x[kPiece<A>], z[kPiece<A>], out[kPiece<A>];
+  alignas(64) uint8_t mask[kPiece<A>];
+};
+
+inline int64_t count_true(const uint8_t* mask, int64_t n) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; ++i) count += mask[i] != 0;
+  return count;
+}
+
+// Count, mean and sum of squared deviations, merged as Moments.merge does (Chan, Golub & LeVeque 1983, eq. 2.1).
+struct RunningMoments {
+  double count = 0, mean = 0, m2 = 0;
+
+  void merge(double other_count, double other_mean, double other_m2) {
+    if (other_count == 0) return;
+    const double n = count + other_count, delta = other_mean - mean, share = other_count / n;
+    m2 += other_m2 + delta * delta * (count * share);
+    mean += delta * share;
+    count = n;
+  }
+
+  // Of values that deviate from shift by sum, their squares by squares.
+  void merge_deviations(double other_count, double shift, double sum, double squares) {
+    if (other_count == 0) return;
+    const double spread = squares - sum * sum / other_count;
+    merge(other_count, shift + sum / other_count, spread > 0 ? spread : spread * 0);
+  }
+};
+
+}  // namespace gammabeta

@@ -1,0 +1,132 @@
+// Samples without positions, for LayerNorm and RMSNorm: lines of G groups of D elements, each element with parameters of
+// its own. A line is walked in pieces that stay in the nearest cache for all that is done to it.
+#pragma once
+
+#include <vector>
+
+#include "elements.h"
+#include "planes.h"
+
+namespace gammabeta {
+
+template <class T>
+struct Lines {
+  typedef ArithmeticOf<T> A;
+  int64_t n, groups, d;
+  const uint8_t* mask;  // one for each line, or null
+  std::vector<A> weight, bias;  // of groups·d; bias may be empty
+  Finish<A> finish;
+  bool center;
+
+  int64_t length() const { return groups * d; }
+  const A* bias_at(int64_t i) const { return bias.empty() ? nullptr : &bias[size_t(i)]; }
+};
+
+template <class T>
+class LineWork {
+ public:
+  typedef ArithmeticOf<T> A;
+
+  explicit LineWork(const Lines<T>& lines)
+      : lines_(lines), plane_(1, 0, lines.d, 0), work_(plane_, nullptr, lines.finish), rows_(work_.rows) {}
+
+  // total = x + residual, as it is stored.
+  void add(const T* x, const T* residual, T* total, int64_t line) {
+    Buffers<A>& b = *work_.buffers;
+    const Writer<T> writer(false);
+    const int64_t begin = line * lines_.length(), end = begin + lines_.length();
+    for (int64_t i = begin; i < end; i += kPiece<A>) {
+      const int64_t w = std::min(kPiece<A>, end - i);
+      A* out = writer.place(total + i, b.out);
+      rows_.apply_s(read(x + i, w, b.x), read(residual + i, w, b.residual), out, w, A(0), A(1), A(0), {kNone, A(0)});
+      writer.put(out, total + i, w);
+    }
+  }
+
+  void forward(const T* x, const T* residual, T* y, int64_t line, double eps, const Writer<T>& writer,
+               RunningMoments* moments) {
+    Buffers<A>& b = *work_.buffers;
+    const int64_t d = lines_.d;
+    if (lines_.mask && !lines_.mask[line]) return writer.zero(y + line * lines_.length(), lines_.length());
+    for (int64_t group = 0; group < lines_.groups; ++group) {
+      const int64_t at = line * lines_.length() + group * d;
+      RunningMoments& m = moments[group];
+      work_.moments(x + at, 0, plane_.pieces(), lines_.center, m);
+      const A mean = A(m.mean), rstd = A(1 / std::sqrt(m.m2 / m.count + eps));
+      for (int64_t i = 0; i < d; i += kPiece<A>) {
+        const int64_t w = std::min(kPiece<A>, d - i), c = group * d + i;
+        // A line of one piece stands in the buffer still.
+        const A* v = d <= kPiece<A> && Writer<T>::kConverts ? b.x : read(x + at + i, w, b.x);
+        const A* r = residual ? read(residual + at + i, w, b.residual) : nullptr;
+        A* out = writer.place(y + at + i, b.out);
+        rows_.apply_e(v, r, out, w, mean, rstd, &lines_.weight[size_t(c)], lines_.bias_at(c), lines_.finish);
+        writer.put(out, y + at + i, w);
+      }
+    }
+  }
+
+  // ∂ℓ/∂x to g_x, plus g_total unless that is null; ∂ℓ/∂z to g_residual unless null; those of the parameters are added.
+  void backward(const T* g, const T* x, const T* residual, const T* g_total, T* g_x, T* g_residual, int64_t line,
+                const double* mean_G, const double* var_G, double eps, const Writer<T>& writer, A* g_weight,
+                A* g_bias) {
+    Buffers<A>& b = *work_.buffers;
+    const int64_t d = lines_.d;
+    if (lines_.mask && !lines_.mask[line]) {
+      writer.zero(g_x + line * lines_.length(), lines_.length());
+      if (g_residual) writer.zero(g_residual + line * lines_.length(), lines_.length());
+      return;
+    }
+    for (int64_t group = 0; group < lines_.groups; ++group) {
+      const int64_t at = line * lines_.length() + group * d;
+      const A mean = A(mean_G[group]);
+      const double rstd = 1 / std::sqrt(var_G[group] + eps);
+      double sum = 0, sum_x = 0;
+      const A *g_z = nullptr, *v = nullptr;
+      for (int64_t i = 0; i < d; i += kPiece<A>) {
+        const int64_t w = std::min(kPiece<A>, d - i), c = group * d + i;
+        load(g, x, residual, at + i, c, w, mean, A(rstd), &g_z, &v);
+        A s, q;
+        rows_.gradient_sums_e(g_z, v, &lines_.weight[size_t(c)], w, mean, &s, &q);
+        sum += double(s), sum_x += double(q);
+      }
+      const A scale = A(rstd), by_x = A(-rstd * (rstd * rstd * sum_x / double(d)));
+      const A by_one = lines_.center ? A(-rstd * (sum / double(d))) : A(0);
+      for (int64_t i = 0; i < d; i += kPiece<A>) {
+        const int64_t w = std::min(kPiece<A>, d - i), c = group * d + i;
+        if (d > kPiece<A>) load(g, x, residual, at + i, c, w, mean, scale, &g_z, &v);
+        A* out = writer.place(g_x + at + i, b.out);
+        A* made = g_total ? b.selected_x : out;
+        rows_.gradient_apply_e(g_z, v, &lines_.weight[size_t(c)], made, w, mean, scale, by_x, by_one,
+                               g_weight ? g_weight + c : nullptr, g_bias ? g_bias + c : nullptr);
+        if (g_total)
+          rows_.apply_s(made, read(g_total + at + i, w, b.residual), out, w, A(0), A(1), A(0), {kNone, A(0)});
+        writer.put(out, g_x + at + i, w);
+        if (g_residual) {
+          A* to = writer.place(g_residual + at + i, b.out);
+          if (to != g_z) std::memcpy(to, g_z, size_t(w) * sizeof(A));
+          writer.put(to, g_residual + at + i, w);
+        }
+      }
+    }
+  }
+
+ private:
+  void load(const T* g, const T* x, const T* residual, int64_t at, int64_t c, int64_t w, A mean, A rstd,
+            const A** g_z, const A** v) {
+    Buffers<A>& b = *work_.buffers;
+    *g_z = read(g + at, w, b.g);
+    *v = read(x + at, w, b.x);
+    if (lines_.finish.activation == kNone) return;
+    const A* r = residual ? read(residual + at, w, b.residual) : nullptr;
+    rows_.finish_gradient_e(*g_z, *v, r, b.z, w, mean, rstd, &lines_.weight[size_t(c)], lines_.bias_at(c),
+                            lines_.finish);
+    *g_z = b.z;
+  }
+
+  const Lines<T>& lines_;
+  Plane<T> plane_;
+  PlaneWork<T> work_;
+  const Rows<A>& rows_;
+};
+
+}  // namespace gammabeta

@@ -1,0 +1,202 @@
+// One channel (or group) of a tensor whose positions are contiguous: N rows of S elements, a stride apart. It is walked
+// in pieces, a part of a long row or several short ones gathered.
+#pragma once
+
+#include "elements.h"
+
+namespace gammabeta {
+
+template <class T>
+class Plane {
+ public:
+  typedef ArithmeticOf<T> A;
+
+  // mask_stride: from one row's mask to the next one's.
+  Plane(int64_t n, int64_t stride, int64_t s, int64_t mask_stride) : stride_(stride), s_(s), mask_stride_(mask_stride) {
+    rows_of_piece_ = s < kPiece<A> ? kPiece<A> / (s > 0 ? s : 1) : 1;
+    if (rows_of_piece_ > n) rows_of_piece_ = n > 0 ? n : 1;
+    // A row of some length is worked on where it stands; gathering is for short ones.
+    if (s >= kGathered) rows_of_piece_ = 1;
+    pieces_of_row_ = rows_of_piece_ > 1 || s <= kPiece<A> ? 1 : (s + kPiece<A> - 1) / kPiece<A>;
+    n_ = n;
+    pieces_ = rows_of_piece_ > 1 ? (n + rows_of_piece_ - 1) / rows_of_piece_ : n * pieces_of_row_;
+  }
+
+  int64_t pieces() const { return pieces_; }
+  bool gathers() const { return rows_of_piece_ > 1; }
+
+  struct Piece {
+    int64_t row, rows, first, length;  // length elements of each of the rows, from `first` on
+    int64_t size() const { return rows * length; }
+  };
+
+  Piece piece(int64_t i) const {
+    if (gathers()) {
+      const int64_t row = i * rows_of_piece_, left = n_ - row;
+      return {row, left < rows_of_piece_ ? left : rows_of_piece_, 0, s_};
+    }
+    const int64_t row = i / pieces_of_row_, first = i % pieces_of_row_ * kPiece<A>, left = s_ - first;
+    return {row, 1, first, pieces_of_row_ == 1 ? s_ : left < kPiece<A> ? left : kPiece<A>};
+  }
+
+  const A* load(const T* plane, const Piece& p, A* buffer) const {
+    if (!gathers()) return read(plane + p.row * stride_ + p.first, p.length, buffer);
+    for (int64_t r = 0; r < p.rows; ++r) convert(plane + (p.row + r) * stride_, buffer + r * s_, s_);
+    return buffer;
+  }
+
+  const uint8_t* load_mask(const uint8_t* mask, const Piece& p, uint8_t* buffer) const {
+    if (!gathers() || mask_stride_ == s_) return mask + p.row * mask_stride_ + p.first;
+    for (int64_t r = 0; r < p.rows; ++r) std::memcpy(buffer + r * s_, mask + (p.row + r) * mask_stride_, size_t(s_));
+    return buffer;
+  }
+
+  A* place(const Writer<T>& writer, T* plane, const Piece& p, A* buffer) const {
+    return gathers() ? buffer : writer.place(plane + p.row * stride_ + p.first, buffer);
+  }
+
+  void put(const Writer<T>& writer, const A* values, T* plane, const Piece& p) const {
+    if (!gathers()) return writer.put(values, plane + p.row * stride_ + p.first, p.length);
+    for (int64_t r = 0; r < p.rows; ++r) convert(values + r * s_, plane + (p.row + r) * stride_, s_);
+  }
+
+ private:
+  static constexpr int64_t kGathered = 512;
+  int64_t n_, stride_, s_, mask_stride_, rows_of_piece_, pieces_of_row_, pieces_;
+};
+
+// What one channel of x goes through, forward: (x − mean)·scale + shift; and in the gradient a·g + b·(x − mean) + c.
+template <class A>
+struct Affine {
+  A mean, scale, shift;
+};
+template <class A>
+struct Backprop {
+  A a, b, c;
+};
+
+template <class T>
+struct PlaneWork {
+  typedef ArithmeticOf<T> A;
+  const Rows<A>& rows = gammabeta::rows<A>();
+  Plane<T> plane;
+  const uint8_t* mask;
+  Finish<A> finish;
+  std::unique_ptr<Buffers<A>> buffers{new Buffers<A>};
+
+  PlaneWork(const Plane<T>& plane_, const uint8_t* mask_, Finish<A> finish_)
+      : plane(plane_), mask(mask_), finish(finish_) {}
+
+  // Moments of the pieces [begin, end), into m. Two passes over each piece: its mean first, then what is about it.
+  void moments(const T* x, int64_t begin, int64_t end, bool center, RunningMoments& m) {
+    Buffers<A>& b = *buffers;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto p = plane.piece(i);
+      const A* v = plane.load(x, p, b.x);
+      const int64_t n = p.size();
+      double count = double(n);
+      A shift = 0, sum, squares;
+      if (mask) {
+        const uint8_t* valid = plane.load_mask(mask, p, b.mask);
+        count = double(count_true(valid, n));
+        if (count == 0) continue;
+        if (center) {
+          rows.select(v, valid, A(0), b.z, n);
+          shift = A(double(rows.sum(b.z, n)) / count);
+        }
+        rows.select(v, valid, shift, b.selected_x, n);
+        v = b.selected_x;
+      } else if (center) {
+        shift = A(double(rows.sum(v, n)) / count);
+      }
+      rows.deviations(v, n, shift, &sum, &squares);
+      if (center)
+        m.merge_deviations(count, double(shift), double(sum), double(squares));
+      else
+        m.count += count, m.m2 += double(squares);
+    }
+  }
+
+  void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const Affine<A>& f,
+             const Writer<T>& writer) {
+    Buffers<A>& b = *buffers;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto p = plane.piece(i);
+      const int64_t n = p.size();
+      const A* v = plane.load(x, p, b.x);
+      const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
+      A* out = plane.place(writer, y, p, b.out);
+      if (mask) {
+        rows.apply_s(v, r, b.z, n, f.mean, f.scale, f.shift, finish);
+        rows.select(b.z, plane.load_mask(mask, p, b.mask), A(0), out, n);
+      } else {
+        rows.apply_s(v, r, out, n, f.mean, f.scale, f.shift, finish);
+      }
+      plane.put(writer, out, y, p);
+    }
+  }
+
+  // x and ∂ℓ/∂z of a piece; where masked ∂ℓ/∂z is 0 and x the mean.
+  void load_gradient(const T* g, const T* x, const T* residual, const typename Plane<T>::Piece& p, const Affine<A>& f,
+                     const A** g_z, const A** v) {
+    Buffers<A>& b = *buffers;
+    const int64_t n = p.size();
+    *g_z = plane.load(g, p, b.g);
+    *v = plane.load(x, p, b.x);
+    if (finish.activation != kNone) {
+      const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
+      rows.finish_gradient_s(*g_z, *v, r, b.z, n, f.mean, f.scale, f.shift, finish);
+      *g_z = b.z;
+    }
+    if (mask) {
+      const uint8_t* valid = plane.load_mask(mask, p, b.mask);
+      rows.select(*g_z, valid, A(0), b.residual, n);
+      rows.select(*v, valid, f.mean, b.selected_x, n);
+      *g_z = b.residual;
+      *v = b.selected_x;
+    }
+  }
+
+  // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean), added to sum and sum_x; ∂ℓ/∂z is written to g_residual unless that is null.
+  void gradient_sums(const T* g, const T* x, const T* residual, T* g_residual, int64_t begin, int64_t end,
+                     const Affine<A>& f, const Writer<T>& writer, double* sum, double* sum_x) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto p = plane.piece(i);
+      const A *g_z, *v;
+      A s, q;
+      load_gradient(g, x, residual, p, f, &g_z, &v);
+      rows.gradient_sums_s(g_z, v, p.size(), f.mean, &s, &q);
+      *sum += double(s);
+      *sum_x += double(q);
+      if (g_residual) store(g_z, g_residual, p, writer);
+    }
+  }
+
+  void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
+                      const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
+    Buffers<A>& b = *buffers;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto p = plane.piece(i);
+      const A *g_z, *v;
+      load_gradient(g, x, residual, p, f, &g_z, &v);
+      A* out = plane.place(writer, g_x, p, b.out);
+      if (mask) {
+        rows.gradient_apply_s(g_z, v, b.g, p.size(), f.mean, back.a, back.b, back.c);
+        rows.select(b.g, plane.load_mask(mask, p, b.mask), A(0), out, p.size());
+      } else {
+        rows.gradient_apply_s(g_z, v, out, p.size(), f.mean, back.a, back.b, back.c);
+      }
+      plane.put(writer, out, g_x, p);
+      if (g_residual) store(g_z, g_residual, p, writer);
+    }
+  }
+
+ private:
+  void store(const A* values, T* to, const typename Plane<T>::Piece& p, const Writer<T>& writer) {
+    A* out = plane.place(writer, to, p, buffers->out);
+    if (out != values) std::memcpy(out, values, size_t(p.size()) * sizeof(A));
+    plane.put(writer, out, to, p);
+  }
+};
+
+}  // namespace gammabeta

@@ -1,0 +1,36 @@
+// The kernels under the names of gammabeta/ops.py, and the module that importing loads.
+
+#include <Python.h>
+
+#include "channel_norm.h"
+#include "sample_norm.h"
+
+namespace {
+
+std::string cpu_instruction_set() { return gammabeta::instruction_set(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(gammabeta, m) { m.def("cpu_instruction_set() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(gammabeta, CompositeExplicitAutograd, m) {
+  m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(gammabeta, CPU, m) {
+  m.impl("channel_norm_forward", TORCH_BOX(&gammabeta::channel_norm_forward));
+  m.impl("channel_norm_backward", TORCH_BOX(&gammabeta::channel_norm_backward));
+  m.impl("channel_apply_forward", TORCH_BOX(&gammabeta::channel_apply_forward));
+  m.impl("channel_moments", TORCH_BOX(&gammabeta::channel_moments));
+  m.impl("channel_backward_reduce", TORCH_BOX(&gammabeta::channel_backward_reduce));
+  m.impl("channel_backward_apply", TORCH_BOX(&gammabeta::channel_backward_apply));
+  m.impl("sample_norm_forward", TORCH_BOX(&gammabeta::sample_norm_forward));
+  m.impl("sample_norm_backward", TORCH_BOX(&gammabeta::sample_norm_backward));
+  m.impl("add_sample_norm_forward", TORCH_BOX(&gammabeta::add_sample_norm_forward));
+  m.impl("add_sample_norm_backward", TORCH_BOX(&gammabeta::add_sample_norm_backward));
+}
+
+extern "C" PyMODINIT_FUNC PyInit__cpu(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

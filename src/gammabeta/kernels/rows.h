@@ -1,0 +1,89 @@
+// The loops that all kernels are made of, over contiguous values of one type: what is vectorized, and nothing else.
+//
+// Each exists once for every instruction set (rows_*.cpp) and is called through a table, so that one binary runs
+// anywhere. A is the type of the arithmetic, float or double; 16-bit values are converted before and after. "_s" takes
+// the parameters of one channel as scalars, "_v" takes vectors with a value for every element, "_e" one mean and
+// standard deviation with a vector of weights.
+#pragma once
+
+#include <cstdint>
+
+namespace gammabeta {
+
+enum Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu };
+
+template <class A>
+struct Finish {
+  Activation activation;
+  A slope;
+};
+
+constexpr int kRowsAtOnce = 8;  // rows that a column loop takes together, so that its sums are read and written once
+
+template <class A>
+struct Rows {
+  A (*sum)(const A* x, int64_t n);
+  // Σ(x − shift) and Σ(x − shift)².
+  void (*deviations)(const A* x, int64_t n, A shift, A* sum, A* squares);
+  // y = activation((x − mean)·scale + shift + residual); residual may be null.
+  void (*apply_s)(const A* x, const A* residual, A* y, int64_t n, A mean, A scale, A shift, Finish<A> finish);
+  void (*apply_v)(const A* x, const A* residual, A* y, int64_t n, const A* mean, const A* scale, const A* shift,
+                  Finish<A> finish);
+  // y = activation((x − mean)·rstd·weight + bias + residual); bias and residual may be null.
+  void (*apply_e)(const A* x, const A* residual, A* y, int64_t n, A mean, A rstd, const A* weight, const A* bias,
+                  Finish<A> finish);
+  // g_z = g·activation'(z), z as the apply of the same ending makes it.
+  void (*finish_gradient_s)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A scale, A shift,
+                            Finish<A> finish);
+  void (*finish_gradient_v)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, const A* mean,
+                            const A* scale, const A* shift, Finish<A> finish);
+  void (*finish_gradient_e)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A rstd,
+                            const A* weight, const A* bias, Finish<A> finish);
+  // Σg and Σg·(x − mean).
+  void (*gradient_sums_s)(const A* g, const A* x, int64_t n, A mean, A* sum, A* sum_x);
+  // Σg·weight and Σg·weight·(x − mean).
+  void (*gradient_sums_e)(const A* g, const A* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x);
+  // g_x = a·g + b·(x − mean) + c.
+  void (*gradient_apply_s)(const A* g, const A* x, A* g_x, int64_t n, A mean, A a, A b, A c);
+  void (*gradient_apply_v)(const A* g, const A* x, A* g_x, int64_t n, const A* mean, const A* a, const A* b,
+                           const A* c);
+  // g_x = a·g·weight + b·(x − mean) + c and, unless null, g_weight += g·(x − mean)·a, g_bias += g.
+  void (*gradient_apply_e)(const A* g, const A* x, const A* weight, A* g_x, int64_t n, A mean, A a, A b, A c,
+                           A* g_weight, A* g_bias);
+  // For every column: sum += Σ(x − shift), squares += Σ(x − shift)² over up to kRowsAtOnce rows.
+  void (*column_deviations)(const A* const* rows, int64_t n_rows, int64_t n, const A* shift, A* sum, A* squares);
+  // For every column: sum += Σg, sum_x += Σg·(x − mean).
+  void (*column_gradient_sums)(const A* const* g, const A* const* x, int64_t n_rows, int64_t n, const A* mean,
+                               A* sum, A* sum_x);
+  // For every column: the mean of up to kRowsAtOnce rows.
+  void (*column_mean)(const A* const* rows, int64_t n_rows, int64_t n, A* mean);
+  // Moments (mean, m2) of `count` values, merged with those of `more` values that deviate from shift by sum, squares.
+  void (*merge_deviations)(int64_t n, double count, double more, const A* shift, const A* sum, const A* squares,
+                           double* mean, double* m2);
+  // total += part; part = 0.
+  void (*drain)(A* part, double* total, int64_t n);
+  // y = mask ? x : fill.
+  void (*select)(const A* x, const uint8_t* mask, A fill, A* y, int64_t n);
+};
+
+template <class A>
+const Rows<A>& rows();
+template <>
+const Rows<float>& rows<float>();
+template <>
+const Rows<double>& rows<double>();
+
+// Conversions of 16-bit floating point, by their bits, and stores that leave the caches alone.
+struct Storage {
+  void (*load_bfloat16)(const uint16_t* from, float* to, int64_t n);
+  void (*load_float16)(const uint16_t* from, float* to, int64_t n);
+  void (*store_bfloat16)(const float* from, uint16_t* to, int64_t n);
+  void (*store_float16)(const float* from, uint16_t* to, int64_t n);
+  void (*stream)(const void* from, void* to, int64_t bytes);
+  void (*fence)();
+};
+const Storage& storage();
+
+const char* instruction_set();
+
+}  // namespace gammabeta

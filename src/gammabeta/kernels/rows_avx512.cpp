@@ -1,0 +1,24 @@
+// The loops for x86-64-v4 and newer processors.
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("arch=x86-64-v4"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4")
+#endif
+#include "rows.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace gammabeta {
+const Rows<float>& rows_float_avx512 = kRows<float>;
+const Rows<double>& rows_double_avx512 = kRows<double>;
+const Storage& storage_avx512 = kStorage;
+}  // namespace gammabeta
+#endif

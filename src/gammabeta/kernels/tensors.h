@@ -1,0 +1,216 @@
+// torch's tensors as the kernels want them: one dtype and layout for all that is read element by element, vectors of
+// parameters in double, and results in the dtype and layout that the schemas promise.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "elements.h"
+
+namespace gammabeta {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+inline Sizes vector_of(torch::headeronly::IntHeaderOnlyArrayRef values) { return Sizes(values.begin(), values.end()); }
+
+inline int32_t dtype_code(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
+    default:
+      STD_TORCH_CHECK(false, "gammabeta: expected float64, float32, bfloat16 or float16");
+  }
+  return 0;
+}
+
+inline Tensor allocate(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                                         dtype_code(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+inline Sizes contiguous_strides(const Sizes& sizes) {
+  Sizes strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 1 ? sizes[i] : 1;
+  }
+  return strides;
+}
+
+// (N, C, *S) with the channels last in memory.
+inline Sizes channels_last_strides(const Sizes& sizes) {
+  Sizes strides(sizes.size());
+  int64_t stride = sizes[1];
+  strides[1] = 1;
+  for (size_t i = sizes.size(); i-- > 2;) {
+    strides[i] = stride;
+    stride *= sizes[i];
+  }
+  strides[0] = stride;
+  return strides;
+}
+
+// Whether t is laid out so; an axis of one element has no layout.
+inline bool laid_out(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
+  auto own = t.strides();
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] != 1 && own[i] != strides[i]) return false;
+  return true;
+}
+
+// t itself where dtype and layout are those, else a copy that has them.
+inline Tensor brought_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
+  if (t.scalar_type() == dtype && laid_out(t, sizes, strides)) return t;
+  Tensor copy = allocate(sizes, strides, dtype);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+// A result as torch.empty_like would lay it out: what the kernel writes is it, or is copied into it.
+class Output {
+ public:
+  Output(const Tensor& like, ScalarType dtype, ScalarType computed, const Sizes& sizes, const Sizes& strides) {
+    if (dtype == computed && laid_out(like, sizes, strides)) {
+      result_ = written_ = allocate(sizes, vector_of(like.strides()), dtype);
+      return;
+    }
+    std::array<StableIValue, 6> stack{
+        torch::stable::detail::from(like),
+        torch::stable::detail::from(std::optional<ScalarType>(dtype)),
+        torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
+        torch::stable::detail::from(std::optional<torch::stable::Device>()),
+        torch::stable::detail::from(std::optional<bool>()),
+        torch::stable::detail::from(std::optional<torch::headeronly::MemoryFormat>())};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+    result_ = torch::stable::detail::to<Tensor>(stack[0]);
+    written_ = dtype == computed && laid_out(result_, sizes, strides) ? result_ : allocate(sizes, strides, computed);
+  }
+
+  void* data() const { return written_.mutable_data_ptr(); }
+
+  Tensor result() {
+    if (written_.get() != result_.get()) torch::stable::copy_(result_, written_);
+    return result_;
+  }
+
+ private:
+  Tensor result_, written_;
+};
+
+inline Tensor nothing_like(const Tensor& t) { return allocate({0}, {1}, t.scalar_type()); }
+
+inline ScalarType promoted(ScalarType a, ScalarType b) {
+  if (a == b) return a;
+  return a == ScalarType::Double || b == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline ScalarType statistics_dtype(ScalarType x) { return x == ScalarType::Double ? x : ScalarType::Float; }
+
+// The values of a small floating-point or int64 tensor of any dtype and layout.
+inline std::vector<double> values_of(const Tensor& tensor) {
+  Sizes sizes = vector_of(tensor.sizes());
+  const ScalarType dtype = tensor.scalar_type();
+  const bool wide = dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Long;
+  Tensor t = brought_to(tensor, wide ? dtype : ScalarType::Float, sizes, contiguous_strides(sizes));
+  const int64_t n = t.numel();
+  std::vector<double> values(static_cast<size_t>(n));
+  const void* data = t.const_data_ptr();
+  for (int64_t i = 0; i < n; ++i)
+    values[size_t(i)] = dtype == ScalarType::Double ? static_cast<const double*>(data)[i]
+                        : dtype == ScalarType::Long ? double(static_cast<const int64_t*>(data)[i])
+                                                    : double(static_cast<const float*>(data)[i]);
+  return values;
+}
+
+inline std::vector<double> values_of(const MaybeTensor& tensor, int64_t n, double otherwise) {
+  return tensor ? values_of(*tensor) : std::vector<double>(size_t(n), otherwise);
+}
+
+// A small tensor of those values.
+inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, ScalarType dtype) {
+  const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+  Tensor t = allocate(sizes, contiguous_strides(sizes), narrow ? ScalarType::Float : dtype);
+  void* data = t.mutable_data_ptr();
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (dtype == ScalarType::Double)
+      static_cast<double*>(data)[i] = values[i];
+    else if (dtype == ScalarType::Long)
+      static_cast<int64_t*>(data)[i] = int64_t(values[i]);
+    else
+      static_cast<float*>(data)[i] = float(values[i]);
+  }
+  return narrow ? brought_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
+}
+
+inline Activation activation_of(const std::string& name) {
+  static const char* const names[] = {"none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"};
+  for (int i = 0; i < 7; ++i)
+    if (name == names[i]) return Activation(i);
+  STD_TORCH_CHECK(false, "gammabeta: no activation ", name);
+  return kNone;
+}
+
+// A boolean mask of n elements, its axes in their own order, dense; null where there is none.
+class Mask {
+ public:
+  explicit Mask(const MaybeTensor& mask) {
+    if (!mask) return;
+    dense_ = torch::stable::contiguous(*mask);
+    data_ = static_cast<const uint8_t*>(dense_->const_data_ptr());
+  }
+  const uint8_t* data() const { return data_; }
+
+ private:
+  MaybeTensor dense_;
+  const uint8_t* data_ = nullptr;
+};
+
+// f(T{}) for the element type.
+template <class F>
+inline auto with_type(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(bfloat16{});
+    case ScalarType::Half:
+      return f(float16{});
+    default:
+      return f(float{});
+  }
+}
+
+// f(begin, end) over [0, n) in torch's threads, so many items a thread at the least that waking it pays.
+template <class F>
+void in_parallel(int64_t n, int64_t elements_of_item, const F& f) {
+  constexpr int64_t kElementsOfThread = 16384;
+  const int64_t grain = elements_of_item > 0 ? kElementsOfThread / elements_of_item : kElementsOfThread;
+  torch::stable::parallel_for(0, n, grain > 1 ? grain : 1, f);
+}
+
+}  // namespace gammabeta
