@@ -89,15 +89,17 @@ void plane_forward(const Problem<T>& p, RunningMoments* moments, bool take, T* y
     const RunningMoments& m = moments[i];
     return affine<A>(m.mean, m.m2 / (m.count > 1 ? m.count : 1), weight[size_t(i)], bias[size_t(i)], eps);
   };
-  auto write = [&](PlaneWork<T>& work, int64_t i, int64_t begin, int64_t end) {
-    work.apply(x + i * s, residual ? residual + i * s : nullptr, y + i * s, begin, end, parameters(i), writer);
+  auto at = [&](const T* data, int64_t i) { return data ? data + i * s : nullptr; };
+  auto write = [&](PlaneWork<T>& work, int64_t i, int64_t begin, int64_t end, bool more) {
+    work.apply(at(x, i), at(residual, i), y + i * s, begin, end, parameters(i), writer, more ? at(x, i + 1) : nullptr,
+               more ? at(residual, i + 1) : nullptr);
   };
   if (p.whole_channels()) {
     in_parallel(c, size, [&](int64_t begin, int64_t end) {
       PlaneWork<T> work(plane, p.mask.data(), p.finish);
       for (int64_t i = begin; i < end; ++i) {
         if (take) work.moments(x + i * s, 0, plane.pieces(), true, moments[i]);
-        if (y) write(work, i, 0, plane.pieces());
+        if (y) write(work, i, 0, plane.pieces(), take && i + 1 < end);
       }
       writer.done();
     });
@@ -118,7 +120,7 @@ void plane_forward(const Problem<T>& p, RunningMoments* moments, bool take, T* y
   if (!y) return;
   in_parallel(c * parts, size / parts, [&](int64_t begin, int64_t end) {
     PlaneWork<T> work(plane, p.mask.data(), p.finish);
-    for (int64_t i = end - 1; i >= begin; --i) write(work, i / parts, i % parts * kPiecesOfPart, end_of(i % parts));
+    for (int64_t i = end - 1; i >= begin; --i) write(work, i / parts, i % parts * kPiecesOfPart, end_of(i % parts), false);
     writer.done();
   });
 }
@@ -188,8 +190,10 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
   const Plane<T> plane = p.plane();
   const int64_t c = p.geometry.c, s = p.geometry.s, size = p.geometry.n * s;
   const T *x = p.x_data(), *g = p.g_data(), *residual = p.residual_data();
-  // Between the passes ∂ℓ/∂z is kept where it has to be written anyway, unless that would round it.
-  const bool kept = take && g_x && g_residual && !Writer<T>::kConverts;
+  // Between the passes ∂ℓ/∂z is kept where it has to be written anyway, unless that would round it or it is cheaper to
+  // make again than to write before its time.
+  const bool costly = p.finish.activation == kSilu || p.finish.activation == kGelu;
+  const bool kept = take && g_x && g_residual && costly && !Writer<T>::kConverts;
   const Writer<T> writer(p.streamed), near(false);
   auto f = [&](int64_t i) {
     return affine<A>(b.mean[size_t(i)], b.var[size_t(i)], b.weight[size_t(i)], b.bias[size_t(i)], b.eps);
@@ -201,12 +205,13 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
     work.gradient_sums(g + i * s, x + i * s, at(residual, i), kept ? out(g_residual, i) : nullptr, begin, end, f(i), near, sum, &sum_x);
     *sum_xhat += sum_x * b.rstd(i);
   };
-  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, int64_t begin, int64_t end) {
+  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, int64_t begin, int64_t end, bool more) {
+    const int64_t next = more ? s : 0;
     const Backprop<A> back = backprop_of<A>(b, sums, i);
     if (kept)
-      plain.gradient_apply(g_residual + i * s, x + i * s, nullptr, g_x + i * s, nullptr, begin, end, f(i), back, writer);
+      plain.gradient_apply(g_residual + i * s, x + i * s, nullptr, g_x + i * s, nullptr, begin, end, f(i), back, writer, next);
     else
-      work.gradient_apply(g + i * s, x + i * s, at(residual, i), g_x + i * s, out(g_residual, i), begin, end, f(i), back, writer);
+      work.gradient_apply(g + i * s, x + i * s, at(residual, i), g_x + i * s, out(g_residual, i), begin, end, f(i), back, writer, next);
   };
   const Finish<A> none{kNone, A(0)};
   if (p.whole_channels()) {
@@ -214,7 +219,7 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
       PlaneWork<T> work(plane, p.mask.data(), p.finish), plain(plane, p.mask.data(), none);
       for (int64_t i = begin; i < end; ++i) {
         if (take) reduce(work, i, 0, plane.pieces(), &sums.sum[size_t(i)], &sums.sum_xhat[size_t(i)]);
-        if (g_x) write(work, plain, i, 0, plane.pieces());
+        if (g_x) write(work, plain, i, 0, plane.pieces(), take && i + 1 < end);
       }
       writer.done();
     });
@@ -238,7 +243,7 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
   in_parallel(c * parts, size / parts, [&](int64_t begin, int64_t end) {
     PlaneWork<T> work(plane, p.mask.data(), p.finish), plain(plane, p.mask.data(), none);
     for (int64_t i = end - 1; i >= begin; --i)
-      write(work, plain, i / parts, i % parts * kPiecesOfPart, end_of(i % parts));
+      write(work, plain, i / parts, i % parts * kPiecesOfPart, end_of(i % parts), false);
     writer.done();
   });
 }

@@ -31,6 +31,12 @@ class Columns {
     if (chunks_ == 0) chunks_ = 1;
   }
 
+  // For another thread: with buffers of its own.
+  Columns(const Columns& other)
+      : m_(other.m_), c_(other.c_), folds_(other.folds_), width_(other.width_), folded_rows_(other.folded_rows_),
+        rest_(other.rest_), rows_of_chunk_(other.rows_of_chunk_), chunks_(other.chunks_), mask_(other.mask_),
+        finish_(other.finish_), rows_(other.rows_) {}
+
   int64_t chunks() const { return chunks_; }
   int64_t width() const { return width_; }
   int64_t elements_of_chunk() const { return (rows_of_chunk_ + 1) * width_; }
@@ -51,23 +57,28 @@ class Columns {
 
   // Moments of one chunk: mean and m2 have width() values; the count is the same for all.
   void moments(const T* x, int64_t chunk, double* mean, double* m2, double* count) {
-    std::vector<A> vectors(size_t(3 * kTile));
-    A *shift = vectors.data(), *sum = shift + kTile, *squares = sum + kTile;
+    A *shift = buffers_->shift, *sum = buffers_->sum, *squares = buffers_->sum_x;
     const std::vector<int64_t> valid = rows_of(chunk);
-    *count = double(valid.size());
-    for (int64_t first = 0; first < width_; first += kTile) {
-      const int64_t w = width_ - first < kTile ? width_ - first : kTile;
-      for (int64_t i = 0; i < w; ++i) mean[first + i] = m2[first + i] = 0;
-      for (size_t block = 0; block < valid.size(); block += kRowsOfBlock) {
-        const size_t end = block + kRowsOfBlock < valid.size() ? block + kRowsOfBlock : valid.size();
+    const int64_t n_valid = int64_t(valid.size());
+    *count = double(n_valid);
+    for (int64_t i = 0; i < width_; ++i) mean[i] = m2[i] = 0;
+    for (int64_t block = 0; block < n_valid; block += kRowsOfBlock) {
+      const int64_t end = std::min(block + kRowsOfBlock, n_valid);
+      for (int64_t first = 0; first < width_; first += kTile) {
+        const int64_t w = std::min(kTile, width_ - first);
         for (int64_t i = 0; i < w; ++i) sum[i] = squares[i] = 0;
-        for (size_t row = block; row < end; row += kRowsAtOnce) {
-          const int64_t n = int64_t(end - row) < kRowsAtOnce ? int64_t(end - row) : kRowsAtOnce;
+        for (int64_t row = block; row < end; row += kRowsAtOnce) {
+          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row), next = std::min<int64_t>(kRowsAtOnce, end - row - n);
           const A* group[kRowsAtOnce];
-          load(x, &valid[row], n, first, w, x_buffer_, group);
+          load(x, &valid[size_t(row)], n, first, w, buffers_->x, group);
           // About the mean of some of the values themselves: what is taken from the squares is at most 8 times m2.
           if (row == block) rows_.column_mean(group, n, w, shift);
-          rows_.column_deviations(group, n, w, shift, sum, squares);
+          for (int64_t i = 0; i < w; i += kStep) {
+            prefetch(x + first + i, &valid[size_t(row)] + n, next, std::min(kStep, w - i));
+            const A* from[kRowsAtOnce];
+            for (int64_t r = 0; r < n; ++r) from[r] = group[r] + i;
+            rows_.column_deviations(from, n, std::min(kStep, w - i), shift + i, sum + i, squares + i);
+          }
         }
         rows_.merge_deviations(w, double(block), double(end - block), shift, sum, squares, mean + first, m2 + first);
       }
@@ -91,9 +102,9 @@ class Columns {
   void apply(const T* x, const T* residual, T* y, int64_t chunk, const Parameters& p, const Writer<T>& writer) {
     each_row(chunk, [&](int64_t at, int64_t first, int64_t w, bool valid) {
       if (!valid) return writer.zero(y + at, w);
-      const A* r = residual ? read(residual + at, w, residual_buffer_) : nullptr;
-      A* out = writer.place(y + at, out_buffer_);
-      rows_.apply_v(read(x + at, w, x_buffer_), r, out, w, &p.mean[first], &p.scale[first], &p.shift[first], finish_);
+      const A* r = residual ? read(residual + at, w, buffers_->residual) : nullptr;
+      A* out = writer.place(y + at, buffers_->out);
+      rows_.apply_v(read(x + at, w, buffers_->x), r, out, w, &p.mean[size_t(first)], &p.scale[size_t(first)], &p.shift[size_t(first)], finish_);
       writer.put(out, y + at, w);
     });
     writer.done();
@@ -103,27 +114,29 @@ class Columns {
   // g_residual and scale·∂ℓ/∂z, which is ∂ℓ/∂x where the statistics are constants, to g_x.
   void gradient_sums(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, int64_t chunk,
                      const Parameters& p, const Writer<T>& writer, double* sum, double* sum_x) {
-    std::vector<A> vectors(size_t(3 * kTile));
-    A *part = vectors.data(), *part_x = part + kTile, *zeros = part_x + kTile;
+    A *part = buffers_->sum, *part_x = buffers_->sum_x;
     for (int64_t i = 0; i < width_; ++i) sum[i] = sum_x[i] = 0;
     const std::vector<int64_t> valid = rows_of(chunk);
-    const int64_t rest = chunk == chunks_ - 1 ? rest_ : 0;
-    for (int64_t first = 0; first < width_; first += kTile) {
-      const int64_t w = width_ - first < kTile ? width_ - first : kTile;
-      size_t row = 0;
-      while (row < valid.size()) {
-        const int64_t left = int64_t(valid.size() - row), n = left < kRowsAtOnce ? left : kRowsAtOnce;
-        gradient_group(g, x, residual, g_residual, g_x, &valid[row], n, first, w, p, writer, zeros, part, part_x);
-        row += size_t(n);
-        if (row % kRowsOfBlock == 0) {
-          rows_.drain(part, sum + first, w);
-          rows_.drain(part_x, sum_x + first, w);
+    const int64_t n_valid = int64_t(valid.size()), rest = chunk == chunks_ - 1 ? rest_ : 0;
+    auto group = [&](const int64_t* which, int64_t n, int64_t next, int64_t first, int64_t w) {
+      gradient_group(g, x, residual, g_residual, g_x, which, n, next, first, w, p, writer);
+    };
+    for (int64_t i = 0; i < kTile; ++i) part[i] = part_x[i] = 0;
+    for (int64_t block = 0; block < n_valid; block += kRowsOfBlock) {
+      const int64_t end = std::min(block + kRowsOfBlock, n_valid);
+      for (int64_t first = 0; first < width_; first += kTile) {
+        const int64_t w = std::min(kTile, width_ - first);
+        for (int64_t row = block; row < end; row += kRowsAtOnce) {
+          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row), next = std::min<int64_t>(kRowsAtOnce, end - row - n);
+          group(&valid[size_t(row)], n, next, first, w);
         }
+        rows_.drain(part, sum + first, w);
+        rows_.drain(part_x, sum_x + first, w);
       }
-      if (first < rest) {
-        const int64_t m = rest - first < kTile ? rest - first : kTile;
-        gradient_group(g, x, residual, g_residual, g_x, &folded_rows_, 1, first, m, p, writer, zeros, part, part_x);
-      }
+    }
+    for (int64_t first = 0; first < rest; first += kTile) {
+      const int64_t w = std::min(kTile, rest - first);
+      group(&folded_rows_, 1, 0, first, w);
       rows_.drain(part, sum + first, w);
       rows_.drain(part_x, sum_x + first, w);
     }
@@ -149,11 +162,11 @@ class Columns {
         if (g_residual) writer.zero(g_residual + at, w);
         return;
       }
-      const A* v = read(x + at, w, x_buffer_);
-      const A* g_z = finished(g + at, v, residual ? residual + at : nullptr, first, w, p, g_buffer_, residual_buffer_,
-                              z_buffer_);
-      A* out = writer.place(g_x + at, out_buffer_);
-      rows_.gradient_apply_v(g_z, v, out, w, &p.mean[first], &back.a[first], &back.b[first], &back.c[first]);
+      const A* v = read(x + at, w, buffers_->x);
+      const A* g_z = finished(g + at, v, residual ? residual + at : nullptr, first, w, p, buffers_->g,
+                              buffers_->z);
+      A* out = writer.place(g_x + at, buffers_->out);
+      rows_.gradient_apply_v(g_z, v, out, w, &p.mean[size_t(first)], &back.a[size_t(first)], &back.b[size_t(first)], &back.c[size_t(first)]);
       writer.put(out, g_x + at, w);
       if (g_residual) store(g_z, g_residual + at, w, writer);
     });
@@ -161,9 +174,15 @@ class Columns {
   }
 
  private:
-  static constexpr int64_t kTile = 512;         // columns at once
+  static constexpr int64_t kTile = (Writer<T>::kConverts ? 2048 : 4096) / sizeof(A);  // columns at once
+  static constexpr int64_t kStep = 128;         // of these, between one prefetch and the next
   static constexpr int64_t kRowsOfBlock = 64;   // rows whose sums are kept in A
   static constexpr int64_t kChunks = 64;        // parts that threads share out: how many there are fixes the result
+
+  struct ColumnBuffers {
+    alignas(64) A x[kTile * kRowsAtOnce], g[kTile * kRowsAtOnce], z[kTile * kRowsAtOnce];
+    alignas(64) A residual[kTile], out[kTile], shift[kTile], sum[kTile], sum_x[kTile];
+  };
 
   // The rows of a chunk that count.
   std::vector<int64_t> rows_of(int64_t chunk) const {
@@ -180,16 +199,15 @@ class Columns {
     return end < folded_rows_ ? end : folded_rows_;
   }
 
-  // f(position of the first element, first column, columns, whether it counts) for all tiles of all rows, from the
-  // last one on: a pass before this one ended there, and that is what is still in the caches.
+  // f(position of the first element, first column, columns, whether it counts) for all tiles of all rows.
   template <class F>
   void each_row(int64_t chunk, const F& f) {
+    for (int64_t r = chunk * rows_of_chunk_; r < last_of(chunk); ++r)
+      for (int64_t first = 0; first < width_; first += kTile)
+        f(r * width_ + first, first, width_ - first < kTile ? width_ - first : kTile, !mask_ || mask_[r]);
     if (chunk == chunks_ - 1)
       for (int64_t first = 0; first < rest_; first += kTile)
         f(folded_rows_ * width_ + first, first, rest_ - first < kTile ? rest_ - first : kTile, true);
-    for (int64_t r = last_of(chunk) - 1; r >= chunk * rows_of_chunk_; --r)
-      for (int64_t first = 0; first < width_; first += kTile)
-        f(r * width_ + first, first, width_ - first < kTile ? width_ - first : kTile, !mask_ || mask_[r]);
   }
 
   void load(const T* x, const int64_t* which, int64_t n, int64_t first, int64_t w, A* buffer, const A** group) {
@@ -197,35 +215,50 @@ class Columns {
   }
 
   const A* finished(const T* g, const A* x, const T* residual, int64_t first, int64_t w, const Parameters& p,
-                    A* g_buffer, A* residual_buffer, A* z_buffer) {
+                    A* g_buffer, A* z_buffer) {
     const A* gradient = read(g, w, g_buffer);
     if (finish_.activation == kNone) return gradient;
-    const A* r = residual ? read(residual, w, residual_buffer) : nullptr;
-    rows_.finish_gradient_v(gradient, x, r, z_buffer, w, &p.mean[first], &p.scale[first], &p.shift[first], finish_);
+    const A* r = residual ? read(residual, w, buffers_->residual) : nullptr;
+    rows_.finish_gradient_v(gradient, x, r, z_buffer, w, &p.mean[size_t(first)], &p.scale[size_t(first)], &p.shift[size_t(first)], finish_);
     return z_buffer;
   }
 
   void gradient_group(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, const int64_t* which, int64_t n,
-                      int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer, const A* zeros, A* part,
-                      A* part_x) {
+                      int64_t next, int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer) {
     const A *xs[kRowsAtOnce], *gs[kRowsAtOnce];
-    load(x, which, n, first, w, x_buffer_, xs);
+    load(x, which, n, first, w, buffers_->x, xs);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t at = which[i] * width_ + first;
-      gs[i] = finished(g + at, xs[i], residual ? residual + at : nullptr, first, w, p, g_buffer_ + i * kTile,
-                       residual_buffer_, z_buffer_ + i * kTile);
+      gs[i] = finished(g + at, xs[i], residual ? residual + at : nullptr, first, w, p, buffers_->g + i * kTile,
+                       buffers_->z + i * kTile);
       if (g_residual) store(gs[i], g_residual + at, w, writer);
       if (g_x) {
-        A* out = writer.place(g_x + at, out_buffer_);
-        rows_.gradient_apply_v(gs[i], xs[i], out, w, &p.mean[first], &p.scale[first], zeros, zeros);
+        A* out = writer.place(g_x + at, buffers_->out);
+        rows_.gradient_apply_v(gs[i], xs[i], out, w, &p.mean[size_t(first)], &p.scale[size_t(first)], zeros_.data(), zeros_.data());
         writer.put(out, g_x + at, w);
       }
     }
-    rows_.column_gradient_sums(gs, xs, n, w, &p.mean[first], part, part_x);
+    for (int64_t i = 0; i < w; i += kStep) {
+      const int64_t m = std::min(kStep, w - i);
+      prefetch(x + first + i, which + n, next, m);
+      prefetch(g + first + i, which + n, next, m);
+      if (residual) prefetch(residual + first + i, which + n, next, m);
+      const A *from_x[kRowsAtOnce], *from_g[kRowsAtOnce];
+      for (int64_t r = 0; r < n; ++r) from_x[r] = xs[r] + i, from_g[r] = gs[r] + i;
+      rows_.column_gradient_sums(from_g, from_x, n, m, &p.mean[size_t(first + i)], buffers_->sum + i, buffers_->sum_x + i);
+    }
+  }
+
+  // What the next rows will need, while these are worked on: eight short streams are not foreseen by the processor.
+  void prefetch(const T* from, const int64_t* which, int64_t n, int64_t elements) const {
+    for (int64_t r = 0; r < n; ++r) {
+      const char* line = reinterpret_cast<const char*>(from + which[r] * width_);
+      for (int64_t byte = 0; byte < elements * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, 0, 3);
+    }
   }
 
   void store(const A* values, T* to, int64_t w, const Writer<T>& writer) {
-    A* out = writer.place(to, out_buffer_);
+    A* out = writer.place(to, buffers_->out);
     if (out != values) std::memcpy(out, values, size_t(w) * sizeof(A));
     writer.put(out, to, w);
   }
@@ -242,9 +275,8 @@ class Columns {
   const uint8_t* mask_;
   Finish<A> finish_;
   const Rows<A>& rows_;
-  // For each thread a copy of this object.
-  alignas(64) A x_buffer_[kTile * kRowsAtOnce], g_buffer_[kTile * kRowsAtOnce], z_buffer_[kTile * kRowsAtOnce];
-  alignas(64) A residual_buffer_[kTile], out_buffer_[kTile];
+  std::vector<A> zeros_ = std::vector<A>(size_t(kTile));
+  std::unique_ptr<ColumnBuffers> buffers_{new ColumnBuffers};
 };
 
 }  // namespace gammabeta

@@ -38,6 +38,29 @@ inline void convert(const float* from, float16* to, int64_t n) { storage().store
 inline void convert(const float* from, float* to, int64_t n) { std::memcpy(to, from, size_t(n) * sizeof(float)); }
 inline void convert(const double* from, double* to, int64_t n) { std::memcpy(to, from, size_t(n) * sizeof(double)); }
 
+// Rows of n elements, each a stride from the one before.
+template <class T>
+void convert_rows(const T* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows, int64_t n) {
+  for (int64_t r = 0; r < n_rows; ++r) convert(from + r * from_stride, to + r * to_stride, n);
+}
+template <class T>
+void convert_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride, int64_t n_rows, int64_t n) {
+  for (int64_t r = 0; r < n_rows; ++r) convert(from + r * from_stride, to + r * to_stride, n);
+}
+inline void convert_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows, int64_t n) {
+  rows<float>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
+}
+inline void convert_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t n_rows, int64_t n) {
+  rows<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
+}
+
+// Asks for n elements before they are needed.
+template <class T>
+void prefetch(const T* from, int64_t n) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, 0, 2);
+}
+
 // n elements for reading: where they stand, or converted into the buffer.
 template <class T>
 const ArithmeticOf<T>* read(const T* from, int64_t n, ArithmeticOf<T>* buffer) {

@@ -41,8 +41,13 @@ class Plane {
 
   const A* load(const T* plane, const Piece& p, A* buffer) const {
     if (!gathers()) return read(plane + p.row * stride_ + p.first, p.length, buffer);
-    for (int64_t r = 0; r < p.rows; ++r) convert(plane + (p.row + r) * stride_, buffer + r * s_, s_);
+    convert_rows(plane + p.row * stride_, stride_, buffer, s_, p.rows, s_);
     return buffer;
+  }
+
+  // Asks for the piece of another plane, before it is needed; short rows are left to themselves.
+  void foresee(const T* plane, const Piece& p) const {
+    if (plane && !gathers()) prefetch(plane + p.row * stride_ + p.first, p.length);
   }
 
   const uint8_t* load_mask(const uint8_t* mask, const Piece& p, uint8_t* buffer) const {
@@ -57,7 +62,7 @@ class Plane {
 
   void put(const Writer<T>& writer, const A* values, T* plane, const Piece& p) const {
     if (!gathers()) return writer.put(values, plane + p.row * stride_ + p.first, p.length);
-    for (int64_t r = 0; r < p.rows; ++r) convert(values + r * s_, plane + (p.row + r) * stride_, s_);
+    convert_rows(values, s_, plane + p.row * stride_, stride_, p.rows, s_);
   }
 
  private:
@@ -92,7 +97,7 @@ struct PlaneWork {
     Buffers<A>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
-      const A* v = plane.load(x, p, b.x);
+      const A* v = load_x(x, p);
       const int64_t n = p.size();
       double count = double(n);
       A shift = 0, sum, squares;
@@ -117,13 +122,16 @@ struct PlaneWork {
     }
   }
 
+  // What comes next (x and residual of the next plane, or null) is fetched while y is written.
   void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const Affine<A>& f,
-             const Writer<T>& writer) {
+             const Writer<T>& writer, const T* next_x, const T* next_residual) {
     Buffers<A>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const int64_t n = p.size();
-      const A* v = plane.load(x, p, b.x);
+      plane.foresee(next_x, p);
+      plane.foresee(next_residual, p);
+      const A* v = load_x(x, p);
       const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
       A* out = plane.place(writer, y, p, b.out);
       if (mask) {
@@ -141,6 +149,11 @@ struct PlaneWork {
                      const A** g_z, const A** v) {
     Buffers<A>& b = *buffers;
     const int64_t n = p.size();
+    if (held_gradient_ && held_gradient_ == x) {
+      *g_z = held_g_z_;
+      *v = held_;
+      return;
+    }
     *g_z = plane.load(g, p, b.g);
     *v = plane.load(x, p, b.x);
     if (finish.activation != kNone) {
@@ -155,6 +168,10 @@ struct PlaneWork {
       *g_z = b.residual;
       *v = b.selected_x;
     }
+    if (plane.pieces() > 1) return;
+    held_gradient_ = x;
+    held_ = *v;
+    held_g_z_ = *g_z;
   }
 
   // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean), added to sum and sum_x; ∂ℓ/∂z is written to g_residual unless that is null.
@@ -172,11 +189,17 @@ struct PlaneWork {
     }
   }
 
+  // next: how far the next plane is, which is fetched while this one is written; 0 where there is none.
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
-                      const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
+                      const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer, int64_t next) {
     Buffers<A>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
+      if (next != 0) {
+        plane.foresee(g + next, p);
+        plane.foresee(x + next, p);
+        if (residual) plane.foresee(residual + next, p);
+      }
       const A *g_z, *v;
       load_gradient(g, x, residual, p, f, &g_z, &v);
       A* out = plane.place(writer, g_x, p, b.out);
@@ -192,6 +215,17 @@ struct PlaneWork {
   }
 
  private:
+  // What is one piece stays loaded from one pass to the next.
+  const A* load_x(const T* x, const typename Plane<T>::Piece& p) {
+    if (held_x_ && held_x_ == x) return held_;
+    const A* v = plane.load(x, p, buffers->x);
+    if (plane.pieces() == 1) held_x_ = x, held_ = v;
+    return v;
+  }
+
+  const T *held_x_ = nullptr, *held_gradient_ = nullptr;
+  const A *held_ = nullptr, *held_g_z_ = nullptr;
+
   void store(const A* values, T* to, const typename Plane<T>::Piece& p, const Writer<T>& writer) {
     A* out = plane.place(writer, to, p, buffers->out);
     if (out != values) std::memcpy(out, values, size_t(p.size()) * sizeof(A));

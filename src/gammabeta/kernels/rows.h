@@ -64,6 +64,8 @@ struct Rows {
   void (*drain)(A* part, double* total, int64_t n);
   // y = mask ? x : fill.
   void (*select)(const A* x, const uint8_t* mask, A fill, A* y, int64_t n);
+  // n_rows rows of n values, each a stride from the one before.
+  void (*copy_rows)(const A* from, int64_t from_stride, A* to, int64_t to_stride, int64_t n_rows, int64_t n);
 };
 
 template <class A>

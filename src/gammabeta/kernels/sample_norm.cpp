@@ -119,12 +119,13 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
   const T *x = p.x_data(), *residual = p.data(p.residual);
   const Writer<T> writer(p.streamed);
   const Plane<T> whole = p.group_plane(), single = p.channel_plane();
-  auto write = [&](int64_t sample_channel, const RunningMoments& m) {
-    return [&, sample_channel](PlaneWork<T>& work) {
+  auto write = [&](int64_t sample_channel, const RunningMoments& m, bool more) {
+    return [&, sample_channel, more](PlaneWork<T>& work) {
       const int64_t at = sample_channel * s;
       work.mask = p.mask_of(sample_channel / c);
       work.apply(x + at, residual ? residual + at : nullptr, y + at, 0, single.pieces(),
-                 affine_of(p, m, sample_channel % c), writer);
+                 affine_of(p, m, sample_channel % c), writer, more ? x + at + d * s : nullptr,
+                 more && residual ? residual + at + d * s : nullptr);
     };
   };
   if (geo.whole_groups()) {
@@ -134,7 +135,7 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
         RunningMoments& m = statistics[size_t(i)];
         group.mask = p.mask_of(i / geo.groups);
         group.moments(x + i * d * s, 0, whole.pieces(), p.center, m);
-        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(j, m)(channel);
+        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(j, m, i + 1 < end)(channel);
       }
       writer.done();
     });
@@ -154,7 +155,7 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
   }
   in_parallel(geo.n * c, s, [&](int64_t begin, int64_t end) {
     PlaneWork<T> channel(single, nullptr, p.finish);
-    for (int64_t i = end - 1; i >= begin; --i) write(i, statistics[size_t(i / d)])(channel);
+    for (int64_t i = end - 1; i >= begin; --i) write(i, statistics[size_t(i / d)], false)(channel);
     writer.done();
   });
 }
@@ -251,7 +252,9 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
   const Geometry& geo = p.geometry;
   const int64_t d = geo.d, s = geo.s, c = geo.channels();
   const T *x = p.x_data(), *g = p.data(p.g), *residual = p.data(p.residual);
-  const bool kept = g_residual && !Writer<T>::kConverts;  // ∂ℓ/∂z, where it is written anyway and not rounded
+  // ∂ℓ/∂z, where it is written anyway, not rounded and costs more to make than to read.
+  const bool costly = p.finish.activation == kSilu || p.finish.activation == kGelu;
+  const bool kept = g_residual && costly && !Writer<T>::kConverts;
   const Writer<T> writer(p.streamed), near(false);
   const Plane<T> single = p.channel_plane();
   auto reduce = [&](PlaneWork<T>& work, int64_t i) {
@@ -261,16 +264,16 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
                        single.pieces(), affine_of(p, statistics[size_t(i / d)], i % c), near, &sums.sum[size_t(i)],
                        &sums.sum_x[size_t(i)]);
   };
-  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, const OfGroup& group) {
-    const int64_t at = i * s;
+  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, const OfGroup& group, bool more) {
+    const int64_t at = i * s, next = more ? d * s : 0;
     const Affine<A> f = affine_of(p, statistics[size_t(i / d)], i % c);
     const Backprop<A> back{f.scale, A(group.by_x), A(group.by_one)};
     work.mask = plain.mask = p.mask_of(i / c);
     if (kept)
-      plain.gradient_apply(g_residual + at, x + at, nullptr, g_x + at, nullptr, 0, single.pieces(), f, back, writer);
+      plain.gradient_apply(g_residual + at, x + at, nullptr, g_x + at, nullptr, 0, single.pieces(), f, back, writer, next);
     else
       work.gradient_apply(g + at, x + at, residual ? residual + at : nullptr, g_x + at,
-                          g_residual ? g_residual + at : nullptr, 0, single.pieces(), f, back, writer);
+                          g_residual ? g_residual + at : nullptr, 0, single.pieces(), f, back, writer, next);
   };
   auto group_of = [&](int64_t i) {
     return of_group(p, statistics[size_t(i)], &sums.sum[size_t(i * d)], &sums.sum_x[size_t(i * d)], i * d % c);
@@ -282,7 +285,7 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t j = i * d; j < (i + 1) * d; ++j) reduce(work, j);
         const OfGroup group = group_of(i);
-        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(work, plain, j, group);
+        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(work, plain, j, group, i + 1 < end);
       }
       writer.done();
     });
@@ -296,7 +299,7 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
   for (int64_t i = 0; i < geo.n * geo.groups; ++i) groups.push_back(group_of(i));
   in_parallel(geo.n * c, s, [&](int64_t begin, int64_t end) {
     PlaneWork<T> work(single, nullptr, p.finish), plain(single, nullptr, none);
-    for (int64_t i = end - 1; i >= begin; --i) write(work, plain, i, groups[size_t(i / d)]);
+    for (int64_t i = end - 1; i >= begin; --i) write(work, plain, i, groups[size_t(i / d)], false);
     writer.done();
   });
 }

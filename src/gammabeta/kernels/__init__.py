@@ -1,0 +1,58 @@
+"""The native kernels. Importing this package registers those for the CPU under the schemas of `ops.py`.
+
+They are one compiled extension, `_cpu`, that the build leaves in this folder (`setup.py`). Without it everything runs
+all the same, by torch's own ops and the reference; `missing` says why it is not there, None where it is.
+
+Environment variable GAMMABETA_KERNELS, read once: `0` leaves the kernels out on purpose, without a warning; `1` asks
+for them, so that their lack is an ImportError; unset, they are taken where they are there, and one RuntimeWarning for
+the process says that they are not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import warnings
+
+import torch
+
+EXTENSION = f"{__name__}._cpu"
+
+
+def _load() -> str | None:
+    """Load the extension; why it is not there, None where it is."""
+    if os.environ.get("GAMMABETA_KERNELS") == "0":
+        return "switched off by GAMMABETA_KERNELS=0"
+    try:
+        importlib.import_module(EXTENSION)
+    except ModuleNotFoundError as error:
+        if error.name != EXTENSION:
+            return f"built, and they do not load: {error}"
+        return "not built: there was no torch or no working C++ compiler when gammabeta was installed"
+    except ImportError as error:
+        return f"built, and they do not load beside torch {torch.__version__}: {error}"
+    return None
+
+
+def _tell(reason: str) -> None:
+    """Raise or warn, as GAMMABETA_KERNELS and the process ask."""
+    wanted = os.environ.get("GAMMABETA_KERNELS")
+    cure = "Install gammabeta again with pip's --no-build-isolation, where torch and g++ or clang++ are there"
+    if wanted == "1":
+        raise ImportError(
+            f"gammabeta: GAMMABETA_KERNELS=1 asks for the native CPU kernels, and they are {reason}. {cure}."
+        )
+    # A worker process says nothing: the process that started it has.
+    if wanted != "0" and multiprocessing.parent_process() is None:
+        warnings.warn(
+            f"gammabeta: the native CPU kernels are {reason}. Results are right all the same, by torch's own ops and "
+            f"the reference in plain torch, and come slower. {cure}; or set GAMMABETA_KERNELS=0 to go without them.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+missing: str | None = _load()
+if missing is not None:
+    _tell(missing)
