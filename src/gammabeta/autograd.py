@@ -18,7 +18,7 @@ from gammabeta import ops, reference
 _ops = torch.ops.gammabeta
 
 
-def _plain_math(x: Tensor) -> bool:
+def plain_math(x: Tensor) -> bool:
     """Whether autograd goes through the reference's own operations instead of through an op.
 
     functorch and forward-mode AD need that; and where no kernel waits, a compiler makes more of plain operations.
@@ -200,7 +200,7 @@ def channel_norm(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.channel_norm_forward`, differentiable: y, and mean, variance and count as constants."""
-    if _plain_math(x):
+    if plain_math(x):
         y, *statistics = reference.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
@@ -220,7 +220,7 @@ def channel_apply(
     slope: float,
 ) -> Tensor:
     """`reference.channel_apply_forward`, differentiable by all but the statistics."""
-    if _plain_math(x):
+    if plain_math(x):
         return reference.channel_apply_forward(
             x, mean.detach(), var.detach(), weight, bias, residual, mask, eps, activation, slope
         )
@@ -242,7 +242,7 @@ def sample_norm(
     center: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.sample_norm_forward`, differentiable: y, and mean, variance and count as constants."""
-    if _plain_math(x):
+    if plain_math(x):
         y, *statistics = reference.sample_norm_forward(
             x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
         )
@@ -257,7 +257,7 @@ def add_sample_norm(
     x: Tensor, residual: Tensor, channel_axes: int, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool
 ) -> tuple[Tensor, Tensor]:
     """(norm(x + residual), x + residual), both differentiable."""
-    if _plain_math(x):
+    if plain_math(x):
         y, total, *_ = ops.add_sample_norm_forward(x, residual, channel_axes, weight, bias, eps, center)
         return y, total
     return _AddSampleNorm.apply(x, _apart(residual, x), channel_axes, weight, bias, eps, center)

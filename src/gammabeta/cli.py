@@ -27,9 +27,9 @@ app = typer.Typer(
 )
 
 
-def _claims() -> str:
-    """The claims' names by their files: importing them would load scikit-learn for every ``--help``."""
-    folder = files("gammabeta").joinpath("claims")
+def _files_of(part: str) -> str:
+    """Names of claims or subjects by their files: importing them would load scikit-learn for every ``--help``."""
+    folder = files("gammabeta").joinpath(part)
     return ", ".join(sorted(name[:-3] for f in folder.iterdir() if (name := f.name).endswith(".py") and name[0] != "_"))
 
 
@@ -53,7 +53,9 @@ def study(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CLAIM", help=f"The claims to measure, all where none is named: {_claims()}.", show_default=False
+            metavar="CLAIM",
+            help=f"The claims to measure, all where none is named: {_files_of('claims')}.",
+            show_default=False,
         ),
     ] = None,
     claims: Annotated[
@@ -142,6 +144,57 @@ def report(
     except ReportError as error:
         _fail(str(error))
     _draw(results, folder, Console())
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SUBJECT",
+            help=f"The subjects to measure, all where none is named: {_files_of('benchmarks')}.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        str | None,
+        typer.Option(
+            "--threads",
+            metavar="1,2",
+            help="Numbers of threads; one, then as many as torch has, where not given.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            "--rounds", metavar="N", help="Timings of each contestant: 15, or 5 with --quick.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="The folder for a dated Markdown file of each subject.")
+    ] = Path("gammabeta-bench"),
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Leave torch.compile out, which compiles once for each row.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few rows and few rounds.")] = False,
+) -> None:
+    """Time gammabeta's norms beside torch's and torch.compile's, in turns in this process."""
+    from gammabeta import bench as engine
+
+    try:
+        counts = [int(part) for part in threads.split(",")] if threads else None
+    except ValueError:
+        _fail(f"--threads: expected numbers separated by commas, such as 1,2, got {threads!r}.")
+    try:
+        engine.bench(
+            names, threads=counts, rounds=rounds, out=out, compiled=not no_compile, quick=quick, console=Console()
+        )
+    except engine.BenchError as error:
+        _fail(str(error))
+    except engine.Interrupted as stopped:
+        _say(str(stopped))
+        raise typer.Exit(STOPPED) from None
 
 
 @app.command()

@@ -5,9 +5,9 @@ Signatures are torch's, then keyword-only
     activation       None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"; activation_slope for leaky_relu
     mask             boolean, True where x is real; what is masked out enters no statistic and is zero in the output
 
-Each checks its arguments, chooses who computes, and calls. torch's own op runs where nothing of ours is asked for, and
-where no kernel of ours is built also under a residual and an activation, composed after it; else the ops of ops.py do.
-An exported graph has torch's standard ops wherever there is no mask.
+Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do, except that
+torch's own op runs where nothing of ours is asked for and x is small. Where they are not, torch's ops run, and those of
+ops.py only under a mask. An exported graph has torch's standard ops wherever there is no mask.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta import arguments, autograd, ops
+from gammabeta import arguments, autograd, kernels, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
@@ -37,13 +37,16 @@ class Finish:
     mask: Tensor | None
 
     def left_to_torch(self, x: Tensor) -> bool:
-        """Whether torch's own ops do it, and faster: nothing of ours is asked for, or only what is composed after them
-        and no kernel is built; or a graph of standard ops is being exported.
+        """Whether torch's own ops do it: there is no mask, and no kernel of ours for the device, or nothing of ours is
+        asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is exported.
         """
         if self.mask is not None:
             return False
-        plain = self.residual is None and self.activation is None
-        return plain or torch.compiler.is_exporting() or not ops.has_kernel(x.device.type)
+        if torch.compiler.is_exporting() or not ops.has_kernel(x.device.type):
+            return True
+        if self.residual is not None or self.activation is not None:
+            return False
+        return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         """By torch's elementwise operations, in y's dtype; rounded once, to x's dtype or what the residual asks."""

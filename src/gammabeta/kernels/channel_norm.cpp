@@ -52,6 +52,10 @@ struct Problem {
   const T* residual_data() const { return residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr; }
   const T* g_data() const { return static_cast<const T*>(g->const_data_ptr()); }
 
+  // Whether the next channel is fetched while one is written: it is not in a cache, or its rows are too short for the
+  // processor to foresee.
+  bool foresees() const { return streamed || plane().gathers(); }
+
   Plane<T> plane() const { return Plane<T>(geometry.n, geometry.c * geometry.s, geometry.s, geometry.s); }
   Columns<T> columns() const { return Columns<T>(geometry.n * geometry.s, geometry.c, mask.data(), finish); }
 
@@ -99,7 +103,7 @@ void plane_forward(const Problem<T>& p, RunningMoments* moments, bool take, T* y
       PlaneWork<T> work(plane, p.mask.data(), p.finish);
       for (int64_t i = begin; i < end; ++i) {
         if (take) work.moments(x + i * s, 0, plane.pieces(), true, moments[i]);
-        if (y) write(work, i, 0, plane.pieces(), take && i + 1 < end);
+        if (y) write(work, i, 0, plane.pieces(), take && p.foresees() && i + 1 < end);
       }
       writer.done();
     });
@@ -219,7 +223,7 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
       PlaneWork<T> work(plane, p.mask.data(), p.finish), plain(plane, p.mask.data(), none);
       for (int64_t i = begin; i < end; ++i) {
         if (take) reduce(work, i, 0, plane.pieces(), &sums.sum[size_t(i)], &sums.sum_xhat[size_t(i)]);
-        if (g_x) write(work, plain, i, 0, plane.pieces(), take && i + 1 < end);
+        if (g_x) write(work, plain, i, 0, plane.pieces(), take && p.foresees() && i + 1 < end);
       }
       writer.done();
     });

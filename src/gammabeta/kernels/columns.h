@@ -35,7 +35,8 @@ class Columns {
   Columns(const Columns& other)
       : m_(other.m_), c_(other.c_), folds_(other.folds_), width_(other.width_), folded_rows_(other.folded_rows_),
         rest_(other.rest_), rows_of_chunk_(other.rows_of_chunk_), chunks_(other.chunks_), mask_(other.mask_),
-        finish_(other.finish_), rows_(other.rows_) {}
+        finish_(other.finish_), rows_(other.rows_),
+        zeros_(size_t(kTile)), buffers_(new ColumnBuffers) {}
 
   int64_t chunks() const { return chunks_; }
   int64_t width() const { return width_; }
@@ -174,7 +175,7 @@ class Columns {
   }
 
  private:
-  static constexpr int64_t kTile = (Writer<T>::kConverts ? 2048 : 4096) / sizeof(A);  // columns at once
+  static constexpr int64_t kTile = 2048 / sizeof(A);  // columns at once
   static constexpr int64_t kStep = 128;         // of these, between one prefetch and the next
   static constexpr int64_t kRowsOfBlock = 64;   // rows whose sums are kept in A
   static constexpr int64_t kChunks = 64;        // parts that threads share out: how many there are fixes the result
@@ -275,8 +276,9 @@ class Columns {
   const uint8_t* mask_;
   Finish<A> finish_;
   const Rows<A>& rows_;
-  std::vector<A> zeros_ = std::vector<A>(size_t(kTile));
-  std::unique_ptr<ColumnBuffers> buffers_{new ColumnBuffers};
+  // A thread's own copy has them.
+  std::vector<A> zeros_;
+  std::unique_ptr<ColumnBuffers> buffers_;
 };
 
 }  // namespace gammabeta

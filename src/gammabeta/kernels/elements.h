@@ -55,10 +55,10 @@ inline void convert_rows(const double* from, int64_t from_stride, double* to, in
 }
 
 // Asks for n elements before they are needed.
-template <class T>
+template <bool kWrite, class T>
 void prefetch(const T* from, int64_t n) {
   const char* line = reinterpret_cast<const char*>(from);
-  for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, 0, 2);
+  for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, kWrite, 3);
 }
 
 // n elements for reading: where they stand, or converted into the buffer.
@@ -134,6 +134,10 @@ struct RunningMoments {
 
   void merge(double other_count, double other_mean, double other_m2) {
     if (other_count == 0) return;
+    if (count == 0) {
+      count = other_count, mean = other_mean, m2 = other_m2;
+      return;
+    }
     const double n = count + other_count, delta = other_mean - mean, share = other_count / n;
     m2 += other_m2 + delta * delta * (count * share);
     mean += delta * share;

@@ -45,9 +45,11 @@ class Plane {
     return buffer;
   }
 
-  // Asks for the piece of another plane, before it is needed; short rows are left to themselves.
+  // Asks for the piece of another plane, before it is needed, to read it or (kWrite) to write it.
+  template <bool kWrite = false>
   void foresee(const T* plane, const Piece& p) const {
-    if (plane && !gathers()) prefetch(plane + p.row * stride_ + p.first, p.length);
+    if (!plane) return;
+    for (int64_t r = 0; r < p.rows; ++r) prefetch<kWrite>(plane + (p.row + r) * stride_ + p.first, p.length);
   }
 
   const uint8_t* load_mask(const uint8_t* mask, const Piece& p, uint8_t* buffer) const {
@@ -92,7 +94,9 @@ struct PlaneWork {
   PlaneWork(const Plane<T>& plane_, const uint8_t* mask_, Finish<A> finish_)
       : plane(plane_), mask(mask_), finish(finish_) {}
 
-  // Moments of the pieces [begin, end), into m. Two passes over each piece: its mean first, then what is about it.
+  // Moments of the pieces [begin, end), into m, about a value near the mean: that of the first kFew values, later that of
+  // the pieces before. What is subtracted from the squares for it is at most n/kFew times the piece's own m2, or twice
+  // the m2 of all so far, whatever the values are.
   void moments(const T* x, int64_t begin, int64_t end, bool center, RunningMoments& m) {
     Buffers<A>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
@@ -112,7 +116,7 @@ struct PlaneWork {
         rows.select(v, valid, shift, b.selected_x, n);
         v = b.selected_x;
       } else if (center) {
-        shift = A(double(rows.sum(v, n)) / count);
+        shift = m.count > 0 ? A(m.mean) : rows.sum(v, std::min(n, kFew)) / A(std::min(n, kFew));
       }
       rows.deviations(v, n, shift, &sum, &squares);
       if (center)
@@ -131,6 +135,7 @@ struct PlaneWork {
       const int64_t n = p.size();
       plane.foresee(next_x, p);
       plane.foresee(next_residual, p);
+      if (plane.gathers() && next_x) plane.template foresee<true>(y + (next_x - x), p);
       const A* v = load_x(x, p);
       const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
       A* out = plane.place(writer, y, p, b.out);
@@ -199,6 +204,10 @@ struct PlaneWork {
         plane.foresee(g + next, p);
         plane.foresee(x + next, p);
         if (residual) plane.foresee(residual + next, p);
+        if (plane.gathers()) {
+          plane.template foresee<true>(g_x + next, p);
+          if (g_residual) plane.template foresee<true>(g_residual + next, p);
+        }
       }
       const A *g_z, *v;
       load_gradient(g, x, residual, p, f, &g_z, &v);
@@ -215,6 +224,8 @@ struct PlaneWork {
   }
 
  private:
+  static constexpr int64_t kFew = 128;
+
   // What is one piece stays loaded from one pass to the next.
   const A* load_x(const T* x, const typename Plane<T>::Piece& p) {
     if (held_x_ && held_x_ == x) return held_;

@@ -28,6 +28,10 @@ struct Geometry {
 
   int64_t channels() const { return groups * d; }
   int64_t elements() const { return n * channels() * s; }
+  // Short channels are taken as elements with parameters of their own, repeated: a group is one loop then.
+  bool lines(bool masked) const {
+    return s == 1 || (!columns && !masked && s <= 256 && channels() * s <= 65536);
+  }
   // Whether there are samples (and groups) enough to give each whole to one thread.
   bool whole_samples() const { return n >= 8; }
   bool whole_groups() const { return n * groups >= 8; }
@@ -69,9 +73,13 @@ struct Problem {
   const uint8_t* mask_of(int64_t sample) const { return mask.data() ? mask.data() + sample * geometry.s : nullptr; }
 
   Lines<T> lines() const {
-    Lines<T> l{geometry.n, geometry.groups, geometry.d, mask.data(), {}, {}, finish, center};
-    l.weight.assign(weight.begin(), weight.end());
-    if (has_bias) l.bias.assign(bias.begin(), bias.end());
+    Lines<T> l{geometry.n, geometry.groups, geometry.d * geometry.s, mask.data(), {}, {}, finish, center};
+    auto repeat = [&](const std::vector<double>& of_channel, std::vector<A>& of_element) {
+      for (double value : of_channel) of_element.insert(of_element.end(), size_t(geometry.s), A(value));
+    };
+    l.weight.reserve(size_t(l.length()));
+    repeat(weight, l.weight);
+    if (has_bias) repeat(bias, l.bias);
     return l;
   }
   // All of a group: with a mask channel by channel, as that repeats.
@@ -135,7 +143,7 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
         RunningMoments& m = statistics[size_t(i)];
         group.mask = p.mask_of(i / geo.groups);
         group.moments(x + i * d * s, 0, whole.pieces(), p.center, m);
-        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(j, m, i + 1 < end)(channel);
+        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(j, m, p.streamed && i + 1 < end)(channel);
       }
       writer.done();
     });
@@ -285,7 +293,7 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t j = i * d; j < (i + 1) * d; ++j) reduce(work, j);
         const OfGroup group = group_of(i);
-        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(work, plain, j, group, i + 1 < end);
+        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(work, plain, j, group, p.streamed && i + 1 < end);
       }
       writer.done();
     });
@@ -384,10 +392,14 @@ void line_backward(const Problem<T>& p, const std::vector<double>& mean, const s
     }
     writer.done();
   });
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    for (int64_t i = 0; wants_weight && i < length; ++i) g_weight[size_t(i)] += partial_weight[size_t(chunk * length + i)];
-    for (int64_t i = 0; wants_bias && i < length; ++i) g_bias[size_t(i)] += partial_bias[size_t(chunk * length + i)];
-  }
+  auto add_up = [&](const std::vector<double>& partial, std::vector<double>& of_channel) {
+    const double* at = partial.data();
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (double& value : of_channel)
+        for (int64_t i = 0; i < p.geometry.s; ++i) value += *at++;
+  };
+  add_up(partial_weight, g_weight);
+  add_up(partial_bias, g_bias);
 }
 
 std::tuple<Tensor, Tensor, Tensor> statistics_of(const Statistics& statistics, const Geometry& geo, ScalarType x) {
@@ -426,7 +438,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& g_y, const Ten
     std::optional<Output> g_residual;
     if (residual) g_residual.emplace(*residual, residual->scalar_type(), dtype, geo.sizes, geo.strides);
     T *g_x_data = static_cast<T*>(g_x.data()), *g_r = g_residual ? static_cast<T*>(g_residual->data()) : nullptr;
-    if (geo.elements() > 0 && geo.s == 1) {
+    if (geo.elements() > 0 && geo.lines(mask.has_value())) {
       line_backward(p, mean_NG, var_NG, g_x_data, g_r, g_weight, g_bias);
     } else if (geo.elements() > 0) {
       const int64_t c = geo.channels();
@@ -461,7 +473,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_forward(Tensor x, int64_t
     Output y(x, dtype, dtype, geo.sizes, geo.strides);
     T* y_data = static_cast<T*>(y.data());
     if (geo.elements() > 0) {
-      if (geo.s == 1)
+      if (geo.lines(mask.has_value()))
         line_forward<T>(p, nullptr, nullptr, y_data, statistics);
       else
         (geo.columns ? column_forward<T> : plane_forward<T>)(p, y_data, statistics);

@@ -1,0 +1,206 @@
+"""One contest: several ways to compute the same, timed in turns in one process.
+
+    p50(contestant) / p50(copy)       copies: the time in units of y.copy_(x), which reads x once and writes y once
+    p50(gammabeta) / p50(torch)       the ratio; under 1 is faster
+
+Every round times each contestant once, and the order moves on by one from round to round. What a turn needs is got
+ready outside the clock. Each timing of the whole contest has a number of its own, so that a contestant can take other
+buffers each time; what the last few gave is held, so that no result lands where the one before lay.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+OURS, TORCH, COMPILED, COPY = "gammabeta", "torch", "torch.compile", "copy"
+
+Call = Callable[[], object]  # what the clock runs for
+Contestant = Callable[[int], Call]  # outside the clock: the timing's number in, the call out
+
+
+@dataclass(frozen=True)
+class Field:
+    """Who takes part.
+
+    Args:
+        contestants: by name, among them `OURS` and `TORCH`.
+        slots: how many buffers the contestants go round; as many results are held.
+        saved: bytes that forward keeps for backward, by contestant.
+        refused: contestants that do not take part, and why.
+    """
+
+    contestants: Mapping[str, Contestant]
+    slots: int = 1
+    saved: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a subject's table: what is computed on what, and what it may cost.
+
+    Args:
+        operation: what is computed, in words.
+        shape, dtype, layout: of x.
+        build: whether torch.compile takes part in, the field out. Called after the number of threads is set.
+        floor: least traffic to memory, in copies (one copy reads and writes one tensor of x's size); None where it
+            says nothing.
+        at_most: largest p50 in copies that is right; None for no limit.
+        at_most_of_torch: the same as a ratio to torch's time.
+        lasts: a timing repeats its call until it lasts so long, in seconds; 0 times single calls.
+    """
+
+    operation: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: str
+    build: Callable[[bool], Field]
+    floor: float | None = None
+    at_most: float | None = None
+    at_most_of_torch: float | None = None
+    lasts: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation} {self.shape} {str(self.dtype).removeprefix('torch.')} {self.layout}"
+
+    @property
+    def tensor_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row took: seconds (p20, p50, p80) of each contestant."""
+
+    row: Row
+    threads: int
+    seconds: Mapping[str, tuple[float, float, float]]
+    saved: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def ratio(self, contestant: str = TORCH) -> float:
+        """Our median over another's."""
+        return self.seconds[OURS][1] / self.seconds[contestant][1]
+
+    def copies(self, contestant: str = OURS) -> tuple[float, float, float]:
+        """(p20, p50, p80) in medians of the copy."""
+        low, middle, high = self.seconds[contestant]
+        unit = self.seconds[COPY][1]
+        return low / unit, middle / unit, high / unit
+
+    def met(self) -> bool | None:
+        """Whether our median keeps the row's limit; None where it has none."""
+        if self.row.at_most is not None:
+            return self.copies()[1] <= self.row.at_most
+        if self.row.at_most_of_torch is not None:
+            return self.ratio() <= self.row.at_most_of_torch
+        return None
+
+    def ahead_of_us(self) -> dict[str, str]:
+        """Whose median is not above ours, by name, and by how much; "apart" where the ranges p20 to p80 part too."""
+        others = (name for name in self.seconds if name not in (OURS, COPY))
+        return {
+            name: f"{self.ratio(name):.2f} of its time, "
+            + ("ranges apart" if self.seconds[name][2] < self.seconds[OURS][0] else "ranges overlap")
+            for name in others
+            if self.seconds[name][1] <= self.seconds[OURS][1]
+        }
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a file of benchmarks/ measures.
+
+    Args:
+        name: the file's.
+        title, text: its docstring's first line, and the rest.
+        unit: of its figures: "copies", "µs" or "ms".
+        rows: the lines; with True few of them.
+        missing: what has to be installed first, in a sentence; None where all is there.
+    """
+
+    name: str
+    title: str
+    text: str
+    unit: str
+    rows: Callable[[bool], list[Row]]
+    missing: Callable[[], str | None]
+
+    @classmethod
+    def of(cls, module: Any) -> Subject:
+        """The subject of a module with docstring, `UNIT`, `rows(quick)` and, where it needs something, `missing()`."""
+        title, _, text = (inspect.getdoc(module) or "").partition("\n")
+        missing = getattr(module, "missing", lambda: None)
+        return cls(module.__name__.rpartition(".")[2], title.strip(), text.strip(), module.UNIT, module.rows, missing)
+
+
+def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
+    """Time the row's contestants in turns.
+
+    Args:
+        row: what is timed.
+        threads: torch's threads; set by the caller, written into the result.
+        rounds: timings of each contestant, 2 at the least.
+        compiled: whether torch.compile takes part.
+    """
+    gc.collect()  # what the row before left in cycles
+    parts = row.build(compiled)
+    contestants = dict(parts.contestants)
+    repeats = max(_repeats(contestant, parts.slots, row.lasts) for contestant in contestants.values())
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    held: deque[object] = deque(maxlen=parts.slots)
+    number = 0
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for name in in_turn(list(contestants), turn):
+                call = contestants[name](number)
+                took, result = _time(call, repeats)
+                seconds[name].append(took)
+                held.append(result)
+                number += 1
+    finally:
+        if collected:
+            gc.enable()
+    return Result(row, threads, {name: percentiles(took) for name, took in seconds.items()}, parts.saved, parts.refused)
+
+
+def in_turn(names: list[str], turn: int) -> list[str]:
+    """The names, beginning with another one each round."""
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
+def percentiles(values: list[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile, interpolated between the values; of two values at the least."""
+    low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
+    return low, statistics.median(values), high
+
+
+def _repeats(contestant: Contestant, slots: int, lasts: float) -> int:
+    """Warm the contestant up on every buffer; how many of its calls last long enough."""
+    shortest = math.inf
+    for number in range(max(slots, 3)):
+        took, _ = _time(contestant(number), 1)
+        shortest = min(shortest, took)
+    return max(1, math.ceil(lasts / shortest)) if lasts else 1
+
+
+def _time(call: Call, repeats: int) -> tuple[float, object]:
+    """Seconds a call, and what the last one gave."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = call()
+    return (time.perf_counter() - start) / repeats, result
