@@ -11,9 +11,11 @@ ARGS      ?=
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(PIP_FLAGS)
 
+KERNELS := $(wildcard src/gammabeta/kernels/*.cpp src/gammabeta/kernels/*.h src/gammabeta/kernels/*.inc)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: study test bench lint docs clean help
+.PHONY: study test sanitize bench lint docs clean help
 
 study: $(VENV)/.study ## run the quick study: report.html and results.json in gammabeta-study/
 	$(VENV)/bin/gammabeta study --quick $(ARGS)
@@ -21,8 +23,13 @@ study: $(VENV)/.study ## run the quick study: report.html and results.json in ga
 test: $(VENV)/.test ## run the tests
 	$(PY) -m pytest -n auto $(ARGS)
 
-bench: $(VENV)/.study ## time the layers beside torch's
-	$(PY) benchmarks/layers.py $(ARGS)
+sanitize: $(VENV)/.test build/sanitized/.installed ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	PYTHONPATH=$(CURDIR)/build/sanitized/site GAMMABETA_KERNELS=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  $(PY) -m pytest -n 2 $(or $(ARGS),tests/conformance tests/kernels)
+
+bench: $(VENV)/.study ## time ours beside torch's: dated tables in benchmarks/results/
+	$(VENV)/bin/gammabeta bench --out benchmarks/results $(ARGS)
 
 lint: $(VENV)/.dev ## ruff, its formatting, and mypy
 	$(PY) -m ruff check .
@@ -33,11 +40,11 @@ docs: $(VENV)/.study ## write the generated pages of docs/ again
 	$(PY) docs/generate.py $(ARGS)
 
 clean: ## remove the virtual environment and what tools and builds left
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info src/gammabeta/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON (3.10 or newer), VENV, TORCH, PIP_FLAGS, ARGS (handed on to the command)'
 
 $(VENV)/.torch:
@@ -46,15 +53,23 @@ $(VENV)/.torch:
 	$(PIP) "$(TORCH)"
 	@touch $@
 
-$(VENV)/.study: pyproject.toml $(VENV)/.torch
+# The last line says where the kernels could not be built.
+$(VENV)/.study: pyproject.toml setup.py $(KERNELS) $(VENV)/.torch
 	$(PIP) "setuptools>=77" wheel
 	$(PIP) --no-build-isolation --editable ".[study]"
+	@$(PY) -c 'import gammabeta'
 	@touch $@
 
+# gammabeta is there: what these add are its extras, without building it again.
 $(VENV)/.test: $(VENV)/.study
-	$(PIP) --no-build-isolation --editable ".[test]"
+	$(PIP) "gammabeta[test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) --no-build-isolation --editable ".[dev]"
+	$(PIP) "gammabeta[dev]"
+	@touch $@
+
+build/sanitized/.installed: pyproject.toml setup.py $(KERNELS) $(wildcard src/gammabeta/*.py src/gammabeta/*/*.py) $(VENV)/.test
+	rm -rf build/sanitized/site
+	GAMMABETA_SANITIZE=1 GAMMABETA_KERNELS=1 CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --target build/sanitized/site .
 	@touch $@

@@ -1,14 +1,11 @@
-"""Shared by all tests: the two routes that a call can take."""
+"""Shared by all tests: the routes that a call can take."""
 
 import pytest
+from tests.routes import ROUTES, taken
 
-from gammabeta import functional
 
-
-@pytest.fixture(params=["chosen", "ops"])
+@pytest.fixture(params=ROUTES)
 def route(request, monkeypatch):
-    """As users get it; and with our ops, behind them the reference, wherever they can run."""
-    if request.param == "ops":
-        monkeypatch.setattr("gammabeta.ops.has_kernel", lambda device: True)
-        monkeypatch.setattr(functional.Finish, "left_to_torch", lambda self, x: False)
-    return request.param
+    """As users get it; with our kernels wherever they can run; and with the reference in their place."""
+    with taken(request.param, monkeypatch):
+        yield request.param

@@ -7,7 +7,7 @@ import torch
 
 import gammabeta
 from gammabeta import environment as env
-from gammabeta import ops
+from gammabeta import kernels
 
 
 def rows(section):
@@ -33,10 +33,22 @@ def test_version_of_what_is_not_installed():
     assert env.version_of("no-such-distribution-anywhere") is None
 
 
-def test_kernels_are_as_ops_says():
-    kernels = rows("kernels")
-    for device, served in ops.kernels().items():
-        assert kernels[device] == served
+def test_kernels_that_are_missing_say_why(monkeypatch):
+    monkeypatch.setattr(kernels, "missing", "not built: there was no time")
+    said = "none, torch's own ops and the reference in plain torch serve: not built: there was no time"
+    assert rows("kernels")["CPU"] == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [(None, "native, for AVX9"), ("avx9", "native, for AVX9 (GAMMABETA_ISA=avx9)")]
+)
+def test_kernels_that_are_there_say_for_what(monkeypatch, asked, said):
+    monkeypatch.setattr(kernels, "missing", None)
+    monkeypatch.setattr(torch.ops.gammabeta, "cpu_instruction_set", lambda: "AVX9", raising=False)
+    monkeypatch.delenv("GAMMABETA_ISA", raising=False)
+    if asked:
+        monkeypatch.setenv("GAMMABETA_ISA", asked)
+    assert rows("kernels")["CPU"] == said
 
 
 def test_the_compiler_is_found_or_its_lack_said(monkeypatch):

@@ -1,6 +1,7 @@
 """Normalization for PyTorch: layers, statistics, and a study that measures what they do."""
 
 from gammabeta import functional, statistics
+from gammabeta.allocator import warm_allocator
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -23,4 +24,5 @@ __all__ = [
     "RMSNorm",
     "functional",
     "statistics",
+    "warm_allocator",
 ]

@@ -10,7 +10,7 @@ import shutil
 import torch
 
 import gammabeta
-from gammabeta import ops
+from gammabeta import kernels
 
 STUDY_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "joblib", "plotly", "jinja2")
 STUDY_MISSING = 'not installed (the study needs it: pip install "gammabeta[study]")'
@@ -61,8 +61,15 @@ def _devices() -> Rows:
 
 
 def _kernels() -> Rows:
-    found = compiler()
     return [
-        *ops.kernels().items(),
-        ("torch.compile", found or "no C++ compiler found: its CPU code needs g++ or clang++"),
+        ("CPU", _cpu_kernels()),
+        ("CUDA", "none yet: torch's own ops and the reference in plain torch serve"),
+        ("torch.compile", compiler() or "no C++ compiler found: its CPU code needs g++ or clang++"),
     ]
+
+
+def _cpu_kernels() -> str:
+    if kernels.missing is not None:
+        return f"none, torch's own ops and the reference in plain torch serve: {kernels.missing}"
+    asked = os.environ.get("GAMMABETA_ISA")
+    return f"native, for {torch.ops.gammabeta.cpu_instruction_set()}" + (f" (GAMMABETA_ISA={asked})" if asked else "")

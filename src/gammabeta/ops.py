@@ -35,18 +35,11 @@ def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[...
     torch.library.register_fake(f"gammabeta::{name}", fake, lib=_library)
 
 
-def kernels() -> dict[str, str]:
-    """For each device type, which implementation of the ops runs there, and why."""
-    served = {}
-    for device in ("CPU", "CUDA"):
-        native = has_kernel(device.lower())
-        served[device] = "native kernels" if native else "reference in plain torch (this build has no native kernels)"
-    return served
-
-
 @torch.compiler.assume_constant_result
 def has_kernel(device_type: str) -> bool:
-    """Whether a native kernel is registered for that device type."""
+    """Whether a native kernel is registered for that device type. What meta tensors have are the fakes."""
+    if device_type == "meta":
+        return False
     return torch._C._dispatch_has_kernel_for_dispatch_key("gammabeta::channel_norm_forward", device_type.upper())
 
 
@@ -166,7 +159,7 @@ def _channel_backward_apply(
 def _channel_backward_apply_fake(
     g_y: Tensor, x: Tensor, weight: Any, bias: Any, residual: Any, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    g_x, *_, g_residual = _empty_gradients(x, weight, bias, residual)
+    g_x, _g_weight, _g_bias, g_residual = _empty_gradients(x, weight, bias, residual)
     return g_x, g_residual
 
 

@@ -213,6 +213,8 @@ def cores() -> int:
 
 
 def _numbered(index: int, run: str, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """One trial in a worker process."""
+    gammabeta.warm_allocator()
     return index, perform(run, settings)
 
 

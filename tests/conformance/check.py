@@ -19,7 +19,7 @@ def computed_by(call: Call, route: str) -> str:
     """Who computes, in the words of the table."""
     if call.op in ADD_OPS:
         return "added"
-    if route == "ops" or call.tensor("mask") is not None:
+    if route != "chosen" or call.tensor("mask") is not None:
         return "ops"
     composed = call.tensor("residual") is not None or call.setting("activation") is not None
     return "composed" if composed else "torch"

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.routes import OURS, tensor_ops
 from torch.library import opcheck
-
-import gammabeta  # noqa: F401  registers the operations
 
 ops = torch.ops.gammabeta
 
@@ -48,12 +47,29 @@ def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
             return [
                 (x, mean, var, weight, bias, residual, t["mask"], 1e-5, "gelu", 0.0),
                 (images, mean, var, None, None, None, None, 1e-5, "none", 0.0),
+                (x[:, :, ::2], mean, var, weight, None, residual[:, :, ::2].double(), None, 1e-5, "silu", 0.0),
             ]
         case "channel_norm_backward":
             return [
                 (g_y, x, weight, bias, residual, t["mask"], mean, var, count, 1e-5, "silu", 0.0),
                 (g_y, x, None, None, None, None, mean, var, None, 1e-5, "none", 0.0),
                 (images, images, weight.float(), None, None, None, mean, var, count, 1e-5, "none", 0.0),
+                (g_y[:1].expand(3, 4, 5), x, weight, bias, residual, None, mean, var, count, 1e-5, "gelu", 0.0),
+            ]
+        case "channel_moments":
+            return [(x, t["mask"]), (x, None), (images, None), (x, t["mask"][:, :1].expand(3, 5))]
+        case "channel_backward_reduce":
+            return [
+                (g_y, x, weight, bias, residual, t["mask"], mean, var, 1e-5, "silu", 0.0),
+                (g_y, x, None, None, None, None, mean, var, 1e-5, "none", 0.0),
+                (images, images, weight.float(), None, None, None, mean, var, 1e-5, "relu", 0.0),
+            ]
+        case "channel_backward_apply":
+            sums = torch.randn(4).to(wide), torch.randn(4).to(wide), count
+            return [
+                (g_y, x, weight, bias, residual, t["mask"], mean, var, *sums, 1e-5, "silu", 0.0),
+                (g_y, x, None, None, None, None, mean, var, *sums, 1e-5, "none", 0.0),
+                (images, images, weight.float(), None, images, None, mean, var, *sums, 1e-5, "relu", 0.0),
             ]
         case "sample_norm_forward":
             return [
@@ -87,21 +103,56 @@ def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
     raise AssertionError(f"no arguments for {name}: a new operation wants to be checked too")
 
 
-NAMES = sorted(
-    {
-        name.removeprefix("gammabeta::").partition(".")[0]
-        for name in torch._C._dispatch_get_all_op_names()
-        if name.startswith("gammabeta::")
-    }
-)
+def of_two_layouts(name: str) -> list[tuple[Any, ...]]:
+    """x in channels_last and what comes back contiguous, the other way round, and x that is not dense."""
+    x = torch.randn(3, 4, 5, 2)
+    last, spread = x.to(memory_format=torch.channels_last), torch.randn(3, 6, 5, 4)[:, 1:5, :, ::2]
+    weight, mean, var, count = torch.randn(4), torch.randn(4), torch.rand(4) + 0.5, torch.full((4,), 30)
+    finish = 1e-5, "leaky_relu", 0.2
+    grouped = torch.randn(3, 2), torch.rand(3, 2) + 0.5, torch.full((3, 2), 20)
+    given: list[tuple[Any, ...]] = []
+    for here, there in ((last, x), (x, last), (spread, x), (last, spread)):
+        match name:
+            case "channel_norm_forward":
+                given.append((here, weight, None, there, None, *finish))
+            case "channel_apply_forward":
+                given.append((here, mean, var, weight, None, there, None, *finish))
+            case "channel_norm_backward":
+                given.append((there, here, weight, None, there, None, mean, var, count, *finish))
+            case "channel_backward_reduce":
+                given.append((there, here, weight, None, there, None, mean, var, *finish))
+            case "channel_backward_apply":
+                sums = torch.randn(4), torch.randn(4), count
+                given.append((there, here, weight, None, there, None, mean, var, *sums, *finish))
+            case "sample_norm_forward":
+                given.append((here, 1, 1, 2, weight, None, there, None, *finish, True))
+            case "sample_norm_backward":
+                given.append((there, here, 1, 1, 2, weight, None, there, None, *grouped, *finish, True))
+    return given
+
+
+NAMES = tensor_ops()
 
 
 def test_all_are_known() -> None:
-    assert len(NAMES) >= 8
+    assert len(NAMES) >= 11
 
 
+# Inputs that require no gradient: the ops have no derivative of their own, autograd.py gives them one.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", NAMES)
-def test_opcheck(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("route", OURS, indirect=True)
+def test_opcheck(route: str, name: str, dtype: torch.dtype) -> None:
     for given in arguments(name, dtype):
+        opcheck(getattr(ops, name), given)
+
+
+@pytest.mark.parametrize("route", [route for route in OURS if route != "reference"], indirect=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck_of_two_layouts(route: str, name: str) -> None:
+    """Kernels give the strides that the fakes promise; the reference those of torch's elementwise operations.
+
+    Nothing is compiled that would run the reference as an op.
+    """
+    for given in of_two_layouts(name):
         opcheck(getattr(ops, name), given)

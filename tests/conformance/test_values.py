@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.conformance.call import ADD_OPS, DTYPES, OPS, random_call, run
 from tests.conformance.check import assert_conforms
+from tests.routes import OURS
 
 FAR = {
     torch.float64: [(1e6, 1.0), (1e4, 1e-2), (1e8, 1.0), (-1e6, 1e-3)],
@@ -34,7 +35,7 @@ def test_large_mean(op: str, dtype: torch.dtype, route: str) -> None:
                 assert_conforms(call, route, f"mean {mean} spread {std}")
 
 
-@pytest.mark.parametrize("route", ["ops"], indirect=True)
+@pytest.mark.parametrize("route", OURS, indirect=True)
 def test_large_mean_keeps_the_running_variance(route: str) -> None:
     """Mean 1e6, spread 1 in float32: the variance of 4096 values to 1e-3 of itself, which one pass loses altogether."""
     for op in ("batch_norm", "instance_norm"):

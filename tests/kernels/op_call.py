@@ -1,0 +1,251 @@
+"""A call of the conformance suite, taken to the ops themselves: forward and backward, by kernel and by the reference.
+
+The values, the tolerances and the comparison are the conformance suite's. What differs is who is asked: not a public
+function, which may choose torch's op, but torch.ops.gammabeta; and what is expected: the reference in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tests.conformance.call import ADD_OPS, CHANNEL_OPS, Call, random_call
+from tests.conformance.check import assert_close
+from torch import Tensor
+
+from gammabeta import reference
+from gammabeta.moments import statistics_dtype
+from gammabeta.ops import add_sample_norm_forward
+
+ops = torch.ops.gammabeta
+
+MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "channel_norm": ("batch_norm", {"training": True, "running": False}),
+    "channel_apply": ("batch_norm", {"training": False}),
+    "group": ("group_norm", {}),
+    "instance": ("instance_norm", {"running": False}),
+    "layer": ("layer_norm", {}),
+    "rms": ("rms_norm", {}),
+    "add_layer": ("add_layer_norm", {}),
+    "add_rms": ("add_rms_norm", {}),
+}
+"""Every op that has a kernel, and every set of axes that one is called with, by the norm that it is."""
+
+OVER_CHANNELS = ("channel_norm", "channel_apply", "group", "instance")  # (N, C, *positions), parameters (C,)
+OVER_LAST = ("layer", "rms", "add_layer", "add_rms")  # (*samples, C), parameters of the normalized shape
+FINISHED = ("channel_norm", "channel_apply", "group", "instance", "layer", "rms")  # residual, activation and mask
+
+
+def op_call(mode: str, shape: Sequence[int], dtype: torch.dtype = torch.float32, **settings: Any) -> Call:
+    """`random_call` of that mode."""
+    op, own = MODES[mode]
+    return random_call(op, shape, dtype, **{**own, **settings})
+
+
+STATISTICS_ROUNDINGS = 32
+"""Of a mean, times the mean of |x|; of a variance, times itself: whatever the mean is, it has no part in the variance.
+
+2e-6 in float32. The sums are over up to millions of values, in blocks: some ten roundings (the reference's own in
+float32 were measured to be up to 10). Taken plainly, or about a mean that is off, they would be thousands.
+"""
+
+
+@dataclass(frozen=True)
+class Results:
+    """Of forward and backward: what the conformance suite compares, and the statistics, absent where they are given."""
+
+    compared: dict[str, Tensor]
+    statistics: tuple[Tensor, Tensor, Tensor] | None  # mean, var, count
+
+    def tensors(self) -> dict[str, Tensor]:
+        names = ("mean", "var", "count")
+        return self.compared | dict(zip(names, self.statistics or (), strict=False))
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """The five functions that a norm's forward and backward are made of, by the names of the ops."""
+
+    channel_norm_forward: Callable[..., Any]
+    channel_apply_forward: Callable[..., Any]
+    channel_norm_backward: Callable[..., Any]
+    sample_norm_forward: Callable[..., Any]
+    sample_norm_backward: Callable[..., Any]
+    add_sample_norm_forward: Callable[..., Any]
+    add_sample_norm_backward: Callable[..., Any]
+
+
+KERNELS = Implementation(**{name: getattr(ops, name) for name in Implementation.__annotations__})
+
+
+def _add_sample_norm_backward(g_y: Tensor, g_total: Tensor, total: Tensor, channel_axes: int, *rest: Any) -> Any:
+    weight, bias, mean, var, count, eps, center = rest
+    g, g_weight, g_bias, _ = reference.sample_norm_backward(
+        g_y, total, total.ndim - channel_axes, channel_axes, 1, weight, bias, None, None, mean, var, count, eps,
+        "none", 0.0, center,
+    )  # fmt: skip
+    return g + g_total, g_weight, g_bias
+
+
+REFERENCE = Implementation(
+    reference.channel_norm_forward,
+    reference.channel_apply_forward,
+    reference.channel_norm_backward,
+    reference.sample_norm_forward,
+    reference.sample_norm_backward,
+    add_sample_norm_forward,
+    _add_sample_norm_backward,
+)
+
+
+def by_kernel(call: Call) -> Results:
+    """What the ops give, in the dtypes in which they give it."""
+    return _run(call, KERNELS)
+
+
+def by_reference(call: Call) -> Results:
+    """What the reference gives in float64 for the same numbers."""
+    wide = {name: t if t is None or name == "mask" else _wide(t) for name, t in call.tensors.items()}
+    if call.op in ADD_OPS:
+        # The sum is normalized as it is stored, so x + residual is to be that in float64 too.
+        total = call.input + call.tensors["residual"]
+        wide |= {"input": _wide(total), "residual": torch.zeros_like(total, dtype=torch.float64)}
+    gradients = tuple(map(_wide, call.gradients))
+    settings = {**call.settings, "eps": _eps(call)}  # the one of the dtype that the kernel computes in
+    return _run(Call(call.op, wide, settings, gradients), REFERENCE)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float64, and contiguous: torch adds up pairwise there, and one by one in some other layouts."""
+    return t.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+
+
+def assert_equals_reference(call: Call, about: str = "", results: Results | None = None) -> Results:
+    """The kernel's results, run now where none are given, are the reference's to the conformance suite's tolerances."""
+    got, wanted = by_kernel(call) if results is None else results, by_reference(call)
+    assert_close(call, got.compared, wanted.compared, "added" if call.op in ADD_OPS else "ops", about)
+    if got.statistics is not None:
+        assert wanted.statistics is not None
+        assert_statistics(call, got.statistics, wanted.statistics, about)
+    return got
+
+
+def assert_statistics(
+    call: Call, got: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor], about: str = ""
+) -> None:
+    """Mean and variance to STATISTICS_ROUNDINGS, the count exactly."""
+    dtype = statistics_dtype(_total(call).dtype)
+    u = torch.finfo(dtype).eps / 2
+    size = mean_of_absolutes(call)
+    for name, actual, expected in zip(("mean", "var", "count"), got, wanted, strict=True):
+        assert actual.shape == expected.shape, f"{call.op} {name} {about}: {tuple(actual.shape)}"
+        assert actual.dtype == (torch.int64 if name == "count" else dtype), f"{call.op} {name}: {actual.dtype}"
+        if name == "count":
+            assert torch.equal(actual, expected), f"{call.op} count {about}: {actual}, expected {expected}"
+            continue
+        magnitude = size if name == "mean" else expected
+        allowed = STATISTICS_ROUNDINGS * u * magnitude + torch.finfo(dtype).tiny
+        same = (actual == expected) | (actual.isnan() & expected.isnan())
+        error = torch.where(same, 0.0, (actual.double() - expected).abs())
+        off = ~(error <= allowed)
+        at = int(off.flatten().int().argmax()) if off.numel() else 0
+        assert not off.any(), (
+            f"{call.op} {name}, x {tuple(call.input.shape)} {call.input.dtype} {about}: {int(off.sum())} of "
+            f"{off.numel()} off, the first {actual.flatten()[at].item():.9g}, expected "
+            f"{expected.flatten()[at].item():.9g}, allowed error {allowed.flatten()[at].item():.3g}"
+        )
+
+
+def mean_of_absolutes(call: Call) -> Tensor:
+    """Mean of |x| over what each statistic is taken of, float64: what a mean's rounding is measured against."""
+    wide = Call(call.op, {**call.tensors, "input": _total(call).double().abs()}, call.settings)
+    if call.op == "batch_norm":
+        return reference.channel_moments(wide.input, mask_of(wide)).mean
+    return reference.sample_moments_of(wide.input, *sample_axes(wide), mask_of(wide), True)[0]
+
+
+def mask_of(call: Call) -> Tensor | None:
+    """The mask as the ops take it: expanded, without the channel axes, its strides 0 where it broadcasts."""
+    mask, x = call.tensor("mask"), call.input
+    if mask is None:
+        return None
+    if call.op in CHANNEL_OPS:
+        return torch.broadcast_to(mask, (x.shape[0], *x.shape[2:]))
+    return torch.broadcast_to(mask, x.shape[: x.ndim - len(call.setting("normalized_shape"))])
+
+
+def sample_axes(call: Call) -> tuple[int, int, int]:
+    """sample_axes, channel_axes and groups of sample_norm."""
+    if call.op == "group_norm":
+        return 1, 1, call.setting("num_groups")
+    if call.op == "instance_norm":
+        return 1, 1, call.input.shape[1]
+    k = len(call.setting("normalized_shape"))
+    return call.input.ndim - k, k, 1
+
+
+def finish_of(call: Call) -> tuple[float, str, float]:
+    """ε, activation and slope."""
+    return _eps(call), call.setting("activation") or "none", call.setting("activation_slope")
+
+
+def named(call: Call, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Gradients by x, weight, bias and residual under the names of the conformance suite."""
+    results = {}
+    for name, gradient in zip(("input", "weight", "bias", "residual"), gradients, strict=True):
+        if call.tensor(name) is not None:
+            assert gradient is not None
+            results[f"grad {name}"] = gradient
+        else:
+            assert gradient is None or gradient.numel() == 0, f"a gradient by {name}, which was not given"
+    return results
+
+
+def _eps(call: Call) -> float:
+    eps = call.setting("eps")
+    return torch.finfo(statistics_dtype(_total(call).dtype)).eps if eps is None else eps
+
+
+def _total(call: Call) -> Tensor:
+    """What is normalized."""
+    return call.input + call.tensors["residual"] if call.op in ADD_OPS else call.input
+
+
+def _run(call: Call, by: Implementation) -> Results:
+    x, weight, bias, residual = (call.tensor(name) for name in ("input", "weight", "bias", "residual"))
+    assert x is not None
+    finish, mask = finish_of(call), mask_of(call)
+    if call.op == "batch_norm" and call.running:
+        given = call.tensors["running_mean"], call.tensors["running_var"]
+        y = by.channel_apply_forward(x, *given, weight, bias, residual, mask, *finish)
+        gradients = by.channel_norm_backward(call.gradients[0], x, weight, bias, residual, mask, *given, None, *finish)
+        return Results({"output": y, **named(call, gradients)}, None)
+    if call.op == "batch_norm":
+        y, *statistics = by.channel_norm_forward(x, weight, bias, residual, mask, *finish)
+        gradients = by.channel_norm_backward(
+            call.gradients[0], x, weight, bias, residual, mask, *statistics, *finish
+        )  # fmt: skip
+        return Results({"output": y, **named(call, gradients)}, tuple(statistics))
+    center = "rms" not in call.op
+    if call.op in ADD_OPS:
+        axes = sample_axes(call)[1]
+        y, total, *statistics = by.add_sample_norm_forward(x, residual, axes, weight, bias, finish[0], center)
+        g, g_weight, g_bias = by.add_sample_norm_backward(
+            *call.gradients, total, axes, weight, bias, *statistics, finish[0], center
+        )
+        gradients = g.to(x.dtype), g_weight, g_bias, g.to(residual.dtype)  # type: ignore[union-attr]
+        return Results({"output": y, "total": total, **named(call, gradients)}, tuple(statistics))
+    y, *statistics = by.sample_norm_forward(x, *sample_axes(call), weight, bias, residual, mask, *finish, center)
+    gradients = by.sample_norm_backward(
+        call.gradients[0], x, *sample_axes(call), weight, bias, residual, mask, *statistics, *finish, center
+    )
+    return Results({"output": y, **named(call, gradients)}, tuple(statistics))
+
+
+def with_layouts(call: Call, **layouts: Callable[[Tensor], Tensor]) -> Call:
+    """The call with some tensors in other layouts; `gradients` for those of the outputs."""
+    tensors = {name: layouts[name](t) for name, t in call.tensors.items() if name in layouts and t is not None}
+    back = layouts.get("gradients", lambda g: g)
+    return Call(call.op, {**call.tensors, **tensors}, call.settings, tuple(back(g) for g in call.gradients))
