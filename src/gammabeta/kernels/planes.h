@@ -116,7 +116,7 @@ struct PlaneWork {
         rows.select(v, valid, shift, b.selected_x, n);
         v = b.selected_x;
       } else if (center) {
-        shift = m.count > 0 ? A(m.mean) : rows.sum(v, std::min(n, kFew)) / A(std::min(n, kFew));
+        shift = m.count > 0 ? A(m.mean) : mean_of_few(v, n);
       }
       rows.deviations(v, n, shift, &sum, &squares);
       if (center)
@@ -225,6 +225,13 @@ struct PlaneWork {
 
  private:
   static constexpr int64_t kFew = 128;
+
+  // The mean of the first values, as many as are added up without rounding where all are equal.
+  A mean_of_few(const A* v, int64_t n) const {
+    int64_t few = kFew;
+    while (few > n) few /= 2;
+    return few < 16 ? v[0] : rows.sum(v, few) / A(few);
+  }
 
   // What is one piece stays loaded from one pass to the next.
   const A* load_x(const T* x, const typename Plane<T>::Piece& p) {

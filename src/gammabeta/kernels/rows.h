@@ -55,7 +55,7 @@ struct Rows {
   // For every column: sum += Σg, sum_x += Σg·(x − mean).
   void (*column_gradient_sums)(const A* const* g, const A* const* x, int64_t n_rows, int64_t n, const A* mean,
                                A* sum, A* sum_x);
-  // For every column: the mean of up to kRowsAtOnce rows.
+  // For every column: the mean of the first 8, 4, 2 or 1 of the rows.
   void (*column_mean)(const A* const* rows, int64_t n_rows, int64_t n, A* mean);
   // Moments (mean, m2) of `count` values, merged with those of `more` values that deviate from shift by sum, squares.
   void (*merge_deviations)(int64_t n, double count, double more, const A* shift, const A* sum, const A* squares,
