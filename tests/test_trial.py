@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 
@@ -30,7 +31,7 @@ def runs(folder, name):
     return (folder / name).read_text().count("run")
 
 
-def test_the_key_covers_settings_function_version_and_torch(monkeypatch):
+def test_the_key_covers_settings_function_version_torch_and_kernels(monkeypatch):
     one = Trial(f"{HERE}:draw", {"seed": 1})
     assert one.key == Trial(f"{HERE}:draw", {"seed": 1}).key
     keys = {one.key, Trial(f"{HERE}:draw", {"seed": 2}).key, Trial(f"{HERE}:fail", {"seed": 1}).key}
@@ -38,7 +39,26 @@ def test_the_key_covers_settings_function_version_and_torch(monkeypatch):
     keys.add(Trial(f"{HERE}:draw", {"seed": 1}).key)
     monkeypatch.setattr(engine.torch, "__version__", "0.0")
     keys.add(Trial(f"{HERE}:draw", {"seed": 1}).key)
-    assert len(keys) == 5
+    for kernels in ("AVX9", "AVX10", None):
+        monkeypatch.setattr(engine, "cpu_kernels", lambda kernels=kernels: kernels)
+        keys.add(Trial(f"{HERE}:draw", {"seed": 1}).key)
+    assert len(keys) == (8 if engine.ops.has_kernel("cpu") else 7)
+
+
+def test_the_kernels_in_the_key_are_those_that_run(monkeypatch):
+    if engine.ops.has_kernel("cpu"):
+        assert engine.cpu_kernels() in ("AVX-512", "AVX2", "baseline")
+    monkeypatch.setattr(engine.ops, "has_kernel", lambda device: False)
+    assert engine.cpu_kernels() is None
+
+
+def test_workers_that_are_closed_early_end_without_a_warning(tmp_path):
+    trials = [Trial(f"{HERE}:sleep", {"seconds": 0.05, "index": i}) for i in range(8)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finished = engine._finished(trials, jobs=2)
+        next(finished)
+        finished.close()
 
 
 def test_the_key_does_not_depend_on_the_order_of_settings():

@@ -24,6 +24,7 @@ from typing import IO, Any, TypeVar
 import torch
 
 import gammabeta
+from gammabeta import ops
 
 Function = TypeVar("Function", bound=Callable[..., dict[str, Any]])
 
@@ -76,12 +77,17 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def cpu_kernels() -> str | None:
+    """The instruction set of the native CPU kernels, None where they are not loaded."""
+    return torch.ops.gammabeta.cpu_instruction_set() if ops.has_kernel("cpu") else None
+
+
 @dataclass(frozen=True)
 class Trial:
     """One measurement: ``run`` is ``"package.module:function"``, called as ``function(**settings) -> dict``.
 
     The key covers the settings (in which a task or model carries the fingerprint of its content), the version of the
-    function and the versions of gammabeta and of torch, whose layers and kernels decide the last bits.
+    function, and what decides the last bits: the versions of gammabeta and of torch, and which kernels run.
     """
 
     run: str
@@ -96,7 +102,8 @@ class Trial:
     @cached_property
     def key(self) -> str:
         version = getattr(self.function, "trial_version", 1)
-        identity = canonical([self.run, self.settings, version, gammabeta.__version__, torch.__version__])
+        arithmetic = [gammabeta.__version__, torch.__version__, cpu_kernels()]
+        identity = canonical([self.run, self.settings, version, *arithmetic])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
@@ -231,7 +238,9 @@ def _finished(trials: Sequence[Trial], jobs: int) -> Generator[tuple[int, dict[s
     with _interrupt_ignored():
         outcomes = pool(calls)
     try:
-        yield from outcomes
+        # Not `yield from`: that closes them itself, before the warning below is silenced.
+        for outcome in outcomes:  # noqa: UP028
+            yield outcome
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # joblib warns that results were left: they were, on purpose

@@ -44,7 +44,7 @@ def op_call(mode: str, shape: Sequence[int], dtype: torch.dtype = torch.float32,
     return random_call(op, shape, dtype, **{**own, **settings})
 
 
-STATISTICS_ROUNDINGS = 64
+STATISTICS_ROUNDINGS = 32
 """Of a mean, times the mean of |x|; of a variance, times itself: whatever the mean is, it has no part in the variance.
 
 2e-6 in float32. The sums are over up to millions of values, in blocks: some ten roundings (the reference's own in

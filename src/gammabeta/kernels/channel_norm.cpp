@@ -52,10 +52,6 @@ struct Problem {
   const T* residual_data() const { return residual ? static_cast<const T*>(residual->const_data_ptr()) : nullptr; }
   const T* g_data() const { return static_cast<const T*>(g->const_data_ptr()); }
 
-  // Whether the next channel is fetched while one is written: it is not in a cache, or its rows are too short for the
-  // processor to foresee.
-  bool foresees() const { return streamed || plane().gathers(); }
-
   Plane<T> plane() const { return Plane<T>(geometry.n, geometry.c * geometry.s, geometry.s, geometry.s); }
   Columns<T> columns() const { return Columns<T>(geometry.n * geometry.s, geometry.c, mask.data(), finish); }
 
@@ -94,16 +90,15 @@ void plane_forward(const Problem<T>& p, RunningMoments* moments, bool take, T* y
     return affine<A>(m.mean, m.m2 / (m.count > 1 ? m.count : 1), weight[size_t(i)], bias[size_t(i)], eps);
   };
   auto at = [&](const T* data, int64_t i) { return data ? data + i * s : nullptr; };
-  auto write = [&](PlaneWork<T>& work, int64_t i, int64_t begin, int64_t end, bool more) {
-    work.apply(at(x, i), at(residual, i), y + i * s, begin, end, parameters(i), writer, more ? at(x, i + 1) : nullptr,
-               more ? at(residual, i + 1) : nullptr);
+  auto write = [&](PlaneWork<T>& work, int64_t i, int64_t begin, int64_t end) {
+    work.apply(at(x, i), at(residual, i), y + i * s, begin, end, parameters(i), writer);
   };
   if (p.whole_channels()) {
     in_parallel(c, size, [&](int64_t begin, int64_t end) {
       PlaneWork<T> work(plane, p.mask.data(), p.finish);
       for (int64_t i = begin; i < end; ++i) {
         if (take) work.moments(x + i * s, 0, plane.pieces(), true, moments[i]);
-        if (y) write(work, i, 0, plane.pieces(), take && p.foresees() && i + 1 < end);
+        if (y) write(work, i, 0, plane.pieces());
       }
       writer.done();
     });
@@ -124,7 +119,7 @@ void plane_forward(const Problem<T>& p, RunningMoments* moments, bool take, T* y
   if (!y) return;
   in_parallel(c * parts, size / parts, [&](int64_t begin, int64_t end) {
     PlaneWork<T> work(plane, p.mask.data(), p.finish);
-    for (int64_t i = end - 1; i >= begin; --i) write(work, i / parts, i % parts * kPiecesOfPart, end_of(i % parts), false);
+    for (int64_t i = end - 1; i >= begin; --i) write(work, i / parts, i % parts * kPiecesOfPart, end_of(i % parts));
     writer.done();
   });
 }
@@ -209,13 +204,12 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
     work.gradient_sums(g + i * s, x + i * s, at(residual, i), kept ? out(g_residual, i) : nullptr, begin, end, f(i), near, sum, &sum_x);
     *sum_xhat += sum_x * b.rstd(i);
   };
-  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, int64_t begin, int64_t end, bool more) {
-    const int64_t next = more ? s : 0;
+  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, int64_t begin, int64_t end) {
     const Backprop<A> back = backprop_of<A>(b, sums, i);
     if (kept)
-      plain.gradient_apply(g_residual + i * s, x + i * s, nullptr, g_x + i * s, nullptr, begin, end, f(i), back, writer, next);
+      plain.gradient_apply(g_residual + i * s, x + i * s, nullptr, g_x + i * s, nullptr, begin, end, f(i), back, writer);
     else
-      work.gradient_apply(g + i * s, x + i * s, at(residual, i), g_x + i * s, out(g_residual, i), begin, end, f(i), back, writer, next);
+      work.gradient_apply(g + i * s, x + i * s, at(residual, i), g_x + i * s, out(g_residual, i), begin, end, f(i), back, writer);
   };
   const Finish<A> none{kNone, A(0)};
   if (p.whole_channels()) {
@@ -223,7 +217,7 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
       PlaneWork<T> work(plane, p.mask.data(), p.finish), plain(plane, p.mask.data(), none);
       for (int64_t i = begin; i < end; ++i) {
         if (take) reduce(work, i, 0, plane.pieces(), &sums.sum[size_t(i)], &sums.sum_xhat[size_t(i)]);
-        if (g_x) write(work, plain, i, 0, plane.pieces(), take && p.foresees() && i + 1 < end);
+        if (g_x) write(work, plain, i, 0, plane.pieces());
       }
       writer.done();
     });
@@ -247,7 +241,7 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
   in_parallel(c * parts, size / parts, [&](int64_t begin, int64_t end) {
     PlaneWork<T> work(plane, p.mask.data(), p.finish), plain(plane, p.mask.data(), none);
     for (int64_t i = end - 1; i >= begin; --i)
-      write(work, plain, i / parts, i % parts * kPiecesOfPart, end_of(i % parts), false);
+      write(work, plain, i / parts, i % parts * kPiecesOfPart, end_of(i % parts));
     writer.done();
   });
 }

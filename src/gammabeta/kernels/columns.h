@@ -69,17 +69,12 @@ class Columns {
         const int64_t w = std::min(kTile, width_ - first);
         for (int64_t i = 0; i < w; ++i) sum[i] = squares[i] = 0;
         for (int64_t row = block; row < end; row += kRowsAtOnce) {
-          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row), next = std::min<int64_t>(kRowsAtOnce, end - row - n);
+          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row);
           const A* group[kRowsAtOnce];
           load(x, &valid[size_t(row)], n, first, w, buffers_->x, group);
           // About the mean of some of the values themselves: what is taken from the squares is at most 8 times m2.
           if (row == block) rows_.column_mean(group, n, w, shift);
-          for (int64_t i = 0; i < w; i += kStep) {
-            prefetch(x + first + i, &valid[size_t(row)] + n, next, std::min(kStep, w - i));
-            const A* from[kRowsAtOnce];
-            for (int64_t r = 0; r < n; ++r) from[r] = group[r] + i;
-            rows_.column_deviations(from, n, std::min(kStep, w - i), shift + i, sum + i, squares + i);
-          }
+          rows_.column_deviations(group, n, w, ahead(first), shift, sum, squares);
         }
         rows_.merge_deviations(w, double(block), double(end - block), shift, sum, squares, mean + first, m2 + first);
       }
@@ -119,8 +114,8 @@ class Columns {
     for (int64_t i = 0; i < width_; ++i) sum[i] = sum_x[i] = 0;
     const std::vector<int64_t> valid = rows_of(chunk);
     const int64_t n_valid = int64_t(valid.size()), rest = chunk == chunks_ - 1 ? rest_ : 0;
-    auto group = [&](const int64_t* which, int64_t n, int64_t next, int64_t first, int64_t w) {
-      gradient_group(g, x, residual, g_residual, g_x, which, n, next, first, w, p, writer);
+    auto group = [&](const int64_t* which, int64_t n, int64_t first, int64_t w) {
+      gradient_group(g, x, residual, g_residual, g_x, which, n, first, w, p, writer);
     };
     for (int64_t i = 0; i < kTile; ++i) part[i] = part_x[i] = 0;
     for (int64_t block = 0; block < n_valid; block += kRowsOfBlock) {
@@ -128,8 +123,8 @@ class Columns {
       for (int64_t first = 0; first < width_; first += kTile) {
         const int64_t w = std::min(kTile, width_ - first);
         for (int64_t row = block; row < end; row += kRowsAtOnce) {
-          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row), next = std::min<int64_t>(kRowsAtOnce, end - row - n);
-          group(&valid[size_t(row)], n, next, first, w);
+          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row);
+          group(&valid[size_t(row)], n, first, w);
         }
         rows_.drain(part, sum + first, w);
         rows_.drain(part_x, sum_x + first, w);
@@ -137,7 +132,7 @@ class Columns {
     }
     for (int64_t first = 0; first < rest; first += kTile) {
       const int64_t w = std::min(kTile, rest - first);
-      group(&folded_rows_, 1, 0, first, w);
+      group(&folded_rows_, 1, first, w);
       rows_.drain(part, sum + first, w);
       rows_.drain(part_x, sum_x + first, w);
     }
@@ -176,12 +171,14 @@ class Columns {
 
  private:
   static constexpr int64_t kTile = 2048 / sizeof(A);  // columns at once
-  static constexpr int64_t kStep = 128;         // of these, between one prefetch and the next
   static constexpr int64_t kRowsOfBlock = 64;   // rows whose sums are kept in A
+  // So many at once: in place all of a block, converted what stays in the nearest cache.
+  static constexpr int64_t kRowsAtOnce = Writer<T>::kConverts ? 8 : kRowsOfBlock;
   static constexpr int64_t kChunks = 64;        // parts that threads share out: how many there are fixes the result
 
   struct ColumnBuffers {
-    alignas(64) A x[kTile * kRowsAtOnce], g[kTile * kRowsAtOnce], z[kTile * kRowsAtOnce];
+    // x and g are used where they are converted, z under an activation.
+    alignas(64) A x[kTile * 8], g[kTile * 8], z[kTile * kRowsAtOnce];
     alignas(64) A residual[kTile], out[kTile], shift[kTile], sum[kTile], sum_x[kTile];
   };
 
@@ -211,6 +208,13 @@ class Columns {
         f(folded_rows_ * width_ + first, first, rest_ - first < kTile ? rest_ - first : kTile, true);
   }
 
+  // How many bytes later the same row is wanted next, where rows are read in place and all of them count: for the next
+  // tile, or for the first one of the next block.
+  int64_t ahead(int64_t first) const {
+    if (Writer<T>::kConverts || mask_) return 0;
+    return (first + kTile < width_ ? kTile : kRowsOfBlock * width_ - first) * int64_t(sizeof(T));
+  }
+
   void load(const T* x, const int64_t* which, int64_t n, int64_t first, int64_t w, A* buffer, const A** group) {
     for (int64_t i = 0; i < n; ++i) group[i] = read(x + which[i] * width_ + first, w, buffer + i * kTile);
   }
@@ -225,7 +229,7 @@ class Columns {
   }
 
   void gradient_group(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, const int64_t* which, int64_t n,
-                      int64_t next, int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer) {
+                      int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer) {
     const A *xs[kRowsAtOnce], *gs[kRowsAtOnce];
     load(x, which, n, first, w, buffers_->x, xs);
     for (int64_t i = 0; i < n; ++i) {
@@ -239,23 +243,8 @@ class Columns {
         writer.put(out, g_x + at, w);
       }
     }
-    for (int64_t i = 0; i < w; i += kStep) {
-      const int64_t m = std::min(kStep, w - i);
-      prefetch(x + first + i, which + n, next, m);
-      prefetch(g + first + i, which + n, next, m);
-      if (residual) prefetch(residual + first + i, which + n, next, m);
-      const A *from_x[kRowsAtOnce], *from_g[kRowsAtOnce];
-      for (int64_t r = 0; r < n; ++r) from_x[r] = xs[r] + i, from_g[r] = gs[r] + i;
-      rows_.column_gradient_sums(from_g, from_x, n, m, &p.mean[size_t(first + i)], buffers_->sum + i, buffers_->sum_x + i);
-    }
-  }
-
-  // What the next rows will need, while these are worked on: eight short streams are not foreseen by the processor.
-  void prefetch(const T* from, const int64_t* which, int64_t n, int64_t elements) const {
-    for (int64_t r = 0; r < n; ++r) {
-      const char* line = reinterpret_cast<const char*>(from + which[r] * width_);
-      for (int64_t byte = 0; byte < elements * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, 0, 3);
-    }
+    rows_.column_gradient_sums(gs, xs, n, w, finish_.activation == kNone ? ahead(first) : 0, &p.mean[size_t(first)],
+                               buffers_->sum, buffers_->sum_x);
   }
 
   void store(const A* values, T* to, int64_t w, const Writer<T>& writer) {

@@ -54,13 +54,6 @@ inline void convert_rows(const double* from, int64_t from_stride, double* to, in
   rows<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
 
-// Asks for n elements before they are needed.
-template <bool kWrite, class T>
-void prefetch(const T* from, int64_t n) {
-  const char* line = reinterpret_cast<const char*>(from);
-  for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, kWrite, 3);
-}
-
 // n elements for reading: where they stand, or converted into the buffer.
 template <class T>
 const ArithmeticOf<T>* read(const T* from, int64_t n, ArithmeticOf<T>* buffer) {

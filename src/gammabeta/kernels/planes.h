@@ -45,13 +45,6 @@ class Plane {
     return buffer;
   }
 
-  // Asks for the piece of another plane, before it is needed, to read it or (kWrite) to write it.
-  template <bool kWrite = false>
-  void foresee(const T* plane, const Piece& p) const {
-    if (!plane) return;
-    for (int64_t r = 0; r < p.rows; ++r) prefetch<kWrite>(plane + (p.row + r) * stride_ + p.first, p.length);
-  }
-
   const uint8_t* load_mask(const uint8_t* mask, const Piece& p, uint8_t* buffer) const {
     if (!gathers() || mask_stride_ == s_) return mask + p.row * mask_stride_ + p.first;
     for (int64_t r = 0; r < p.rows; ++r) std::memcpy(buffer + r * s_, mask + (p.row + r) * mask_stride_, size_t(s_));
@@ -119,6 +112,11 @@ struct PlaneWork {
         shift = m.count > 0 ? A(m.mean) : mean_of_few(v, n);
       }
       rows.deviations(v, n, shift, &sum, &squares);
+      // Far from this piece's mean after all: once more about that.
+      if (center && double(sum) * double(sum) > 0.5 * count * double(squares) && !mask) {
+        shift += A(double(sum) / count);
+        rows.deviations(v, n, shift, &sum, &squares);
+      }
       if (center)
         m.merge_deviations(count, double(shift), double(sum), double(squares));
       else
@@ -126,16 +124,12 @@ struct PlaneWork {
     }
   }
 
-  // What comes next (x and residual of the next plane, or null) is fetched while y is written.
   void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const Affine<A>& f,
-             const Writer<T>& writer, const T* next_x, const T* next_residual) {
+             const Writer<T>& writer) {
     Buffers<A>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const int64_t n = p.size();
-      plane.foresee(next_x, p);
-      plane.foresee(next_residual, p);
-      if (plane.gathers() && next_x) plane.template foresee<true>(y + (next_x - x), p);
       const A* v = load_x(x, p);
       const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
       A* out = plane.place(writer, y, p, b.out);
@@ -194,21 +188,11 @@ struct PlaneWork {
     }
   }
 
-  // next: how far the next plane is, which is fetched while this one is written; 0 where there is none.
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
-                      const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer, int64_t next) {
+                      const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
     Buffers<A>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
-      if (next != 0) {
-        plane.foresee(g + next, p);
-        plane.foresee(x + next, p);
-        if (residual) plane.foresee(residual + next, p);
-        if (plane.gathers()) {
-          plane.template foresee<true>(g_x + next, p);
-          if (g_residual) plane.template foresee<true>(g_residual + next, p);
-        }
-      }
       const A *g_z, *v;
       load_gradient(g, x, residual, p, f, &g_z, &v);
       A* out = plane.place(writer, g_x, p, b.out);

@@ -18,8 +18,6 @@ struct Finish {
   A slope;
 };
 
-constexpr int kRowsAtOnce = 8;  // rows that a column loop takes together, so that its sums are read and written once
-
 template <class A>
 struct Rows {
   A (*sum)(const A* x, int64_t n);
@@ -50,11 +48,12 @@ struct Rows {
   // g_x = a·g·weight + b·(x − mean) + c and, unless null, g_weight += g·(x − mean)·a, g_bias += g.
   void (*gradient_apply_e)(const A* g, const A* x, const A* weight, A* g_x, int64_t n, A mean, A a, A b, A c,
                            A* g_weight, A* g_bias);
-  // For every column: sum += Σ(x − shift), squares += Σ(x − shift)² over up to kRowsAtOnce rows.
-  void (*column_deviations)(const A* const* rows, int64_t n_rows, int64_t n, const A* shift, A* sum, A* squares);
+  // For every column: sum += Σ(x − shift), squares += Σ(x − shift)². What comes `ahead` bytes later is asked for; 0: nothing.
+  void (*column_deviations)(const A* const* rows, int64_t n_rows, int64_t n, int64_t ahead, const A* shift, A* sum,
+                            A* squares);
   // For every column: sum += Σg, sum_x += Σg·(x − mean).
-  void (*column_gradient_sums)(const A* const* g, const A* const* x, int64_t n_rows, int64_t n, const A* mean,
-                               A* sum, A* sum_x);
+  void (*column_gradient_sums)(const A* const* g, const A* const* x, int64_t n_rows, int64_t n, int64_t ahead,
+                               const A* mean, A* sum, A* sum_x);
   // For every column: the mean of the first 8, 4, 2 or 1 of the rows.
   void (*column_mean)(const A* const* rows, int64_t n_rows, int64_t n, A* mean);
   // Moments (mean, m2) of `count` values, merged with those of `more` values that deviate from shift by sum, squares.

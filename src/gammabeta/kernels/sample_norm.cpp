@@ -127,13 +127,12 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
   const T *x = p.x_data(), *residual = p.data(p.residual);
   const Writer<T> writer(p.streamed);
   const Plane<T> whole = p.group_plane(), single = p.channel_plane();
-  auto write = [&](int64_t sample_channel, const RunningMoments& m, bool more) {
-    return [&, sample_channel, more](PlaneWork<T>& work) {
+  auto write = [&](int64_t sample_channel, const RunningMoments& m) {
+    return [&, sample_channel](PlaneWork<T>& work) {
       const int64_t at = sample_channel * s;
       work.mask = p.mask_of(sample_channel / c);
       work.apply(x + at, residual ? residual + at : nullptr, y + at, 0, single.pieces(),
-                 affine_of(p, m, sample_channel % c), writer, more ? x + at + d * s : nullptr,
-                 more && residual ? residual + at + d * s : nullptr);
+                 affine_of(p, m, sample_channel % c), writer);
     };
   };
   if (geo.whole_groups()) {
@@ -143,7 +142,7 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
         RunningMoments& m = statistics[size_t(i)];
         group.mask = p.mask_of(i / geo.groups);
         group.moments(x + i * d * s, 0, whole.pieces(), p.center, m);
-        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(j, m, p.streamed && i + 1 < end)(channel);
+        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(j, m)(channel);
       }
       writer.done();
     });
@@ -163,7 +162,7 @@ void plane_forward(const Problem<T>& p, T* y, Statistics& statistics) {
   }
   in_parallel(geo.n * c, s, [&](int64_t begin, int64_t end) {
     PlaneWork<T> channel(single, nullptr, p.finish);
-    for (int64_t i = end - 1; i >= begin; --i) write(i, statistics[size_t(i / d)], false)(channel);
+    for (int64_t i = end - 1; i >= begin; --i) write(i, statistics[size_t(i / d)])(channel);
     writer.done();
   });
 }
@@ -272,16 +271,16 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
                        single.pieces(), affine_of(p, statistics[size_t(i / d)], i % c), near, &sums.sum[size_t(i)],
                        &sums.sum_x[size_t(i)]);
   };
-  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, const OfGroup& group, bool more) {
-    const int64_t at = i * s, next = more ? d * s : 0;
+  auto write = [&](PlaneWork<T>& work, PlaneWork<T>& plain, int64_t i, const OfGroup& group) {
+    const int64_t at = i * s;
     const Affine<A> f = affine_of(p, statistics[size_t(i / d)], i % c);
     const Backprop<A> back{f.scale, A(group.by_x), A(group.by_one)};
     work.mask = plain.mask = p.mask_of(i / c);
     if (kept)
-      plain.gradient_apply(g_residual + at, x + at, nullptr, g_x + at, nullptr, 0, single.pieces(), f, back, writer, next);
+      plain.gradient_apply(g_residual + at, x + at, nullptr, g_x + at, nullptr, 0, single.pieces(), f, back, writer);
     else
       work.gradient_apply(g + at, x + at, residual ? residual + at : nullptr, g_x + at,
-                          g_residual ? g_residual + at : nullptr, 0, single.pieces(), f, back, writer, next);
+                          g_residual ? g_residual + at : nullptr, 0, single.pieces(), f, back, writer);
   };
   auto group_of = [&](int64_t i) {
     return of_group(p, statistics[size_t(i)], &sums.sum[size_t(i * d)], &sums.sum_x[size_t(i * d)], i * d % c);
@@ -293,7 +292,7 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
       for (int64_t i = begin; i < end; ++i) {
         for (int64_t j = i * d; j < (i + 1) * d; ++j) reduce(work, j);
         const OfGroup group = group_of(i);
-        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(work, plain, j, group, p.streamed && i + 1 < end);
+        for (int64_t j = i * d; j < (i + 1) * d; ++j) write(work, plain, j, group);
       }
       writer.done();
     });
@@ -307,7 +306,7 @@ void plane_backward(const Problem<T>& p, const Statistics& statistics, Sums& sum
   for (int64_t i = 0; i < geo.n * geo.groups; ++i) groups.push_back(group_of(i));
   in_parallel(geo.n * c, s, [&](int64_t begin, int64_t end) {
     PlaneWork<T> work(single, nullptr, p.finish), plain(single, nullptr, none);
-    for (int64_t i = end - 1; i >= begin; --i) write(work, plain, i, groups[size_t(i / d)], false);
+    for (int64_t i = end - 1; i >= begin; --i) write(work, plain, i, groups[size_t(i / d)]);
     writer.done();
   });
 }
