@@ -54,6 +54,13 @@ inline void convert_rows(const double* from, int64_t from_stride, double* to, in
   rows<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
 
+// Asks for n elements that are wanted soon.
+template <class T>
+void prefetch(const T* from, int64_t n) {
+  const char* line = reinterpret_cast<const char*>(from);
+  for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, 0, 2);
+}
+
 // n elements for reading: where they stand, or converted into the buffer.
 template <class T>
 const ArithmeticOf<T>* read(const T* from, int64_t n, ArithmeticOf<T>* buffer) {
@@ -105,14 +112,15 @@ class Writer {
 };
 
 // So many elements at once: few enough that a handful of buffers stays in the nearest cache.
-template <class A>
-constexpr int64_t kPiece = 8192 / sizeof(A);
+template <class T>
+constexpr int64_t kPiece = (Writer<T>::kConverts ? 16384 : 8192) / sizeof(ArithmeticOf<T>);
 
 // The buffers of one thread.
-template <class A>
+template <class T>
 struct Buffers {
-  alignas(64) A x[kPiece<A>], g[kPiece<A>], residual[kPiece<A>], selected_x[kPiece<A>], z[kPiece<A>], out[kPiece<A>];
-  alignas(64) uint8_t mask[kPiece<A>];
+  typedef ArithmeticOf<T> A;
+  alignas(64) A x[kPiece<T>], g[kPiece<T>], residual[kPiece<T>], selected_x[kPiece<T>], z[kPiece<T>], out[kPiece<T>];
+  alignas(64) uint8_t mask[kPiece<T>];
 };
 
 inline int64_t count_true(const uint8_t* mask, int64_t n) {

@@ -32,11 +32,11 @@ class LineWork {
 
   // total = x + residual, as it is stored.
   void add(const T* x, const T* residual, T* total, int64_t line) {
-    Buffers<A>& b = *work_.buffers;
+    Buffers<T>& b = *work_.buffers;
     const Writer<T> writer(false);
     const int64_t begin = line * lines_.length(), end = begin + lines_.length();
-    for (int64_t i = begin; i < end; i += kPiece<A>) {
-      const int64_t w = std::min(kPiece<A>, end - i);
+    for (int64_t i = begin; i < end; i += kPiece<T>) {
+      const int64_t w = std::min(kPiece<T>, end - i);
       A* out = writer.place(total + i, b.out);
       rows_.apply_s(read(x + i, w, b.x), read(residual + i, w, b.residual), out, w, A(0), A(1), A(0), {kNone, A(0)});
       writer.put(out, total + i, w);
@@ -45,18 +45,20 @@ class LineWork {
 
   void forward(const T* x, const T* residual, T* y, int64_t line, double eps, const Writer<T>& writer,
                RunningMoments* moments) {
-    Buffers<A>& b = *work_.buffers;
+    Buffers<T>& b = *work_.buffers;
     const int64_t d = lines_.d;
     if (lines_.mask && !lines_.mask[line]) return writer.zero(y + line * lines_.length(), lines_.length());
     for (int64_t group = 0; group < lines_.groups; ++group) {
       const int64_t at = line * lines_.length() + group * d;
       RunningMoments& m = moments[group];
+      // What comes next, while this is converted back and forth; where it is not, the processor foresees it.
+      if (Writer<T>::kConverts) prefetch(x + at + d, d);
       work_.moments(x + at, 0, plane_.pieces(), lines_.center, m);
       const A mean = A(m.mean), rstd = A(1 / std::sqrt(m.m2 / m.count + eps));
-      for (int64_t i = 0; i < d; i += kPiece<A>) {
-        const int64_t w = std::min(kPiece<A>, d - i), c = group * d + i;
+      for (int64_t i = 0; i < d; i += kPiece<T>) {
+        const int64_t w = std::min(kPiece<T>, d - i), c = group * d + i;
         // A line of one piece stands in the buffer still.
-        const A* v = d <= kPiece<A> && Writer<T>::kConverts ? b.x : read(x + at + i, w, b.x);
+        const A* v = d <= kPiece<T> && Writer<T>::kConverts ? b.x : read(x + at + i, w, b.x);
         const A* r = residual ? read(residual + at + i, w, b.residual) : nullptr;
         A* out = writer.place(y + at + i, b.out);
         rows_.apply_e(v, r, out, w, mean, rstd, &lines_.weight[size_t(c)], lines_.bias_at(c), lines_.finish);
@@ -69,7 +71,7 @@ class LineWork {
   void backward(const T* g, const T* x, const T* residual, const T* g_total, T* g_x, T* g_residual, int64_t line,
                 const double* mean_G, const double* var_G, double eps, const Writer<T>& writer, A* g_weight,
                 A* g_bias) {
-    Buffers<A>& b = *work_.buffers;
+    Buffers<T>& b = *work_.buffers;
     const int64_t d = lines_.d;
     if (lines_.mask && !lines_.mask[line]) {
       writer.zero(g_x + line * lines_.length(), lines_.length());
@@ -82,8 +84,8 @@ class LineWork {
       const double rstd = 1 / std::sqrt(var_G[group] + eps);
       double sum = 0, sum_x = 0;
       const A *g_z = nullptr, *v = nullptr;
-      for (int64_t i = 0; i < d; i += kPiece<A>) {
-        const int64_t w = std::min(kPiece<A>, d - i), c = group * d + i;
+      for (int64_t i = 0; i < d; i += kPiece<T>) {
+        const int64_t w = std::min(kPiece<T>, d - i), c = group * d + i;
         load(g, x, residual, at + i, c, w, mean, A(rstd), &g_z, &v);
         A s, q;
         rows_.gradient_sums_e(g_z, v, &lines_.weight[size_t(c)], w, mean, &s, &q);
@@ -91,9 +93,9 @@ class LineWork {
       }
       const A scale = A(rstd), by_x = A(-rstd * (rstd * rstd * sum_x / double(d)));
       const A by_one = lines_.center ? A(-rstd * (sum / double(d))) : A(0);
-      for (int64_t i = 0; i < d; i += kPiece<A>) {
-        const int64_t w = std::min(kPiece<A>, d - i), c = group * d + i;
-        if (d > kPiece<A>) load(g, x, residual, at + i, c, w, mean, scale, &g_z, &v);
+      for (int64_t i = 0; i < d; i += kPiece<T>) {
+        const int64_t w = std::min(kPiece<T>, d - i), c = group * d + i;
+        if (d > kPiece<T>) load(g, x, residual, at + i, c, w, mean, scale, &g_z, &v);
         A* out = writer.place(g_x + at + i, b.out);
         A* made = g_total ? b.selected_x : out;
         rows_.gradient_apply_e(g_z, v, &lines_.weight[size_t(c)], made, w, mean, scale, by_x, by_one,
@@ -113,7 +115,11 @@ class LineWork {
  private:
   void load(const T* g, const T* x, const T* residual, int64_t at, int64_t c, int64_t w, A mean, A rstd,
             const A** g_z, const A** v) {
-    Buffers<A>& b = *work_.buffers;
+    Buffers<T>& b = *work_.buffers;
+    if (Writer<T>::kConverts) {
+      prefetch(g + at + w, w);
+      prefetch(x + at + w, w);
+    }
     *g_z = read(g + at, w, b.g);
     *v = read(x + at, w, b.x);
     if (lines_.finish.activation == kNone) return;

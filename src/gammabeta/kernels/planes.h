@@ -13,11 +13,11 @@ class Plane {
 
   // mask_stride: from one row's mask to the next one's.
   Plane(int64_t n, int64_t stride, int64_t s, int64_t mask_stride) : stride_(stride), s_(s), mask_stride_(mask_stride) {
-    rows_of_piece_ = s < kPiece<A> ? kPiece<A> / (s > 0 ? s : 1) : 1;
+    rows_of_piece_ = s < kPiece<T> ? kPiece<T> / (s > 0 ? s : 1) : 1;
     if (rows_of_piece_ > n) rows_of_piece_ = n > 0 ? n : 1;
     // A row of some length is worked on where it stands; gathering is for short ones.
     if (s >= kGathered) rows_of_piece_ = 1;
-    pieces_of_row_ = rows_of_piece_ > 1 || s <= kPiece<A> ? 1 : (s + kPiece<A> - 1) / kPiece<A>;
+    pieces_of_row_ = rows_of_piece_ > 1 || s <= kPiece<T> ? 1 : (s + kPiece<T> - 1) / kPiece<T>;
     n_ = n;
     pieces_ = rows_of_piece_ > 1 ? (n + rows_of_piece_ - 1) / rows_of_piece_ : n * pieces_of_row_;
   }
@@ -35,8 +35,8 @@ class Plane {
       const int64_t row = i * rows_of_piece_, left = n_ - row;
       return {row, left < rows_of_piece_ ? left : rows_of_piece_, 0, s_};
     }
-    const int64_t row = i / pieces_of_row_, first = i % pieces_of_row_ * kPiece<A>, left = s_ - first;
-    return {row, 1, first, pieces_of_row_ == 1 ? s_ : left < kPiece<A> ? left : kPiece<A>};
+    const int64_t row = i / pieces_of_row_, first = i % pieces_of_row_ * kPiece<T>, left = s_ - first;
+    return {row, 1, first, pieces_of_row_ == 1 ? s_ : left < kPiece<T> ? left : kPiece<T>};
   }
 
   const A* load(const T* plane, const Piece& p, A* buffer) const {
@@ -82,7 +82,7 @@ struct PlaneWork {
   Plane<T> plane;
   const uint8_t* mask;
   Finish<A> finish;
-  std::unique_ptr<Buffers<A>> buffers{new Buffers<A>};
+  std::unique_ptr<Buffers<T>> buffers{new Buffers<T>};
 
   PlaneWork(const Plane<T>& plane_, const uint8_t* mask_, Finish<A> finish_)
       : plane(plane_), mask(mask_), finish(finish_) {}
@@ -91,7 +91,7 @@ struct PlaneWork {
   // the pieces before. What is subtracted from the squares for it is at most n/kFew times the piece's own m2, or twice
   // the m2 of all so far, whatever the values are.
   void moments(const T* x, int64_t begin, int64_t end, bool center, RunningMoments& m) {
-    Buffers<A>& b = *buffers;
+    Buffers<T>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const A* v = load_x(x, p);
@@ -113,7 +113,7 @@ struct PlaneWork {
       }
       rows.deviations(v, n, shift, &sum, &squares);
       // Far from this piece's mean after all: once more about that.
-      if (center && double(sum) * double(sum) > 0.5 * count * double(squares) && !mask) {
+      if (center && 32 * double(sum) * double(sum) > count * double(squares) && !mask) {
         shift += A(double(sum) / count);
         rows.deviations(v, n, shift, &sum, &squares);
       }
@@ -126,7 +126,7 @@ struct PlaneWork {
 
   void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const Affine<A>& f,
              const Writer<T>& writer) {
-    Buffers<A>& b = *buffers;
+    Buffers<T>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const int64_t n = p.size();
@@ -146,7 +146,7 @@ struct PlaneWork {
   // x and ∂ℓ/∂z of a piece; where masked ∂ℓ/∂z is 0 and x the mean.
   void load_gradient(const T* g, const T* x, const T* residual, const typename Plane<T>::Piece& p, const Affine<A>& f,
                      const A** g_z, const A** v) {
-    Buffers<A>& b = *buffers;
+    Buffers<T>& b = *buffers;
     const int64_t n = p.size();
     if (held_gradient_ && held_gradient_ == x) {
       *g_z = held_g_z_;
@@ -190,7 +190,7 @@ struct PlaneWork {
 
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
                       const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
-    Buffers<A>& b = *buffers;
+    Buffers<T>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const A *g_z, *v;
