@@ -5,9 +5,9 @@ Signatures are torch's, then keyword-only
     activation       None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"; activation_slope for leaky_relu
     mask             boolean, True where x is real; what is masked out enters no statistic and is zero in the output
 
-Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do, except that
-torch's own op runs where nothing of ours is asked for and x is small. Where they are not, torch's ops run, and those of
-ops.py only under a mask. An exported graph has torch's standard ops wherever there is no mask.
+Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do, except
+that torch's own op runs where nothing of ours is asked for and x is small. Where they are not, torch's ops run, and
+those of ops.py only under a mask. An exported graph has torch's standard ops wherever there is no mask.
 """
 
 from __future__ import annotations
@@ -154,10 +154,14 @@ def normalize_by_batch(
         x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
         if not tracked:
             return finish.composed(F.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
-        if torch.compiler.is_exporting() and running.momentum is not None:
+        exported = torch.compiler.is_exporting() and running.momentum is not None
+        if exported or running.moved_by_torch(x_):
+            assert running.momentum is not None
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
             y = F.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            if not exported:  # torch's op writes them without telling autograd, which may have saved them
+                torch.autograd.graph.increment_version([t for t in (running.mean, running.var) if t is not None])
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
@@ -449,6 +453,12 @@ def _in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
     in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in
     float32 by themselves.
     """
+    if x.dtype == torch.float32:
+        for t in tensors:
+            if t is not None and t.dtype != torch.float32:
+                break
+        else:
+            return [x, *tensors]
     dtype = statistics_dtype(x.dtype)
     if x.device.type != "cpu" and all(t is None or t.dtype == x.dtype for t in tensors):
         dtype = x.dtype

@@ -35,12 +35,17 @@ def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[...
     torch.library.register_fake(f"gammabeta::{name}", fake, lib=_library)
 
 
+_has_kernel: dict[str, bool] = {}
+
+
 @torch.compiler.assume_constant_result
 def has_kernel(device_type: str) -> bool:
     """Whether a native kernel is registered for that device type. What meta tensors have are the fakes."""
-    if device_type == "meta":
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key("gammabeta::channel_norm_forward", device_type.upper())
+    if device_type not in _has_kernel:
+        key, name = device_type.upper(), "gammabeta::channel_norm_forward"
+        has = device_type != "meta" and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        _has_kernel[device_type] = has
+    return _has_kernel[device_type]
 
 
 # Gradients that are not there are tensors without elements: a schema can't return None in a tuple that compiles.

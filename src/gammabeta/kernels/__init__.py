@@ -53,8 +53,9 @@ def _tell(reason: str) -> None:
         )
 
 
-# From how many elements of x on the kernel is as fast as torch's op or faster, forward and backward together, for float32
-# and float64. A call of ours costs some 10 µs more, and in the caches torch's ops are as fast; its RMSNorm is composed.
+# From how many elements of x on the kernel is as fast as torch's op or faster, forward and backward together, in
+# float32 and float64. A call of ours costs some 10 µs more, and in the caches torch's ops are as fast; its RMSNorm is
+# composed.
 WORTH_IT = {
     "batch_norm": 1 << 16, "instance_norm": 1 << 19, "group_norm": 1 << 20, "layer_norm": 1 << 19, "rms_norm": 4096,
 }  # fmt: skip
@@ -66,9 +67,10 @@ SUMMED_WELL = 1024
 
 def leaves_to_torch(norm: str, x: torch.Tensor) -> bool:
     """Whether torch's op is faster than the kernel, where both can do it. In 16 bits torch's is wrong on a CPU."""
-    if x.numel() >= WORTH_IT[norm] or x.dtype not in (torch.float32, torch.float64):
+    elements, dtype = x.numel(), x.dtype
+    if elements >= WORTH_IT[norm] or (dtype != torch.float32 and dtype != torch.float64):
         return False
-    return norm != "batch_norm" or x.numel() <= SUMMED_WELL * x.shape[1]
+    return norm != "batch_norm" or elements <= SUMMED_WELL * x.shape[1]
 
 
 missing: str | None = _load()
