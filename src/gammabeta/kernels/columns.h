@@ -85,11 +85,23 @@ class Columns {
   void merge(const T* x, const double* means, const double* m2s, const double* counts, RunningMoments* out) const {
     std::vector<A> buffer(static_cast<size_t>(rest_ > 0 ? rest_ : 1));
     const A* rest = rest_ > 0 ? read(x + folded_rows_ * width_, rest_, buffer.data()) : nullptr;
+    // Chunk by chunk for all columns, since the counts are those of the chunk.
+    std::vector<double> mean(means, means + width_), m2(m2s, m2s + width_);
+    double count = counts[0];
+    for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
+      if (counts[chunk] == 0) continue;
+      const double n = count + counts[chunk], share = counts[chunk] / n, weight = count * share;
+      const double *other = means + chunk * width_, *other_m2 = m2s + chunk * width_;
+      for (int64_t j = 0; j < width_; ++j) {
+        const double delta = other[j] - mean[size_t(j)];
+        mean[size_t(j)] += delta * share;
+        m2[size_t(j)] += other_m2[j] + delta * delta * weight;
+      }
+      count = n;
+    }
     for (int64_t i = 0; i < c_; ++i) {
       RunningMoments m;
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk)
-        for (int64_t j = i; j < width_; j += c_)
-          m.merge(counts[chunk], means[chunk * width_ + j], m2s[chunk * width_ + j]);
+      for (int64_t j = i; j < width_; j += c_) m.merge(count, mean[size_t(j)], m2[size_t(j)]);
       for (int64_t j = i; j < rest_; j += c_) m.merge(1, double(rest[j]), 0);
       out[i] = m;
     }
@@ -142,12 +154,10 @@ class Columns {
 
   // The chunks' sums, width() values each, added up for each of the c columns.
   void add_up(const double* sums, double* out) const {
-    for (int64_t i = 0; i < c_; ++i) {
-      double s = 0;
-      for (int64_t chunk = 0; chunk < chunks_; ++chunk)
-        for (int64_t j = i; j < width_; j += c_) s += sums[chunk * width_ + j];
-      out[i] = s;
-    }
+    for (int64_t i = 0; i < c_; ++i) out[i] = 0;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk)
+      for (int64_t j = 0; j < width_; j += c_)
+        for (int64_t i = 0; i < c_; ++i) out[i] += sums[chunk * width_ + j + i];
   }
 
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t chunk,
