@@ -154,14 +154,10 @@ def normalize_by_batch(
         x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
         if not tracked:
             return finish.composed(F.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
-        exported = torch.compiler.is_exporting() and running.momentum is not None
-        if exported or running.moved_by_torch(x_):
-            assert running.momentum is not None
+        if torch.compiler.is_exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
             y = F.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
-            if not exported:  # torch's op writes them without telling autograd, which may have saved them
-                torch.autograd.graph.increment_version([t for t in (running.mean, running.var) if t is not None])
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).

@@ -43,20 +43,6 @@ class RunningStatistics:
         update = torch.ops.gammabeta.update_running_statistics_ if torch.compiler.is_compiling() else _update
         update(self.mean, self.var, self.num_batches_tracked, self.skipped_updates, mean, unbiased_var, self.momentum)
 
-    def moved_by_torch(self, x: Tensor) -> bool:
-        """Whether torch's own op moves them as `update` would: all in one dtype, an average by momentum, no
-        recomputation, and nothing in x that is not finite or whose square is not, which one product of x with itself
-        tells where reading a value waits for no device.
-        """
-        if self.momentum is None or self.mean is None or self.var is None or x.device.type != "cpu":
-            return False
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or recomputing():
-            return False
-        if self.mean.dtype != x.dtype or self.var.dtype != x.dtype:
-            return False
-        values = x.detach().reshape(-1)
-        return math.isfinite(torch.dot(values, values))
-
 
 def recomputing() -> bool:
     """Whether this forward runs inside a backward: activation checkpointing computes again what it has not kept."""
