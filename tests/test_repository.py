@@ -28,6 +28,8 @@ ORDER = (
     "functional",
     "statistics",
     "layers",
+    "lengths",
+    "surgery",
     "allocator",
     "gammabeta",
     "verdict",

@@ -65,5 +65,5 @@ class Renorm:
         beta = d if weight is None else d * weight
         beta = beta if bias is None else beta + bias
         y, *_ = channel_norm(x, gamma, beta, residual, mask, eps, activation, slope)
-        running.update(moments.mean, moments.var(correction=1))
+        running.update(moments.mean, moments.var(), moments.count)
         return y
