@@ -75,7 +75,7 @@ class Renorm:
             var = moments.var()
             batch_std = torch.sqrt(var + eps)
             std = torch.sqrt(running.var.to(var.dtype) + eps)
-            r_max, d_max = self._bounds(running.num_batches_tracked)
+            r_max, d_max = self._bounds(running.num_batches_tracked, var)
             r = (batch_std / std).clamp(1 / r_max, r_max)
             d = ((moments.mean - running.mean.to(var.dtype)) / std).clamp(-d_max, d_max)
         # (x̂·r + d)·γ + β is a scale and shift of x̂ again, so the same op serves.
@@ -86,12 +86,13 @@ class Renorm:
         running.update(moments.mean, var, moments.count)
         return y
 
-    def _bounds(self, forwards: Tensor | None) -> tuple[Tensor, Tensor] | tuple[float, float]:
+    def _bounds(self, forwards: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
         """r_max and d_max of the forward that follows on so many: tensors, so that nothing waits for the device."""
+        r_max, d_max = like.new_full((), self.r_max), like.new_full((), self.d_max)
         if self.warmup == self.r_steps == self.d_steps == 0:
-            return self.r_max, self.d_max
+            return r_max, d_max
         if forwards is None:
             raise ValueError("Renorm: expected a layer with num_batches_tracked, by which its schedule goes, got None.")
-        since = (forwards - self.warmup + 1).to(torch.float64 if forwards.device.type != "mps" else torch.float32)
-        r_max = 1 + (self.r_max - 1) * (since / max(self.r_steps, 1)).clamp(0, 1)
-        return r_max, self.d_max * (since / max(self.d_steps, 1)).clamp(0, 1)
+        since = (forwards - self.warmup + 1).to(like.dtype)
+        r_share, d_share = ((since / max(steps, 1)).clamp(0, 1) for steps in (self.r_steps, self.d_steps))
+        return 1 + (r_max - 1) * r_share, d_max * d_share
