@@ -3,6 +3,10 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
+// For rows.inc: the compiler's own macros stand for its command line, not for a region (g++ before 13, clang++).
+#define GAMMABETA_AVX2
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("arch=x86-64-v3"))), apply_to = function)
 #else
