@@ -55,7 +55,7 @@ def test_what_is_no_group(group):
 
 @pytest.mark.parametrize("ranks", [(), (0, 0), (-1, 0)])
 def test_ranks_that_cannot_be(ranks):
-    with pytest.raises(ValueError, match="^Synced: expected ranks") as caught:
+    with pytest.raises(ValueError, match=r"^Synced: expected ranks") as caught:
         Synced(ranks)
     assert str(caught.value) == f"Synced: expected ranks of at least 0, each once, at least one of them, got {ranks}."
 

@@ -162,7 +162,7 @@ def test_how_long_they_wait(text, seconds):
 
 @pytest.mark.parametrize("text", ["yes", "-1", "inf", "nan"])
 def test_what_the_environment_may_not_say(text):
-    with pytest.raises(ValueError, match="^GAMMABETA_DEBUG: ") as caught:
+    with pytest.raises(ValueError, match=r"^GAMMABETA_DEBUG: ") as caught:
         agreement._wait_from(text)
     assert str(caught.value) == (
         f"GAMMABETA_DEBUG: expected 0, 1, or more for so many seconds to wait for other processes, got {text!r}."
