@@ -28,6 +28,7 @@ ORDER = (
     "functional",
     "statistics",
     "layers",
+    "surgery",
     "allocator",
     "gammabeta",
     "verdict",

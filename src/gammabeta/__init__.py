@@ -8,6 +8,7 @@ from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, Insta
 from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.moments import Moments
+from gammabeta.surgery.change import Change
 
 __version__ = "0.1.0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Change",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
