@@ -28,6 +28,7 @@ ORDER = (
     "functional",
     "statistics",
     "layers",
+    "lengths",
     "surgery",
     "allocator",
     "gammabeta",

@@ -7,8 +7,10 @@ from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
 from gammabeta.surgery.change import Change
+from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
 
 __version__ = "0.1.0"
 
@@ -24,7 +26,10 @@ __all__ = [
     "LayerNorm",
     "Moments",
     "RMSNorm",
+    "accumulate_statistics",
+    "frozen_statistics",
     "functional",
+    "lengths_to_mask",
     "statistics",
     "warm_allocator",
 ]

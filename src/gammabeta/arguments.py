@@ -127,7 +127,7 @@ def check_eps(norm: str, eps: float, *, positive: bool) -> None:
 
 
 def check_values_per_channel(x: Tensor) -> None:
-    if x.shape[0] * math.prod(x.shape[2:]) == 1:
+    if x.numel() == x.shape[1] > 0:
         raise ValueError(
             f"batch_norm: expected more than 1 value per channel in training, got 1 from input {_shape(x)}: the "
             "variance "

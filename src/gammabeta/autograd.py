@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gammabeta import ops, reference
+from gammabeta.moments import Moments
 
 _ops = torch.ops.gammabeta
 
@@ -205,6 +206,15 @@ def channel_norm(
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
     return _ChannelNorm.apply(x, weight, bias, _apart(residual, x), mask, eps, activation, slope)
+
+
+@torch.no_grad()
+def channel_moments(x: Tensor, mask: Tensor | None) -> Moments:
+    """`reference.channel_moments`, as constants."""
+    if plain_math(x):
+        return reference.channel_moments(x, mask)
+    mean, m2, count = _ops.channel_moments(x, mask)
+    return Moments(count, mean, m2)
 
 
 def channel_apply(

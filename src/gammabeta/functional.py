@@ -139,7 +139,7 @@ def normalize_by_running(
     arguments.check_eps(finish.norm, eps, positive=False)
     if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
         x_, mean_, var_, weight_, bias_ = _for_batch_norm(x, mean, var, weight, bias)
-        return finish.composed(F.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
+        return finish.composed(_torch_batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
@@ -149,27 +149,28 @@ def normalize_by_batch(
     """BatchNorm's forward in training: Algorithm 1, and the running statistics move. Checked arguments."""
     arguments.check_values_per_channel(x)
     arguments.check_eps("batch_norm", eps, positive=True)
-    tracked = running.mean is not None or running.var is not None
     if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
         x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
-        if not tracked:
-            return finish.composed(F.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
+        if not running.tracked:
+            return finish.composed(_torch_batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
         if torch.compiler.is_exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
-            y = F.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            y = _torch_batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
-            unbiased_var = torch.zeros_like(mean)
-            y = F.batch_norm(x_, mean, unbiased_var, weight_, bias_, True, 1.0, eps)
-            running.update(mean, unbiased_var)
+            var = torch.zeros_like(mean)
+            y = _torch_batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
+            count = None
+            if running.gathered is not None:
+                n = x.numel() // x.shape[1]
+                count, var = torch.full(mean.shape, n, device=x.device), var * ((n - 1) / n)
+            running.update(mean, var, count)
             return finish.composed(y, x.dtype)
     y, mean, var, count = autograd.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
-    if tracked:
-        # NaN where there is one value or none, and so not counted.
-        running.update(mean, Moments(count, mean, var * count.to(var.dtype)).var(correction=1))
+    running.update(mean, var, count)
     return y
 
 
@@ -226,7 +227,7 @@ def instance_norm(
             return finish.composed(y, input.dtype)
         if not tracked:
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
-            return finish.composed(F.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
+            return finish.composed(torch.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
     y, mean, var, count = autograd.sample_norm(
         input, 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
     )
@@ -280,7 +281,7 @@ def group_norm(
     finish = Finish("group_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
         x, weight_, bias_ = _in_one_dtype(input, weight, bias)
-        return finish.composed(F.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
+        return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
     y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
 
@@ -321,7 +322,7 @@ def layer_norm(
     finish = Finish("layer_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
         x, weight_, bias_ = _in_one_dtype(input, weight, bias)
-        return finish.composed(F.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
+        return finish.composed(torch.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
     return y
@@ -363,7 +364,7 @@ def rms_norm(
     finish = Finish("rms_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and _torch_takes(input, weight):
         x, weight_ = _in_one_dtype(input, weight)
-        return finish.composed(F.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
+        return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
     return y
@@ -431,6 +432,20 @@ def add_rms_norm(
         total = input + residual
         return rms_norm(total, normalized_shape, weight, eps), total
     return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+
+
+# torch.batch_norm and its like rather than torch.nn.functional's: those check arguments once more, which are checked.
+def _torch_batch_norm(
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
 
 
 def _rms_eps(dtype: torch.dtype) -> float:

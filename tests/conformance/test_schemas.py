@@ -93,13 +93,19 @@ def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
                 (g_y, g_y, x, 1, t["last"], t["last"], *rows, 1e-5, True),
                 (g_y, g_y, x, 1, None, None, *rows, 1e-5, False),
             ]
-        case "update_running_statistics_":
+        case "update_running_statistics_" | "move_running_statistics_":
+            skipped, n = torch.zeros(4, dtype=torch.int64), torch.tensor([9, 1, 0, 4])
+            spoilt = mean * torch.tensor([1.0, torch.nan, 1.0, torch.inf])
             return [
-                (mean.clone(), var.clone(), torch.tensor(3), torch.zeros(4, dtype=torch.int64), mean, var, 0.1),
-                (mean.clone(), var.clone(), torch.tensor(3), None, mean, var, None),
-                (mean.to(dtype), None, None, None, mean * torch.tensor([1.0, torch.nan, 1.0, torch.inf]), var, 0.1),
-                (None, var.clone(), torch.tensor(3), None, mean, var, 0.5),
+                (mean.clone(), var.clone(), torch.tensor(3), skipped, mean, var, None, 0.1),
+                (mean.clone(), var.clone(), torch.tensor(3), skipped, mean, var, n, None),
+                (mean.clone(), var.clone(), torch.tensor(3), None, mean, var, None, None),
+                (mean.to(dtype), None, None, None, spoilt, var, n, 0.1),
+                (None, var.clone(), torch.tensor(3), None, mean, var, None, 0.5),
             ]
+        case "gather_moments_":
+            n, forwards = torch.tensor([9, 0, 0, 4]), torch.tensor(1)
+            return [(n.clone(), mean.clone(), var.clone(), forwards, mean, var, n)]
     raise AssertionError(f"no arguments for {name}: a new operation wants to be checked too")
 
 

@@ -160,16 +160,16 @@ def leaves_the_output_where_masked(patch: Patch) -> None:
 
 
 def moves_by_the_variance_over_n(patch: Patch) -> None:
-    def update(original: Any, self: Any, mean: Tensor, unbiased_var: Tensor) -> None:
-        original(self, mean, unbiased_var * (59 / 60))
+    def update(original: Any, self: Any, mean: Tensor, var: Tensor, count: Any = None) -> None:
+        original(self, mean, var if count is not None else var * (59 / 60))
 
     replace(patch, gammabeta.functional.RunningStatistics, "update", update)
 
 
 def turns_momentum_around(patch: Patch) -> None:
-    def update(original: Any, self: Any, mean: Tensor, unbiased_var: Tensor) -> None:
+    def update(original: Any, self: Any, mean: Tensor, var: Tensor, count: Any = None) -> None:
         self.momentum = 1 - self.momentum
-        original(self, mean, unbiased_var)
+        original(self, mean, var, count)
 
     replace(patch, gammabeta.functional.RunningStatistics, "update", update)
 
@@ -277,7 +277,7 @@ def test_moving_statistics_that_are_not_finite_is_rejected(route: str, monkeypat
     x[0, 2] = torch.inf
     call = call.with_tensors(input=x)
 
-    def update(self: Any, mean: Tensor, var: Tensor) -> None:
+    def update(self: Any, mean: Tensor, var: Tensor, count: Any = None) -> None:
         self.mean.lerp_(mean, self.momentum)
         self.var.lerp_(var, self.momentum)
 

@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include "channel_norm.h"
+#include "running_statistics.h"
 #include "sample_norm.h"
 
 namespace {
@@ -24,6 +25,7 @@ STABLE_TORCH_LIBRARY_IMPL(gammabeta, CPU, m) {
   m.impl("channel_moments", TORCH_BOX(&gammabeta::channel_moments));
   m.impl("channel_backward_reduce", TORCH_BOX(&gammabeta::channel_backward_reduce));
   m.impl("channel_backward_apply", TORCH_BOX(&gammabeta::channel_backward_apply));
+  m.impl("move_running_statistics_", TORCH_BOX(&gammabeta::move_running_statistics));
   m.impl("sample_norm_forward", TORCH_BOX(&gammabeta::sample_norm_forward));
   m.impl("sample_norm_backward", TORCH_BOX(&gammabeta::sample_norm_backward));
   m.impl("add_sample_norm_forward", TORCH_BOX(&gammabeta::add_sample_norm_forward));

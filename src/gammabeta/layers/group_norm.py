@@ -52,8 +52,12 @@ class GroupNorm(Float32State, nn.GroupNorm):
         self.activation_slope = activation_slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        try:  # faster than by attribute
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:  # parametrized
+            weight, bias = self.weight, self.bias
         return group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps,
+            input, self.num_groups, weight, bias, self.eps,
             residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
         )  # fmt: skip
 

@@ -35,6 +35,9 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
     Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022).
     """
 
+    # How long a context lasts, and so no part of what is copied or saved.
+    holds_statistics: bool = False
+
     def __init__(
         self,
         num_features: int,
@@ -63,10 +66,16 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
             mask = None if mask is None else mask.unsqueeze(0)
         y = instance_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or not self.track_running_stats, 0.0 if self.momentum is None else self.momentum, self.eps,
+            self.training or not self.track_running_stats,
+            0.0 if self.momentum is None or self.holds_statistics else self.momentum, self.eps,
             residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
         )  # fmt: skip
         return y.squeeze(0) if unbatched else y
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("holds_statistics", None)
+        return state
 
     def extra_repr(self) -> str:
         return super().extra_repr() + describe_finish(self.activation, self.activation_slope)

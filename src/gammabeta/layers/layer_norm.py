@@ -51,8 +51,12 @@ class LayerNorm(Float32State, nn.LayerNorm):
         self.activation_slope = activation_slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        try:  # faster than by attribute
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:  # parametrized
+            weight, bias = self.weight, self.bias
         return layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps,
+            input, self.normalized_shape, weight, bias, self.eps,
             residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
         )  # fmt: skip
 

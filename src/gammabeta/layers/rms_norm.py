@@ -49,8 +49,12 @@ class RMSNorm(Float32State, nn.RMSNorm):
         self.activation_slope = activation_slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        try:  # faster than by attribute
+            weight = self._parameters["weight"]
+        except KeyError:  # parametrized
+            weight = self.weight
         return rms_norm(
-            input, self.normalized_shape, self.weight, self.eps,
+            input, self.normalized_shape, weight, self.eps,
             residual=residual, activation=self.activation, activation_slope=self.activation_slope, mask=mask,
         )  # fmt: skip
 

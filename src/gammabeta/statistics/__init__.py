@@ -3,6 +3,7 @@
 from gammabeta.statistics.batch import Batch
 from gammabeta.statistics.ghost import Ghost
 from gammabeta.statistics.renorm import Renorm
+from gammabeta.statistics.running import Running
 from gammabeta.statistics.source import Statistics
 
-__all__ = ["Batch", "Ghost", "Renorm", "Statistics"]
+__all__ = ["Batch", "Ghost", "Renorm", "Running", "Statistics"]

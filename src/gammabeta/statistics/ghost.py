@@ -65,7 +65,7 @@ class Ghost:
             )
             outputs.append(y)
             moments.append(Moments(count, mean, var * count.to(var.dtype)))
-        if running.mean is not None or running.var is not None:
+        if running.tracked:
             merged = Moments.merge_all(moments)
-            running.update(merged.mean, merged.var(correction=1))
+            running.update(merged.mean, merged.var(), merged.count)
         return torch.cat(outputs)

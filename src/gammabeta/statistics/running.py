@@ -1,0 +1,40 @@
+"""The running statistics themselves, in training too: frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gammabeta.functional import Finish, normalize_by_running
+from gammabeta.running_statistics import RunningStatistics
+
+
+@dataclass(frozen=True)
+class Running:
+    """μ and σ² are the running ones in training as in evaluation, constants to the backward, and never move.
+
+    What fine-tuning on few images does to the norms of a pretrained network. `train()` does not undo it, and
+    `reset_running_stats()`, which `torch.optim.swa_utils.update_bn` calls, leaves them as they are.
+
+    Raises:
+        ValueError: in forward, of a layer without running statistics.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
+    """
+
+    def normalize(
+        self,
+        x: Tensor,
+        running: RunningStatistics,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        finish: Finish,
+    ) -> Tensor:
+        if running.mean is None or running.var is None:
+            raise ValueError(
+                "Running: expected a layer with running statistics, got one without: "
+                "build it with track_running_stats=True, or give it another source, gammabeta.statistics.Batch()."
+            )
+        return normalize_by_running(x, running.mean, running.var, weight, bias, eps, finish)
