@@ -18,6 +18,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Every module, or folder of modules, imports only from those before it. "gammabeta" is the package's __init__.
 ORDER = (
     "activations",
+    "process_groups",
+    "collectives",
     "moments",
     "running_statistics",
     "reference",

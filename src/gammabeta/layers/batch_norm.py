@@ -12,7 +12,7 @@ from gammabeta.functional import Finish, normalize_by_running
 from gammabeta.layers.finish import describe_finish
 from gammabeta.layers.float32 import Float32State
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
-from gammabeta.statistics import Batch, Running, Statistics
+from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
 
 
 class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
@@ -81,6 +81,8 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         arguments.check_channels("batch_norm", input, weight, bias, mean, var, residual)
         finish = Finish("batch_norm", residual, self.activation, self.activation_slope, mask)
         if not self.training and not (mean is None and var is None):
+            if agreement.WAIT and isinstance(self.statistics, Synced) and not torch.compiler.is_compiling():
+                agreement.note_evaluation(self.statistics.peers())
             return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
         if self.training and self.track_running_stats:
             buffers = self._buffers
