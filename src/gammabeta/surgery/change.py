@@ -70,7 +70,7 @@ class Change:
         """
         for (module, attribute), (name, value) in self._kept.items():
             now = getattr(module, attribute, None)
-            if now is not value:
+            if now is not value and now != value:
                 what = "its class" if attribute == "__class__" else attribute
                 raise RuntimeError(
                     f"{self.operation}: expected {name or 'the model'} as this change left it, with {what} "
