@@ -9,6 +9,7 @@ from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
+from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Change",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
