@@ -29,6 +29,8 @@ ORDER = (
     "statistics",
     "layers",
     "lengths",
+    "unchanged",
+    "observe",
     "surgery",
     "allocator",
     "gammabeta",
