@@ -11,6 +11,8 @@ from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
+from gammabeta.surgery.fold import Folded, fold
+from gammabeta.surgery.fuse import fuse
 
 __version__ = "0.1.0"
 
@@ -19,6 +21,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Change",
+    "Folded",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -27,8 +30,10 @@ __all__ = [
     "Moments",
     "RMSNorm",
     "accumulate_statistics",
+    "fold",
     "frozen_statistics",
     "functional",
+    "fuse",
     "lengths_to_mask",
     "statistics",
     "warm_allocator",
