@@ -36,7 +36,7 @@ class Comparison:
             other = tree_map(lambda leaf: _perturb(leaf, generator), example_inputs)
             try:
                 outputs = _outputs(model, other)
-            except Exception:  # noqa: S112 - the model may not take any other inputs than the user's
+            except Exception:  # the model may take no other inputs than the user's
                 continue
             self._given.append(other)
             self._outputs.append(outputs)

@@ -146,8 +146,8 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         new = copy.deepcopy(model)
     except Exception as error:  # whatever a module's tensors raise
         raise ValueError(
-            f"fold: expected a model that copy.deepcopy can copy, got {type(error).__name__}: {error} Remove what holds "
-            "computed tensors: torch.nn.utils.remove_weight_norm, or outputs kept as attributes."
+            f"fold: expected a model that copy.deepcopy can copy, got {type(error).__name__}: {error} Remove "
+            "what holds computed tensors: torch.nn.utils.remove_weight_norm, or outputs kept as attributes."
         ) from error
     order = {call.module: call.index for call in reversed(observation.calls)}
     names.sort(key=lambda name: order.get(name, len(order)))
@@ -160,7 +160,7 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         except Refusal as refusal:
             sites.append(Site(name, "refused", reason=str(refusal)))
     comparison = Comparison(model, example_inputs)
-    error, bad = _settle(new, places, comparison)
+    off, bad = _settle(new, places, comparison)
     sites = [
         replace(site, way="refused", layer="", reason=bad[site.norm][0], error=bad[site.norm][1])
         if site.norm in bad
@@ -168,7 +168,7 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         for site in sites
     ]
     seconds = _time(model, new, example_inputs)
-    return Folded(new, sites, error, comparison.tolerance, comparison.inputs, seconds)
+    return Folded(new, sites, off, comparison.tolerance, comparison.inputs, seconds)
 
 
 def _settle(

@@ -86,7 +86,7 @@ def _in_both_modes(model: nn.Module, example_inputs: Any) -> list[Observation]:
             try:
                 model.train(mode)
                 found.append(observe(model, example_inputs))
-            except Exception:  # noqa: S112 - training may refuse these inputs: a batch of one, no targets
+            except Exception:  # these inputs may be none for training: one sample, no targets
                 continue
             finally:
                 for module, was in modes:
