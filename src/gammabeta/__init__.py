@@ -13,7 +13,9 @@ from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
 from gammabeta.surgery.decay import parameter_groups
+from gammabeta.surgery.fold import Folded, fold
 from gammabeta.surgery.freeze import freeze, unfreeze
+from gammabeta.surgery.fuse import fuse
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.statistics import set_statistics
@@ -25,6 +27,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Change",
+    "Folded",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -34,9 +37,11 @@ __all__ = [
     "RMSNorm",
     "accumulate_statistics",
     "adopt",
+    "fold",
     "freeze",
     "frozen_statistics",
     "functional",
+    "fuse",
     "lengths_to_mask",
     "parameter_groups",
     "recalibrate",
