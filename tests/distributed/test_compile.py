@@ -1,14 +1,13 @@
 """Synced compiles as one graph, and computes in it what it does in eager mode."""
 
 import copy
-import functools
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.test_exactness import layer
 from tests.distributed.test_traffic import GATHER, REDUCE
-from tests.distributed.world import run
+from tests.distributed.world import once
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 
@@ -72,9 +71,8 @@ def one(norm, x, direction, mask):
     return [y.detach(), x.grad, residual.grad]
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_compile:job", PROCESSES)
+    return once("tests.distributed.test_compile:job", PROCESSES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
