@@ -1,11 +1,9 @@
 """The debug mode: processes that disagree get an error, all of them, instead of waiting for each other."""
 
-import functools
-
 import pytest
 import torch
 import torch.distributed as dist
-from tests.distributed.world import run
+from tests.distributed.world import once
 from torch import nn
 
 import gammabeta as gb
@@ -64,9 +62,8 @@ def job():
     return found
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_agreement:job", PROCESSES, {"GAMMABETA_DEBUG": str(WAIT)})
+    return once("tests.distributed.test_agreement:job", PROCESSES, {"GAMMABETA_DEBUG": str(WAIT)})
 
 
 def everywhere(case):

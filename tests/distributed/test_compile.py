@@ -1,13 +1,15 @@
 """Synced compiles as one graph, and computes in it what it does in eager mode."""
 
 import copy
-import functools
 
 import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.test_exactness import layer
-from tests.distributed.world import run
+from tests.distributed.test_traffic import GATHER, REDUCE
+from tests.distributed.world import once
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 
 import gammabeta
 from gammabeta.statistics import Synced
@@ -20,7 +22,24 @@ CASES = [(backend, kernels, split) for backend in BACKENDS for kernels in KERNEL
 
 
 def job():
-    return {case: both(*case) for case in CASES}
+    return {case: both(*case) for case in CASES} | {"collectives": collectives()}
+
+
+def collectives():
+    """The collectives in the graphs of forward and backward, and the bytes that go into each."""
+    torch.compiler.reset()
+    seen = []
+
+    def compiler(graph, inputs):
+        nodes = [node for node in graph.graph.nodes if getattr(node.target, "namespace", "") == "_c10d_functional"]
+        values = [(node.target._opname, node.args[0].meta["val"]) for node in nodes]
+        seen.append([(name, v.numel() * v.element_size()) for name, v in values if name != "wait_tensor"])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    norm = torch.compile(layer(Synced()), backend=backend, fullgraph=True)
+    norm(torch.randn(3, 3, 4, 5, dtype=torch.float64, requires_grad=True)).sum().backward()
+    return seen
 
 
 def both(backend, kernels, split):
@@ -52,9 +71,8 @@ def one(norm, x, direction, mask):
     return [y.detach(), x.grad, residual.grad]
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_compile:job", PROCESSES)
+    return once("tests.distributed.test_compile:job", PROCESSES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -64,3 +82,8 @@ def test_compiled_is_eager(case):
         for expected, ours in zip(eager, compiled, strict=True):
             # The same sums, by the compiler's loops in another order.
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_exchanges_as_much_as_eager():
+    for results in found():
+        assert results["collectives"] == [[(GATHER, 8 * 8)], [(REDUCE, 6 * 8)]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tests.distributed.world import run
+from tests.distributed.world import once
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -89,9 +89,8 @@ def result(way, own):
     return outputs, {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_data_parallel:job", PROCESSES)
+    return once("tests.distributed.test_data_parallel:job", PROCESSES)
 
 
 @functools.cache

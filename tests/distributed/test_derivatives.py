@@ -1,13 +1,11 @@
 """Synced's gradients, and its gradients' gradients, against finite differences over all processes."""
 
-import functools
-
 import pytest
 import torch
 import torch.distributed as dist
 from tests.distributed.replicated import replicated
 from tests.distributed.test_exactness import SIZES
-from tests.distributed.world import run
+from tests.distributed.world import once
 from torch.autograd import gradcheck, gradgradcheck
 
 from gammabeta.functional import Finish
@@ -79,9 +77,8 @@ def against_batch(sizes):
     return (found[0] - found[1]).abs().max().item(), found[1].abs().max().item()
 
 
-@functools.cache
 def outcomes(processes):
-    return run("tests.distributed.test_derivatives:job", processes)
+    return once("tests.distributed.test_derivatives:job", processes)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4])

@@ -1,14 +1,13 @@
 """Which processes take part, in copies and in other processes too."""
 
 import copy
-import functools
 import pickle
 import re
 
 import pytest
 import torch
 import torch.distributed as dist
-from tests.distributed.world import run
+from tests.distributed.world import once
 
 import gammabeta as gb
 from gammabeta.statistics import Batch, Synced, groups
@@ -72,9 +71,8 @@ def job():
     return found
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_groups:job", PROCESSES)
+    return once("tests.distributed.test_groups:job", PROCESSES)
 
 
 def together(ranks):

@@ -1,11 +1,9 @@
 """Moments.all_reduce."""
 
-import functools
-
 import pytest
 import torch
 import torch.distributed as dist
-from tests.distributed.world import run
+from tests.distributed.world import once
 
 from gammabeta import Moments
 from gammabeta.statistics import groups
@@ -45,9 +43,8 @@ def job():
     return found
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_moments:job", PROCESSES)
+    return once("tests.distributed.test_moments:job", PROCESSES)
 
 
 def same(ours, expected, rtol):

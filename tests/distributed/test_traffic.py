@@ -1,11 +1,9 @@
 """How many collectives a layer makes, and of how many bytes."""
 
-import functools
-
 import pytest
 import torch
 import torch.distributed as dist
-from tests.distributed.world import run
+from tests.distributed.world import once
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -65,9 +63,8 @@ def job():
     return found
 
 
-@functools.cache
 def found():
-    return run("tests.distributed.test_traffic:job", 2)
+    return once("tests.distributed.test_traffic:job", 2)
 
 
 GATHER, REDUCE = "all_gather_into_tensor", "all_reduce"
@@ -106,8 +103,8 @@ def test_a_checkpoint_exchanges_again_and_moves_the_running_statistics_once():
         forward, backward = seen["checkpointed"]
         assert [name for name, _ in forward] == [GATHER] * 2
         assert sorted(name for name, _ in backward) == [GATHER] * 2 + [REDUCE] * 2
-        for ours, once in zip(*seen["running after a checkpoint"], strict=True):
-            assert torch.equal(ours, once)
+        for ours, plain in zip(*seen["running after a checkpoint"], strict=True):
+            assert torch.equal(ours, plain)
 
 
 def test_evaluation_is_silent():
