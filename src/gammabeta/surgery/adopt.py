@@ -130,7 +130,7 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
 
 def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
     """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
-    reason = _why_not(module)
+    reason = why_not(module)
     if reason is not None:
         change.leave(name, reason)
         return False
@@ -151,7 +151,8 @@ def _with(module: nn.Module) -> str:
     return "" if source == Batch() else f" with {source}"
 
 
-def _why_not(module: nn.Module) -> str | None:
+def why_not(module: nn.Module) -> str | None:
+    """Why a norm cannot be adopted."""
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted: adopt the model before torch.jit.script"
