@@ -50,6 +50,7 @@ ORDER = (
     "environment",
     "contest",
     "ring",
+    "world",
     "benchmarks",
     "bench",
     "cli",
