@@ -14,7 +14,9 @@ from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
 from gammabeta.surgery.convert import convert
 from gammabeta.surgery.decay import parameter_groups
+from gammabeta.surgery.fold import Folded, fold
 from gammabeta.surgery.freeze import freeze, unfreeze
+from gammabeta.surgery.fuse import fuse
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.statistics import set_statistics
@@ -26,6 +28,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Change",
+    "Folded",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -36,9 +39,11 @@ __all__ = [
     "accumulate_statistics",
     "adopt",
     "convert",
+    "fold",
     "freeze",
     "frozen_statistics",
     "functional",
+    "fuse",
     "lengths_to_mask",
     "parameter_groups",
     "recalibrate",

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from gammabeta.allocator import trim_heap
+
 OURS, TORCH, COMPILED, COPY = "gammabeta", "torch", "torch.compile", "copy"
 
 Call = Callable[[], object]  # what the clock runs for
@@ -160,7 +162,8 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
         rounds: timings of each contestant, 2 at the least.
         compiled: whether torch.compile takes part.
     """
-    gc.collect()  # what the row before left in cycles
+    gc.collect()  # what the row before left in cycles, and its pages
+    trim_heap()
     parts = row.build(compiled)
     contestants = dict(parts.contestants)
     repeats = max(_repeats(contestant, parts.slots, row.lasts) for contestant in contestants.values())

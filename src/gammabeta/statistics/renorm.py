@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gammabeta import arguments
-from gammabeta.autograd import channel_moments, channel_norm
-from gammabeta.functional import Finish, normalize_by_batch
+from gammabeta.autograd import channel_moments, channel_norm_given
+from gammabeta.functional import Finish
 from gammabeta.running_statistics import RunningStatistics
+from gammabeta.statistics.batch import Batch
+from gammabeta.statistics.synced import Synced, moments_of_all
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class Renorm:
         r_max: at least 1; 1 with d_max = 0 is `Batch`.
         d_max: at least 0, in standard deviations.
         warmup, r_steps, d_steps: forwards in training, at least 0.
+        over: what μ_B and σ_B are taken from: this process's batch, or those of several, `Synced()`.
 
     Raises:
+        TypeError: over is another source.
         ValueError: r_max under 1, d_max or a number of steps under 0, or (in forward) a layer without running
             statistics.
 
@@ -41,6 +45,7 @@ class Renorm:
     warmup: int = 0
     r_steps: int = 0
     d_steps: int = 0
+    over: Batch | Synced = field(default_factory=Batch)
 
     def __post_init__(self) -> None:
         if not (self.r_max >= 1 and self.d_max >= 0):
@@ -50,6 +55,8 @@ class Renorm:
                 "Renorm: expected warmup, r_steps and d_steps of at least 0 forwards, got "
                 f"{self.warmup}, {self.r_steps} and {self.d_steps}."
             )
+        if not isinstance(self.over, (Batch, Synced)):
+            raise TypeError(f"Renorm: expected over as Batch() or Synced(), got {self.over!r}.")
 
     def normalize(
         self,
@@ -62,16 +69,18 @@ class Renorm:
     ) -> Tensor:
         if running.mean is None or running.var is None:
             if self.r_max == 1 and self.d_max == 0:
-                return normalize_by_batch(x, running, weight, bias, eps, finish)
+                return self.over.normalize(x, running, weight, bias, eps, finish)
             raise ValueError(
                 "Renorm: expected a layer with running statistics, which the batch's are corrected towards, got "
                 "track_running_stats=False: build the layer with them, or use gammabeta.statistics.Batch()."
             )
-        arguments.check_values_per_channel(x)
+        peers = self.over.peers() if isinstance(self.over, Synced) else None
+        if peers is None:
+            arguments.check_values_per_channel(x)
         arguments.check_eps("batch_norm", eps, positive=True)
         residual, mask, _, activation, slope = finish.of_channels(x, eps)
         with torch.no_grad():
-            moments = channel_moments(x, mask)
+            moments = channel_moments(x, mask) if peers is None else moments_of_all(x, mask, peers)
             var = moments.var()
             batch_std = torch.sqrt(var + eps)
             std = torch.sqrt(running.var.to(var.dtype) + eps)
@@ -82,7 +91,7 @@ class Renorm:
         gamma = r if weight is None else r * weight
         beta = d if weight is None else d * weight
         beta = beta if bias is None else beta + bias
-        y, *_ = channel_norm(x, gamma, beta, residual, mask, eps, activation, slope)
+        y = channel_norm_given(x, moments, gamma, beta, residual, mask, eps, activation, slope, peers)
         running.update(moments.mean, var, moments.count)
         return y
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gammabeta import arguments
 from gammabeta.autograd import channel_moments, channel_norm_given
 from gammabeta.functional import Finish, normalize_by_batch
+from gammabeta.moments import Moments
 from gammabeta.process_groups import Group, GroupSetting, Peers, group_setting, peers_of
 from gammabeta.running_statistics import RunningStatistics
 from gammabeta.statistics import agreement
@@ -79,14 +80,19 @@ class Synced:
         if peers is None or x.shape[1] == 0:
             return normalize_by_batch(x, running, weight, bias, eps, finish)
         arguments.check_eps("batch_norm", eps, positive=True)
-        debugging = agreement.WAIT and not torch.compiler.is_compiling()
-        if debugging:
-            agreement.check(peers, x)
         residual, mask, _, activation, slope = finish.of_channels(x, eps)
-        moments = channel_moments(x, mask, peers)
-        if debugging:
-            agreement.check_count(peers, moments.count)
+        moments = moments_of_all(x, mask, peers)
         y = channel_norm_given(x, moments, weight, bias, residual, mask, eps, activation, slope, peers)
         # NaN where all processes have one value or none, and so not counted.
         running.update(moments.mean, moments.var(), moments.count)
         return y
+
+
+def moments_of_all(x: Tensor, mask: Tensor | None, peers: Peers) -> Moments:
+    """The moments of every process's x, by one all-gather; in the debug mode processes that disagree raise."""
+    if not agreement.WAIT or torch.compiler.is_compiling():
+        return channel_moments(x, mask, peers)
+    agreement.check(peers, x)
+    moments = channel_moments(x, mask, peers)
+    agreement.check_count(peers, moments.count)
+    return moments
