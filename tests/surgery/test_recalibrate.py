@@ -173,14 +173,14 @@ def test_standard_errors_are_those_of_repeated_samples():
         return (x.exp() + 5).repeat(1, 1, 16)
 
     found, errors = [], []
-    for seed in range(300):
+    for seed in range(200):
         m = nn.BatchNorm1d(3)
         (entry,) = gb.recalibrate(m, data(seed).split(50)).entries
         found.append(torch.stack((m.running_mean, m.running_var)))
         errors.append([entry.numbers["mean_error"], entry.numbers["var_error"]])
     true = data(999, 100_000)[..., 0]
     mean_spread = torch.stack(found)[:, 0].std(0) / true.std(0)
-    # 300 repetitions tell a deviation to 4 %; a lognormal's fourth moment makes that of the variance heavy-tailed.
+    # 200 repetitions tell a deviation to 5 %; a lognormal's fourth moment makes that of the variance heavy-tailed.
     errors = torch.tensor(errors).square().mean(0).sqrt()
     assert errors[0] == pytest.approx(mean_spread.square().mean().sqrt().item(), rel=0.15)
     # The error relative to the sample's own variance, against the spread of the logarithm of it.

@@ -14,6 +14,7 @@ from gammabeta.functional import batch_norm, group_norm
 from gammabeta.surgery.adopt import is_ours
 from gammabeta.surgery.change import transaction
 from gammabeta.surgery.forward import Forward
+from gammabeta.surgery.norm_act import activation_of, is_norm_act
 
 
 @dataclass
@@ -83,6 +84,8 @@ class Site:
         finish: dict[str, Any] = {"residual": residual, "mask": mask}
         if is_ours(m):
             finish |= {"activation": m.activation, "activation_slope": m.activation_slope}
+        elif is_norm_act(m):
+            finish["activation"], finish["activation_slope"] = activation_of(m)
         if self.groups is None:
             return batch_norm(input, self.mean, self.var, self.weight, self.bias, eps=m.eps, **finish)
         return group_norm(input, self.groups, self.weight, self.bias, m.eps, **finish)

@@ -49,7 +49,7 @@ class Population:
     Standard errors take samples as independent, and the positions of a sample as anything: they come from the spread of
     the samples' own moments about those of all (the linearized variance of a ratio, samples weighted by their count).
 
-    Source: Chan, Golub & LeVeque 1983, eq. 2.1; Cochran 1977, "Sampling Techniques", eq. 6.13.
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1; Cochran 1977, "Sampling Techniques", chapter 6.
     """
 
     def __init__(self, eps: float) -> None:
