@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from tests.distributed.world import run
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import update_bn
 
@@ -94,7 +95,23 @@ def job():
     out["unlike"] = outcome(lambda: gb.reconcile(other))
 
     out["frozen"] = frozen(rank)
+    out["sync"] = synced()
+    sharded = fully_shard(nn.Sequential(fully_shard(nn.BatchNorm2d(3)), nn.BatchNorm2d(3)))
+    out["sharded"] = gb.adopt(sharded).left
     return out
+
+
+def synced():
+    """torch's SyncBatchNorm of a group, adopted, called, and released."""
+    group = dist.new_group([0, 1])
+    m = nn.Sequential(nn.SyncBatchNorm(3, process_group=group), nn.SyncBatchNorm(3))
+    gb.adopt(m)
+    sources = [repr(layer.statistics) for layer in m]
+    m(images(4, dist.get_rank()))
+    copied = copy.deepcopy(m)  # which a ProcessGroup would not let
+    gb.release(m)
+    torchs = [type(layer) is nn.SyncBatchNorm for layer in m]
+    return sources, m[0].running_mean, torchs, m[0].process_group is group, m[1].process_group is None, len(copied)
 
 
 def frozen(rank):
@@ -213,6 +230,21 @@ def test_ranks_with_different_models_are_told():
 
 def test_frozen_statistics_stay_under_ddp():
     assert [result["frozen"] for result in results()] == [[True] * 4] * 2
+
+
+def test_sync_batch_norm_keeps_its_group_there_and_back():
+    whole = torch.cat([images(4, 0), images(4, 1)])
+    for sources, mean, torchs, same_group, no_group, _ in (result["sync"] for result in results()):
+        assert sources == ["Synced(group=(0, 1))", "Synced(group=None)"]
+        torch.testing.assert_close(mean, 0.1 * whole.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)  # order of the sums
+        assert torchs == [True, True]
+        assert same_group
+        assert no_group
+
+
+def test_a_norm_that_fsdp_manages_is_left():
+    for result in results():
+        assert result["sharded"] == {"0": "FSDP manages it: adopt before fully_shard"}
 
 
 def test_reconciling_without_torch_distributed_is_an_error():

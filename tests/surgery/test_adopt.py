@@ -110,6 +110,21 @@ class TestAdopt:
             gb.adopt(m)
         assert whole(m) == before
 
+    def test_an_exception_in_the_middle_of_releasing_leaves_the_model(self, monkeypatch):
+        m, original = model(), adopt_module._leave_ours
+        gb.adopt(m)
+
+        def failing(change, name, module, cls):
+            original(change, name, module, cls)
+            if name == "ln":
+                raise OSError("in the middle")
+
+        monkeypatch.setattr(adopt_module, "_leave_ours", failing)
+        before = whole(m)
+        with pytest.raises(OSError, match="in the middle"):
+            gb.release(m)
+        assert whole(m) == before
+
     def test_hooks_go_on_and_so_does_the_optimizer(self):
         m = model()
         calls = hooked(m)

@@ -1,6 +1,8 @@
 """recalibrate: against float64 over the whole set, what is in evaluation meanwhile, standard errors, early stop."""
 
+import io
 import math
+import sys
 
 import pytest
 import torch
@@ -247,6 +249,33 @@ def test_compiled_models_run_uncompiled_meanwhile():
     for name in NAMES:
         assert torch.equal(m.get_submodule(name).running_var, plain.get_submodule(name).running_var)
     torch._dynamo.reset()
+
+
+def test_layers_compiled_in_place_are_measured_too():
+    torch._dynamo.reset()
+    m, plain = ours(), ours()
+    m.bn1.compile(backend="aot_eager", fullgraph=True)
+    m.block.compile(backend="aot_eager")
+    m(images())
+    m.load_state_dict(plain.state_dict())
+    gb.recalibrate(m, batches())
+    gb.recalibrate(plain, batches())
+    for name in NAMES:
+        assert torch.equal(m.get_submodule(name).running_var, plain.get_submodule(name).running_var)
+    torch._dynamo.reset()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("count", "shown"), [(25, True), (5, False)])
+def test_a_long_loader_shows_its_progress_on_a_terminal(count, shown, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    gb.recalibrate(nn.BatchNorm2d(3), batches((4,) * count))
+    assert ("recalibrate" in sys.stderr.getvalue()) == shown
 
 
 def test_sync_batch_norm_and_subclasses_are_measured_too():
