@@ -6,7 +6,7 @@ import io
 
 import pytest
 import torch
-from tests.surgery.models import hooked, images, model, randomize, whole
+from tests.surgery.models import FrozenBatchNorm2d, hooked, images, model, randomize, whole
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -19,23 +19,6 @@ from gammabeta.surgery import adopt as adopt_module
 # Two orders of summing some hundred float32 values, and then five more layers.
 ROUNDING = {"rtol": 2e-5, "atol": 2e-5}
 NORMS = ["bn1", "block.1", "gn", "inorm", "bn2", "ln", "rms"]
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """As detectron2 and DETR have it: buffers, and ε in the forward alone where `eps` is None."""
-
-    def __init__(self, channels, eps=None, wrong=0.0):
-        super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, torch.ones(channels))
-        self.hidden = 1e-5 if eps is None else eps
-        self.wrong = wrong
-        if eps is not None:
-            self.eps = eps
-
-    def forward(self, x):
-        w, b, m, v = (getattr(self, n).reshape(1, -1, 1, 1) for n in ("weight", "bias", "running_mean", "running_var"))
-        return (x - m) * (w * (v + self.hidden).rsqrt()) + b + self.wrong
 
 
 class OwnForward(nn.BatchNorm2d):

@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from tests.surgery.models import hooked, images, model, ours, randomize, whole
+from tests.surgery.models import FrozenBatchNorm2d, hooked, images, model, ours, randomize, whole
 from torch import nn
 from torch.nn import functional as F
 
@@ -276,6 +276,26 @@ class TestRefusals:
     def test_subclasses_and_channels_elsewhere(self):
         mine = type("Mine", (nn.BatchNorm2d,), {"forward": lambda self, x: x})
         assert gb.convert(mine(4), "group").left == {"": "Mine has a forward of its own, which would be lost"}
+
+    def test_what_batches_do_not_reach_and_what_is_no_batch(self):
+        m = nn.ModuleDict({"unused": gb.GroupNorm(1, 4), "single": nn.InstanceNorm2d(3)})
+        change = gb.convert(m, "batch", batches=[torch.randn(3, 3, 5)], forward=lambda m, x: m["single"](x))
+        assert change.left == {
+            "unused": "no batch reached it, whose statistics it would have",
+            "single": "its input (3, 3, 5) has not its 3 channels at axis 1",
+        }
+        change = gb.convert(m, "layer", batches=[torch.randn(2, 3, 5, 5)], forward=lambda m, x: m["single"](x))
+        assert change.left == {"unused": "GroupNorm is of 1 group already"}
+        assert change.entries[1].what == "InstanceNorm2d is GroupNorm of 1 group, not fitted"  # it has no γ and β
+
+    def test_another_library_s_frozen_one(self):
+        m = FrozenBatchNorm2d(4)
+        assert gb.convert(m, "group").left == {"": "FrozenBatchNorm2d is another library's: adopt it first"}
+        gb.adopt(m)
+        assert gb.convert(m, "group", groups=2).changed == [""]
+        assert gb.unfreeze(m, statistics=False).changed == [""]
+        assert m.weight.requires_grad
+        assert set(vars(m)) - {"hidden", "wrong"} == set(vars(gb.GroupNorm(2, 4)))
 
     @pytest.mark.parametrize(
         ("to", "options", "message"),

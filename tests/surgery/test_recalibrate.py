@@ -251,6 +251,16 @@ def test_compiled_models_run_uncompiled_meanwhile():
     torch._dynamo.reset()
 
 
+def test_what_is_being_accumulated_is_not_disturbed():
+    m, twin = gb.BatchNorm2d(3), gb.BatchNorm2d(3)
+    with gb.accumulate_statistics(m):
+        m(batches()[0])
+        gb.recalibrate(m, batches())
+    gb.recalibrate(twin, batches())
+    twin(batches()[0])
+    torch.testing.assert_close(m.running_var, twin.running_var, rtol=1e-6, atol=0)  # one update, by another route
+
+
 def test_layers_compiled_in_place_are_measured_too():
     torch._dynamo.reset()
     m, plain = ours(), ours()

@@ -152,6 +152,15 @@ def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
     return True
 
 
+def forget_source(change: Change, name: str, module: nn.Module) -> None:
+    """No memory of a source that `freeze` replaced; what it took of γ and β is remembered."""
+    frozen: Frozen | None = module.__dict__.get("frozen")
+    if frozen is not None and frozen.affine:
+        change.set_attribute(module, "frozen", Frozen(None, frozen.affine), name)
+    elif frozen is not None:
+        change.delete_attribute(module, "frozen")
+
+
 def _with(module: Any) -> str:
     source: Any = getattr(module, "statistics", Batch())
     has = [*([] if source == Batch() else [str(source)]), *([module.activation] if module.activation else [])]

@@ -12,7 +12,7 @@ from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, Bat
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
-from gammabeta.surgery.adopt import adopt_module, is_frozen_batch_norm, is_norm, is_ours, why_not
+from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, is_norm, is_ours, why_not
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
 from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
@@ -21,7 +21,9 @@ from gammabeta.surgery.where import Where, select
 _KINDS = ("batch", "group", "layer", "instance")
 _BATCH = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 _INSTANCE = {3: InstanceNorm1d, 4: InstanceNorm2d, 5: InstanceNorm3d}
-_RANK = {nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
+_RANK = {
+    nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5
+}  # fmt: skip
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "skipped_updates")
 
 
@@ -173,7 +175,8 @@ def _become(change: Change, site: Site, to: str) -> None:
         adopt_module(change, name, module)
         del change.entries[before:]  # what comes next is told in its place
     instance: Any = _INSTANCE.get(site.rank) if to == "instance" and site.rank is not None else None
-    for key in ("statistics", "frozen", "adopted_from", "num_features", "momentum", "track_running_stats"):
+    forget_source(change, name, module)
+    for key in ("statistics", "adopted_from", "num_features", "momentum", "track_running_stats"):
         if key in module.__dict__:
             change.delete_attribute(module, key)
     for key in ("num_groups", "num_channels"):

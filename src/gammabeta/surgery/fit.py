@@ -161,10 +161,10 @@ def look_at_calls(model: nn.Module, sites: list[Site], run: Forward, batch: Any)
         if site not in order:
             order.append(site)
         site.calls += 1
-        site.rank = x.ndim
-        if x.ndim < 2 or x.shape[1] != site.channels:
+        if x.ndim < (site.rank or 2) or x.shape[1] != site.channels:
             site.misplaced = f"its input {tuple(x.shape)} has not its {site.channels} channels at axis 1"
             return
+        site.rank = x.ndim
         positions = x[0, 0].numel() if x.shape[0] else 1
         site.positions = positions if site.positions is None else min(site.positions, positions)
 
