@@ -46,6 +46,8 @@ def convert(
     With `batches` γ and β are fitted by least squares, a scale and a shift of each channel, layer by layer in the order
     of the data: each layer's output in evaluation mode, behind the layers converted so far, comes as near as can be to
     what it was in the model before. That takes as many passes over the batches as there are layers.
+    What the new norm removes no fit brings back: instance norm each channel's mean over a sample, which global pooling
+    reads.
 
     Left alone, each with the reason: norms of the last axes (LayerNorm, RMSNorm); groups of one value, whose output
     would be β whatever comes in; subclasses and what `adopt` leaves.
