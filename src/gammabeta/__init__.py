@@ -12,6 +12,7 @@ from gammabeta.moments import Moments
 from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
+from gammabeta.surgery.convert import convert
 from gammabeta.surgery.decay import parameter_groups
 from gammabeta.surgery.fold import Folded, fold
 from gammabeta.surgery.freeze import freeze, unfreeze
@@ -37,6 +38,7 @@ __all__ = [
     "RMSNorm",
     "accumulate_statistics",
     "adopt",
+    "convert",
     "fold",
     "freeze",
     "frozen_statistics",
