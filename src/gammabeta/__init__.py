@@ -9,10 +9,17 @@ from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
+from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
+from gammabeta.surgery.convert import convert
+from gammabeta.surgery.decay import parameter_groups
 from gammabeta.surgery.fold import Folded, fold
+from gammabeta.surgery.freeze import freeze, unfreeze
 from gammabeta.surgery.fuse import fuse
+from gammabeta.surgery.recalibrate import recalibrate
+from gammabeta.surgery.reconcile import reconcile
+from gammabeta.surgery.statistics import set_statistics
 
 __version__ = "0.1.0"
 
@@ -30,11 +37,20 @@ __all__ = [
     "Moments",
     "RMSNorm",
     "accumulate_statistics",
+    "adopt",
+    "convert",
     "fold",
+    "freeze",
     "frozen_statistics",
     "functional",
     "fuse",
     "lengths_to_mask",
+    "parameter_groups",
+    "recalibrate",
+    "reconcile",
+    "release",
+    "set_statistics",
     "statistics",
+    "unfreeze",
     "warm_allocator",
 ]

@@ -58,6 +58,15 @@ def warm_allocator() -> str:
     return "malloc keeps what is freed until this process ends: M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1."
 
 
+def trim_heap() -> None:
+    """Give the pages of all free blocks back to the system, once; malloc goes on as it was told. glibc only.
+
+    For a process that goes through tensors of many sizes, whose heap would else be the sum of what each one left.
+    """
+    if _why_not() is None:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class _Place(ctypes.Structure):
     """Dl_info of dladdr(3): the library that holds an address."""
 

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gammabeta import ops, reference
+from gammabeta.collectives import all_reduce
+from gammabeta.moments import Moments
+from gammabeta.process_groups import Peers
 
 _ops = torch.ops.gammabeta
 
@@ -69,6 +72,62 @@ class _ChannelNorm(torch.autograd.Function):
         if residual is None:
             g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
         return g_x, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
+
+
+def _inline(x: Tensor) -> bool:
+    """Whether a compiler had better see the reference's operations than an op that it can't look into."""
+    return torch.compiler.is_compiling() and not ops.has_kernel(x.device.type)
+
+
+class _ChannelNormGiven(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, mean: Any, var: Any, count: Any, weight: Any, bias: Any, residual: Any, mask: Any, eps: Any,
+        activation: Any, slope: Any, name: Any, size: Any,
+    ) -> Any:  # fmt: skip
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        ctx.settings = eps, activation, slope
+        ctx.peers = name, size
+        ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var, count)
+        apply = reference.channel_apply_forward if _inline(x) else _ops.channel_apply_forward
+        return apply(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
+
+    @staticmethod
+    def backward(ctx: Any, g_y: Any) -> Any:
+        x, weight, bias, residual, mask, mean, var, count = ctx.saved_tensors
+        name, size = ctx.peers
+        peers = None if name is None else Peers(name, size)
+        differentiable = torch.is_grad_enabled()
+        if differentiable:
+            moments = reference.channel_moments(x, mask)
+            if peers is not None:
+                moments = _of_all(moments, peers)
+            mean, count = moments.mean, moments.count
+            var = moments.m2 / count.clamp(min=1).to(moments.m2.dtype)
+        by_reference = differentiable or _inline(x)
+        reduce, apply = (
+            (reference.channel_backward_reduce, reference.channel_backward_apply)
+            if by_reference
+            else (_ops.channel_backward_reduce, _ops.channel_backward_apply)
+        )
+        given = g_y, x, weight, bias, residual, mask, mean, var
+        sum_g, sum_g_xhat = reduce(*given, *ctx.settings)
+        g_weight = None if weight is None else sum_g_xhat.to(weight.dtype)
+        g_bias = None if bias is None else sum_g.to(bias.dtype)
+        g_x = g_residual = None
+        if ctx.needs_input_grad[0] and peers is not None:
+            sum_g, sum_g_xhat = all_reduce(torch.stack((sum_g, sum_g_xhat)), peers).unbind()
+        if ctx.needs_input_grad[0] or residual is not None:
+            g_x, g_residual = apply(*given, sum_g, sum_g_xhat, count, *ctx.settings)
+        if residual is None:
+            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+        return g_x, None, None, None, g_weight, g_bias, g_residual, None, None, None, None, None, None
+
+
+def _of_all(moments: Moments, peers: Peers) -> Moments:
+    """The moments of every process's x, of (C,): all channels have one count, which is sent once."""
+    merged = Moments(moments.count[:1], moments.mean, moments.m2).of_all(peers)
+    return Moments(merged.count.expand(merged.mean.shape).contiguous(), merged.mean, merged.m2)
 
 
 class _ChannelApply(torch.autograd.Function):
@@ -205,6 +264,62 @@ def channel_norm(
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
     return _ChannelNorm.apply(x, weight, bias, _apart(residual, x), mask, eps, activation, slope)
+
+
+@torch.no_grad()
+def channel_moments(x: Tensor, mask: Tensor | None, peers: Peers | None = None) -> Moments:
+    """`reference.channel_moments`, as constants; with peers those of every process's x, by one all-gather."""
+    if peers is not None:
+        _refuse_transforms(peers)
+    if plain_math(x):
+        moments = reference.channel_moments(x, mask)
+    else:
+        mean, m2, count = _ops.channel_moments(x, mask)
+        moments = Moments(count, mean, m2)
+    return moments if peers is None else _of_all(moments, peers)
+
+
+def _refuse_transforms(peers: Peers) -> None:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "batch_norm: expected statistics of this process alone inside a torch.func transform or forward-mode AD, "
+            f"got Synced over {peers.size} processes, which neither differentiates through: use torch.autograd, or "
+            "gammabeta.statistics.Batch() there."
+        )
+
+
+def channel_norm_given(
+    x: Tensor,
+    moments: Moments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: str,
+    slope: float,
+    peers: Peers | None = None,
+) -> Tensor:
+    """`reference.channel_norm_forward` with its moments, which have been taken: `channel_moments(x, mask, peers)`.
+
+    Forward they are constants; backward knows that they come from x, and with peers from every process's x: it sums
+    Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z over the processes, by one all-reduce, and so ∂ℓ/∂x is that of the sum of all processes' losses.
+    ∂ℓ/∂γ and ∂ℓ/∂β are this process's own sums, as those of every other layer's parameters are; whoever synchronizes
+    parameters adds or averages them.
+
+    Raises:
+        RuntimeError: with peers, inside a torch.func transform or forward-mode AD, which do not reach other processes.
+    """
+    if peers is None and plain_math(x):
+        y, *_ = reference.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
+        return y
+    if peers is not None:
+        _refuse_transforms(peers)
+    var = moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype)
+    name, size = (None, 1) if peers is None else peers
+    return _ChannelNormGiven.apply(
+        x, moments.mean, var, moments.count, weight, bias, _apart(residual, x), mask, eps, activation, slope, name, size
+    )
 
 
 def channel_apply(

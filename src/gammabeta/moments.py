@@ -13,6 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gammabeta.collectives import all_gather
+from gammabeta.process_groups import Group, Peers, group_setting, peers_of
+
+_LOW = 2**24  # integers below are exact in float32
+
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which statistics of values of `dtype` are taken and kept: float64 for float64, else float32."""
@@ -111,10 +116,56 @@ class Moments:
             level = pairs + level[len(pairs) * 2 :]
         return level[0]
 
+    def all_reduce(self, group: Group = None) -> Moments:
+        """The moments of all processes' sets together, the same bits on each of them.
+
+        One all-gather of count, mean and m2, then `merge` in pairs. Differentiable by mean and m2.
+
+        Args:
+            group: None for the default group, a `torch.distributed.ProcessGroup`, ranks, or a group's name. Every
+                process of it has to call, with moments of the same shapes and dtype; a count of 0 is neutral.
+
+        Returns:
+            Moments of the same shapes; these themselves where there is no other process.
+
+        Raises:
+            TypeError, ValueError: `group` is none of that.
+            RuntimeError: there is no such group in this process.
+        """
+        owner = "Moments.all_reduce"
+        peers = peers_of(owner, group_setting(owner, group))
+        return self if peers is None else self.of_all(peers)
+
+    def of_all(self, peers: Peers) -> Moments:
+        """`all_reduce` with processes that have been found."""
+        # One tensor of one dtype: the count goes in two halves, since float32 counts to 2^24 alone.
+        count, mean, m2 = (t.reshape(-1) for t in (self.count, self.mean, self.m2))
+        halves = torch.cat((count // _LOW, count % _LOW)).to(mean.dtype)
+        rows = all_gather(torch.cat((halves, mean, m2)), peers)
+        high, low, means, m2s = rows.split([count.numel(), count.numel(), mean.numel(), m2.numel()], 1)
+        merged = _merge_rows(Moments(high.to(torch.int64) * _LOW + low.to(torch.int64), means, m2s))
+        return Moments(merged.count.view_as(self.count), merged.mean.view_as(self.mean), merged.m2.view_as(self.m2))
+
     def var(self, correction: int = 0) -> Tensor:
         """m2 / (count − correction): 0 divides by n, 1 by n − 1; NaN where count ≤ correction, as in `torch.var`."""
         divisor = (self.count - correction).to(self.m2.dtype)
         return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))
+
+
+def _merge_rows(rows: Moments) -> Moments:
+    """All rows in one, neighbours in pairs, all pairs at once: few operations for many rows."""
+    count, mean, m2 = rows.count, rows.mean, rows.m2
+    while len(mean) > 1:
+        pairs = len(mean) // 2 * 2
+        merged = Moments(count[:pairs:2], mean[:pairs:2], m2[:pairs:2]).merge(
+            Moments(count[1:pairs:2], mean[1:pairs:2], m2[1:pairs:2])
+        )
+        if pairs == len(mean):
+            count, mean, m2 = merged.count, merged.mean, merged.m2
+        else:
+            count = torch.cat((merged.count, count[-1:]))
+            mean, m2 = torch.cat((merged.mean, mean[-1:])), torch.cat((merged.m2, m2[-1:]))
+    return Moments(count[0], mean[0], m2[0])
 
 
 def _full_rank(mask: Tensor, x: Tensor) -> Tensor:

@@ -10,24 +10,6 @@
 
 namespace gammabeta {
 
-struct bfloat16 {
-  uint16_t bits;
-};
-struct float16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct Arithmetic {
-  typedef float type;
-};
-template <>
-struct Arithmetic<double> {
-  typedef double type;
-};
-template <class T>
-using ArithmeticOf = typename Arithmetic<T>::type;
-
 // Outputs of so many bytes and more go past the caches: nothing of them would be there when it is read.
 constexpr int64_t kStreamedBytes = int64_t(24) << 20;
 
@@ -102,6 +84,8 @@ class Writer {
   }
 
   void zero(T* to, int64_t n) const { std::memset(static_cast<void*>(to), 0, size_t(n) * sizeof(T)); }
+
+  bool streamed() const { return streamed_; }
 
   void done() const {
     if (streamed_) storage().fence();

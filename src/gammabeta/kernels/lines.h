@@ -28,7 +28,7 @@ class LineWork {
   typedef ArithmeticOf<T> A;
 
   explicit LineWork(const Lines<T>& lines)
-      : lines_(lines), plane_(1, 0, lines.d, 0), work_(plane_, nullptr, lines.finish), rows_(work_.rows) {}
+      : lines_(lines), plane_(1, 0, lines.d, 0), work_(plane_, nullptr, lines.finish), rows_(work_.rows), stored_(work_.stored) {}
 
   // total = x + residual, as it is stored.
   void add(const T* x, const T* residual, T* total, int64_t line) {
@@ -51,19 +51,59 @@ class LineWork {
     for (int64_t group = 0; group < lines_.groups; ++group) {
       const int64_t at = line * lines_.length() + group * d;
       RunningMoments& m = moments[group];
-      // What comes next, while this is converted back and forth; where it is not, the processor foresees it.
-      if (Writer<T>::kConverts) prefetch(x + at + d, d);
       work_.moments(x + at, 0, plane_.pieces(), lines_.center, m);
       const A mean = A(m.mean), rstd = A(1 / std::sqrt(m.m2 / m.count + eps));
+      if (!residual && lines_.finish.activation == kNone) {
+        plain_forward(x + at, y + at, group * d, mean, rstd, writer);
+        continue;
+      }
       for (int64_t i = 0; i < d; i += kPiece<T>) {
         const int64_t w = std::min(kPiece<T>, d - i), c = group * d + i;
-        // A line of one piece stands in the buffer still.
-        const A* v = d <= kPiece<T> && Writer<T>::kConverts ? b.x : read(x + at + i, w, b.x);
+        const A* v = read(x + at + i, w, b.x);
         const A* r = residual ? read(residual + at + i, w, b.residual) : nullptr;
         A* out = writer.place(y + at + i, b.out);
         rows_.apply_e(v, r, out, w, mean, rstd, &lines_.weight[size_t(c)], lines_.bias_at(c), lines_.finish);
         writer.put(out, y + at + i, w);
       }
+    }
+  }
+
+  // Whether backward_lines serves: the gradient that comes is ∂ℓ/∂z itself.
+  static bool plain(const Lines<T>& lines, const T* residual) {
+    return !residual && !lines.mask && lines.finish.activation == kNone;
+  }
+  // How many of the lines [i, end) it takes at once: the next pass finds them in the cache.
+  static int at_once(const Lines<T>& lines, int64_t i, int64_t end) {
+    constexpr int64_t kBytes = int64_t(256) << 10;  // of x and g
+    const int64_t bytes = 2 * kLinesAtOnce * lines.d * int64_t(sizeof(T));
+    return end - i >= kLinesAtOnce && bytes <= kBytes ? kLinesAtOnce : 1;
+  }
+
+  // backward() of as many lines, mean_G and var_G of the first one. g_weight is not null.
+  void backward_lines(int count, const T* g, const T* x, const T* g_total, T* g_x, int64_t line, const double* mean_G,
+                      const double* var_G, double eps, const Writer<T>& writer, A* g_weight, A* g_bias) {
+    const int64_t d = lines_.d, length = lines_.length();
+    for (int64_t group = 0; group < lines_.groups; ++group) {
+      const int64_t at = line * length + group * d;
+      const A* weight = &lines_.weight[size_t(group * d)];
+      LineBackprop<A> back[kLinesAtOnce];
+      bool streamed = writer.streamed();
+      for (int r = 0; r < count; ++r) {
+        const int64_t first = at + r * length;
+        const A mean = A(mean_G[r * lines_.groups + group]);
+        const double rstd = 1 / std::sqrt(var_G[r * lines_.groups + group] + eps);
+        double sum = 0, sum_x = 0;
+        for (int64_t i = 0; i < d; i += kPiece<T>) {
+          A s, q;
+          stored_.gradient_sums_e(g + first + i, x + first + i, weight + i, std::min(kPiece<T>, d - i), mean, &s, &q);
+          sum += double(s), sum_x += double(q);
+        }
+        back[r] = {mean, A(rstd), A(-rstd * (rstd * rstd * sum_x / double(d))),
+                   lines_.center ? A(-rstd * (sum / double(d))) : A(0)};
+        streamed = streamed && aligned(g_x + first);
+      }
+      stored_.gradient_apply_e(count, length, g + at, x + at, g_total ? g_total + at : nullptr, g_x + at, d, weight, back,
+                               g_weight + group * d, g_bias ? g_bias + group * d : nullptr, streamed);
     }
   }
 
@@ -113,6 +153,24 @@ class LineWork {
   }
 
  private:
+  static bool aligned(const T* to) { return reinterpret_cast<uintptr_t>(to) % 64 == 0; }
+
+  // y of a group's d values, no residual and no activation; c: the first one's place in the line.
+  void plain_forward(const T* x, T* y, int64_t c, A mean, A rstd, const Writer<T>& writer) {
+    const int64_t d = lines_.d;
+    const A* weight = &lines_.weight[size_t(c)];
+    if (!writer.streamed() || aligned(y))
+      return stored_.apply_e(x, y, d, mean, rstd, weight, lines_.bias_at(c), d, writer.streamed());
+    alignas(64) T part[kPart];
+    for (int64_t i = 0; i < d; i += kPart) {
+      const int64_t w = std::min(kPart, d - i);
+      stored_.apply_e(x + i, part, w, mean, rstd, weight + i, lines_.bias_at(c + i), d, false);
+      storage().stream(part, y + i, w * int64_t(sizeof(T)));
+    }
+  }
+
+  static constexpr int64_t kPart = 512;
+
   void load(const T* g, const T* x, const T* residual, int64_t at, int64_t c, int64_t w, A mean, A rstd,
             const A** g_z, const A** v) {
     Buffers<T>& b = *work_.buffers;
@@ -133,6 +191,7 @@ class LineWork {
   Plane<T> plane_;
   PlaneWork<T> work_;
   const Rows<A>& rows_;
+  const StoredRows<T>& stored_;
 };
 
 }  // namespace gammabeta

@@ -39,6 +39,9 @@ class Plane {
     return {row, 1, first, pieces_of_row_ == 1 ? s_ : left < kPiece<T> ? left : kPiece<T>};
   }
 
+  // Where a piece that is not gathered begins.
+  int64_t begin(const Piece& p) const { return p.row * stride_ + p.first; }
+
   const A* load(const T* plane, const Piece& p, A* buffer) const {
     if (!gathers()) return read(plane + p.row * stride_ + p.first, p.length, buffer);
     convert_rows(plane + p.row * stride_, stride_, buffer, s_, p.rows, s_);
@@ -79,6 +82,7 @@ template <class T>
 struct PlaneWork {
   typedef ArithmeticOf<T> A;
   const Rows<A>& rows = gammabeta::rows<A>();
+  const StoredRows<T>& stored = gammabeta::stored_rows<T>();
   Plane<T> plane;
   const uint8_t* mask;
   Finish<A> finish;
@@ -94,8 +98,12 @@ struct PlaneWork {
     Buffers<T>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
-      const A* v = load_x(x, p);
       const int64_t n = p.size();
+      if (!mask && !plane.gathers()) {
+        piece_moments(x + plane.begin(p), n, center, m);
+        continue;
+      }
+      const A* v = load_x(x, p);
       double count = double(n);
       A shift = 0, sum, squares;
       if (mask) {
@@ -122,6 +130,28 @@ struct PlaneWork {
       else
         m.count += count, m.m2 += double(squares);
     }
+  }
+
+  // The same for n values where they stand.
+  void piece_moments(const T* x, int64_t n, bool center, RunningMoments& m) {
+    A shift = 0, sum, squares;
+    if (center && m.count > 0) {
+      shift = A(m.mean);
+    } else if (center) {
+      int64_t few = kFew;
+      while (few > n) few /= 2;
+      stored.deviations(x, few < 16 ? 1 : few, A(0), &sum, &squares);
+      shift = few < 16 ? sum : sum / A(few);
+    }
+    stored.deviations(x, n, shift, &sum, &squares);
+    if (center && 32 * double(sum) * double(sum) > double(n) * double(squares)) {
+      shift += A(double(sum) / double(n));
+      stored.deviations(x, n, shift, &sum, &squares);
+    }
+    if (center)
+      m.merge_deviations(double(n), double(shift), double(sum), double(squares));
+    else
+      m.count += double(n), m.m2 += double(squares);
   }
 
   void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const Affine<A>& f,

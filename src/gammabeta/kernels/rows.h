@@ -10,6 +10,25 @@
 
 namespace gammabeta {
 
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// The type that values stored as T are computed with.
+template <class T>
+struct Arithmetic {
+  typedef float type;
+};
+template <>
+struct Arithmetic<double> {
+  typedef double type;
+};
+template <class T>
+using ArithmeticOf = typename Arithmetic<T>::type;
+
 enum Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu };
 
 template <class A>
@@ -73,6 +92,42 @@ template <>
 const Rows<float>& rows<float>();
 template <>
 const Rows<double>& rows<double>();
+
+// What one line of x goes through backward: g_x = a·g·weight + b·(x − mean) + c.
+template <class A>
+struct LineBackprop {
+  A mean, a, b, c;
+};
+constexpr int kLinesAtOnce = 4;
+
+// Loops over values as they are stored: 16 bits are converted in registers, on the way in and out. "streamed" writes past
+// the caches, which asks for a y or g_x that stands at a multiple of 64 bytes.
+template <class T>
+struct StoredRows {
+  typedef ArithmeticOf<T> A;
+  // Σ(x − shift) and Σ(x − shift)².
+  void (*deviations)(const T* x, int64_t n, A shift, A* sum, A* squares);
+  // y = (x − mean)·rstd·weight + bias; bias may be null. What comes `ahead` elements later is asked for.
+  void (*apply_e)(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead,
+                  bool streamed);
+  // Σg·weight and Σg·weight·(x − mean).
+  void (*gradient_sums_e)(const T* g, const T* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x);
+  // Of `lines` lines, one or kLinesAtOnce, each a stride after the one before: g_x as LineBackprop has it, plus g_total
+  // unless that is null; g_weight += Σa·g·(x − mean) and, unless null, g_bias += Σg, over these lines.
+  void (*gradient_apply_e)(int lines, int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n,
+                           const A* weight, const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed);
+};
+
+template <class T>
+const StoredRows<T>& stored_rows();
+template <>
+const StoredRows<float>& stored_rows<float>();
+template <>
+const StoredRows<double>& stored_rows<double>();
+template <>
+const StoredRows<bfloat16>& stored_rows<bfloat16>();
+template <>
+const StoredRows<float16>& stored_rows<float16>();
 
 // Conversions of 16-bit floating point, by their bits, and stores that leave the caches alone.
 struct Storage {

@@ -1,5 +1,6 @@
 // The loops for any processor, and the choice between them and the faster ones.
 #include "rows.inc"
+#include "stored_rows.inc"
 
 #include <cstdlib>
 
@@ -9,6 +10,10 @@ namespace gammabeta {
 extern const Rows<float>&rows_float_avx2, &rows_float_avx512;
 extern const Rows<double>&rows_double_avx2, &rows_double_avx512;
 extern const Storage&storage_avx2, &storage_avx512;
+extern const StoredRows<float>&stored_float_avx2, &stored_float_avx512;
+extern const StoredRows<double>&stored_double_avx2, &stored_double_avx512;
+extern const StoredRows<bfloat16>&stored_bfloat16_avx2, &stored_bfloat16_avx512;
+extern const StoredRows<float16>&stored_float16_avx2, &stored_float16_avx512;
 #endif
 
 namespace {
@@ -53,6 +58,26 @@ const Rows<float>& rows<float>() {
 template <>
 const Rows<double>& rows<double>() {
   return GAMMABETA_CHOSEN(rows_double, kRows<double>);
+}
+
+template <>
+const StoredRows<float>& stored_rows<float>() {
+  return GAMMABETA_CHOSEN(stored_float, kStoredRows<float>);
+}
+
+template <>
+const StoredRows<double>& stored_rows<double>() {
+  return GAMMABETA_CHOSEN(stored_double, kStoredRows<double>);
+}
+
+template <>
+const StoredRows<bfloat16>& stored_rows<bfloat16>() {
+  return GAMMABETA_CHOSEN(stored_bfloat16, kStoredRows<bfloat16>);
+}
+
+template <>
+const StoredRows<float16>& stored_rows<float16>() {
+  return GAMMABETA_CHOSEN(stored_float16, kStoredRows<float16>);
 }
 
 const Storage& storage() { return GAMMABETA_CHOSEN(storage, kStorage); }

@@ -373,18 +373,25 @@ void line_backward(const Problem<T>& p, const std::vector<double>& mean, const s
   const T *x = p.x_data(), *g = p.data(p.g), *residual = p.data(p.residual), *g_total = p.data(p.g_total);
   const Writer<T> writer(p.streamed);
   const bool wants_weight = !g_weight.empty(), wants_bias = !g_bias.empty();
+  const bool plain = LineWork<T>::plain(lines, residual);
   std::vector<double> partial_weight(wants_weight ? size_t(chunks * length) : 0);
   std::vector<double> partial_bias(wants_bias ? size_t(chunks * length) : 0);
   in_parallel(chunks, 2 * lines_of_chunk * length, [&](int64_t begin, int64_t end) {
     LineWork<T> work(lines);
-    std::vector<A> in_block(wants_weight ? size_t(length) : 0), bias_in_block(wants_bias ? size_t(length) : 0);
+    std::vector<A> in_block(wants_weight || plain ? size_t(length) : 0), bias_in_block(wants_bias ? size_t(length) : 0);
+    A* sum_bias = wants_bias ? bias_in_block.data() : nullptr;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t last = std::min(n, (chunk + 1) * lines_of_chunk);
-      for (int64_t i = chunk * lines_of_chunk; i < last; ++i) {
-        work.backward(g, x, residual, g_total, g_x, g_residual, i, &mean[size_t(i * lines.groups)],
-                      &var[size_t(i * lines.groups)], p.eps, writer, wants_weight ? in_block.data() : nullptr,
-                      wants_bias ? bias_in_block.data() : nullptr);
-        if ((i + 1) % kLinesOfBlock != 0 && i + 1 < last) continue;
+      for (int64_t i = chunk * lines_of_chunk; i < last;) {
+        const double *mean_G = &mean[size_t(i * lines.groups)], *var_G = &var[size_t(i * lines.groups)];
+        const int count = plain ? LineWork<T>::at_once(lines, i, last) : 1;
+        if (plain)
+          work.backward_lines(count, g, x, g_total, g_x, i, mean_G, var_G, p.eps, writer, in_block.data(), sum_bias);
+        else
+          work.backward(g, x, residual, g_total, g_x, g_residual, i, mean_G, var_G, p.eps, writer,
+                        wants_weight ? in_block.data() : nullptr, sum_bias);
+        i += count;
+        if (i % kLinesOfBlock != 0 && i < last) continue;
         if (wants_weight) rows.drain(in_block.data(), &partial_weight[size_t(chunk * length)], length);
         if (wants_bias) rows.drain(bias_in_block.data(), &partial_bias[size_t(chunk * length)], length);
       }

@@ -12,7 +12,7 @@ from gammabeta.functional import Finish, normalize_by_running
 from gammabeta.layers.finish import describe_finish
 from gammabeta.layers.float32 import Float32State
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
-from gammabeta.statistics import Batch, Running, Statistics
+from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
 
 
 class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
@@ -81,6 +81,8 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         arguments.check_channels("batch_norm", input, weight, bias, mean, var, residual)
         finish = Finish("batch_norm", residual, self.activation, self.activation_slope, mask)
         if not self.training and not (mean is None and var is None):
+            if agreement.WAIT and isinstance(self.statistics, Synced) and not torch.compiler.is_compiling():
+                agreement.note_evaluation(self.statistics.peers())
             return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
         if self.training and self.track_running_stats:
             buffers = self._buffers
@@ -103,7 +105,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
             skipped.zero_()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state: dict[str, Any] = super().__getstate__()  # without what compiling in place has set
         state.pop("holds_statistics", None)
         state.pop("gathered", None)
         return state
@@ -132,3 +134,11 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
     def _check_input_dim(self, input: Tensor) -> None:
         arguments.check_rank("BatchNorm3d", input, "(N, C, D, H, W)", (5,))
+
+
+class BatchNorm(_BatchNorm):
+    """BatchNorm of x (N, C, *positions) with any number of positions: what torch's SyncBatchNorm becomes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            arguments.check_rank("BatchNorm", input, "(N, C) or (N, C, *positions)", (2, 3, 4, 5))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from gammabeta import arguments
-from gammabeta.autograd import channel_norm
-from gammabeta.functional import Finish, normalize_by_batch
-from gammabeta.reference import channel_moments
+from gammabeta.autograd import channel_moments, channel_norm_given
+from gammabeta.functional import Finish
 from gammabeta.running_statistics import RunningStatistics
+from gammabeta.statistics.batch import Batch
+from gammabeta.statistics.synced import Synced, moments_of_all
 
 
 @dataclass(frozen=True)
@@ -21,22 +22,41 @@ class Renorm:
     r = σ_B/σ clipped to [1/r_max, r_max], d = (μ_B − μ)/σ clipped to [−d_max, d_max], both constants to the backward;
     σ_B = √(var + ε) of the batch, μ and σ = √(running_var + ε) the running ones before they move.
 
+    A schedule in forwards, told by the layer's `num_batches_tracked`, so that a checkpoint goes on where it stopped:
+    the first `warmup` are `Batch` (r_max = 1, d_max = 0); over the next `r_steps` r_max grows linearly from 1, over the
+    next `d_steps` d_max from 0. The paper's are warmup=5000, r_steps=35000, d_steps=20000.
+
     Args:
         r_max: at least 1; 1 with d_max = 0 is `Batch`.
         d_max: at least 0, in standard deviations.
+        warmup, r_steps, d_steps: forwards in training, at least 0.
+        over: what μ_B and σ_B are taken from: this process's batch, or those of several, `Synced()`.
 
     Raises:
-        ValueError: r_max under 1, d_max under 0, or (in forward) a layer without running statistics.
+        TypeError: over is another source.
+        ValueError: r_max under 1, d_max or a number of steps under 0, or (in forward) a layer without running
+            statistics.
 
-    Source: Ioffe 2017 (1702.03275), Algorithm 1.
+    Source: Ioffe 2017 (1702.03275), Algorithm 1 and section 4.
     """
 
     r_max: float = 3.0
     d_max: float = 5.0
+    warmup: int = 0
+    r_steps: int = 0
+    d_steps: int = 0
+    over: Batch | Synced = field(default_factory=Batch)
 
     def __post_init__(self) -> None:
-        if self.r_max < 1 or self.d_max < 0:
+        if not (self.r_max >= 1 and self.d_max >= 0):
             raise ValueError(f"Renorm: expected r_max ≥ 1 and d_max ≥ 0, got {self.r_max} and {self.d_max}.")
+        if min(self.warmup, self.r_steps, self.d_steps) < 0:
+            raise ValueError(
+                "Renorm: expected warmup, r_steps and d_steps of at least 0 forwards, got "
+                f"{self.warmup}, {self.r_steps} and {self.d_steps}."
+            )
+        if not isinstance(self.over, (Batch, Synced)):
+            raise TypeError(f"Renorm: expected over as Batch() or Synced(), got {self.over!r}.")
 
     def normalize(
         self,
@@ -48,22 +68,40 @@ class Renorm:
         finish: Finish,
     ) -> Tensor:
         if running.mean is None or running.var is None:
-            if self == Renorm(1.0, 0.0):
-                return normalize_by_batch(x, running, weight, bias, eps, finish)
-            raise ValueError("Renorm: expected a layer with running statistics, got track_running_stats=False.")
-        arguments.check_values_per_channel(x)
+            if self.r_max == 1 and self.d_max == 0:
+                return self.over.normalize(x, running, weight, bias, eps, finish)
+            raise ValueError(
+                "Renorm: expected a layer with running statistics, which the batch's are corrected towards, got "
+                "track_running_stats=False: build the layer with them, or use gammabeta.statistics.Batch()."
+            )
+        peers = self.over.peers() if isinstance(self.over, Synced) else None
+        if peers is None:
+            arguments.check_values_per_channel(x)
         arguments.check_eps("batch_norm", eps, positive=True)
         residual, mask, _, activation, slope = finish.of_channels(x, eps)
         with torch.no_grad():
-            moments = channel_moments(x, mask)
-            batch_std = torch.sqrt(moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype) + eps)
-            std = torch.sqrt(running.var.to(batch_std.dtype) + eps)
-            r = (batch_std / std).clamp(1 / self.r_max, self.r_max)
-            d = ((moments.mean - running.mean.to(std.dtype)) / std).clamp(-self.d_max, self.d_max)
+            moments = channel_moments(x, mask) if peers is None else moments_of_all(x, mask, peers)
+            var = moments.var()
+            batch_std = torch.sqrt(var + eps)
+            std = torch.sqrt(running.var.to(var.dtype) + eps)
+            r_max, d_max = self._bounds(running.num_batches_tracked, var)
+            r = (batch_std / std).clamp(1 / r_max, r_max)
+            d = ((moments.mean - running.mean.to(var.dtype)) / std).clamp(-d_max, d_max)
         # (x̂·r + d)·γ + β is a scale and shift of x̂ again, so the same op serves.
         gamma = r if weight is None else r * weight
         beta = d if weight is None else d * weight
         beta = beta if bias is None else beta + bias
-        y, *_ = channel_norm(x, gamma, beta, residual, mask, eps, activation, slope)
-        running.update(moments.mean, moments.var(), moments.count)
+        y = channel_norm_given(x, moments, gamma, beta, residual, mask, eps, activation, slope, peers)
+        running.update(moments.mean, var, moments.count)
         return y
+
+    def _bounds(self, forwards: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        """r_max and d_max of the forward that follows on so many: tensors, so that nothing waits for the device."""
+        r_max, d_max = like.new_full((), self.r_max), like.new_full((), self.d_max)
+        if self.warmup == self.r_steps == self.d_steps == 0:
+            return r_max, d_max
+        if forwards is None:
+            raise ValueError("Renorm: expected a layer with num_batches_tracked, by which its schedule goes, got None.")
+        since = (forwards - self.warmup + 1).to(like.dtype)
+        r_share, d_share = ((since / max(steps, 1)).clamp(0, 1) for steps in (self.r_steps, self.d_steps))
+        return 1 + (r_max - 1) * r_share, d_max * d_share

@@ -1,0 +1,98 @@
+"""The batches of all processes as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gammabeta import arguments
+from gammabeta.autograd import channel_moments, channel_norm_given
+from gammabeta.functional import Finish, normalize_by_batch
+from gammabeta.moments import Moments
+from gammabeta.process_groups import Group, GroupSetting, Peers, group_setting, peers_of
+from gammabeta.running_statistics import RunningStatistics
+from gammabeta.statistics import agreement
+
+
+@dataclass(frozen=True)
+class Synced:
+    """μ and σ² of the batches of all processes together, as if one process had them all.
+
+    Exact for batches of different sizes: each counts by its number of values (that are not masked out), one with none,
+    of shape (0, C, …), for nothing, and it still has to call the layer. A forward makes one all-gather of 2C + 2 values
+    (count, mean, m2; merged by Chan's formula), a backward one all-reduce of 2C. A group of one, or no process group,
+    is `Batch`. The running statistics get the same values on every process.
+
+    Gradients of x are those of the sum of all processes' losses. Gradients of γ and β are each process's own sums,
+    which DistributedDataParallel and FSDP average as they do those of every other parameter.
+
+    GAMMABETA_DEBUG=1 in the environment: processes that disagree get an error instead of waiting for each other
+    (`gammabeta.statistics.agreement`).
+
+    Args:
+        group: None for the default group (all processes), a `torch.distributed.ProcessGroup`, ranks, or a group's
+            name. Ranks are what is kept of a group, so that the layer can be copied and pickled; in another process
+            the group of these ranks has to be made before the layer is called, and it is not made for you, since
+            processes outside of it have to take part. `gammabeta.statistics.groups(size)` makes groups.
+
+    Raises:
+        TypeError, ValueError: `group` is none of that.
+        RuntimeError: in forward, there is no such group in this process, or this process is not in it; several
+            processes inside a torch.func transform.
+
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1; Peng et al. 2018 (1711.07240).
+    """
+
+    group: Group = None
+    _name: str | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        group, name = group_setting("Synced", self.group)
+        object.__setattr__(self, "group", group)
+        object.__setattr__(self, "_name", name)
+
+    def __copy__(self) -> Synced:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Synced:
+        return self
+
+    def __reduce__(self) -> tuple[type[Synced], tuple[Any, ...]]:
+        return Synced, (self.group,)  # the name is this process's own
+
+    def peers(self) -> Peers | None:
+        """The processes that take part, found now; None where this one is alone."""
+        return peers_of("Synced", GroupSetting(self.group, self._name))
+
+    def normalize(
+        self,
+        x: Tensor,
+        running: RunningStatistics,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        finish: Finish,
+    ) -> Tensor:
+        peers = self.peers()
+        if peers is None or x.shape[1] == 0:
+            return normalize_by_batch(x, running, weight, bias, eps, finish)
+        arguments.check_eps("batch_norm", eps, positive=True)
+        residual, mask, _, activation, slope = finish.of_channels(x, eps)
+        moments = moments_of_all(x, mask, peers)
+        y = channel_norm_given(x, moments, weight, bias, residual, mask, eps, activation, slope, peers)
+        # NaN where all processes have one value or none, and so not counted.
+        running.update(moments.mean, moments.var(), moments.count)
+        return y
+
+
+def moments_of_all(x: Tensor, mask: Tensor | None, peers: Peers) -> Moments:
+    """The moments of every process's x, by one all-gather; in the debug mode processes that disagree raise."""
+    if not agreement.WAIT or torch.compiler.is_compiling():
+        return channel_moments(x, mask, peers)
+    agreement.check(peers, x)
+    moments = channel_moments(x, mask, peers)
+    agreement.check_count(peers, moments.count)
+    return moments
