@@ -273,3 +273,35 @@ def test_the_report_tells_sites_error_and_time():
     assert text.startswith("fold: 1 folded, 0 as one multiply-add, 0 refused\n  largest relative error ")
     assert "on 3 inputs (tolerance 1e-10)" in text
     assert text.endswith("  1  folded into 0")
+
+
+def test_a_compiled_model_is_refused():
+    model = torch.compile(ready(nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4))), backend="eager")
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 - the whole text is compared
+        gb.fold(model, torch.randn(2, 4, 5).double())
+    assert str(raised.value) == (
+        "fold: expected an eager model, got one from torch.compile, whose graphs would go on with the norms: fold "
+        "model._orig_mod, then compile what comes out."
+    )
+
+
+@pytest.mark.parametrize("kind", ["adopted", "folded"])
+def test_onnxruntime_gives_the_same(kind, tmp_path):
+    import onnxruntime
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.Tanh()
+    ).eval()
+    randomize_norms(model)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = outputs(model, x)[0]
+    if kind == "adopted":
+        gb.adopt(model)
+    else:
+        model = gb.fold(model, x).model
+    file = tmp_path / "net.onnx"
+    torch.onnx.export(model, (x,), dynamo=True, verbose=False).save(file)
+    session = onnxruntime.InferenceSession(file)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    # float32, a handful of operations in another order.
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)

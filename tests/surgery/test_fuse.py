@@ -23,7 +23,7 @@ def randomized(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(generator=generator)
-        for name, buffer in model.named_buffers():
+        for buffer in model.buffers():
             if buffer.is_floating_point():
                 buffer.uniform_(0.5, 2, generator=generator)
     return model.double()
@@ -74,7 +74,7 @@ LEFT = {
         lambda: Block(lambda m, x: m.act(m.act(m.norm(x)) + x)), "act is called 2 times in a forward"
     ),
     "two readers": (
-        lambda: Block(lambda m, x: m.act(y := m.norm(x)) + y.sin()), "what it gives is read by , act"
+        lambda: Block(lambda m, x: m.act(y := m.norm(x)) + y.sin()), "what it gives is read by act, the model"
     ),
     "residual between": (
         lambda: Block(lambda m, x: m.act(m.norm(x) + x)), "what it gives is read by aten.add in the model (Block)"
