@@ -74,10 +74,10 @@ TRANSFORMERS = (
 )  # fmt: skip
 
 QUICK = (
-    "torchvision resnet18", "torchvision densenet121", "torchvision mobilenet_v3_small", "torchvision video.mc3_18",
+    "torchvision resnet18", "torchvision mobilenet_v3_small",
     "torchvision shufflenet_v2_x0_5", "timm test_efficientnet", "timm test_byobnet", "timm test_resnet",
-    "timm resnetv2_50", "timm levit_128s", "timm tf_mobilenetv3_small_minimal_100", "timm darknet17",
-    "transformers LevitModel", "transformers ResNetModel", "transformers DetrModel", "transformers MobileNetV1Model",
+    "timm resnetv2_50", "timm levit_128s", "timm tf_mobilenetv3_small_minimal_100",
+    "transformers LevitModel", "transformers MobileNetV1Model",
 )  # fmt: skip
 NAMES = (
     *(f"torchvision {name}" for name, *_ in TORCHVISION),
