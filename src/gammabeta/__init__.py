@@ -9,7 +9,11 @@ from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
+from gammabeta.surgery.adopt import adopt, release
+from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
+from gammabeta.surgery.freeze import freeze, unfreeze
+from gammabeta.surgery.statistics import set_statistics
 
 __version__ = "0.1.0"
 
@@ -17,6 +21,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Change",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -25,9 +30,14 @@ __all__ = [
     "Moments",
     "RMSNorm",
     "accumulate_statistics",
+    "adopt",
+    "freeze",
     "frozen_statistics",
     "functional",
     "lengths_to_mask",
+    "release",
+    "set_statistics",
     "statistics",
+    "unfreeze",
     "warm_allocator",
 ]

@@ -134,3 +134,11 @@ class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
 
     def _check_input_dim(self, input: Tensor) -> None:
         arguments.check_rank("BatchNorm3d", input, "(N, C, D, H, W)", (5,))
+
+
+class BatchNorm(_BatchNorm):
+    """BatchNorm of x (N, C, *positions) with any number of positions: what torch's SyncBatchNorm becomes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            arguments.check_rank("BatchNorm", input, "(N, C) or (N, C, *positions)", (2, 3, 4, 5))

@@ -1,0 +1,1 @@
+"""Changes to a model that has norms: in place, as transactions."""

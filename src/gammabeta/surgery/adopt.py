@@ -1,0 +1,311 @@
+"""torch.nn's norms become gammabeta's, and back: the class of the very same module object changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from gammabeta.layers.group_norm import GroupNorm
+from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from gammabeta.layers.layer_norm import LayerNorm
+from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.statistics import Batch, Running, Synced
+from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.where import Where, select
+
+_OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.InstanceNorm1d: InstanceNorm1d,
+    nn.InstanceNorm2d: InstanceNorm2d,
+    nn.InstanceNorm3d: InstanceNorm3d,
+    nn.GroupNorm: GroupNorm,
+    nn.LayerNorm: LayerNorm,
+    nn.RMSNorm: RMSNorm,
+}
+_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
+_MODULES = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "torch.nn.modules.normalization")
+_NAMES = {cls.__name__ for cls in _OURS} | {"SyncBatchNorm"}
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a layer's freezing took, kept with the layer so that `unfreeze` can give it back.
+
+    Attributes:
+        statistics: the source before; None where it was not frozen.
+        affine: which of "weight" and "bias" required a gradient.
+    """
+
+    statistics: Any = None
+    affine: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The class that an adopted module had, and the attributes that it had not."""
+
+    cls: type[nn.Module]
+    added: tuple[str, ...]
+
+
+def adopt(model: nn.Module, *, where: Where = None) -> Change:
+    """torch.nn's norms in the model become gammabeta's, in place: same objects, Parameters, hooks and state_dict.
+
+    Outputs stay equal to rounding. torch's SyncBatchNorm becomes a BatchNorm with `Synced`, of its group. A frozen
+    BatchNorm as torchvision, detectron2 and DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with
+    `Running`, whose γ and β are Parameters that require no gradient; its output is first compared with ours.
+
+    Left alone, each with the reason: subclasses (their own forward would be lost), parametrized modules, lazy ones that
+    have not seen a batch, scripted ones, modules with a `forward` set on the instance, and those that FSDP2 manages.
+
+    Args:
+        model: any module, also wrapped by torch.compile, which compiles again, or DistributedDataParallel.
+        where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+
+    Returns:
+        The `Change`.
+
+    Raises:
+        ValueError, TypeError: `where` chooses nothing, or cannot choose.
+    """
+    with transaction("adopt") as change:
+        for name, module in select(model, where, is_norm, operation="adopt", kind="norms"):
+            if is_ours(module):
+                change.leave(name, f"{type(module).__name__} is gammabeta's already")
+            else:
+                adopt_module(change, name, module)
+    return change
+
+
+def release(model: nn.Module, *, where: Where = None) -> Change:
+    """gammabeta's norms in the model become torch.nn's, in place: the inverse of `adopt`.
+
+    An adopted module gets the class that it had. Left alone, each with the reason: what torch's layer cannot do, an
+    activation or another source of statistics than `Batch`; subclasses; and parametrized modules.
+
+    For what knows torch's own classes alone: torch.fx, torch.jit.script, torch.ao's quantization.
+
+    Args:
+        model: any module.
+        where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+
+    Returns:
+        The `Change`.
+
+    Raises:
+        ValueError, TypeError: `where` chooses nothing, or cannot choose.
+    """
+    with transaction("release") as change:
+        for name, module in select(model, where, is_ours, operation="release", kind="norms of gammabeta"):
+            _release_module(change, name, module)
+    return change
+
+
+def is_ours(module: nn.Module) -> bool:
+    return isinstance(module, (_BatchNorm, *_TORCHS))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return getattr(module, "original_name", None) in _NAMES
+    return isinstance(module, _NORMS) or is_frozen_batch_norm(module)
+
+
+def is_frozen_batch_norm(module: nn.Module) -> bool:
+    """Whether it is a frozen BatchNorm of another library, by its name and its four buffers."""
+    name = type(module).__name__.lower()
+    return "frozen" in name and "batchnorm" in name and not isinstance(module, _NORMS)
+
+
+def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
+    """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
+    reason = _why_not(module)
+    if reason is not None:
+        change.leave(name, reason)
+        return False
+    before = type(module)
+    if isinstance(module, nn.SyncBatchNorm):
+        _adopt_synced(change, name, module)
+    elif is_frozen_batch_norm(module):
+        if not _adopt_frozen(change, name, module):
+            return False
+    else:
+        _become(change, name, module, _OURS[before])
+    change.note(name, f"{before.__name__} is {type(module).__name__}{_with(module)}")
+    return True
+
+
+def _with(module: nn.Module) -> str:
+    source: Any = getattr(module, "statistics", Batch())
+    return "" if source == Batch() else f" with {source}"
+
+
+def _why_not(module: nn.Module) -> str | None:
+    cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted: adopt the model before torch.jit.script"
+    if isinstance(module, LazyModuleMixin):
+        return f"{cls.__name__} has not been initialized: run a batch through the model first"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized: adopt before parametrizing, or remove the parametrizations"
+    if "forward" in module.__dict__:
+        return "its forward is set on the instance, by a wrapper of another library, and would still run"
+    if is_frozen_batch_norm(module):
+        return _why_not_frozen(module)
+    if cls in _OURS or cls in _TORCHS or cls in (nn.SyncBatchNorm, BatchNorm):
+        return None
+    if cls.__name__.startswith("FSDP") and len(cls.__bases__) > 1:
+        return "FSDP manages it: adopt before fully_shard"
+    bases = (base for base in cls.__mro__ if base in _OURS or base in _TORCHS or base.__module__ in _MODULES)
+    torchs: Any = next(bases)
+    if cls.forward is not torchs.forward:
+        return f"{cls.__name__} has a forward of its own, which would be lost"
+    return f"{cls.__name__} is a subclass of {torchs.__name__}, whose additions would be lost"
+
+
+def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
+    """One of our classes, with the attributes that its constructor sets."""
+    change.set_class(module, cls, name)
+    change.set_attribute(module, "activation", None, name)
+    change.set_attribute(module, "activation_slope", 0.01, name)
+    if issubclass(cls, _BatchNorm):
+        change.set_attribute(module, "statistics", Batch(), name)
+        running = module._buffers.get("running_mean")
+        skipped = None if running is None else torch.zeros(running.shape, dtype=torch.int64, device=running.device)
+        change.set_buffer(module, "skipped_updates", skipped, persistent=False)
+
+
+def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
+    source = Synced(module.process_group)
+    _become(change, name, module, BatchNorm)
+    change.delete_attribute(module, "process_group")
+    change.set_attribute(module, "statistics", source, name)
+    change.set_attribute(module, "adopted_from", _Origin(nn.SyncBatchNorm, ()), name)
+
+
+def _why_not_frozen(module: nn.Module) -> str | None:
+    name = type(module).__name__
+    if module._parameters or module._modules or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
+        return f"{name} is a frozen BatchNorm with more to it than weight, bias, running_mean and running_var"
+    if any(b is None or b.ndim != 1 for key, b in module._buffers.items() if key in _FROZEN_BUFFERS):
+        return f"{name} is a frozen BatchNorm whose buffers are not vectors of the channels"
+    if module._buffers["weight"].is_meta:  # type: ignore[union-attr]
+        return f"{name} is on the meta device, where what it computes cannot be looked at"
+    return None
+
+
+def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
+    cls = type(module)
+    eps = getattr(module, "eps", 1e-5)  # DETR's has it in its forward
+    weight, bias, mean, var = (module._buffers[key] for key in _FROZEN_BUFFERS)
+    assert weight is not None
+    assert bias is not None
+    assert mean is not None
+    assert var is not None
+    # At the running means and a deviation around them, where γ, β, both statistics and ε all show.
+    with torch.no_grad():
+        signs = torch.tensor([-1.0, 0.0, 1.0, 2.0], dtype=mean.dtype, device=mean.device)
+        x = (mean[:, None] + signs * torch.sqrt(var[:, None] + eps)).reshape(1, -1, 2, 2)
+        got = cls.forward(module, x)
+        expected = (signs * weight[:, None] + bias[:, None]).reshape(1, -1, 2, 2)
+    # As the terms of x·scale + (β − mean·scale) round.
+    scale = weight / torch.sqrt(var + eps)
+    terms = (x.abs() * scale.abs().reshape(1, -1, 1, 1)).amax((2, 3), keepdim=True) + bias.abs().reshape(1, -1, 1, 1)
+    if not bool(((got - expected).abs() <= 16 * torch.finfo(mean.dtype).eps * (terms + expected.abs() + 1e-30)).all()):
+        change.leave(name, f"{cls.__name__} does not compute (x − running_mean)/√(running_var + {eps})·weight + bias")
+        return False
+    settings = {"num_features": mean.shape[0], "eps": eps, "momentum": 0.1, "affine": True, "track_running_stats": True}
+    added = tuple(key for key in settings if key not in module.__dict__)
+    _become(change, name, module, BatchNorm2d)
+    for key in added:
+        change.set_attribute(module, key, settings[key], name)
+    for key, value in (("weight", weight), ("bias", bias)):
+        change.delete_buffer(module, key)
+        change.set_parameter(module, key, nn.Parameter(value, requires_grad=False))
+    if module._buffers.get("num_batches_tracked") is None:
+        change.set_buffer(module, "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=mean.device))
+    change.set_attribute(module, "statistics", Running(), name)
+    change.set_attribute(module, "frozen", Frozen(Batch(), ("weight", "bias")), name)
+    change.set_attribute(module, "adopted_from", _Origin(cls, added), name)
+    return True
+
+
+def _release_module(change: Change, name: str, module: nn.Module) -> None:
+    cls: Any = type(module)
+    origin: _Origin | None = module.__dict__.get("adopted_from")
+    source: Any = getattr(module, "statistics", Batch())
+    reason = None
+    if parametrize.is_parametrized(module):
+        reason = "it is parametrized: remove the parametrizations first"
+    elif "forward" in module.__dict__:
+        reason = "its forward is set on the instance, by a wrapper of another library"
+    elif cls not in _TORCHS and cls is not BatchNorm:
+        reason = f"{cls.__name__} is a subclass of gammabeta's, whose additions would be lost"
+    elif module.__dict__["activation"] is not None:
+        reason = f"torch's layer has no activation, and {module.activation} would be lost"
+    elif origin is not None and origin.cls is nn.SyncBatchNorm and isinstance(source, Synced):
+        reason = _release_synced(change, name, module, source)
+    elif origin is not None and source == Running() and not _trains(module):
+        _release_frozen(change, name, module, origin)
+    elif source != Batch():
+        reason = f"torch's layer has no {source} and would normalize by the batch in training"
+    elif cls is BatchNorm:
+        reason = "torch has no BatchNorm for any number of positions but SyncBatchNorm"
+    else:
+        _leave_ours(change, name, module, _TORCHS[cls])
+    if reason is None:
+        change.note(name, f"{cls.__name__} is {type(module).__name__}")
+    else:
+        change.leave(name, reason)
+
+
+def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
+    for key in ("activation", "activation_slope", "statistics", "frozen", "adopted_from"):
+        if key in module.__dict__:
+            change.delete_attribute(module, key)
+    if "skipped_updates" in module._buffers:
+        change.delete_buffer(module, "skipped_updates")
+    change.set_class(module, cls, name)
+
+
+def _release_synced(change: Change, name: str, module: nn.Module, source: Synced) -> str | None:
+    group = None
+    if source.group is not None:
+        try:
+            peers = source.peers()
+        except RuntimeError as error:
+            return str(error)
+        if peers is None:
+            return f"{source} is of this process alone, which SyncBatchNorm cannot say"
+        group = torch.distributed.distributed_c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
+    _leave_ours(change, name, module, nn.SyncBatchNorm)
+    change.set_attribute(module, "process_group", group, name)
+    return None
+
+
+def _release_frozen(change: Change, name: str, module: nn.Module, origin: _Origin) -> None:
+    _leave_ours(change, name, module, origin.cls)
+    for key in origin.added:
+        change.delete_attribute(module, key)
+    values: dict[str, Tensor | None] = {key: getattr(module, key).detach() for key in _FROZEN_BUFFERS}
+    for key in ("weight", "bias"):
+        change.delete_parameter(module, key)
+    for key in tuple(module._buffers):
+        change.delete_buffer(module, key)
+    for key in _FROZEN_BUFFERS:
+        change.set_buffer(module, key, values[key])
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters(recurse=False))

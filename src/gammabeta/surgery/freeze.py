@@ -1,0 +1,137 @@
+"""Statistics and affine parameters that stay as they are, whatever `train()` says."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.statistics import Batch, Running
+from gammabeta.surgery.adopt import Frozen, is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.statistics import is_batch_norm, own, why_not_source
+from gammabeta.surgery.where import Where, select
+
+_AFFINE = ("weight", "bias")
+
+
+def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, where: Where = None) -> Change:
+    """The norms of a model normalize by their running statistics and keep them, in training too; γ and β if asked.
+
+    Statistics are frozen by the source `Running`, which is the layer's own and no mode: `model.train()`, copies,
+    pickles, a state_dict loaded into it, `swa_utils.update_bn`, DistributedDataParallel and torch.compile leave them
+    frozen. A state_dict has no place for it. torch's own BatchNorms are adopted on the way. γ and β are frozen by
+    `requires_grad=False`; an optimizer that holds them leaves them as they are.
+
+    Args:
+        model: any module.
+        statistics: whether the BatchNorms' statistics are frozen.
+        affine: whether γ and β of the norms are; then all norms are looked at and not the BatchNorms alone.
+        where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+
+    Returns:
+        The `Change`. Where only `unfreeze` is at hand, after loading a pickle for example, it does as much.
+
+    Raises:
+        ValueError: neither is asked for, or `where` chooses nothing.
+        TypeError: `where` cannot choose.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
+    """
+    return _freeze_or_thaw("freeze", model, statistics, affine, where)
+
+
+def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where = None) -> Change:
+    """Gives back what `freeze` took: each layer's former source of statistics, and gradients of the γ and β that had.
+
+    A layer whose statistics are `Running` without `freeze` gets `Batch`. An adopted FrozenBatchNorm becomes a BatchNorm
+    that trains.
+
+    Args:
+        model: any module.
+        statistics: whether the statistics are unfrozen.
+        affine: whether γ and β are; those alone that `freeze` froze.
+        where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+
+    Returns:
+        The `Change`.
+
+    Raises:
+        ValueError: neither is asked for, or `where` chooses nothing.
+        TypeError: `where` cannot choose.
+    """
+    return _freeze_or_thaw("unfreeze", model, statistics, affine, where)
+
+
+def _freeze_or_thaw(operation: str, model: nn.Module, statistics: bool, affine: bool, where: Where) -> Change:
+    if not (statistics or affine):
+        raise ValueError(f"{operation}: expected statistics or affine to be True, got both False.")
+    eligible = is_norm if affine else is_batch_norm
+    kind = "norms" if affine else "BatchNorms"
+    step = _freeze if operation == "freeze" else _thaw
+    with transaction(operation) as change:
+        for name, module in select(model, where, eligible, operation=operation, kind=kind):
+            step(change, name, module, statistics, affine)
+    return change
+
+
+def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affine: bool) -> None:
+    before: Frozen = module.__dict__.get("frozen", Frozen())
+    source, taken, done = before.statistics, before.affine, []
+    reason = None
+    if statistics and is_batch_norm(module):
+        if is_frozen_batch_norm(module):
+            reason = f"{type(module).__name__} is frozen by itself"
+        elif not own(change, name, module):
+            reason = change.entries.pop().what
+        else:
+            reason = why_not_source(module, Running())
+            if reason is None:
+                source = module.statistics
+                change.set_attribute(module, "statistics", Running(), name)
+                done.append(f"statistics (were {source})")
+    if affine:
+        trains = [key for key in _AFFINE if key in module._parameters and _trains(module, key)]
+        for key in trains:
+            change.require_grad(module._parameters[key], False)  # type: ignore[arg-type]
+        if trains:
+            taken = tuple(key for key in _AFFINE if key in (*taken, *trains))
+            done.append(" and ".join(trains))
+        elif reason is None and not done:
+            reason = "it has no weight or bias that trains"
+    if done:
+        change.set_attribute(module, "frozen", Frozen(source, taken), name)
+        change.note(name, f"frozen: {', '.join(done)}" + (f"; not its statistics: {reason}" if reason else ""))
+    else:
+        change.leave(name, reason or "there is nothing to freeze")
+
+
+def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine: bool) -> None:
+    before: Frozen = module.__dict__.get("frozen", Frozen())
+    source, taken, done = before.statistics, before.affine, []
+    if statistics and isinstance(module, _BatchNorm) and module.statistics == Running():
+        former = Batch() if source is None else source
+        change.set_attribute(module, "statistics", former, name)
+        done.append(f"statistics (are {former})")
+        source = None
+    if affine and taken:
+        for key in taken:
+            parameter = module._parameters.get(key)
+            if parameter is not None:
+                change.require_grad(parameter, True)
+        done.append(" and ".join(taken))
+        taken = ()
+    if not done:
+        foreign = is_frozen_batch_norm(module) and not is_ours(module)
+        change.leave(name, f"{type(module).__name__} is frozen by itself: adopt it first" if foreign else "not frozen")
+        return
+    if source is None and not taken:
+        if "frozen" in module.__dict__:
+            change.delete_attribute(module, "frozen")
+    else:
+        change.set_attribute(module, "frozen", Frozen(source, taken), name)
+    change.note(name, f"unfrozen: {', '.join(done)}")
+
+
+def _trains(module: nn.Module, key: str) -> bool:
+    parameter = module._parameters[key]
+    return parameter is not None and parameter.requires_grad
