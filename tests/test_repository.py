@@ -31,6 +31,8 @@ ORDER = (
     "statistics",
     "layers",
     "lengths",
+    "unchanged",
+    "observe",
     "surgery",
     "allocator",
     "gammabeta",

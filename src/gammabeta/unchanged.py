@@ -1,0 +1,134 @@
+"""A forward that leaves no trace: the model, its inputs and the random numbers are afterwards as they were."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+# What a module keeps in a dict of its own; a shallow copy of each goes back in place.
+_DICTS = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Whatever runs inside, the model is afterwards as it was, and so are the generators of random numbers.
+
+    Buffers and parameters keep their objects and get their bits back; so do mode, attributes, children, gradients and
+    hooks; an exception inside passes on after that. Parameters are copied only where something writes to them.
+
+    Args:
+        model: any module whose parameters are initialized.
+
+    Raises:
+        ValueError: a parameter or buffer is uninitialized (lazy modules): a first forward would change the model.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"{name}: expected a model whose parameters are initialized, got a lazy one, which its first forward "
+                "would change: call the model once."
+            )
+    modules = list(model.modules())
+    attributes = [(module, vars(module).copy(), _dicts(module)) for module in modules]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    written = _Written(model)
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    cuda = [device for device in devices if device.type == "cuda"]
+    python, numpy = random.getstate(), _numpy()
+    array = numpy.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=cuda), written:
+            yield
+    finally:
+        for module, before, dicts in attributes:
+            vars(module).clear()
+            vars(module).update(before)
+            for name, content in dicts.items():
+                mine = vars(module)[name]
+                mine.clear()
+                mine.update(content)
+        written.restore()
+        for parameter, gradient in gradients:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+        random.setstate(python)
+        if numpy:
+            numpy.set_state(array)
+
+
+def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, their tensors cloned: a tuple or list is positional, a dict by keyword."""
+    copied = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs)
+    if isinstance(copied, dict):
+        return (), copied
+    return (tuple(copied) if isinstance(copied, tuple | list) else (copied,)), {}
+
+
+class _Written(TorchDispatchMode):
+    """Copies of buffers, and of those parameters that an operation is about to write to."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        # torch's batch_norm writes running statistics without its schema saying so: buffers are copied at once.
+        self.copies: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
+        self.parameters: dict[int, list[Tensor]] = {}
+        for parameter in model.parameters():
+            storage = storage_of(parameter)
+            if storage is not None:
+                self.parameters.setdefault(storage._cdata, []).append(parameter)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in written_by(func, args, kwargs or {}):
+            storage = storage_of(tensor)
+            if storage is not None:
+                for parameter in self.parameters.pop(storage._cdata, ()):
+                    self.copies.append((parameter, parameter.detach().clone()))
+        return func(*args, **(kwargs or {}))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for tensor, copy in self.copies:
+            # Bits: a NaN is not equal to itself, and is written again, harmlessly.
+            if not torch.equal(tensor, copy):
+                tensor.copy_(copy)
+
+
+def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments that its schema says it writes to."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    found: list[Tensor] = []
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    return found
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor; None where it has none (sparse, wrapped by a transform)."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _dicts(module: nn.Module) -> dict[str, dict[str, Any]]:
+    hooks = [name for name, value in vars(module).items() if name.endswith("_hooks") and isinstance(value, dict)]
+    return {name: dict(vars(module)[name]) for name in (*_DICTS, *hooks)}
+
+
+def _numpy() -> Any:
+    """numpy's global generator, where something has loaded it."""
+    return getattr(sys.modules.get("numpy"), "random", None)
