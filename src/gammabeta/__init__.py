@@ -12,7 +12,10 @@ from gammabeta.moments import Moments
 from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
+from gammabeta.surgery.decay import parameter_groups
 from gammabeta.surgery.freeze import freeze, unfreeze
+from gammabeta.surgery.recalibrate import recalibrate
+from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.statistics import set_statistics
 
 __version__ = "0.1.0"
@@ -35,6 +38,9 @@ __all__ = [
     "frozen_statistics",
     "functional",
     "lengths_to_mask",
+    "parameter_groups",
+    "recalibrate",
+    "reconcile",
     "release",
     "set_statistics",
     "statistics",

@@ -76,7 +76,7 @@ class Change:
                     f"{self.operation}: expected {name or 'the model'} as this change left it, with {what} "
                     f"{_said(value)}, got {_said(now)}: undo the later change first."
                 )
-        self._roll_back()
+        self.roll_back()
 
     def __enter__(self) -> Change:
         return self
@@ -198,7 +198,8 @@ class Change:
         else:
             names.discard(name)
 
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
+        """`undo` without a look at what happened since: for changes that an operation makes for its own time."""
         while self._back:
             self._back.pop()()
         self._kept.clear()
@@ -211,7 +212,7 @@ def transaction(operation: str) -> Iterator[Change]:
     try:
         yield change
     except BaseException:
-        change._roll_back()
+        change.roll_back()
         raise
 
 

@@ -1,0 +1,287 @@
+"""Population statistics in place of the moving average."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.statistics import Batch, Running
+from gammabeta.surgery.adopt import adopt_module, is_frozen_batch_norm
+from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
+from gammabeta.surgery.population import Estimate, Population, estimates
+from gammabeta.surgery.ranks import Ranks
+from gammabeta.surgery.statistics import is_batch_norm
+from gammabeta.surgery.where import Where, select
+
+# A loader of fewer batches shows no progress bar; and so many batches go by between two looks at the standard errors.
+_LONG, _BETWEEN_LOOKS = 20, 4
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "skipped_updates")
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    where: Where = None,
+    group: Any = None,
+    forward: Forward | None = None,
+    standard_error: float | None = None,
+) -> Change:
+    """The running statistics become those of all batches together: exact merged moments, every batch by its count.
+
+    Moments of each chosen layer's inputs are taken in one pass over the batches, merged by Chan's formula in float64;
+    the variance is divided by n − 1. During the pass the chosen layers normalize by the batch, so that what later
+    layers see depends on no running statistic; everything else is in evaluation mode, dropout off. A channel of a batch
+    that is not finite is left out. Whatever the source of a layer, it is its batch on this process that it normalizes
+    by; frozen layers (`Running`) are left alone. Modes, sources and classes are afterwards as they were;
+    num_batches_tracked is the number of batches.
+
+    Args:
+        model: any module. DistributedDataParallel is taken off for the pass, and compiled modules run uncompiled.
+        batches: of what the model takes: a tensor, a tuple or list whose first item is the input, or a mapping of
+            keyword arguments. Tensors are moved to the device of the model's first Parameter.
+        where: which BatchNorms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+        group: the process group whose ranks' batches are merged, by every rank in it; `dist.group.WORLD` for all.
+            Ranks may have different numbers of batches, at least one each. None is this process alone.
+        forward: `forward(model, batch)`, how a batch goes through the model where it is not as above.
+        standard_error: stop as soon as the standard error of every layer's mean, in standard deviations, and of its
+            variance, relative, are at most this (root mean square over channels). None takes all batches.
+
+    Returns:
+        The `Change`. Its numbers, by layer: samples; mean_error and var_error, the standard errors above, which take
+        samples as independent and positions as not; before and after, the distance between the moments that this
+        rank's first batch has in evaluation mode and the running statistics, √(Δμ²/σ² + ln²(σ'/σ)), root mean square
+        over channels. `after` is not 0, but what one batch's sampling gives.
+
+    Raises:
+        ValueError: too few batches: none, fewer than two samples for a layer, or too few for `standard_error`, and then
+            how many are needed; or `where` chooses nothing. The model is as before.
+        RuntimeError: another rank of the group failed.
+
+    Source: Wu & Johnson 2021 (2105.07576), section 3, with exact merging; Chan, Golub & LeVeque 1983, eq. 2.1.
+    """
+    if standard_error is not None and not standard_error > 0:
+        raise ValueError(f"recalibrate: expected standard_error above 0 or None, got {standard_error}.")
+    inner = unwrapped(model)
+    with transaction("recalibrate") as change:
+        layers: dict[str, Any] = {}
+        for name, module in select(model, where, is_batch_norm, operation="recalibrate", kind="BatchNorms"):
+            reason = _why_not(module)
+            if reason is None:
+                layers[name] = module
+            else:
+                change.leave(name, reason)
+        if not layers:
+            return change
+        ranks = Ranks("recalibrate", group, next(iter(layers.values())).running_mean.device, alone=group is None)
+        recalibration = _Recalibration(inner, layers, forward or forward_batch("recalibrate"), ranks, standard_error)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            found = recalibration.measure(batches)
+            for name, estimate in found.items():
+                if estimate.samples:
+                    _write(change, layers[name], estimate, recalibration.taken)
+            after = recalibration.distances_after()
+        for name, estimate in found.items():
+            if not estimate.samples:
+                change.leave(name, "no batch reached it")
+                continue
+            mean_error, var_error = estimate.relative_errors()
+            numbers = {"samples": estimate.samples, "mean_error": mean_error, "var_error": var_error}
+            if name in after:
+                numbers |= {"before": recalibration.before[name], "after": after[name]}
+            kept = int((estimate.moments.count < 2).sum())
+            what = f"recalibrated but for {kept} channels that were never finite" if kept else "recalibrated"
+            change.note(name, what, **numbers)
+    return change
+
+
+def _why_not(module: nn.Module) -> str | None:
+    if is_frozen_batch_norm(module):
+        return f"{type(module).__name__} is frozen by itself"
+    if isinstance(module, LazyModuleMixin):
+        return "it has not been initialized: run a batch through the model first"
+    if module._buffers.get("running_mean") is None or module._buffers.get("running_var") is None:
+        return "it has no running statistics"
+    if isinstance(module, _BatchNorm) and module.statistics == Running():
+        return "it is frozen: unfreeze it first"
+    return None
+
+
+class _Recalibration:
+    """The forwards that a recalibration makes, on this rank in step with the others."""
+
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, Any], run: Forward, ranks: Ranks, bound: float | None
+    ) -> None:
+        self._model, self._layers, self._run, self._ranks, self._bound = model, layers, run, ranks, bound
+        self._channels = {name: layer.running_mean.shape[0] for name, layer in layers.items()}
+        self._first: Any = None
+        self.before: dict[str, float] = {}
+        self.taken = 0
+
+    def measure(self, batches: Iterable[Any]) -> dict[str, Estimate]:
+        """The layers' estimates from the batches of all ranks."""
+        populations = self._populations()
+        failure: Exception | None = None
+        own = 0
+        waiting: Iterator[Any] = iter(())
+        try:
+            # The first batch by itself: what it is like under the statistics as they were.
+            rest = iter(batches)
+            self._first = next(rest, None)
+            if self._first is not None:
+                self.before = self._distances()
+                waiting = _shown(itertools.chain([self._first], rest), batches, self._ranks.rank)
+        except Exception as error:
+            failure = error
+        with _measuring(self._model, self._layers, populations, by_batch=True):
+            while True:
+                taken = 0
+                try:
+                    if failure is None:
+                        for batch in itertools.islice(waiting, None if self._bound is None else _BETWEEN_LOOKS):
+                            self._run(self._model, batch)
+                            taken += 1
+                except Exception as error:
+                    failure = error
+                own += taken
+                more = self._bound is not None and taken == _BETWEEN_LOOKS
+                told = self._ranks.agree(failure, own, more)
+                self.taken = sum(batches_taken for batches_taken, _ in told)
+                self._check_some(told)
+                found = estimates(populations, self._channels, self._ranks)
+                settled = self._bound is not None and self._largest(found)[1] <= self._bound
+                if settled or not any(rank_has_more for _, rank_has_more in told):
+                    break
+        if isinstance(waiting, Generator):
+            waiting.close()  # the progress bar goes
+        self._check_enough(found)
+        return found
+
+    def distances_after(self) -> dict[str, float]:
+        failure, after = None, {}
+        try:
+            after = self._distances()
+        except Exception as error:
+            failure = error
+        self._ranks.agree(failure)
+        return after
+
+    def _populations(self) -> dict[str, Population]:
+        return {name: Population(layer.eps) for name, layer in self._layers.items()}
+
+    def _distances(self) -> dict[str, float]:
+        """How far each layer's input is from its running statistics in evaluation mode, on the first batch."""
+        populations = self._populations()
+        with _measuring(self._model, self._layers, populations, by_batch=False):
+            self._run(self._model, self._first)
+        alone = Ranks("recalibrate", None, self._ranks.device, alone=True)
+        return {
+            name: estimate.distance(self._layers[name].running_mean, self._layers[name].running_var)
+            for name, estimate in estimates(populations, self._channels, alone).items()
+            if estimate.samples
+        }
+
+    def _largest(self, found: Mapping[str, Estimate]) -> tuple[str, float]:
+        """The layer with the largest standard error, and that."""
+        errors = {name: max(e.relative_errors()) for name, e in found.items() if e.samples > 1}
+        name = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name], default="")
+        return name, errors.get(name, math.inf)
+
+    def _check_some(self, told: list[list[int]]) -> None:
+        empty = [rank for rank, (batches_taken, _) in enumerate(told) if batches_taken == 0]
+        if empty:
+            whom = "" if len(told) == 1 else f" on {', '.join(f'rank {rank}' for rank in empty)}"
+            raise ValueError(
+                f"recalibrate: expected at least one batch, got none{whom}: an iterator that is used up gives none."
+            )
+
+    def _check_enough(self, found: Mapping[str, Estimate]) -> None:
+        if not any(estimate.samples for estimate in found.values()):
+            raise ValueError(
+                f"recalibrate: expected forwards that reach the chosen BatchNorms, got {self.taken} batches that reach "
+                f"none of {', '.join(list(found)[:3])}: hand batches of what the model takes, or forward=."
+            )
+        for name, estimate in found.items():
+            if estimate.samples == 1:
+                raise ValueError(f"recalibrate: expected at least 2 samples for {name}, got 1: hand more batches.")
+        worst, error = self._largest(found)
+        if self._bound is not None and error > self._bound:
+            raise ValueError(
+                f"recalibrate: expected batches until every standard error is at most {self._bound:g}, got "
+                f"{self.taken} of them with {error:.3g} left at {worst}: about {math.ceil((error / self._bound) ** 2)} "
+                "times as many are needed. Hand more, or a larger standard_error."
+            )
+
+
+@contextmanager
+def _measuring(
+    model: nn.Module, layers: Mapping[str, Any], populations: Mapping[str, Population], *, by_batch: bool
+) -> Iterator[None]:
+    """The model in evaluation mode, every input of the layers added to their populations.
+
+    With `by_batch` the layers normalize by the batch, and move copies of their running statistics. Everything is as
+    before on leaving.
+    """
+    with transaction("recalibrate") as temporary:
+        for module in model.modules():
+            temporary.set_attribute(module, "training", False, "")
+        for name, layer in layers.items():
+            if by_batch:
+                if type(layer) is nn.SyncBatchNorm:
+                    adopt_module(temporary, name, layer)
+                if isinstance(layer, _BatchNorm):
+                    temporary.set_attribute(layer, "statistics", Batch(), name)
+                temporary.set_attribute(layer, "training", True, name)
+                for key in _BUFFERS:
+                    buffer = layer._buffers.get(key)
+                    if buffer is not None:
+                        persistent = key not in layer._non_persistent_buffers_set
+                        temporary.set_buffer(layer, key, buffer.clone(), persistent=persistent)
+            handle = layer.register_forward_pre_hook(_looking(populations[name]), with_kwargs=True)
+            temporary.on_undo(handle.remove)
+        try:
+            yield
+        finally:
+            temporary.roll_back()
+
+
+def _looking(population: Population) -> Callable[[nn.Module, Any, Any], None]:
+    def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        population.add(args[0] if args else kwargs["input"], kwargs.get("mask"))
+
+    return look
+
+
+def _write(change: Change, layer: nn.Module, estimate: Estimate, taken: int) -> None:
+    known = estimate.moments.count > 1
+    for key, value in (("running_mean", estimate.moments.mean), ("running_var", estimate.moments.var(correction=1))):
+        before = layer._buffers[key]
+        assert before is not None
+        change.overwrite(layer, key, torch.where(known, value, before.to(value.device, value.dtype)))
+    for key, count in (("num_batches_tracked", taken), ("skipped_updates", 0)):
+        buffer = layer._buffers.get(key)
+        if buffer is not None:
+            change.overwrite(layer, key, torch.full_like(buffer, count))
+
+
+def _shown(waiting: Iterator[Any], batches: Iterable[Any], rank: int) -> Iterator[Any]:
+    """With a progress bar, where there are many, on the first rank and on a terminal."""
+    total = len(batches) if isinstance(batches, Sized) else None
+    if rank or not sys.stderr.isatty() or (total is not None and total < _LONG):
+        return waiting
+    # Here and not above: importing gammabeta loads torch alone.
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(track(waiting, "recalibrate", total, console=Console(stderr=True), transient=True))

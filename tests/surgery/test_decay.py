@@ -1,0 +1,97 @@
+"""parameter_groups: weights decay; norms and biases do not; every Parameter stands once."""
+
+import pytest
+import torch
+from tests.surgery.models import model
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import gammabeta as gb
+
+
+class LlamaRMSNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
+class PreNormBlock(nn.Module):
+    """Has a norm in its name, and is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+
+def names(m, decay=0.1):
+    known = {id(p): n for n, p in m.named_parameters()}
+    return [[known[id(p)] for p in group["params"]] for group in gb.parameter_groups(m, decay)]
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_weights_decay_and_norms_and_biases_do_not(adopted):
+    m = model()
+    if adopted:
+        gb.adopt(m)
+    weights, spared = names(m)
+    assert weights == ["stem.weight", "block.0.weight", "fc.weight", "head.weight"]
+    assert len(weights) + len(spared) == len(list(m.parameters()))
+    assert {"bn1.weight", "rms.weight", "inorm.bias", "fc.bias"} <= set(spared)
+    groups = gb.parameter_groups(m, 0.1)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+def test_an_optimizer_decays_by_them():
+    m = model()
+    before = {n: p.clone() for n, p in m.named_parameters()}
+    optimizer = torch.optim.SGD(gb.parameter_groups(m, 0.5), lr=0.1)
+    for p in m.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in m.named_parameters():
+        factor = 0.95 if name in ("stem.weight", "block.0.weight", "fc.weight", "head.weight") else 1.0
+        torch.testing.assert_close(p, factor * before[name], rtol=1e-6, atol=0)
+
+
+def test_shared_parameters_stand_once_and_a_norm_s_does_not_decay():
+    m = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False), "n": nn.LayerNorm(4)})
+    m["b"].weight = m["a"].weight
+    m["a"].scale = m["n"].weight
+    assert names(m) == [["a.weight"], ["a.scale", "n.bias"]]
+
+
+def test_norms_of_others_are_told_by_class():
+    m = nn.Sequential(LlamaRMSNorm(), PreNormBlock())
+    assert names(m) == [["1.scale"], ["0.weight"]]
+
+
+def test_biases_by_other_names_and_behind_parametrizations():
+    m = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "norm": nn.BatchNorm1d(4), "linear": nn.Linear(4, 4)})
+    parametrizations.weight_norm(m["norm"])
+    parametrizations.weight_norm(m["linear"])
+    weights, spared = names(m)
+    assert weights == [
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "linear.parametrizations.weight.original0",
+        "linear.parametrizations.weight.original1",
+    ]
+    assert "attention.in_proj_bias" in spared
+    assert "norm.parametrizations.weight.original0" in spared
+
+
+def test_a_group_of_none_is_left_out():
+    assert [group["weight_decay"] for group in gb.parameter_groups(nn.LayerNorm(3), 0.1)] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("m", "decay", "message"),
+    [
+        (nn.Linear(2, 2), -0.1, "parameter_groups: expected weight_decay of at least 0, got -0.1."),
+        (nn.ReLU(), 0.1, "parameter_groups: expected a model with Parameters, got one without."),
+    ],
+)
+def test_errors(m, decay, message):
+    with pytest.raises(ValueError) as raised:  # noqa: PT011
+        gb.parameter_groups(m, decay)
+    assert str(raised.value) == message
