@@ -7,7 +7,7 @@ loader and what was watched in training are there where they were given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gammabeta.statistics import Running
-from gammabeta.surgery.adopt import is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.surgery.adopt import is_frozen_batch_norm, is_norm
 
 # What other libraries call ε.
 _EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 # How norms of other libraries are told by the name of their class, the longest first.
 _KINDS = (
     ("rmsnorm", "rms"),
@@ -160,20 +161,16 @@ def record_state(state: Mapping[str, Tensor]) -> Record:
     """
     found = []
     for key, value in state.items():
-        prefix, _, last = key.rpartition(".")
-        about = {name: state.get(f"{prefix}.{name}" if prefix else name) for name in ("weight", "bias")}
+        name, dot, last = key.rpartition(".")
+        weight, bias, mean, var, count = (state.get(name + dot + part) for part in _KEYS)
         if last == "running_mean":
-            statistics = {
-                name: state.get(f"{prefix}.{name}" if prefix else name)
-                for name in ("running_mean", "running_var", "num_batches_tracked")
-            }
-            found.append(Norm(prefix, "batch", (prefix,), tracks=True, **about, **statistics))
-        elif last == "weight" and value.ndim == 1 and (f"{prefix}.running_mean" if prefix else "running_mean") not in state:
-            bias = about["bias"]
+            norm = Norm(name, "batch", (name,), tracks=True, weight=weight, bias=bias)
+            found.append(replace(norm, running_mean=mean, running_var=var, num_batches_tracked=count))
+        elif last == "weight" and value.ndim == 1 and mean is None:
             if bias is not None and bias.shape == value.shape:
-                found.append(Norm(prefix, "unknown", (prefix,), **about))
-            elif bias is None and "norm" in prefix.rpartition(".")[2].lower():
-                found.append(Norm(prefix, "rms", (prefix,), **about))
+                found.append(Norm(name, "unknown", (name,), weight=weight, bias=bias))
+            elif bias is None and "norm" in name.rpartition(".")[2].lower():
+                found.append(Norm(name, "rms", (name,), weight=weight))
     return Record(None, tuple(found))
 
 
@@ -186,11 +183,11 @@ def kind_of(module: nn.Module) -> str | None:
     for cls, kind in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
         if isinstance(module, cls):
             return kind
-    name = (module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__).lower()
-    kind = next((kind for part, kind in _KINDS if part in name.replace("_", "")), None)
-    if kind is None or any(True for _ in module.children()) or not (is_norm(module) or _is_affine(module)):
+    name = str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+    found = next((kind for part, kind in _KINDS if part in name.lower().replace("_", "")), None)
+    if found is None or any(True for _ in module.children()) or not (is_norm(module) or _is_affine(module)):
         return None
-    return kind
+    return found
 
 
 def _is_affine(module: nn.Module) -> bool:
@@ -199,7 +196,7 @@ def _is_affine(module: nn.Module) -> bool:
 
 
 def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | None, around: bool | None) -> Norm:
-    affine = [p for p in module.parameters()]
+    affine = list(module.parameters())
     mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     frozen = is_frozen_batch_norm(module) or getattr(module, "statistics", None) == Running()
     tracks = isinstance(mean, Tensor) and bool(getattr(module, "track_running_stats", False)) and not frozen
@@ -250,16 +247,6 @@ def _around(name: str, trains: Mapping[str, bool]) -> bool | None:
         if name in trains:
             return trains[name]
     return None
-
-
-def is_subclass_with_own_forward(module: nn.Module) -> bool:
-    """Whether a norm is a subclass of torch's or ours that computes something else."""
-    bases = [base for base in type(module).__mro__ if base.__module__.startswith(("torch.nn.", "gammabeta."))]
-    return bool(bases) and type(module).forward is not bases[0].forward and not is_ours_exactly(module)
-
-
-def is_ours_exactly(module: nn.Module) -> bool:
-    return is_ours(module) and type(module).__module__.startswith("gammabeta.")
 
 
 def channels(values: Sequence[int], most: int = 4) -> str:

@@ -7,22 +7,22 @@ are frozen too, a warning where they train.
 Why it matters: `requires_grad_(False)` does not touch buffers. In training mode the layer normalizes by the batch and
 moves its running statistics at every forward, towards the new data and away from what the frozen weights were trained
 with; evaluation then uses statistics of another distribution. `eval()` on the layers helps until the next
-`model.train()`, which every training loop calls.
+`model.train()`, which every training loop calls (pytorch#66073, Lightning#15062).
 
 Example: A backbone with gradients off, a head that trains, the model in training mode.
 
-Use instead: `gammabeta.freeze(model.backbone)`: the source of the statistics becomes `Running`, which survives `train()`.
+Use instead: `gammabeta.freeze(model.backbone)`: the source of the statistics becomes `Running`, which survives
+`train()`.
 
 Evidence: tests/rules/test_frozen_norm_thaws.py: ten steps of the flagged example on data of mean 3 move the running
-mean by 2 standard deviations, and after the fix by nothing, bit for bit.
+mean by a standard deviation, and after the fix by nothing, bit for bit.
 
 Limits: Statistics that are to adapt while γ and β stay (AdaBN, test-time adaptation) are meant to move: ignore the rule
 there. "Before" is by registration. Of a model without any gradient GB604 speaks.
-
-Threads: https://github.com/pytorch/pytorch/issues/66073, https://github.com/Lightning-AI/pytorch-lightning/issues/15062
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 from torch import nn
 
@@ -58,7 +58,7 @@ def check(record: Record) -> Iterator[Finding]:
             f"{what}{also}, yet it is in training mode: every forward moves its running statistics by "
             f"{_share(norm)} of the batch's",
             {"momentum": norm.momentum, "batches": norm.batches},
-            Fix(f"gammabeta.freeze(model, where={norm.name!r})", lambda where=norm.names: freeze(model, where=[*where])),
+            Fix(f"gammabeta.freeze(model, where={norm.name!r})", partial(freeze, model, where=[*norm.names])),
         )
 
 

@@ -5,7 +5,8 @@ channel, in models and in checkpoint files.
 
 Why it matters: One batch with a NaN or an overflow is enough: new = 0.9·old + 0.1·NaN, and no later batch takes it out
 again. Training goes on, since it normalizes by the batch; in evaluation the channel gives NaN, and so does everything
-after it. A skipped step of a gradient scaler skips the optimizer, not the forward that has moved the buffers.
+after it. A skipped step of a gradient scaler skips the optimizer, not the forward that has moved the buffers
+(pytorch#90342).
 
 Example: A channel's running mean is NaN.
 
@@ -16,8 +17,6 @@ Evidence: tests/rules/test_poisoned_statistics.py: after one batch with a single
 mean of torch's layer is NaN still, and all of its channel's outputs in evaluation; the adopted layer's is right.
 
 Limits: None known: such statistics are never meant.
-
-Threads: https://github.com/pytorch/pytorch/issues/90342
 """
 
 from collections.abc import Iterator
@@ -27,8 +26,8 @@ from torch import Tensor, nn
 
 from gammabeta.diagnosis import Finding
 from gammabeta.record import Record, channels
+from gammabeta.remedy import recalibration
 from gammabeta.rule import Example
-from gammabeta.rules.recalibration import recalibration
 
 code = "GB102"
 name = "poisoned-statistics"
@@ -53,7 +52,8 @@ def check(record: Record) -> Iterator[Finding]:
             "running variance negative": norm.running_var < 0,
         }
         found = {what: _where(bad) for what, bad in kinds.items() if bool(bad.any())}
-        said = "; ".join(f"{what} in {len(at)} of {bad_of(norm.running_mean)}: {channels(at)}" for what, at in found.items())
+        size = norm.running_mean.numel()
+        said = "; ".join(f"{what} in {len(at)} of {size} channels: {channels(at)}" for what, at in found.items())
         yield Finding(
             code,
             name,
@@ -65,17 +65,15 @@ def check(record: Record) -> Iterator[Finding]:
         )
 
 
-def bad_of(statistic: Tensor) -> str:
-    return f"{statistic.numel()} channels"
-
-
 def _where(bad: Tensor) -> list[int]:
     return bad.flatten().nonzero().flatten().tolist()
 
 
 def flagged() -> Example:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
-    model[1].running_mean[2] = float("nan")
+    norm = nn.BatchNorm2d(8)
+    assert norm.running_mean is not None
+    norm.running_mean[2] = float("nan")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).eval()
     return Example(model, where=("1",))
 
 
