@@ -6,11 +6,29 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.recalibrate import recalibrate
 
 SEVERITIES = ("error", "warning", "note")
 # So many modules of one rule are printed, and so many findings' fixes.
 _SHOWN, _FIXES = 8, 3
+
+
+@dataclass(frozen=True, eq=False)
+class Recalibration:
+    """A norm whose running statistics are to be taken from data.
+
+    Attributes:
+        module: the norm.
+        model: what takes the batches, and has the norm in it.
+        batches: of what the model takes.
+    """
+
+    module: nn.Module
+    model: nn.Module
+    batches: Any
 
 
 @dataclass(frozen=True)
@@ -20,10 +38,17 @@ class Fix:
     Attributes:
         what: a sentence or call that says it.
         apply: does it and returns the change; None where a person has to, or where something is missing for it.
+        recalibration: what is recalibrated after that; all such norms of a model are so in one pass over the batches.
     """
 
     what: str
     apply: Callable[[], Change] | None = field(default=None, compare=False, repr=False)
+    recalibration: Recalibration | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def mends(self) -> bool:
+        """Whether it can be done without a person."""
+        return self.apply is not None or self.recalibration is not None
 
     def __str__(self) -> str:
         return self.what
@@ -96,13 +121,21 @@ class Diagnosis:
         Raises:
             Exception: whatever a fix raises; the model is then as before.
         """
+        stale: dict[int, list[Recalibration]] = {}
         with transaction("fix") as change:
             for finding in self.findings:
-                if finding.fix is not None and finding.fix.apply is not None:
-                    change.include(finding.fix.apply())
-                else:
-                    by_hand = finding.fix.what if finding.fix is not None else "nothing to do but to know it"
+                fix = finding.fix
+                if fix is None or not fix.mends:
+                    by_hand = fix.what if fix is not None else "nothing to do but to know it"
                     change.leave(finding.where, f"{finding.code} {finding.name}: {by_hand}")
+                    continue
+                if fix.apply is not None:
+                    change.include(fix.apply())
+                if fix.recalibration is not None:
+                    stale.setdefault(id(fix.recalibration.model), []).append(fix.recalibration)
+            for norms in stale.values():
+                where = list(dict.fromkeys(norm.module for norm in norms))
+                change.include(recalibrate(norms[0].model, norms[0].batches, where=where))
         return change
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:

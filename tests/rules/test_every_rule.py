@@ -53,7 +53,7 @@ def test_a_fix_removes_the_finding_and_its_undo_brings_it_back(rule):
     if example.train is not None:
         pytest.skip("what was watched is past")
     diagnosis = findings(example, rule)
-    if not any(finding.fix is not None and finding.fix.apply for finding in diagnosis.findings):
+    if not any(finding.fix is not None and finding.fix.mends for finding in diagnosis.findings):
         pytest.skip("it is mended by hand")
     before = copy.deepcopy(example.model.state_dict())
     change = diagnosis.fix()
