@@ -9,9 +9,23 @@ import torch
 from torch import nn
 
 from gammabeta.diagnosis import SEVERITIES, Diagnosis, Finding
+from gammabeta.observe import observe, tensors_in
 from gammabeta.record import Record, record_model
 from gammabeta.rule import SEES, Rule
 from gammabeta.selection import chosen_rules, ignored_patterns, reason_to_ignore
+
+
+class ArgumentError(ValueError):
+    """An argument that `check` cannot do with."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument of another type."""
+
+
+class ForwardError(RuntimeError):
+    """The model's forward raised on the inputs; the exception is the cause."""
+
 
 INTENTS = ("contrastive", "gradient-penalty", "private")
 
@@ -47,14 +61,32 @@ def check(
     Raises:
         TypeError: an argument of another type.
         ValueError: select or ignore names no rule; an intent or batch size that there is not.
-        Exception: whatever the model's forward raises on the inputs.
+        ForwardError: the model's forward raised on the inputs.
     """
     optimizers = _optimizers(optimizer)
     _check_arguments(model, batch_size, intent)
     record = record_model(
         model, inputs=inputs, loader=loader, optimizers=optimizers, batch_size=batch_size, intent=intent
     )
+    if inputs is not None:
+        record.observed = _observed(model, inputs)
     return diagnose(record, select=select, ignore=ignore)
+
+
+def _observed(model: nn.Module, inputs: Any) -> Any:
+    try:
+        return observe(model, inputs)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or ["without a message"]
+        raise ForwardError(
+            f"check: expected inputs that the model takes, got {_described(inputs)}, on which its forward raised "
+            f"{type(error).__name__}: {lines[0]}"
+        ) from error
+
+
+def _described(inputs: Any) -> str:
+    shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
+    return f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"a {type(inputs).__qualname__}"
 
 
 def diagnose(
@@ -100,7 +132,7 @@ def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
     every = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
     for optimizer in every:
         if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"check: expected optimizer as a torch.optim.Optimizer or a list of them, got a "
                 f"{type(optimizer).__qualname__}."
             )
@@ -111,10 +143,12 @@ def _check_arguments(model: Any, batch_size: Any, intent: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = ": hand an instance" if isinstance(model, type) else ""
         got = f"the class {model.__qualname__}" if isinstance(model, type) else f"a {type(model).__qualname__}"
-        raise TypeError(f"check: expected model as a torch.nn.Module, got {got}{hint}.")
+        raise ArgumentTypeError(f"check: expected model as a torch.nn.Module, got {got}{hint}.")
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool)):
-        raise TypeError(f"check: expected batch_size as a number of samples, got a {type(batch_size).__qualname__}.")
+        raise ArgumentTypeError(
+            f"check: expected batch_size as a number of samples, got a {type(batch_size).__qualname__}."
+        )
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"check: expected batch_size of 1 or more, got {batch_size}.")
+        raise ArgumentError(f"check: expected batch_size of 1 or more, got {batch_size}.")
     if intent is not None and intent not in INTENTS:
-        raise ValueError(f"check: expected intent as one of {', '.join(INTENTS)}, got {intent!r}.")
+        raise ArgumentError(f"check: expected intent as one of {', '.join(INTENTS)}, got {intent!r}.")

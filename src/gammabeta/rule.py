@@ -107,8 +107,23 @@ class Rule:
         """A section as one line of text."""
         return " ".join(self.sections[heading].split())
 
-    def example(self, builder: Callable[[], Example]) -> str:
-        """The source of `flagged` or `clean`, its body, with the model under its name."""
-        lines = inspect.getsource(builder).splitlines()
-        body = next(i for i, line in enumerate(lines) if line.rstrip().endswith(":")) + 1
-        return textwrap.dedent("\n".join(lines[body:]))
+    def page(self) -> str:
+        """What the rule says of itself, in Markdown, with its examples as they are tested."""
+        sees = " or ".join(SEES[letter] for letter in self.sees)
+        parts = [f"*{self.title}.* {self.severity.capitalize()}; sees {sees}."]
+        for heading in HEADINGS:
+            parts.append(f"**{heading}**. {self.line(heading)}")
+            if heading in ("Example", "Use instead"):
+                parts.append(f"```python\n{_body(self.flagged if heading == 'Example' else self.clean)}\n```")
+        return "\n\n".join(parts)
+
+
+def _body(builder: Callable[[], Example]) -> str:
+    """The lines of a builder, up to what it returns, which is for the tests."""
+    lines = inspect.getsource(builder).splitlines()[1:]
+    end = next(i for i, line in enumerate(lines) if line.startswith("    return "))
+    last = lines[end].partition("Example(")[2]
+    shown = lines[:end]
+    # model.eval() where the example is handed on so.
+    mode = re.match(r"(\w+)\.(eval|train)\(\)", last)
+    return textwrap.dedent("\n".join([*shown, f"    {mode[0]}"] if mode else shown))

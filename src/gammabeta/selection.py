@@ -15,6 +15,10 @@ from gammabeta.rules import RULES
 _ATTRIBUTE = "_gammabeta_ignored"
 
 
+class SelectionError(ValueError):
+    """No rule is called so."""
+
+
 def ignore(module: nn.Module, code: str, *, reason: str) -> None:
     """Says of a module, and of all inside it, that findings of a rule are meant to be so.
 
@@ -34,6 +38,15 @@ def ignore(module: nn.Module, code: str, *, reason: str) -> None:
     rule = _one("ignore", code)
     # A new dict each time: copies of the module share the old one.
     vars(module)[_ATTRIBUTE] = {**vars(module).get(_ATTRIBUTE, {}), rule.code: reason}
+
+
+def check_patterns(select: str | Sequence[str] | None, ignored: str | Sequence[str] | None) -> None:
+    """Whether the patterns name rules.
+
+    Raises:
+        ValueError: one does not; near ones are named.
+    """
+    chosen_rules(select, ignored_patterns(ignored))
 
 
 def chosen_rules(select: str | Sequence[str] | None, ignored: Sequence[tuple[str, str | None]]) -> tuple[Rule, ...]:
@@ -94,12 +107,12 @@ def _one(operation: str, text: str) -> Rule:
     for rule in RULES:
         if text.lower() in (rule.code.lower(), rule.name):
             return rule
-    raise ValueError(f"{operation}: expected the code or name of a rule, as GB101 or {RULES[0].name}, {_got(text)}")
+    raise SelectionError(f"{operation}: expected the code or name of a rule, as GB101 or {RULES[0].name}, {_got(text)}")
 
 
 def _known(operation: str, pattern: str) -> None:
     if not any(_is(rule, pattern) for rule in RULES):
-        raise ValueError(f"{operation}: expected codes or names of rules, or beginnings of codes, {_got(pattern)}")
+        raise SelectionError(f"{operation}: expected codes or names of rules, or beginnings of codes, {_got(pattern)}")
 
 
 def _got(text: str) -> str:

@@ -5,16 +5,15 @@ statistics; and an `AveragedModel` that has averaged while its statistics are st
 
 Why it matters: Statistics belong to weights. `swa_utils.AveragedModel` averages parameters and by default copies the
 buffers of the source; hand-written averages often leave buffers out. The averaged network then standardizes by the
-moments of activations that it does not have, and evaluates worse than the one it was averaged from
-(Lightning#14866).
+moments of activations that it does not have, and evaluates worse than the one it was averaged from (Lightning#14866).
 
 Example: A student and its average, checked together.
 
 Use instead: `gammabeta.recalibrate(averaged, batches)` after averaging, or `use_buffers=True` for an exponential
 average.
 
-Evidence: tests/rules/test_averaged_model_statistics.py: the mean of two trained networks, 1.00 right with statistics
-of its own, is right in less with its source's.
+Evidence: tests/rules/test_averaged_model_statistics.py: the mean of two trained networks, 1.00 right with statistics of
+its own, is right in less with its source's.
 
 Limits: Of an average alone, without its source, only statistics that are still 0 and 1 tell. Which of two parts is the
 average goes by class, name and gradients.

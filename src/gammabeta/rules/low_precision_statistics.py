@@ -4,14 +4,14 @@ What it does: Finds running means and variances in bfloat16 or float16: a warnin
 in evaluation and in checkpoints.
 
 Why it matters: The average moves by momentum·(batch − running). Once that is under half a unit in the last place of the
-running value it is rounded away, and the average stands still however long training goes on: in bfloat16, whose unit
-is 1/128 to 1/256 of the value, at a momentum of 0.1 everything within some 2 to 4 % of the truth. A float16 variance ends
+running value it is rounded away, and the average stands still however long training goes on: in bfloat16, whose unit is
+1/128 to 1/256 of the value, at a momentum of 0.1 everything within some 2 to 4 % of the truth. A float16 variance ends
 at 65,504.
 
 Example: `model.bfloat16()` in training.
 
-Use instead: Norms in float32: `gammabeta.adopt(model)` before the cast keeps statistics and affine parameters there, and
-mixed inputs are taken as they are.
+Use instead: Norms in float32: `gammabeta.adopt(model)` before the cast keeps statistics and affine parameters there,
+and mixed inputs are taken as they are.
 
 Evidence: tests/rules/test_low_precision_statistics.py: from 1.00 towards batches of variance 1.03 a bfloat16 average
 has moved by nothing after 1,000 batches, a float32 one to 1.03.

@@ -1,11 +1,11 @@
 """An ε that is unusually large or small, or not the same all over the model.
 
-What it does: Finds norms whose ε is above 10⁻², 0, or below 10⁻⁶ (this a note for norms other than BatchNorm), and, as a
-note, models whose norms of one class have different ε.
+What it does: Finds norms whose ε is above 10⁻², 0, or below 10⁻⁶ (this a note for norms other than BatchNorm), and, as
+a note, models whose norms of one class have different ε.
 
 Why it matters: ε is added to a variance. A large one keeps the layer from standardizing: `nn.BatchNorm2d(64, 0.8)`,
-meant as a momentum, sets ε = 0.8, since ε is the second argument. 0 makes a constant channel NaN, and in float16 10⁻⁸ is 0:
-its smallest number is 6·10⁻⁸. Different ones in one model are mostly a port that changed some.
+meant as a momentum, sets ε = 0.8, since ε is the second argument. 0 makes a constant channel NaN, and in float16 10⁻⁸
+is 0: its smallest number is 6·10⁻⁸. Different ones in one model are mostly a port that changed some.
 
 Example: `nn.BatchNorm2d(8, 0.8)`.
 
@@ -45,9 +45,10 @@ def check(record: Record) -> Iterator[Finding]:
         eps = norm.eps
         if eps is None:
             continue
-        by_class.setdefault(norm.class_name, Counter())[eps] += 1
         said, level = _judged(norm, eps)
-        if said:
+        if not said:
+            by_class.setdefault(norm.class_name, Counter())[eps] += 1
+        else:
             yield Finding(code, name, level, norm.name, f"ε is {eps:g}{said}", {"eps": eps}, _fix(norm))
     for class_name, counts in by_class.items():
         if len(counts) > 1:
@@ -56,7 +57,7 @@ def check(record: Record) -> Iterator[Finding]:
                 f"{eps:g} in {_names([n.name for n in record.norms if (n.class_name, n.eps) == (class_name, eps)])}"
                 for eps, _ in others
             ]
-            message = f"{class_name} has an ε of {usual:g} in {count} layers, and {', '.join(rest)}"
+            message = f"{class_name} has an ε of {usual:g} in {count} of its layers and {', '.join(rest)}"
             evidence = {f"{eps:g}": number for eps, number in counts.items()}
             fix = Fix("compare with what the model was trained with")
             yield Finding(code, name, "note", "", message, evidence, fix)
