@@ -13,8 +13,9 @@ Example: `nn.BatchNorm2d(8, track_running_stats=False)`.
 Use instead: Running statistics; for a model that has none they are attached and taken from data: given `loader=`,
 `diagnosis.fix()` does both. Or a norm that looks at one sample: `GroupNorm`.
 
-Evidence: tests/rules/test_batch_dependent_inference.py: exchanging its companions moves a sample's output by 0.5 of a
-standard deviation at batches of 4, and by nothing after the fix. How it falls with the batch: claim batch_noise.
+Evidence: tests/rules/test_batch_dependent_inference.py: exchanging its three companions, of 6 × 6 positions each, moves
+a sample's output by 0.1 of its standard deviation, and by nothing but rounding after the fix. How it falls with the
+batch: claim batch_noise.
 
 Limits: Batch statistics at test time may be meant: image translation with batches of one, transductive few-shot
 learning, adaptation to new domains.

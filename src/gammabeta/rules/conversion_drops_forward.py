@@ -1,7 +1,8 @@
 """A BatchNorm that torch's conversion to SyncBatchNorm would take something from.
 
 What it does: Finds subclasses of torch's BatchNorm with a forward of their own, and gammabeta's BatchNorms that have an
-activation or another source of statistics than the batch. It is a note: nothing is wrong until somebody converts.
+activation or another source of statistics than the batch. One note for all layers of a kind: nothing is wrong until
+somebody converts.
 
 Why it matters: torch's `convert_sync_batchnorm(model)` replaces every BatchNorm by a plain SyncBatchNorm of the same
 weights. An activation inside, as timm's BatchNormAct2d has, is gone, and no error says so (timm#1254).
@@ -37,32 +38,41 @@ sees = "S"
 
 
 def check(record: Record) -> Iterator[Finding]:
+    found: dict[str, list[Norm]] = {}
     for norm in record.of_kind("batch"):
-        module: Any = norm.module
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            continue
-        if isinstance(module, _BatchNorm):
-            lost = [f"its activation {module.activation}"] if module.activation is not None else []
-            lost += [f"its statistics {module.statistics}"] if module.statistics not in (Batch(), Synced()) else []
-        elif (
-            type(module).forward is not nn.modules.batchnorm._BatchNorm.forward and type(module) is not nn.SyncBatchNorm
-        ):
-            lost = [f"the forward of {norm.class_name}"]
-        else:
-            continue
-        if lost and not isinstance(getattr(module, "statistics", None), Synced):
-            message = f"torch's convert_sync_batchnorm would drop {' and '.join(lost)}"
-            yield Finding(code, name, severity, norm.name, message, {}, _fix(record, norm))
+        lost = _lost(norm)
+        if lost:
+            found.setdefault(lost, []).append(norm)
+    for lost, norms in found.items():
+        others = f", of {len(norms)} layers" if len(norms) > 1 else ""
+        message = f"torch's convert_sync_batchnorm would drop {lost}{others}"
+        evidence = {"layers": [norm.name for norm in norms]}
+        yield Finding(code, name, severity, norms[0].name, message, evidence, _fix(record, norms))
 
 
-def _fix(record: Record, norm: Norm) -> Fix:
-    if not isinstance(norm.module, _BatchNorm):
+def _lost(norm: Norm) -> str:
+    module: Any = norm.module
+    if isinstance(module, _BatchNorm):
+        if isinstance(module.statistics, Synced):
+            return ""
+        parts = [f"the activation {module.activation}"] if module.activation is not None else []
+        parts += [f"the statistics {module.statistics}"] if module.statistics != Batch() else []
+        return " and ".join(parts)
+    plain = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in plain:
+        return f"the forward of {norm.class_name}"
+    return ""
+
+
+def _fix(record: Record, norms: list[Norm]) -> Fix:
+    if not all(isinstance(norm.module, _BatchNorm) for norm in norms):
         return Fix("to synchronize it, the conversion of the library that it is from")
-    call = f"gammabeta.set_statistics(model, gammabeta.statistics.Synced(), where={norm.name!r})"
-    if norm.module.statistics != Batch():
-        return Fix(f"to synchronize it, {call}")
+    call = "to synchronize it, gammabeta.set_statistics(model, gammabeta.statistics.Synced())"
+    if any(getattr(norm.module, "statistics", None) != Batch() for norm in norms):
+        return Fix(call)  # which would lose the statistics too
     assert record.model is not None
-    return Fix(f"to synchronize it, {call}", partial(set_statistics, record.model, Synced(), where=[*norm.names]))
+    where: list[str | nn.Module] = [norm.name for norm in norms]
+    return Fix(call, partial(set_statistics, record.model, Synced(), where=where))
 
 
 def flagged() -> Example:

@@ -11,8 +11,8 @@ Example: `model.requires_grad_(False)`, then inference.
 
 Use instead: `model.eval()`.
 
-Evidence: tests/rules/test_exported_in_training.py: in the example a sample's output depends on its companions, by 0.5
-of a standard deviation at batches of 4, and every forward moves the buffers; after the fix neither.
+Evidence: tests/rules/test_exported_in_training.py: in the example a sample's output changes by 0.1 of its size with its
+three companions, and every forward moves the buffers; after the fix neither.
 
 Limits: A model that is only recalibrated, or adapts its statistics to new data by running in training mode, is meant to
 be so. `torch.no_grad()` around a forward cannot be seen from outside.

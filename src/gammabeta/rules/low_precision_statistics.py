@@ -14,7 +14,7 @@ Use instead: Norms in float32: `gammabeta.adopt(model)` before the cast keeps st
 and mixed inputs are taken as they are.
 
 Evidence: tests/rules/test_low_precision_statistics.py: from 1.00 towards batches of variance 1.03 a bfloat16 average
-has moved by nothing after 1,000 batches, a float32 one to 1.03.
+has moved by nothing after 300 batches, a float32 one is at 1.03.
 
 Limits: In evaluation nothing moves; what rounding costs there is 2⁻⁹ of a variance in bfloat16, and a note says so.
 """

@@ -11,7 +11,8 @@ Example: `nn.BatchNorm2d(8, momentum=0.99)`.
 Use instead: One minus it, `momentum=0.01`, and `gammabeta.recalibrate` for statistics that were taken so.
 
 Evidence: tests/rules/test_tensorflow_momentum.py: over batches of 16 the running mean's error is 0.99 of a batch's own
-at momentum 0.99, and 0.07 of it at 0.01: √(m/(2 − m)) as derived.
+at momentum 0.99, and 0.07 of it at 0.01: √(m/(2 − m)) as derived. tests/test_false_alarms.py finds it in transformers'
+MobileNetV1 and MobileNetV2, at 0.9997 and 0.997.
 
 Limits: Large momenta can be meant for statistics of the last batches alone, and 0 for statistics that stay
 (`gammabeta.freeze` says so more clearly).
@@ -44,7 +45,7 @@ def check(record: Record) -> Iterator[Finding]:
             message = "momentum 1: the running statistics are those of the last batch alone"
         else:
             message = (
-                f"momentum {momentum:g}: the running statistics are {momentum:.0%} the last batch's; in TensorFlow's "
+                f"momentum {momentum:g}: {momentum:.4g} of the running statistics is the last batch's; in TensorFlow's "
                 f"convention that would be torch's {1 - momentum:.2g}"
             )
         yield Finding(code, name, severity, norm.name, message, {"momentum": momentum}, _fix(norm, momentum))

@@ -41,6 +41,7 @@ _ROUNDING = 1e-6
 
 def check(record: Record) -> Iterator[Finding]:
     by_class: dict[str, Counter[float]] = {}
+    small: dict[tuple[str, str], list[Norm]] = {}
     for norm in record.norms:
         eps = norm.eps
         if eps is None:
@@ -48,8 +49,14 @@ def check(record: Record) -> Iterator[Finding]:
         said, level = _judged(norm, eps)
         if not said:
             by_class.setdefault(norm.class_name, Counter())[eps] += 1
-        else:
+        elif level == severity:
             yield Finding(code, name, level, norm.name, f"ε is {eps:g}{said}", {"eps": eps}, _fix(norm))
+        else:
+            small.setdefault((norm.class_name, f"ε is {eps:g}{said}"), []).append(norm)
+    for (class_name, message), norms in small.items():
+        of = f", of {len(norms)} layers {class_name}" if len(norms) > 1 else ""
+        evidence = {"eps": norms[0].eps, "layers": [norm.name for norm in norms]}
+        yield Finding(code, name, "note", norms[0].name, message + of, evidence, _fix(*norms))
     for class_name, counts in by_class.items():
         if len(counts) > 1:
             (usual, count), *others = counts.most_common()
@@ -79,17 +86,18 @@ def _names(names: list[str]) -> str:
     return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
-def _fix(norm: Norm) -> Fix:
-    if not norm.training or norm.module is None or "eps" not in vars(norm.module):
+def _fix(*norms: Norm) -> Fix:
+    if not all(norm.training and norm.module is not None and "eps" in vars(norm.module) for norm in norms):
         return Fix("keep what the model was trained with; for a new training 1e-05")
-    return Fix("eps=1e-05", partial(_set, norm))
+    return Fix("eps=1e-05", partial(_set, *norms))
 
 
-def _set(norm: Norm) -> Change:
-    assert norm.module is not None
+def _set(*norms: Norm) -> Change:
     with transaction("set ε") as change:
-        change.set_attribute(norm.module, "eps", _USUAL, norm.name)
-        change.note(norm.name, f"ε {_USUAL:g} in place of {norm.eps:g}")
+        for norm in norms:
+            assert norm.module is not None
+            change.set_attribute(norm.module, "eps", _USUAL, norm.name)
+            change.note(norm.name, f"ε {_USUAL:g} in place of {norm.eps:g}")
     return change
 
 
