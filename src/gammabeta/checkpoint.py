@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -111,18 +112,14 @@ def _read_torch(path: Path) -> Any:
                 f"for a file that could hold any: save model.state_dict() instead{_what(error)}."
             ) from error
         raise CheckpointError(
-            f"{path}: expected a file that torch.save wrote, got one that is damaged or not."
+            f"{path}: expected a file that torch.save wrote, got one that is damaged or no such."
         ) from error
 
 
 def _what(error: Exception) -> str:
-    """The class that would have been needed, if the message has it."""
-    for line in str(error).splitlines():
-        if "GLOBAL" in line:
-            words = [word for word in line.split() if "." in word]
-            if words:
-                return f" ({words[0].strip('`,')})"
-    return ""
+    """What the file would have called, if torch's message has it."""
+    called = re.search(r"GLOBAL (\S+)", str(error))
+    return f" ({called[1]})" if called else ""
 
 
 def _flat(value: Any, beginning: str = "") -> Iterator[tuple[str, Tensor]]:

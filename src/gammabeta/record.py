@@ -197,9 +197,13 @@ def _is_affine(module: nn.Module) -> bool:
 
 def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | None, around: bool | None) -> Norm:
     affine = list(module.parameters())
-    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    mean, var = _vector(module, "running_mean"), _vector(module, "running_var")
     frozen = is_frozen_batch_norm(module) or getattr(module, "statistics", None) == Running()
-    tracks = isinstance(mean, Tensor) and bool(getattr(module, "track_running_stats", False)) and not frozen
+    tracks = (
+        getattr(module, "running_mean", None) is not None
+        and bool(getattr(module, "track_running_stats", False))
+        and not frozen
+    )
     eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     return Norm(
         name=names[0],
@@ -214,8 +218,8 @@ def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | N
         tracks=tracks,
         weight=_vector(module, "weight"),
         bias=_vector(module, "bias"),
-        running_mean=mean.detach() if isinstance(mean, Tensor) else None,
-        running_var=var.detach() if isinstance(var, Tensor) else None,
+        running_mean=mean,
+        running_var=var,
         num_batches_tracked=getattr(module, "num_batches_tracked", None),
         affine_trains=any(p.requires_grad for p in affine) if affine else None,
         before_trains=before,

@@ -46,7 +46,7 @@ def check(record: Record) -> Iterator[Finding]:
         module: Any = norm.module
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
-        if norm.running_mean is None and norm.running_var is None:
+        if module.running_mean is None and module.running_var is None:
             message = "it has no running statistics: in evaluation too it normalizes by the batch"
             yield Finding(code, name, severity, norm.name, message, {}, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:

@@ -1,8 +1,8 @@
 """A BatchNorm that torch's conversion to SyncBatchNorm would take something from.
 
 What it does: Finds subclasses of torch's BatchNorm with a forward of their own, and gammabeta's BatchNorms that have an
-activation or another source of statistics than the batch. One note for all layers of a kind: nothing is wrong until
-somebody converts.
+activation or a source of statistics of their own. One note for all layers of a kind: nothing is wrong until somebody
+converts.
 
 Why it matters: torch's `convert_sync_batchnorm(model)` replaces every BatchNorm by a plain SyncBatchNorm of the same
 weights. An activation inside, as timm's BatchNormAct2d has, is gone, and no error says so (timm#1254).
@@ -15,7 +15,8 @@ weights; for timm's models `timm.layers.convert_sync_batchnorm`.
 Evidence: tests/rules/test_conversion_drops_forward.py: after torch's conversion half of the example's outputs are
 negative, where a ReLU let none pass.
 
-Limits: Whether a conversion is planned, nobody can see. Subclasses that share torch's forward are not found.
+Limits: Whether a conversion is planned, nobody can see. Subclasses that share torch's forward are not found, nor are
+frozen layers, which a conversion thaws.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from gammabeta.diagnosis import Finding, Fix
 from gammabeta.layers.batch_norm import BatchNorm2d, _BatchNorm
 from gammabeta.record import Norm, Record
 from gammabeta.rule import Example
-from gammabeta.statistics import Batch, Synced
+from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.statistics import set_statistics
 
 code = "GB308"
@@ -56,7 +57,7 @@ def _lost(norm: Norm) -> str:
         if isinstance(module.statistics, Synced):
             return ""
         parts = [f"the activation {module.activation}"] if module.activation is not None else []
-        parts += [f"the statistics {module.statistics}"] if module.statistics != Batch() else []
+        parts += [f"the statistics {module.statistics}"] if module.statistics not in (Batch(), Running()) else []
         return " and ".join(parts)
     plain = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in plain:
