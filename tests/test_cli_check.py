@@ -1,5 +1,6 @@
 """gammabeta check, explain and rules: exit codes, what is handed on, what is printed, and how they fail."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from gammabeta import cli
+from gammabeta import check, cli
+from gammabeta.benchmarks.training_step import load_timm
 from gammabeta.rules import RULES
 
 SOURCE = """
@@ -129,8 +131,8 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
                        "parentheses, or a checkpoint file."),
         (("absent.pt",), "absent.pt: there is no such file."),
         (("mine_for_cli.py:nothing",), "mine_for_cli.py:nothing: mine_for_cli has no nothing."),
-        (("mine_for_cli.py:good", "--select", "GB9"), "select: expected codes or names of rules, or beginnings of codes, "
-                                                      "got 'GB9': `gammabeta rules` lists them."),
+        (("mine_for_cli.py:good", "--select", "GB9"), "select: expected codes or names of rules, or beginnings of "
+                                                      "codes, got 'GB9': `gammabeta rules` lists them."),
         (("mine_for_cli.py:good", "--fail-on", "fatal"), "--fail-on: expected error, warning or note, got 'fatal'."),
         (("mine_for_cli.py:good", "--format", "xml"), "--format: expected text, json, sarif, github, got 'xml'."),
         (("mine_for_cli.py:good", "--batch-size", "0"), "check: expected batch_size of 1 or more, got 0."),
@@ -139,8 +141,8 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
         (("mine_for_cli.py:good", "--optimizer", "mine_for_cli.py:sample"), "check: expected optimizer as a "
          "torch.optim.Optimizer or a list of them, got a Tensor."),
         (("mine_for_cli.py:good", "--inputs", "mine_for_cli.py:wrong_sample"), "check: expected inputs that the model "
-         "takes, got tensors of shapes (8, 5), on which its forward raised RuntimeError: mat1 and mat2 shapes cannot be "
-         "multiplied (8x5 and 3x4)"),
+         "takes, got tensors of shapes (8, 5), on which its forward raised RuntimeError: mat1 and mat2 shapes cannot "
+         "be multiplied (8x5 and 3x4)"),
         (("weights.bin", "--inputs", "mine_for_cli.py:sample"), "weights.bin: a checkpoint has no model that --inputs "
                                                                 "could be for."),
     ],
@@ -174,7 +176,7 @@ def test_every_rule_is_explained_with_its_examples(rule):
     assert f"{rule.code} {rule.name}" in text
     for heading in ("What it does", "Why it matters", "Use instead", "Evidence", "Limits"):
         assert heading in text
-    assert "model = " in text
+    assert "nn." in text
     assert run("explain", rule.name).stdout == text
 
 
@@ -206,17 +208,11 @@ def test_help_names_the_commands_and_their_options():
         assert option in text
 
 
-def test_a_resnet_50_is_checked_in_under_a_second(tmp_path):
+def test_a_resnet_50_is_checked_in_under_a_second():
     """The check alone, without the seconds that importing torch and building the model take."""
-    pytest.importorskip("timm")
-    from gammabeta.benchmarks.training_step import load_timm
-    from gammabeta.inspection import Configuration, inspect
-
-    load_timm()
-    inspect("timm.models:resnet50", Configuration())
-    from gammabeta import check
-
+    if any(importlib.util.find_spec(name) is None for name in ("timm", "torchvision")):
+        pytest.skip("timm and torchvision are not installed")
     model = load_timm().create_model("resnet50")
     start = time.perf_counter()
-    check(model)
+    assert check(model).norms == 53
     assert time.perf_counter() - start < 1

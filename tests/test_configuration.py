@@ -26,8 +26,8 @@ def test_the_nearest_table_upwards_counts(tmp_path):
     ("text", "message"),
     [
         ("[tool.gammabeta\n", "cannot be read: "),
-        ('[tool.gammabeta]\nfail_on = "error"\n', "[tool.gammabeta] has a key fail_on, which is not known: did you mean "
-                                                  "fail-on?"),
+        ('[tool.gammabeta]\nfail_on = "error"\n', "[tool.gammabeta] has a key fail_on, which is not known: did you "
+                                                  "mean fail-on?"),
         ("[tool.gammabeta]\nx = 1\n", "[tool.gammabeta] has a key x, which is not known: there are select, ignore, "
                                       "fail-on."),
         ('[tool.gammabeta]\nselect = "GB1"\n', 'expected select as a list of codes, as ["GB101"], got \'GB1\'.'),

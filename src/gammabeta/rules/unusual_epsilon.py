@@ -1,7 +1,7 @@
 """An ε that is unusually large or small, or not the same all over the model.
 
-What it does: Finds norms whose ε is above 10⁻², 0, or below 10⁻⁶ (this a note for norms other than BatchNorm), and, as
-a note, models whose norms of one class have different ε.
+What it does: Finds norms whose ε is above 10⁻² or 0, and, as notes, those whose ε is below 10⁻⁶, and models whose norms
+of one class have different ε.
 
 Why it matters: ε is added to a variance. A large one keeps the layer from standardizing: `nn.BatchNorm2d(64, 0.8)`,
 meant as a momentum, sets ε = 0.8, since ε is the second argument. 0 makes a constant channel NaN, and in float16 10⁻⁸
@@ -15,7 +15,7 @@ Evidence: tests/rules/test_unusual_epsilon.py: inputs of variance 0.1 leave a Ba
 of 10⁻⁵ with 1.00.
 
 Limits: ε belongs to the trained weights: change it before training, not after, and so the fix sets it in training mode
-alone. Small ones are harmless where a norm computes in float32, as torch's do.
+alone. Small ones are harmless where a norm computes in float32, as torch's do: BERT's is 10⁻¹².
 """
 
 from collections import Counter
@@ -78,7 +78,7 @@ def _judged(norm: Norm, eps: float) -> tuple[str, str]:
         return ": an input that is constant gives NaN", severity
     if eps < _LEAST * (1 - _ROUNDING):
         in_float16 = ", and 0 in float16" if eps < 2**-25 else ""
-        return f": under {_LEAST:g}{in_float16}", severity if norm.kind == "batch" else "note"
+        return f": under {_LEAST:g}{in_float16}", "note"
     return "", ""
 
 
