@@ -245,3 +245,13 @@ class TestOtherDevices:
         assert gb.LayerNorm(6, device="meta", dtype=torch.bfloat16)(x).dtype == torch.bfloat16
         assert gb.GroupNorm(2, 6, device="meta")(x).dtype == torch.bfloat16
         assert handed == [[torch.float32] * 3, [torch.bfloat16] * 3, [torch.float32] * 3]
+
+
+@pytest.mark.parametrize("name", ["BatchNorm2d", "InstanceNorm2d"])
+def test_a_copy_of_a_layer_compiled_in_place_is_itself_called(name):
+    layer, x = getattr(gb, name)(3, track_running_stats=True), torch.randn(4, 3, 5, 5)
+    layer.compile(backend="aot_eager")
+    other = copy.deepcopy(layer)
+    other(x)
+    assert layer.running_mean.abs().max() == 0
+    assert other.running_mean.abs().max() > 0

@@ -64,6 +64,7 @@ ORDER = (
     "formats",
     "contest",
     "ring",
+    "world",
     "benchmarks",
     "bench",
     "cli",
@@ -187,7 +188,7 @@ def test_what_the_report_needs_is_packaged():
 
 
 def test_documentation_links_lead_somewhere():
-    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

@@ -15,8 +15,11 @@ from gammabeta.selection import ignore
 from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
+from gammabeta.surgery.convert import convert
 from gammabeta.surgery.decay import parameter_groups
+from gammabeta.surgery.fold import Folded, fold
 from gammabeta.surgery.freeze import freeze, unfreeze
+from gammabeta.surgery.fuse import fuse
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.statistics import set_statistics
@@ -30,6 +33,7 @@ __all__ = [
     "Change",
     "Diagnosis",
     "Finding",
+    "Folded",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -40,9 +44,12 @@ __all__ = [
     "accumulate_statistics",
     "adopt",
     "check",
+    "convert",
+    "fold",
     "freeze",
     "frozen_statistics",
     "functional",
+    "fuse",
     "ignore",
     "lengths_to_mask",
     "parameter_groups",

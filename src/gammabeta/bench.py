@@ -191,14 +191,15 @@ def _show(subject: Subject, results: Sequence[Result], console: Console) -> None
     """Medians for the screen; the file has the rest."""
     for threads in dict.fromkeys(result.threads for result in results):
         table = Table(title=f"{subject.name}, {_threads(threads)}: medians {_unit(subject)}")
-        for i, head in enumerate(("operation", "x", OURS, "at most", TORCH, COMPILED, f"/ {TORCH}")):
+        ours, theirs = subject.called(OURS), subject.called(TORCH)
+        for i, head in enumerate(("operation", "x", ours, "at most", theirs, COMPILED, f"/ {theirs}")):
             table.add_column(head, justify="right" if i > 1 else "left")
         for result in results:
             if result.threads == threads:
                 row = result.row
                 x = f"{row.shape} {_name(row.dtype)}" + ("" if row.layout == "contiguous" else f" {row.layout}")
-                ours, theirs, compiled = (_median(subject, result, name) for name in (OURS, TORCH, COMPILED))
-                cells = (row.operation, x, ours, _limit(result), theirs, compiled, f"{result.ratio():.2f}")
+                mine, torchs, compiled = (_median(subject, result, name) for name in (OURS, TORCH, COMPILED))
+                cells = (row.operation, x, mine, _limit(result), torchs, compiled, f"{result.ratio():.2f}")
                 table.add_row(*(escape(cell) for cell in cells), style="yellow" if result.met() is False else "")
         console.print(table)
     behind, broken = _behind(subject, results), sum(result.met() is False for result in results)
@@ -273,7 +274,8 @@ def _heads(subject: Subject) -> list[str]:
     heads = ["operation", "shape", "dtype, layout"]
     if subject.unit == "copies":
         heads += ["traffic, MiB", "saved, MiB", "copy, ms", "floor"]
-    return [*heads, "at most", OURS, TORCH, COMPILED, f"{OURS} / {TORCH}", "limit kept"]
+    ours, theirs = subject.called(OURS), subject.called(TORCH)
+    return [*heads, "at most", ours, theirs, COMPILED, f"{ours} / {theirs}", "limit kept"]
 
 
 def _cells(subject: Subject, result: Result) -> list[str]:
@@ -320,7 +322,8 @@ def _limit(result: Result) -> str:
 
 def _behind(subject: Subject, results: Sequence[Result]) -> list[str]:
     return [
-        f"{_label(result)}: {_figure(subject, result, OURS)}; {name} {_figure(subject, result, name)}: {how}"
+        f"{_label(result)}: {_figure(subject, result, OURS)}; "
+        f"{subject.called(name)} {_figure(subject, result, name)}: {how}"
         for result in results
         for name, how in result.ahead_of_us().items()
     ]

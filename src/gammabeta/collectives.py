@@ -1,7 +1,7 @@
 """What processes tell each other: the two collectives that synchronized statistics need, differentiable.
 
-They are torch's functional collectives, in eager as in compiled code, which in eager cost what the plain ones do.
-Nothing waits on the host for a device.
+They are torch's functional collectives, in eager as in compiled code: in eager some 50 µs of Python more than the plain
+ones, where an exchange over gloo takes a millisecond. Nothing waits on the host for a device.
 """
 
 from __future__ import annotations

@@ -130,6 +130,7 @@ class Subject:
         unit: of its figures: "copies", "µs" or "ms".
         rows: the lines; with True few of them.
         missing: what has to be installed first, in a sentence; None where all is there.
+        names: what contestants are called in its tables, where that is not their own name.
     """
 
     name: str
@@ -138,13 +139,18 @@ class Subject:
     unit: str
     rows: Callable[[bool], list[Row]]
     missing: Callable[[], str | None]
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, contestant: str) -> str:
+        return self.names.get(contestant, contestant)
 
     @classmethod
     def of(cls, module: Any) -> Subject:
-        """The subject of a module with docstring, `UNIT`, `rows(quick)` and, where it needs something, `missing()`."""
+        """The subject of a module with docstring, `UNIT`, `rows(quick)` and, where needed, `missing()` and `NAMES`."""
         title, _, text = (inspect.getdoc(module) or "").partition("\n")
         missing = getattr(module, "missing", lambda: None)
-        return cls(module.__name__.rpartition(".")[2], title.strip(), text.strip(), module.UNIT, module.rows, missing)
+        name, names = module.__name__.rpartition(".")[2], getattr(module, "NAMES", {})
+        return cls(name, title.strip(), text.strip(), module.UNIT, module.rows, missing, names)
 
 
 def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:

@@ -259,7 +259,7 @@ class _Recorder(TorchDispatchMode):
         if storage._cdata not in self.storages:
             self.storages[storage._cdata] = StorageWeakRef(storage), self._new()
         data = self.storages[storage._cdata][1]
-        return Seen(data, tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.dtype)
+        return Seen(data, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

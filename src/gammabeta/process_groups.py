@@ -150,7 +150,8 @@ def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> 
 
 def _known() -> list[dist.ProcessGroup]:
     """The groups that this process has made and is in."""
-    return list(dist.distributed_c10d._world.pg_group_ranks)
+    known = dist.distributed_c10d._world.pg_group_ranks
+    return [group for group in known if isinstance(group, dist.ProcessGroup)]  # a mark stands for the rest
 
 
 def _named(name: str) -> dist.ProcessGroup | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ _DICTS = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
     """Whatever runs inside, the model is afterwards as it was, and so are the generators of random numbers.
 
     Buffers and parameters keep their objects and get their bits back; so do mode, attributes, children, gradients and
@@ -26,6 +26,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: any module whose parameters are initialized.
+        watch: whether each operation is looked at for a write to a parameter; not while time is taken.
 
     Raises:
         ValueError: a parameter or buffer is uninitialized (lazy modules): a first forward would change the model.
@@ -45,7 +46,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     python, numpy = random.getstate(), _numpy()
     array = numpy.get_state() if numpy else None
     try:
-        with torch.random.fork_rng(devices=cuda), written:
+        with torch.random.fork_rng(devices=cuda), written if watch else nullcontext():
             yield
     finally:
         for module, before, dicts in attributes:

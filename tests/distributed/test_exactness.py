@@ -1,13 +1,12 @@
 """Synced over 2, 3 and 4 processes is one process on the whole batch: outputs, gradients, running statistics."""
 
-import functools
 import itertools
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from tests.distributed.world import run
+from tests.distributed.world import once
 
 import gammabeta as gb
 from gammabeta.statistics import Synced
@@ -72,9 +71,8 @@ def share(case):
     }
 
 
-@functools.cache
 def shares(processes):
-    return run("tests.distributed.test_exactness:job", processes)
+    return once("tests.distributed.test_exactness:job", processes)
 
 
 def expected(case, processes):

@@ -19,16 +19,32 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 240  # seconds; compiling takes most of it on a busy machine
 
 
-def run(job, processes, environment=None):
+_results = {}
+
+
+def once(job, processes, environment=None):
+    """`run`, for many tests to look at: a job that failed or hung fails them all, and is not tried again for each."""
+    if (job, processes) not in _results:
+        try:
+            _results[job, processes] = run(job, processes, environment)
+        except RuntimeError as error:
+            _results[job, processes] = error
+    if isinstance(_results[job, processes], RuntimeError):
+        raise _results[job, processes]
+    return _results[job, processes]
+
+
+def run(job, processes, environment=None, limit=LIMIT):
     """What `job` returned in each process, in the order of ranks.
 
     Args:
         job: "module:function"; it takes nothing, and returns what torch.save takes.
         processes: how many.
         environment: variables for them.
+        limit: seconds after which they end themselves.
 
     Raises:
-        RuntimeError: one of them failed, or they took longer than `LIMIT`; with what they printed.
+        RuntimeError: one of them failed, or they took longer than the limit; with what they printed.
     """
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -36,7 +52,7 @@ def run(job, processes, environment=None):
         paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
         variables = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(environment or {})}
         agent = subprocess.Popen(
-            [*command, str(Path(__file__)), job, out],
+            [*command, str(Path(__file__)), job, out, str(limit)],
             env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,7 +60,7 @@ def run(job, processes, environment=None):
             start_new_session=True,
         )
         try:
-            printed, _ = agent.communicate(timeout=LIMIT + 30)
+            printed, _ = agent.communicate(timeout=limit + 30)
         except subprocess.TimeoutExpired:
             agent.terminate()  # which ends the processes, too
             printed, _ = agent.communicate(timeout=30)
@@ -69,9 +85,9 @@ def alive(out):
     return [pid for pid in (int(path.read_text()) for path in out.glob("*.pid")) if Path(f"/proc/{pid}").exists()]
 
 
-def _main(job, out):
+def _main(job, out, limit):
     # Should nobody end this process, it ends itself, and says where it was.
-    faulthandler.dump_traceback_later(LIMIT, exit=True)
+    faulthandler.dump_traceback_later(float(limit), exit=True)
     Path(out, f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=100))

@@ -33,6 +33,23 @@ class Residual(nn.Module):
         return self.head(self.rms(self.ln(self.bn2(self.drop(self.fc(x))))))
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """As detectron2 and DETR have it: buffers, and ε in the forward alone where `eps` is None."""
+
+    def __init__(self, channels, eps=None, wrong=0.0):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
+        self.hidden = 1e-5 if eps is None else eps
+        self.wrong = wrong
+        if eps is not None:
+            self.eps = eps
+
+    def forward(self, x):
+        w, b, m, v = (getattr(self, n).reshape(1, -1, 1, 1) for n in ("weight", "bias", "running_mean", "running_var"))
+        return (x - m) * (w * (v + self.hidden).rsqrt()) + b + self.wrong
+
+
 def randomize(model, seed=0):
     """Random Parameters, running means and variances: a layer that loses one shows."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ import io
 
 import pytest
 import torch
-from tests.surgery.models import hooked, images, model, randomize, whole
+from tests.surgery.models import FrozenBatchNorm2d, hooked, images, model, randomize, whole
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -19,23 +19,6 @@ from gammabeta.surgery import adopt as adopt_module
 # Two orders of summing some hundred float32 values, and then five more layers.
 ROUNDING = {"rtol": 2e-5, "atol": 2e-5}
 NORMS = ["bn1", "block.1", "gn", "inorm", "bn2", "ln", "rms"]
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """As detectron2 and DETR have it: buffers, and ε in the forward alone where `eps` is None."""
-
-    def __init__(self, channels, eps=None, wrong=0.0):
-        super().__init__()
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, torch.ones(channels))
-        self.hidden = 1e-5 if eps is None else eps
-        self.wrong = wrong
-        if eps is not None:
-            self.eps = eps
-
-    def forward(self, x):
-        w, b, m, v = (getattr(self, n).reshape(1, -1, 1, 1) for n in ("weight", "bias", "running_mean", "running_var"))
-        return (x - m) * (w * (v + self.hidden).rsqrt()) + b + self.wrong
 
 
 class OwnForward(nn.BatchNorm2d):
@@ -108,6 +91,21 @@ class TestAdopt:
         before = whole(m)
         with pytest.raises(OSError, match="in the middle"):
             gb.adopt(m)
+        assert whole(m) == before
+
+    def test_an_exception_in_the_middle_of_releasing_leaves_the_model(self, monkeypatch):
+        m, original = model(), adopt_module._leave_ours
+        gb.adopt(m)
+
+        def failing(change, name, module, cls):
+            original(change, name, module, cls)
+            if name == "ln":
+                raise OSError("in the middle")
+
+        monkeypatch.setattr(adopt_module, "_leave_ours", failing)
+        before = whole(m)
+        with pytest.raises(OSError, match="in the middle"):
+            gb.release(m)
         assert whole(m) == before
 
     def test_hooks_go_on_and_so_does_the_optimizer(self):
@@ -256,6 +254,49 @@ def zoo(name):
     return importlib.import_module(name)
 
 
+class TestNormAct:
+    """timm's BatchNormAct2d."""
+
+    @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU, None])
+    @pytest.mark.parametrize("momentum", [0.3, None])
+    def test_it_becomes_one_with_an_activation_and_comes_back(self, act, momentum):
+        norm_act = zoo("timm.layers.norm_act")
+        m = nn.Sequential(
+            randomize(
+                norm_act.BatchNormAct2d(3, momentum=momentum, apply_act=act is not None, act_layer=act or nn.ReLU)
+            )
+        )
+        theirs, calls = copy.deepcopy(m), []
+        m[0].register_forward_hook(lambda *_: calls.append(1))
+        before = whole(m)
+        change = gb.adopt(m)
+        assert type(m[0]) is gb.BatchNorm2d
+        assert not calls
+        ours = copy.deepcopy(m)
+        for training in (True, True, False):
+            torch.testing.assert_close(ours.train(training)(images()), theirs.train(training)(images()), **ROUNDING)
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), **ROUNDING)
+        gb.release(m)
+        assert whole(m) == before
+        assert change.changed == ["0"]
+
+    def test_a_network_of_timm_s_freezes_and_converts(self):
+        zoo("timm.layers.norm_act")
+        m = randomize(training_step.load_timm().create_model("test_efficientnet"))
+        x = images(4).repeat(1, 1, 8, 8)
+        expected = m.eval()(x)
+        with gb.freeze(m) as change:
+            assert len(change.changed) == 13
+            assert change.left == {}
+            buffers = [b.clone() for b in m.buffers()]
+            torch.testing.assert_close(m.train()(x), expected, rtol=1e-3, atol=1e-4)  # 13 layers, and a sum over γ
+            assert all(torch.equal(a, b) for a, b in zip(buffers, m.buffers(), strict=True))
+        fitted = gb.convert(m, "layer", batches=[x])
+        assert len(fitted.changed) == 13
+        assert all(entry.numbers["residual"] <= entry.numbers["kept"] for entry in fitted.entries)
+        assert m.eval()(x).isfinite().all()
+
+
 def left(m):
     before = whole(m)
     (reason,) = gb.adopt(m).left.values()
@@ -268,10 +309,20 @@ class TestLeftAlone:
         assert left(OwnForward(3)) == "OwnForward has a forward of its own, which would be lost"
         assert left(OwnBuffer(3)) == "OwnBuffer is a subclass of BatchNorm2d, whose additions would be lost"
 
-    def test_timm_s_with_an_activation_inside(self):
+    def test_timm_s_whose_activation_or_drop_we_do_not_have(self):
         norm_act = zoo("timm.layers.norm_act")
-        assert left(norm_act.BatchNormAct2d(3)) == "BatchNormAct2d has a forward of its own, which would be lost"
+        reason = "BatchNormAct2d has a forward of its own, with a {} that no layer of ours has"
+        assert left(norm_act.BatchNormAct2d(3, act_layer=nn.Mish)) == reason.format("Mish")
+        assert left(norm_act.BatchNormAct2d(3, drop_layer=nn.Dropout)) == reason.format("Dropout")
+        hooked = norm_act.BatchNormAct2d(3)
+        hooked.act.register_forward_hook(lambda *_: None)
+        assert left(hooked) == "BatchNormAct2d has hooks on its act or drop, which would not be called"
         assert left(norm_act.FrozenBatchNormAct2d(3)).startswith("FrozenBatchNormAct2d is a frozen BatchNorm with more")
+
+    def test_a_subclass_with_the_same_children_that_computes_something_else(self):
+        norm_act = zoo("timm.layers.norm_act")
+        mine = type("Mine", (norm_act.BatchNormAct2d,), {"forward": lambda self, x: self.act(x)})
+        assert left(mine(3)) == "Mine has a forward of its own, which computes something else than ours"
 
     def test_quantized(self):
         quantized = torch.ao.nn.quantized.BatchNorm2d(3)

@@ -225,6 +225,13 @@ class TestFreeze:
             gb.unfreeze(m)
         assert whole(m) == before
 
+    def test_another_source_replaces_frozen_statistics_and_not_the_memory_of_gamma(self):
+        m = ours()
+        gb.freeze(m, affine=True, where="bn1")
+        gb.set_statistics(m, Ghost(4), where="bn1")
+        assert gb.unfreeze(m, where="bn1").entries[0].what == "unfrozen: weight and bias"
+        assert m.bn1.statistics == Ghost(4)
+
     def test_halves_are_given_back_one_at_a_time(self):
         m = ours()
         gb.freeze(m, affine=True, where="bn1")

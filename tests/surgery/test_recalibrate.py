@@ -1,6 +1,8 @@
 """recalibrate: against float64 over the whole set, what is in evaluation meanwhile, standard errors, early stop."""
 
+import io
 import math
+import sys
 
 import pytest
 import torch
@@ -173,14 +175,14 @@ def test_standard_errors_are_those_of_repeated_samples():
         return (x.exp() + 5).repeat(1, 1, 16)
 
     found, errors = [], []
-    for seed in range(300):
+    for seed in range(200):
         m = nn.BatchNorm1d(3)
         (entry,) = gb.recalibrate(m, data(seed).split(50)).entries
         found.append(torch.stack((m.running_mean, m.running_var)))
         errors.append([entry.numbers["mean_error"], entry.numbers["var_error"]])
     true = data(999, 100_000)[..., 0]
     mean_spread = torch.stack(found)[:, 0].std(0) / true.std(0)
-    # 300 repetitions tell a deviation to 4 %; a lognormal's fourth moment makes that of the variance heavy-tailed.
+    # 200 repetitions tell a deviation to 5 %; a lognormal's fourth moment makes that of the variance heavy-tailed.
     errors = torch.tensor(errors).square().mean(0).sqrt()
     assert errors[0] == pytest.approx(mean_spread.square().mean().sqrt().item(), rel=0.15)
     # The error relative to the sample's own variance, against the spread of the logarithm of it.
@@ -247,6 +249,43 @@ def test_compiled_models_run_uncompiled_meanwhile():
     for name in NAMES:
         assert torch.equal(m.get_submodule(name).running_var, plain.get_submodule(name).running_var)
     torch._dynamo.reset()
+
+
+def test_what_is_being_accumulated_is_not_disturbed():
+    m, twin = gb.BatchNorm2d(3), gb.BatchNorm2d(3)
+    with gb.accumulate_statistics(m):
+        m(batches()[0])
+        gb.recalibrate(m, batches())
+    gb.recalibrate(twin, batches())
+    twin(batches()[0])
+    torch.testing.assert_close(m.running_var, twin.running_var, rtol=1e-6, atol=0)  # one update, by another route
+
+
+def test_layers_compiled_in_place_are_measured_too():
+    torch._dynamo.reset()
+    m, plain = ours(), ours()
+    m.bn1.compile(backend="aot_eager", fullgraph=True)
+    m.block.compile(backend="aot_eager")
+    m(images())
+    m.load_state_dict(plain.state_dict())
+    gb.recalibrate(m, batches())
+    gb.recalibrate(plain, batches())
+    for name in NAMES:
+        assert torch.equal(m.get_submodule(name).running_var, plain.get_submodule(name).running_var)
+    torch._dynamo.reset()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("count", "shown"), [(25, True), (5, False)])
+def test_a_long_loader_shows_its_progress_on_a_terminal(count, shown, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    gb.recalibrate(nn.BatchNorm2d(3), batches((4,) * count))
+    assert ("recalibrate" in sys.stderr.getvalue()) == shown
 
 
 def test_sync_batch_norm_and_subclasses_are_measured_too():

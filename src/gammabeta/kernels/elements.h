@@ -87,6 +87,11 @@ class Writer {
 
   bool streamed() const { return streamed_; }
 
+  // Whether a loop of StoredRows may write there.
+  bool reaches(const T* to) const {
+    return !streamed_ || reinterpret_cast<uintptr_t>(to) % (kConverts ? 32 : 64) == 0;
+  }
+
   void done() const {
     if (streamed_) storage().fence();
   }

@@ -100,7 +100,7 @@ class LineWork {
         }
         back[r] = {mean, A(rstd), A(-rstd * (rstd * rstd * sum_x / double(d))),
                    lines_.center ? A(-rstd * (sum / double(d))) : A(0)};
-        streamed = streamed && aligned(g_x + first);
+        streamed = streamed && writer.reaches(g_x + first);
       }
       stored_.gradient_apply_e(count, length, g + at, x + at, g_total ? g_total + at : nullptr, g_x + at, d, weight, back,
                                g_weight + group * d, g_bias ? g_bias + group * d : nullptr, streamed);
@@ -153,13 +153,11 @@ class LineWork {
   }
 
  private:
-  static bool aligned(const T* to) { return reinterpret_cast<uintptr_t>(to) % 64 == 0; }
-
   // y of a group's d values, no residual and no activation; c: the first one's place in the line.
   void plain_forward(const T* x, T* y, int64_t c, A mean, A rstd, const Writer<T>& writer) {
     const int64_t d = lines_.d;
     const A* weight = &lines_.weight[size_t(c)];
-    if (!writer.streamed() || aligned(y))
+    if (writer.reaches(y))
       return stored_.apply_e(x, y, d, mean, rstd, weight, lines_.bias_at(c), d, writer.streamed());
     alignas(64) T part[kPart];
     for (int64_t i = 0; i < d; i += kPart) {

@@ -68,11 +68,9 @@ class Plane {
   int64_t n_, stride_, s_, mask_stride_, rows_of_piece_, pieces_of_row_, pieces_;
 };
 
-// What one channel of x goes through, forward: (x − mean)·scale + shift; and in the gradient a·g + b·(x − mean) + c.
 template <class A>
-struct Affine {
-  A mean, scale, shift;
-};
+using Affine = ChannelAffine<A>;
+// And in the gradient: a·g + b·(x − mean) + c.
 template <class A>
 struct Backprop {
   A a, b, c;
@@ -160,6 +158,11 @@ struct PlaneWork {
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const int64_t n = p.size();
+      if (in_place(y, p, writer)) {
+        const int64_t at = plane.begin(p);
+        stored.apply_s(x + at, residual ? residual + at : nullptr, y + at, n, f, finish, writer.streamed());
+        continue;
+      }
       const A* v = load_x(x, p);
       const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
       A* out = plane.place(writer, y, p, b.out);
@@ -210,6 +213,13 @@ struct PlaneWork {
       const auto p = plane.piece(i);
       const A *g_z, *v;
       A s, q;
+      if (!g_residual && in_place(p)) {
+        const int64_t at = plane.begin(p);
+        stored.gradient_sums_s(g + at, x + at, residual ? residual + at : nullptr, p.size(), f, finish, &s, &q);
+        *sum += double(s);
+        *sum_x += double(q);
+        continue;
+      }
       load_gradient(g, x, residual, p, f, &g_z, &v);
       rows.gradient_sums_s(g_z, v, p.size(), f.mean, &s, &q);
       *sum += double(s);
@@ -224,6 +234,13 @@ struct PlaneWork {
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const A *g_z, *v;
+      if (!residual == !g_residual && in_place(g_x, p, writer) && (!g_residual || in_place(g_residual, p, writer))) {
+        const int64_t at = plane.begin(p);
+        stored.gradient_apply_s(g + at, x + at, residual ? residual + at : nullptr, g_x + at,
+                                g_residual ? g_residual + at : nullptr, p.size(), f, back.a, back.b, back.c, finish,
+                                writer.streamed());
+        continue;
+      }
       load_gradient(g, x, residual, p, f, &g_z, &v);
       A* out = plane.place(writer, g_x, p, b.out);
       if (mask) {
@@ -239,6 +256,14 @@ struct PlaneWork {
 
  private:
   static constexpr int64_t kFew = 128;
+
+  // Whether a piece is worked on where it stands, without buffers.
+  bool in_place(const typename Plane<T>::Piece&) const {
+    return !mask && !plane.gathers() && (finish.activation == kNone || finish.activation == kRelu || finish.activation == kRelu6);
+  }
+  bool in_place(const T* to, const typename Plane<T>::Piece& p, const Writer<T>& writer) const {
+    return in_place(p) && writer.reaches(to + plane.begin(p));
+  }
 
   // The mean of the first values, as many as are added up without rounding where all are equal.
   A mean_of_few(const A* v, int64_t n) const {

@@ -93,6 +93,12 @@ const Rows<float>& rows<float>();
 template <>
 const Rows<double>& rows<double>();
 
+// What one channel of x goes through forward: (x − mean)·scale + shift.
+template <class A>
+struct ChannelAffine {
+  A mean, scale, shift;
+};
+
 // What one line of x goes through backward: g_x = a·g·weight + b·(x − mean) + c.
 template <class A>
 struct LineBackprop {
@@ -101,7 +107,7 @@ struct LineBackprop {
 constexpr int kLinesAtOnce = 4;
 
 // Loops over values as they are stored: 16 bits are converted in registers, on the way in and out. "streamed" writes past
-// the caches, which asks for a y or g_x that stands at a multiple of 64 bytes.
+// the caches, which asks for a y or g_x that stands at a multiple of 64 bytes (16-bit values: 32).
 template <class T>
 struct StoredRows {
   typedef ArithmeticOf<T> A;
@@ -116,6 +122,14 @@ struct StoredRows {
   // unless that is null; g_weight += Σa·g·(x − mean) and, unless null, g_bias += Σg, over these lines.
   void (*gradient_apply_e)(int lines, int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n,
                            const A* weight, const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed);
+  // For no activation, relu and relu6: y = activation(z), z = (x − mean)·scale + shift + residual; residual may be null.
+  void (*apply_s)(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, Finish<A> finish, bool streamed);
+  // Σg_z and Σg_z·(x − mean), g_z = g·activation'(z).
+  void (*gradient_sums_s)(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f, Finish<A> finish,
+                          A* sum, A* sum_x);
+  // g_x = a·g_z + b·(x − mean) + c and g_residual = g_z; residual and g_residual are null both or neither.
+  void (*gradient_apply_s)(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
+                           ChannelAffine<A> f, A a, A b, A c, Finish<A> finish, bool streamed);
 };
 
 template <class T>

@@ -105,7 +105,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
             skipped.zero_()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state: dict[str, Any] = super().__getstate__()  # without what compiling in place has set
         state.pop("holds_statistics", None)
         state.pop("gathered", None)
         return state

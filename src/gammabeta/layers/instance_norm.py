@@ -73,7 +73,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         return y.squeeze(0) if unbatched else y
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state: dict[str, Any] = super().__getstate__()  # without what compiling in place has set
         state.pop("holds_statistics", None)
         return state
 

@@ -17,6 +17,7 @@ from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_norm_act
 from gammabeta.surgery.where import Where, select
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -55,7 +56,8 @@ class _Origin:
     """The class that an adopted module had, and the attributes that it had not."""
 
     cls: type[nn.Module]
-    added: tuple[str, ...]
+    added: tuple[str, ...] = ()
+    activation: str | None = None
 
 
 def adopt(model: nn.Module, *, where: Where = None) -> Change:
@@ -63,10 +65,12 @@ def adopt(model: nn.Module, *, where: Where = None) -> Change:
 
     Outputs stay equal to rounding. torch's SyncBatchNorm becomes a BatchNorm with `Synced`, of its group. A frozen
     BatchNorm as torchvision, detectron2 and DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with
-    `Running`, whose γ and β are Parameters that require no gradient; its output is first compared with ours.
+    `Running`, whose γ and β are Parameters that require no gradient; timm's BatchNormAct2d a BatchNorm2d with the
+    activation that it holds. Both are first compared with ours, on inputs made up for that.
 
-    Left alone, each with the reason: subclasses (their own forward would be lost), parametrized modules, lazy ones that
-    have not seen a batch, scripted ones, modules with a `forward` set on the instance, and those that FSDP2 manages.
+    Left alone, each with the reason: other subclasses (their own forward would be lost), parametrized modules, lazy
+    ones that have not seen a batch, scripted ones, modules with a `forward` set on the instance, and those that FSDP2
+    manages.
 
     Args:
         model: any module, also wrapped by torch.compile, which compiles again, or DistributedDataParallel.
@@ -130,7 +134,7 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
 
 def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
     """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
-    reason = _why_not(module)
+    reason = why_not(module)
     if reason is not None:
         change.leave(name, reason)
         return False
@@ -140,18 +144,31 @@ def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
     elif is_frozen_batch_norm(module):
         if not _adopt_frozen(change, name, module):
             return False
+    elif is_norm_act(module):
+        _adopt_norm_act(change, name, module)
     else:
         _become(change, name, module, _OURS[before])
     change.note(name, f"{before.__name__} is {type(module).__name__}{_with(module)}")
     return True
 
 
-def _with(module: nn.Module) -> str:
+def forget_source(change: Change, name: str, module: nn.Module) -> None:
+    """No memory of a source that `freeze` replaced; what it took of γ and β is remembered."""
+    frozen: Frozen | None = module.__dict__.get("frozen")
+    if frozen is not None and frozen.affine:
+        change.set_attribute(module, "frozen", Frozen(None, frozen.affine), name)
+    elif frozen is not None:
+        change.delete_attribute(module, "frozen")
+
+
+def _with(module: Any) -> str:
     source: Any = getattr(module, "statistics", Batch())
-    return "" if source == Batch() else f" with {source}"
+    has = [*([] if source == Batch() else [str(source)]), *([module.activation] if module.activation else [])]
+    return f" with {' and '.join(has)}" if has else ""
 
 
-def _why_not(module: nn.Module) -> str | None:
+def why_not(module: nn.Module) -> str | None:
+    """Why a norm cannot be adopted."""
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted: adopt the model before torch.jit.script"
@@ -165,6 +182,8 @@ def _why_not(module: nn.Module) -> str | None:
         return _why_not_frozen(module)
     if cls in _OURS or cls in _TORCHS or cls in (nn.SyncBatchNorm, BatchNorm):
         return None
+    if is_norm_act(module):
+        return why_not_norm_act(module)  # type: ignore[arg-type]
     if cls.__name__.startswith("FSDP") and len(cls.__bases__) > 1:
         return "FSDP manages it: adopt before fully_shard"
     bases = (base for base in cls.__mro__ if base in _OURS or base in _TORCHS or base.__module__ in _MODULES)
@@ -191,7 +210,16 @@ def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
     _become(change, name, module, BatchNorm)
     change.delete_attribute(module, "process_group")
     change.set_attribute(module, "statistics", source, name)
-    change.set_attribute(module, "adopted_from", _Origin(nn.SyncBatchNorm, ()), name)
+    change.set_attribute(module, "adopted_from", _Origin(nn.SyncBatchNorm), name)
+
+
+def _adopt_norm_act(change: Change, name: str, module: nn.Module) -> None:
+    cls, (activation, slope) = type(module), activation_of(module)
+    _become(change, name, module, BatchNorm2d)
+    change.set_attribute(module, "activation", activation, name)
+    change.set_attribute(module, "activation_slope", slope, name)
+    # `drop` and `act` stay where they are, unused: names and the way back are the same.
+    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
 
 
 def _why_not_frozen(module: nn.Module) -> str | None:
@@ -241,7 +269,7 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
     return True
 
 
-def _release_module(change: Change, name: str, module: nn.Module) -> None:
+def _release_module(change: Change, name: str, module: Any) -> None:
     cls: Any = type(module)
     origin: _Origin | None = module.__dict__.get("adopted_from")
     source: Any = getattr(module, "statistics", Batch())
@@ -252,7 +280,9 @@ def _release_module(change: Change, name: str, module: nn.Module) -> None:
         reason = "its forward is set on the instance, by a wrapper of another library"
     elif cls not in _TORCHS and cls is not BatchNorm:
         reason = f"{cls.__name__} is a subclass of gammabeta's, whose additions would be lost"
-    elif module.__dict__["activation"] is not None:
+    elif origin is not None and is_norm_act(module) and (module.activation, source) == (origin.activation, Batch()):
+        _leave_ours(change, name, module, origin.cls)
+    elif module.activation is not None:
         reason = f"torch's layer has no activation, and {module.activation} would be lost"
     elif origin is not None and origin.cls is nn.SyncBatchNorm and isinstance(source, Synced):
         reason = _release_synced(change, name, module, source)

@@ -38,8 +38,10 @@ class Estimate:
     def distance(self, mean: Tensor, var: Tensor) -> float:
         """√(Δμ²/σ² + ln²(σ'/σ)) to other statistics, root mean square over channels; ε is added to both variances."""
         known = self.moments.count > 1
-        own, other = self.moments.var()[known] + self.eps, var.double()[known] + self.eps
-        shift = (self.moments.mean[known] - mean.double()[known]) / own.sqrt()
+        # Layers of one model may lie on several devices; estimates lie on one.
+        mean, var = mean.to(self.moments.mean), var.to(self.moments.mean)
+        own, other = self.moments.var()[known] + self.eps, var[known] + self.eps
+        shift = (self.moments.mean[known] - mean[known]) / own.sqrt()
         return _rms(torch.hypot(shift, 0.5 * torch.log(own / other)))
 
 
@@ -49,7 +51,7 @@ class Population:
     Standard errors take samples as independent, and the positions of a sample as anything: they come from the spread of
     the samples' own moments about those of all (the linearized variance of a ratio, samples weighted by their count).
 
-    Source: Chan, Golub & LeVeque 1983, eq. 2.1; Cochran 1977, "Sampling Techniques", eq. 6.13.
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1; Cochran 1977, "Sampling Techniques", chapter 6.
     """
 
     def __init__(self, eps: float) -> None:

@@ -242,6 +242,7 @@ def _measuring(
                     adopt_module(temporary, name, layer)
                 if isinstance(layer, _BatchNorm):
                     temporary.set_attribute(layer, "statistics", Batch(), name)
+                    temporary.set_attribute(layer, "gathered", None, name)  # of `accumulate_statistics`
                 temporary.set_attribute(layer, "training", True, name)
                 for key in _BUFFERS:
                     buffer = layer._buffers.get(key)

@@ -69,7 +69,7 @@ def reconcile(model: nn.Module, group: Any = None, *, where: Where = None) -> Ch
             for key, value in (("running_mean", merged_mean), ("running_var", merged_var)):
                 before = layer._buffers[key]
                 assert before is not None
-                change.overwrite(layer, key, torch.where(known, value, before.double()))
+                change.overwrite(layer, key, torch.where(known, value, before.to(value)))
             if layer._buffers.get("num_batches_tracked") is not None:
                 change.overwrite(layer, "num_batches_tracked", tracked.max())
             numbers = {"moved": far[ranks.rank].item(), "spread": far.max().item()}

@@ -1,0 +1,211 @@
+"""What a norm does in evaluation: one scale and one shift for each channel, and what its module does after that."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.activations import ACTIVATIONS, activate
+from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.layers.instance_norm import _InstanceNorm
+from gammabeta.surgery.refusal import Refusal
+
+_TORCH = nn.modules.batchnorm._NormBase
+# Forwards that are known: normalize by the running statistics and nothing else.
+_PLAIN = (
+    nn.modules.batchnorm._BatchNorm.forward,
+    nn.SyncBatchNorm.forward,
+    nn.modules.instancenorm._InstanceNorm.forward,
+)
+# Of what a module computes, in float64: some hundred roundings.
+_SAME = 1e-12
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = rest(x·scale + shift) on axis 1 of x.
+
+    Attributes:
+        scale, shift: float64, one value a channel.
+        rest: what comes after, None for nothing. A residual that the norm was handed is its second argument.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    rest: nn.Module | None
+
+
+class Finish(nn.Module):
+    """What is left of a norm that is folded away: y = activation(x + residual)."""
+
+    def __init__(self, activation: str | None, slope: float) -> None:
+        super().__init__()
+        self.activation = activation
+        self.slope = slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        z = input if residual is None else input + residual
+        return activate(z, self.activation or "none", self.slope)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class MultiplyAdd(nn.Module):
+    """y = rest(x·scale + shift) for each channel, axis 1: what a norm is in evaluation.
+
+    Attributes:
+        scale, shift: buffers, (C,).
+        rest: what comes after, None for nothing; a residual is handed on to it.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, rest: nn.Module | None = None) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.rest = rest
+
+    def forward(self, input: Tensor, *residual: Tensor) -> Tensor:
+        axes = (1, -1) + (1,) * (input.ndim - 2)
+        y = torch.addcmul(self.shift.view(axes), input, self.scale.view(axes))
+        y = y if y.dtype == input.dtype else y.to(input.dtype)
+        return y if self.rest is None else self.rest(y, *residual)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.scale)}"
+
+
+def is_candidate(module: nn.Module) -> bool:
+    """Whether the module is one that normalizes, or may normalize, by running statistics of its own.
+
+    A norm of torch.nn or ours with statistics for channels; and whatever holds a `running_mean` and a `running_var`
+    as the frozen norms of other libraries do.
+    """
+    if isinstance(module, _TORCH):
+        return not isinstance(module, nn.modules.instancenorm._InstanceNorm) or module.track_running_stats
+    mean, var = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+    return mean is not None and var is not None and mean.ndim == 1 and mean.shape == var.shape
+
+
+def affine_of(norm: nn.Module) -> Affine:
+    """Scale and shift of a norm in evaluation, and the rest of its forward.
+
+        scale = γ/√(σ² + ε)   shift = β − μ·scale        all (C,), in float64
+
+    A subclass with a forward of its own, or another class, is taken for a multiply-add and then the modules that it
+    holds, in their order, or one activation; in float64, on random numbers, it must compute just that.
+
+    Raises:
+        Refusal: it has no running statistics, they are not finite, or its forward does something else.
+    """
+    mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if mean is None or var is None:
+        raise Refusal("it has no running statistics: what it gives depends on the batch")
+    if norm.training:
+        raise Refusal("it is in training mode: call model.eval() first")
+    if isinstance(norm, _TORCH):
+        scale, shift = _by_statistics(norm, mean, var)
+        plain = type(norm).forward in _PLAIN
+        if isinstance(norm, _BatchNorm | _InstanceNorm) and type(norm).forward in (
+            _BatchNorm.forward,
+            _InstanceNorm.forward,
+        ):
+            return Affine(scale, shift, Finish(norm.activation, norm.activation_slope))
+    else:
+        scale, shift = _by_probing(norm, len(mean))
+        plain = False
+    if not (torch.isfinite(scale).all() and torch.isfinite(shift).all()):
+        raise Refusal("its running statistics or parameters are not finite, or a variance is negative")
+    if plain:
+        return Affine(scale, shift, None)
+    return Affine(scale, shift, _rest(norm, scale, shift))
+
+
+def _by_statistics(norm: nn.modules.batchnorm._NormBase, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    scale = torch.rsqrt(var.detach().double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean.detach().double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    return scale, shift
+
+
+@torch.no_grad()
+def _by_probing(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift from what the module without its children makes of zeros and ones."""
+    bare = _in_float64(norm)
+    for name, child in bare.named_children():
+        setattr(bare, name, nn.Identity().train(child.training))
+    zeros = _probe(bare, channels).new_zeros((1, channels, 1, 1))
+    shift, both = _call(bare, zeros), _call(bare, zeros + 1)
+    if shift.shape != zeros.shape or both.shape != zeros.shape:
+        raise Refusal(f"it is no norm of channels: {type(norm).__qualname__}.forward changes the shape")
+    return (both - shift).flatten(), shift.flatten()
+
+
+@torch.no_grad()
+def _rest(norm: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module | None:
+    """What the module computes after scale and shift, shown on random numbers."""
+    exact = _in_float64(norm)
+    channels = len(scale)
+    # Spread so that x·scale + shift takes both signs, and passes the kinks of activations, in every channel.
+    z = torch.linspace(-8, 8, 36, dtype=torch.float64, device=scale.device).view(-1, 1, 1).expand(-1, channels, 1)
+    z = z[torch.randperm(36, generator=torch.Generator().manual_seed(0))].reshape(4, 3, 3, channels)
+    z = z.permute(0, 3, 1, 2)
+    if isinstance(norm, nn.BatchNorm1d):
+        z = z.flatten(2)
+    elif isinstance(norm, nn.BatchNorm3d):
+        z = z.unsqueeze(-1)
+    axes = (1, -1) + (1,) * (z.ndim - 2)
+    usable = torch.where(scale == 0, 1.0, scale)
+    x = (z - shift.view(axes)) / usable.view(axes)
+    z = x * scale.view(axes) + shift.view(axes)
+    expected = _call(exact, x)
+
+    def matches(y: Tensor) -> bool:
+        return y.shape == expected.shape and bool((y - expected).abs().max() <= _SAME * (1 + expected.abs().max()))
+
+    if matches(z):
+        return None
+    children = [child for child in norm.children() if type(child) is not nn.Identity]
+    if children:
+        chain = nn.Sequential(*children)
+        if matches(_call(_in_float64(chain), z.clone())):
+            return children[0] if len(children) == 1 else chain
+    for name in ACTIVATIONS:
+        if matches(activate(z, name, 0.01)):
+            return Finish(name, 0.01)
+    raise Refusal(
+        f"{type(norm).__qualname__}.forward does more than scale and shift each channel and then call the modules "
+        "that it holds"
+    )
+
+
+def _in_float64(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module).double()
+    except Exception as error:  # whatever a foreign module raises: it cannot be looked into
+        raise Refusal(f"it cannot be copied: {type(error).__name__}: {error}") from error
+
+
+def _probe(module: nn.Module, channels: int) -> Tensor:
+    return next((b for b in module.buffers() if b.shape == (channels,)), torch.zeros(channels, dtype=torch.float64))
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    try:
+        out = module(x)
+    except Exception as error:  # whatever a foreign module raises: it is none that we know
+        raise Refusal(
+            f"{type(module).__qualname__}.forward does not take one tensor (N, C, …): {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(out, Tensor):
+        raise Refusal(f"{type(module).__qualname__}.forward gives {type(out).__qualname__}, not one tensor")
+    return out

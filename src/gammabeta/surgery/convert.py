@@ -1,0 +1,234 @@
+"""One norm becomes another, with the same γ, β and ε; fitted to data where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from gammabeta.layers.group_norm import GroupNorm
+from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from gammabeta.statistics import Batch
+from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, is_norm, is_ours, why_not
+from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
+from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
+from gammabeta.surgery.where import Where, select
+
+_KINDS = ("batch", "group", "layer", "instance")
+_BATCH = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
+_INSTANCE = {3: InstanceNorm1d, 4: InstanceNorm2d, 5: InstanceNorm3d}
+_RANK = {
+    nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5
+}  # fmt: skip
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "skipped_updates")
+
+
+def convert(
+    model: nn.Module,
+    to: str,
+    *,
+    where: Where = None,
+    batches: Iterable[Any] | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    groups: int | None = None,
+    forward: Forward | None = None,
+) -> Change:
+    """The model's norms over channels become norms of another kind, in place.
+
+    The object stays, its γ and β are the same Parameters (so that optimizers keep their state), ε, activation, dtype,
+    device and mode stay. torch's norms are adopted on the way. "layer" is GroupNorm with one group, over channels and
+    positions.
+
+    With `batches` γ and β are fitted by least squares, a scale and a shift of each channel, layer by layer in the order
+    of the data: each layer's output in evaluation mode, behind the layers converted so far, comes as near as can be to
+    what it was in the model before. That takes as many passes over the batches as there are layers.
+    What the new norm removes no fit brings back: instance norm each channel's mean over a sample, which global pooling
+    reads.
+
+    Left alone, each with the reason: norms of the last axes (LayerNorm, RMSNorm); groups of one value, whose output
+    would be β whatever comes in; subclasses and what `adopt` leaves.
+
+    Args:
+        model: any module.
+        to: "batch", "group", "layer" or "instance".
+        where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+        batches: what the fit sees, kept in memory: tensors, tuples or lists whose first item is the input, or mappings
+            of keyword arguments. "batch" needs them: its running statistics are theirs.
+        optimizer: one or several, which are checked to hold γ and β of the converted layers where these train.
+        groups: of "group"; a divisor of each layer's channels. None is the largest up to 32 that leaves 4 channels or
+            more to a group.
+        forward: `forward(model, batch)`, how a batch goes through the model where it is not as above.
+
+    Returns:
+        The `Change`. Its numbers, by layer, with batches: residual, how far the fitted output is from the former one,
+        ‖difference‖/‖former − its channels' means‖; kept, the same with γ and β as they were.
+
+    Raises:
+        ValueError: `to` is none of the four, groups that do not divide a layer's channels, "batch" without batches, no
+            batch, an optimizer without a converted layer's γ or β, or `where` chooses nothing. The model is as before.
+
+    Source: Wu & He 2018 (1803.08494), eq. 2 to 6: the four kinds differ by the values that they average over.
+    """
+    _check(to, batches, groups)
+    given = None if batches is None else list(batches)
+    if given is not None and not given:
+        raise ValueError("convert: expected at least one batch, got none: an iterator that is used up gives none.")
+    with transaction("convert") as change:
+        sites = []
+        for name, module in select(model, where, is_norm, operation="convert", kind="norms"):
+            site = _site(change, name, module, to, groups)
+            if site is not None:
+                sites.append(site)
+        if given is not None and sites:
+            run, inner = forward or forward_batch("convert"), unwrapped(model)
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                look_at_calls(inner, sites, run, given[0])
+                sites = [site for site in sites if not _refused(change, site)]
+                fit_in_order(inner, sites, run, given)
+        else:
+            sites = [site for site in sites if not _refused(change, site)]
+        for site in sites:
+            _become(change, site, to)
+            numbers = {} if site.line is None else {"residual": site.residual, "kept": site.residual_kept}
+            fitted = "" if given is None else ", fitted" if site.line is not None and site.fits else ", not fitted"
+            what = f"{site.described} is {type(site.module).__name__}"
+            if isinstance(site.module, GroupNorm):
+                what += f" of {_groups_said(site.module.num_groups)}"
+            change.note(site.name, what + fitted, **numbers)
+        _check_optimizers(optimizer, sites)
+    return change
+
+
+def _check(to: str, batches: Iterable[Any] | None, groups: int | None) -> None:
+    if to not in _KINDS:
+        raise ValueError(f"convert: expected to as one of {', '.join(map(repr, _KINDS))}, got {to!r}.")
+    if to == "batch" and batches is None:
+        raise ValueError("convert: expected batches where norms become BatchNorms, got None: their running statistics "
+                         "come from them.")  # fmt: skip
+    if groups is not None and (to != "group" or groups < 1):
+        raise ValueError(f'convert: expected groups of at least 1, for to="group", got {groups} for to={to!r}.')
+
+
+def _site(change: Change, name: str, module: Any, to: str, groups: int | None) -> Site | None:
+    """The layer as it is to be converted; None where it is left alone, with the reason."""
+    described = type(module).__name__
+    if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and hasattr(module, "normalized_shape"):
+        change.leave(name, f"{described} normalizes the last axes, and not channels at axis 1")
+        return None
+    ours = is_ours(module)
+    reason = None if ours else why_not(module)
+    if ours and type(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
+        reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
+    elif is_frozen_batch_norm(module):
+        reason = f"{described} is another library's: adopt it first"
+    if reason is not None:
+        change.leave(name, reason)
+        return None
+    channels = module.num_channels if isinstance(module, nn.GroupNorm) else module.num_features
+    target = {"batch": None, "layer": 1, "instance": channels, "group": groups or _usual_groups(channels)}[to]
+    if target is not None and channels % target:
+        raise ValueError(
+            f"convert: expected groups that divide the channels of every chosen norm, got {groups} for {channels} of "
+            f"{name or 'the model'}."
+        )
+    present = None if isinstance(module, nn.modules.batchnorm._BatchNorm) else channels
+    if isinstance(module, nn.GroupNorm):
+        present = module.num_groups
+    if present == target:
+        kind = "BatchNorm" if target is None else _groups_said(target)
+        change.leave(name, f"{described} is {'a' if target is None else 'of'} {kind} already")
+        return None
+    rank = next((axes for cls, axes in _RANK.items() if isinstance(module, cls)), None)
+    return Site(name, module, channels, target, described, rank)
+
+
+def _usual_groups(channels: int) -> int:
+    most = max(1, min(32, channels // 4))
+    return next(count for count in range(most, 0, -1) if channels % count == 0)
+
+
+def _groups_said(count: int) -> str:
+    return f"{count} group{'' if count == 1 else 's'}"
+
+
+def _refused(change: Change, site: Site) -> bool:
+    """Leaves a layer whose groups would have one value, or might have, or that cannot be fitted at all."""
+    if site.misplaced is not None:
+        change.leave(site.name, site.misplaced)
+    elif site.groups is None and not site.calls:
+        change.leave(site.name, "no batch reached it, whose statistics it would have")
+    elif site.groups is not None and site.positions is not None and site.positions * site.channels == site.groups:
+        change.leave(site.name, "a group would have one value, and the output would be β whatever comes in")
+    elif site.groups == site.channels and site.positions is None and site.rank is None:
+        change.leave(site.name, "a group of one channel has one value where there are no positions: hand batches")
+    else:
+        return False
+    return True
+
+
+def _become(change: Change, site: Site, to: str) -> None:
+    module, name = site.module, site.name
+    if not is_ours(module):
+        before = len(change.entries)
+        adopt_module(change, name, module)
+        del change.entries[before:]  # what comes next is told in its place
+    instance: Any = _INSTANCE.get(site.rank) if to == "instance" and site.rank is not None else None
+    forget_source(change, name, module)
+    for key in ("statistics", "adopted_from", "num_features", "momentum", "track_running_stats"):
+        if key in module.__dict__:
+            change.delete_attribute(module, key)
+    for key in ("num_groups", "num_channels"):
+        if key in module.__dict__:
+            change.delete_attribute(module, key)
+    # What InstanceNorm registers, and what BatchNorm does; in their constructors' order.
+    for key in _STATISTICS:
+        if key in module._buffers:
+            change.delete_buffer(module, key)
+    settings: dict[str, Any]
+    if site.groups is None:
+        assert site.rank is not None
+        assert site.mean is not None
+        assert site.var is not None
+        change.set_class(module, _BATCH.get(site.rank, BatchNorm), name)
+        settings = {"num_features": site.channels, "momentum": 0.1, "track_running_stats": True, "statistics": Batch()}
+        dtype = torch.float32 if module.weight is None else module.weight.dtype
+        device = site.mean.device
+        change.set_buffer(module, "running_mean", site.mean.to(dtype))
+        change.set_buffer(module, "running_var", site.var.to(dtype))
+        change.set_buffer(module, "num_batches_tracked", torch.tensor(site.batches, device=device))
+        skipped = torch.zeros(site.channels, dtype=torch.int64, device=device)
+        change.set_buffer(module, "skipped_updates", skipped, persistent=False)
+    elif instance is not None:
+        change.set_class(module, instance, name)
+        settings = {"num_features": site.channels, "momentum": 0.1, "track_running_stats": False}
+        for key in _STATISTICS[:3]:
+            change.set_buffer(module, key, None)
+    else:
+        change.set_class(module, GroupNorm, name)
+        settings = {"num_groups": site.groups, "num_channels": site.channels}
+    for key, value in settings.items():
+        change.set_attribute(module, key, value, name)
+    if site.fits:
+        for key, value in (("weight", site.weight), ("bias", site.bias)):
+            if isinstance(value, Tensor):
+                change.overwrite(module, key, value)
+
+
+def _check_optimizers(
+    optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None, sites: Sequence[Site]
+) -> None:
+    if optimizers is None:
+        return
+    several = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers
+    held = {id(p) for one in several for group in one.param_groups for p in group["params"]}
+    for site in sites:
+        for key, parameter in site.module.named_parameters(recurse=False):
+            if parameter.requires_grad and id(parameter) not in held:
+                raise ValueError(
+                    f"convert: expected an optimizer that holds {site.name + '.' if site.name else ''}{key}, got one "
+                    "that does not: it was made from another model, or for part of this one."
+                )

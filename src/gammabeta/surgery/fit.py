@@ -1,0 +1,241 @@
+"""A norm's γ and β fitted so that its output comes nearest to another norm's, in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.functional import batch_norm, group_norm
+from gammabeta.surgery.adopt import is_ours
+from gammabeta.surgery.change import transaction
+from gammabeta.surgery.forward import Forward
+from gammabeta.surgery.norm_act import activation_of, is_norm_act
+
+
+@dataclass
+class Site:
+    """A layer that becomes another kind of norm, and what was found out about it.
+
+    Attributes:
+        name, module: the layer, still as it was.
+        channels: C.
+        groups: of the norm that it becomes; None for BatchNorm.
+        described: its class's name before.
+        rank: the number of axes of its input, where known.
+        positions: the fewest positions of a call, where seen.
+        calls: how often a forward calls it.
+        misplaced: why its inputs are none that this is for.
+        weight, bias: γ and β for the norm that it becomes; as they were, until fitted.
+        mean, var: running statistics for the BatchNorm that it becomes; var is divided by n − 1.
+        batches: how many batches these are from.
+        line: the moments of (standardized input, former output), once fitted.
+        residual, residual_kept: how far the output is from the former one, fitted and with γ and β as they were.
+    """
+
+    name: str
+    module: Any
+    channels: int
+    groups: int | None
+    described: str
+    rank: int | None = None
+    positions: int | None = None
+    calls: int = 0
+    misplaced: str | None = None
+    weight: Tensor | None = field(init=False)
+    bias: Tensor | None = field(init=False)
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    batches: int = 0
+    line: Line | None = None
+    residual: float = 0.0
+    residual_kept: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.weight, self.bias = self.module.weight, self.module.bias
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is a γ or β that was fitted."""
+        return self.line is not None and (self.weight is not None or self.bias is not None)
+
+    def former(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the layer gave in evaluation, before residual and activation."""
+        m = self.module
+        if isinstance(m, nn.GroupNorm):
+            return group_norm(x, m.num_groups, m.weight, m.bias, m.eps, mask=mask)
+        if m.running_mean is not None:
+            return batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps, mask=mask)
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            return batch_norm(x, None, None, m.weight, m.bias, training=True, eps=m.eps, mask=mask)
+        return group_norm(x, self.channels, m.weight, m.bias, m.eps, mask=mask)
+
+    def regressor(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the new γ and β scale and shift; of BatchNorm x itself, whose standardizing is a scale and shift."""
+        return x if self.groups is None else group_norm(x, self.groups, None, None, self.module.eps, mask=mask)
+
+    def becoming(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """The forward of the norm that the layer becomes."""
+        m = self.module
+        finish: dict[str, Any] = {"residual": residual, "mask": mask}
+        if is_ours(m):
+            finish |= {"activation": m.activation, "activation_slope": m.activation_slope}
+        elif is_norm_act(m):
+            finish["activation"], finish["activation_slope"] = activation_of(m)
+        if self.groups is None:
+            return batch_norm(input, self.mean, self.var, self.weight, self.bias, eps=m.eps, **finish)
+        return group_norm(input, self.groups, self.weight, self.bias, m.eps, **finish)
+
+    def fit(self, line: Line) -> None:
+        """γ and β by least squares, what of them there is."""
+        self.line = line
+        one, zero = torch.ones_like(line.mean_x), torch.zeros_like(line.mean_x)
+        weight = one if self.weight is None else self.weight.detach().to(one)
+        bias = zero if self.bias is None else self.bias.detach().to(zero)
+        std, shift = one, zero
+        if self.groups is None:
+            self.mean, self.var = line.mean_x, line.xx / max(line.count - 1, 1)
+            std, shift = torch.sqrt(self.var + self.module.eps), line.mean_x
+        self.residual_kept = line.residual(weight / std, bias - weight * shift / std)
+        if self.weight is not None:
+            slope = line.slope(centered=self.bias is not None)
+            weight = torch.where(slope.isfinite(), slope * std, weight)
+        if self.bias is not None:
+            bias = line.mean_y - weight / std * (line.mean_x - shift)
+        self.residual = line.residual(weight / std, bias - weight * shift / std)
+        self.weight = None if self.weight is None else weight.to(self.weight.dtype)
+        self.bias = None if self.bias is None else bias.to(self.bias.dtype)
+
+
+class Line:
+    """The moments of pairs (x, y) by channel, in float64: all that a least squares line needs."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean_x = self.mean_y = self.xx = self.yy = self.xy = torch.zeros((), dtype=torch.float64)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Pairs as rows (K, C). Source: Chan, Golub & LeVeque 1983, eq. 2.1, and its product form."""
+        x, y = x.double(), y.double()
+        k = x.shape[0]
+        if k == 0:
+            return
+        mean_x, mean_y = x.mean(0), y.mean(0)
+        dx, dy = x - mean_x, y - mean_y
+        n = self.count + k
+        gap_x, gap_y, share = mean_x - self.mean_x, mean_y - self.mean_y, self.count * k / n
+        self.xx = self.xx + dx.square().sum(0) + gap_x.square() * share
+        self.yy = self.yy + dy.square().sum(0) + gap_y.square() * share
+        self.xy = self.xy + (dx * dy).sum(0) + gap_x * gap_y * share
+        self.mean_x = self.mean_x + gap_x * (k / n)
+        self.mean_y = self.mean_y + gap_y * (k / n)
+        self.count = n
+
+    def slope(self, *, centered: bool) -> Tensor:
+        """The least squares slope, with an intercept or through 0; NaN where x varies by no more than its rounding."""
+        if centered:
+            varies = self.xx > 1e-10 * self.count * self.mean_x.square()
+            return torch.where(varies, self.xy / self.xx, torch.nan)
+        return (self.xy + self.count * self.mean_x * self.mean_y) / (self.xx + self.count * self.mean_x.square())
+
+    def residual(self, slope: Tensor, intercept: Tensor) -> float:
+        """‖y − slope·x − intercept‖/‖y − mean‖ over all channels."""
+        offset = self.mean_y - slope * self.mean_x - intercept
+        squares = self.yy - 2 * slope * self.xy + slope.square() * self.xx + self.count * offset.square()
+        return (squares.clamp(min=0).sum() / self.yy.sum()).sqrt().item()
+
+
+class _Reached(BaseException):
+    """Ends a forward at the layer that it was for; no error, so that nothing on the way takes it for one."""
+
+
+def look_at_calls(model: nn.Module, sites: list[Site], run: Forward, batch: Any) -> None:
+    """Orders the sites by their first call, and finds out the shapes and number of calls."""
+    order: list[Site] = []
+
+    def look(site: Site, x: Tensor, mask: Tensor | None) -> None:
+        if site not in order:
+            order.append(site)
+        site.calls += 1
+        if x.ndim < (site.rank or 2) or x.shape[1] != site.channels:
+            site.misplaced = f"its input {tuple(x.shape)} has not its {site.channels} channels at axis 1"
+            return
+        site.rank = x.ndim
+        positions = x[0, 0].numel() if x.shape[0] else 1
+        site.positions = positions if site.positions is None else min(site.positions, positions)
+
+    with _evaluating(model, sites, look):
+        run(model, batch)
+    sites.sort(key=lambda site: order.index(site) if site in order else len(order))
+
+
+def fit_in_order(model: nn.Module, sites: Sequence[Site], run: Forward, batches: Sequence[Any]) -> None:
+    """Fits each site behind those before it, already fitted, to what it gives in the model as it is."""
+    for index, site in enumerate(sites):
+        if not site.calls:
+            continue
+        line, found = Line(), 0
+        for batch in batches:
+            formers = _at(model, site, [], run, batch, site.former)
+            regressors = _at(model, site, sites[:index], run, batch, site.regressor)
+            for (x, _), (y, mask) in zip(regressors, formers, strict=True):
+                line.add(_rows(x, mask), _rows(y, mask))
+            found += bool(formers)
+        if line.count:
+            site.batches = found
+            site.fit(line)
+
+
+def _at(
+    model: nn.Module,
+    site: Site,
+    converted: Sequence[Site],
+    run: Forward,
+    batch: Any,
+    value: Callable[[Tensor, Tensor | None], Tensor],
+) -> list[tuple[Tensor, Tensor | None]]:
+    """`value` of the inputs that a forward hands the site, where some layers have become what they will be."""
+    out: list[tuple[Tensor, Tensor | None]] = []
+
+    def look(_: Site, x: Tensor, mask: Tensor | None) -> None:
+        out.append((value(x, mask), mask))
+        if len(out) == site.calls:
+            raise _Reached
+
+    with _evaluating(model, [site], look) as temporary:
+        for other in converted:
+            if other.calls:
+                temporary.set_attribute(other.module, "forward", other.becoming, other.name)
+        with suppress(_Reached):
+            run(model, batch)
+    return out
+
+
+@contextmanager
+def _evaluating(
+    model: nn.Module, sites: Sequence[Site], look: Callable[[Site, Tensor, Tensor | None], None]
+) -> Iterator[Any]:
+    """The model in evaluation mode, `look` shown every input of the sites; everything as before on leaving."""
+    with transaction("convert") as temporary:
+        for module in model.modules():
+            temporary.set_attribute(module, "training", False, "")
+        for site in sites:
+
+            def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], site: Site = site) -> None:
+                look(site, args[0] if args else kwargs["input"], kwargs.get("mask"))
+
+            temporary.on_undo(site.module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        try:
+            yield temporary
+        finally:
+            temporary.roll_back()
+
+
+def _rows(values: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, C, *positions) as rows of channels, those that count."""
+    rows = values.movedim(1, -1)
+    return rows.reshape(-1, rows.shape[-1]) if mask is None else rows[mask.broadcast_to(rows.shape[:-1])]

@@ -1,0 +1,258 @@
+"""Norms folded into the layers next to them, for inference, and the proof that nothing changed."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.observe import observe
+from gammabeta.surgery import absorb
+from gammabeta.surgery.affine import MultiplyAdd, is_candidate
+from gammabeta.surgery.change import Change
+from gammabeta.surgery.compare import Comparison
+from gammabeta.surgery.refusal import Refusal
+from gammabeta.surgery.sites import AFTER, ALONE, Place, Sites
+from gammabeta.surgery.where import Where, select
+from gammabeta.unchanged import arguments_of, unchanged
+
+_ROUNDS = 5
+_LONGEST = 5.0  # seconds that timing may take, roughly
+
+
+@dataclass(frozen=True)
+class Site:
+    """What became of one norm.
+
+    Attributes:
+        norm: its qualified name.
+        way: "after" the layer that took it up or "before" it; "alone", as one multiply-add; "refused".
+        layer: the layer's qualified name; "" for none.
+        reason: why it was refused, or is alone.
+        error: the largest relative error with this site alone changed; measured only where the whole was above
+            tolerance.
+    """
+
+    norm: str
+    way: str
+    layer: str = ""
+    reason: str = ""
+    error: float | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether a layer took it up."""
+        return bool(self.layer) and self.way != "refused"
+
+    def __str__(self) -> str:
+        if self.way == "refused":
+            return f"refused: {self.reason}"
+        if not self.layer:
+            return f"one multiply-add: {self.reason}"
+        return f"folded into {self.layer}" + (" behind it" if self.way == "before" else "")
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A model with its norms folded away; printed it is a table.
+
+    Attributes:
+        model: the new model.
+        sites: one for each norm that was chosen, in the order of the forward.
+        error: the largest relative error of an output, max|y′ − y|/max|y|, on the example inputs and perturbed ones.
+        tolerance: what it may be, by the least precise dtype.
+        inputs: on how many inputs the two were compared.
+        seconds: a forward on the example inputs before and after, medians.
+    """
+
+    model: nn.Module
+    sites: list[Site]
+    error: float
+    tolerance: float
+    inputs: int
+    seconds: tuple[float, float]
+
+    @property
+    def folded(self) -> list[Site]:
+        """The sites that a layer took up."""
+        return [site for site in self.sites if site.folded]
+
+    @property
+    def refused(self) -> list[Site]:
+        """The sites that were left as they were."""
+        return [site for site in self.sites if site.way == "refused"]
+
+    @property
+    def speedup(self) -> float:
+        """Time of a forward before over after."""
+        return self.seconds[0] / self.seconds[1]
+
+    def __str__(self) -> str:
+        alone = len(self.sites) - len(self.folded) - len(self.refused)
+        before, after = (1e3 * second for second in self.seconds)
+        lines = [
+            f"fold: {len(self.folded)} folded, {alone} as one multiply-add, {len(self.refused)} refused",
+            f"  largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
+            f"  a forward takes {after:.2f} ms instead of {before:.2f} ms: {self.speedup:.2f} times as fast",
+        ]
+        width = max((len(site.norm) for site in self.sites), default=0)
+        return "\n".join(lines + [f"  {site.norm or '(the model)':<{width}}  {site}" for site in self.sites])
+
+    __repr__ = __str__
+
+
+def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folded:
+    """A new model, for inference, whose norms are folded into the convolutions and linear layers next to them.
+
+        W' = W·scale, b' = b·scale + shift,  scale = γ/√(σ² + ε), shift = β − μ·scale,  for each channel
+
+    How data flows is observed on the example inputs, so any eager model will do. A norm goes into the layer that makes
+    its input, through views that keep the channels, or into the one that reads its output where that does not pad
+    with zeros; one that has no such neighbour becomes one multiply-add. What follows scale and shift in the norm's own
+    forward (an activation, a residual) stays in its place. A layer or norm that is called more than once, shares its
+    weights, has hooks or parametrizations, whose tensor has another reader, or whose statistics are the batch's, is
+    refused. Then outputs are compared with the original's on the example inputs and on perturbed ones, and a site that
+    makes them differ is put back.
+
+    Args:
+        model: in evaluation mode; it stays as it is.
+        example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments. Floating
+            point tensors among them are perturbed for the comparison.
+        where: a glob on the norms' names, a list of names and modules, or a predicate (name, module) -> bool.
+
+    Returns:
+        The new model, what became of each norm, the error and the time measured.
+
+    Raises:
+        ValueError: `where` chooses no norm; the model is compiled, uninitialized, or cannot be copied.
+        Exception: whatever the model's forward raises.
+
+    Source: Jacob et al. 2018 (1712.05877), eq. 14, for convolution then norm.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "fold: expected an eager model, got one from torch.compile, whose graphs would go on with the norms: fold "
+            "model._orig_mod, then compile what comes out."
+        )
+    names = [name for name, _ in select(model, where, is_candidate, operation="fold", kind="norms")]
+    observation = observe(model, example_inputs)
+    try:
+        new = copy.deepcopy(model)
+    except Exception as error:  # whatever a module's tensors raise
+        raise ValueError(
+            f"fold: expected a model that copy.deepcopy can copy, got {type(error).__name__}: {error} Remove "
+            "what holds computed tensors: torch.nn.utils.remove_weight_norm, or outputs kept as attributes."
+        ) from error
+    order = {call.module: call.index for call in reversed(observation.calls)}
+    names.sort(key=lambda name: order.get(name, len(order)))
+    sites, places = [], {}
+    finder = Sites(new, observation)
+    for name in names:
+        try:
+            places[name] = place = finder.place(name)
+            sites.append(Site(name, place.way, place.layer, place.why))
+        except Refusal as refusal:
+            sites.append(Site(name, "refused", reason=str(refusal)))
+    comparison = Comparison(model, example_inputs)
+    off, bad = _settle(new, places, comparison)
+    sites = [
+        replace(site, way="refused", layer="", reason=bad[site.norm][0], error=bad[site.norm][1])
+        if site.norm in bad
+        else site
+        for site in sites
+    ]
+    seconds = _time(model, new, example_inputs)
+    return Folded(new, sites, off, comparison.tolerance, comparison.inputs, seconds)
+
+
+def _settle(
+    new: nn.Module, places: dict[str, Place], comparison: Comparison
+) -> tuple[float, dict[str, tuple[str, float]]]:
+    """Change all places; where the outcome is off, only those that keep within tolerance, alone and together."""
+    change = _apply(new, places)
+    error, why = comparison.error(new)
+    if error <= comparison.tolerance:
+        return error, {}
+    change.undo()
+    bad: dict[str, tuple[str, float]] = {}
+    good: dict[str, Place] = {}
+    for together in (False, True):
+        kept: dict[str, Place] = {}
+        for name, place in (good if together else places).items():
+            attempt = {**kept, name: place} if together else {name: place}
+            change = _apply(new, attempt)
+            error, why = comparison.error(new)
+            change.undo()
+            if error <= comparison.tolerance:
+                kept[name] = place
+            else:
+                how = " with the sites before it" if together else ""
+                off = why or f"the output is off by {error:.1e}, more than {comparison.tolerance:.0e}"
+                bad[name] = f"folded{how}, {off}", error
+        good = kept
+        _apply(new, good)
+        error, why = comparison.error(new)
+        if error <= comparison.tolerance:
+            return error, bad
+        change = Change("fold")
+    return error, bad
+
+
+def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
+    """Carry out the places, in order: a layer may take up a norm behind it and one before it."""
+    change = Change("fold")
+    for name, place in places.items():
+        norm = model.get_submodule(name)
+        scale, shift, rest = place.affine.scale, place.affine.shift, place.affine.rest
+        if place.way == ALONE:
+            dtype = _dtype(norm)
+            left: nn.Module = MultiplyAdd(scale.to(dtype), shift.to(dtype), rest)
+        else:
+            layer: Any = model.get_submodule(place.layer)
+            weight, bias = (absorb.after if place.way == AFTER else absorb.before)(layer, scale, shift)
+            required = layer.weight.requires_grad
+            change.set_parameter(layer, "weight", nn.Parameter(weight, required))
+            change.set_parameter(layer, "bias", nn.Parameter(bias, required))
+            left = nn.Identity() if rest is None else rest
+        left.train(norm.training)
+        for parent in list(model.modules()):
+            for key, child in list(parent._modules.items()):
+                if child is norm:
+                    change.set_child(parent, key, left)
+    return change
+
+
+def _dtype(norm: nn.Module) -> torch.dtype:
+    """In which a norm keeps its statistics."""
+    var = norm.running_var
+    assert isinstance(var, Tensor)
+    return var.dtype
+
+
+def _time(model: nn.Module, new: nn.Module, example_inputs: Any) -> tuple[float, float]:
+    """Median seconds of a forward of both, in turns."""
+    args, kwargs = arguments_of(example_inputs)
+    taken: Sequence[list[float]] = ([], [])
+    with unchanged(model, watch=False), unchanged(new, watch=False), torch.no_grad():
+        began = time.perf_counter()
+        for turn in range(_ROUNDS + 1):
+            for which, module in enumerate((model, new)):
+                start = time.perf_counter()
+                module(*args, **kwargs)
+                _wait(args)
+                if turn:  # the first is for caches
+                    taken[which].append(time.perf_counter() - start)
+            if turn and time.perf_counter() - began > _LONGEST:
+                break
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
+def _wait(args: Any) -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()

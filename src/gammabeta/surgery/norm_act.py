@@ -1,0 +1,86 @@
+"""BatchNorms that hold their activation: subclasses with the children `drop` and `act`, as timm's BatchNormAct2d."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gammabeta.layers.batch_norm import BatchNorm2d
+
+# The classes of `act`, by name: "Swish" is timm's SiLU. What they compute is compared.
+_ACTIVATIONS = {
+    "Identity": None,
+    "ReLU": "relu",
+    "ReLU6": "relu6",
+    "LeakyReLU": "leaky_relu",
+    "SiLU": "silu",
+    "Swish": "silu",
+    "Hardswish": "hardswish",
+    "GELU": "gelu",
+}
+_TOLERANCE = 1e-4  # relative, in float32: kernels differ by some units in the last place, activations by far more
+
+
+def is_norm_act(module: nn.Module) -> bool:
+    """Whether it is such a subclass of torch's BatchNorm2d."""
+    return isinstance(module, nn.BatchNorm2d) and type(module) is not nn.BatchNorm2d and {*module._modules} == {
+        "drop",
+        "act",
+    }  # fmt: skip
+
+
+def activation_of(module: nn.Module) -> tuple[str | None, float]:
+    """The activation's name and slope; of a module that `why_not_norm_act` has nothing against."""
+    act = module._modules["act"]
+    return _ACTIVATIONS[type(act).__name__], float(getattr(act, "negative_slope", 0.01))
+
+
+def why_not_norm_act(module: nn.BatchNorm2d) -> str | None:
+    """Why it is not the same as our BatchNorm2d with an activation; compared on copies, in both modes."""
+    name = type(module).__name__
+    drop, act = module.get_submodule("drop"), module.get_submodule("act")
+    if type(drop) is not nn.Identity or type(act).__name__ not in _ACTIVATIONS:
+        inside = type(act if type(drop) is nn.Identity else drop).__name__
+        return f"{name} has a forward of its own, with a {inside} that no layer of ours has"
+    if any(child._forward_hooks or child._forward_pre_hooks or child._backward_hooks for child in (drop, act)):
+        return f"{name} has hooks on its act or drop, which would not be called"
+    weight = module.running_mean if module.weight is None else module.weight
+    if weight is None or weight.is_meta:
+        return f"{name} has a forward of its own, and nothing here to compare it by"
+    return None if _same(module) else f"{name} has a forward of its own, which computes something else than ours"
+
+
+@torch.no_grad()
+def _same(module: nn.BatchNorm2d) -> bool:
+    activation, slope = activation_of(module)
+    ours = BatchNorm2d(
+        module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats,
+        activation=activation, activation_slope=slope, bias=module.bias is not None,
+    )  # fmt: skip
+    # A copy without hooks, which belong to the user's run and not to this one.
+    theirs = type(module).__new__(type(module))
+    nn.Module.__init__(theirs)
+    theirs.__dict__.update({k: v for k, v in module.__dict__.items() if not k.startswith("_")})
+    theirs._modules.update(module._modules)
+    generator = torch.Generator().manual_seed(0)
+    for key in (*module._parameters, *module._buffers):
+        own = getattr(ours, key)
+        if own is None:
+            setattr(theirs, key, None)
+            continue
+        if key == "running_var":
+            own.uniform_(0.5, 2, generator=generator)
+        elif own.is_floating_point():
+            own.normal_(generator=generator)
+        copied = own.clone()
+        if key in module._parameters:
+            theirs.register_parameter(key, nn.Parameter(copied))
+        else:
+            theirs.register_buffer(key, copied)
+    x = torch.randn(4, module.num_features, 3, 3, generator=generator) * 3
+    for training in (True, False):
+        ours.training = theirs.training = training
+        if not torch.allclose(type(module).forward(theirs, x.clone()), ours(x), rtol=_TOLERANCE, atol=_TOLERANCE):
+            return False
+    state = ours.state_dict()
+    return all(torch.allclose(b, state[k], rtol=_TOLERANCE, atol=_TOLERANCE) for k, b in theirs.named_buffers())
