@@ -74,7 +74,7 @@ def flagged() -> Example:
     assert norm.running_mean is not None
     norm.running_mean[2] = float("nan")
     model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).eval()
-    return Example(model, where=("1",))
+    return Example(model, where=("1",), loader=[torch.randn(16, 3, 8, 8) for _ in range(3)])
 
 
 def clean() -> Example:

@@ -87,7 +87,7 @@ def flagged() -> Example:
     lost = {key: value for key, value in model.state_dict().items() if not key.startswith("4.running")}
     fresh = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
     fresh.load_state_dict(lost, strict=False)
-    return Example(fresh.eval(), where=("4",))
+    return Example(fresh.eval(), where=("4",), loader=[torch.randn(32, 4) for _ in range(3)])
 
 
 def clean() -> Example:
