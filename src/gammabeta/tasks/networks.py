@@ -1,10 +1,7 @@
 """The networks that trials train: a deep MLP, a small ResNet, or the user's own model."""
 
 import hashlib
-import importlib
-import importlib.util
 import math
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gammabeta.target import TargetError, import_target
 from gammabeta.tasks.norms import norm
 from gammabeta.tasks.task import Task, TaskError
 
@@ -149,27 +147,12 @@ def norm_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def _import(target: str) -> tuple[ModuleType, str]:
-    where, _, name = target.rpartition(":")
-    if not where or not name:
+    if ":" not in target:
         raise TaskError(f"--model {target}: expected package.module:function or file.py:function.")
     try:
-        if not where.endswith(".py"):
-            if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(where), name
-        path = Path(where).expanduser().resolve()
-        if not path.is_file():
-            raise TaskError(f"--model {target}: there is no file {where}.")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module, name
-    except TaskError:
-        raise
-    except Exception as error:
-        raise TaskError(f"--model {target}: cannot import {where}: {type(error).__name__}: {error}.") from error
+        return import_target(target)
+    except TargetError as error:
+        raise TaskError(f"--model {error}") from error
 
 
 def load_builder(target: str) -> Callable[..., nn.Module]:

@@ -1,0 +1,46 @@
+"""GB305: how much of a batch's own noise stays in the running mean."""
+
+import pytest
+import torch
+from torch import nn
+
+import gammabeta as gb
+
+
+@pytest.mark.parametrize("momentum", [0.99, 0.01])
+def test_the_running_mean_s_error_is_the_batch_s_by_the_derived_factor(momentum):
+    torch.manual_seed(0)
+    channels, size = 2000, 16
+    norm = nn.BatchNorm1d(channels, momentum=momentum)
+    for _ in range(700):  # 0.99⁷⁰⁰ is 9e-4: what it began with is forgotten
+        norm(torch.randn(size, channels))
+    error = norm.running_mean.square().mean().sqrt() * size**0.5
+    # A sum of independent batches with weights m·(1 − m)ᵏ has a variance of m/(2 − m); 2,000 channels tell 5 %.
+    assert error.item() == pytest.approx((momentum / (2 - momentum)) ** 0.5, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "message"),
+    [
+        (0.9, "momentum 0.9: 0.9 of the running statistics is the last batch's; in TensorFlow's convention that would "
+              "be torch's 0.1"),
+        (1.0, "momentum 1: the running statistics are those of the last batch alone"),
+        (0.0, "momentum 0: the running statistics never move from 0 and 1"),
+    ],
+)  # fmt: skip
+def test_messages(momentum, message):
+    (finding,) = gb.check(nn.BatchNorm2d(4, momentum=momentum), select="GB305").findings
+    assert finding.message == message
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(4, momentum=None), nn.BatchNorm2d(4), nn.InstanceNorm2d(4, momentum=1)]
+)
+def test_what_is_usual_or_tracks_nothing_is_not_found(norm):
+    assert not gb.check(norm, select="GB305").findings
+
+
+def test_a_frozen_layer_s_momentum_is_not_looked_at():
+    model = nn.Sequential(nn.BatchNorm2d(4, momentum=0.0))
+    gb.freeze(model)
+    assert not gb.check(model, select="GB305").findings

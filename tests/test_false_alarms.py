@@ -1,0 +1,164 @@
+"""The rules that see a model alone, over real models in evaluation: no error, and every warning is known.
+
+A few models by default; with GAMMABETA_ZOO=1 in the environment all of torchvision's, every fourth of timm's and every
+second architecture of transformers, some 700 in five minutes. They are built without memory for their weights, whose
+values no rule looks at but to compare, and with norms whose statistics and affine parameters are random and plausible.
+"""
+
+import collections
+import copy
+import importlib
+import importlib.util
+import logging
+import os
+import warnings
+
+import pytest
+import torch
+
+import gammabeta as gb
+from gammabeta.benchmarks.training_step import load_timm
+from gammabeta.record import kind_of
+from gammabeta.rules import RULES
+
+EVERYTHING = os.environ.get("GAMMABETA_ZOO") == "1"
+STATIC = [rule.code for rule in RULES if "S" in rule.sees]
+# Layers are as in the default, but few, where the number is a plain setting.
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers")
+# The warnings that are right, by model: a momentum in TensorFlow's convention, which these models do have.
+KNOWN = {"transformers mobilenet_v1": "GB305", "transformers mobilenet_v2": "GB305"}
+
+QUICK = {
+    "timm": ("resnet50", "efficientnet_b0", "convnext_atto", "test_vit", "levit_128s", "resnetv2_50x1_bit", "nfnet_f0"),
+    "torchvision": ("resnet18", "densenet121", "mobilenet_v3_small", "inception_v3", "deeplabv3_resnet50"),
+    "transformers": ("bert", "gpt2", "llama", "resnet", "mobilenet_v1", "levit", "detr", "wav2vec2"),
+}
+
+
+def libraries():
+    if any(importlib.util.find_spec(name) is None for name in ("timm", "torchvision")):
+        pytest.skip("timm and torchvision are not installed")
+    return load_timm()  # which makes torchvision importable beside a torch for CPUs
+
+
+@torch.no_grad()
+def with_plausible_norms(model):
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if kind_of(module) is not None:
+            module.to_empty(device="cpu")
+            for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+                if name.endswith("running_mean"):
+                    tensor.normal_(0, 0.3, generator=generator)
+                elif name.endswith("running_var"):
+                    tensor.uniform_(0.5, 1.5, generator=generator)
+                elif name.endswith("weight"):
+                    tensor.uniform_(0.7, 1.3, generator=generator)
+                elif name.endswith("bias"):
+                    tensor.normal_(0, 0.2, generator=generator)
+                elif name.endswith("num_batches_tracked"):
+                    tensor.fill_(1000)
+    return model.eval()
+
+
+def build(library, name):
+    """The model; None where it cannot be built without weights' memory, or not without downloading."""
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if library == "timm":
+                return with_plausible_norms(load_timm().create_model(name))
+            if library == "torchvision":
+                return with_plausible_norms(of_torchvision(name))
+            return with_plausible_norms(of_transformers(name))
+    except (Exception, SystemExit):
+        return None
+
+
+def of_torchvision(name):
+    models = importlib.import_module("torchvision.models")
+    options = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = False
+    if any(part in name for part in ("rcnn", "retina", "ssd", "fcos", "deeplab", "fcn", "lraspp")):
+        options["weights_backbone"] = None
+    return models.get_model(name, **options)
+
+
+def of_transformers(name):
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    transformers = importlib.import_module("transformers")
+    config = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING[name]()
+    for key in LAYERS:
+        if (
+            isinstance(getattr(config, key, None), int)
+            and getattr(config, key) > 2
+            and not hasattr(config, "layer_types")
+        ):
+            setattr(config, key, 2)
+    return transformers.AutoModel.from_config(config)
+
+
+def findings(model):
+    """Errors, warnings and notes by code, of the rules that see a model alone."""
+    diagnosis = gb.check(model, select=STATIC)
+    return [(finding.severity, finding.code, str(finding)) for finding in diagnosis.findings]
+
+
+def judge(name, found):
+    for severity, code, text in found:
+        assert severity != "error", f"{name}: {text}"
+        assert severity != "warning" or KNOWN.get(name) == code, f"{name}: {text}"
+
+
+@pytest.mark.parametrize("library", QUICK)
+def test_real_models_in_evaluation_have_no_errors_and_the_known_warnings(library):
+    libraries()
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    logging.disable(logging.WARNING)
+    try:
+        for name in QUICK[library]:
+            model = build(library, name)
+            assert model is not None, name
+            found = findings(model)
+            judge(f"{library} {name}", found)
+            if f"{library} {name}" in KNOWN:
+                assert any(code == KNOWN[f"{library} {name}"] for _, code, _ in found), name
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def test_models_as_constructed_in_training_mode_have_neither():
+    """Statistics of 0 and 1, γ of 1 or 0, β of 0, counts of 0: what a constructor leaves is not a finding."""
+    timm = libraries()
+    for name in ("resnet18", "test_efficientnet", "test_resnet", "test_byobnet", "resnet18.tv_in1k"):
+        model = timm.create_model(name, zero_init_last=True) if name == "resnet18" else timm.create_model(name)
+        judge(name, findings(model))
+        assert not gb.check(copy.deepcopy(model).eval(), select=STATIC).errors
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="GAMMABETA_ZOO=1 runs it: five minutes")
+def test_all_of_three_zoos_have_no_errors_and_the_known_warnings():
+    timm = libraries()
+    names = [("timm", name) for name in timm.list_models()[::4]]
+    names += [("torchvision", name) for name in importlib.import_module("torchvision.models").list_models()]
+    if importlib.util.find_spec("transformers") is not None:
+        mapping = importlib.import_module("transformers.models.auto.modeling_auto").MODEL_MAPPING_NAMES
+        names += [("transformers", name) for name in list(mapping)[::2]]
+    logging.disable(logging.WARNING)
+    built, told = collections.Counter(), collections.Counter()
+    try:
+        for library, name in names:
+            model = build(library, name)
+            if model is not None:
+                built[library] += 1
+                found = findings(model)
+                judge(f"{library} {name}", found)
+                told.update({(severity, code) for severity, code, _ in found})
+    finally:
+        logging.disable(logging.NOTSET)
+    print(
+        f"models {dict(built)} of {dict(collections.Counter(library for library, _ in names))}; in models: {dict(told)}"
+    )
+    assert built.total() >= 300
