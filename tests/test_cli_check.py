@@ -131,8 +131,8 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
                        "parentheses, or a checkpoint file."),
         (("absent.pt",), "absent.pt: there is no such file."),
         (("mine_for_cli.py:nothing",), "mine_for_cli.py:nothing: mine_for_cli has no nothing."),
-        (("mine_for_cli.py:good", "--select", "GB9"), "select: expected codes or names of rules, or beginnings of "
-                                                      "codes, got 'GB9': `gammabeta rules` lists them."),
+        (("mine_for_cli.py:good", "--select", "XY9"), "select: expected codes or names of rules, or beginnings of "
+                                                      "codes, got 'XY9': `gammabeta rules` lists them."),
         (("mine_for_cli.py:good", "--fail-on", "fatal"), "--fail-on: expected error, warning or note, got 'fatal'."),
         (("mine_for_cli.py:good", "--format", "xml"), "--format: expected text, json, sarif, github, got 'xml'."),
         (("mine_for_cli.py:good", "--batch-size", "0"), "check: expected batch_size of 1 or more, got 0."),

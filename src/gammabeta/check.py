@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from gammabeta.diagnosis import SEVERITIES, Diagnosis, Finding
+from gammabeta.measurement import measure
 from gammabeta.observe import observe, tensors_in
 from gammabeta.record import Record, record_model
 from gammabeta.rule import SEES, Rule
 from gammabeta.selection import chosen_rules, ignored_patterns, reason_to_ignore
+from gammabeta.unchanged import unchanged
 
 
 class ArgumentError(ValueError):
@@ -69,13 +71,24 @@ def check(
         model, inputs=inputs, loader=loader, optimizers=optimizers, batch_size=batch_size, intent=intent
     )
     if inputs is not None:
-        record.observed = _observed(model, inputs)
+        _look(record, model, inputs)
     return diagnose(record, select=select, ignore=ignore)
 
 
-def _observed(model: nn.Module, inputs: Any) -> Any:
+def _look(record: Record, model: nn.Module, inputs: Any) -> None:
+    """Run the model on the inputs, and fill in what was seen; in evaluation where its training mode raises."""
     try:
-        return observe(model, inputs)
+        try:
+            record.observed = observe(model, inputs)
+        except ValueError:
+            if not model.training:
+                raise
+            # A BatchNorm with one value per channel, say: in evaluation it is seen which.
+            with unchanged(model):
+                record.observed = observe(model.eval(), inputs)
+        record.given = measure(model, inputs)
+        if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+            record.given_with_dropout = measure(model, inputs, dropout=True)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["without a message"]
         raise ForwardError(

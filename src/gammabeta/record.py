@@ -105,6 +105,8 @@ class Record:
         inputs: example inputs, as `observe` takes them.
         loader: an iterable of batches.
         observed: what forwards on inputs or batches showed, for the rules that see D.
+        given: what each BatchNorm and InstanceNorm was given on the inputs, call by call, in evaluation.
+        given_with_dropout: the same with dropout on; None where the model has none.
         watched: what was recorded in training, for the rules that see W.
     """
 
@@ -116,6 +118,8 @@ class Record:
     inputs: Any = None
     loader: Any = None
     observed: Any = None
+    given: Any = None
+    given_with_dropout: Any = None
     watched: Any = None
 
     @property
@@ -124,6 +128,7 @@ class Record:
         letters = "F" if self.model is None else "S"
         letters += "D" if self.observed is not None else ""
         letters += "O" if self.optimizers else ""
+        letters += "L" if self.loader is not None else ""
         return frozenset(letters + ("W" if self.watched is not None else ""))
 
     def norm(self, name: str) -> Norm:

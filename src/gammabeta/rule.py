@@ -23,6 +23,7 @@ SEES = {
     "D": "inputs",
     "W": "watching the training",
     "O": "the optimizer",
+    "L": "the loader",
 }
 
 
