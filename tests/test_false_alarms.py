@@ -15,6 +15,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import gammabeta as gb
 from gammabeta.benchmarks.training_step import load_timm
@@ -166,3 +167,23 @@ def test_all_of_three_zoos_have_no_errors_and_the_known_warnings():
     )
     assert built.total() >= 300
     assert wrong == []
+
+
+def test_a_network_in_training_and_after_it_has_none():
+    """Statistics, γ and β as training leaves them, in both modes, with the optimizer's groups as they should be."""
+    torch.manual_seed(0)
+    blocks = [
+        nn.Sequential(nn.Conv2d(i, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()) for i in (3, 16, 16)
+    ]
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(16), nn.Linear(16, 4))
+    optimizer = torch.optim.AdamW(gb.parameter_groups(model, weight_decay=0.05), lr=0.01)
+    for step in range(30):
+        x = torch.randn(16, 3, 8, 8)
+        target = (x.mean((1, 2, 3)) > 0).long() + 2 * (x.std((1, 2, 3)) > 1).long()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), target).backward()
+        optimizer.step()
+        if step in (0, 5, 29):
+            for training in (True, False):
+                assert gb.check(model.train(training), optimizer=optimizer, select=[*STATIC, "GB4"]).findings == ()
+            model.train()
