@@ -321,7 +321,8 @@ def test_absolute_units_have_no_column_of_copies(run):
         (["chanel_norms"], "there is no subject chanel_norms. Did you mean channel_norms?"),
         (
             ["zzz"],
-            "there is no subject zzz. Subjects: channel_norms, sample_norms, small_inputs, training_step, synced.",
+            "there is no subject zzz. Subjects: channel_norms, folding, sample_norms, small_inputs, training_step, "
+            "synced.",
         ),
         (["--rounds", "1"], "expected at least 2 rounds, since percentiles need two timings, got 1."),
         (["--threads", "0,1"], "expected numbers of threads of 1 or more, got 0."),

@@ -210,9 +210,10 @@ def observe(model: nn.Module, example_inputs: Any) -> Observation:
         Exception: whatever the forward raises.
     """
     args, kwargs = arguments_of(example_inputs)
-    recorder = _Recorder(model)
-    with unchanged(model), _plainly(), recorder.hooks(model), recorder:
-        out = model(*args, **kwargs)
+    with unchanged(model), _plainly():
+        recorder = _Recorder(model)
+        with recorder.hooks(model), recorder:
+            out = model(*args, **kwargs)
     observation = recorder.observation
     observation.outputs = tuple(recorder.seen(tensor) for tensor in tensors_in(out))
     observation.kept = recorder.kept(args, kwargs)

@@ -115,7 +115,7 @@ def _reader(norm: nn.Module, name: str, modules: dict[str, nn.Module], observati
         raise Refusal("nothing reads what it gives")
     by = sorted({observation.stack(op.call)[0].module if op.call is not None else "" for op in readers})
     if len(by) > 1:
-        raise Refusal(f"what it gives is read by {', '.join(by)}")
+        raise Refusal(f"what it gives is read by {', '.join(sorted(module or 'the model' for module in by))}")
     act = modules[by[0]]
     if type(act) not in _NAMES:
         ops = ", ".join(sorted({op.name for op in readers}))
