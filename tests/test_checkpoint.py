@@ -84,6 +84,9 @@ def test_the_rules_marked_f_find_what_is_wrong(tmp_path, suffix):
     model[1].reset_running_stats()
     save(path, model.state_dict())
     assert where(path) == [("GB103", "1")]
+    # As a FrozenBatchNorm's is, whose statistics may be so on purpose.
+    save(path, {key: value for key, value in model.state_dict().items() if "tracked" not in key})
+    assert [finding.severity for finding in diagnose(record_checkpoint(path)).findings] == ["warning"]
     model.bfloat16()
     save(path, model.state_dict())
     assert where(path) == [("GB103", "1"), ("GB105", "1")]

@@ -105,6 +105,18 @@ def test_codes_and_names_are_there_once_and_in_order():
     assert len({rule.name for rule in RULES}) == len(RULES)
 
 
+def test_every_file_is_in_the_list():
+    files = {path.stem for path in (ROOT / "src" / "gammabeta" / "rules").glob("[!_]*.py")}
+    assert files == {rule.name.replace("-", "_") for rule in RULES}
+
+
+def test_every_rule_is_in_the_documentation():
+    page = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+    for rule in RULES:
+        assert f"\n## {rule.code} {rule.name}\n" in page
+        assert f"[{rule.code}](#{rule.code.lower()}-{rule.name})" in page
+
+
 @every_rule
 def test_evidence_names_a_claim_or_a_test_that_is_there(rule):
     evidence = rule.line("Evidence")

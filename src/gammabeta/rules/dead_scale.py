@@ -8,7 +8,7 @@ gradient through it. Mostly it is weight decay on γ, or pruning that stopped ha
 
 Example: Two channels of eight with γ = 0.
 
-Use instead: No weight decay on γ (GB401); remove the channels, whose β goes into the next layer's bias.
+Use instead: No weight decay on γ (GB401); channels that stay dead can be pruned.
 
 Evidence: tests/rules/test_dead_scale.py: the example's dead channels give β exactly and a gradient of 0 to the weights
 before.
@@ -41,7 +41,7 @@ def check(record: Record) -> Iterator[Finding]:
         if dead and (trained or len(dead) < scale.numel()):
             message = f"γ is 0 in {len(dead)} of {scale.numel()} channels, which pass β alone: {channels(dead)}"
             evidence = {"dead": len(dead), "channels": scale.numel()}
-            fix = Fix("no weight decay on γ; channels that stay dead can be removed")
+            fix = Fix("no weight decay on γ; channels that stay dead can be pruned")
             yield Finding(code, name, severity, norm.name, message, evidence, fix)
 
 

@@ -16,8 +16,9 @@ Evidence: tests/rules/test_untrained_statistics.py: a network that is right in o
 is so in under 0.6 once the buffers are reset, and recalibrating brings it back.
 
 Limits: γ and β that were folded into a layer on purpose, with statistics set to 0 and 1, look the same: ignore it
-there. A FrozenBatchNorm is left out, since converted weights commonly have them so. A new layer in a trained model,
-with γ of 1 and β of 0, is not found; nor is a layer without γ and β.
+there. A FrozenBatchNorm is left out, since converted weights commonly have them so; in a checkpoint it is a layer
+without num_batches_tracked, and a warning. A new layer in a trained model, with γ of 1 and β of 0, is not found; nor is
+a layer without γ and β.
 """
 
 from collections.abc import Iterator
@@ -43,10 +44,12 @@ def check(record: Record) -> Iterator[Finding]:
     for norm in tracking:
         if norm in initial:
             if _varies(norm.bias) or (moved and _varies(norm.weight)):
+                # A checkpoint does not say whether it is of a FrozenBatchNorm, but those count no batches.
+                sure = record.model is not None or norm.batches is not None
                 yield Finding(
                     code,
                     name,
-                    severity,
+                    severity if sure else "warning",
                     norm.name,
                     f"running mean and variance are exactly 0 and 1, {_trained(norm)}",
                     {"batches": norm.batches, "others that moved": moved},
