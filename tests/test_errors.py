@@ -202,7 +202,8 @@ CASES = {
     "renorm without running statistics": (
         lambda: gb.BatchNorm2d(64, track_running_stats=False, statistics=gb.statistics.Renorm())(X),
         ValueError,
-        "Renorm: expected a layer with running statistics, got track_running_stats=False.",
+        "Renorm: expected a layer with running statistics, which the batch's are corrected towards, got "
+        "track_running_stats=False: build the layer with them, or use gammabeta.statistics.Batch().",
     ),
     "a ghost batch of one value": (
         lambda: gb.BatchNorm1d(64, statistics=gb.statistics.Ghost(4))(torch.randn(5, 64)),

@@ -29,32 +29,39 @@ def calls():
     return {"add": add, "end": end}
 
 
-def test_a_call_is_made_by_all_at_once_and_none_is_left():
+@pytest.fixture
+def children():
+    """The processes of this one that were not there before the test: others' pools stay."""
+    before = set(multiprocessing.active_children())
+    return lambda: [process for process in multiprocessing.active_children() if process not in before]
+
+
+def test_a_call_is_made_by_all_at_once_and_none_is_left(children):
     world = World(3, calls)
     assert [world.contestant("add")(number)().item() for number in range(2)] == [3, 6]
     world.settle()
-    others = multiprocessing.active_children()
+    others = children()
     assert len(others) == 2
     world.close()
     assert not dist.is_initialized()
     assert not any(process.is_alive() for process in others)
 
 
-def test_they_end_with_the_object():
+def test_they_end_with_the_object(children):
     world = World(2, calls)
-    (other,) = multiprocessing.active_children()
+    (other,) = children()
     del world
     assert not other.is_alive()
     assert not dist.is_initialized()
 
 
-def test_one_that_has_ended_is_noticed():
+def test_one_that_has_ended_is_noticed(children):
     world = World(2, calls)
     world.step("end")
     with pytest.raises(RuntimeError, match=r"^World: expected all processes to answer, got one that has ended\.$"):
         world.settle()
     world.close()
-    assert multiprocessing.active_children() == []
+    assert children() == []
 
 
 def test_a_process_with_a_group_is_left_with_it(tmp_path):
@@ -72,8 +79,8 @@ def test_a_process_with_a_group_is_left_with_it(tmp_path):
 
 
 @pytest.mark.parametrize("row", synced.rows(True), ids=lambda row: row.name)
-def test_synced_is_timed_beside_batch(row):
+def test_synced_is_timed_beside_batch(row, children):
     result = contest(row, 1, 2, False)
     assert set(result.seconds) == {OURS, TORCH}
     assert all(low > 0 for low, _, _ in result.seconds.values())
-    assert multiprocessing.active_children() == []
+    assert children() == []
