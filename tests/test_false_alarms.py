@@ -1,7 +1,7 @@
 """The rules that see a model alone, over real models in evaluation: no error, and every warning is known.
 
 A few models by default; with GAMMABETA_ZOO=1 in the environment all of torchvision's, every fourth of timm's and every
-architecture of transformers, some 1,000 in six minutes. They are built without memory for their weights, whose
+architecture of transformers, some 1,000 in four minutes. They are built without memory for their weights, whose
 values no rule looks at but to compare, and with norms whose statistics and affine parameters are random and plausible.
 """
 
@@ -153,7 +153,7 @@ def test_models_as_constructed_in_training_mode_have_neither():
         assert not gb.check(copy.deepcopy(model).eval(), select=STATIC).errors
 
 
-@pytest.mark.skipif(not EVERYTHING, reason="GAMMABETA_ZOO=1 runs it: six minutes")
+@pytest.mark.skipif(not EVERYTHING, reason="GAMMABETA_ZOO=1 runs it: four minutes")
 def test_all_of_three_zoos_have_no_errors_and_the_known_warnings():
     timm = libraries()
     names = [("timm", name) for name in timm.list_models()[::4]]
