@@ -16,7 +16,7 @@ class Columns {
 
   // m rows of c columns; mask has a value for each row, or is null.
   Columns(int64_t m, int64_t c, const uint8_t* mask, Finish<A> finish)
-      : m_(m), c_(c), mask_(mask), finish_(finish), rows_(gammabeta::rows<A>()) {
+      : m_(m), c_(c), mask_(mask), finish_(finish), rows_(gammabeta::rows<A>()), stored_(gammabeta::stored_rows<T>()) {
     if (!mask && c < kTile) {
       folds_ = kTile / c;
       const int64_t most = m / kRowsOfBlock;
@@ -35,7 +35,7 @@ class Columns {
   Columns(const Columns& other)
       : m_(other.m_), c_(other.c_), folds_(other.folds_), width_(other.width_), folded_rows_(other.folded_rows_),
         rest_(other.rest_), rows_of_chunk_(other.rows_of_chunk_), chunks_(other.chunks_), mask_(other.mask_),
-        finish_(other.finish_), rows_(other.rows_),
+        finish_(other.finish_), rows_(other.rows_), stored_(other.stored_),
         zeros_(size_t(kTile)), buffers_(new ColumnBuffers) {}
 
   int64_t chunks() const { return chunks_; }
@@ -68,14 +68,12 @@ class Columns {
       for (int64_t first = 0; first < width_; first += kTile) {
         const int64_t w = std::min(kTile, width_ - first);
         for (int64_t i = 0; i < w; ++i) sum[i] = squares[i] = 0;
-        for (int64_t row = block; row < end; row += kRowsAtOnce) {
-          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row);
-          const A* group[kRowsAtOnce];
-          load(x, &valid[size_t(row)], n, first, w, buffers_->x, group);
-          // About the mean of some of the values themselves: what is taken from the squares is at most 8 times m2.
-          if (row == block) rows_.column_mean(group, n, w, shift);
-          rows_.column_deviations(group, n, w, ahead(first), shift, sum, squares);
-        }
+        const T* group[kRowsOfBlock];
+        const int64_t n = end - block;
+        for (int64_t i = 0; i < n; ++i) group[i] = x + valid[size_t(block + i)] * width_ + first;
+        // About the mean of some of the values themselves: what is taken from the squares is at most 8 times m2.
+        stored_.column_mean(group, n, w, shift);
+        stored_.column_deviations(group, n, w, ahead(first), shift, sum, squares);
         rows_.merge_deviations(w, double(block), double(end - block), shift, sum, squares, mean + first, m2 + first);
       }
     }
@@ -110,9 +108,13 @@ class Columns {
   void apply(const T* x, const T* residual, T* y, int64_t chunk, const Parameters& p, const Writer<T>& writer) {
     each_row(chunk, [&](int64_t at, int64_t first, int64_t w, bool valid) {
       if (!valid) return writer.zero(y + at, w);
+      const A *mean = &p.mean[size_t(first)], *scale = &p.scale[size_t(first)], *shift = &p.shift[size_t(first)];
+      if (plain() && writer.reaches(y + at))
+        return stored_.apply_v(x + at, residual ? residual + at : nullptr, y + at, w, mean, scale, shift, finish_,
+                               writer.streamed());
       const A* r = residual ? read(residual + at, w, buffers_->residual) : nullptr;
       A* out = writer.place(y + at, buffers_->out);
-      rows_.apply_v(read(x + at, w, buffers_->x), r, out, w, &p.mean[size_t(first)], &p.scale[size_t(first)], &p.shift[size_t(first)], finish_);
+      rows_.apply_v(read(x + at, w, buffers_->x), r, out, w, mean, scale, shift, finish_);
       writer.put(out, y + at, w);
     });
     writer.done();
@@ -130,12 +132,13 @@ class Columns {
       gradient_group(g, x, residual, g_residual, g_x, which, n, first, w, p, writer);
     };
     for (int64_t i = 0; i < kTile; ++i) part[i] = part_x[i] = 0;
+    const int64_t at_once = in_place(g_residual, g_x) ? kRowsOfBlock : kRowsAtOnce;
     for (int64_t block = 0; block < n_valid; block += kRowsOfBlock) {
       const int64_t end = std::min(block + kRowsOfBlock, n_valid);
       for (int64_t first = 0; first < width_; first += kTile) {
         const int64_t w = std::min(kTile, width_ - first);
-        for (int64_t row = block; row < end; row += kRowsAtOnce) {
-          const int64_t n = std::min<int64_t>(kRowsAtOnce, end - row);
+        for (int64_t row = block; row < end; row += at_once) {
+          const int64_t n = std::min<int64_t>(at_once, end - row);
           group(&valid[size_t(row)], n, first, w);
         }
         rows_.drain(part, sum + first, w);
@@ -168,11 +171,15 @@ class Columns {
         if (g_residual) writer.zero(g_residual + at, w);
         return;
       }
+      const A *mean = &p.mean[size_t(first)], *a = &back.a[size_t(first)], *b = &back.b[size_t(first)],
+              *c = &back.c[size_t(first)];
+      if (finish_.activation == kNone && !g_residual && writer.reaches(g_x + at))
+        return stored_.gradient_apply_v(g + at, x + at, g_x + at, w, mean, a, b, c, writer.streamed());
       const A* v = read(x + at, w, buffers_->x);
       const A* g_z = finished(g + at, v, residual ? residual + at : nullptr, first, w, p, buffers_->g,
                               buffers_->z);
       A* out = writer.place(g_x + at, buffers_->out);
-      rows_.gradient_apply_v(g_z, v, out, w, &p.mean[size_t(first)], &back.a[size_t(first)], &back.b[size_t(first)], &back.c[size_t(first)]);
+      rows_.gradient_apply_v(g_z, v, out, w, mean, a, b, c);
       writer.put(out, g_x + at, w);
       if (g_residual) store(g_z, g_residual + at, w, writer);
     });
@@ -182,7 +189,7 @@ class Columns {
  private:
   static constexpr int64_t kTile = 2048 / sizeof(A);  // columns at once
   static constexpr int64_t kRowsOfBlock = 64;   // rows whose sums are kept in A
-  // So many at once: in place all of a block, converted what stays in the nearest cache.
+  // So many at once where there is an activation: converted what stays in the nearest cache.
   static constexpr int64_t kRowsAtOnce = Writer<T>::kConverts ? 8 : kRowsOfBlock;
   static constexpr int64_t kChunks = 64;        // parts that threads share out: how many there are fixes the result
 
@@ -218,10 +225,14 @@ class Columns {
         f(folded_rows_ * width_ + first, first, rest_ - first < kTile ? rest_ - first : kTile, true);
   }
 
+  // Whether the loops over stored values serve.
+  bool plain() const { return finish_.activation == kNone || finish_.activation == kRelu || finish_.activation == kRelu6; }
+  bool in_place(const T* g_residual, const T* g_x) const { return finish_.activation == kNone && !g_residual && !g_x; }
+
   // How many bytes later the same row is wanted next, where rows are read in place and all of them count: for the next
   // tile, or for the first one of the next block.
   int64_t ahead(int64_t first) const {
-    if (Writer<T>::kConverts || mask_) return 0;
+    if (mask_) return 0;
     return (first + kTile < width_ ? kTile : kRowsOfBlock * width_ - first) * int64_t(sizeof(T));
   }
 
@@ -240,6 +251,12 @@ class Columns {
 
   void gradient_group(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, const int64_t* which, int64_t n,
                       int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer) {
+    if (in_place(g_residual, g_x)) {
+      const T *xs[kRowsOfBlock], *gs[kRowsOfBlock];
+      for (int64_t i = 0; i < n; ++i) xs[i] = x + which[i] * width_ + first, gs[i] = g + which[i] * width_ + first;
+      return stored_.column_gradient_sums(gs, xs, n, w, ahead(first), &p.mean[size_t(first)], buffers_->sum,
+                                          buffers_->sum_x);
+    }
     const A *xs[kRowsAtOnce], *gs[kRowsAtOnce];
     load(x, which, n, first, w, buffers_->x, xs);
     for (int64_t i = 0; i < n; ++i) {
@@ -253,8 +270,7 @@ class Columns {
         writer.put(out, g_x + at, w);
       }
     }
-    rows_.column_gradient_sums(gs, xs, n, w, finish_.activation == kNone ? ahead(first) : 0, &p.mean[size_t(first)],
-                               buffers_->sum, buffers_->sum_x);
+    stored_rows<A>().column_gradient_sums(gs, xs, n, w, 0, &p.mean[size_t(first)], buffers_->sum, buffers_->sum_x);
   }
 
   void store(const A* values, T* to, int64_t w, const Writer<T>& writer) {
@@ -275,6 +291,7 @@ class Columns {
   const uint8_t* mask_;
   Finish<A> finish_;
   const Rows<A>& rows_;
+  const StoredRows<T>& stored_;
   // A thread's own copy has them.
   std::vector<A> zeros_;
   std::unique_ptr<ColumnBuffers> buffers_;

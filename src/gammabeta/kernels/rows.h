@@ -67,14 +67,6 @@ struct Rows {
   // g_x = a·g·weight + b·(x − mean) + c and, unless null, g_weight += g·(x − mean)·a, g_bias += g.
   void (*gradient_apply_e)(const A* g, const A* x, const A* weight, A* g_x, int64_t n, A mean, A a, A b, A c,
                            A* g_weight, A* g_bias);
-  // For every column: sum += Σ(x − shift), squares += Σ(x − shift)². What comes `ahead` bytes later is asked for; 0: nothing.
-  void (*column_deviations)(const A* const* rows, int64_t n_rows, int64_t n, int64_t ahead, const A* shift, A* sum,
-                            A* squares);
-  // For every column: sum += Σg, sum_x += Σg·(x − mean).
-  void (*column_gradient_sums)(const A* const* g, const A* const* x, int64_t n_rows, int64_t n, int64_t ahead,
-                               const A* mean, A* sum, A* sum_x);
-  // For every column: the mean of the first 8, 4, 2 or 1 of the rows.
-  void (*column_mean)(const A* const* rows, int64_t n_rows, int64_t n, A* mean);
   // Moments (mean, m2) of `count` values, merged with those of `more` values that deviate from shift by sum, squares.
   void (*merge_deviations)(int64_t n, double count, double more, const A* shift, const A* sum, const A* squares,
                            double* mean, double* m2);
@@ -130,6 +122,19 @@ struct StoredRows {
   // g_x = a·g_z + b·(x − mean) + c and g_residual = g_z; residual and g_residual are null both or neither.
   void (*gradient_apply_s)(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
                            ChannelAffine<A> f, A a, A b, A c, Finish<A> finish, bool streamed);
+  // For every column: the mean of the first 8, 4, 2 or 1 of the rows.
+  void (*column_mean)(const T* const* rows, int64_t n_rows, int64_t n, A* mean);
+  // For every column: sum += Σ(x − shift), squares += Σ(x − shift)². What comes `ahead` bytes later is asked for; 0: nothing.
+  void (*column_deviations)(const T* const* rows, int64_t n_rows, int64_t n, int64_t ahead, const A* shift, A* sum,
+                            A* squares);
+  // For every column: sum += Σg, sum_x += Σg·(x − mean).
+  void (*column_gradient_sums)(const T* const* g, const T* const* x, int64_t n_rows, int64_t n, int64_t ahead,
+                               const A* mean, A* sum, A* sum_x);
+  // As apply_s, and g_x = a·g + b·(x − mean) + c, with a parameter for every element.
+  void (*apply_v)(const T* x, const T* residual, T* y, int64_t n, const A* mean, const A* scale, const A* shift,
+                  Finish<A> finish, bool streamed);
+  void (*gradient_apply_v)(const T* g, const T* x, T* g_x, int64_t n, const A* mean, const A* a, const A* b, const A* c,
+                           bool streamed);
 };
 
 template <class T>
