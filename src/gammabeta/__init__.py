@@ -2,6 +2,8 @@
 
 from gammabeta import functional, statistics
 from gammabeta.allocator import warm_allocator
+from gammabeta.check import check
+from gammabeta.diagnosis import Diagnosis, Finding
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -9,6 +11,7 @@ from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
+from gammabeta.selection import ignore
 from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
@@ -27,6 +30,8 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Change",
+    "Diagnosis",
+    "Finding",
     "Folded",
     "GroupNorm",
     "InstanceNorm1d",
@@ -37,11 +42,13 @@ __all__ = [
     "RMSNorm",
     "accumulate_statistics",
     "adopt",
+    "check",
     "fold",
     "freeze",
     "frozen_statistics",
     "functional",
     "fuse",
+    "ignore",
     "lengths_to_mask",
     "parameter_groups",
     "recalibrate",

@@ -16,7 +16,8 @@ import gammabeta
 if TYPE_CHECKING:
     from types import ModuleType
 
-WRONG, STOPPED = 2, 130  # exit codes: something asked for cannot be done; Ctrl-C
+# Exit codes: findings; something asked for cannot be done; Ctrl-C.
+FOUND, WRONG, STOPPED = 1, 2, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -147,6 +148,135 @@ def report(
 
 
 @app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A model: [bold]package.module:name[/] or [bold]file.py:name[/], an instance or what a function "
+            "returns, with literal arguments in parentheses if need be; or a checkpoint file.",
+            show_default=False,
+        ),
+    ],
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            "--inputs",
+            metavar="TARGET",
+            help="Example inputs, as [bold]data.py:sample[/] or [bold]'torch:randn(2, 3, 224, 224)'[/]; the model runs "
+            "on them.",
+            show_default=False,
+        ),
+    ] = None,
+    loader: Annotated[
+        str | None,
+        typer.Option("--loader", metavar="TARGET", help="Batches of what the model takes.", show_default=False),
+    ] = None,
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            "--optimizer",
+            metavar="TARGET",
+            help="The optimizer, or a function that is called with the model and returns it.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", metavar="N", help="Samples a batch on one device.", show_default=False),
+    ] = None,
+    intent: Annotated[
+        str | None,
+        typer.Option("--intent", metavar="WHAT", help="contrastive, gradient-penalty or private.", show_default=False),
+    ] = None,
+    train: Annotated[
+        bool | None,
+        typer.Option(
+            "--train/--eval",
+            help="Check the model in training or in evaluation mode; in the mode it has where not given.",
+            show_default=False,
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            "--select", metavar="A,B", help="Rules that run, by code or its beginning, or name.", show_default=False
+        ),
+    ] = None,
+    ignore: Annotated[
+        str | None,
+        typer.Option(
+            "--ignore",
+            metavar="A,B",
+            help="Rules that do not; [bold]GB401:head.*[/] for some modules.",
+            show_default=False,
+        ),
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-on",
+            metavar="SEVERITY",
+            help="Exit with 1 from findings of this severity on: error, warning or note; error where not given.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option("--format", metavar="FORMAT", help="text, json, sarif or github.")] = "text",
+) -> None:
+    """Find what is wrong with a model's normalization: exit code 0 clean, 1 findings, 2 it could not be checked.
+
+    The table \\[tool.gammabeta] of pyproject.toml may hold select, ignore and fail-on.
+    """
+    from gammabeta import formats, inspection
+    from gammabeta.configuration import Configuration
+
+    if output != "text" and output not in formats.WRITERS:
+        _fail(f"--format: expected text, {', '.join(formats.WRITERS)}, got {output!r}.")
+    given = Configuration(_list(select), _list(ignore), fail_on)
+    try:
+        found = inspection.inspect(
+            target, given, inputs=inputs, loader=loader, optimizer=optimizer, batch_size=batch_size, intent=intent,
+            training=train,
+        )  # fmt: skip
+    except inspection.InspectionError as error:
+        _fail(str(error))
+    if output == "text":
+        formats.show(found.diagnosis, Console(highlight=False))
+    else:
+        typer.echo(formats.WRITERS[output](found.diagnosis, target, found.file, found.line))
+    raise typer.Exit(FOUND if found.failed else 0)
+
+
+@app.command()
+def explain(
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="Its code or name.", show_default=False)],
+) -> None:
+    """Say what a rule finds, why it matters, what to do instead, and when it is wrong."""
+    from rich.markdown import Markdown
+
+    from gammabeta.selection import rule_of
+
+    try:
+        found = rule_of(rule)
+    except ValueError as error:
+        _fail(str(error))
+    Console().print(Markdown(f"# {found.code} {found.name}\n\n{found.page()}"))
+
+
+@app.command()
+def rules() -> None:
+    """List the rules of the check."""
+    from rich.table import Table
+
+    from gammabeta.rules import RULES
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for rule in RULES:
+        table.add_row(rule.code, rule.name, rule.severity, rule.sees, escape(rule.title))
+    Console(highlight=False).print(table)
+
+
+@app.command()
 def bench(
     names: Annotated[
         list[str] | None,
@@ -212,6 +342,10 @@ def env() -> None:
 def main() -> None:
     """The console script ``gammabeta``."""
     app()
+
+
+def _list(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _need(*modules: str) -> ModuleType:

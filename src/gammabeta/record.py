@@ -1,0 +1,255 @@
+"""What the rules of the check look at: a model's norms and what is known around them.
+
+A rule is a pure function of a `Record`. The norms are always there; what was observed on inputs, the optimizers, the
+loader and what was watched in training are there where they were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gammabeta.statistics import Running
+from gammabeta.surgery.adopt import is_frozen_batch_norm, is_norm
+
+# What other libraries call ε.
+_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+# How norms of other libraries are told by the name of their class, the longest first.
+_KINDS = (
+    ("rmsnorm", "rms"),
+    ("layernorm", "layer"),
+    ("groupnorm", "group"),
+    ("instancenorm", "instance"),
+    ("batchnorm", "batch"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """One norm of a model, or of a checkpoint.
+
+    Attributes:
+        name: its qualified name, the first if it has several.
+        names: all of them.
+        module: the layer; None in a checkpoint.
+        class_name: what its class is called; "" in a checkpoint.
+        kind: "batch", "layer", "rms", "group", "instance", or "unknown" (in a checkpoint: γ and β alone).
+        eps: ε; None where nobody says: in a checkpoint, or RMSNorm's by dtype.
+        momentum: torch's; None averages all batches alike, and where there are no running statistics.
+        training: its mode.
+        frozen: it normalizes by its running statistics in training too: `Running`, or a FrozenBatchNorm.
+        tracks: its running statistics move in training.
+        weight, bias: γ and β.
+        running_mean, running_var, num_batches_tracked: the buffers, where there are any.
+        affine_trains: whether γ or β require a gradient; None where there is neither.
+        before_trains: whether the weights that were registered last before it require a gradient; None without any.
+        around_trains: whether any weights of the smallest module around it that has some require a gradient.
+    """
+
+    name: str
+    kind: str
+    names: tuple[str, ...] = ()
+    module: nn.Module | None = None
+    class_name: str = ""
+    eps: float | None = None
+    momentum: float | None = None
+    training: bool = False
+    frozen: bool = False
+    tracks: bool = False
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+    affine_trains: bool | None = None
+    before_trains: bool | None = None
+    around_trains: bool | None = None
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are a running mean and a running variance with values to look at."""
+        return self.running_mean is not None and self.running_var is not None and not self.running_mean.is_meta
+
+    @property
+    def has_initial_statistics(self) -> bool:
+        """Whether running mean and variance are exactly 0 and 1."""
+        if not self.has_statistics:
+            return False
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return not bool(self.running_mean.any()) and bool((self.running_var == 1).all())
+
+    @property
+    def batches(self) -> int | None:
+        """num_batches_tracked; None where it is not there."""
+        count = self.num_batches_tracked
+        return None if count is None or count.is_meta else int(count)
+
+
+@dataclass
+class Record:
+    """What is known about a model.
+
+    Attributes:
+        model: the model; None where a checkpoint file is all there is.
+        norms: its norms, in the order in which they are registered.
+        optimizers: those that train it.
+        batch_size: how many samples a batch has, where the user says.
+        intent: what the model is for, where the user says: "contrastive", "gradient-penalty" or "private".
+        inputs: example inputs, as `observe` takes them.
+        loader: an iterable of batches.
+        observed: what forwards on inputs or batches showed, for the rules that see D.
+        watched: what was recorded in training, for the rules that see W.
+    """
+
+    model: nn.Module | None
+    norms: tuple[Norm, ...]
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    batch_size: int | None = None
+    intent: str | None = None
+    inputs: Any = None
+    loader: Any = None
+    observed: Any = None
+    watched: Any = None
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """What is there to see, by the letters of the rules: S or F, and D, O, W."""
+        letters = "F" if self.model is None else "S"
+        letters += "D" if self.observed is not None else ""
+        letters += "O" if self.optimizers else ""
+        return frozenset(letters + ("W" if self.watched is not None else ""))
+
+    def norm(self, name: str) -> Norm:
+        """The norm of that qualified name."""
+        return next(norm for norm in self.norms if name in norm.names)
+
+    def of_kind(self, *kinds: str) -> Iterator[Norm]:
+        return (norm for norm in self.norms if norm.kind in kinds)
+
+
+def record_model(model: nn.Module, **parts: Any) -> Record:
+    """The record of a model, which is only read; `parts` are further fields of `Record`."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    norms = {module: kind for module in names if (kind := kind_of(module)) is not None}
+    of_norms = {id(p) for module in norms for p in module.parameters()}
+    trains = _weights_that_train(model, of_norms)
+    before: bool | None = None
+    found = []
+    for module, known in names.items():
+        if module in norms:
+            found.append(_norm(module, norms[module], tuple(known), before, _around(known[0], trains)))
+        else:
+            own = [p.requires_grad for p in module._parameters.values() if p is not None and id(p) not in of_norms]
+            before = any(own) if own else before
+    return Record(model, tuple(found), **parts)
+
+
+def record_state(state: Mapping[str, Tensor]) -> Record:
+    """The record of a checkpoint: norms are told by their keys.
+
+    Running statistics make a BatchNorm (or an InstanceNorm, which looks the same). γ and β alone are one of the others:
+    a `weight` of one axis belongs to no other layer of torch's but PReLU, which has no bias.
+    """
+    found = []
+    for key, value in state.items():
+        name, dot, last = key.rpartition(".")
+        weight, bias, mean, var, count = (state.get(name + dot + part) for part in _KEYS)
+        if last == "running_mean":
+            norm = Norm(name, "batch", (name,), tracks=True, weight=weight, bias=bias)
+            found.append(replace(norm, running_mean=mean, running_var=var, num_batches_tracked=count))
+        elif last == "weight" and value.ndim == 1 and mean is None:
+            if bias is not None and bias.shape == value.shape:
+                found.append(Norm(name, "unknown", (name,), weight=weight, bias=bias))
+            elif bias is None and "norm" in name.rpartition(".")[2].lower():
+                found.append(Norm(name, "rms", (name,), weight=weight))
+    return Record(None, tuple(found))
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Which norm a module is, None for none: by torch's classes, else by its class's name and that it is small."""
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return "instance"
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen_batch_norm(module):
+        return "batch"
+    for cls, kind in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
+        if isinstance(module, cls):
+            return kind
+    name = str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+    found = next((kind for part, kind in _KINDS if part in name.lower().replace("_", "")), None)
+    if found is None or any(True for _ in module.children()) or not (is_norm(module) or _is_affine(module)):
+        return None
+    return found
+
+
+def _is_affine(module: nn.Module) -> bool:
+    parameters = dict(module.named_parameters(recurse=False))
+    return bool(parameters) and set(parameters) <= {"weight", "bias"} and all(p.ndim == 1 for p in parameters.values())
+
+
+def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | None, around: bool | None) -> Norm:
+    affine = list(module.parameters())
+    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    frozen = is_frozen_batch_norm(module) or getattr(module, "statistics", None) == Running()
+    tracks = isinstance(mean, Tensor) and bool(getattr(module, "track_running_stats", False)) and not frozen
+    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
+    return Norm(
+        name=names[0],
+        kind=kind,
+        names=names,
+        module=module,
+        class_name=type(module).__name__,
+        eps=eps,
+        momentum=getattr(module, "momentum", None),
+        training=module.training,
+        frozen=frozen,
+        tracks=tracks,
+        weight=_vector(module, "weight"),
+        bias=_vector(module, "bias"),
+        running_mean=mean.detach() if isinstance(mean, Tensor) else None,
+        running_var=var.detach() if isinstance(var, Tensor) else None,
+        num_batches_tracked=getattr(module, "num_batches_tracked", None),
+        affine_trains=any(p.requires_grad for p in affine) if affine else None,
+        before_trains=before,
+        around_trains=around,
+    )
+
+
+def _vector(module: nn.Module, name: str) -> Tensor | None:
+    if parametrize.is_parametrized(module, name):
+        return None  # looking would compute it
+    value = getattr(module, name, None)
+    return value.detach() if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
+
+
+def _weights_that_train(model: nn.Module, of_norms: set[int]) -> dict[str, bool]:
+    """For each module that has weights in it, norms' left out, whether any requires a gradient."""
+    trains: dict[str, bool] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in of_norms:
+            while name:
+                name = name.rpartition(".")[0]
+                trains[name] = trains.get(name, False) or parameter.requires_grad
+    return trains
+
+
+def _around(name: str, trains: Mapping[str, bool]) -> bool | None:
+    while name:
+        name = name.rpartition(".")[0]
+        if name in trains:
+            return trains[name]
+    return None
+
+
+def channels(values: Sequence[int], most: int = 4) -> str:
+    """Channel numbers for a message: "3, 7, 12 and 5 more"."""
+    shown = ", ".join(map(str, values[:most]))
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"

@@ -1,0 +1,203 @@
+"""What the command line names: an object in a package or a file, called with literal arguments if need be."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+_FORM = re.compile(r"(?P<where>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?", re.DOTALL)
+_REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class TargetError(ValueError):
+    """A target that cannot be loaded. The message is one sentence for the person who named it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target names.
+
+    Attributes:
+        text: as it was given.
+        value: the object, called where it had to be.
+        file: the source file, relative to the working directory where it is inside.
+        line: where in it the object is defined.
+    """
+
+    text: str
+    value: Any
+    file: str | None
+    line: int
+
+
+def load_model(text: str) -> Target:
+    """The model that a target names: an instance, or what a class or function without required arguments returns.
+
+    Args:
+        text: "package.module:name" or "file.py:name", either with literal arguments in parentheses.
+
+    Raises:
+        TargetError: it cannot be imported, is not there, needs arguments, raises, or is no module.
+    """
+    module, name, arguments = _import(text)
+    found = _attribute(text, module, name)
+    value = found if isinstance(found, nn.Module) and arguments is None else _call(text, name, found, arguments)
+    if not isinstance(value, nn.Module):
+        raise TargetError(f"{text}: expected a torch.nn.Module, or what returns one, got a {type(value).__qualname__}.")
+    return Target(text, value, *_place(module, found))
+
+
+def load_object(text: str, model: nn.Module) -> Any:
+    """The object that a target names: inputs, a loader, an optimizer.
+
+    A function or class is called: with the arguments in parentheses, with none, or with the model if it requires one.
+
+    Args:
+        text: as for `load_model`.
+        model: handed to a function that requires an argument.
+
+    Raises:
+        TargetError: it cannot be imported, is not there, needs more arguments, or raises.
+    """
+    module, name, arguments = _import(text)
+    found = _attribute(text, module, name)
+    return _call(text, name, found, arguments, model) if callable(found) or arguments is not None else found
+
+
+def import_target(text: str) -> tuple[ModuleType, str]:
+    """The module that a target names, imported, and the name in it.
+
+    Raises:
+        TargetError: the form is another, or the module cannot be imported.
+    """
+    module, name, _ = _import(text)
+    return module, name
+
+
+def _import(text: str) -> tuple[ModuleType, str, str | None]:
+    form = _FORM.fullmatch(text)
+    if form is None:
+        raise TargetError(
+            f"{text}: expected package.module:name or file.py:name, either with literal arguments in parentheses, or a "
+            "checkpoint file."
+        )
+    where = form["where"]
+    try:
+        if not where.endswith(".py"):
+            _search(Path.cwd())
+            return importlib.import_module(where), form["name"], form["arguments"]
+        path = Path(where).expanduser().resolve()
+        if not path.is_file():
+            raise TargetError(f"{text}: there is no file {where}.")
+        _search(path.parent)
+        return _load_file(path), form["name"], form["arguments"]
+    except TargetError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise TargetError(f"{text}: cannot import {where}: {_said(error)}") from error
+
+
+def _search(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _load_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path):
+        return known
+    module = importlib.util.module_from_spec(spec)
+    if known is None:  # dataclasses and pickles look their module up
+        sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if known is None:
+            sys.modules.pop(path.stem, None)
+        raise
+    return module
+
+
+def _attribute(text: str, module: ModuleType, name: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise TargetError(f"{text}: {module.__name__} has no {name}.")
+        found = getattr(found, part)
+    return found
+
+
+def _call(text: str, name: str, found: Any, arguments: str | None, *offered: Any) -> Any:
+    if not callable(found):
+        if arguments is not None:
+            raise TargetError(f"{text}: {name} is a {type(found).__qualname__}, which cannot be called.")
+        return found
+    if arguments is None:
+        required = _required(found)
+        if len(required) > len(offered):
+            raise TargetError(
+                f"{text}: {name} needs arguments ({', '.join(required)}): give literals in parentheses, as "
+                f"{text}({', '.join('…' for _ in required)}), or name a function that needs none."
+            )
+        positional: list[Any] = list(offered[: len(required)])
+        by_name: dict[str, Any] = {}
+    else:
+        positional, by_name = _literals(text, arguments)
+    try:
+        return found(*positional, **by_name)
+    except (Exception, SystemExit) as error:
+        raise TargetError(f"{text}: {name} raised {_said(error)}") from error
+
+
+def _required(found: Callable[..., Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):  # builtins
+        return []
+    return [p.name for p in parameters if p.kind in _REQUIRED and p.default is inspect.Parameter.empty]
+
+
+def _literals(text: str, arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        call = ast.parse("f" + arguments, mode="eval").body
+        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError(arguments)
+        positional = [ast.literal_eval(argument) for argument in call.args]
+        return positional, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise TargetError(
+            f"{text}: expected literals in parentheses, as (18, pretrained=False), got {arguments}."
+        ) from error
+
+
+def _place(module: ModuleType, found: Any) -> tuple[str | None, int]:
+    thing = type(found) if isinstance(found, nn.Module) else found
+    try:
+        file, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+    except (TypeError, OSError):
+        file, line = getattr(module, "__file__", None), 1
+    if file is None:
+        return None, 1
+    relative = os.path.relpath(file)
+    return (file if relative.startswith("..") else relative), max(line, 1)
+
+
+def _said(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if text.endswith(".") else f"{text}."

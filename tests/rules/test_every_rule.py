@@ -1,0 +1,87 @@
+"""What holds of all rules: their pages, their examples, their fixes."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import gammabeta as gb
+from gammabeta.rules import RULES
+
+ROOT = Path(__file__).parents[2]
+every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+
+
+def findings(example, rule):
+    if example.train is None:
+        return gb.check(example.model, select=rule.code, **example.options)
+    with gb.watch(example.model, example.optimizer) as watch:
+        example.train()
+    return watch.diagnosis(select=rule.code)
+
+
+@every_rule
+def test_the_flagged_example_is_found_at_the_right_module_and_nowhere_else(rule):
+    torch.manual_seed(0)
+    example = rule.flagged()
+    diagnosis = findings(example, rule)
+    assert {finding.where for finding in diagnosis.findings} == set(example.where)
+    assert example.where, "a flagged example names the modules that are found"
+    for finding in diagnosis.findings:
+        assert (finding.code, finding.name) == (rule.code, rule.name)
+        assert finding.message
+
+
+@every_rule
+def test_the_severity_of_the_rule_is_that_of_its_example(rule):
+    torch.manual_seed(0)
+    assert rule.severity in {finding.severity for finding in findings(rule.flagged(), rule).findings}
+
+
+@every_rule
+def test_the_clean_example_is_not_found(rule):
+    torch.manual_seed(0)
+    assert findings(rule.clean(), rule).findings == ()
+
+
+@every_rule
+def test_a_fix_removes_the_finding_and_its_undo_brings_it_back(rule):
+    torch.manual_seed(0)
+    example = rule.flagged()
+    if example.train is not None:
+        pytest.skip("what was watched is past")
+    diagnosis = findings(example, rule)
+    if not any(finding.fix is not None and finding.fix.mends for finding in diagnosis.findings):
+        pytest.skip("it is mended by hand")
+    before = copy.deepcopy(example.model.state_dict())
+    change = diagnosis.fix()
+    assert change.changed
+    assert findings(example, rule).findings == ()
+    change.undo()
+    after = example.model.state_dict()
+    assert list(after) == list(before)
+    for key, value in before.items():
+        assert torch.equal(after[key].nan_to_num(7.0), value.nan_to_num(7.0)), key
+    assert [finding.message for finding in findings(example, rule).findings] == [
+        finding.message for finding in diagnosis.findings
+    ]
+
+
+def test_codes_and_names_are_there_once_and_in_order():
+    codes = [rule.code for rule in RULES]
+    assert codes == sorted(set(codes))
+    assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+@every_rule
+def test_evidence_names_a_claim_or_a_test_that_is_there(rule):
+    evidence = rule.line("Evidence")
+    tests = re.findall(r"tests/[\w/]+\.py", evidence)
+    claims = re.findall(r"claim (\w+)", evidence)
+    assert tests or claims, evidence
+    for test in tests:
+        assert (ROOT / test).is_file(), test
+    for claim in claims:
+        assert (ROOT / "src" / "gammabeta" / "claims" / f"{claim}.py").is_file(), claim
