@@ -22,6 +22,7 @@ from gammabeta.surgery.fuse import fuse
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.statistics import set_statistics
+from gammabeta.watch import watch
 
 __version__ = "0.1.0"
 
@@ -58,4 +59,5 @@ __all__ = [
     "statistics",
     "unfreeze",
     "warm_allocator",
+    "watch",
 ]
