@@ -2,6 +2,7 @@
 
 from gammabeta.rule import Rule
 from gammabeta.rules import (
+    accumulation_splits_batch,
     averaged_model_statistics,
     batch_dependent_inference,
     conversion_drops_forward,
@@ -11,15 +12,21 @@ from gammabeta.rules import (
     extreme_variance,
     frozen_norm_thaws,
     low_precision_statistics,
+    mixed_domains,
     norm_not_optimized,
+    ordered_batches,
     poisoned_statistics,
+    recompute_updates_twice,
+    statistics_polluted,
     sync_without_group,
     tensorflow_momentum,
+    tiny_batch,
     untrained_statistics,
     unusual_epsilon,
 )
 
 _MODULES = (
+    accumulation_splits_batch,
     averaged_model_statistics,
     batch_dependent_inference,
     conversion_drops_forward,
@@ -29,10 +36,15 @@ _MODULES = (
     extreme_variance,
     frozen_norm_thaws,
     low_precision_statistics,
+    mixed_domains,
     norm_not_optimized,
+    ordered_batches,
     poisoned_statistics,
+    recompute_updates_twice,
+    statistics_polluted,
     sync_without_group,
     tensorflow_momentum,
+    tiny_batch,
     untrained_statistics,
     unusual_epsilon,
 )
