@@ -44,6 +44,7 @@ ORDER = (
     "selection",
     "check",
     "watch",
+    "explain_error",
     "allocator",
     "gammabeta",
     "verdict",

@@ -4,6 +4,7 @@ from gammabeta import functional, statistics
 from gammabeta.allocator import warm_allocator
 from gammabeta.check import check
 from gammabeta.diagnosis import Diagnosis, Finding
+from gammabeta.explain_error import Explanation, explain_error, explained_errors
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -32,6 +33,7 @@ __all__ = [
     "BatchNorm3d",
     "Change",
     "Diagnosis",
+    "Explanation",
     "Finding",
     "Folded",
     "GroupNorm",
@@ -44,6 +46,8 @@ __all__ = [
     "accumulate_statistics",
     "adopt",
     "check",
+    "explain_error",
+    "explained_errors",
     "fold",
     "freeze",
     "frozen_statistics",
