@@ -43,6 +43,7 @@ ORDER = (
     "rules",
     "selection",
     "check",
+    "health",
     "watch",
     "explain_error",
     "allocator",

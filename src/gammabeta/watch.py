@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from gammabeta.check import diagnose
 from gammabeta.diagnosis import Diagnosis
+from gammabeta.health import write_health
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.record import Norm, record_model
 from gammabeta.running_statistics import recomputing
@@ -117,7 +119,9 @@ class watch:  # noqa: N801 - a context, used as a function
         step = watched.steps
         self.measuring = step % self.every == 0 or (step < self.every and step & (step - 1) == 0)
 
-    def diagnosis(self, *, select: str | Sequence[str] | None = None, ignore: str | Sequence[str] | None = None) -> Any:
+    def diagnosis(
+        self, *, select: str | Sequence[str] | None = None, ignore: str | Sequence[str] | None = None
+    ) -> Diagnosis:
         """What the rules find in what was recorded so far: those that see W, and with the optimizer and model theirs.
 
         Args:
@@ -127,8 +131,18 @@ class watch:  # noqa: N801 - a context, used as a function
             The `Diagnosis`.
         """
         record = record_model(self.model, optimizers=self._optimizers, watched=self.watched)
-        found: Diagnosis = diagnose(record, select=select, ignore=ignore)
-        return found
+        return diagnose(record, select=select, ignore=ignore)
+
+    def report(self, path: Path | str) -> Path:
+        """Writes findings and curves as one HTML page that opens offline.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The path.
+        """
+        return write_health(self.watched, self.diagnosis(), path)
 
     def _entered(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling() or not module.training or recomputing() or not torch.is_grad_enabled():
