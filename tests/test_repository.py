@@ -44,6 +44,7 @@ ORDER = (
     "selection",
     "check",
     "health",
+    "rank_records",
     "watch",
     "explain_error",
     "allocator",

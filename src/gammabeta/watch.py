@@ -15,10 +15,11 @@ from gammabeta.check import diagnose
 from gammabeta.diagnosis import Diagnosis
 from gammabeta.health import write_health
 from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.rank_records import Told
 from gammabeta.record import Norm, record_model
 from gammabeta.running_statistics import recomputing
 from gammabeta.sampled import InputOrder, Sampled, apart, sample
-from gammabeta.statistics import Ghost
+from gammabeta.statistics import Ghost, Synced
 from gammabeta.surgery.forward import unwrapped
 from gammabeta.watched import Watched, WatchedNorm
 
@@ -80,31 +81,35 @@ class watch:  # noqa: N801 - a context, used as a function
         self._probes: list[_Probe] = []
         self._order = InputOrder()
         self._forward = 0
+        self._told: Told | None = None
         self.measuring = True
 
     def __enter__(self) -> watch:
         if self._handles:
             raise RuntimeError("watch: expected to be entered once at a time, got that it is watching already.")
         self._probes = [_Probe(self, norm) for norm in record_model(self.model).norms]
+        tracked = {p.norm.name: p.norm.module for p in self._probes if p.norm.tracks and p.norm.has_statistics}
+        shared = [p.norm.name for p in self._probes if p.synchronized()]
+        self._told = Told({n: m for n, m in tracked.items() if m is not None}, shared)
+        self._written = -1
         me = weakref.ref(self)
         for probe in self._probes:
             assert probe.norm.module is not None
-            self._handles.append(
-                probe.norm.module.register_forward_hook(_Hook(probe.called), with_kwargs=True)
-            )
+            self._handles.append(probe.norm.module.register_forward_hook(_Hook(probe.called), with_kwargs=True))
             weight = probe.trained()
             if weight is not None:
                 probe.record.backwards = 0
                 self._handles.append(weight.register_post_accumulate_grad_hook(_Hook(probe.went_back)))
-        self._handles.append(
-            self.model.register_forward_pre_hook(_Hook(self._entered), with_kwargs=True, prepend=True)
-        )
+        self._handles.append(self.model.register_forward_pre_hook(_Hook(self._entered), with_kwargs=True, prepend=True))
         if self._optimizers:
-            hook = self._optimizers[0].register_step_post_hook(lambda *_: (w := me()) is not None and w.step() or None)
+            hook = self._optimizers[0].register_step_post_hook(
+                lambda *_: ((w := me()) is not None and w.step()) or None
+            )
             self._handles.append(hook)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._listen()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -130,6 +135,8 @@ class watch:  # noqa: N801 - a context, used as a function
         Returns:
             The `Diagnosis`.
         """
+        if self._handles:
+            self._listen()
         record = record_model(self.model, optimizers=self._optimizers, watched=self.watched)
         return diagnose(record, select=select, ignore=ignore)
 
@@ -150,12 +157,21 @@ class watch:  # noqa: N801 - a context, used as a function
         if not self._optimizers and self._forward:
             self.step()
         self._forward += 1
+        # Before the forward, and behind DistributedDataParallel's broadcast of buffers: what ranks begin with.
+        if self.measuring and self._told is not None and self._written != self.watched.steps:
+            self._written = self.watched.steps
+            self._told.write(self._written, {probe.norm.name: probe.record.calls for probe in self._probes})
         for probe in self._probes:
             probe.place = 0
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if x is not None and not torch._C._are_functorch_transforms_active():
             with torch.no_grad(), _disable_current_modes():
                 self._order.add(x.detach())
+
+    def _listen(self) -> None:
+        said = None if self._told is None else self._told.read()
+        if said is not None:
+            self.watched.rank, self.watched.rank_step, self.watched.ranks = said
 
     def _measure(self) -> None:
         """One transfer from the device for all numbers of a step."""
@@ -268,6 +284,12 @@ class _Probe:
             self.norm.tracks
             and bool(getattr(module, "track_running_stats", False))
             and not getattr(module, "holds_statistics", False)
+        )
+
+    def synchronized(self) -> bool:
+        """Whether it shares its batch statistics with other processes."""
+        return isinstance(self.norm.module, nn.SyncBatchNorm) or isinstance(
+            getattr(self.norm.module, "statistics", None), Synced
         )
 
     def moved_unseen(self) -> bool:

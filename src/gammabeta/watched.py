@@ -123,7 +123,6 @@ class Watched:
         rank: this process.
         rank_step: the measured step that the processes are compared at.
         ranks: by rank, what the processes said of that step; this one's too. Empty where there is one process.
-        disagreement: the error of a synchronized layer that waited for others in vain, with the layer's name.
         unseen: norms whose running statistics moved though no hook saw a call: compiled ones.
     """
 
@@ -135,5 +134,4 @@ class Watched:
     rank: int = 0
     rank_step: int = -1
     ranks: dict[int, RankRecord] = field(default_factory=dict)
-    disagreement: tuple[str, str] | None = None
     unseen: tuple[str, ...] = ()
