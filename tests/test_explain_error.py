@@ -37,8 +37,8 @@ CASES = {
     "one value a group": (
         nn.GroupNorm(4, 4),
         torch.randn(1, 4),
-        "block.1: the GroupNorm got an input of shape (1, 4), one value in each group of a sample, whose output would be "
-        "β. Use fewer groups than 4, or another norm there.",
+        "block.1: the GroupNorm got an input of shape (1, 4), one value in each group of a sample, whose output would "
+        "be β. Use fewer groups than 4, or another norm there.",
     ),
     "one position": (
         nn.InstanceNorm2d(4),
@@ -49,40 +49,40 @@ CASES = {
     "channels": (
         nn.BatchNorm2d(4),
         torch.randn(2, 5, 3, 3),
-        "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 5, 3, 3), which has 5 on axis 1. Build it "
-        "with 5 channels, or give it what has 4.",
+        "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 5, 3, 3), which has 5 on axis 1. Build "
+        "it with 5 channels, or give it what has 4.",
     ),
     "channels on another axis": (
         nn.BatchNorm2d(4).eval(),
         torch.randn(2, 3, 3, 4),
-        "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 3, 3, 4), which has 3 on axis 1 and 4 on "
-        "axis 3: the channels are on another axis. Move them: x.movedim(3, 1).",
+        "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 3, 3, 4), which has 3 on axis 1 and 4 "
+        "on axis 3: the channels are on another axis. Move them: x.movedim(3, 1).",
     ),
     "dimensions": (
         nn.BatchNorm2d(4),
         torch.randn(2, 4),
-        "block.1: the BatchNorm2d got an input of shape (2, 4): expected 4D input (got 2D input). For such an input use "
-        "BatchNorm1d.",
+        "block.1: the BatchNorm2d got an input of shape (2, 4): expected 4D input (got 2D input). For such an input "
+        "use BatchNorm1d.",
     ),
     "dtypes": (
         nn.BatchNorm2d(4).bfloat16(),
         torch.randn(2, 4, 2, 2),
         "block.1: the BatchNorm2d holds bfloat16 and got float32, a mixture that torch's kernel does not take. Run the "
-        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take any "
-        "mixture and keep their statistics in float32.",
+        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take "
+        "any mixture and keep their statistics in float32.",
     ),
     "dtypes of LayerNorm": (
         nn.LayerNorm(4).half(),
         torch.randn(2, 4),
         "block.1: the LayerNorm holds float16 and got float32, a mixture that torch's kernel does not take. Run the "
-        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take any "
-        "mixture and keep their statistics in float32.",
+        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take "
+        "any mixture and keep their statistics in float32.",
     ),
     "groups": (
         nn.GroupNorm(2, 4),
         torch.randn(2, 5),
-        "block.1: the GroupNorm has 4 channels in 2 groups and got an input of shape (2, 5). Channels belong on axis 1, "
-        "and as many as it was built with.",
+        "block.1: the GroupNorm has 4 channels in 2 groups and got an input of shape (2, 5). Channels belong on axis "
+        "1, and as many as it was built with.",
     ),
     "normalized shape": (
         nn.LayerNorm(4),

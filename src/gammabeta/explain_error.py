@@ -116,8 +116,8 @@ def _one_value(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     smallest = "" if x is None or x.dim() < 2 else f"; the smallest batch it takes is {2 if x.shape[0] else 1}"
     return (
         f"{_called(norm)} in training got {_shape(x)}, one value for each channel, whose variance is 0{smallest}.",
-        "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() where nothing is trained, or "
-        "use GroupNorm or LayerNorm behind the pooling.",
+        "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() where nothing is trained, "
+        "or use GroupNorm or LayerNorm behind the pooling.",
     )
 
 
@@ -172,8 +172,8 @@ def _dtypes(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     return (
         f"{_called(norm)} holds {' and '.join(own) or 'another dtype'} and got {got}, a mixture that torch's kernel "
         "does not take.",
-        "Run the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers "
-        "take any mixture and keep their statistics in float32.",
+        "Run the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its "
+        "layers take any mixture and keep their statistics in float32.",
     )
 
 

@@ -13,7 +13,9 @@ from gammabeta.watched import QUANTITIES, History, Watched
 _WIDTH, _HEIGHT = 110, 26
 _STYLE = """
 svg.curve polyline { fill: none; stroke: var(--link); stroke-width: 1.5; }
-.error { --accent: var(--contradicted); } .warning { --accent: var(--inconclusive); } .note { --accent: var(--equivalent); }
+.error { --accent: var(--contradicted); }
+.warning { --accent: var(--inconclusive); }
+.note { --accent: var(--equivalent); }
 main > section { margin-bottom: 2.6rem; }
 """
 
@@ -64,7 +66,8 @@ def _page(watched: Watched, diagnosis: Diagnosis) -> str:
 <p class="brand"><b>γ</b>·x + <b>β</b><span>gammabeta watch</span></p>
 <h1>Health of normalization</h1>
 <ul class="facts"><li><span>steps</span> {watched.steps}</li><li><span>norms</span> {len(watched.norms)}</li>
-<li><span>measured each</span> {watched.every} steps</li><li><span>found</span> {html.escape(diagnosis.summary())}</li></ul>
+<li><span>measured each</span> {watched.every} steps</li>
+<li><span>found</span> {html.escape(diagnosis.summary())}</li></ul>
 </header>
 <main>
 <section><h2>Findings</h2>

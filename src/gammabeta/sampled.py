@@ -1,8 +1,8 @@
 """The moments of one batch with their sampling error, as a norm's input shows them.
 
-Positions of one sample are correlated, samples are not. So the error comes from how the samples' own means differ, which
-needs no model of the correlation: var(mean) = var over samples of (mean over positions)/N. An effective number of values
-is what independent values would have this error: σ²/var(mean).
+Positions of one sample are correlated, samples are not. So the error comes from how the samples' own means differ,
+which needs no model of the correlation: var(mean) = var over samples of (mean over positions)/N. An effective number of
+values is what independent values would have this error: σ²/var(mean).
 """
 
 from __future__ import annotations

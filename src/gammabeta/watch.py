@@ -102,10 +102,13 @@ class watch:  # noqa: N801 - a context, used as a function
                 self._handles.append(weight.register_post_accumulate_grad_hook(_Hook(probe.went_back)))
         self._handles.append(self.model.register_forward_pre_hook(_Hook(self._entered), with_kwargs=True, prepend=True))
         if self._optimizers:
-            hook = self._optimizers[0].register_step_post_hook(
-                lambda *_: ((w := me()) is not None and w.step()) or None
-            )
-            self._handles.append(hook)
+
+            def stepped(*_: Any) -> None:
+                owner = me()
+                if owner is not None:
+                    owner.step()
+
+            self._handles.append(self._optimizers[0].register_step_post_hook(stepped))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -14,8 +14,8 @@ Use instead: One forward of both together, or `gammabeta.frozen_statistics(model
 Evidence: tests/rules/test_watched_rules.py: after the flagged example the running mean lies between the two domains,
 more than a standard deviation from either.
 
-Limits: It is seen at measured steps, up to 8 forwards in each. An imbalance that lasts (parts of a batch by class) looks
-alike. Where domains have layers of their own (domain-specific BatchNorm) nothing is found.
+Limits: It is seen at measured steps, up to 8 forwards in each. An imbalance that lasts (parts of a batch by class)
+looks alike. Where domains have layers of their own (domain-specific BatchNorm) nothing is found.
 """
 
 from collections.abc import Iterator

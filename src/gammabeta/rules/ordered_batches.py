@@ -45,8 +45,8 @@ def check(record: Record) -> Iterator[Finding]:
         name,
         severity,
         watched.first,
-        f"the inputs' means vary {ratio:.1f} times as much between batches as shuffled data would ({apart:.2g} standard "
-        "deviations): its statistics are those of one part of the data at a time",
+        f"the inputs' means vary {ratio:.1f} times as much between batches as shuffled data would ({apart:.2g} "
+        "standard deviations): its statistics are those of one part of the data at a time",
         {"ratio": ratio, "deviations": apart},
         Fix("shuffle=True in the DataLoader, then gammabeta.recalibrate(model, batches)"),
     )

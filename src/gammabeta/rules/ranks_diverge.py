@@ -4,8 +4,8 @@ What it does: Compares the running statistics with which each process begins a m
 buffers that DistributedDataParallel makes. It finds BatchNorms that are more than a hundredth of a standard deviation
 apart.
 
-Why it matters: Without the broadcast (`broadcast_buffers=False`) and without synchronizing, each process averages its own
-batches. They evaluate differently, and the checkpoint has those of one process (timm#110).
+Why it matters: Without the broadcast (`broadcast_buffers=False`) and without synchronizing, each process averages its
+own batches. They evaluate differently, and the checkpoint has those of one process (timm#110).
 
 Example: Two processes, each with its own data, statistics neither synchronized nor broadcast.
 

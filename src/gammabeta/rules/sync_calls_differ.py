@@ -8,8 +8,8 @@ or takes the numbers of another layer for its own.
 
 Example: One process calls the layer once more each step; here each is in a group of its own, so that nobody waits.
 
-Use instead: Call the layer on every process, on an empty batch where there is nothing, or give the branch a norm that is
-not synchronized.
+Use instead: Call the layer on every process, on an empty batch where there is nothing, or give the branch a norm that
+is not synchronized.
 
 Evidence: tests/distributed/test_watch.py: of two gloo processes one calls the layer more often; both name the layer and
 the calls.

@@ -15,8 +15,8 @@ Use instead: A larger batch, `Synced()` over processes, GroupNorm, or `Renorm()`
 Evidence: claim small_batch; tests/rules/test_watched_rules.py compares the effective number with the variance of batch
 means over many batches.
 
-Limits: The estimate from two samples is noisy: the median of the last measured steps counts. A single sample is cut into
-pieces, which hides correlation longer than a piece.
+Limits: The estimate from two samples is noisy: the median of the last measured steps counts. A single sample is cut
+into pieces, which hides correlation longer than a piece.
 """
 
 from collections.abc import Iterator
