@@ -4,6 +4,7 @@ from gammabeta import functional, statistics
 from gammabeta.allocator import warm_allocator
 from gammabeta.check import check
 from gammabeta.diagnosis import Diagnosis, Finding
+from gammabeta.explain_error import Explanation, explain_error, explained_errors
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -23,6 +24,7 @@ from gammabeta.surgery.fuse import fuse
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.statistics import set_statistics
+from gammabeta.watch import watch
 
 __version__ = "0.1.0"
 
@@ -32,6 +34,7 @@ __all__ = [
     "BatchNorm3d",
     "Change",
     "Diagnosis",
+    "Explanation",
     "Finding",
     "Folded",
     "GroupNorm",
@@ -45,6 +48,8 @@ __all__ = [
     "adopt",
     "check",
     "convert",
+    "explain_error",
+    "explained_errors",
     "fold",
     "freeze",
     "frozen_statistics",
@@ -60,4 +65,5 @@ __all__ = [
     "statistics",
     "unfreeze",
     "warm_allocator",
+    "watch",
 ]

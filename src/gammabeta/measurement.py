@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gammabeta.moments import Moments
 from gammabeta.record import kind_of
+from gammabeta.sampled import sample
 from gammabeta.unchanged import arguments_of, unchanged
 
 
@@ -22,8 +23,8 @@ class Given:
     Attributes:
         samples: N.
         moments: of every channel over samples and positions, (C,), float64.
-        effective: how many independent values would know the mean as well, n_eff = N·Σσ²/ΣVar(mean of a sample), sums
-            over channels: N where positions say nothing new, n where they are independent. None for a single sample.
+        effective: how many independent values would know the mean as well (`sampled`): N where positions say nothing
+            new, n where they are independent. None for a single sample.
 
     Source: Wilks 2011, "Statistical Methods in the Atmospheric Sciences", section 5.2.4, on serial dependence, with the
     variance of the mean measured between samples instead of modelled.
@@ -36,17 +37,12 @@ class Given:
     @classmethod
     def of(cls, x: Tensor) -> Given:
         """That of x, (N, C, *positions)."""
-        wide = x.detach().to(torch.float64)
-        axes = [0, *range(2, x.ndim)]
-        moments = Moments.of(wide, axes)
-        if x.shape[0] < 2:
-            return cls(x.shape[0], moments, None)
-        of_samples = wide.flatten(2).mean(2) if x.ndim > 2 else wide
-        between = float(of_samples.var(0).sum())
-        total = float(moments.var(1).nan_to_num().sum())
+        moments = Moments.of(x.detach().to(torch.float64), [0, *range(2, x.ndim)])
         values = x.numel() // max(1, x.shape[1])
-        worth = x.shape[0] * total / between if between > 0 else float(values)
-        return cls(x.shape[0], moments, min(max(worth, 1.0), float(values)))
+        sampled = sample(x.detach().to(torch.float64)) if x.shape[0] > 1 else None
+        # NaN where no channel varies, infinite where the samples' means do not: there every value counts.
+        worth = float(sampled.effective().nan_to_num(values, values)) if sampled is not None else None
+        return cls(x.shape[0], moments, None if worth is None else min(max(worth, 1.0), float(values)))
 
 
 def measure(model: nn.Module, inputs: Any, *, dropout: bool = False) -> dict[str, tuple[Given, ...]]:

@@ -36,6 +36,7 @@ class Example:
         where: the modules that are found, by qualified name; () in a clean example.
         inputs, loader, optimizer, batch_size, intent: what `check` is handed besides.
         train: for rules that see W: runs the training of the model, some steps, while it is watched.
+        processes: how many run it, under torch.distributed.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Example:
     batch_size: int | None = None
     intent: str | None = None
     train: Callable[[], None] | None = None
+    processes: int = 1
 
     @property
     def options(self) -> dict[str, Any]:

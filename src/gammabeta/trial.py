@@ -189,10 +189,14 @@ class Store:
     def append(self, trial: Trial, record: Mapping[str, Any]) -> None:
         """Keep one finished trial: on disk when this returns."""
         whole = {"key": trial.key, "run": trial.run, "settings": plain(trial.settings), **record}
-        self._file.write(canonical(whole).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._records[trial.key] = whole
+        try:
+            self._file.write(canonical(whole).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError:
+            del self._records[trial.key]
+            raise
 
     def close(self) -> None:
         self._file.close()

@@ -2,6 +2,7 @@
 
 from gammabeta.rule import Rule
 from gammabeta.rules import (
+    accumulation_splits_batch,
     averaged_model_statistics,
     batch_dependent_inference,
     bias_before_norm,
@@ -14,12 +15,18 @@ from gammabeta.rules import (
     extreme_variance,
     frozen_norm_thaws,
     low_precision_statistics,
+    mixed_domains,
     norm_after_norm,
     norm_not_optimized,
     one_value_per_channel,
+    ordered_batches,
     poisoned_statistics,
+    ranks_diverge,
+    recompute_updates_twice,
     shared_norm,
     small_last_batch,
+    statistics_polluted,
+    sync_calls_differ,
     sync_without_group,
     tensorflow_momentum,
     tiny_batch,
@@ -29,6 +36,7 @@ from gammabeta.rules import (
 )
 
 _MODULES = (
+    accumulation_splits_batch,
     averaged_model_statistics,
     batch_dependent_inference,
     bias_before_norm,
@@ -41,12 +49,18 @@ _MODULES = (
     extreme_variance,
     frozen_norm_thaws,
     low_precision_statistics,
+    mixed_domains,
     norm_after_norm,
     norm_not_optimized,
     one_value_per_channel,
+    ordered_batches,
     poisoned_statistics,
+    ranks_diverge,
+    recompute_updates_twice,
     shared_norm,
     small_last_batch,
+    statistics_polluted,
+    sync_calls_differ,
     sync_without_group,
     tensorflow_momentum,
     tiny_batch,

@@ -1,0 +1,206 @@
+"""torch's own messages about norms, with the module, the cause and what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gammabeta.record import kind_of
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an exception of torch's means.
+
+    Attributes:
+        where: the norm's qualified name; "" where it is the model itself, or was not found.
+        why: the cause, in a sentence.
+        fix: what to do.
+    """
+
+    where: str
+    why: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.why} {self.fix}" if self.where else f"{self.why} {self.fix}"
+
+
+def explain_error(exception: BaseException, model: nn.Module | None = None) -> Explanation | None:
+    """Says which norm an exception of torch's is about, why it came and what to do.
+
+    Args:
+        exception: as it was caught, with its traceback, in which the norm and its input are looked up.
+        model: in which the norm has its name; None is the outermost module that the traceback goes through.
+
+    Returns:
+        The `Explanation`; None where it is no message about norms that is known.
+    """
+    message = str(exception)
+    for pattern, explain in _KNOWN:
+        if re.search(pattern, message):
+            norm, x, root = _running(exception)
+            why, fix = explain(norm, x, message)
+            return Explanation(_name(norm, model if model is not None else root), why, fix)
+    return None
+
+
+@contextmanager
+def explained_errors(model: nn.Module | None = None) -> Iterator[None]:
+    """Exceptions of torch's about norms pass on with their explanation added; others pass on as they are.
+
+    The type stays. The explanation is a note (`BaseException.add_note`); on Python 3.10, which has none, it is added to
+    the message.
+
+    Args:
+        model: in which the norm has its name.
+    """
+    try:
+        yield
+    except Exception as error:
+        explanation = explain_error(error, model)
+        if explanation is not None:
+            if hasattr(error, "add_note"):
+                error.add_note(f"gammabeta: {explanation}")
+            else:
+                error.args = (f"{error}\ngammabeta: {explanation}",)
+        raise
+
+
+def _running(exception: BaseException) -> tuple[Any, Tensor | None, nn.Module | None]:
+    """The innermost norm that was running, its input and the outermost module."""
+    norm: nn.Module | None = None
+    x: Tensor | None = None
+    root: nn.Module | None = None
+    step = exception.__traceback__
+    while step is not None:
+        values = step.tb_frame.f_locals
+        module = values.get("self")
+        if isinstance(module, nn.Module):
+            if root is None and not isinstance(module, nn.parallel.DistributedDataParallel):
+                root = module
+            if kind_of(module) is not None:
+                norm = module
+                given = next((values[n] for n in ("input", "x") if isinstance(values.get(n), Tensor)), None)
+                x = given if given is not None else x
+        step = step.tb_next
+    return norm, x, root
+
+
+def _name(norm: nn.Module | None, root: nn.Module | None) -> str:
+    if norm is None or root is None:
+        return ""
+    return next((name for name, module in root.named_modules() if module is norm), "")
+
+
+def _called(norm: Any) -> str:
+    return "the norm" if norm is None else f"the {type(norm).__name__}"
+
+
+def _shape(x: Tensor | None) -> str:
+    return "an input" if x is None else f"an input of shape {tuple(x.shape)}"
+
+
+def _one_value(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    kind = "" if norm is None else kind_of(norm)
+    if kind == "group":
+        return (
+            f"{_called(norm)} got {_shape(x)}, one value in each group of a sample, whose output would be β.",
+            f"Use fewer groups than {norm.num_groups}, or another norm there.",
+        )
+    smallest = "" if x is None or x.dim() < 2 else f"; the smallest batch it takes is {2 if x.shape[0] else 1}"
+    return (
+        f"{_called(norm)} in training got {_shape(x)}, one value for each channel, whose variance is 0{smallest}.",
+        "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() where nothing is trained, "
+        "or use GroupNorm or LayerNorm behind the pooling.",
+    )
+
+
+def _one_position(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    return (
+        f"{_called(norm)} got {_shape(x)}, one position for each channel of a sample, whose output would be β.",
+        "Take the norm out behind pooling to 1×1, or use GroupNorm or LayerNorm there.",
+    )
+
+
+def _synchronized(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    device = "another device" if x is None else x.device.type
+    return (
+        f"{_called(norm)} shares its statistics with other processes on accelerators only; its input is on {device}.",
+        "Call gammabeta.adopt(model) and gammabeta.set_statistics(model, gammabeta.statistics.Synced()), which works "
+        "over gloo too; in one process adopt alone.",
+    )
+
+
+def _channels(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    features = getattr(norm, "num_features", None)
+    got = None if x is None or x.dim() < 2 else x.shape[1]
+    if features is None or got is None:
+        return f"{_called(norm)} got {_shape(x)}, which has other channels than its running statistics.", "Match them."
+    assert x is not None
+    axis = next((axis for axis in range(2, x.dim()) if x.shape[axis] == features), None)
+    if axis is not None:
+        return (
+            f"{_called(norm)} has {features} channels and got {_shape(x)}, which has {got} on axis 1 and {features} on "
+            f"axis {axis}: the channels are on another axis.",
+            f"Move them: x.movedim({axis}, 1).",
+        )
+    return (
+        f"{_called(norm)} has {features} channels and got {_shape(x)}, which has {got} on axis 1.",
+        f"Build it with {got} channels, or give it what has {features}.",
+    )
+
+
+def _dimensions(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
+    right = None if x is None else kinds.get(x.dim())
+    return (
+        f"{_called(norm)} got {_shape(x)}: {message}.",
+        f"For such an input use {right}." if right else "The input needs a batch and a channel axis.",
+    )
+
+
+def _dtypes(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    tensors = [] if norm is None else [*norm.parameters(recurse=False), *norm.buffers(recurse=False)]
+    own = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})
+    got = "another dtype" if x is None else str(x.dtype).removeprefix("torch.")
+    return (
+        f"{_called(norm)} holds {' and '.join(own) or 'another dtype'} and got {got}, a mixture that torch's kernel "
+        "does not take.",
+        "Run the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its "
+        "layers take any mixture and keep their statistics in float32.",
+    )
+
+
+def _groups(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    channels = getattr(norm, "num_channels", None)
+    return (
+        f"{_called(norm)} has {channels} channels in {getattr(norm, 'num_groups', None)} groups and got {_shape(x)}.",
+        "Channels belong on axis 1, and as many as it was built with.",
+    )
+
+
+def _normalized(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    shape = tuple(getattr(norm, "normalized_shape", ()))
+    hint = "Build it with the size of the last axes, or give it what has them."
+    if x is not None and len(shape) == 1 and x.dim() > 1 and x.shape[1] == shape[0]:
+        hint = "The channels are on axis 1: x.movedim(1, -1) before it and back behind it, or GroupNorm(1, channels)."
+    return f"{_called(norm)} normalizes the last axes, of shape {shape}, and got {_shape(x)}.", hint
+
+
+Explain = Callable[[Any, "Tensor | None", str], "tuple[str, str]"]
+_KNOWN: tuple[tuple[str, Explain], ...] = (
+    (r"Expected more than 1 value per channel when training", _one_value),
+    (r"Expected more than 1 spatial element when training", _one_position),
+    (r"SyncBatchNorm expected input tensor to be on", _synchronized),
+    (r"running_(mean|var) should contain \d+ elements not \d+", _channels),
+    (r"expected (2D or 3D|4D|5D|at least 2D) input \(got \d+D input\)", _dimensions),
+    (r"mixed dtype \(CPU\)|expect(ed)? (parameter|scalar type|input) .*(scalar type|but found)", _dtypes),
+    (r"divisible by num_groups|Expected weight to be a vector of size equal to the number of channels", _groups),
+    (r"Given normalized_shape=", _normalized),
+)

@@ -1,0 +1,129 @@
+"""The moments of one batch with their sampling error, as a norm's input shows them.
+
+Positions of one sample are correlated, samples are not. So the error comes from how the samples' own means differ,
+which needs no model of the correlation: var(mean) = var over samples of (mean over positions)/N. An effective number of
+values is what independent values would have this error: σ²/var(mean).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# A single sample is taken in so many pieces.
+_PIECES = 8
+
+
+class Sampled(NamedTuple):
+    """Moments of a batch.
+
+    Attributes:
+        mean, var: (C,), the variance divided by n.
+        error: (C,), the variance of the mean; NaN where one sample cannot tell.
+        samples: N.
+    """
+
+    mean: Tensor
+    var: Tensor
+    error: Tensor
+    samples: int
+
+    def effective(self) -> Tensor:
+        """Effective number of values, scalar: the mean variance over the mean error, channels weighed by variance."""
+        # In units of each channel's own variance every channel counts alike.
+        scale = self.var.clamp(min=torch.finfo(self.var.dtype).tiny)
+        live = self.var > 0
+        share = torch.where(live, self.error / scale, 0.0).sum() / live.sum()
+        return 1 / share
+
+
+def sample(x: Tensor) -> Sampled | None:
+    """Moments of x (N, C, …); None where there is nothing to take them of."""
+    if x.dim() < 2 or x.numel() == 0:
+        return None
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    axes = tuple(range(2, x.dim()))
+    if axes:
+        var_NC, mean_NC = torch.var_mean(x, axes, correction=0)
+    else:
+        var_NC, mean_NC = torch.zeros_like(x), x
+    mean = mean_NC.mean(0)
+    var = var_NC.mean(0) + mean_NC.var(0, correction=0)
+    if x.shape[0] > 1:
+        error = mean_NC.var(0, correction=1) / x.shape[0]
+    else:
+        pieces = x[0].flatten(1)
+        length = pieces.shape[1] // _PIECES
+        if length < 2:
+            error = torch.full_like(mean, torch.nan)
+        else:
+            means = pieces[:, : length * _PIECES].reshape(x.shape[1], _PIECES, length).mean(2)
+            error = means.var(1, correction=1) / _PIECES
+    return Sampled(mean, var, error, x.shape[0])
+
+
+def apart(one: Sampled, other: Sampled) -> Tensor:
+    """How far two batches' means are apart: (2,), squared over what sampling gives, and in standard deviations.
+
+    1 and, of n effective values, √(2/n), where both are samples of one distribution.
+    """
+    spread = 0.5 * (one.var + other.var)
+    live = spread > 0
+    scale = torch.where(live, spread, 1.0)
+    squared = torch.where(live, (one.mean - other.mean).square() / scale, 0.0).sum()
+    errors = torch.where(live, (one.error + other.error) / scale, 0.0).sum()
+    return torch.stack((squared / errors, (squared / live.sum()).sqrt()))
+
+
+class InputOrder:
+    """Whether successive batches differ more than shuffled ones would, told from the model's input itself.
+
+    The input has no drift, as what the layers get has while the model learns. Of each batch the mean of up to 128
+    features is kept, with its error, for the last 64 batches, in one tensor.
+    """
+
+    FEATURES, WINDOW, LEAST = 128, 64, 16
+
+    def __init__(self) -> None:
+        self._ring: Tensor | None = None
+        self._shape: tuple[int, ...] = ()
+        self._seen = 0
+
+    def add(self, x: Tensor) -> None:
+        if x.dim() < 2 or x.shape[0] < 2 or not x.is_floating_point():
+            return
+        features = _thinned(x, self.FEATURES)
+        if self._ring is None or self._shape != tuple(x.shape[1:]) or self._ring.device != x.device:
+            self._shape, self._seen = tuple(x.shape[1:]), 0
+            self._ring = torch.zeros(self.WINDOW, 2, features.shape[1], device=x.device)
+        var, mean = torch.var_mean(features, 0, correction=1)
+        row = self._ring[self._seen % self.WINDOW]
+        row[0], row[1] = mean, var / x.shape[0]
+        self._seen += 1
+        self._samples = x.shape[0]
+
+    def measure(self) -> Tensor | None:
+        """(2,): the variance between batches over what shuffled ones would have; its root over σ. None: too few yet."""
+        count = min(self._seen, self.WINDOW)
+        if self._ring is None or count < self.LEAST:
+            return None
+        means, errors = self._ring[:count].unbind(1)
+        between, error = means.var(0, correction=1), errors.mean(0)
+        total = between + error * self._samples
+        live = total > 0
+        scale = torch.where(live, total, 1.0)
+        between, error = (torch.where(live, part / scale, 0.0).sum() for part in (between, error))
+        return torch.stack((between / error, (between / live.sum()).sqrt()))
+
+
+def _thinned(x: Tensor, most: int) -> Tensor:
+    """(N, F) of x's values on a coarse grid, F at most `most`."""
+    axes = x.dim() - 1
+    each = max(1, int(most ** (1 / axes) + 1e-9)) if axes > 1 else most
+    for axis in range(1, x.dim()):
+        step = -(-x.shape[axis] // each)
+        if step > 1:
+            x = x[(slice(None),) * axis + (slice(step // 2, None, step),)]
+    return x.float().flatten(1)[:, :most]

@@ -1,0 +1,128 @@
+"""The error translator, on the errors that torch itself raises."""
+
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import gammabeta as gb
+
+
+class Network(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.block = nn.Sequential(nn.Identity(), norm)
+
+    def forward(self, x):
+        return self.block(x)
+
+
+def caught(norm, x):
+    network = Network(norm)
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        network(x)
+    return raised.value, network
+
+
+CASES = {
+    "one value": (
+        nn.BatchNorm1d(4),
+        torch.randn(1, 4),
+        "block.1: the BatchNorm1d in training got an input of shape (1, 4), one value for each channel, whose variance "
+        "is 0; the smallest batch it takes is 2. Drop the last, smaller batch (drop_last=True in the DataLoader), call "
+        "model.eval() where nothing is trained, or use GroupNorm or LayerNorm behind the pooling.",
+    ),
+    "one value a group": (
+        nn.GroupNorm(4, 4),
+        torch.randn(1, 4),
+        "block.1: the GroupNorm got an input of shape (1, 4), one value in each group of a sample, whose output would "
+        "be β. Use fewer groups than 4, or another norm there.",
+    ),
+    "one position": (
+        nn.InstanceNorm2d(4),
+        torch.randn(2, 4, 1, 1),
+        "block.1: the InstanceNorm2d got an input of shape (2, 4, 1, 1), one position for each channel of a sample, "
+        "whose output would be β. Take the norm out behind pooling to 1×1, or use GroupNorm or LayerNorm there.",
+    ),
+    "channels": (
+        nn.BatchNorm2d(4),
+        torch.randn(2, 5, 3, 3),
+        "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 5, 3, 3), which has 5 on axis 1. Build "
+        "it with 5 channels, or give it what has 4.",
+    ),
+    "channels on another axis": (
+        nn.BatchNorm2d(4).eval(),
+        torch.randn(2, 3, 3, 4),
+        "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 3, 3, 4), which has 3 on axis 1 and 4 "
+        "on axis 3: the channels are on another axis. Move them: x.movedim(3, 1).",
+    ),
+    "dimensions": (
+        nn.BatchNorm2d(4),
+        torch.randn(2, 4),
+        "block.1: the BatchNorm2d got an input of shape (2, 4): expected 4D input (got 2D input). For such an input "
+        "use BatchNorm1d.",
+    ),
+    "dtypes": (
+        nn.BatchNorm2d(4).bfloat16(),
+        torch.randn(2, 4, 2, 2),
+        "block.1: the BatchNorm2d holds bfloat16 and got float32, a mixture that torch's kernel does not take. Run the "
+        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take "
+        "any mixture and keep their statistics in float32.",
+    ),
+    "dtypes of LayerNorm": (
+        nn.LayerNorm(4).half(),
+        torch.randn(2, 4),
+        "block.1: the LayerNorm holds float16 and got float32, a mixture that torch's kernel does not take. Run the "
+        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take "
+        "any mixture and keep their statistics in float32.",
+    ),
+    "groups": (
+        nn.GroupNorm(2, 4),
+        torch.randn(2, 5),
+        "block.1: the GroupNorm has 4 channels in 2 groups and got an input of shape (2, 5). Channels belong on axis "
+        "1, and as many as it was built with.",
+    ),
+    "normalized shape": (
+        nn.LayerNorm(4),
+        torch.randn(2, 4, 3),
+        "block.1: the LayerNorm normalizes the last axes, of shape (4,), and got an input of shape (2, 4, 3). The "
+        "channels are on axis 1: x.movedim(1, -1) before it and back behind it, or GroupNorm(1, channels).",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_torch_s_error_is_explained_with_module_cause_and_remedy(case):
+    norm, x, text = CASES[case]
+    error, network = caught(norm, x)
+    assert str(gb.explain_error(error)) == text
+    assert str(gb.explain_error(error, nn.Sequential(network))) == text.replace("block.1", "0.block.1", 1)
+
+
+def test_synchronized_batch_norm_on_a_cpu_is_explained(tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        error, _ = caught(nn.SyncBatchNorm(4), torch.randn(2, 4))
+    finally:
+        dist.destroy_process_group()
+    assert str(gb.explain_error(error)) == (
+        "block.1: the SyncBatchNorm shares its statistics with other processes on accelerators only; its input is on "
+        "cpu. Call gammabeta.adopt(model) and gammabeta.set_statistics(model, gammabeta.statistics.Synced()), which "
+        "works over gloo too; in one process adopt alone."
+    )
+
+
+def test_the_context_adds_the_explanation_and_keeps_the_type():
+    network = Network(nn.BatchNorm1d(4))
+    with pytest.raises(ValueError, match="more than 1 value per channel") as raised, gb.explained_errors():
+        network(torch.randn(1, 4))
+    assert "gammabeta: block.1: the BatchNorm1d in training" in "".join(traceback.format_exception(raised.value))
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError) as raised, gb.explained_errors():
+        nn.Linear(3, 4)(torch.randn(2, 5))
+    assert gb.explain_error(raised.value) is None
+    assert "gammabeta" not in "".join(traceback.format_exception_only(raised.value))
