@@ -198,7 +198,7 @@ def test_a_forward_that_raises_is_told_with_the_shapes_and_leaves_the_model():
         (
             (nn.ReLU(),),
             {"select": "GB40l"},
-            "select: expected codes or names of rules, or beginnings of codes, got 'GB40l': did you mean GB10",
+            "select: expected codes or names of rules, or beginnings of codes, got 'GB40l': did you mean GB40",
         ),
         (
             (nn.ReLU(),),
