@@ -63,6 +63,18 @@ constexpr int64_t kPiecesOfPart = 32;  // of a channel that is cut
 
 int64_t parts_of(int64_t pieces) { return (pieces + kPiecesOfPart - 1) / kPiecesOfPart; }
 
+// Two passes over each of the channels [begin, end), so many of them together.
+template <class First, class Second>
+void abreast(int64_t begin, int64_t end, int64_t together, int64_t pieces, const First& first, const Second& second) {
+  for (int64_t i = begin; i < end; i += together) {
+    const int64_t last = std::min(i + together, end), step = together > 1 ? 1 : pieces;
+    for (int64_t piece = 0; piece < pieces; piece += step)
+      for (int64_t j = i; j < last; ++j) first(j, piece, piece + step);
+    for (int64_t piece = 0; piece < pieces; piece += step)
+      for (int64_t j = i; j < last; ++j) second(j, piece, piece + step);
+  }
+}
+
 template <class A>
 Affine<A> affine(double mean, double var, double weight, double bias, double eps) {
   return {A(mean), A(weight / std::sqrt(var + eps)), A(bias)};
@@ -96,10 +108,11 @@ void plane_forward(const Problem<T>& p, RunningMoments* moments, bool take, T* y
   if (p.whole_channels()) {
     in_parallel(c, size, [&](int64_t begin, int64_t end) {
       PlaneWork<T> work(plane, p.mask.data(), p.finish);
-      for (int64_t i = begin; i < end; ++i) {
-        if (take) work.moments(x + i * s, 0, plane.pieces(), true, moments[i]);
-        if (y) write(work, i, 0, plane.pieces());
-      }
+      abreast(begin, end, plane.abreast(1), plane.pieces(), [&](int64_t i, int64_t from, int64_t to) {
+        if (take) work.moments(x + i * s, from, to, true, moments[i]);
+      }, [&](int64_t i, int64_t from, int64_t to) {
+        if (y) write(work, i, from, to);
+      });
       writer.done();
     });
     return;
@@ -215,10 +228,11 @@ void plane_backward(const Problem<T>& p, const Backward& b, Sums& sums, bool tak
   if (p.whole_channels()) {
     in_parallel(c, size, [&](int64_t begin, int64_t end) {
       PlaneWork<T> work(plane, p.mask.data(), p.finish), plain(plane, p.mask.data(), none);
-      for (int64_t i = begin; i < end; ++i) {
-        if (take) reduce(work, i, 0, plane.pieces(), &sums.sum[size_t(i)], &sums.sum_xhat[size_t(i)]);
-        if (g_x) write(work, plain, i, 0, plane.pieces());
-      }
+      abreast(begin, end, plane.abreast(residual && p.finish.activation != kNone ? 3 : 2), plane.pieces(), [&](int64_t i, int64_t from, int64_t to) {
+        if (take) reduce(work, i, from, to, &sums.sum[size_t(i)], &sums.sum_xhat[size_t(i)]);
+      }, [&](int64_t i, int64_t from, int64_t to) {
+        if (g_x) write(work, plain, i, from, to);
+      });
       writer.done();
     });
     return;

@@ -4,6 +4,10 @@
 
 #include "elements.h"
 
+#ifndef ABREAST
+#define ABREAST 512
+#endif
+
 namespace gammabeta {
 
 template <class T>
@@ -39,6 +43,16 @@ class Plane {
     return {row, 1, first, pieces_of_row_ == 1 ? s_ : left < kPiece<T> ? left : kPiece<T>};
   }
 
+  // How many neighbouring channels are worth taking together, piece by piece, so that what is read at a stretch is longer
+  // than a short row: as many as stay in the second cache between the passes, `tensors` read by both.
+  int64_t abreast(int tensors) const {
+    if (gathers()) return 1;
+    const int64_t channel = n_ * s_ * int64_t(sizeof(T)) * tensors, row = s_ * int64_t(sizeof(T));
+    int64_t together = 1;
+    while (2 * together * channel <= kAbreastBytes && together * row < kStretchBytes) together *= 2;
+    return together;
+  }
+
   // Where a piece that is not gathered begins.
   int64_t begin(const Piece& p) const { return p.row * stride_ + p.first; }
 
@@ -64,7 +78,7 @@ class Plane {
   }
 
  private:
-  static constexpr int64_t kGathered = 512;
+  static constexpr int64_t kGathered = 512, kAbreastBytes = int64_t(ABREAST) << 10, kStretchBytes = int64_t(16) << 10;
   int64_t n_, stride_, s_, mask_stride_, rows_of_piece_, pieces_of_row_, pieces_;
 };
 
