@@ -4,10 +4,6 @@
 
 #include "elements.h"
 
-#ifndef ABREAST
-#define ABREAST 512
-#endif
-
 namespace gammabeta {
 
 template <class T>
@@ -78,7 +74,7 @@ class Plane {
   }
 
  private:
-  static constexpr int64_t kGathered = 512, kAbreastBytes = int64_t(ABREAST) << 10, kStretchBytes = int64_t(16) << 10;
+  static constexpr int64_t kGathered = 512, kAbreastBytes = int64_t(512) << 10, kStretchBytes = int64_t(16) << 10;
   int64_t n_, stride_, s_, mask_stride_, rows_of_piece_, pieces_of_row_, pieces_;
 };
 
