@@ -10,8 +10,9 @@
 
 namespace gammabeta {
 
-// Outputs of so many bytes and more go past the caches: nothing of them would be there when it is read.
-constexpr int64_t kStreamedBytes = int64_t(24) << 20;
+// Outputs of so many bytes and more go past the caches. A forward on 8 to 13 MB took 0.28 ns a value for it instead of 0.4
+// to 0.7, and training steps of MobileNetV2 and EfficientNet-B0 the same time with 4, 8, 12 and 24 MB here.
+constexpr int64_t kStreamedBytes = int64_t(8) << 20;
 
 inline void convert(const bfloat16* from, float* to, int64_t n) { storage().load_bfloat16(&from->bits, to, n); }
 inline void convert(const float16* from, float* to, int64_t n) { storage().load_float16(&from->bits, to, n); }
