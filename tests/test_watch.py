@@ -100,7 +100,8 @@ def test_tensors_do_not_gather_over_many_steps():
             train(model, optimizer, 300)
             gc.collect()
             counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
-    assert counts[1:] == [counts[1]] * 3
+    # One a step would be 600 more; what other tests left may come and go.
+    assert counts[-1] - counts[1] < 20
 
 
 def test_a_copy_or_a_pickle_made_while_watching_is_not_watched():

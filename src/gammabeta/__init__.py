@@ -5,6 +5,7 @@ from gammabeta.allocator import warm_allocator
 from gammabeta.check import check
 from gammabeta.diagnosis import Diagnosis, Finding
 from gammabeta.explain_error import Explanation, explain_error, explained_errors
+from gammabeta.gap import train_eval_gap
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -63,6 +64,7 @@ __all__ = [
     "release",
     "set_statistics",
     "statistics",
+    "train_eval_gap",
     "unfreeze",
     "warm_allocator",
     "watch",

@@ -11,6 +11,7 @@ from torch import nn
 from gammabeta.diagnosis import SEVERITIES, Diagnosis, Finding
 from gammabeta.measurement import measure
 from gammabeta.observe import observe, tensors_in
+from gammabeta.probe import probe
 from gammabeta.record import Record, record_model
 from gammabeta.rule import SEES, Rule
 from gammabeta.selection import chosen_rules, ignored_patterns, reason_to_ignore
@@ -89,6 +90,7 @@ def _look(record: Record, model: nn.Module, inputs: Any) -> None:
         record.given = measure(model, inputs)
         if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
             record.given_with_dropout = measure(model, inputs, dropout=True)
+        record.probe = probe(model, inputs)
     except Exception as error:
         lines = str(error).strip().splitlines() or ["without a message"]
         raise ForwardError(

@@ -107,6 +107,7 @@ class Record:
         observed: what forwards on inputs or batches showed, for the rules that see D.
         given: what each BatchNorm and InstanceNorm was given on the inputs, call by call, in evaluation.
         given_with_dropout: the same with dropout on; None where the model has none.
+        probe: what further forwards showed (`probe`).
         watched: what was recorded in training, for the rules that see W.
     """
 
@@ -120,6 +121,7 @@ class Record:
     observed: Any = None
     given: Any = None
     given_with_dropout: Any = None
+    probe: Any = None
     watched: Any = None
 
     @property

@@ -16,6 +16,7 @@ from gammabeta.diagnosis import Diagnosis
 from gammabeta.health import write_health
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.rank_records import Told
+from gammabeta.observe import tensors_in
 from gammabeta.record import Norm, record_model
 from gammabeta.running_statistics import recomputing
 from gammabeta.sampled import InputOrder, Sampled, apart, sample
@@ -82,6 +83,7 @@ class watch:  # noqa: N801 - a context, used as a function
         self._order = InputOrder()
         self._forward = 0
         self._told: Told | None = None
+        self._led = False
         self.measuring = True
 
     def __enter__(self) -> watch:
@@ -127,6 +129,15 @@ class watch:  # noqa: N801 - a context, used as a function
         step = watched.steps
         self.measuring = step % self.every == 0 or (step < self.every and step & (step - 1) == 0)
 
+    def begin(self, inputs: Any) -> None:
+        """Begins a forward on these inputs, for a trainer that doesn't go through the model's own; once for each.
+
+        From then on the model's own forwards begin nothing.
+        """
+        self._led = False
+        self._entered(self.model, tuple(tensors_in(inputs)), {})
+        self._led = True
+
     def diagnosis(
         self, *, select: str | Sequence[str] | None = None, ignore: str | Sequence[str] | None = None
     ) -> Diagnosis:
@@ -155,7 +166,13 @@ class watch:  # noqa: N801 - a context, used as a function
         return write_health(self.watched, self.diagnosis(), path)
 
     def _entered(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling() or not module.training or recomputing() or not torch.is_grad_enabled():
+        if (
+            self._led
+            or torch.compiler.is_compiling()
+            or not module.training
+            or recomputing()
+            or not torch.is_grad_enabled()
+        ):
             return
         if not self._optimizers and self._forward:
             self.step()
@@ -251,7 +268,7 @@ class _Probe:
         self.record.backwards += 1
 
     def called(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if torch.compiler.is_compiling() or not module.training:
+        if self._led or torch.compiler.is_compiling() or not module.training:
             return
         record, self._all = self.record, self._all + 1
         moves = self._moves(module)

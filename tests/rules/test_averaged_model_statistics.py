@@ -24,6 +24,24 @@ def accuracy(model, x, y):
     return (model.eval()(x).argmax(1) == y).float().mean().item()
 
 
+def test_two_heads_on_one_input_have_the_same_statistics_by_right():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk = nn.Linear(4, 8)
+            self.one = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+            self.other = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+        def forward(self, x):
+            return self.one(self.trunk(x)) + self.other(self.trunk(x))
+
+    model = Heads()
+    nn.init.normal_(model.one[0].weight)
+    model(torch.randn(32, 4))
+    assert torch.equal(model.one[0].running_mean, model.other[0].running_mean)
+    assert gb.check(model, select="GB108").findings == ()
+
+
 def test_the_average_is_worse_with_its_source_s_statistics_than_with_its_own():
     torch.manual_seed(0)
     x = torch.randn(512, 4) * 3 + 5

@@ -12,7 +12,7 @@ from gammabeta.rules import RULES
 
 ROOT = Path(__file__).parents[2]
 # Their examples need processes.
-SEVERAL = ("GB112", "GB503")
+SEVERAL = ("GB112", "GB502", "GB503")
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 
 
@@ -20,7 +20,7 @@ every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def _in_one_process(request):
     rule = getattr(request.node, "callspec", None) and request.node.callspec.params.get("rule")
     if rule is not None and not request.node.name.startswith("test_evidence") and rule.code in SEVERAL:
-        pytest.skip("tests/distributed/test_watch.py runs it in several processes")
+        pytest.skip("tests/distributed/test_watch.py and test_local_statistics.py run them in several processes")
 
 
 def findings(example, rule):

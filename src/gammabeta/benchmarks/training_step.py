@@ -42,7 +42,7 @@ ACTIVATIONS: dict[type[nn.Module], str | None] = {
 }
 # Than torch in float32 from float64: roundings in another order, and kinks that they push to the other side.
 FARTHER = 4
-# Relative. A value within a rounding of 0 may fall on the other side of a relu, with torch's arithmetic as with ours: one
+# Relative. A value within a rounding of 0 may fall on the other side of a relu, by torch's arithmetic as by ours: one
 # such in ResNet-50 moved its gradients by 1.4e-5, where rounding alone moves both by 1.3e-6.
 LEAST = 1e-4
 

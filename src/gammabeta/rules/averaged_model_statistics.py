@@ -45,7 +45,8 @@ def check(record: Record) -> Iterator[Finding]:
     found: dict[str, tuple[str, str]] = {}
     for norm, other in _twins(record):
         parts = _parts(norm.name, other.name)
-        if _differ(*(modules[part] for part in parts)):
+        inside = norm.name.removeprefix(parts[0]).removeprefix(".")
+        if _differ(modules[parts[0]], modules[parts[1]], inside):
             averaged = _averaged(parts, modules)
             at, source = (norm, other) if averaged == parts[0] else (other, norm)
             message = f"running statistics are bit by bit those of {source.name}, beside other weights"
@@ -97,10 +98,15 @@ def _parts(first: str, second: str) -> tuple[str, str]:
     return ".".join(one), ".".join(two)
 
 
-def _differ(first: nn.Module, second: nn.Module) -> bool:
-    """Whether parameters of the same name and shape have different values."""
+def _differ(first: nn.Module, second: nn.Module, norm: str) -> bool:
+    """Whether parameters of the same name and shape, registered before the norm, have different values.
+
+    What is behind the norm has no part in its statistics: two heads on one input have the same by right.
+    """
     others = {name.removeprefix("module."): p for name, p in second.named_parameters()}
     for key, parameter in first.named_parameters():
+        if key.startswith(f"{norm}."):
+            return False
         other = others.get(key.removeprefix("module."))
         if other is not None and other.shape == parameter.shape and not torch.equal(other, parameter):
             return True

@@ -2,6 +2,7 @@
 
 What it does: Finds BatchNorms without running statistics, and, as a warning, those whose `track_running_stats` was
 switched off after they were built: training then leaves the buffers as they are, and evaluation goes on using them.
+Given inputs, also layers with a forward of their own whose output in evaluation has a gradient across samples.
 
 Why it matters: Without running statistics the output for one sample depends on which others share its batch: results
 change with batch size and order, a batch of one gives zeros or an error, and one user's data shows in another's result.
@@ -38,23 +39,42 @@ from gammabeta.surgery.change import Change, transaction
 code = "GB106"
 name = "batch-dependent-inference"
 severity = "error"
-sees = "S"
+sees = "SD"
+
+LEAST = 1e-6  # rounding in float32
+_OWN = Fix("a forward of its own takes the batch's statistics: let it take the running ones in evaluation")
 
 
 def check(record: Record) -> Iterator[Finding]:
     for norm in record.of_kind("batch"):
         module: Any = norm.module
+        shown = _across(record, norm)
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if shown is not None and shown > LEAST:
+                yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
             continue
         if module.running_mean is None and module.running_var is None:
             message = "it has no running statistics: in evaluation too it normalizes by the batch"
-            yield Finding(code, name, severity, norm.name, message, {}, _fix(record, norm))
+            evidence = {} if shown is None else {"companions": shown}
+            yield Finding(code, name, severity, norm.name, message, evidence, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:
             message = (
                 "track_running_stats is off beside running statistics: training leaves them as they are, and "
                 "evaluation uses them"
             )
             yield Finding(code, name, "warning", norm.name, message, {"batches": norm.batches}, _fix(record, norm))
+        elif shown is not None and shown > LEAST:
+            yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+
+
+def _across(record: Record, norm: Norm) -> float | None:
+    """The share of a sample's gradient in evaluation that goes to its companions, as the inputs showed it."""
+    seen = record.probe.companions.get(norm.name) if record.probe is not None else None
+    return None if seen is None else seen.evaluation
+
+
+def _message(shown: float) -> str:
+    return f"in evaluation {shown:.0%} of a sample's gradient goes to its companions, though it has running statistics"
 
 
 def _fix(record: Record, norm: Norm) -> Fix:

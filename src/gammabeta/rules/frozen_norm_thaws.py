@@ -1,7 +1,8 @@
 """A frozen BatchNorm whose running statistics go on moving.
 
 What it does: Finds BatchNorms in training mode whose γ and β require no gradient, or that have none and stand among
-weights that require none, in a model of which something else trains. It is an error where the weights before the norm
+weights that require none, in a model of which something else trains; given inputs, only those whose running statistics
+a forward does move. It is an error where the weights before the norm
 are frozen too, a warning where they train.
 
 Why it matters: `requires_grad_(False)` does not touch buffers. In training mode the layer normalizes by the batch and
@@ -34,7 +35,7 @@ from gammabeta.surgery.freeze import freeze
 code = "GB101"
 name = "frozen-norm-thaws"
 severity = "error"
-sees = "S"
+sees = "SD"
 
 
 def check(record: Record) -> Iterator[Finding]:
@@ -47,6 +48,9 @@ def check(record: Record) -> Iterator[Finding]:
         alone = norm.affine_trains is None
         if norm.affine_trains or (alone and norm.around_trains is not False):
             continue
+        moved = record.probe.moved if record.probe is not None else None
+        if moved is not None and not moved.intersection(norm.names):
+            continue  # a forward that puts it into evaluation itself, say
         frozen_before = alone or norm.before_trains is False
         what = "the weights around it require no gradient" if alone else "γ and β require no gradient"
         also = "" if alone else " and neither do the weights before it" if frozen_before else ""
