@@ -1,5 +1,6 @@
 """watch as a callback, in real trainers."""
 
+import contextlib
 import importlib
 
 import pytest
@@ -13,10 +14,8 @@ from gammabeta.callbacks import lightning_callback, transformers_callback
 
 def package(name):
     """It, or a skip; both import torchvision if it is there, which has to be importable first."""
-    try:
+    with contextlib.suppress(ImportError):
         load_timm()
-    except ImportError:
-        pass
     return pytest.importorskip(name, exc_type=ImportError)
 
 

@@ -50,8 +50,8 @@ def lightning_callback(*, every: int = 20, report: Path | str | None = None, log
     """A Lightning callback that watches the training: `Trainer(callbacks=[lightning_callback()])`.
 
     Numbers go to the trainer's loggers, under the names that `watch` gives them. A batch counts from Lightning's own
-    `on_train_batch_start`, so that it does not matter whether `training_step` goes through the module's forward. What is
-    compiled in `configure_model` or before is watched as it is: hooks come on before the first step.
+    `on_train_batch_start`, so that it does not matter whether `training_step` goes through the module's forward. What
+    is compiled in `configure_model` or before is watched as it is: hooks come on before the first step.
 
     Args:
         every: steps between measured ones.

@@ -15,8 +15,8 @@ from gammabeta.check import diagnose
 from gammabeta.diagnosis import Diagnosis
 from gammabeta.health import write_health
 from gammabeta.layers.batch_norm import _BatchNorm
-from gammabeta.rank_records import Told
 from gammabeta.observe import tensors_in
+from gammabeta.rank_records import Told
 from gammabeta.record import Norm, record_model
 from gammabeta.running_statistics import recomputing
 from gammabeta.sampled import InputOrder, Sampled, apart, sample
@@ -168,6 +168,7 @@ class watch:  # noqa: N801 - a context, used as a function
     def _entered(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if (
             self._led
+            or self._led
             or torch.compiler.is_compiling()
             or not module.training
             or recomputing()
@@ -268,7 +269,7 @@ class _Probe:
         self.record.backwards += 1
 
     def called(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if self._led or torch.compiler.is_compiling() or not module.training:
+        if torch.compiler.is_compiling() or not module.training:
             return
         record, self._all = self.record, self._all + 1
         moves = self._moves(module)

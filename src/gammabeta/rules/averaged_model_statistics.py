@@ -55,8 +55,7 @@ def check(record: Record) -> Iterator[Finding]:
         times = getattr(module, "n_averaged", None)
         if isinstance(times, torch.Tensor) and times.numel() == 1 and int(times) > 1:
             for norm in record.norms:
-                inside = norm.name.startswith(f"{part}." if part else "")
-                if inside and norm.tracks and norm.has_initial_statistics:
+                if norm.name.startswith(f"{part}." if part else "") and norm.tracks and norm.has_initial_statistics:
                     found.setdefault(norm.name, (part, f"running statistics are 0 and 1 after {int(times)} averages"))
     for norm in record.norms:
         if norm.name in found:
