@@ -46,4 +46,4 @@ def test_the_recipe_runs(page, tmp_path):
 
 
 def test_there_are_recipes():
-    assert [page.stem for page in RECIPES] == ["deploy", "distributed", "fine-tune", "small-batches"]
+    assert [page.stem for page in RECIPES] == ["check-and-watch", "deploy", "distributed", "fine-tune", "small-batches"]

@@ -1,7 +1,10 @@
 """The rules that see training: the harm that each speaks of, and that healthy training is left in peace."""
 
+import functools
+
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import gammabeta as gb
@@ -87,7 +90,11 @@ def small_network():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["plain", "amp", "evaluated between", "adopted", "two views", "momentum none"])
+# What the rules advise.
+CARE = ["frozen", "gathered", "checkpointed", "ghost"]
+
+
+@pytest.mark.parametrize("how", ["plain", "amp", "evaluated between", "adopted", "two views", "momentum none", *CARE])
 def test_healthy_training_is_left_in_peace(how):
     torch.manual_seed(0)
     datasets = pytest.importorskip("sklearn.datasets")
@@ -99,12 +106,28 @@ def test_healthy_training_is_left_in_peace(how):
         gb.adopt(model)
     if how == "momentum none":
         model[1].momentum = None
+    if how == "frozen":
+        gb.recalibrate(model, [x])
+        gb.freeze(model)
+    if how in ("gathered", "checkpointed"):
+        gb.adopt(model)
+    if how == "ghost":
+        gb.set_statistics(model, gb.statistics.Ghost(16))
+    if how == "checkpointed":
+        forward = model.forward
+        model.forward = functools.partial(torch.utils.checkpoint.checkpoint, forward, use_reentrant=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with gb.watch(model, optimizer) as watch:
         for _ in range(3):
             model.train()
             for part in torch.randperm(len(x)).split(64):
                 optimizer.zero_grad()
+                if how == "gathered":
+                    with gb.accumulate_statistics(model):
+                        for micro in part.split(16):
+                            nn.functional.cross_entropy(model(x[micro]), y[micro]).backward()
+                    optimizer.step()
+                    continue
                 with torch.autocast("cpu", enabled=how == "amp"):
                     loss = nn.functional.cross_entropy(model(x[part]), y[part])
                     if how == "two views":
