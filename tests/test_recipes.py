@@ -23,10 +23,25 @@ def test_the_recipe_runs(page, tmp_path):
     distributed = "torchrun --nproc-per-node=2" in page.read_text(encoding="utf-8")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if distributed else []
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    status, printed = run([*launcher, str(script)], variables, tmp_path)
+    ends = 2 if distributed else 1
+    # torch aborts now and then while gloo's threads end, behind the last line of a process: then once more.
+    if (
+        status
+        and printed.count("came to the end") == ends
+        and "terminate called without an active exception" in printed
+    ):
+        status, printed = run([*launcher, str(script)], variables, tmp_path)
+    assert status == 0, printed
+    assert printed.count("came to the end") == ends, printed
+
+
+def run(words, variables, folder):
+    """Exit status and output of a Python of its own, ended after `LIMIT` with all that it started."""
     process = subprocess.Popen(
-        [sys.executable, *launcher, str(script)],
+        [sys.executable, *words],
         env=variables,
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -41,8 +56,7 @@ def test_the_recipe_runs(page, tmp_path):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert process.returncode == 0, printed
-    assert printed.count("came to the end") == (2 if distributed else 1), printed
+    return process.returncode, printed
 
 
 def test_there_are_recipes():
