@@ -197,6 +197,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
     Raises:
         ValueError: no BatchNorm with running statistics, or no batches.
         TypeError: batches that are not as above.
+        Exception: whatever the forward raises on them.
     """
     norms = {n: norm for norm in record_model(model).of_kind("batch") if norm.has_statistics for n in norm.names}
     if not norms:
@@ -204,7 +205,9 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
     found: dict[str, list[Given]] = {}
     taken = 0
     for batch in batches:
-        inputs = batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) else batch
+        inputs = (
+            batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        )
         if not isinstance(inputs, (Tensor, Mapping)):
             raise TypeError(
                 "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got "

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gammabeta import ops
+
 # A single sample is taken in so many pieces.
 _PIECES = 8
 
@@ -45,7 +47,11 @@ def sample(x: Tensor) -> Sampled | None:
         return None
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     axes = tuple(range(2, x.dim()))
-    if axes:
+    if axes and x.is_contiguous() and x.device.type == "cpu" and ops.has_kernel("cpu"):
+        # One pass at the speed of memory, each channel of each sample for one of its own.
+        mean, m2, _ = torch.ops.gammabeta.channel_moments(x.flatten(2).flatten(0, 1)[None], None)
+        mean_NC, var_NC = mean.view(x.shape[:2]), (m2 / x[0, 0].numel()).view(x.shape[:2])
+    elif axes:
         var_NC, mean_NC = torch.var_mean(x, axes, correction=0)
     else:
         var_NC, mean_NC = torch.zeros_like(x), x

@@ -30,11 +30,20 @@ from gammabeta.rule import Example
 code = "GB303"
 name = "degenerate-group"
 severity = "error"
-sees = "D"
+sees = "SD"
 
 
 def check(record: Record) -> Iterator[Finding]:
     told: set[str] = set()
+    for norm in record.of_kind("layer", "rms"):  # which need no input to tell
+        if prod(getattr(norm.module, "normalized_shape", (2,))) == 1:
+            told.add(norm.name)
+            message = "each of its groups has 1 value: the output is β, whatever comes in"
+            if norm.kind == "rms":
+                message = "each of its groups has 1 value: of the input only the sign is left"
+            yield Finding(code, name, severity, norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
+    if record.observed is None:
+        return
     for norm, _, x in calls_of(record, "group", "instance", "layer"):
         module: Any = norm.module
         if norm.kind == "group" and hasattr(module, "num_groups"):
