@@ -1,6 +1,7 @@
 """A norm whose groups have one value each.
 
-What it does: Finds GroupNorms, InstanceNorms and LayerNorms that, on the given inputs, standardize groups of one value.
+What it does: Finds GroupNorms and InstanceNorms that, on the given inputs, standardize groups of one value, and
+LayerNorms and RMSNorms over one value without any.
 
 Why it matters: The mean of one value is the value, its deviation 0: the output is β, whatever comes in, and no gradient
 passes. Nothing raises. `GroupNorm(C, C)` after global pooling and converters from BatchNorm on (N, C) make such layers
