@@ -1,9 +1,13 @@
-"""A task: labelled images with a fixed split, standardized by the training part."""
+"""A task: data of one kind with a fixed split, standardized by the training part."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
+
+
+Kind = Literal["images", "sequences", "text"]
 
 
 class TaskError(ValueError):
@@ -36,6 +40,49 @@ class Task:
     def shape(self) -> tuple[int, int, int]:
         channels, height, width = self.train.x_nchw.shape[1:]
         return channels, height, width
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences (n, time, features) float32, zero from each one's length (n,) int64 on, and labels (n,) int64."""
+
+    x_ntf: torch.Tensor
+    lengths_n: torch.Tensor
+    y_n: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.y_n)
+
+
+@dataclass(frozen=True)
+class SequenceTask:
+    """Classification of sequences of variable length."""
+
+    name: str
+    description: str
+    classes: int
+    train: Sequences
+    validation: Sequences
+    test: Sequences
+
+    @property
+    def features(self) -> int:
+        return self.train.x_ntf.shape[2]
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """A language to model, character by character: tokens (n,) int64, numbers of characters in ``vocabulary``."""
+
+    name: str
+    description: str
+    vocabulary: str
+    train_n: torch.Tensor
+    validation_n: torch.Tensor
+    test_n: torch.Tensor
+
+
+AnyTask = Task | SequenceTask | TextTask
 
 
 def standardized(
