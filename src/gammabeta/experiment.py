@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gammabeta.tasks.task import Task
+from gammabeta.tasks.sources import load
+from gammabeta.tasks.task import Kind, Task
 from gammabeta.trial import Store, Trial, run_trials
 
 TRAIN = "gammabeta.tasks.training:train"
@@ -15,16 +16,14 @@ class Experiment:
     """One study's circumstances.
 
     Attributes:
-        source: the task as a trial's settings name it.
-        task: the task itself.
+        sources: the tasks as a trial's settings name them, by kind.
         user: the user's network as settings name it; it takes the place of the small ResNet.
         quick: few seeds and the smaller grids that each claim states.
         seed: of the whole study; another number repeats it on other initializations and batches.
         trials: those that the claim at hand has asked for, in order.
     """
 
-    source: Mapping[str, str]
-    task: Task
+    sources: Mapping[Kind, Mapping[str, str]]
     store: Store
     user: Mapping[str, Any] | None = None
     quick: bool = True
@@ -32,6 +31,16 @@ class Experiment:
     jobs: int = 1
     progress: Callable[[int, int], None] = lambda done, total: None
     trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def source(self) -> Mapping[str, str]:
+        """The images."""
+        return self.sources["images"]
+
+    @property
+    def task(self) -> Task:
+        """The images."""
+        return load(self.source)
 
     @property
     def tuning_seed(self) -> int:
@@ -47,8 +56,11 @@ class Experiment:
         """The user's model where there is one, else the small ResNet."""
         return self.user or {"kind": "resnet", "init": "matched"}
 
-    def mlp(self, depth: int, *, width: int = 64, activation: str = "relu", init: str = "matched") -> Mapping[str, Any]:
-        return {"kind": "mlp", "depth": depth, "width": width, "activation": activation, "init": init}
+    def mlp(
+        self, depth: int, *, width: int = 64, activation: str = "relu", init: str = "matched", **more: Any
+    ) -> Mapping[str, Any]:
+        """An MLP; ``more``: gain, dropout, dropout_at."""
+        return {"kind": "mlp", "depth": depth, "width": width, "activation": activation, "init": init, **more}
 
     def train(self, **settings: Any) -> Trial:
         """A training trial on this study's task."""

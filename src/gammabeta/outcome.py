@@ -109,6 +109,28 @@ class Picture:
     heat: Heat | None = None
 
 
+def bars(title: str, caption: str, x: str, y: Axis, effects: Sequence[Effect]) -> Picture:
+    """Effects side by side with their intervals, and the margins as lines."""
+    margins = dict.fromkeys(bound for effect in effects for bound in effect.margin)
+    return Picture(
+        title,
+        caption,
+        "bar",
+        Axis(x),
+        y,
+        [
+            Series(
+                "effect",
+                [effect.name for effect in effects],
+                [effect.value for effect in effects],
+                [effect.low for effect in effects],
+                [effect.high for effect in effects],
+            )
+        ],
+        [Line("y", bound, "margin") for bound in margins],
+    )
+
+
 @dataclass(frozen=True)
 class Table:
     title: str

@@ -39,6 +39,31 @@ def tune(experiment: Experiment, arms: Sequence[Arm], score: Score) -> list[int]
     return [best_exponent(known) for known in scores]
 
 
+def at_best(
+    experiment: Experiment, arms: Mapping[str, Arm], score: Score, seeds: Sequence[int], **after: Any
+) -> tuple[dict[str, int], dict[str, list[dict[str, Any]]]]:
+    """Each arm's best exponent, and its results at that rate on every seed.
+
+    Args:
+        arms: by name, as :func:`tune` takes them.
+        after: settings of these trials alone, mostly ``report="test"``.
+    """
+    exponents = dict(zip(arms, tune(experiment, list(arms.values()), score), strict=True))
+    trials = [
+        experiment.train(**{**arm, **after}, rate=2.0 ** exponents[name], seed=seed)
+        for name, arm in arms.items()
+        for seed in seeds
+    ]
+    results = iter(experiment.run(trials))
+    return exponents, {name: [next(results) for _ in seeds] for name in arms}
+
+
+def error_then_loss(result: Mapping[str, Any]) -> float:
+    """Error; between equal errors the lower loss."""
+    loss = result["loss"]
+    return float(result["error"]) + 1e-3 * min(100.0 if loss is None else float(loss), 100.0)
+
+
 def best_exponent(scores: Mapping[int, float]) -> int:
     return min(scores, key=lambda exponent: (scores[exponent], exponent))
 

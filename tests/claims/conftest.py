@@ -1,7 +1,7 @@
 import pytest
 
 from gammabeta.experiment import Experiment
-from gammabeta.tasks.sources import load, source
+from gammabeta.tasks.sources import source
 from gammabeta.trial import Store
 
 
@@ -10,5 +10,5 @@ def experiment(tmp_path):
     """The digits task in this process, so that a test can put a broken norm in the place of a good one."""
     digits = source("digits")
     store = Store(tmp_path)
-    yield Experiment(digits, load(digits), store, quick=True, jobs=1)
+    yield Experiment({"images": digits}, store, quick=True, jobs=1)
     store.close()

@@ -54,7 +54,7 @@ from gammabeta.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series
 from gammabeta.tasks.networks import build, describe
 from gammabeta.tasks.norms import GHOST_SIZE, NORMS
 from gammabeta.tasks.training import chance
-from gammabeta.tuning import tune
+from gammabeta.tuning import error_then_loss, tune
 from gammabeta.verdict import weakest
 
 EXACT = False
@@ -113,12 +113,6 @@ def regimes(experiment: Experiment) -> list[Regime]:
     ]
 
 
-def tuning_score(result: Mapping[str, Any]) -> float:
-    """Validation error; between equal errors the lower loss."""
-    loss = result["loss"]
-    return float(result["error"]) + 1e-3 * min(100.0 if loss is None else float(loss), 100.0)
-
-
 def values_per_image(experiment: Experiment, network: Mapping[str, Any]) -> int:
     """How many values an image gives to a statistic of the BatchNorm that gets fewest."""
     model = build(experiment.task, network, "batch", 0)
@@ -145,7 +139,7 @@ def measure(experiment: Experiment) -> Outcome:
     seeds = experiment.seeds(3, 6)
     chosen = regimes(experiment)
     arms = [(regime, *arm) for regime in chosen for arm in regime.arms(experiment, sizes)]
-    exponents = tune(experiment, [settings for *_, settings in arms], tuning_score)
+    exponents = tune(experiment, [settings for *_, settings in arms], error_then_loss)
     tuning = experiment.run(
         [
             experiment.train(**settings, rate=2.0**exponent, seed=experiment.tuning_seed)

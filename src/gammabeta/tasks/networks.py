@@ -19,9 +19,24 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "si
 
 
 class MLP(nn.Module):
-    """``depth`` hidden layers of ``width``: linear, norm, activation; then a linear classifier."""
+    """``depth`` hidden layers of ``width``: linear, norm, activation, Dropout where asked for; then a linear
+    classifier.
 
-    def __init__(self, inputs: int, classes: int, *, depth: int, width: int, activation: str, norm_name: str) -> None:
+    ``dropout_at`` is ``"every"`` hidden layer, so before each norm but the first, or the ``"last"``, after all norms.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        *,
+        depth: int,
+        width: int,
+        activation: str,
+        norm_name: str,
+        dropout: float = 0.0,
+        dropout_at: str = "every",
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for index in range(depth):
@@ -30,6 +45,8 @@ class MLP(nn.Module):
                 norm(norm_name, width, 0),
                 ACTIVATIONS[activation](),
             ]
+            if dropout and (dropout_at == "every" or index == depth - 1):
+                layers.append(nn.Dropout(dropout))
         self.hidden = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, classes)
 
@@ -71,8 +88,10 @@ class ResNet(nn.Module):
         return scores
 
 
-def initialize(model: nn.Module, activation: str, generator: torch.Generator) -> None:
+def initialize(model: nn.Module, activation: str, generator: torch.Generator, gain: float = 1.0) -> None:
     """He's initialization for relu, Xavier's with gain for tanh and sigmoid; biases 0; the last linear with gain 1.
+
+    All but the last are multiplied by ``gain``, 1 unless the claim is about it.
 
     Weights are drawn in the order of the modules, so that arms that differ in their norms alone start from the same.
     sigmoid's gain is 4, the inverse of its slope at 0; torch's calculate_gain gives it 1, with which signals die.
@@ -90,7 +109,7 @@ def initialize(model: nn.Module, activation: str, generator: torch.Generator) ->
         else:
             std = {"tanh": 5 / 3, "sigmoid": 4.0}[activation] * math.sqrt(2 / (fan_in + fan_out))
         with torch.no_grad():
-            module.weight.normal_(0.0, std, generator=generator)
+            module.weight.normal_(0.0, std if module is weighted[-1] else gain * std, generator=generator)
             if module.bias is not None:
                 module.bias.zero_()
 
@@ -100,7 +119,8 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
 
     Args:
         network: ``{"kind": "mlp", "depth", "width", "activation", "init"}`` with init ``"matched"`` or ``"default"``
-            (torch's), ``{"kind": "resnet", "init"}``, or what :func:`user_network` returned.
+            (torch's) and, where asked for, ``"gain"``, ``"dropout"``, ``"dropout_at"``; ``{"kind": "resnet", "init"}``;
+            or what :func:`user_network` returned.
     """
     torch.manual_seed(seed)
     if network["kind"] == "user":
@@ -117,9 +137,11 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
             width=network["width"],
             activation=activation,
             norm_name=norm_name,
+            dropout=network.get("dropout", 0.0),
+            dropout_at=network.get("dropout_at", "every"),
         )
     if network["init"] == "matched":
-        initialize(model, activation, torch.Generator().manual_seed(seed))
+        initialize(model, activation, torch.Generator().manual_seed(seed), network.get("gain", 1.0))
     return model
 
 

@@ -16,6 +16,7 @@ NORMS = {
     "rms": "RMSNorm",
     "ghost": "ghost BatchNorm",
     "renorm": "batch renormalization",
+    "batch_plain": "BatchNorm without γ and β",
 }
 
 GHOST_SIZE = 4
@@ -38,11 +39,17 @@ def groups(channels: int) -> int:
     return next(count for count in range(max(1, min(8, channels // 4)), 0, -1) if channels % count == 0)
 
 
+def named(name: str) -> str:
+    """What an arm is called in legends and tables."""
+    kind, _, size = name.partition(":")
+    return f"{NORMS[kind]} of {size}" if size else NORMS[kind]
+
+
 def norm(name: str, channels: int, positions: int = 2) -> nn.Module:
     """A normalization layer, with its affine.
 
     Args:
-        name: one of ``NORMS``; ``"layer"`` of images is over channels and positions (GroupNorm with one group), which
+        name: one of ``NORMS``, or ``"ghost:8"`` for another size than 4; ``"layer"`` of images is over channels and positions (GroupNorm with one group), which
             fits any image size; ``"ghost"`` takes statistics of 4 images at a time.
         channels: C.
         positions: how many axes follow the channels: 0 for (N, C), 2 for (N, C, H, W).
@@ -58,8 +65,10 @@ def norm(name: str, channels: int, positions: int = 2) -> nn.Module:
         return nn.Identity()
     if name == "batch":
         return batch(channels)
-    if name == "ghost":
-        return batch(channels, statistics=gb.statistics.Ghost(GHOST_SIZE))
+    if name == "batch_plain":
+        return batch(channels, affine=False)
+    if name.startswith("ghost"):
+        return batch(channels, statistics=gb.statistics.Ghost(int(name.partition(":")[2] or GHOST_SIZE)))
     if name == "renorm":
         return batch(channels, statistics=gb.statistics.Renorm())
     if name == "layer":

@@ -1,8 +1,10 @@
-"""One training run: plain SGD without momentum, a fixed rate, batches that depend on the seed alone."""
+"""One training run: SGD without momentum, batches that depend on the seed alone."""
 
 import contextlib
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,7 +88,99 @@ def error_and_loss(model: nn.Module, split: Split) -> tuple[float, float | None]
     return float(wrong), float(functional.cross_entropy(scores, split.y_n))
 
 
-@versioned(1)
+def subset(split: Split, count: int, classes: int, label_noise: float, seed: int) -> Split:
+    """``count`` images drawn by ``seed``, that share of whose labels is exchanged for another class's."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(split), generator=generator)[:count]
+    y_n = split.y_n[index].clone()
+    wrong = torch.randperm(len(index), generator=generator)[: round(label_noise * len(index))]
+    y_n[wrong] = (y_n[wrong] + torch.randint(1, classes, (len(wrong),), generator=generator)) % classes
+    return Split(split.x_nchw[index], y_n)
+
+
+def runs_of_one_class(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """``steps`` batches of ``size`` images of one class each, as a stream brings them that is not shuffled: classes
+    in an order and images drawn by ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+    of_class = [torch.nonzero(split.y_n == label).flatten() for label in split.y_n.unique()]
+    for step in range(steps):
+        if step % len(of_class) == 0:
+            order = torch.randperm(len(of_class), generator=generator)
+        mine = of_class[int(order[step % len(of_class)])]
+        index = mine[torch.randint(len(mine), (size,), generator=generator)]
+        yield split.x_nchw[index], split.y_n[index]
+
+
+@dataclass
+class Fitted:
+    """A network after training: ``steps`` done, the step of ``diverged`` loss, processor ``seconds`` of the steps."""
+
+    model: nn.Module
+    steps: int = 0
+    diverged: int | None = None
+    seconds: float = 0.0
+
+
+def fit(
+    data: Task,
+    train: Split,
+    *,
+    network: Mapping[str, Any],
+    norm: str,
+    rate: float,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    decay: float = 0.0,
+    schedule: str = "constant",
+    order: str = "shuffled",
+    only_last: bool = False,
+    look: Callable[[int, nn.Module], bool] = lambda step, model: False,
+) -> Fitted:
+    """Train one network on ``train`` by SGD without momentum, until ``look``, called before the first step and after
+    each, says to stop.
+
+    Args:
+        decay: of weights of linear and convolutional layers (L2, in the gradient); never of γ, β and biases.
+        schedule: ``"constant"``, or ``"cosine"``: the rate falls to 0 as half a cosine (Loshchilov & Hutter 2017).
+        order: ``"shuffled"`` epochs, or ``"runs"``: each batch of one class.
+        only_last: nothing but the last layer is trained.
+    """
+    model = build(data, network, norm, seed)
+    if only_last:
+        for parameter in list(model.parameters())[:-2]:
+            parameter.requires_grad_(False)
+    weights, others = [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            decayed = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
+            (weights if decayed else others).append(parameter)
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others}]
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], rate, foreach=True)
+    fitted = Fitted(model)
+    if look(0, model):
+        return fitted
+    stream = (runs_of_one_class if order == "runs" else batches)(train, batch_size, steps, seed)
+    for step, (x_nchw, y_n) in enumerate(stream, start=1):
+        start = time.process_time()
+        if schedule == "cosine":
+            for group in optimizer.param_groups:
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x_nchw), y_n)
+        loss.backward()
+        optimizer.step()
+        fitted.seconds += time.process_time() - start
+        fitted.steps = step
+        if not torch.isfinite(loss):
+            fitted.diverged = step
+            break
+        if look(step, model):
+            break
+    return fitted
+
+
+@versioned(2)
 def train(
     *,
     task: Mapping[str, Any],
@@ -99,70 +193,75 @@ def train(
     target: float | None = None,
     every: int = 5,
     report: str = "validation",
+    images: int | None = None,
+    label_noise: float = 0.0,
+    curve: int = 0,
+    **options: Any,
 ) -> dict[str, Any]:
     """Train one network.
 
     Args:
         task, network: as :func:`gammabeta.tasks.task.load` and :func:`gammabeta.tasks.networks.build` take them.
         norm: the arm.
-        rate: the learning rate of SGD, without momentum or decay.
+        rate: the learning rate of SGD, without momentum.
         steps: the limit.
-        seed: of the initialization and of the batches; arms of one seed share both.
+        seed: of the initialization, the batches and the subset; arms of one seed share all three.
         target: stop at this validation accuracy, looked at after ``every`` steps with exact statistics.
         report: the split that the final error is taken from: ``"validation"`` while tuning, ``"test"`` after it.
+        images: train on this many images, drawn by ``seed``; all where None.
+        label_noise: share of the training labels that are wrong.
+        curve: look at the losses after every so many steps; never where 0.
+        options: decay, schedule, order, only_last, as :func:`fit` takes them.
 
     Returns:
         ``steps``: at which the target was reached, interpolated between the two looks around it; None where it was not.
         ``accuracy``: (step, validation accuracy) at each look. ``error``, ``loss``: at the end, with exact statistics;
-        ``moving_error``: the error with the moving averages. ``diverged``: the step at which the loss was not finite.
-        ``timing``: processor seconds a step, evaluation left out.
+        ``moving_error``: the error with the moving averages. ``train_loss``: on the images trained on, their labels as
+        trained, with exact statistics. ``curve``: (step, train_loss, loss) at each look of the curve. ``diverged``: the
+        step at which the loss was not finite. ``timing``: processor seconds a step, evaluation left out.
     """
     data = load(task)
-    model = build(data, network, norm, seed)
-    optimizer = torch.optim.SGD(model.parameters(), rate, foreach=True)
-    population_nchw = data.train.x_nchw[:POPULATION]
-    looks: list[tuple[int, float]] = []
-    reached: float | None = None
-    diverged: int | None = None
-    spent = 0.0
-    step = 0
-
-    def look() -> float:
-        with exact_statistics(model, population_nchw):
-            return 1.0 - error_and_loss(model, data.validation)[0]
-
-    if target is not None:
-        looks.append((0, look()))
-    for step, (x_nchw, y_n) in enumerate(batches(data.train, batch_size, steps, seed), start=1):
-        start = time.process_time()
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(x_nchw), y_n)
-        loss.backward()
-        optimizer.step()
-        spent += time.process_time() - start
-        if not torch.isfinite(loss):
-            diverged = step
-            break
-        if target is not None and (step % every == 0 or step == steps):
-            looks.append((step, look()))
-            if looks[-1][1] >= target:
-                reached = crossing(looks[-2], looks[-1], target)
-                break
+    own = data.train if images is None else subset(data.train, images, data.classes, label_noise, seed)
+    population_nchw = own.x_nchw[:POPULATION]
     split: Split = getattr(data, report)
-    error, final_loss, moving_error = 1.0, None, 1.0
-    if diverged is None:
-        model.eval()
+    looks: list[tuple[int, float]] = []
+    losses: list[tuple[int, float | None, float | None]] = []
+
+    def look(step: int, model: nn.Module) -> bool:
+        if curve and step % curve == 0:
+            with exact_statistics(model, population_nchw):
+                losses.append((step, error_and_loss(model, own)[1], error_and_loss(model, split)[1]))
+        if target is None or (step % every and step != steps):
+            return False
+        with exact_statistics(model, population_nchw):
+            looks.append((step, 1.0 - error_and_loss(model, data.validation)[0]))
+        return step > 0 and looks[-1][1] >= target
+
+    fitted = fit(
+        data, own, network=network, norm=norm, rate=rate, batch_size=batch_size, steps=steps, seed=seed, look=look,
+        **options,
+    )  # fmt: skip
+    reached = None
+    if target is not None and len(looks) > 1 and looks[-1][1] >= target and fitted.diverged is None:
+        reached = crossing(looks[-2], looks[-1], target)
+    error, final_loss, moving_error, train_loss = 1.0, None, 1.0, None
+    if fitted.diverged is None:
+        model = fitted.model.eval()
         moving_error, _ = error_and_loss(model, split)
         with exact_statistics(model, population_nchw):
             error, final_loss = error_and_loss(model, split)
+            if images is not None or report == "train":
+                _, train_loss = error_and_loss(model, own)
     return {
         "steps": reached,
         "accuracy": looks,
         "error": error,
         "loss": final_loss,
         "moving_error": moving_error,
-        "diverged": diverged,
-        "timing": {"seconds_per_step": spent / max(step, 1)},
+        "train_loss": train_loss,
+        "curve": losses,
+        "diverged": fitted.diverged,
+        "timing": {"seconds_per_step": fitted.seconds / max(fitted.steps, 1)},
     }
 
 
