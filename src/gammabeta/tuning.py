@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gammabeta.experiment import Experiment
+from gammabeta.trial import Trial
 
 Arm = Mapping[str, Any]
 Score = Callable[[dict[str, Any]], float]
@@ -13,7 +14,9 @@ COARSE = (-5, -3, -1)
 LOWEST, HIGHEST, HIGHEST_TRIED = -16, 10, 20
 
 
-def tune(experiment: Experiment, arms: Sequence[Arm], score: Score) -> list[int]:
+def tune(
+    experiment: Experiment, arms: Sequence[Arm], score: Score, make: Callable[[Arm, int], Trial] | None = None
+) -> list[int]:
     """The exponent of each arm's best rate: the lowest score on the tuning seed.
 
     Every fourth rate is tried first; then the neighbours of the best, a factor 2 away, until the best one has both its
@@ -22,15 +25,17 @@ def tune(experiment: Experiment, arms: Sequence[Arm], score: Score) -> list[int]
     Args:
         arms: settings of a training trial but for ``rate`` and ``seed``.
         score: of a trial's result, lower is better.
+        make: an arm's trial at an exponent, where it is not one of ``experiment.train``.
     """
+
+    def trained(arm: Arm, exponent: int) -> Trial:
+        return experiment.train(**arm, rate=2.0**exponent, seed=experiment.tuning_seed)
+
     scores: list[dict[int, float]] = [{} for _ in arms]
     wanted = [set(COARSE) for _ in arms]
     while any(wanted):
         asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
-        trials = [
-            experiment.train(**arms[index], rate=2.0**exponent, seed=experiment.tuning_seed)
-            for index, exponent in asked
-        ]
+        trials = [(make or trained)(arms[index], exponent) for index, exponent in asked]
         for (index, exponent), result in zip(asked, experiment.run(trials), strict=True):
             scores[index][exponent] = score(result)
         for index, known in enumerate(scores):
