@@ -15,7 +15,11 @@ LOWEST, HIGHEST, HIGHEST_TRIED = -16, 10, 20
 
 
 def tune(
-    experiment: Experiment, arms: Sequence[Arm], score: Score, make: Callable[[Arm, int], Trial] | None = None
+    experiment: Experiment,
+    arms: Sequence[Arm],
+    score: Score,
+    make: Callable[[Arm, int], Trial] | None = None,
+    coarse: Sequence[int] = COARSE,
 ) -> list[int]:
     """The exponent of each arm's best rate: the lowest score on the tuning seed.
 
@@ -26,13 +30,14 @@ def tune(
         arms: settings of a training trial but for ``rate`` and ``seed``.
         score: of a trial's result, lower is better.
         make: an arm's trial at an exponent, where it is not one of ``experiment.train``.
+        coarse: the exponents that are tried first.
     """
 
     def trained(arm: Arm, exponent: int) -> Trial:
         return experiment.train(**arm, rate=2.0**exponent, seed=experiment.tuning_seed)
 
     scores: list[dict[int, float]] = [{} for _ in arms]
-    wanted = [set(COARSE) for _ in arms]
+    wanted = [set(coarse) for _ in arms]
     while any(wanted):
         asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
         trials = [(make or trained)(arms[index], exponent) for index, exponent in asked]
@@ -45,7 +50,12 @@ def tune(
 
 
 def at_best(
-    experiment: Experiment, arms: Mapping[str, Arm], score: Score, seeds: Sequence[int], **after: Any
+    experiment: Experiment,
+    arms: Mapping[str, Arm],
+    score: Score,
+    seeds: Sequence[int],
+    coarse: Sequence[int] = COARSE,
+    **after: Any,
 ) -> tuple[dict[str, int], dict[str, list[dict[str, Any]]]]:
     """Each arm's best exponent, and its results at that rate on every seed.
 
@@ -53,7 +63,7 @@ def at_best(
         arms: by name, as :func:`tune` takes them.
         after: settings of these trials alone, mostly ``report="test"``.
     """
-    exponents = dict(zip(arms, tune(experiment, list(arms.values()), score), strict=True))
+    exponents = dict(zip(arms, tune(experiment, list(arms.values()), score, coarse=coarse), strict=True))
     trials = [
         experiment.train(**{**arm, **after}, rate=2.0 ** exponents[name], seed=seed)
         for name, arm in arms.items()

@@ -46,7 +46,7 @@ from gammabeta.tasks.networks import build
 from gammabeta.tasks.sources import load
 from gammabeta.tasks.training import POPULATION, batches, chance, error_and_loss, exact_statistics, subset
 from gammabeta.trial import Trial, versioned
-from gammabeta.tuning import error_then_loss, tune
+from gammabeta.tuning import tune
 from gammabeta.verdict import weakest
 
 EXACT = False
@@ -58,6 +58,7 @@ MARGIN = (1 / 1.05, 1.05)
 POINTS = (-0.5, 0.5)
 IMAGES, BATCH = 300, 32
 ARMS = ("none", "decay", "replay")
+WORST = 10.0  # what a loss that is not finite counts as
 
 
 @versioned(1)
@@ -130,6 +131,10 @@ def decayed(
     return {"error": error, "loss": test_loss, "train_error": train_error, "norms": squares}
 
 
+def test_loss(result: Mapping[str, Any]) -> float:
+    return WORST if result["loss"] is None else min(float(result["loss"]), WORST)
+
+
 def measure(experiment: Experiment) -> Outcome:
     seeds = experiment.seeds(5, 10)
     steps = 600 if experiment.quick else 1200
@@ -143,7 +148,7 @@ def measure(experiment: Experiment) -> Outcome:
     exponents = tune(
         experiment,
         [{"schedule": schedule} for schedule in SCHEDULES],
-        lambda result: 10.0 if result["loss"] is None else float(result["loss"]),
+        test_loss,
         make=lambda arm, exponent: trial(arm["schedule"], 0.0, exponent, tuned, report="validation"),
     )
     rate = dict(zip(SCHEDULES, exponents, strict=True))
@@ -151,7 +156,7 @@ def measure(experiment: Experiment) -> Outcome:
     scores = experiment.run([trial(s, d, rate[s], tuned, report="validation") for s, d in tried])
     best: dict[str, float] = {}
     for schedule in SCHEDULES:
-        mine = {d: error_then_loss(r) for (s, d), r in zip(tried, scores, strict=True) if s == schedule}
+        mine = {d: test_loss(r) for (s, d), r in zip(tried, scores, strict=True) if s == schedule}
         best[schedule] = min(mine, key=lambda decay: mine[decay])
     wanted = [(schedule, arm) for schedule in SCHEDULES for arm in ARMS]
     results = iter(
@@ -164,7 +169,7 @@ def measure(experiment: Experiment) -> Outcome:
         )
     )
     found = {key: [next(results) for _ in seeds] for key in wanted}
-    losses = {key: [10.0 if r["loss"] is None else r["loss"] for r in of_key] for key, of_key in found.items()}
+    losses = {key: [test_loss(r) for r in of_key] for key, of_key in found.items()}
     errors = {key: [100 * r["error"] for r in of_key] for key, of_key in found.items()}
     identities = experiment.run(
         [Trial(f"{__name__}:rescaled", {"scale": a, "seed": s}) for a in (1e-3, 0.1, 10.0, 1e3) for s in range(3)]
