@@ -14,11 +14,15 @@ HEADINGS = ("Question", "Claim", "Criterion", "Room", "Method", "Settings", "Sou
 
 @dataclass(frozen=True)
 class Claim:
-    """What a claim's module says, by the headings of its docstring, and its ``measure``."""
+    """What a claim's module says, by the headings of its docstring, and its ``measure``.
+
+    ``kind`` is that of the data it is about: images, sequences, text, or any.
+    """
 
     name: str
     title: str
     exact: bool
+    kind: str
     sections: dict[str, str]
     measure: Callable[[Experiment], Outcome]
 
@@ -31,7 +35,7 @@ class Claim:
         names = tuple(parts[1::2])
         assert names == HEADINGS, f"{module.__name__}: expected the headings {HEADINGS}, got {names}"
         sections = {name: inspect.cleandoc(body).strip() for name, body in zip(names, parts[2::2], strict=True)}
-        return cls(module.__name__.rpartition(".")[2], title.rstrip("."), module.EXACT, sections, module.measure)
+        return cls(module.__name__.rpartition(".")[2], title.rstrip("."), module.EXACT, module.KIND, sections, module.measure)
 
     def line(self, heading: str) -> str:
         """A section as one line of text."""

@@ -43,6 +43,7 @@ from gammabeta.trial import Trial, versioned
 from gammabeta.verdict import Verdict, weakest
 
 EXACT = False
+KIND = "images"
 
 SIZES = (4, 8, 16, 32, 64, 128, 256)
 FITTED = 16

@@ -42,6 +42,7 @@ from gammabeta.tasks.norms import NORMS
 from gammabeta.verdict import log_ratios
 
 EXACT = False
+KIND = "images"
 
 MARGIN = (1 / 1.25, 1.25)
 Runs = dict[tuple[int, str, int], list[dict[str, Any]]]  # (network, arm, exponent of the rate) -> a record a seed

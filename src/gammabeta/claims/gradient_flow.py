@@ -47,6 +47,7 @@ from gammabeta.tasks.training import batches
 from gammabeta.trial import Trial, versioned
 
 EXACT = False
+KIND = "images"
 
 WIDTH, BATCH, STEPS, RATE = 32, 64, 20, 0.05
 MARGIN = 0.5

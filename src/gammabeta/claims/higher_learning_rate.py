@@ -34,6 +34,7 @@ from gammabeta.tasks.norms import NORMS
 from gammabeta.tuning import HIGHEST_TRIED, LOWEST, largest
 
 EXACT = False
+KIND = "images"
 
 MARGIN = (0.5, 2.0)
 GRID = math.log(2.0)

@@ -6,7 +6,8 @@ Claim: That a sample's output depends on its companions acts as a mild regulariz
 
 Criterion: Test loss with statistics of 8 images (ghost batches; the size named beforehand) less that with statistics
 of the whole batch of 64, at equal training loss, paired by seed; margin 0.01. The verdict goes by clean labels; 20 %
-wrong labels are a regime of its own, which the sentence names. The Dropout rate with the nearest effect is reported.
+wrong labels are a regime of its own, which the sentence names, as is the difference at equal rates. The Dropout rate
+with the nearest effect is reported.
 
 Room: With statistics of the whole batch the training loss falls below a third of the lowest test loss: the network
 fits its training images better than it generalizes, so that there is something to regularize.
@@ -110,6 +111,21 @@ def measure(experiment: Experiment) -> Outcome:
                 f"{regime}: {kind} less {base}", values, unit="test loss", margin=MARGIN, direction="below"
             )
     ghost = named("ghost:8")
+    # The same at the rate of BatchNorm over the whole batch: whether it is the noise or the rate.
+    same = []
+    for regime in REGIMES:
+        arm = {**arms[f"{regime}|{ghost}"], "report": "test"}
+        results = experiment.run(
+            [experiment.train(**arm, rate=2.0 ** rates[f"{regime}|{base}"], seed=seed) for seed in seeds]
+        )
+        values = [
+            difference(path(a), b, HIGHEST[regime]) for a, b in zip(results, paths[f"{regime}|{base}"], strict=True)
+        ]
+        same.append(
+            measured(
+                f"{regime}: {ghost} at the other's rate", values, unit="test loss", margin=MARGIN, direction="below"
+            )
+        )
     main, wrong = (effects[regime, ghost] for regime in REGIMES)
     fits = max(
         mean(points[-1][0] for points in paths[f"clean|{base}"] if points)
@@ -124,9 +140,10 @@ def measure(experiment: Experiment) -> Outcome:
         sentence=(
             f"at equal training loss statistics of 8 images change the test loss by {main.value:+.3f} [{main.low:.3f}, "
             f"{main.high:.3f}] with clean labels, {wrong.value:+.3f} [{wrong.low:.3f}, {wrong.high:.3f}] with 20 % wrong "
-            f"ones ({wrong.verdict}); nearest is Dropout of {like:g}, {nearest.value:+.3f}"
+            f"ones ({wrong.verdict}); at equal rates {same[0].value:+.3f} and {same[1].value:+.3f}; nearest is Dropout "
+            f"of {like:g}, {nearest.value:+.3f}"
         ),
-        effects=[main, wrong, *(effect for key, effect in effects.items() if key[1] != ghost)],
+        effects=[main, wrong, *same, *(effect for key, effect in effects.items() if key[1] != ghost)],
         room=room,
         pictures=[
             bars(

@@ -58,6 +58,7 @@ from gammabeta.tuning import error_then_loss, tune
 from gammabeta.verdict import weakest
 
 EXACT = False
+KIND = "images"
 
 SMALL, LARGE = (2, 4), 32
 MARGIN = (-2.0, 2.0)
