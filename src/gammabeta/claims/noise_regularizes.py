@@ -132,7 +132,9 @@ def measure(experiment: Experiment) -> Outcome:
         / mean(lowest_loss(result) for result in found[f"clean|{base}"]),
         0.0,
     )
-    room = Room(fits < 1 / 3, f"lowest training loss over lowest test loss with the whole batch's statistics: {fits:.3f}")
+    room = Room(
+        fits < 1 / 3, f"lowest training loss over lowest test loss with the whole batch's statistics: {fits:.3f}"
+    )
     like = min(dropouts, key=lambda rate: abs(effects["clean", f"Dropout of {rate:g}"].value - main.value))
     nearest = effects["clean", f"Dropout of {like:g}"]
     return Outcome(

@@ -117,12 +117,9 @@ def measure(experiment: Experiment) -> Outcome:
     )
     score = {name: error_then_loss(result) for name, result in zip(arms, tuned, strict=True)}
     accuracy = {name: [100 * (1 - result["error"]) for result in results] for name, results in found.items()}
-    chosen = {(r, n): min(dropouts, key=lambda d: score[f"{r}|{n}|{d:g}"]) for r in REGIMES for n in ARMS}  # noqa: B023
+    chosen = {(r, n): min(dropouts, key=lambda d: score[f"{r}|{n}|{d:g}"]) for r in REGIMES for n in ARMS}
     gains = {
-        (r, n): [
-            a - b
-            for a, b in zip(accuracy[f"{r}|{n}|{chosen[r, n]:g}"], accuracy[f"{r}|{n}|0"], strict=True)
-        ]
+        (r, n): [a - b for a, b in zip(accuracy[f"{r}|{n}|{chosen[r, n]:g}"], accuracy[f"{r}|{n}|0"], strict=True)]
         for r in REGIMES
         for n in ARMS
     }
