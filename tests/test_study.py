@@ -187,8 +187,8 @@ def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid
     outcome = Outcome("supported", "it rises", [effect], Room(True, ""))
     said = recommend("digits", compared(group, none), {"small_batch": outcome})
     assert said["headline"] == (
-        "For ResNet on digits with batches of 4 on one device: GroupNorm, 1.0 % test error, 2.1 points [2.0, 2.2] below "
-        "BatchNorm; 1.20 times its time a step, 0.90 times its memory for the backward."
+        "For ResNet on digits with batches of 4 on one device: GroupNorm, 1.0 % test error, 2.1 points [2.0, 2.2] "
+        "below BatchNorm; 1.20 times its time a step, 0.90 times its memory for the backward."
     )
     assert said["how"] == "gb.GroupNorm"
     assert said["avoid"] == [
@@ -220,7 +220,7 @@ def test_batchnorm_of_each_device_is_ghost_batchnorm_of_the_whole():
     each = torch.cat([norm("batch", 3, 0).train()(part) for part in x.split(4)])
     torch.testing.assert_close(whole, each)
     assert list(norms(4, 3, flat=True))[:2] == ["ghost:4", "batch"]
-    assert list(norms(4, 1, flat=False))[0] == "batch"
+    assert next(iter(norms(4, 1, flat=False))) == "batch"
 
 
 def test_memory_for_the_backward_grows_with_the_batch_and_is_less_without_a_norm(experiment_settings):

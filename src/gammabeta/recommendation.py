@@ -72,7 +72,8 @@ def recommend(name: str, comparison: Comparison | None, outcomes: Mapping[str, O
     """
     if comparison is None:
         return {
-            "headline": f"No recommendation yet for {name}: it rests on the comparison of the norms, which was not run.",
+            "headline": f"No recommendation yet for {name}: it rests on the comparison of the norms, which was not "
+            "run.",
             "evidence": [{"text": summary(outcome), "claim": claim} for claim, outcome in list(outcomes.items())[:4]],
             "avoid": [],
             "uncertain": "Run gammabeta study --compare, or all claims.",

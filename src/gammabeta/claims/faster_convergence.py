@@ -18,7 +18,8 @@ BatchNorm with exact statistics of 256 training images (a moving average lags be
 decide the outcome), and the step of the crossing is interpolated. Rates: a factor-4 grid on a seed of its own, then
 factor-2 neighbours until the best has both tried. A run that has not reached the target counts with the limit,
 which can only hide a difference; with any such run "equivalent" is not concluded. Seconds are steps times the
-median time of a step, one thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and both at BatchNorm's.
+median time of a step, one thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and
+both at BatchNorm's.
 
 Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's and depth 12 with torch's initialization, width
 64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds. (The

@@ -128,8 +128,8 @@ def measure(experiment: Experiment) -> Outcome:
             ),
             Picture(
                 "Gap of the running means by layer",
-                "Root mean square over channels of the shift of the mean, in standard deviations; mean over seeds. What "
-                f"sampling gives is {_sampling(found):.3f} at most.",
+                "Root mean square over channels of the shift of the mean, in standard deviations; mean over seeds. "
+                f"What sampling gives is {_sampling(found):.3f} at most.",
                 "line",
                 Axis("BatchNorm, in the order of the data"),
                 Axis("shift of the mean", "standard deviations"),

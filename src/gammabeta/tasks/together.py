@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gammabeta as gb
-from gammabeta.tasks.networks import build
+from gammabeta.tasks import training
+from gammabeta.tasks.networks import Block, build
 from gammabeta.tasks.norms import ChannelRMSNorm
 from gammabeta.tasks.sources import load
 from gammabeta.tasks.task import Split
@@ -54,9 +55,13 @@ class GroupedRMSNorm(nn.Module):
         return (y * shaped).movedim(-1, 2).flatten(1, 2)
 
 
+class Unstackable(TypeError):
+    """A layer of which it is not known that groups of its channels share nothing."""
+
+
 def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
-    """One module that does what each of them does to its own group of channels; None where they have children that
-    are to be looked at, or nothing of their own."""
+    """One module that does what each of them does to its own group of channels; None for one whose children are to
+    be joined."""
     first, members = modules[0], len(modules)
     if isinstance(first, nn.Linear):
         return GroupedLinear(cast(Sequence[nn.Linear], modules))
@@ -78,8 +83,12 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
     elif isinstance(first, nn.modules.batchnorm._NormBase):
         whole = copy.deepcopy(first)
         whole.num_features = members * first.num_features
-    else:
+    elif isinstance(first, nn.ReLU | nn.Tanh | nn.Sigmoid | nn.Identity):
+        return first
+    elif isinstance(first, nn.Sequential | Block):
         return None
+    else:
+        raise Unstackable(type(first).__name__)
     for kind in ("_parameters", "_buffers"):
         for name, value in getattr(first, kind).items():
             if value is not None and value.dim():
@@ -134,16 +143,18 @@ class _Descent:
 
 
 def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results of ``training:train`` for trials that differ in ``rate`` and ``seed`` alone, to rounding.
-
-    ``timing`` is left out: a member's share of a common step is no time of its own.
+    """The results of ``training:train`` for trials that differ in ``rate`` and ``seed`` alone, to rounding; one by one
+    where their networks hold a layer that does not stack.
     """
     shared = {"target": None, "every": 5, "report": "validation", "images": None, "label_noise": 0.0, "curve": 0}
     common = {**shared, "decay": 0.0, "schedule": "constant", "order": "shuffled", **several[0]}
     seeds, rates = [s["seed"] for s in several], [s["rate"] for s in several]
     members, batch, steps = len(several), common["batch_size"], common["steps"]
     data = load(common["task"])
-    model = stack([build(data, common["network"], common["norm"], seed) for seed in seeds]).train()
+    try:
+        model = stack([build(data, common["network"], common["norm"], seed) for seed in seeds]).train()
+    except Unstackable:
+        return [training.train(**settings) for settings in several]
     own = [
         data.train if common["images"] is None
         else subset(data.train, common["images"], data.classes, common["label_noise"], seed)
@@ -233,7 +244,7 @@ def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         x = (data.train.x_nchw[index] if images is None else images[index, each]).flatten(1, 2)
         scores = model(x).unflatten(1, (members, -1))
         losses = functional.cross_entropy(scores.movedim(2, 1), labels[step - 1], reduction="none").mean(dim=0)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses.sum().backward()
         descent.step(factor)
         lost = [
             m

@@ -152,12 +152,13 @@ def fit(
     if only_last:
         for parameter in list(model.parameters())[:-2]:
             parameter.requires_grad_(False)
-    weights, others = [], []
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             decayed = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
             (weights if decayed else others).append(parameter)
-    groups = [{"params": weights, "weight_decay": decay}, {"params": others}]
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}, {"params": others}]
     optimizer = torch.optim.SGD([group for group in groups if group["params"]], rate, foreach=True)
     fitted = Fitted(model)
     if look(0, model):
