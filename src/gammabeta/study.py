@@ -44,7 +44,7 @@ COLOURS = {
     "does not apply": "bright_black",
 }
 # Where no data are named: one embedded task of each kind.
-EMBEDDED: dict[Kind, str] = {"images": "digits"}
+EMBEDDED: dict[Kind, str] = {"images": "digits", "sequences": "strokes", "text": "text"}
 
 
 class StudyError(Exception):

@@ -1,0 +1,229 @@
+"""Variable length makes BatchNorm awkward; LayerNorm does better.
+
+Question: In recurrent networks and Transformers over padded sequences, which normalization gives the best accuracy, and
+what does padding do to BatchNorm?
+
+Claim: Sequences of variable length make BatchNorm awkward; LayerNorm does better in recurrent networks and
+Transformers.
+
+Criterion: Test accuracy with LayerNorm less that with BatchNorm over padding too, in percentage points, paired by seed,
+above 2, by the median over networks of each seed's difference. And exactly: the outputs in training of a network with
+masked BatchNorm do not move when padding is appended, to rounding in float64; else contradicted. LayerNorm less masked
+BatchNorm is an effect of its own: it tells apart what padding does from what the batch's statistics do.
+
+Room: With LayerNorm every network's validation accuracy at its best rate on the tuning seed is above twice that of
+chance.
+
+Method: A GRU with norms on what comes from the input and, inside the recurrence, on what comes from the state
+(statistics shared over the steps), and a Transformer encoder. Adam, batches of 32, the rate tuned for each arm on a
+seed of its own. Evaluated with moving averages, of at least 150 updates. Movement: freshly initialized, in training
+mode, one batch, and the same with as much padding again: the largest change of a score.
+
+Settings: width 32, 2 layers of Transformer. Quick: GRU and pre-norm Transformer, 150 steps, 3 seeds; arms without
+normalization, padded and masked BatchNorm, LayerNorm. Full: also post-norm, 400 steps, 8 seeds.
+
+Sources: Ba et al. 2016 (arXiv 1607.06450); Cooijmans et al. 2017 (1603.09025); Laurent et al. 2016 (1510.01378); Shen
+et al. 2020, PowerNorm (2003.07845)
+
+Known: In a trial on rows of digits, Transformer: LayerNorm 91.6, masked BatchNorm 94.1; inside the recurrence LayerNorm
+74, BatchNorm 49 to 59; padded BatchNorm moves 0.4 to 1.7 in training, nothing moves in evaluation.
+"""
+
+from collections.abc import Mapping
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+import gammabeta as gb
+from gammabeta.experiment import Experiment
+from gammabeta.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.tasks.sequence_networks import ARMS, build_sequence_network
+from gammabeta.tasks.sources import load_sequences
+from gammabeta.tasks.task import Sequences
+from gammabeta.trial import Trial, versioned
+from gammabeta.tuning import error_then_loss, tune
+from gammabeta.verdict import Verdict
+
+EXACT = False
+KIND = "sequences"
+
+JUDGED = ("none", "padded", "masked", "layer")
+MARGIN = (-2.0, 2.0)
+BATCH = 32
+RATES = (-9, -7, -5)
+ROUNDING = 1e-9
+
+
+def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sequences at ``index``, padded to the longest of them, with their mask and labels."""
+    lengths = split.lengths_n[index]
+    longest = int(lengths.max())
+    return split.x_ntf[index, :longest], gb.lengths_to_mask(lengths, longest), split.y_n[index]
+
+
+@versioned(1)
+def classified(
+    *, task: Mapping[str, Any], network: str, arm: str, rate: float, steps: int, seed: int, report: str
+) -> dict[str, Any]:
+    """Train by Adam; error and loss on the split that is reported, with moving averages."""
+    data = load_sequences(task)
+    model = build_sequence_network(network, data.features, data.classes, arm, 2 * data.train.x_ntf.shape[1], seed)
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (BATCH,), generator=generator))
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x, mask), y)
+        if not torch.isfinite(loss):
+            return {"error": 1.0, "loss": None}
+        loss.backward()
+        optimizer.step()
+    split: Sequences = getattr(data, report)
+    model.eval()
+    parts = []
+    with torch.no_grad():
+        for index in torch.arange(len(split)).split(200):
+            x, mask, _ = batch_of(split, index)
+            parts.append(model(x, mask))
+    scores = torch.cat(parts)
+    if not bool(torch.isfinite(scores).all()):
+        return {"error": 1.0, "loss": None}
+    return {
+        "error": float((scores.argmax(dim=1) != split.y_n).float().mean()),
+        "loss": float(functional.cross_entropy(scores, split.y_n)),
+    }
+
+
+@versioned(1)
+def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict[str, Any]:
+    """The largest change of a score, in training and in evaluation, when as much padding is appended again; float64."""
+    data = load_sequences(task)
+    longest = data.train.x_ntf.shape[1]
+    found = {}
+    for mode in ("training", "evaluation"):
+        scores = []
+        for extra in (0, 1):
+            model = build_sequence_network(network, data.features, data.classes, arm, 2 * longest, seed).double()
+            generator = torch.Generator().manual_seed(seed)
+            x, mask, _ = batch_of(data.train, torch.randint(len(data.train), (BATCH,), generator=generator))
+            x = functional.pad(x.double(), (0, 0, 0, extra * x.shape[1]))
+            mask = functional.pad(mask, (0, extra * mask.shape[1]))
+            with torch.no_grad():
+                scores.append(model.train(mode == "training")(x, mask))
+        found[mode] = float((scores[0] - scores[1]).abs().max())
+    return found
+
+
+def measure(experiment: Experiment) -> Outcome:
+    seeds = experiment.seeds(3, 8)
+    networks = ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
+    source = dict(experiment.sources["sequences"])
+    base = {"task": source, "steps": 150 if experiment.quick else 400}
+    arms = [{**base, "network": network, "arm": arm} for network in networks for arm in JUDGED]
+
+    def trial(arm: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
+        return Trial(f"{__name__}:classified", {**arm, "rate": 2.0**exponent, "seed": seed, "report": report})
+
+    tuning = experiment.tuning_seed
+    rates = tune(
+        experiment,
+        arms,
+        error_then_loss,
+        make=lambda arm, exponent: trial(arm, exponent, tuning, "validation"),
+        coarse=RATES,
+    )
+    tuned = experiment.run([trial(arm, rate, tuning, "validation") for arm, rate in zip(arms, rates, strict=True)])
+    results = iter(
+        experiment.run([trial(arm, r, seed, "test") for arm, r in zip(arms, rates, strict=True) for seed in seeds])
+    )
+    keys = [(network, arm) for network in networks for arm in JUDGED]
+    accuracy = {key: [100 * (1 - next(results)["error"]) for _ in seeds] for key in keys}
+    moves = dict(
+        zip(
+            keys,
+            experiment.run(
+                [
+                    Trial(f"{__name__}:moved", {"task": source, "network": n, "arm": a, "seed": seeds[0]})
+                    for n, a in keys
+                ]
+            ),
+            strict=True,
+        )
+    )
+    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+
+    def less(network: str, other: str) -> list[float]:
+        return [a - b for a, b in zip(accuracy[network, "layer"], accuracy[network, other], strict=True)]
+
+    by_other = {
+        other: [measured(f"{network}: LayerNorm less {ARMS[other]}", less(network, other), **settings) for network in networks]
+        for other in ("padded", "masked")
+    }
+    overall = measured(
+        f"LayerNorm less {ARMS['padded']}, median of the networks",
+        [median(of_seed) for of_seed in zip(*(less(network, "padded") for network in networks), strict=True)],
+        **settings,
+    )
+    wrong = sum(moves[network, "masked"]["training"] > ROUNDING for network in networks)
+    exact = Effect.exactly("networks whose masked BatchNorm moves with padding", wrong, len(networks), "networks")
+    data = load_sequences(source)
+    chance = float(torch.bincount(data.validation.y_n).max()) / len(data.validation)
+    reached = {n: 1 - r["error"] for (n, a), r in zip(keys, tuned, strict=True) if a == "layer"}
+    room = Room(
+        all(value > 2 * chance for value in reached.values()),
+        "validation accuracy with LayerNorm: "
+        + ", ".join(f"{network} {value:.2f}" for network, value in reached.items())
+        + f"; twice chance is {2 * chance:.2f}",
+    )
+    verdict: Verdict = "contradicted" if wrong else overall.verdict
+    each = ", ".join(
+        f"{network}: LayerNorm {mean(accuracy[network, 'layer']):.1f}, padded BatchNorm "
+        f"{mean(accuracy[network, 'padded']):.1f} ({effect.verdict}), masked {mean(accuracy[network, 'masked']):.1f}, none "
+        f"{mean(accuracy[network, 'none']):.1f} %"
+        for network, effect in zip(networks, by_other["padded"], strict=True)
+    )
+    most = max(moves[network, "padded"]["training"] for network in networks)
+    return Outcome(
+        verdict=verdict if room.holds else "no room here",
+        sentence=(
+            f"LayerNorm is {overall.value:+.1f} points [{overall.low:.1f}, {overall.high:.1f}] above BatchNorm over "
+            f"padding; {each}; appended padding moves padded BatchNorm's training outputs by up to {most:.2f}, masked "
+            f"BatchNorm's {'not at all' if not wrong else f'in {wrong} networks'}"
+        ),
+        effects=[overall, *by_other["padded"], *by_other["masked"], exact],
+        room=room,
+        pictures=[
+            bars(
+                "Test accuracy with LayerNorm, less that with BatchNorm",
+                "Above 0: LayerNorm is better. 95 % interval over seeds.",
+                "network and arm",
+                Axis("difference", "percentage points"),
+                [overall, *by_other["padded"], *by_other["masked"]],
+            ),
+            Picture(
+                "Change of a score when padding is appended",
+                "Largest change over a batch, freshly initialized, in training; in evaluation nothing moves.",
+                "bar",
+                Axis("network"),
+                Axis("change of a score"),
+                [
+                    Series(ARMS[arm], networks, [moves[network, arm]["training"] for network in networks])
+                    for arm in JUDGED
+                ],
+            ),
+        ],
+        tables=[
+            Table(
+                "Test accuracy, mean over seeds, and movement",
+                ["network", "arm", "rate", "accuracy, %", "moves in training", "moves in evaluation"],
+                [
+                    [n, ARMS[a], 2.0**rate, mean(accuracy[n, a]), moves[n, a]["training"], moves[n, a]["evaluation"]]
+                    for (n, a), rate in zip(keys, rates, strict=True)
+                ],
+            )
+        ],
+        settings=f"{len(seeds)} seeds, {base['steps']} steps",
+        trials=experiment.trials,
+    )

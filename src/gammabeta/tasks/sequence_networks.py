@@ -1,0 +1,144 @@
+"""The networks for sequences and text: a GRU with norms inside its recurrence, and a Transformer."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gammabeta as gb
+
+# name: what it is, for legends and tables
+ARMS = {
+    "none": "no normalization",
+    "padded": "BatchNorm over padding too",
+    "masked": "masked BatchNorm",
+    "layer": "LayerNorm",
+    "rms": "RMSNorm",
+}
+
+
+class SequenceNorm(nn.Module):
+    """An arm of ``ARMS`` on (n, time, C), or on one step's (n, C); mask (n, time) or (n), True where it is real."""
+
+    def __init__(self, arm: str, channels: int) -> None:
+        super().__init__()
+        self.arm = arm
+        layers: dict[str, type[nn.Module]] = {
+            "padded": gb.BatchNorm1d, "masked": gb.BatchNorm1d, "layer": gb.LayerNorm, "rms": gb.RMSNorm
+        }  # fmt: skip
+        if arm != "none" and arm not in layers:
+            raise ValueError(f"SequenceNorm: expected one of {', '.join(ARMS)}, got {arm}")
+        self.norm = layers[arm](channels) if arm != "none" else nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.arm not in ("padded", "masked"):
+            y: Tensor = self.norm(x)
+            return y
+        channels_second = x.movedim(-1, 1)
+        options: dict[str, Any] = {"mask": mask} if self.arm == "masked" and mask is not None else {}
+        out: Tensor = self.norm(channels_second, **options)
+        return out.movedim(1, -1)
+
+
+class Recurrent(nn.Module):
+    """A GRU over (n, time, features) and a linear classifier of its state at each sequence's last step.
+
+    What comes from the input and what comes from the state are normalized apart before they meet: the first over the
+    whole sequence, the second step by step, inside the recurrence.
+
+    Source: Cho et al. 2014; Cooijmans et al. 2017, Recurrent Batch Normalization (1603.09025), with statistics shared
+    over the steps; Ba et al. 2016, eq. 4 (1607.06450).
+    """
+
+    def __init__(self, features: int, classes: int, arm: str, width: int = 32) -> None:
+        super().__init__()
+        self.width = width
+        self.inputs = nn.Linear(features, 3 * width)
+        self.states = nn.Linear(width, 3 * width)
+        self.input_norm = SequenceNorm(arm, 3 * width)
+        self.state_norm = SequenceNorm(arm, 3 * width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x_ntf: Tensor, mask_nt: Tensor) -> Tensor:
+        from_input = self.input_norm(self.inputs(x_ntf), mask_nt)
+        state = x_ntf.new_zeros(len(x_ntf), self.width)
+        states = []
+        for step in range(x_ntf.shape[1]):
+            i_reset, i_update, i_new = from_input[:, step].chunk(3, dim=1)
+            alive = mask_nt[:, step]
+            s_reset, s_update, s_new = self.state_norm(self.states(state), alive).chunk(3, dim=1)
+            reset, update = torch.sigmoid(i_reset + s_reset), torch.sigmoid(i_update + s_update)
+            new = torch.tanh(i_new + reset * s_new)
+            state = new + update * (state - new)
+            states.append(state)
+        last = mask_nt.sum(dim=1) - 1
+        scores: Tensor = self.classifier(torch.stack(states, dim=1)[torch.arange(len(x_ntf)), last])
+        return scores
+
+
+class Block(nn.Module):
+    """Self-attention and a two-layer MLP, each with a skip; norms before (pre) or after (post) them.
+
+    Source: Vaswani et al. 2017; Xiong et al. 2020 (2002.04745) for pre-norm.
+    """
+
+    def __init__(self, width: int, heads: int, arm: str, *, pre: bool) -> None:
+        super().__init__()
+        self.heads, self.pre = heads, pre
+        self.projections = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = SequenceNorm(arm, width), SequenceNorm(arm, width)
+
+    def attention(self, x: Tensor, mask_nt: Tensor | None) -> Tensor:
+        queries, keys, values = self.projections(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = None if mask_nt is None else mask_nt[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, is_causal=seen is None)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+    def forward(self, x: Tensor, mask_nt: Tensor | None) -> Tensor:
+        if self.pre:
+            x = x + self.attention(self.norm1(x, mask_nt), mask_nt)
+            return x + self.down(functional.relu(self.up(self.norm2(x, mask_nt))))
+        x = self.norm1(x + self.attention(x, mask_nt), mask_nt)
+        return self.norm2(x + self.down(functional.relu(self.up(x))), mask_nt)
+
+
+class Transformer(nn.Module):
+    """An encoder over (n, time, features) whose mean over real steps a linear layer classifies; or, with ``features``
+    0, a causal decoder over tokens (n, time) that scores each next one."""
+
+    def __init__(
+        self, features: int, classes: int, arm: str, *, width: int = 32, layers: int = 2, pre: bool = True,
+        longest: int = 64,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.causal = features == 0
+        self.embedding: nn.Module = nn.Embedding(classes, width) if self.causal else nn.Linear(features, width)
+        self.positions = nn.Parameter(torch.randn(longest, width) / math.sqrt(width))
+        self.blocks = nn.ModuleList([Block(width, 4, arm, pre=pre) for _ in range(layers)])
+        self.norm = SequenceNorm(arm if pre else "none", width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor, mask_nt: Tensor | None = None) -> Tensor:
+        h = self.embedding(x) + self.positions[: x.shape[1]]
+        for block in self.blocks:
+            h = block(h, None if self.causal else mask_nt)
+        h = self.norm(h, mask_nt)
+        if not self.causal:
+            assert mask_nt is not None
+            real = mask_nt.unsqueeze(2).to(h.dtype)
+            h = (h * real).sum(dim=1) / real.sum(dim=1)
+        scores: Tensor = self.classifier(h)
+        return scores
+
+
+def build_sequence_network(kind: str, features: int, classes: int, arm: str, longest: int, seed: int) -> nn.Module:
+    """``"GRU"``, ``"Transformer, pre-norm"`` or ``"Transformer, post-norm"``, initialized by ``seed``."""
+    torch.manual_seed(seed)
+    if kind == "GRU":
+        return Recurrent(features, classes, arm)
+    return Transformer(features, classes, arm, pre=kind == "Transformer, pre-norm", longest=longest)
