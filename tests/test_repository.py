@@ -57,6 +57,8 @@ ORDER = (
     "target",
     "verdict",
     "trial",
+    "store",
+    "workers",
     "tasks",
     "outcome",
     "experiment",

@@ -109,6 +109,33 @@ def study(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the finished trials in DIR; without it they are not run again.")
     ] = False,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="DIR",
+            help="Go on with the study in DIR as it was asked for; other options, but for --jobs, --engine and "
+            "--address, are not needed.",
+            show_default=False,
+        ),
+    ] = None,
+    engine_name: Annotated[
+        str,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="What runs the trials: [bold]loky[/], processes of this machine; [bold]dask[/] or [bold]ray[/].",
+        ),
+    ] = "loky",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address",
+            metavar="ADDRESS",
+            help="Of the Dask scheduler or Ray cluster; one is started on this machine where not given.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Measure what normalization does, claim by claim, and write a report.
 
@@ -117,21 +144,25 @@ def study(
     engine = _need("jinja2", "plotly", "gammabeta.study")
     console = Console()
     wanted = [name.strip() for part in [*(names or []), *(claims or [])] for name in part.split(",") if name.strip()]
+    asked = {
+        "claims": wanted or None,
+        "data": data,
+        "model": model,
+        "quick": quick,
+        "batch_size": batch_size,
+        "devices": devices,
+        "compare_only": compare,
+        "out": out,
+        "jobs": jobs,
+        "seed": seed,
+        "engine": engine_name,
+        "address": address,
+    }
     try:
-        results = engine.study(
-            wanted or None,
-            data=data,
-            model=model,
-            quick=quick,
-            batch_size=batch_size,
-            devices=devices,
-            compare_only=compare,
-            out=out,
-            jobs=jobs,
-            seed=seed,
-            fresh=fresh,
-            console=console,
-        )
+        if resume is not None:
+            of_machine = {"jobs": jobs, "engine": engine_name, "address": address}
+            asked, out = {**engine.asked_for(resume), **of_machine}, resume
+        results = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:
         _fail(str(error))
     except engine.Interrupted as stopped:
@@ -142,6 +173,8 @@ def study(
         _say("Interrupted before the first trial: nothing was decided.")
         raise typer.Exit(STOPPED) from None
     _draw(results, out, console)
+    if results["failed"]:
+        raise typer.Exit(FOUND)
 
 
 @app.command()

@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gammabeta.store import Store
 from gammabeta.tasks.sources import load
 from gammabeta.tasks.task import Kind, Task
-from gammabeta.trial import Store, Trial, run_trials
+from gammabeta.trial import Trial
+from gammabeta.workers import run_trials
 
 TRAIN = "gammabeta.tasks.training:train"
 

@@ -24,6 +24,7 @@ VERDICTS = (
     "inconclusive",
     "no room here",
     "does not apply",
+    "failed",
     "interrupted",
 )
 SIGNS = {
@@ -34,6 +35,7 @@ SIGNS = {
     "no room here": "∅",
     "reported": "i",
     "does not apply": "–",
+    "failed": "✕",
     "interrupted": "…",
 }
 MEANINGS = {
@@ -43,6 +45,7 @@ MEANINGS = {
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
     "inconclusive": "none of these; more seeds would tell",
     "reported": "measured; no verdict, since it would rest on what is assumed",
+    "failed": "a trial raised three times, and the claim could not be measured",
     "does not apply": "it is about another kind of data",
     "no room here": "a control named beforehand says that the claim cannot show on this model and data",
     "interrupted": "the study was stopped before this claim was decided",

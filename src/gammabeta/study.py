@@ -28,11 +28,13 @@ from gammabeta.comparison import Comparison, compare
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Outcome, Room
 from gammabeta.recommendation import recommend
+from gammabeta.store import Store, StoreError
 from gammabeta.tasks.networks import user_network
 from gammabeta.tasks.sources import kind, load, load_sequences, load_text
 from gammabeta.tasks.sources import source as task_source
 from gammabeta.tasks.task import Kind, SequenceTask, TaskError
-from gammabeta.trial import Store, StoreError, TrialError, cores, plain
+from gammabeta.trial import cores, plain
+from gammabeta.workers import EngineError, TrialError, connected
 
 COLOURS = {
     "supported": "green",
@@ -42,6 +44,7 @@ COLOURS = {
     "no room here": "magenta",
     "reported": "cyan",
     "does not apply": "bright_black",
+    "failed": "bold red",
 }
 # Where no data are named: one embedded task of each kind.
 EMBEDDED: dict[Kind, str] = {"images": "digits", "sequences": "strokes", "text": "text"}
@@ -68,6 +71,8 @@ def study(
     jobs: int | None = None,
     seed: int = 0,
     fresh: bool = False,
+    engine: str = "loky",
+    address: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure claims about normalization, and say what follows for this data and model.
@@ -89,13 +94,15 @@ def study(
         jobs: worker processes, each with one thread; None for one a core, 1 for this process.
         seed: repeats the study on other initializations and batches.
         fresh: forget the finished trials found in ``out``.
+        engine: what runs the trials: ``"loky"``, ``"dask"`` or ``"ray"``.
+        address: of the Dask scheduler or Ray cluster; None starts one on this machine.
         console: where to print; None for the terminal.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        StudyError: unknown claim, unusable data, model or folder, or a trial that failed.
+        StudyError: unknown claim, unusable data, model, engine or folder, or a disk that is full.
         Interrupted: after Ctrl-C; everything finished is kept and ``results.json`` is written.
     """
     console = console or Console()
@@ -106,6 +113,7 @@ def study(
         raise StudyError(f"expected a batch size and devices of 1 or more, got {batch_size} and {devices}.")
     asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed}
     asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
+    asked |= {"engine": engine, "address": address}
     command = command_line(claims, asked)
     gammabeta.warm_allocator()
     try:
@@ -126,6 +134,7 @@ def study(
                 f"{len(load(sources['images']).train)} training images or less, got {batch_size * devices}."
             )
         store = Store(out, fresh=fresh)
+        write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
     except (TaskError, StoreError) as error:
         raise StudyError(str(error)) from error
     results: dict[str, Any] = {
@@ -143,6 +152,7 @@ def study(
         "recommendation": {},
         "comparison": None,
         "claims": [],
+        "failed": [],
         "trials": {},
     }
     start = time.perf_counter()
@@ -156,7 +166,12 @@ def study(
         results["seconds"] = round(time.perf_counter() - start, 1)
         write(results, Path(out) / "results.json")
 
-    with contextlib.closing(store), _progress(console, len(chosen) + comparing) as shown:
+    with (
+        contextlib.closing(store),
+        _errors_in_a_sentence(),
+        connected(engine, address, jobs or cores()) as experiment.jobs,
+        _progress(console, len(chosen) + comparing) as shown,
+    ):
         if comparing:
             experiment.progress = shown("comparison", 0)
             try:
@@ -167,7 +182,9 @@ def study(
                     f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
                 ) from None
             except TrialError as error:
-                raise StudyError(f"comparison: {error}") from error
+                results["failed"].append(f"comparison: {error}")
+                console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison[/]: {escape(str(error))}")
+        if comparison is not None:
             results["comparison"] = {
                 **comparison.to_json(), "picture": asdict(comparison.picture()), "table": asdict(comparison.table())
             }  # fmt: skip
@@ -187,7 +204,8 @@ def study(
                     f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
                 ) from None
             except TrialError as error:
-                raise StudyError(f"{claim.name}: {error}") from error
+                outcome = Outcome("failed", str(error), [], Room(False, "not measured"))
+                results["failed"].append(f"{claim.name}: {error}")
             outcomes[claim.name] = outcome
             results["claims"].append(_decided(claim, outcome, time.perf_counter() - began))
             for trial in outcome.trials:
@@ -277,11 +295,42 @@ def _of_task(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def _errors_in_a_sentence() -> Iterator[None]:
+    """What the machine refuses, as a StudyError."""
+    try:
+        yield
+    except (StoreError, EngineError) as error:
+        raise StudyError(str(error)) from error
+
+
+def asked_for(folder: str | Path) -> dict[str, Any]:
+    """The arguments of the study in ``folder``, to go on with it.
+
+    Raises:
+        StudyError: there is none.
+    """
+    path = Path(folder) / "study.json"
+    try:
+        asked: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(f"there is no study in {folder} to go on with: {path} cannot be read.") from error
+    asked["compare_only"] = asked.pop("compare")
+    return {**asked, "out": folder}
+
+
 def write(results: dict[str, Any], path: Path) -> None:
     """Write the results in one step: a reader never sees half a file."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}. Finished trials are kept: make room and run the same command again."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -311,7 +360,7 @@ def _progress(console: Console, claims: int) -> Iterator[Any]:
 
 def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """The command line that runs this study; without ``--fresh``, so that it continues."""
-    defaults = {"out": "gammabeta-study", "batch_size": 32, "devices": 1}
+    defaults = {"out": "gammabeta-study", "batch_size": 32, "devices": 1, "engine": "loky"}
     words = ["gammabeta", "study", *(claims or [])]
     for name, value in asked.items():
         if value is True:

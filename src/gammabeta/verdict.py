@@ -20,6 +20,7 @@ Verdict = Literal[
     "reported",
     "no room here",
     "does not apply",
+    "failed",
     "interrupted",
 ]
 Direction = Literal["above", "below", "within"]

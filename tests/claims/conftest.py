@@ -1,8 +1,8 @@
 import pytest
 
 from gammabeta.experiment import Experiment
+from gammabeta.store import Store
 from gammabeta.tasks.sources import source
-from gammabeta.trial import Store
 
 
 @pytest.fixture

@@ -5,18 +5,18 @@ cost?
 
 Claim: Transformers for language use LayerNorm or RMSNorm; RMSNorm is as good and cheaper.
 
-Criterion: Test loss in nats a character, paired by seed: RMSNorm less LayerNorm within ±0.03; BatchNorm less LayerNorm,
-and BatchNorm less RMSNorm, above 0.03; and the time of LayerNorm over that of RMSNorm, forward and backward, by the same
-kind of kernel, above 1.05. Supported if all are, contradicted if one is decided the other way. Time with torch's
-kernels, and of a whole training step, are effects of their own.
+Criterion: Test loss in nats a character, paired by seed: RMSNorm less LayerNorm within ±0.03; BatchNorm less
+LayerNorm, and BatchNorm less RMSNorm, above 0.03; and the time of LayerNorm over that of RMSNorm, forward and backward,
+by the same kind of kernel, above 1.05. Supported if all are, contradicted if one is decided the other way. Time with
+torch's kernels, and of a whole training step, are effects of their own.
 
 Room: With LayerNorm the validation loss on the tuning seed is 0.5 nats below that of always predicting the characters'
 frequencies.
 
-Method: A causal decoder over characters, pre-norm, Adam with 50 steps of warm-up, the rate tuned for each arm on a seed
-of its own. BatchNorm takes its statistics over batch and positions: in training they include later positions, so it sees
-the future; in evaluation they are moving averages and causal. LayerNorm and RMSNorm see one position alone. Times are
-medians of calls in turns on (4096, 256), one thread, one value a seed.
+Method: A causal decoder over characters, pre-norm, Adam with 50 steps of warm-up, the rate tuned for each arm on a
+seed of its own. BatchNorm takes its statistics over batch and positions: in training they include later positions, so
+it sees the future; in evaluation they are moving averages and causal. LayerNorm and RMSNorm see one position alone.
+Times are medians of calls in turns on (4096, 256), one thread, one value a seed.
 
 Settings: quick: width 32, 2 layers, context 32, batches of 16, 500 steps (rates tuned at 250), 3 seeds. Full: width 48,
 3 layers, context 48, 800 steps, 6 seeds.
@@ -88,7 +88,7 @@ def language_model(
             model.train()
         return value if math.isfinite(value) else WORST
 
-    course = []
+    course: list[tuple[int, float]] = []
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, step / WARM_UP)
@@ -105,7 +105,7 @@ def language_model(
 
 @versioned(1)
 def times(*, seed: int, repeats: int = 40) -> dict[str, Any]:
-    """``timing``: seconds of LayerNorm and RMSNorm, ours and torch's, forward and backward, medians of calls in turns."""
+    """``timing``: seconds of LayerNorm and RMSNorm, ours and torch's, forward and backward, medians in turns."""
     layers: dict[str, nn.Module] = {
         "layer, gammabeta": gb.LayerNorm(256), "rms, gammabeta": gb.RMSNorm(256),
         "layer, torch": nn.LayerNorm(256), "rms, torch": nn.RMSNorm(256, eps=1e-5),
@@ -194,7 +194,9 @@ def measure(experiment: Experiment) -> Outcome:
 
     same = difference("rms", "layer", "within")
     below = [difference("padded", "layer", "above"), difference("padded", "rms", "above")]
-    faster = ratio("time of LayerNorm over RMSNorm, gammabeta", [t["layer, gammabeta"] / t["rms, gammabeta"] for t in timings])
+    faster = ratio(
+        "time of LayerNorm over RMSNorm, gammabeta", [t["layer, gammabeta"] / t["rms, gammabeta"] for t in timings]
+    )
     other = [
         difference("none", "layer", "above"),
         ratio("time of LayerNorm over RMSNorm, torch", [t["layer, torch"] / t["rms, torch"] for t in timings]),
@@ -205,7 +207,8 @@ def measure(experiment: Experiment) -> Outcome:
     shares = counts[counts > 0] / counts.sum()
     blind = float(-(shares * shares.log()).sum())
     room = Room(
-        control < blind - 0.5, f"validation loss with LayerNorm {control:.2f}, of the characters' frequencies {blind:.2f}"
+        control < blind - 0.5,
+        f"validation loss with LayerNorm {control:.2f}, of the characters' frequencies {blind:.2f}",
     )
     verdict = weakest([same.verdict, *(effect.verdict for effect in below), faster.verdict])
     return Outcome(

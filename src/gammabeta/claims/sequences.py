@@ -158,7 +158,10 @@ def measure(experiment: Experiment) -> Outcome:
         return [a - b for a, b in zip(accuracy[network, "layer"], accuracy[network, other], strict=True)]
 
     by_other = {
-        other: [measured(f"{network}: LayerNorm less {ARMS[other]}", less(network, other), **settings) for network in networks]
+        other: [
+            measured(f"{network}: LayerNorm less {ARMS[other]}", less(network, other), **settings)
+            for network in networks
+        ]
         for other in ("padded", "masked")
     }
     overall = measured(

@@ -18,7 +18,9 @@ def load() -> SequenceTask:
     training part's columns.
     """
     images = digits.load()
-    raw = [_rows(*part) for part in ((images.train, TRAIN, 0), (images.validation, VALIDATION, 1), (images.test, TEST, 2))]
+    raw = [
+        _rows(*part) for part in ((images.train, TRAIN, 0), (images.validation, VALIDATION, 1), (images.test, TEST, 2))
+    ]
     columns = np.concatenate([row for row, _ in raw[0]])
     mean, std = columns.mean(axis=0), np.maximum(columns.std(axis=0), 1e-6)
     longest = max(len(row) for rows in raw for row, _ in rows)
