@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from tests.claims.test_measured_claims import Shuffle
 from torch import nn
 from torch.nn import functional
 
 from gammabeta.claims import covariate_shift
 from gammabeta.tasks import networks
 from gammabeta.tasks.networks import build
-from tests.claims.test_measured_claims import Shuffle
 
 
 def random(*shape, seed=0):

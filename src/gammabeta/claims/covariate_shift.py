@@ -24,18 +24,18 @@ same weights but for all earlier layers' parameters (norms' too), which are thos
 mean over layers, then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best rate is
 an effect of its own: a larger rate alone moves inputs further.
 
-Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also
-8 layers and the small ResNet, 8 seeds.
+Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
+also 8 layers and the small ResNet, 8 seeds.
 
 Sources: Ioffe & Szegedy 2015, section 2 (arXiv 1502.03167); Santurkar et al. 2018, definition 2.1 (1805.11604);
 Kornblith et al. 2019, equation 4 (1905.00414)
 
-Known: Santurkar et al. find the gradient form not reduced by BatchNorm. In a trial on digits with relu at a rate of 0.1:
-1 − CKA 0.026 without and 0.013 with, cosine 0.41 and 0.94; with tanh BatchNorm has more, 0.009 and 0.013.
+Known: Santurkar et al. find the gradient form not reduced by BatchNorm. In a trial on digits with relu at a rate of
+0.1: 1 − CKA 0.026 without and 0.013 with, cosine 0.41 and 0.94; with tanh BatchNorm has more, 0.009 and 0.013.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -45,7 +45,7 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.experiment import Experiment
-from gammabeta.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.tasks.networks import describe
 from gammabeta.tasks.norms import NORMS
 from gammabeta.tasks.sources import load
