@@ -34,8 +34,9 @@ Known: Santurkar et al. find the gradient form not reduced by BatchNorm. In a tr
 0.1: 1 − CKA 0.026 without and 0.013 with, cosine 0.41 and 0.94; with tanh BatchNorm has more, 0.009 and 0.013.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -121,6 +122,22 @@ def is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d)
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.weight
+
+
+@contextlib.contextmanager
+def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
+    """Dropout, if a user's model has any, drops the same in every forward that begins so."""
+    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def inputs(model: nn.Module, layers: Sequence[nn.Module], x_nchw: Tensor) -> list[Tensor]:
     """What each layer is given on the probe in evaluation, normalized by the probe's own statistics."""
     given: dict[nn.Module, Tensor] = {}
@@ -179,12 +196,9 @@ class GradientShift:
 
     def _gradients(self, places: Sequence[int]) -> list[Tensor]:
         x_nchw, y_n = self.batch
-        # Dropout, if a user's model has any, drops the same both times.
-        with gb.frozen_statistics(self.model), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+        with gb.frozen_statistics(self.model), same_draws(self.model, self.seed):
             loss = functional.cross_entropy(self.model(x_nchw), y_n)
-        weights = [self.order[place].weight for place in places]
-        return [g.double() for g in torch.autograd.grad(loss, weights)]
+        return [g.double() for g in torch.autograd.grad(loss, [weight_of(self.order[place]) for place in places])]
 
 
 @versioned(1)
@@ -204,9 +218,9 @@ def shift(
         if gradients is None:
             gradients = GradientShift(model, called(model, stream[0][0]), seed)
         if step % EVERY == 1:
-            moved = gradients.after() or {"cosine": None, "l2": None}
-            for form, value in moved.items():
-                found[form].append([step, value])
+            moved = gradients.after()
+            for form in ("cosine", "l2"):
+                found[form].append([step, moved[form] if moved else None])
         if step % EVERY == 0:
             now = inputs(model, [gradients.order[place] for place in gradients.places], probe_nchw)
             if step:
