@@ -84,6 +84,7 @@ def test_help_does_not_load_the_study(tmp_path):
 def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_path):
     out = tmp_path / "a folder"
     words = ("--data", "mnist:x.npz", "--model", "m:f", "--jobs", "3", "--seed", "7", "--fresh", "--quick")
+    words += ("--batch-size", "4", "--devices", "2", "--compare")
     result = run(
         "study", "axes", "--claims", "small_batch, batch_noise", "--claims", "gradient_flow", "--out", str(out), *words
     )
@@ -94,6 +95,9 @@ def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_p
         "data": "mnist:x.npz",
         "model": "m:f",
         "quick": True,
+        "batch_size": 4,
+        "devices": 2,
+        "compare_only": True,
         "out": out,
         "jobs": 3,
         "seed": 7,
@@ -109,9 +113,12 @@ def test_study_without_options(studied, tmp_path, monkeypatch):
     assert studied.pop("console")
     assert {key: str(value) if key == "out" else value for key, value in studied.items()} == {
         "claims": None,
-        "data": "digits",
+        "data": None,
         "model": None,
         "quick": False,
+        "batch_size": 32,
+        "devices": 1,
+        "compare_only": False,
         "out": "gammabeta-study",
         "jobs": None,
         "seed": 0,

@@ -62,6 +62,7 @@ ORDER = (
     "experiment",
     "tuning",
     "race",
+    "comparison",
     "recommendation",
     "claim",
     "claims",

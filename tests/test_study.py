@@ -11,12 +11,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
+from gammabeta import comparison
 from gammabeta.claims import CLAIMS
-from gammabeta.outcome import Effect, Outcome, Room
+from gammabeta.comparison import Compared, Comparison, norms, saved_bytes
+from gammabeta.outcome import Effect, Outcome, Room, measured
 from gammabeta.recommendation import choose, recommend
 from gammabeta.study import StudyError, study
+from gammabeta.tasks.norms import norm
+from gammabeta.tasks.sources import source
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 def quietly(*claims, **settings):
     text = io.StringIO()
     console = Console(file=text, width=200)
-    return study(list(claims), quick=True, jobs=1, console=console, **settings), text.getvalue()
+    return study(list(claims) or None, quick=True, jobs=1, console=console, **settings), text.getvalue()
 
 
 def exactly(text):
@@ -35,7 +40,8 @@ def test_results_keep_the_contract(tmp_path):
     results, printed = quietly("axes", out=tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert (
-        printed == "   supported  axes: all 66 cells of norm × change are as derived from the axes: 46 blind, 20 not\n"
+        printed
+        == "     supported  axes: all 66 cells of norm × change are as derived from the axes: 46 blind, 20 not\n"
     )
     claim = results["claims"][0]
     assert (claim["name"], claim["verdict"], claim["exact"]) == ("axes", "supported", True)
@@ -47,7 +53,7 @@ def test_results_keep_the_contract(tmp_path):
     assert one.keys() >= {"run", "settings", "result", "seconds"}
     assert results["task"]["samples"] == {"train": 997, "validation": 400, "test": 400}
     assert results["recommendation"]["headline"] == (
-        "No recommendation yet for digits: it rests on the claim small_batch, which was not measured."
+        "No recommendation yet for digits: it rests on the comparison of the norms, which was not run."
     )
 
 
@@ -144,60 +150,109 @@ def living(session):
 # --- the recommendation ---
 
 
+def arm(norm, name, errors, usual=None, **more):
+    gain = None
+    if usual:
+        gain = measured(
+            name,
+            [a - b for a, b in zip(usual, errors, strict=True)],
+            unit="percentage points",
+            margin=(-1.0, 1.0),
+            direction="above",
+        )
+    return Compared(norm, name, 0.5, tuple(errors), more.get("seconds", 0.01), more.get("saved", 1000), gain)
+
+
+BATCH = (3.0, 3.2, 3.1, 3.1)
+
+
+def compared(*arms, devices=1, **more):
+    return Comparison("ResNet", 4, devices, 400, (arm("batch", "BatchNorm", BATCH, **more), *arms), 90.0)
+
+
 def test_the_usual_norm_is_chosen_unless_another_is_better_by_the_margin():
-    cells = {("batch", 32): [3.0, 3.2, 3.1], ("group", 32): [2.8, 3.0, 2.9], ("layer", 32): [9.0, 9.1, 9.2]}
-    assert choose(cells, (32,)).norm == "batch"
-    cells["group", 32] = [1.0, 1.1, 0.9]
-    chosen = choose(cells, (32,))
-    assert (chosen.norm, list(chosen.undecided)) == ("group", [])
-    cells["group", 32] = [0.0, 3.0, 0.0]
-    chosen = choose(cells, (32,))
-    assert (chosen.norm, list(chosen.undecided)) == ("group", ["group"])
+    level = arm("group", "GroupNorm", (2.8, 3.0, 2.9, 2.9), BATCH)
+    assert choose(compared(level)).norm == "batch"
+    better = arm("group", "GroupNorm", (1.0, 1.1, 0.9, 1.0), BATCH)
+    # what is surely better comes before what is better by luck
+    lucky = arm("renorm", "renorm", (0.0, 4.0, -1.0, 0.0), BATCH)
+    assert lucky.gain.verdict == "inconclusive"
+    assert choose(compared(better, lucky)).norm == "group"
 
 
-class Here:
-    quick = True
-
-    class task:  # noqa: N801
-        name = "digits"
-
-
-def test_the_recommendation_says_what_for_which_batch_and_what_is_open():
-    cells = {
-        ("batch", 2): [40.0, 41.0, 42.0],
-        ("batch", 4): [10.0, 11.0, 12.0],
-        ("batch", 32): [2.0, 2.1, 2.2],
-        ("group", 2): [5.0, 5.1, 5.2],
-        ("group", 4): [5.0, 5.1, 5.2],
-        ("group", 32): [4.0, 4.1, 4.2],
-    }
+def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid():
+    group = arm("group", "GroupNorm", (1.0, 1.1, 0.9, 1.0), BATCH, seconds=0.012, saved=900)
+    none = arm("none", "no normalization", (9.0, 9.1, 9.2, 9.1), BATCH)
     effect = Effect("x", 1.5, -3.0, 6.0, "points", (-1, 1), 0.0, "supported", 2)
-    outcome = Outcome("supported", "it rises", [effect], Room(True, ""), evidence={"MLP, 2 epochs": ("MLP", cells)})
-    said = recommend({"small_batch": outcome}, Here())
-    assert said["headline"] == "On digits, MLP: BatchNorm with batches of 32, GroupNorm with 4 images or fewer."
-    assert said["avoid"] == ["BatchNorm with batches of 2 or 4 in MLP: 26.0 % test error"]
-    assert said["uncertain"] is None
-    assert said["evidence"][-1] == {
-        "text": "Supported: 1.5 [-3, 6] points (x).",
-        "claim": "small_batch",
-    }
-
-
-def test_the_recommendation_names_regimes_that_go_the_other_way_and_unequal_budgets():
-    cells = {(norm, size): [3.0, 3.1, 3.2] for norm in ("batch", "group") for size in (2, 4, 32)}
-    effects = [
-        Effect("excess", 5.1, 4.83, 5.37, "points", (-2, 2), 0.0, "supported", 3),
-        Effect("ResNet, 300 steps, excess", -9.1, -9.4, -8.8, "points", (-2, 2), 0.0, "contradicted", 3),
+    outcome = Outcome("supported", "it rises", [effect], Room(True, ""))
+    said = recommend("digits", compared(group, none), {"small_batch": outcome})
+    assert said["headline"] == (
+        "For ResNet on digits with batches of 4 on one device: GroupNorm, 1.0 % test error, 2.1 points [2.0, 2.2] "
+        "below BatchNorm; 1.20 times its time a step, 0.90 times its memory for the backward."
+    )
+    assert said["how"] == "gb.GroupNorm"
+    assert said["avoid"] == [
+        "BatchNorm: 3.1 % test error",
+        "no normalization: 9.1 % test error, 6.0 points [5.9, 6.1] above BatchNorm; 1.00 times its time a step, 1.00 "
+        "times its memory for the backward",
     ]
-    outcome = Outcome("supported", "", effects, Room(True, ""), evidence={"ResNet, 300 steps": ("ResNet", cells)})
-    said = recommend({"small_batch": outcome}, Here())
-    assert said["evidence"][-1]["text"] == (
-        "Supported: 5.1 [4.83, 5.37] points (excess). The other way: ResNet, 300 steps, excess."
+    assert said["uncertain"] is None
+    assert said["evidence"][-1] == {"text": "Supported: 1.5 [-3, 6] points (x).", "claim": "small_batch"}
+
+
+def test_the_recommendation_says_what_is_not_told_apart():
+    said = recommend("digits", compared(arm("group", "GroupNorm", (0.0, 4.0, 2.0, 6.0), BATCH)), {})
+    assert said["headline"].startswith("For ResNet on digits with batches of 4 on one device: BatchNorm, 3.1 % test")
+    assert said["uncertain"].startswith("Not told apart from BatchNorm by the margin of 1 point: GroupNorm (")
+
+
+def test_without_training_or_comparison_there_is_no_recommendation():
+    untrained = Comparison("ResNet", 4, 1, 400, (arm("batch", "BatchNorm", (80.0, 81.0)),), 90.0)
+    assert recommend("digits", untrained, {})["headline"].startswith("No recommendation for digits and ResNet")
+    assert recommend("digits", None, {})["uncertain"] == "Run gammabeta study --compare, or all claims."
+
+
+def test_batchnorm_of_each_device_is_ghost_batchnorm_of_the_whole():
+    """What the comparison takes for several devices is what they would compute."""
+    torch.manual_seed(0)
+    x = torch.randn(12, 3)
+    whole = norm("ghost:4", 3, 0).train()(x)
+    each = torch.cat([norm("batch", 3, 0).train()(part) for part in x.split(4)])
+    torch.testing.assert_close(whole, each)
+    assert list(norms(4, 3, flat=True))[:2] == ["ghost:4", "batch"]
+    assert next(iter(norms(4, 1, flat=False))) == "batch"
+
+
+def test_memory_for_the_backward_grows_with_the_batch_and_is_less_without_a_norm(experiment_settings):
+    of = [saved_bytes(**experiment_settings, norm="batch", batch_size=size)["bytes"] for size in (8, 16)]
+    assert 1.8 < of[1] / of[0] < 2.1
+    assert saved_bytes(**experiment_settings, norm="none", batch_size=16)["bytes"] < of[1]
+
+
+@pytest.fixture
+def experiment_settings():
+    return {"task": source("digits"), "network": {"kind": "resnet", "init": "matched"}}
+
+
+def test_a_comparison_recommends_and_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "LEAST_STEPS", 10)
+    monkeypatch.setattr(comparison, "MOST_STEPS", 40)
+    results, printed = quietly(out=tmp_path, compare_only=True, batch_size=16, devices=2)
+    assert results["claims"] == []
+    assert results["comparison"]["devices"] == 2
+    rows = results["comparison"]["table"]["rows"]
+    assert {"BatchNorm of each device's own batch", "BatchNorm synced over the devices"} <= {row[0] for row in rows}
+    assert printed.split()[0] == "recommended"
+    assert (
+        results["command"] == f"gammabeta study --quick --out {tmp_path} --jobs 1 --batch-size 16 --devices 2 --compare"
     )
-    assert said["uncertain"] == (
-        "ResNet was compared at equal steps alone, where a batch of 2 sees a sixteenth of the data of one of 32; "
-        "a run without --quick adds equal epochs."
-    )
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    with pytest.raises(StudyError, match=exactly(
+        "--batch-size 512 on 4 devices: expected half of the 997 training images or less, got 2048."
+    )):  # fmt: skip
+        quietly(out=tmp_path, compare_only=True, batch_size=512, devices=4)
 
 
 # --- generated documentation ---

@@ -7,6 +7,8 @@ import warnings
 import pytest
 
 from gammabeta import trial as engine
+from gammabeta.tasks import together
+from gammabeta.tasks.training import train
 from gammabeta.trial import Store, StoreError, Trial, TrialError, canonical, plain, run_trials
 
 HERE = "tests.trial_functions"
@@ -21,6 +23,9 @@ TRAIN = {
     "target": 0.99,
     "every": 3,
 }
+
+
+MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
 
 
 def counted(folder, *names):
@@ -56,7 +61,7 @@ def test_workers_that_are_closed_early_end_without_a_warning(tmp_path):
     trials = [Trial(f"{HERE}:sleep", {"seconds": 0.05, "index": i}) for i in range(8)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        finished = engine._finished(trials, jobs=2)
+        finished = engine._finished([[trial] for trial in trials], jobs=2)
         next(finished)
         finished.close()
 
@@ -84,6 +89,76 @@ def test_a_trial_is_the_same_in_every_process_and_order(tmp_path):
     # what is never the same twice stands apart from the result
     assert "clock" in here[-1]["timing"]
     assert here[-1]["result"]["nan"] is None
+
+
+def trained(**changed):
+    return Trial("gammabeta.tasks.training:train", {**TRAIN, **changed})
+
+
+def test_trials_that_differ_in_rate_and_seed_run_as_one():
+    one = [trained(seed=seed, rate=rate) for seed in (1, 2, 3, 4) for rate in (0.1, 0.2)]
+    other = [trained(norm="none", seed=1), trained(norm="none", seed=2)]
+    with_dropout = trained(network={**MLP, "dropout": 0.1}, seed=2)
+    single = Trial(f"{HERE}:draw", {"seed": 1})
+    mixed = [one[0], other[0], single, *one[1:], with_dropout, other[1], one[0]]
+    assert engine.bundles(mixed) == [one[:6], other, [single], one[6:], [with_dropout]]
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "ghost:8", "batch_plain", "layer", "group", "rms", "renorm"])
+def test_networks_trained_together_are_those_trained_one_by_one(norm):
+    settings = [
+        {**TRAIN, "network": MLP, "norm": norm, "batch_size": 16, "steps": 12, "rate": rate, "seed": seed, "curve": 6,
+         "images": 100, "label_noise": 0.2, "decay": 0.01, "schedule": "cosine", "order": order}
+        for rate, seed in ((0.05, 1), (0.1, 2), (0.02, 3))
+        for order in ("shuffled",)
+    ]  # fmt: skip
+    for alone, member in zip([train(**s) for s in settings], together.train(settings), strict=True):
+        same(member, alone)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "layer", "group", "rms", "instance"])
+def test_convolutional_networks_too(norm):
+    settings = [{**TRAIN, "norm": norm, "rate": 0.05, "seed": seed, "target": None} for seed in (1, 2)]
+    for alone, member in zip([train(**s) for s in settings], together.train(settings), strict=True):
+        same(member, alone)
+
+
+def test_a_member_that_diverges_or_arrives_leaves_the_others_alone():
+    base = {**TRAIN, "network": MLP, "norm": "none", "batch_size": 16, "steps": 60, "every": 5, "target": 0.6}
+    settings = [{**base, "rate": rate, "seed": 1} for rate in (1e4, 0.1, 1e-3)]
+    lost, fast, slow = together.train(settings)
+    assert lost["diverged"] is not None
+    assert (lost["error"], lost["loss"]) == (1.0, None)
+    assert fast["steps"] is not None
+    assert fast["accuracy"][-1][0] < 60
+    assert slow["steps"] is None
+    assert slow["accuracy"][-1][0] == 60
+    for member, alone in zip((lost, fast, slow), (train(**s) for s in settings), strict=True):
+        same(member, alone)
+
+
+def same(member, alone):
+    """To rounding, which a few steps have not made large yet; errors are counts of images."""
+    assert member.keys() == alone.keys()
+    assert member["diverged"] == alone["diverged"]
+    for name in ("loss", "train_loss", "steps"):
+        assert (member[name] is None) == (alone[name] is None)
+        assert member[name] is None or member[name] == pytest.approx(alone[name], rel=2e-3)
+    for name in ("error", "moving_error"):
+        assert member[name] == pytest.approx(alone[name], abs=0.011)
+    for name in ("accuracy", "curve"):
+        for a, b in zip(member[name], alone[name], strict=True):
+            assert a == pytest.approx(b, abs=0.011)
+
+
+def test_a_study_that_goes_on_runs_the_same_bundles(tmp_path):
+    """What was on disk already does not change who trains with whom, and so not one bit of a result."""
+    trials = [trained(network=MLP, seed=seed, rate=0.1, target=None) for seed in (1, 2, 3)]
+    whole, torn = Store(tmp_path / "whole"), Store(tmp_path / "torn")
+    expected = run_trials(trials, whole, jobs=1)
+    torn.append(trials[0], {key: expected[0][key] for key in ("result", "seconds")})
+    found = run_trials(trials, torn, jobs=1)
+    assert [canonical(r["result"]) for r in found] == [canonical(r["result"]) for r in expected]
 
 
 def test_finished_trials_are_not_run_again_and_doubles_run_once(tmp_path):

@@ -35,7 +35,9 @@ class Claim:
         names = tuple(parts[1::2])
         assert names == HEADINGS, f"{module.__name__}: expected the headings {HEADINGS}, got {names}"
         sections = {name: inspect.cleandoc(body).strip() for name, body in zip(names, parts[2::2], strict=True)}
-        return cls(module.__name__.rpartition(".")[2], title.rstrip("."), module.EXACT, module.KIND, sections, module.measure)
+        return cls(
+            module.__name__.rpartition(".")[2], title.rstrip("."), module.EXACT, module.KIND, sections, module.measure
+        )
 
     def line(self, heading: str) -> str:
         """A section as one line of text."""

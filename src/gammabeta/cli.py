@@ -70,14 +70,16 @@ def study(
         Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
     ] = Path("gammabeta-study"),
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--data",
             metavar="DATA",
-            help="What to train on: [bold]digits[/] (scikit-learn's), or [bold]mnist:FILE[/], an .npz of x_train, "
-            "y_train, x_test, y_test.",
+            help="What to train on: [bold]digits[/], [bold]strokes[/] or [bold]text[/] (built in; all three where not "
+            "given), [bold]mnist:FILE[/], [bold]cifar10:FILE[/], [bold]folder:DIR[/], [bold]vowels:DIR[/], "
+            "[bold]text:FILE[/], or [bold]package.module:function[/].",
+            show_default=False,
         ),
-    ] = "digits",
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +90,15 @@ def study(
             show_default=False,
         ),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Only what the recommendation needs: the norms side by side.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="N", help="Images a batch on one device, for the recommendation.")
+    ] = 32,
+    devices: Annotated[
+        int, typer.Option("--devices", metavar="N", help="How many devices, for the recommendation.")
+    ] = 1,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -112,6 +123,9 @@ def study(
             data=data,
             model=model,
             quick=quick,
+            batch_size=batch_size,
+            devices=devices,
+            compare_only=compare,
             out=out,
             jobs=jobs,
             seed=seed,

@@ -1,57 +1,34 @@
-"""Which normalization for this data: what follows from the outcomes, and what they do not tell."""
+"""Which normalization for this model, data, batch size and devices: what follows from the comparison and the claims."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean
+from collections.abc import Mapping
 from typing import Any
 
-from gammabeta.experiment import Experiment
+from gammabeta.comparison import Compared, Comparison
 from gammabeta.outcome import Outcome
-from gammabeta.tasks.norms import NORMS
-from gammabeta.verdict import judge
 
-# Below this difference in test error, in percentage points, nobody would change the normalization.
-MARGIN = (-1.0, 1.0)
-SMALL, LARGE = (2, 4), (32,)
-# What is taken where nothing is better by the margin: BatchNorm can be folded away for inference; GroupNorm is
-# the usual one where batches are small.
-USUAL = {SMALL: "group", LARGE: "batch"}
-
-Cells = Mapping[tuple[str, int], list[float]]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The norm for these batch sizes, its mean test error, and what its rivals' errors were."""
-
-    norm: str
-    errors: Mapping[str, float]
-    undecided: Sequence[str]
-
-    def __str__(self) -> str:
-        others = ", ".join(f"{NORMS[norm]} {error:.1f} %" for norm, error in self.errors.items() if norm != self.norm)
-        return f"{self.errors[self.norm]:.1f} % test error; {others}"
-
-
-def choose(cells: Cells, sizes: tuple[int, ...]) -> Choice:
-    """The usual norm, unless another's mean error is lower by more than the margin: then the lowest. Norms whose
-    interval does not tell on which side of the margin they are, are undecided."""
-    of_norm = {
-        norm: [mean(of_seed) for of_seed in zip(*(cells[norm, size] for size in sizes), strict=True)]
-        for norm in dict.fromkeys(norm for norm, _ in cells)
-        if all((norm, size) in cells for size in sizes)
-    }
-    usual = USUAL[sizes]
-    better, undecided = [], []
-    for norm, errors in of_norm.items():
-        if norm != usual:
-            gain = [a - b for a, b in zip(of_norm[usual], errors, strict=True)]
-            verdict = judge(gain, MARGIN, "above")[1]
-            better += [norm] if mean(gain) > MARGIN[1] else []
-            undecided += [norm] if verdict == "inconclusive" else []
-    errors_of = {norm: mean(errors) for norm, errors in of_norm.items()}
-    chosen = min(better, key=lambda norm: errors_of[norm]) if better else usual
-    return Choice(chosen, dict(sorted(errors_of.items(), key=lambda item: item[1])), undecided)
+# The claims that say more about each choice; those that were measured are quoted.
+SAY = {
+    "batch": ("small_batch", "shifting_data", "train_eval_mismatch", "faster_convergence", "higher_learning_rate"),
+    "ghost": ("small_batch", "sync_cost", "sync_equals_large_batch", "noise_regularizes"),
+    "renorm": ("small_batch", "train_eval_mismatch"),
+    "group": ("group_norm_needs_no_sync", "small_batch", "shifting_data"),
+    "layer": ("small_batch", "sequences", "layernorm_in_transformers"),
+    "rms": ("layernorm_in_transformers",),
+    "instance": ("small_batch",),
+    "none": ("faster_convergence", "init_robustness", "gradient_flow"),
+}
+# How to take it up.
+HOW = {
+    "batch": "gb.BatchNorm2d",
+    "ghost": "gb.BatchNorm2d",
+    "renorm": "gb.BatchNorm2d(statistics=gb.statistics.Renorm())",
+    "group": "gb.GroupNorm",
+    "layer": "gb.LayerNorm, for images gb.GroupNorm(1, channels)",
+    "rms": "gb.RMSNorm",
+    "instance": "gb.InstanceNorm2d",
+    "none": "no normalization layer",
+}
+SYNCED = "gb.BatchNorm2d(statistics=gb.statistics.Synced())"
 
 
 def summary(outcome: Outcome) -> str:
@@ -65,73 +42,89 @@ def summary(outcome: Outcome) -> str:
     return text + (f" The other way: {'; '.join(against)}." if against else "")
 
 
-def recommend(outcomes: Mapping[str, Outcome], experiment: Experiment) -> dict[str, Any]:
+def choose(comparison: Comparison) -> Compared:
+    """The usual norm, unless another's mean error is lower by more than the margin: then the lowest of those whose
+    interval is above it, or else the lowest."""
+    others = [arm for arm in comparison.arms if arm.gain is not None and arm.gain.value > arm.gain.margin[1]]
+    sure = [arm for arm in others if arm.gain is not None and arm.gain.verdict == "supported"]
+    return min(sure or others, key=lambda arm: arm.error, default=comparison.usual)
+
+
+def between(arm: Compared, usual: Compared) -> str:
+    """How much better than the usual one, with the interval, and what it costs."""
+    if arm.gain is None:
+        return "the usual choice, and nothing was better by the margin of 1 point"
+    return (
+        f"{abs(arm.gain.value):.1f} points [{min(abs(arm.gain.low), abs(arm.gain.high)):.1f}, "
+        f"{max(abs(arm.gain.low), abs(arm.gain.high)):.1f}] {'below' if arm.gain.value > 0 else 'above'} {usual.name}; "
+        f"{arm.seconds / usual.seconds:.2f} times its time a step, {arm.saved / usual.saved:.2f} times its memory for "
+        "the backward"
+    )
+
+
+def recommend(name: str, comparison: Comparison | None, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """The recommendation in the form of ``results.json``: headline, evidence, what to avoid, and what is uncertain.
 
-    The networks of the user's kind come first; of a network's regimes the one of equal epochs is preferred, in which
-    every batch size has seen the same data.
+    Args:
+        name: of the data.
+        comparison: None where it was not run.
+        outcomes: of the claims that were measured, by name.
     """
-    name = experiment.task.name
+    if comparison is None:
+        return {
+            "headline": f"No recommendation yet for {name}: it rests on the comparison of the norms, which was not "
+            "run.",
+            "evidence": [{"text": summary(outcome), "claim": claim} for claim, outcome in list(outcomes.items())[:4]],
+            "avoid": [],
+            "uncertain": "Run gammabeta study --compare, or all claims.",
+        }
+    usual, chosen = comparison.usual, choose(comparison)
+    where = f"batches of {comparison.batch_size}" + (
+        f" on each of {comparison.devices} devices" if comparison.devices > 1 else " on one device"
+    )
+    if min(arm.error for arm in comparison.arms) > 0.5 * comparison.chance:
+        return {
+            "headline": f"No recommendation for {name} and {comparison.network} with {where}: no norm trained well "
+            f"enough in {comparison.steps} steps.",
+            "evidence": [],
+            "avoid": [],
+            "uncertain": "A run without --quick trains longer; else give another model with --model.",
+        }
+    kind = chosen.norm.partition(":")[0]
+    synced = comparison.devices > 1 and chosen.norm == "batch"
+    avoid = [
+        f"{arm.name}: {arm.error:.1f} % test error, {between(arm, usual)}"
+        for arm in comparison.arms
+        if arm.gain is not None and arm.gain.verdict == "contradicted" and arm is not chosen
+    ]
+    if chosen is not usual and usual.error > chosen.error + 2:
+        avoid.insert(0, f"{usual.name}: {usual.error:.1f} % test error")
+    claims = [*SAY[kind], *(["sync_cost"] if synced else []), *SAY[usual.norm.partition(":")[0]]]
     evidence = [
-        {"text": summary(outcome), "claim": claim}
-        for claim, outcome in sorted(outcomes.items(), key=lambda item: item[0] != "small_batch")
-        if claim in ("small_batch", "faster_convergence", "higher_learning_rate", "gradient_flow")
+        {"text": f"{arm.name}: {arm.error:.1f} % test error, {between(arm, usual)}.", "claim": "comparison"}
+        for arm in sorted(comparison.arms, key=lambda arm: arm.error)[:4]
+    ] + [
+        {"text": summary(outcomes[claim]), "claim": claim}
+        for claim in dict.fromkeys(claims)
+        if claim in outcomes and outcomes[claim].verdict not in ("does not apply", "interrupted")
     ]
-    if "small_batch" not in outcomes:
-        return {
-            "headline": f"No recommendation yet for {name}: it rests on the claim small_batch, which was not measured.",
-            "evidence": evidence,
-            "avoid": [],
-            "uncertain": "Run gammabeta study small_batch, or all claims.",
-        }
-    regimes: dict[str, tuple[str, Cells]] = {}
-    for regime, (network, cells) in outcomes["small_batch"].evidence.items():
-        if network not in regimes or "epochs" in regime:
-            regimes[network] = (regime, cells)
-    if not regimes:
-        return {
-            "headline": f"No recommendation for {name}: the networks did not train well enough to compare norms.",
-            "evidence": evidence,
-            "avoid": [],
-            "uncertain": "A run without --quick trains longer."
-            if experiment.quick
-            else "Give another model with --model.",
-        }
-    parts, found, avoid, open_questions = [], [], [], []
-    order = sorted(regimes.items(), key=lambda item: item[0].startswith("MLP"))
-    for network, (regime, cells) in order:
-        large, small = choose(cells, LARGE), choose(cells, SMALL)
-        if large.norm == small.norm:
-            parts.append(f"{network}: {NORMS[large.norm]} at any batch size from 2 to 32")
-        else:
-            parts.append(
-                f"{network}: {NORMS[large.norm]} with batches of 32, {NORMS[small.norm]} with 4 images or fewer"
-            )
-        found += [
-            {"text": f"{regime}, batches of 32: {NORMS[large.norm]}, {large}.", "claim": "small_batch"},
-            {"text": f"{regime}, batches of 2 and 4: {NORMS[small.norm]}, {small}.", "claim": "small_batch"},
-        ]
-        worse = [norm for norm, error in small.errors.items() if error > 2 * small.errors[small.norm] + 5]
-        avoid += [
-            f"{NORMS[norm]} with batches of 2 or 4 in {network}: {small.errors[norm]:.1f} % test error"
-            for norm in worse
-        ]
-        open_questions += [f"{NORMS[norm]} at 2 and 4 in {network}" for norm in small.undecided]
-        open_questions += [f"{NORMS[norm]} at 32 in {network}" for norm in large.undecided]
-    doubts = [
-        f"{network} was compared at equal steps alone, where a batch of 2 sees a sixteenth of the data of one of 32; "
-        f"{'a run without --quick adds equal epochs' if experiment.quick else 'at equal epochs there was no room'}"
-        for network, (regime, _) in order
-        if "epochs" not in regime
+    open_questions = [
+        f"{arm.name} ({f'{arm.gain.seeds_needed} seeds would tell' if arm.gain.seeds_needed else 'no number of seeds'})"
+        for arm in comparison.arms
+        if arm.gain is not None and arm.gain.verdict == "inconclusive"
     ]
-    if open_questions:
-        remedy = "run without --quick" if experiment.quick else "run again with another --seed and --out"
-        doubts.append(
-            f"not told apart from what is recommended by a margin of 1 point: {', '.join(open_questions)}; {remedy}"
-        )
     return {
-        "headline": f"On {name}, " + "; ".join(parts) + ".",
-        "evidence": found + evidence,
+        "headline": (
+            f"For {comparison.network} on {name} with {where}: {chosen.name}, {chosen.error:.1f} % test error, "
+            f"{between(chosen, usual)}."
+        ),
+        "how": SYNCED if synced else HOW[kind],
+        "evidence": evidence,
         "avoid": avoid,
-        "uncertain": ". ".join(doubt[0].upper() + doubt[1:] for doubt in doubts) + "." if doubts else None,
+        "uncertain": (
+            f"Not told apart from {usual.name} by the margin of 1 point: {', '.join(open_questions)}. What settles it: "
+            "gammabeta study --compare without --quick, or with another --seed and --out."
+            if open_questions
+            else None
+        ),
     }

@@ -16,13 +16,24 @@ from gammabeta import picture as pictures
 from gammabeta.picture import Json, number
 
 SCHEMA = 1
-VERDICTS = ("supported", "contradicted", "equivalent", "inconclusive", "no room here", "interrupted")
+VERDICTS = (
+    "supported",
+    "contradicted",
+    "equivalent",
+    "reported",
+    "inconclusive",
+    "no room here",
+    "does not apply",
+    "interrupted",
+)
 SIGNS = {
     "supported": "✓",
     "contradicted": "✗",
     "equivalent": "≈",
     "inconclusive": "?",
     "no room here": "∅",
+    "reported": "i",
+    "does not apply": "–",
     "interrupted": "…",
 }
 MEANINGS = {
@@ -31,6 +42,8 @@ MEANINGS = {
     "contradicted": "the whole interval lies beyond the margin on the other side",
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
     "inconclusive": "none of these; more seeds would tell",
+    "reported": "measured; no verdict, since it would rest on what is assumed",
+    "does not apply": "it is about another kind of data",
     "no room here": "a control named beforehand says that the claim cannot show on this model and data",
     "interrupted": "the study was stopped before this claim was decided",
 }

@@ -11,7 +11,8 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 import gammabeta
 from gammabeta.claim import Claim
 from gammabeta.claims import CLAIMS
+from gammabeta.comparison import Comparison, compare
 from gammabeta.experiment import Experiment
-from gammabeta.outcome import Outcome
+from gammabeta.outcome import Outcome, Room
 from gammabeta.recommendation import recommend
 from gammabeta.tasks.networks import user_network
-from gammabeta.tasks.sources import load
+from gammabeta.tasks.sources import kind, load, load_sequences, load_text
 from gammabeta.tasks.sources import source as task_source
-from gammabeta.tasks.task import TaskError
+from gammabeta.tasks.task import Kind, SequenceTask, TaskError
 from gammabeta.trial import Store, StoreError, TrialError, cores, plain
 
 COLOURS = {
@@ -38,7 +40,11 @@ COLOURS = {
     "equivalent": "cyan",
     "inconclusive": "yellow",
     "no room here": "magenta",
+    "reported": "cyan",
+    "does not apply": "bright_black",
 }
+# Where no data are named: one embedded task of each kind.
+EMBEDDED: dict[Kind, str] = {"images": "digits"}
 
 
 class StudyError(Exception):
@@ -52,9 +58,12 @@ class Interrupted(Exception):  # noqa: N818
 def study(
     claims: Sequence[str] | None = None,
     *,
-    data: str = "digits",
+    data: str | None = None,
     model: str | None = None,
     quick: bool = False,
+    batch_size: int = 32,
+    devices: int = 1,
+    compare_only: bool = False,
     out: str | Path = "gammabeta-study",
     jobs: int | None = None,
     seed: int = 0,
@@ -67,10 +76,14 @@ def study(
     its pages, here and in the workers (`gammabeta.warm_allocator`): for speed, no result depends on it.
 
     Args:
-        claims: names of claims; None for all.
-        data: ``"digits"`` (scikit-learn's, built in) or ``"mnist:FILE"``, an .npz of x_train, y_train, x_test, y_test.
+        claims: names of claims; None for all, and the comparison that the recommendation rests on.
+        data: as `gammabeta.tasks.sources.source` takes it; None for an embedded task of each kind: ``digits`` (images),
+            ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
         model: ``"package.module:function"`` or ``"file.py:function"``, called ``build(input_shape, classes, norm)``;
             takes the place of the small ResNet.
+        batch_size: images a batch on one device, for the recommendation.
+        devices: how many, for the recommendation.
+        compare_only: only what the recommendation needs, no claims.
         quick: few seeds and small grids: minutes in place of half an hour.
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one a core, 1 for this process.
@@ -86,15 +99,32 @@ def study(
         Interrupted: after Ctrl-C; everything finished is kept and ``results.json`` is written.
     """
     console = console or Console()
-    chosen = _chosen(claims)
+    chosen = [] if compare_only and claims is None else _chosen(claims)
     if jobs is not None and jobs < 1:
         raise StudyError(f"expected at least one job, got {jobs}.")
-    command = _command(claims, data, model, quick, out, jobs, seed)
+    if batch_size < 1 or devices < 1:
+        raise StudyError(f"expected a batch size and devices of 1 or more, got {batch_size} and {devices}.")
+    asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed}
+    asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
+    command = command_line(claims, asked)
     gammabeta.warm_allocator()
     try:
-        source = task_source(data)
-        task = load(source)
-        user = user_network(model, task) if model else None
+        given = [task_source(name) for name in ([data] if data else EMBEDDED.values())]
+        sources = {kind(source): source for source in given}
+        user = None
+        if model and "images" not in sources:
+            raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
+        if model:
+            user = user_network(model, load(sources["images"]))
+        tasks = [_of_task(source, model) for source in given]
+        comparing = "images" in sources and (compare_only or claims is None)
+        if compare_only and not comparing:
+            raise TaskError(f"--compare: expected images, and {data} holds {kind(given[0])}.")
+        if comparing and 2 * batch_size * devices > len(load(sources["images"]).train):
+            raise TaskError(
+                f"--batch-size {batch_size} on {devices} devices: expected half of the "
+                f"{len(load(sources['images']).train)} training images or less, got {batch_size * devices}."
+            )
         store = Store(out, fresh=fresh)
     except (TaskError, StoreError) as error:
         raise StudyError(str(error)) from error
@@ -106,34 +136,53 @@ def study(
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{_processor()}, {cores()} cores",
         "command": command,
-        "task": {
-            "name": task.name,
-            "kind": "images",
-            "shape": list(task.shape),
-            "classes": task.classes,
-            "samples": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
-            "model": model,
-            "description": task.description,
-        },
+        "task": tasks[0],
+        "tasks": tasks,
         "quick": quick,
         "seconds": 0.0,
         "recommendation": {},
+        "comparison": None,
         "claims": [],
         "trials": {},
     }
     start = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
-    experiment = Experiment(source, task, store, user, quick, seed, jobs or cores())
-    with contextlib.closing(store), _progress(console, len(chosen)) as shown:
-        for number, claim in enumerate(chosen):
+    experiment = Experiment(sources, store, user, quick, seed, jobs or cores())
+    comparison: Comparison | None = None
+    name = " and ".join(task["name"] for task in tasks if task["kind"] == "images") or tasks[0]["name"]
+
+    def finish() -> None:
+        results["recommendation"] = recommend(name, comparison, outcomes)
+        results["seconds"] = round(time.perf_counter() - start, 1)
+        write(results, Path(out) / "results.json")
+
+    with contextlib.closing(store), _progress(console, len(chosen) + comparing) as shown:
+        if comparing:
+            experiment.progress = shown("comparison", 0)
+            try:
+                comparison = compare(experiment, batch_size, devices)
+            except KeyboardInterrupt:
+                finish()
+                raise Interrupted(
+                    f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
+                ) from None
+            except TrialError as error:
+                raise StudyError(f"comparison: {error}") from error
+            results["comparison"] = {
+                **comparison.to_json(), "picture": asdict(comparison.picture()), "table": asdict(comparison.table())
+            }  # fmt: skip
+            finish()
+            console.print(f"[bold green]{'recommended':>14}[/]  {escape(results['recommendation']['headline'])}")
+        for number, claim in enumerate(chosen, start=comparing):
             began = time.perf_counter()
             experiment.trials = []
             experiment.progress = shown(claim.name, number)
             try:
-                outcome = claim.measure(experiment)
+                applies = claim.kind == "any" or claim.kind in sources
+                outcome = claim.measure(experiment) if applies else _elsewhere(claim, tasks[0])
             except KeyboardInterrupt:
                 results["claims"].append(_interrupted(claim, time.perf_counter() - began))
-                _finish(results, experiment, outcomes, start, out)
+                finish()
                 raise Interrupted(
                     f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
                 ) from None
@@ -143,9 +192,9 @@ def study(
             results["claims"].append(_decided(claim, outcome, time.perf_counter() - began))
             for trial in outcome.trials:
                 results["trials"][trial.key] = {key: value for key, value in store[trial].items() if key != "key"}
-            _finish(results, experiment, outcomes, start, out)
+            finish()
             colour = COLOURS.get(outcome.verdict, "white")
-            console.print(f"[bold {colour}]{outcome.verdict:>12}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}")
+            console.print(f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}")
     return results
 
 
@@ -194,12 +243,38 @@ def _said(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _finish(
-    results: dict[str, Any], experiment: Experiment, outcomes: dict[str, Outcome], start: float, out: str | Path
-) -> None:
-    results["recommendation"] = recommend(outcomes, experiment)
-    results["seconds"] = round(time.perf_counter() - start, 1)
-    write(results, Path(out) / "results.json")
+def _elsewhere(claim: Claim, task: dict[str, Any]) -> Outcome:
+    return Outcome(
+        "does not apply",
+        f"it is about {claim.kind}, and {task['name']} holds {task['kind']}",
+        [],
+        Room(False, "other data"),
+    )
+
+
+def _of_task(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
+    """What the report says about a task; loading it here means that its errors come before anything runs."""
+    of_kind = kind(source)
+    if of_kind == "text":
+        text = load_text(source)
+        samples = {"train": len(text.train_n), "validation": len(text.validation_n), "test": len(text.test_n)}
+        shape: list[Any] = ["characters"]
+        classes = len(text.vocabulary)
+        name, description = text.name, text.description
+    else:
+        task = load(source) if of_kind == "images" else load_sequences(source)
+        samples = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
+        shape = ["time", task.features] if isinstance(task, SequenceTask) else list(task.shape)
+        name, description, classes = task.name, task.description, task.classes
+    return {
+        "name": name,
+        "kind": of_kind,
+        "shape": shape,
+        "classes": classes,
+        "samples": samples,
+        "model": model if of_kind == "images" else None,
+        "description": description,
+    }
 
 
 def write(results: dict[str, Any], path: Path) -> None:
@@ -234,23 +309,15 @@ def _progress(console: Console, claims: int) -> Iterator[Any]:
         yield shown
 
 
-def _command(
-    claims: Sequence[str] | None,
-    data: str,
-    model: str | None,
-    quick: bool,
-    out: str | Path,
-    jobs: int | None,
-    seed: int,
-) -> str:
+def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """The command line that runs this study; without ``--fresh``, so that it continues."""
+    defaults = {"out": "gammabeta-study", "batch_size": 32, "devices": 1}
     words = ["gammabeta", "study", *(claims or [])]
-    words += ["--data", data] if data != "digits" else []
-    words += ["--model", model] if model else []
-    words += ["--quick"] if quick else []
-    words += ["--out", str(out)] if str(out) != "gammabeta-study" else []
-    words += ["--jobs", str(jobs)] if jobs else []
-    words += ["--seed", str(seed)] if seed else []
+    for name, value in asked.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value and str(value) != str(defaults.get(name)):
+            words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 

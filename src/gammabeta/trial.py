@@ -41,11 +41,17 @@ class StoreError(Exception):
     """The folder of trials cannot be used."""
 
 
-def versioned(version: int) -> Callable[[Function], Function]:
-    """Give a trial function its version: raise it when the same settings come to mean another result."""
+def versioned(version: int, *, together: str | None = None) -> Callable[[Function], Function]:
+    """Give a trial function its version: raise it when the same settings come to mean another result.
+
+    ``together`` names a module that runs several of its trials as one, faster than one after the other: its
+    ``joinable(settings)`` says whether a trial may be, and a function of the trial function's name takes a list of
+    settings, which differ in ``rate`` and ``seed`` alone, and returns their results.
+    """
 
     def mark(function: Function) -> Function:
         function.__dict__["trial_version"] = version
+        function.__dict__["together"] = together
         return function
 
     return mark
@@ -107,18 +113,65 @@ class Trial:
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
+# As many trials run as one: more members make a step longer, and a run that stops early waits for the others.
+MOST_TOGETHER = 6
+
+
+def bundles(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The trials in groups that run as one. The groups depend on what is asked for alone, not on what is on disk
+    already, so that the last bits of a result do not depend on when a study was interrupted."""
+    groups: dict[str, list[Trial]] = {}
+    found: list[list[Trial]] = []
+    for trial in {trial.key: trial for trial in trials}.values():
+        together = trial.function.__dict__.get("together")
+        if together is None or not importlib.import_module(together).joinable(trial.settings):
+            found.append([trial])
+            continue
+        rest = {name: value for name, value in trial.settings.items() if name not in ("rate", "seed")}
+        group = groups.setdefault(canonical(plain([trial.run, rest])), [])
+        if len(group) % MOST_TOGETHER == 0:
+            found.append([])
+        group.append(trial)
+        # the last group that was begun for these settings
+        own = next(part for part in reversed(found) if not part or part[0] in group)
+        own.append(trial)
+    return found
+
+
+def perform_together(run: str, several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run trials as one here and return their records, as :func:`perform` does; one alone runs by itself."""
+    if len(several) == 1:
+        return [perform(run, several[0])]
+    module, _, name = run.partition(":")
+    together = getattr(importlib.import_module(module), name).__dict__["together"]
+
+    def whole() -> dict[str, Any]:
+        return {"results": getattr(importlib.import_module(together), name)(several)}
+
+    record = _measured(whole)
+    if "error" in record:
+        return [record for _ in several]
+    seconds = round(record["seconds"] / len(several), 4)
+    return [{"result": result, "seconds": seconds} for result in record["result"]["results"]]
+
+
 def perform(run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial here and return its record, or a record with ``error`` and ``traceback``.
 
     What the function returns under ``"timing"`` is kept apart from ``"result"``: times are never the same twice.
     """
+    return _measured(lambda: Trial(run, settings).function(**settings))
+
+
+def _measured(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The record of what ``function`` returns, or raises, in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
         # The process's own random state is left as it was, for trials that run inside the caller's process.
         with torch.random.fork_rng(devices=[]):
-            result = plain(Trial(run, settings).function(**settings))
+            result = plain(function())
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         return {"error": message, "traceback": traceback.format_exc()}
@@ -223,22 +276,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _numbered(index: int, run: str, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """One trial in a worker process."""
+Records = list[dict[str, Any]]
+
+
+def _numbered(index: int, run: str, several: Sequence[Mapping[str, Any]]) -> tuple[int, Records]:
+    """One bundle in a worker process."""
     gammabeta.warm_allocator()
-    return index, perform(run, settings)
+    return index, perform_together(run, several)
 
 
-def _finished(trials: Sequence[Trial], jobs: int) -> Generator[tuple[int, dict[str, Any]], None, None]:
-    """Each trial's position and record, as they finish; closing the iterator ends the workers."""
+def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[int, Records], None, None]:
+    """Each bundle's position and records, as they finish; closing the iterator ends the workers."""
     if jobs == 1:
-        for index, trial in enumerate(trials):
-            yield index, perform(trial.run, trial.settings)
+        for index, part in enumerate(parts):
+            yield index, perform_together(part[0].run, [trial.settings for trial in part])
         return
     import joblib
 
     pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
-    calls = [joblib.delayed(_numbered)(index, trial.run, dict(trial.settings)) for index, trial in enumerate(trials)]
+    calls = [
+        joblib.delayed(_numbered)(index, part[0].run, [dict(trial.settings) for trial in part])
+        for index, part in enumerate(parts)
+    ]
     with _interrupt_ignored():
         outcomes = pool(calls)
     try:
@@ -270,16 +329,17 @@ def run_trials(
         TrialError: a trial raised; those that finished before it are kept.
         KeyboardInterrupt: after the workers were ended.
     """
-    missing = list({trial.key: trial for trial in trials if trial not in store}.values())
+    missing = [part for part in bundles(trials) if any(trial not in store for trial in part)]
     if missing:
-        with contextlib.closing(_finished(missing, jobs)) as records:
-            for index, record in records:
-                trial = missing[index]
-                if "error" in record:
-                    raise TrialError(
-                        f"the trial {trial.run} with {canonical(plain(trial.settings))} failed: {record['error']}",
-                        record["traceback"],
-                    )
-                store.append(trial, record)
-                finished()
+        with contextlib.closing(_finished(missing, jobs)) as done:
+            for index, records in done:
+                for trial, record in zip(missing[index], records, strict=True):
+                    if "error" in record:
+                        raise TrialError(
+                            f"the trial {trial.run} with {canonical(plain(trial.settings))} failed: {record['error']}",
+                            record["traceback"],
+                        )
+                    if trial not in store:
+                        store.append(trial, record)
+                        finished()
     return [store[trial] for trial in trials]

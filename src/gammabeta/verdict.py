@@ -13,7 +13,14 @@ import numpy as np
 from scipy import stats
 
 Verdict = Literal[
-    "supported", "contradicted", "equivalent", "inconclusive", "no room here", "does not apply", "interrupted"
+    "supported",
+    "contradicted",
+    "equivalent",
+    "inconclusive",
+    "reported",
+    "no room here",
+    "does not apply",
+    "interrupted",
 ]
 Direction = Literal["above", "below", "within"]
 

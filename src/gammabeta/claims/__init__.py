@@ -3,13 +3,21 @@ share."""
 
 from gammabeta.claim import Claim
 from gammabeta.claims import (
+    affine_restores,
     axes,
     batch_noise,
     faster_convergence,
     gradient_flow,
     higher_learning_rate,
+    init_robustness,
+    moving_average,
+    noise_regularizes,
+    replaces_dropout,
+    shifting_data,
     small_batch,
+    train_eval_mismatch,
     unit_distribution,
+    weight_decay,
 )
 
 CLAIMS: tuple[Claim, ...] = tuple(
@@ -18,9 +26,17 @@ CLAIMS: tuple[Claim, ...] = tuple(
         unit_distribution,
         axes,
         batch_noise,
+        moving_average,
+        affine_restores,
         gradient_flow,
         faster_convergence,
         higher_learning_rate,
+        init_robustness,
+        noise_regularizes,
+        replaces_dropout,
         small_batch,
+        train_eval_mismatch,
+        shifting_data,
+        weight_decay,
     )
 )

@@ -17,8 +17,9 @@ trained: nine tenths of the way from chance to a linear classifier on the same d
 BatchNorm with exact statistics of 256 training images (a moving average lags behind in so few steps and would
 decide the outcome), and the step of the crossing is interpolated. Rates: a factor-4 grid on a seed of its own, then
 factor-2 neighbours until the best has both tried. A run that has not reached the target counts with the limit,
-which can only hide a difference; with any such run "equivalent" is not concluded. Seconds are of the processor, one
-thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and both at BatchNorm's.
+which can only hide a difference; with any such run "equivalent" is not concluded. Seconds are steps times the
+median time of a step, one thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and
+both at BatchNorm's.
 
 Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's and depth 12 with torch's initialization, width
 64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds. (The
@@ -37,8 +38,9 @@ from typing import Any
 
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
-from gammabeta.race import ARMS, LIMIT, Race, races, target, without_room
+from gammabeta.race import ARMS, BATCH_SIZE, LIMIT, Race, races, target, without_room
 from gammabeta.tasks.norms import NORMS
+from gammabeta.trial import Trial
 from gammabeta.verdict import log_ratios
 
 EXACT = False
@@ -69,6 +71,23 @@ def measure(experiment: Experiment) -> Outcome:
     room = Room(
         bool(judged), "; ".join(f"{race.room.control} ({'room' if race.room.holds else 'no room'})" for race in every)
     )
+    timings = [
+        Trial(
+            "gammabeta.tasks.training:step_time",
+            {
+                "task": dict(experiment.source),
+                "network": dict(race.network),
+                "norm": norm,
+                "batch_size": BATCH_SIZE,
+                "seed": seed,
+            },
+        )
+        for race in every
+        for norm in ARMS
+        for seed in seeds[:3]
+    ]
+    taken = iter(record["timing"]["seconds_per_step"] for record in experiment.records(timings))
+    seconds = {(index, norm): median(next(taken) for _ in seeds[:3]) for index in range(len(every)) for norm in ARMS}
     effects = []
     if judged:
         of_network = [log_ratios(steps(best[index, "none"]), steps(best[index, "batch"]), LIMIT) for index in judged]
@@ -77,7 +96,7 @@ def measure(experiment: Experiment) -> Outcome:
         effects.append(ratio(f"best rates, median of {names}", overall, sum(ratios.censored for ratios in of_network)))
     for index, race in enumerate(every):
         if race.room.holds:
-            effects += _of_network(race, index, runs)
+            effects += _of_network(race, index, runs, seconds)
     main = effects[0] if effects else None
     return Outcome(
         verdict=main.verdict if main and room.holds else "no room here",
@@ -85,7 +104,7 @@ def measure(experiment: Experiment) -> Outcome:
         effects=effects,
         room=room,
         pictures=[_ratios(effects), *(_curves(race, index, best) for index, race in enumerate(every))],
-        tables=[_table(every, runs)],
+        tables=[_table(every, runs, seconds)],
         settings=f"target {target(experiment):.3f} validation accuracy, {len(seeds)} seeds, limit {LIMIT} steps",
         trials=experiment.trials,
     )
@@ -99,14 +118,14 @@ def ratio(name: str, values: list[float], censored: int, unit: str = "times fewe
     return measured(name, values, unit=unit, margin=MARGIN, direction="above", null=1.0, censored=censored, ratio=True)
 
 
-def _of_network(race: Race, index: int, runs: Runs) -> list[Effect]:
+def _of_network(race: Race, index: int, runs: Runs, seconds: dict[tuple[int, str], float]) -> list[Effect]:
     own = [runs[index, norm, race.best[norm]] for norm in ARMS]
     found = log_ratios(steps(own[0]), steps(own[1]), LIMIT)
     effects = [ratio(f"{race.name}, best rates", found.log_ratios, found.censored)]
     # Both arms' limits in seconds: what each would have spent on all its steps.
     time = [
-        [(record["result"]["steps"] or LIMIT) * record["timing"]["seconds_per_step"] for record in records]
-        for records in own
+        [(record["result"]["steps"] or LIMIT) * seconds[index, norm] for record in records]
+        for norm, records in zip(ARMS, own, strict=True)
     ]
     ratios = [math.log(a / b) for a, b in zip(*time, strict=True)]
     effects.append(ratio(f"{race.name}, best rates, seconds", ratios, found.censored, "times less time"))
@@ -182,13 +201,12 @@ def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, A
     )
 
 
-def _table(every: list[Race], runs: Runs) -> Table:
+def _table(every: list[Race], runs: Runs, seconds: dict[tuple[int, str], float]) -> Table:
     rows = []
     for (index, norm, exponent), records in runs.items():
         race = every[index]
         reached = [step for step in steps(records) if step is not None]
         whose = [NORMS[arm] for arm in ARMS if race.best[arm] == exponent]
-        per_step = median(record["timing"]["seconds_per_step"] for record in records)
         rows.append(
             [
                 race.name,
@@ -197,7 +215,7 @@ def _table(every: list[Race], runs: Runs) -> Table:
                 " and ".join(whose),
                 f"{len(reached)} of {len(records)}",
                 median(LIMIT if step is None else step for step in steps(records)),
-                1000 * per_step,
+                1000 * seconds[index, norm],
             ]
         )
     return Table(

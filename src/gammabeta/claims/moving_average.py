@@ -119,9 +119,7 @@ def measure(experiment: Experiment) -> Outcome:
         [median(of_seed) for of_seed in zip(*logs.values(), strict=True)],
         **settings,
     )
-    each = [
-        measured(f"{describe(networks[n])}, momentum {m:g}", values, **settings) for (n, m), values in logs.items()
-    ]
+    each = [measured(f"{describe(networks[n])}, momentum {m:g}", values, **settings) for (n, m), values in logs.items()]
     every = [run for of_key in runs.values() for run in of_key]
     moved = sum(run["change_in_evaluation"] != 0.0 for run in every)
     exact = Effect.exactly("runs in which evaluation depends on companions", moved, len(every), "runs")

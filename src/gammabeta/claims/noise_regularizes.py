@@ -50,6 +50,10 @@ LEVELS = 8
 Points = list[tuple[float, float]]  # (training loss, test loss)
 
 
+def dropout_of(rate: float) -> dict[str, Any]:
+    return {"dropout": rate} if rate else {}
+
+
 def lowest_loss(result: dict[str, Any]) -> float:
     return min((loss for _, _, loss in result["curve"] if loss is not None), default=100.0)
 
@@ -86,7 +90,7 @@ def measure(experiment: Experiment) -> Outcome:
     kinds |= {f"Dropout of {rate:g}": ("batch", rate) for rate in dropouts}
     arms = {
         f"{regime}|{kind}": {
-            "network": experiment.mlp(2, **({"dropout": rate} if rate else {})),
+            "network": experiment.mlp(2, **dropout_of(rate)),
             "norm": norm,
             "batch_size": BATCH,
             "steps": 200 if experiment.quick else 400,
@@ -132,15 +136,17 @@ def measure(experiment: Experiment) -> Outcome:
         / mean(lowest_loss(result) for result in found[f"clean|{base}"]),
         0.0,
     )
-    room = Room(fits < 1 / 3, f"lowest training loss over lowest test loss with the whole batch's statistics: {fits:.3f}")
+    room = Room(
+        fits < 1 / 3, f"lowest training loss over lowest test loss with the whole batch's statistics: {fits:.3f}"
+    )
     like = min(dropouts, key=lambda rate: abs(effects["clean", f"Dropout of {rate:g}"].value - main.value))
     nearest = effects["clean", f"Dropout of {like:g}"]
     return Outcome(
         verdict=main.verdict if room.holds else "no room here",
         sentence=(
             f"at equal training loss statistics of 8 images change the test loss by {main.value:+.3f} [{main.low:.3f}, "
-            f"{main.high:.3f}] with clean labels, {wrong.value:+.3f} [{wrong.low:.3f}, {wrong.high:.3f}] with 20 % wrong "
-            f"ones ({wrong.verdict}); at equal rates {same[0].value:+.3f} and {same[1].value:+.3f}; nearest is Dropout "
+            f"{main.high:.3f}] with clean labels, {wrong.value:+.3f} [{wrong.low:.3f}, {wrong.high:.3f}] with 20 % "
+            f"wrong ones ({wrong.verdict}); at equal rates {same[0].value:+.3f} and {same[1].value:+.3f}; nearest is Dropout "
             f"of {like:g}, {nearest.value:+.3f}"
         ),
         effects=[main, wrong, *same, *(effect for key, effect in effects.items() if key[1] != ghost)],

@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.claims.noise_regularizes import dropout_of
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Outcome, Room, Table, bars, measured
 from gammabeta.tasks.norms import NORMS
@@ -100,7 +101,7 @@ def measure(experiment: Experiment) -> Outcome:
     dropouts = (0.3,) if experiment.quick else (0.1, 0.3, 0.5)
     arms = {
         f"{regime}|{norm}|{dropout:g}": {
-            "network": experiment.mlp(3, **({"dropout": dropout} if dropout else {})),
+            "network": experiment.mlp(3, **dropout_of(dropout)),
             "norm": norm,
             "batch_size": BATCH,
             "steps": steps,
@@ -117,12 +118,9 @@ def measure(experiment: Experiment) -> Outcome:
     )
     score = {name: error_then_loss(result) for name, result in zip(arms, tuned, strict=True)}
     accuracy = {name: [100 * (1 - result["error"]) for result in results] for name, results in found.items()}
-    chosen = {(r, n): min(dropouts, key=lambda d: score[f"{r}|{n}|{d:g}"]) for r in REGIMES for n in ARMS}  # noqa: B023
+    chosen = {(r, n): min(dropouts, key=lambda d: score[f"{r}|{n}|{d:g}"]) for r in REGIMES for n in ARMS}
     gains = {
-        (r, n): [
-            a - b
-            for a, b in zip(accuracy[f"{r}|{n}|{chosen[r, n]:g}"], accuracy[f"{r}|{n}|0"], strict=True)
-        ]
+        (r, n): [a - b for a, b in zip(accuracy[f"{r}|{n}|{chosen[r, n]:g}"], accuracy[f"{r}|{n}|0"], strict=True)]
         for r in REGIMES
         for n in ARMS
     }
@@ -173,9 +171,9 @@ def measure(experiment: Experiment) -> Outcome:
     return Outcome(
         verdict=weakest([clean.verdict, before.verdict]) if room.holds else "no room here",
         sentence=(
-            f"Dropout gains {mean(gains['clean', 'none']):+.1f} points without and {mean(gains['clean', 'batch']):+.1f} "
-            f"with BatchNorm, a difference of {clean.value:+.1f} [{clean.low:.1f}, {clean.high:.1f}] ({clean.verdict}); "
-            f"with 20 % wrong labels {noisy.value:+.1f} [{noisy.low:.1f}, {noisy.high:.1f}] ({noisy.verdict}); before "
+            f"Dropout gains {mean(gains['clean', 'none']):+.1f} points without and "
+            f"{mean(gains['clean', 'batch']):+.1f} with BatchNorm, a difference of {clean.value:+.1f} "
+            f"[{clean.low:.1f}, {clean.high:.1f}] ({clean.verdict}); with 20 % wrong labels {noisy.value:+.1f} [{noisy.low:.1f}, {noisy.high:.1f}] ({noisy.verdict}); before "
             f"BatchNorm it makes the variance {before.value:.2f} times that of evaluation, after the last one "
             f"{after.value:.2f}"
         ),

@@ -142,9 +142,7 @@ def measure(experiment: Experiment) -> Outcome:
                 for how in CORRUPTIONS
             }
         for shift in cost["batch"]:
-            cells[f"{name}, {shift}"] = [
-                a - b for a, b in zip(cost["batch"][shift], cost["group"][shift], strict=True)
-            ]
+            cells[f"{name}, {shift}"] = [a - b for a, b in zip(cost["batch"][shift], cost["group"][shift], strict=True)]
             losses[f"{name}, {shift}"] = {norm: cost[norm][shift] for norm in ARMS}
     settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
     each = [measured(name, values, **settings) for name, values in cells.items()]

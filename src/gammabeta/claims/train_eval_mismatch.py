@@ -29,6 +29,8 @@ from collections.abc import Mapping
 from statistics import mean, median
 from typing import Any
 
+from torch import nn
+
 import gammabeta as gb
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Outcome, Picture, Room, Series, Table, bars, measured
@@ -53,9 +55,7 @@ def mismatch(
 ) -> dict[str, Any]:
     """Errors with moving averages and recalibrated, and the gap of each layer: (shift of the mean, its error)."""
     data = load(task)
-    fitted = fit(
-        data, data.train, network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed
-    )
+    fitted = fit(data, data.train, network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "moving_error": 1.0, "gaps": []}
     model = fitted.model.eval()
@@ -63,10 +63,12 @@ def mismatch(
     moving_error, _ = error_and_loss(model, split)
     with exact_statistics(model, data.train.x_nchw[:POPULATION]):
         error, loss = error_and_loss(model, split)
-    found = gb.train_eval_gap(model, data.train.x_nchw[: 4 * POPULATION].split(POPULATION))
-    gaps = [
-        (layer.name, layer.gap.mean_shift, layer.gap.mean_error) for layer in found.layers if layer.gap is not None
-    ]
+    gaps = []
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        found = gb.train_eval_gap(model, data.train.x_nchw[: 4 * POPULATION].split(POPULATION))
+        gaps = [
+            (layer.name, layer.gap.mean_shift, layer.gap.mean_error) for layer in found.layers if layer.gap is not None
+        ]
     return {"error": error, "loss": loss, "moving_error": moving_error, "gaps": gaps}
 
 
@@ -126,8 +128,8 @@ def measure(experiment: Experiment) -> Outcome:
             ),
             Picture(
                 "Gap of the running means by layer",
-                "Root mean square over channels of the shift of the mean, in standard deviations; mean over seeds. What "
-                f"sampling gives is {_sampling(found):.3f} at most.",
+                "Root mean square over channels of the shift of the mean, in standard deviations; mean over seeds. "
+                f"What sampling gives is {_sampling(found):.3f} at most.",
                 "line",
                 Axis("BatchNorm, in the order of the data"),
                 Axis("shift of the mean", "standard deviations"),

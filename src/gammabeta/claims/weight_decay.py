@@ -176,9 +176,7 @@ def measure(experiment: Experiment) -> Outcome:
     )
     wrong = sum(max(result["output"], result["gradient"]) > 1 for result in identities)
     exact = Effect.exactly("scales at which output or gradient is not as derived", wrong, len(identities), "cases")
-    logs = {
-        s: [math.log(a / b) for a, b in zip(losses[s, "none"], losses[s, "decay"], strict=True)] for s in SCHEDULES
-    }
+    logs = {s: [math.log(a / b) for a, b in zip(losses[s, "none"], losses[s, "decay"], strict=True)] for s in SCHEDULES}
     settings: dict[str, Any] = {
         "unit": "times the test loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
     }  # fmt: skip

@@ -49,8 +49,9 @@ def norm(name: str, channels: int, positions: int = 2) -> nn.Module:
     """A normalization layer, with its affine.
 
     Args:
-        name: one of ``NORMS``, or ``"ghost:8"`` for another size than 4; ``"layer"`` of images is over channels and positions (GroupNorm with one group), which
-            fits any image size; ``"ghost"`` takes statistics of 4 images at a time.
+        name: one of ``NORMS``, or ``"ghost:8"`` for another size than 4; ``"layer"`` of images is over channels and
+            positions (GroupNorm with one group), which fits any image size; ``"ghost"`` takes statistics of 4 images
+            at a time.
         channels: C.
         positions: how many axes follow the channels: 0 for (N, C), 2 for (N, C, H, W).
 

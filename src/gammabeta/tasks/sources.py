@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.tasks import digits, mnist
-from gammabeta.tasks.task import Task, TaskError
+from gammabeta.tasks.task import Kind, SequenceTask, Task, TaskError, TextTask
 
 
 def source(data: str) -> dict[str, str]:
@@ -45,3 +45,16 @@ def _load(data: str, fingerprint: str) -> Task:
 def load(task: Mapping[str, Any]) -> Task:
     """The task that :func:`source` named; kept in memory, one copy a process."""
     return _load(task["data"], task["fingerprint"])
+
+
+def kind(task: Mapping[str, Any]) -> Kind:
+    """The kind of data that :func:`source` named."""
+    return "images"
+
+
+def load_sequences(task: Mapping[str, Any]) -> SequenceTask:
+    raise TaskError(f"--data {task['data']}: expected sequences.")
+
+
+def load_text(task: Mapping[str, Any]) -> TextTask:
+    raise TaskError(f"--data {task['data']}: expected text.")

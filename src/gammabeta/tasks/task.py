@@ -6,7 +6,6 @@ from typing import Literal
 import numpy as np
 import torch
 
-
 Kind = Literal["images", "sequences", "text"]
 
 

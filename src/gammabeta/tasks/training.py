@@ -62,15 +62,32 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         model.train(training)
 
 
-def batches(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """``steps`` batches of ``size``: each epoch a new order, without its incomplete last batch; decided by ``seed``."""
+def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Tensor:
+    """(steps, size): which samples each batch holds; decided by ``seed``.
+
+    Args:
+        order: ``"shuffled"``: each epoch a new order, without its incomplete last batch; ``"runs"``: each batch of one
+            class, as a stream brings them that is not shuffled, the classes in turn.
+    """
     generator = torch.Generator().manual_seed(seed)
-    per_epoch = len(split) // size
+    if order == "shuffled":
+        per_epoch = len(split) // size
+        epochs = -(-steps // per_epoch)
+        orders = [torch.randperm(len(split), generator=generator)[: per_epoch * size] for _ in range(epochs)]
+        return torch.cat(orders).reshape(-1, size)[:steps]
+    of_class = [torch.nonzero(split.y_n == label).flatten() for label in split.y_n.unique()]
+    rows = []
     for step in range(steps):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(split), generator=generator)
-        place = step % per_epoch * size
-        index = order[place : place + size]
+        if step % len(of_class) == 0:
+            turn = torch.randperm(len(of_class), generator=generator)
+        mine = of_class[int(turn[step % len(of_class)])]
+        rows.append(mine[torch.randint(len(mine), (size,), generator=generator)])
+    return torch.stack(rows)
+
+
+def batches(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Iterator[tuple[Tensor, Tensor]]:
+    """``steps`` batches of ``size``, as :func:`places` has them."""
+    for index in places(split, size, steps, seed, order):
         yield split.x_nchw[index], split.y_n[index]
 
 
@@ -98,27 +115,12 @@ def subset(split: Split, count: int, classes: int, label_noise: float, seed: int
     return Split(split.x_nchw[index], y_n)
 
 
-def runs_of_one_class(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """``steps`` batches of ``size`` images of one class each, as a stream brings them that is not shuffled: classes
-    in an order and images drawn by ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
-    of_class = [torch.nonzero(split.y_n == label).flatten() for label in split.y_n.unique()]
-    for step in range(steps):
-        if step % len(of_class) == 0:
-            order = torch.randperm(len(of_class), generator=generator)
-        mine = of_class[int(order[step % len(of_class)])]
-        index = mine[torch.randint(len(mine), (size,), generator=generator)]
-        yield split.x_nchw[index], split.y_n[index]
-
-
 @dataclass
 class Fitted:
-    """A network after training: ``steps`` done, the step of ``diverged`` loss, processor ``seconds`` of the steps."""
+    """A network after training, and the step at which its loss was not finite, if any."""
 
     model: nn.Module
-    steps: int = 0
     diverged: int | None = None
-    seconds: float = 0.0
 
 
 def fit(
@@ -150,19 +152,18 @@ def fit(
     if only_last:
         for parameter in list(model.parameters())[:-2]:
             parameter.requires_grad_(False)
-    weights, others = [], []
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             decayed = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
             (weights if decayed else others).append(parameter)
-    groups = [{"params": weights, "weight_decay": decay}, {"params": others}]
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}, {"params": others}]
     optimizer = torch.optim.SGD([group for group in groups if group["params"]], rate, foreach=True)
     fitted = Fitted(model)
     if look(0, model):
         return fitted
-    stream = (runs_of_one_class if order == "runs" else batches)(train, batch_size, steps, seed)
-    for step, (x_nchw, y_n) in enumerate(stream, start=1):
-        start = time.process_time()
+    for step, (x_nchw, y_n) in enumerate(batches(train, batch_size, steps, seed, order), start=1):
         if schedule == "cosine":
             for group in optimizer.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
@@ -170,8 +171,6 @@ def fit(
         loss = functional.cross_entropy(model(x_nchw), y_n)
         loss.backward()
         optimizer.step()
-        fitted.seconds += time.process_time() - start
-        fitted.steps = step
         if not torch.isfinite(loss):
             fitted.diverged = step
             break
@@ -180,7 +179,7 @@ def fit(
     return fitted
 
 
-@versioned(2)
+@versioned(3, together="gammabeta.tasks.together")
 def train(
     *,
     task: Mapping[str, Any],
@@ -218,7 +217,7 @@ def train(
         ``accuracy``: (step, validation accuracy) at each look. ``error``, ``loss``: at the end, with exact statistics;
         ``moving_error``: the error with the moving averages. ``train_loss``: on the images trained on, their labels as
         trained, with exact statistics. ``curve``: (step, train_loss, loss) at each look of the curve. ``diverged``: the
-        step at which the loss was not finite. ``timing``: processor seconds a step, evaluation left out.
+        step at which the loss was not finite.
     """
     data = load(task)
     own = data.train if images is None else subset(data.train, images, data.classes, label_noise, seed)
@@ -261,7 +260,6 @@ def train(
         "train_loss": train_loss,
         "curve": losses,
         "diverged": fitted.diverged,
-        "timing": {"seconds_per_step": fitted.seconds / max(fitted.steps, 1)},
     }
 
 
@@ -270,6 +268,24 @@ def crossing(before: tuple[int, float], after: tuple[int, float], target: float)
     if before[1] >= target:
         return float(before[0]) or 1.0
     return before[0] + (after[0] - before[0]) * (target - before[1]) / (after[1] - before[1])
+
+
+@versioned(1)
+def step_time(
+    *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int, seed: int, steps: int = 60
+) -> dict[str, Any]:
+    """``timing``: processor seconds a training step, the median of single ones, evaluation left out."""
+    data = load(task)
+    model = build(data, network, norm, seed)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, foreach=True)
+    taken = []
+    for x_nchw, y_n in batches(data.train, batch_size, steps, seed):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x_nchw), y_n).backward()
+        optimizer.step()
+        taken.append(time.perf_counter() - start)
+    return {"steps": steps, "timing": {"seconds_per_step": sorted(taken)[steps // 2]}}
 
 
 @versioned(1)
