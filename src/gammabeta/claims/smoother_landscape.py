@@ -27,7 +27,7 @@ weights instead; biases, γ and β stay. The gradient is compared in the same me
 table has the control also for steps in an absolute unit, to show that it can fail.
 
 Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
-and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 8
+and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6
 seeds.
 
 Sources: Santurkar et al. 2018, section 3.1 (arXiv 1805.11604); Li et al. 2018, Visualizing the Loss Landscape
@@ -179,7 +179,7 @@ def lower_to(surface: Surface, before: Sequence[Tensor], after: Sequence[Tensor]
     """Put the model where, between two states, the loss is the level: above it before, at or below it after."""
     low, high = 0.0, 1.0
     parameters = list(surface.model.parameters())
-    for _ in range(30):
+    for _ in range(20):
         middle = (low + high) / 2
         _set(parameters, [a + middle * (b - a) for a, b in zip(before, after, strict=True)])
         with torch.no_grad():
@@ -261,7 +261,7 @@ Cell = tuple[str, str]  # (network, level)
 
 
 def measure(experiment: Experiment) -> Outcome:
-    chosen, seeds = networks(experiment), experiment.seeds(3, 8)
+    chosen, seeds = networks(experiment), experiment.seeds(3, 6)
     rates = best_rates(experiment, chosen, TUNED_BY)
 
     def trial(network: Mapping[str, Any], norm: str, seed: int) -> Trial:
