@@ -109,7 +109,7 @@ def is_target(text: str) -> bool:
         return True
     _search(Path.cwd())
     package = form["where"].partition(".")[0]
-    return package.isidentifier() and importlib.util.find_spec(package) is not None
+    return package in sys.modules or (package.isidentifier() and importlib.util.find_spec(package) is not None)
 
 
 def import_target(text: str) -> tuple[ModuleType, str]:

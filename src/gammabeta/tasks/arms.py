@@ -60,7 +60,9 @@ def put(model: nn.Module, arm: str) -> None:
             some = [layer for layer in layers if _channels(layer) == channels]
             if kind == "instance" and any(isinstance(layer, nn.BatchNorm1d) for layer in some):
                 name = next(name for name, layer in found if isinstance(layer, nn.BatchNorm1d))
-                raise ArmError(f"{name}: InstanceNorm of what a BatchNorm1d is given, (N, C), has one value a statistic")
+                raise ArmError(
+                    f"{name}: InstanceNorm of what a BatchNorm1d is given, (N, C), has one value a statistic"
+                )
             change = gb.convert(model, kind, where=some, groups=groups(channels) if kind == "group" else None)
             _all_done(change, list(change.left))
     elif kind in ("none", "rms"):

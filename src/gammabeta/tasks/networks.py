@@ -274,9 +274,7 @@ def _takes_norm(target: str, builder: Callable[..., nn.Module]) -> bool:
         raise TaskError(f"--model {target}: {error}.") from error
 
 
-def _call(
-    target: str, builder: Callable[..., nn.Module], task: Task, arm: str, made: list[nn.Module]
-) -> nn.Module:
+def _call(target: str, builder: Callable[..., nn.Module], task: Task, arm: str, made: list[nn.Module]) -> nn.Module:
     """What the user's function returns; ``made`` takes the layers that it asked for."""
 
     def norm_of_arm(channels: int, positions: int = 2) -> nn.Module:
@@ -318,7 +316,9 @@ def _put(target: str, task: Task, model: nn.Module, arm: str) -> None:
     try:
         put(model, arm)
     except ArmError as error:
-        raise TaskError(f"--model {target}: {NORMS[arm.partition(':')[0]]} cannot stand in place of {error}.") from error
+        raise TaskError(
+            f"--model {target}: {NORMS[arm.partition(':')[0]]} cannot stand in place of {error}."
+        ) from error
 
 
 def _check_norms(target: str, model: nn.Module, made: list[nn.Module]) -> None:
@@ -326,9 +326,7 @@ def _check_norms(target: str, model: nn.Module, made: list[nn.Module]) -> None:
     if not made:
         raise TaskError(f"--model {target}: norm was never called; put norm(channels) where the model normalizes.")
     if not set(made) <= set(model.modules()):
-        raise TaskError(
-            f"--model {target}: a layer made by norm(channels) is not part of the model that was returned."
-        )
+        raise TaskError(f"--model {target}: a layer made by norm(channels) is not part of the model that was returned.")
 
 
 def _check_scores(target: str, model: nn.Module, task: Task) -> None:
