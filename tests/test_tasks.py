@@ -264,9 +264,9 @@ def test_a_users_model_is_built_with_each_norm(tmp_path):
         ("def build(a, b): return 1", "expected build((1, 8, 8), 10) to return an nn.Module, got int."),
         (
             "from torch import nn\ndef build(a, b): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))",
-            "expected a model with BatchNorm layers (nn.BatchNorm1d, 2d, 3d or gammabeta's) from build((1, 8, 8), 10), "
-            "got Sequential without one: put one where the model normalizes, or write build(input_shape, classes, norm) "
-            "and put norm(channels) there.",
+            "expected a model with BatchNorm layers (nn.BatchNorm1d, 2d, 3d or gammabeta's) from build((1, 8, 8), "
+            "10), got Sequential without one: put one where the model normalizes, or write build(input_shape, classes, "
+            "norm) and put norm(channels) there.",
         ),
         (
             "from torch import nn\nclass Own(nn.BatchNorm2d):\n    def forward(self, x): return x\n"

@@ -52,7 +52,7 @@ def put(model: nn.Module, arm: str) -> None:
     found = batch_norms(model)
     if not found:
         return
-    layers = [layer for _, layer in found]
+    layers: list[Any] = [layer for _, layer in found]
     # Those that were ours already are left by `adopt` too, and are no failure.
     _all_done(gb.adopt(model, where=layers), [name for name, layer in found if not _is_ours(layer)])
     if kind in ("layer", "instance", "group"):
@@ -60,9 +60,7 @@ def put(model: nn.Module, arm: str) -> None:
             some = [layer for layer in layers if _channels(layer) == channels]
             if kind == "instance" and any(isinstance(layer, nn.BatchNorm1d) for layer in some):
                 name = next(name for name, layer in found if isinstance(layer, nn.BatchNorm1d))
-                raise ArmError(
-                    f"{name}: InstanceNorm of what a BatchNorm1d is given, (N, C), has one value a statistic"
-                )
+                raise ArmError(f"{name}: InstanceNorm of (N, C), a BatchNorm1d's input, has one value a statistic")
             change = gb.convert(model, kind, where=some, groups=groups(channels) if kind == "group" else None)
             _all_done(change, list(change.left))
     elif kind in ("none", "rms"):
@@ -74,7 +72,7 @@ def put(model: nn.Module, arm: str) -> None:
         elif kind == "renorm":
             source = gb.statistics.Renorm()
         change = gb.set_statistics(model, source, where=layers)
-        _all_done(change, [name for name, layer in found if layer.statistics != source])  # type: ignore[operator]
+        _all_done(change, [name for name, layer in found if layer.statistics != source])
         if kind == "batch_plain":
             for layer in layers:
                 layer.register_parameter("weight", None)

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gammabeta.target import TargetError, import_target
 from gammabeta.tasks.arms import ArmError, batch_norms, put
-from gammabeta.tasks.norms import NORMS, norm
+from gammabeta.tasks.norms import NORMS, named, norm
 from gammabeta.tasks.task import Task, TaskError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
@@ -316,9 +316,7 @@ def _put(target: str, task: Task, model: nn.Module, arm: str) -> None:
     try:
         put(model, arm)
     except ArmError as error:
-        raise TaskError(
-            f"--model {target}: {NORMS[arm.partition(':')[0]]} cannot stand in place of {error}."
-        ) from error
+        raise TaskError(f"--model {target}: {named(arm)} cannot stand in place of {error}.") from error
 
 
 def _check_norms(target: str, model: nn.Module, made: list[nn.Module]) -> None:

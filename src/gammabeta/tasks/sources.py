@@ -7,11 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
-from gammabeta.tasks import digits, mnist
-from gammabeta.tasks.task import Kind, SequenceTask, Task, TaskError, TextTask
-=======
-from gammabeta.target import in_any_folder, is_target
+from gammabeta.target import is_target
 from gammabeta.tasks import cifar10, digits, folder, mnist, user_data, vowels
 from gammabeta.tasks.image_arrays import image_task
 from gammabeta.tasks.sequence_arrays import sequence_task
@@ -72,7 +68,6 @@ def _named(data: user_data.UserData) -> dict[str, str]:
         "description": f"{data.name}: a fixed, stratified subset of its {data.kind}",
         "where": f"--data {data.target}",
     }
->>>>>>> f909a32 (Tasks: data and models that a user brings (in progress))
 
 
 def source(data: str) -> dict[str, str]:
@@ -100,9 +95,8 @@ def source(data: str) -> dict[str, str]:
             raise TaskError(f"--data {data}: there is no {thing} {argument}. Name {form.holds}.")
         return {"data": f"{prefix}:{path}", "fingerprint": form.fingerprint(path)}
     if form is None and is_target(data):
-        target = in_any_folder(data)
-        made = user_data.read(target)
-        return {"data": f"{_USER}{made.kind}:{target}", "fingerprint": made.fingerprint}
+        made = user_data.read(data)
+        return {"data": f"{_USER}{made.kind}:{made.target}", "fingerprint": made.fingerprint}
     raise TaskError(f"--data {data}: expected {_forms()}.")
 
 
@@ -118,8 +112,8 @@ def _forms() -> str:
 def kind(source: Mapping[str, Any]) -> Kind:
     """The kind of the task that :func:`source` named; nothing is read."""
     prefix = str(source["data"]).partition(":")[0]
-    kinds: dict[str, Kind] = {_USER + kind: kind for kind in ("images", "sequences", "text")}  # type: ignore[misc]
-    return kinds[prefix] if prefix in kinds else FORMS[prefix].kind
+    kinds: tuple[Kind, ...] = ("images", "sequences", "text")
+    return next((each for each in kinds if prefix == _USER + each), None) or FORMS[prefix].kind
 
 
 @lru_cache(maxsize=4)
@@ -155,23 +149,6 @@ def _of_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
 
 
 def load(task: Mapping[str, Any]) -> Task:
-<<<<<<< HEAD
-    """The task that :func:`source` named; kept in memory, one copy a process."""
-    return _load(task["data"], task["fingerprint"])
-
-
-def kind(task: Mapping[str, Any]) -> Kind:
-    """The kind of data that :func:`source` named."""
-    return "images"
-
-
-def load_sequences(task: Mapping[str, Any]) -> SequenceTask:
-    raise TaskError(f"--data {task['data']}: expected sequences.")
-
-
-def load_text(task: Mapping[str, Any]) -> TextTask:
-    raise TaskError(f"--data {task['data']}: expected text.")
-=======
     """The images that :func:`source` named; kept in memory, one copy a process.
 
     Raises:
@@ -194,4 +171,3 @@ def load_text(task: Mapping[str, Any]) -> TextTask:
     text = _of_kind(task, "text")
     assert isinstance(text, TextTask)
     return text
->>>>>>> f909a32 (Tasks: data and models that a user brings (in progress))

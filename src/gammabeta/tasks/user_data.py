@@ -16,8 +16,8 @@ Each array is a numpy array or a tensor. There are 10 training samples of each c
 more; of many, the study takes a fixed, stratified subset of 2,000 to train on, 500 to tune rates on, both from x_train,
 and 1,000 of x_test to report on. It standardizes them, so that the function does not have to.
 
-The function is called in every process of the study and has to return the same each time: it seeds what it draws. Trials
-are kept under a hash of what it returns and of the file that defines it: a change of either makes new trials.
+The function is called in every process of the study and has to return the same each time: it seeds what it draws.
+Trials are kept under a hash of what it returns and of the file that defines it: a change of either makes new trials.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gammabeta.target import TargetError, load_value
+from gammabeta.target import TargetError, in_any_folder, load_value
 from gammabeta.tasks.arrays import NAMES
 from gammabeta.tasks.task import Kind, TaskError
 
@@ -42,7 +42,7 @@ class UserData:
     """What a user's function returned.
 
     Attributes:
-        target: what names the function.
+        target: what names the function, from any working directory.
         content: arrays by name, or the text under ``"text"``.
         fingerprint: a hash of the content and of the file that defines the function.
     """
@@ -80,7 +80,7 @@ def read(target: str) -> UserData:
     if kind == "text":
         _check_text(content["text"], where)
     code = Path(made.file).read_bytes() if made.file is not None else b""
-    return UserData(target, kind, content, _hash(code, content))
+    return UserData(in_any_folder(target), kind, content, _hash(code, content))
 
 
 def _kind(value: Any, where: str) -> tuple[Kind, tuple[str, ...]]:
