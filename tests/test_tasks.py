@@ -74,34 +74,68 @@ def test_mnist_itself_goes_in():
 @pytest.mark.parametrize(
     ("changed", "text"),
     [
-        ({"x_test": None}, "expected the arrays x_train, y_train, x_test, y_test, found x_train, y_train, y_test."),
+        (
+            {"x_test": None},
+            "expected the arrays x_train, y_train, x_test, y_test, found x_train, y_train, y_test: "
+            "write them under these names, with numpy.savez.",
+        ),
         (
             {"x_train": np.zeros((60, 64))},
-            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 64).",
+            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 64): reshape it.",
         ),
         (
             {"x_train": np.zeros((60, 1, 8, 8))},
-            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 1, 8, 8).",
+            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 1, 8, 8): "
+            "channels come last, where np.moveaxis(x, 1, 3) puts them.",
         ),
-        ({"x_train": np.full((60, 8, 8), "a")}, "expected x_train of a real number type, got <U1."),
-        ({"x_train": np.zeros((60, 4, 4))}, "expected images of 8 × 8 pixels or more in x_train, got (60, 4, 4)."),
-        ({"x_test": np.zeros((30, 8, 9))}, "expected images of one shape, got (8, 8) in x_train and (8, 9) in x_test."),
+        (
+            {"x_train": np.full((60, 8, 8), "a")},
+            "expected x_train of a real number type, got <U1: convert it, as x.astype(np.float32).",
+        ),
+        (
+            {"x_train": np.zeros((60, 4, 4))},
+            "expected images of 8 × 8 pixels or more in x_train, got (60, 4, 4): enlarge or pad them.",
+        ),
+        (
+            {"x_test": np.zeros((30, 8, 9))},
+            "expected images of one shape, got (8, 8) in x_train and (8, 9) in x_test: give both the same.",
+        ),
         (
             {"y_train": np.zeros((60, 10), int)},
-            "expected y_train of shape (n,) with integer labels, got (60, 10) of int64.",
+            "expected y_train of shape (n,) with integer labels, got (60, 10) of int64: give each of the "
+            "images the number of its class.",
         ),
-        ({"y_test": np.zeros(30)}, "expected y_test of shape (n,) with integer labels, got (30,) of float64."),
-        ({"y_train": np.arange(50) % 3}, "expected as many labels as images, got 60 in x_train, 50 in y_train."),
-        ({"x_train": np.full((60, 8, 8), np.nan)}, "expected finite pixels in x_train, got NaN or infinity."),
-        ({"y_train": np.arange(60) % 3 + 1}, "expected labels 0 to k − 1 in y_train, each present, got 1, 2, 3."),
-        ({"y_test": np.arange(30) % 4}, "expected the labels of y_test among those of y_train, got 3 besides."),
+        (
+            {"y_test": np.zeros(30)},
+            "expected y_test of shape (n,) with integer labels, got (30,) of float64: give each of the "
+            "images the number of its class.",
+        ),
+        (
+            {"y_train": np.arange(50) % 3},
+            "expected as many labels as images, got 60 in x_train, 50 in y_train: leave out what has no partner.",
+        ),
+        (
+            {"x_train": np.full((60, 8, 8), np.nan)},
+            "expected finite pixels in x_train, got NaN or infinity: replace them, or leave these images out.",
+        ),
+        (
+            {"y_train": np.arange(60) % 3 + 1},
+            "expected labels 0 to k − 1 in y_train, k at least 2, each present, got 1, 2, 3: "
+            "number the classes anew, as np.unique(y, return_inverse=True)[1] does.",
+        ),
+        (
+            {"y_test": np.arange(30) % 4},
+            "expected the labels of y_test among those of y_train, got 3 besides: leave out the test "
+            "images of these classes.",
+        ),
         (
             {"y_train": np.array([0] * 55 + [1] * 5)},
-            "expected the labels of y_test among those of y_train, got 2 besides.",
+            "expected the labels of y_test among those of y_train, got 2 besides: leave out the test "
+            "images of these classes.",
         ),
         (
             {"y_train": np.array([0] * 52 + [1] * 5 + [2] * 3)},
-            "expected 10 training images of each class or more, got 3 of one.",
+            "expected 10 training images of each class or more, got 3 of one: bring more, or leave the class out.",
         ),
         ({"x_train": np.ones((60, 8, 8))}, None),
     ],
@@ -130,7 +164,11 @@ def test_a_source_that_is_not_there_is_refused():
     text = "--data mnist:no.npz: there is no file no.npz. Name an .npz with x_train, y_train, x_test, y_test."
     with pytest.raises(TaskError, match=exactly(text)):
         source("mnist:no.npz")
-    with pytest.raises(TaskError, match=exactly("--data cats: expected digits or mnist:FILE.")):
+    text = (
+        "--data cats: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, or a function of yours as "
+        "package.module:function or file.py:function."
+    )
+    with pytest.raises(TaskError, match=exactly(text)):
         source("cats")
 
 
@@ -214,8 +252,33 @@ def test_a_users_model_is_built_with_each_norm(tmp_path):
     [
         ("import no_such_module", "cannot import {file}: ModuleNotFoundError: No module named 'no_such_module'."),
         ("x = 1", "{file} has no build."),
-        ("build = 3", "expected a function build(input_shape, classes, norm), got int."),
-        ("def build(a, b): return 1", None),
+        (
+            "build = 3",
+            "expected a function build(input_shape, classes, norm) or build(input_shape, classes), got int.",
+        ),
+        (
+            "def build(a): return 1",
+            "expected a function build(input_shape, classes, norm) or build(input_shape, classes), got build(a).",
+        ),
+        ("def build(a, b, c): return c(4, 1)", None),
+        ("def build(a, b): return 1", "expected build((1, 8, 8), 10) to return an nn.Module, got int."),
+        (
+            "from torch import nn\ndef build(a, b): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))",
+            "expected a model with BatchNorm layers (nn.BatchNorm1d, 2d, 3d or gammabeta's) from build((1, 8, 8), "
+            "10), got Sequential without one: put one where the model normalizes, or write build(input_shape, classes, "
+            "norm) and put norm(channels) there.",
+        ),
+        (
+            "from torch import nn\nclass Own(nn.BatchNorm2d):\n    def forward(self, x): return x\n"
+            "def build(a, b): return nn.Sequential(Own(1), nn.Flatten(), nn.Linear(64, 10))",
+            "BatchNorm cannot stand in place of 0: Own has a forward of its own, which would be lost.",
+        ),
+        (
+            "from torch import nn\nclass Own(nn.Module):\n    def forward(self, x): return {'scores': x}\n"
+            "def build(a, b): return nn.Sequential(nn.BatchNorm2d(1), Own())",
+            "expected scores of shape (8, 10) for a batch of 8, got dict: wrap the model in one whose forward returns "
+            "the scores alone.",
+        ),
         ("def build(a, b, c): return 1", "expected build((1, 8, 8), 10, norm) to return an nn.Module, got int."),
         (
             "from torch import nn\ndef build(a, b, c): return nn.Flatten()",
@@ -241,7 +304,7 @@ def test_a_model_that_breaks_the_contract_is_refused_in_one_sentence(tmp_path, t
         user_network(target, load(DIGITS))
     message = str(caught.value)
     if said is None:
-        said = "build((1, 8, 8), 10, norm) raised TypeError: build() takes 2 positional arguments but 3 were given."
+        said = "build((1, 8, 8), 10, norm) raised ValueError: norm: expected 0 or 2 positional axes, got 1."
     whole = f"--model {target}: " + said.format(file=tmp_path / "net.py")
     assert message == whole or (said.endswith(": ") and message.startswith(whole))
     assert "\n" not in message

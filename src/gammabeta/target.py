@@ -76,6 +76,42 @@ def load_object(text: str, model: nn.Module) -> Any:
     return _call(text, name, found, arguments, model) if callable(found) or arguments is not None else found
 
 
+def load_value(text: str) -> Target:
+    """What a function that a target names returns, called with the arguments in parentheses or with none.
+
+    Args:
+        text: as for `load_model`.
+
+    Raises:
+        TargetError: it cannot be imported, is not there, is no function, needs arguments, or raises.
+    """
+    module, name, arguments = _import(text)
+    found = _attribute(text, module, name)
+    if not callable(found):
+        raise TargetError(f"{text}: expected a function, got a {type(found).__qualname__}: write one that returns it.")
+    return Target(text, _call(text, name, found, arguments), *_place(module, found))
+
+
+def in_any_folder(text: str) -> str:
+    """The target with its file's whole path, which means the same from any working directory."""
+    form = _FORM.fullmatch(text)
+    if form is None or not form["where"].endswith(".py"):
+        return text
+    return f"{Path(form['where']).expanduser().resolve()}{text[form.end('where') :]}"
+
+
+def is_target(text: str) -> bool:
+    """Whether it has a target's form, with a .py file or a package that is there."""
+    form = _FORM.fullmatch(text)
+    if form is None:
+        return False
+    if form["where"].endswith(".py"):
+        return True
+    _search(Path.cwd())
+    package = form["where"].partition(".")[0]
+    return package in sys.modules or (package.isidentifier() and importlib.util.find_spec(package) is not None)
+
+
 def import_target(text: str) -> tuple[ModuleType, str]:
     """The module that a target names, imported, and the name in it.
 

@@ -1,6 +1,7 @@
 """The networks that trials train: a deep MLP, a small ResNet, or the user's own model."""
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gammabeta.target import TargetError, import_target
-from gammabeta.tasks.norms import norm
+from gammabeta.tasks.arms import ArmError, batch_norms, put
+from gammabeta.tasks.norms import NORMS, named, norm
 from gammabeta.tasks.task import Task, TaskError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
@@ -121,10 +123,13 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
         network: ``{"kind": "mlp", "depth", "width", "activation", "init"}`` with init ``"matched"`` or ``"default"``
             (torch's) and, where asked for, ``"gain"``, ``"dropout"``, ``"dropout_at"``; ``{"kind": "resnet", "init"}``;
             or what :func:`user_network` returned.
+
+    Raises:
+        TaskError: a BatchNorm of the user's model cannot be exchanged for the arm's norm.
     """
     torch.manual_seed(seed)
     if network["kind"] == "user":
-        return load_builder(network["model"])(task.shape, task.classes, norm_factory(norm_name))
+        return _built_by_user(network["model"], task, norm_name)
     model: nn.Module
     if network["kind"] == "resnet":
         model, activation = ResNet(task.shape, task.classes, norm_name=norm_name), "relu"
@@ -159,15 +164,6 @@ def describe(network: Mapping[str, Any]) -> str:
 # --- the user's model ---
 
 
-def norm_factory(name: str) -> Callable[..., nn.Module]:
-    """What a user's ``build`` is handed: ``norm(channels)`` for (N, C, H, W), ``norm(channels, 0)`` for (N, C)."""
-
-    def make(channels: int, positions: int = 2) -> nn.Module:
-        return norm(name, channels, positions)
-
-    return make
-
-
 def _import(target: str) -> tuple[ModuleType, str]:
     if ":" not in target:
         raise TaskError(f"--model {target}: expected package.module:function or file.py:function.")
@@ -188,59 +184,58 @@ def load_builder(target: str) -> Callable[..., nn.Module]:
         raise TaskError(f"--model {target}: {target.rpartition(':')[0]} has no {name}.")
     builder: Callable[..., nn.Module] = getattr(module, name)
     if not callable(builder):
-        raise TaskError(
-            f"--model {target}: expected a function build(input_shape, classes, norm), got {type(builder).__name__}."
-        )
+        raise TaskError(f"--model {target}: expected a function {_FORMS}, got {type(builder).__name__}.")
     return builder
+
+
+_FORMS = "build(input_shape, classes, norm) or build(input_shape, classes)"
+
+
+def takes_norm(builder: Callable[..., nn.Module]) -> bool:
+    """Whether a user's function is to be handed ``norm``: it has a parameter of that name, or a third without default.
+
+    Raises:
+        TypeError: it takes neither (input_shape, classes, norm) nor (input_shape, classes).
+    """
+    try:
+        signature = inspect.signature(builder)
+    except ValueError:  # builtins
+        return True
+    parameters = list(signature.parameters.values())
+    if "norm" in signature.parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return True
+    for arguments in (2, 3):
+        try:
+            signature.bind(*range(arguments))
+        except TypeError:
+            continue
+        return arguments == 3
+    raise TypeError(f"expected a function {_FORMS}, got {getattr(builder, '__name__', 'build')}{signature}")
 
 
 def user_network(target: str, task: Task) -> dict[str, str]:
     """Check the user's model on one batch, and return what names it inside a trial's settings.
 
-    The contract: ``build(input_shape, classes, norm) -> nn.Module`` where ``input_shape`` is (channels, height, width)
-    and ``norm(channels)`` gives the arm's normalization layer for (N, C, H, W), ``norm(channels, 0)`` the one for (N,
-    C).
+    The contract is one of two. ``build(input_shape, classes, norm) -> nn.Module``, where ``input_shape`` is (channels,
+    height, width) and ``norm(channels)`` gives the arm's normalization layer for (N, C, H, W), ``norm(channels, 0)``
+    the one for (N, C). Or ``build(input_shape, classes) -> nn.Module`` with BatchNorms, torch's or ours, in whose place
+    the study puts each arm's norm (:func:`gammabeta.tasks.arms.put`).
+
+    Either model maps images (n, channels, height, width) float32 to scores (n, classes).
 
     Raises:
         TaskError: the contract is not kept; the sentence says where.
     """
     builder = load_builder(target)
-    made = []
-
-    def counted(channels: int, positions: int = 2) -> nn.Module:
-        made.append(norm("batch", channels, positions))
-        return made[-1]
-
+    made: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        try:
-            model = builder(task.shape, task.classes, counted)
-        except Exception as error:
-            raise TaskError(f"--model {target}: {_called(task)} raised {type(error).__name__}: {error}.") from error
-        if not isinstance(model, nn.Module):
-            raise TaskError(
-                f"--model {target}: expected {_called(task)} to return an nn.Module, got {type(model).__name__}."
-            )
-        if not made:
-            raise TaskError(f"--model {target}: norm was never called; put norm(channels) where the model normalizes.")
-        if not set(made) <= set(model.modules()):
-            raise TaskError(
-                f"--model {target}: a layer made by norm(channels) is not part of the model that was returned."
-            )
-        x_nchw = task.train.x_nchw[:8]
-        try:
-            scores = model(x_nchw)
-        except Exception as error:
-            raise TaskError(
-                f"--model {target}: the model does not take a batch of shape {tuple(x_nchw.shape)}: "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
-            ) from error
-    expected = (len(x_nchw), task.classes)
-    if not isinstance(scores, Tensor) or tuple(scores.shape) != expected:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TaskError(
-            f"--model {target}: expected scores of shape {expected} for a batch of {len(x_nchw)}, got {got}."
-        )
+        model = _call(target, builder, task, "batch", made)
+        if _takes_norm(target, builder):
+            _check_norms(target, model, made)
+        else:
+            _put(target, task, model, "batch")
+        _check_scores(target, model.train(), task)
     where, _, name = target.rpartition(":")
     file = Path(_import(target)[0].__file__ or "")
     if where.endswith(".py"):
@@ -248,5 +243,113 @@ def user_network(target: str, task: Task) -> dict[str, str]:
     return {"kind": "user", "model": target, "fingerprint": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
 
 
-def _called(task: Task) -> str:
-    return f"build({task.shape}, {task.classes}, norm)"
+def impossible_arms(network: Mapping[str, Any], task: Task) -> dict[str, str]:
+    """The arms that a user's model cannot have on this task, each with the reason; tried on one batch of 8.
+
+    Instance norm of one value a channel and sample, for example, where the model has shrunk images to 1 × 1.
+    """
+    reasons = {}
+    for arm in NORMS:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                _check_scores(network["model"], build(task, network, arm, 0), task)
+            except (TaskError, ValueError) as error:
+                reasons[arm] = str(error)
+    return reasons
+
+
+def _built_by_user(target: str, task: Task, arm: str) -> nn.Module:
+    """The user's model with the arm's norms, in training mode."""
+    builder = load_builder(target)
+    model = _call(target, builder, task, arm, [])
+    if not _takes_norm(target, builder):
+        _put(target, task, model, arm)
+    return model.train()
+
+
+def _takes_norm(target: str, builder: Callable[..., nn.Module]) -> bool:
+    try:
+        return takes_norm(builder)
+    except TypeError as error:
+        raise TaskError(f"--model {target}: {error}.") from error
+
+
+def _call(target: str, builder: Callable[..., nn.Module], task: Task, arm: str, made: list[nn.Module]) -> nn.Module:
+    """What the user's function returns; ``made`` takes the layers that it asked for."""
+
+    def norm_of_arm(channels: int, positions: int = 2) -> nn.Module:
+        made.append(norm(arm, channels, positions))
+        return made[-1]
+
+    handed = _takes_norm(target, builder)
+    called = f"build({task.shape}, {task.classes}{', norm' if handed else ''})"
+    arguments: dict[str, Any] = {}
+    positional: list[Any] = [task.shape, task.classes]
+    if handed and _has(builder, "norm"):
+        arguments["norm"] = norm_of_arm
+    elif handed:
+        positional.append(norm_of_arm)
+    try:
+        model = builder(*positional, **arguments)
+    except Exception as error:
+        raise TaskError(f"--model {target}: {called} raised {_said(error)}.") from error
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"--model {target}: expected {called} to return an nn.Module, got {type(model).__name__}.")
+    return model
+
+
+def _has(builder: Callable[..., nn.Module], name: str) -> bool:
+    try:
+        return name in inspect.signature(builder).parameters
+    except ValueError:
+        return False
+
+
+def _put(target: str, task: Task, model: nn.Module, arm: str) -> None:
+    """The arm's norm in place of each BatchNorm of the user's model."""
+    if not batch_norms(model):
+        raise TaskError(
+            f"--model {target}: expected a model with BatchNorm layers (nn.BatchNorm1d, 2d, 3d or gammabeta's) from "
+            f"build({task.shape}, {task.classes}), got {type(model).__name__} without one: put one where the model "
+            "normalizes, or write build(input_shape, classes, norm) and put norm(channels) there."
+        )
+    try:
+        put(model, arm)
+    except ArmError as error:
+        raise TaskError(f"--model {target}: {named(arm)} cannot stand in place of {error}.") from error
+
+
+def _check_norms(target: str, model: nn.Module, made: list[nn.Module]) -> None:
+    """What norm(channels) made is part of the model."""
+    if not made:
+        raise TaskError(f"--model {target}: norm was never called; put norm(channels) where the model normalizes.")
+    if not set(made) <= set(model.modules()):
+        raise TaskError(f"--model {target}: a layer made by norm(channels) is not part of the model that was returned.")
+
+
+def _check_scores(target: str, model: nn.Module, task: Task) -> None:
+    """The model maps a batch of 8 to scores."""
+    x_nchw = task.train.x_nchw[:8]
+    try:
+        scores = model(x_nchw)
+    except Exception as error:
+        raise TaskError(
+            f"--model {target}: the model does not take a batch of shape {tuple(x_nchw.shape)}: {_said(error)}."
+        ) from error
+    expected = (len(x_nchw), task.classes)
+    if not isinstance(scores, Tensor):
+        raise TaskError(
+            f"--model {target}: expected scores of shape {expected} for a batch of {len(x_nchw)}, got "
+            f"{type(scores).__name__}: wrap the model in one whose forward returns the scores alone."
+        )
+    if tuple(scores.shape) != expected:
+        raise TaskError(
+            f"--model {target}: expected scores of shape {expected} for a batch of {len(x_nchw)}, got "
+            f"{tuple(scores.shape)}."
+        )
+
+
+def _said(error: Exception) -> str:
+    """The error in one line, without a full stop."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(". ")

@@ -23,14 +23,19 @@ GHOST_SIZE = 4
 
 
 class ChannelRMSNorm(nn.Module):
-    """RMSNorm of the channels at each position of (N, C, H, W): gb.RMSNorm takes them last."""
+    """RMSNorm of the channels at each position of (N, C), (N, C, H, W) and the like: gb.RMSNorm takes them last."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(
+        self, channels: int, *, affine: bool = True, activation: str | None = None, activation_slope: float = 0.01
+    ) -> None:
         super().__init__()
-        self.norm = gb.RMSNorm(channels)
+        self.norm = gb.RMSNorm(
+            channels, elementwise_affine=affine, activation=activation, activation_slope=activation_slope
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y: Tensor = self.norm(x.movedim(1, -1), None if residual is None else residual.movedim(1, -1))
+        return y.movedim(-1, 1)
 
 
 def groups(channels: int) -> int:
