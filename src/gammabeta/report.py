@@ -16,13 +16,14 @@ from gammabeta import picture as pictures
 from gammabeta.picture import Json, number
 
 SCHEMA = 1
-VERDICTS = ("supported", "contradicted", "equivalent", "inconclusive", "no room here", "interrupted")
+VERDICTS = ("supported", "contradicted", "equivalent", "inconclusive", "no room here", "reported", "interrupted")
 SIGNS = {
     "supported": "✓",
     "contradicted": "✗",
     "equivalent": "≈",
     "inconclusive": "?",
     "no room here": "∅",
+    "reported": "#",
     "interrupted": "…",
 }
 MEANINGS = {
@@ -32,6 +33,7 @@ MEANINGS = {
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
     "inconclusive": "none of these; more seeds would tell",
     "no room here": "a control named beforehand says that the claim cannot show on this model and data",
+    "reported": "measured and not judged: what follows rests on assumptions that the claim names",
     "interrupted": "the study was stopped before this claim was decided",
 }
 LONGEST_LIST = 8  # values of a trial's list that the page shows; results.json has them all

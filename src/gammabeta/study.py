@@ -38,6 +38,7 @@ COLOURS = {
     "equivalent": "cyan",
     "inconclusive": "yellow",
     "no room here": "magenta",
+    "reported": "blue",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-Verdict = Literal["supported", "contradicted", "equivalent", "inconclusive", "no room here", "interrupted"]
+Verdict = Literal["supported", "contradicted", "equivalent", "inconclusive", "no room here", "reported", "interrupted"]
 Direction = Literal["above", "below", "within"]
 
 RESAMPLES = 10_000
