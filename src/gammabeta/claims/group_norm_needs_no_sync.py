@@ -64,10 +64,12 @@ WHOLE = PROCESSES * BATCH
 MARGIN = (-1.0, 1.0)
 SAME, DIFFERENT = 1e-6, 1e-3
 CONTROL, JUDGED = "batch", "group"
-ARMS = (CONTROL, JUDGED)
+SYNCED = (CONTROL,)  # which arms synchronize
 
 
-def own_traffic(*, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]], norms: Sequence[str]) -> list[Any]:
+def own_traffic(
+    *, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]], norms: Sequence[str], synced: Sequence[str]
+) -> list[Any]:
     """In each process: (network, norm, collectives of the pass, bytes of them, collectives that average gradients)."""
     data, found = load(task), []
     start = BATCH * dist.get_rank()
@@ -75,7 +77,7 @@ def own_traffic(*, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]
     for index, network in enumerate(networks):
         for norm in norms:
             model = build(data, network, norm, 0).train()
-            if norm == CONTROL:
+            if norm in synced:
                 gb.set_statistics(model, Synced())
             with Traffic() as of_pass:
                 functional.cross_entropy(model(x_nchw), y_n).backward()
@@ -96,9 +98,13 @@ def average_gradients(model: nn.Module) -> None:
 
 
 @versioned(1)
-def traffic(*, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]], norms: Sequence[str]) -> dict[str, Any]:
+def traffic(
+    *, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]], norms: Sequence[str], synced: Sequence[str]
+) -> dict[str, Any]:
     """Collectives of a forward and a backward, as each process counts its own."""
-    settings = {"task": dict(task), "networks": [dict(network) for network in networks], "norms": list(norms)}
+    settings = {
+        "task": dict(task), "networks": [dict(one) for one in networks], "norms": list(norms), "synced": list(synced)
+    }  # fmt: skip
     of_rank = processes.run(f"{__name__}:own_traffic", settings, PROCESSES)
     return {"rows": [max(rows) for rows in zip(*of_rank, strict=True)]}
 
@@ -125,28 +131,32 @@ def companions(*, task: Mapping[str, str], network: Mapping[str, Any], norm: str
 def measure(experiment: Experiment) -> Outcome:
     if not processes.available():
         return Outcome(
-            "no room here", "this torch has no gloo, which processes would talk by", [], Room(False, "torch has no gloo")
+            "no room here",
+            "this torch has no gloo, which processes would talk by",
+            [],
+            Room(False, "torch has no gloo"),
         )
     mlp, conv = experiment.mlp(2), experiment.convolutional
     networks = [mlp, conv]
-    task = dict(experiment.source)
-    rows = experiment.run(
+    given = [dict(network) for network in networks]
+    task, norms = dict(experiment.source), (CONTROL, JUDGED)
+    cells = [(index, norm) for index in range(len(networks)) for norm in norms]
+    counted, *results = experiment.run(
         [
             Trial(
-                f"{__name__}:traffic",
-                {"task": task, "networks": [dict(network) for network in networks], "norms": list(ARMS)},
-            )
-        ]
-    )[0]["rows"]
-    counts = {(index, norm): (collectives, sent, apart) for index, norm, collectives, sent, apart in rows}
-    cells = [(index, norm) for index in range(len(networks)) for norm in ARMS]
-    results = experiment.run(
-        [
-            Trial(f"{__name__}:companions", {"task": task, "network": dict(networks[index]), "norm": norm})
-            for index, norm in cells
+                f"{__name__}:traffic", {"task": task, "networks": given, "norms": list(norms), "synced": list(SYNCED)}
+            ),
+            *(
+                Trial(f"{__name__}:companions", {"task": task, "network": given[index], "norm": norm})
+                for index, norm in cells
+            ),
         ]
     )
-    moved = {cell: max(_number(value) for value in result.values()) for cell, result in zip(cells, results, strict=True)}
+    rows = counted["rows"]
+    counts = {(index, norm): (collectives, sent, apart) for index, norm, collectives, sent, apart in rows}
+    moved = {
+        cell: max(_number(value) for value in result.values()) for cell, result in zip(cells, results, strict=True)
+    }
     judged = [(index, JUDGED) for index in range(len(networks))]
     wrong = sum((counts[cell][0] > 0) + (moved[cell] > SAME) for cell in judged)
     identity = Effect.exactly(
@@ -160,7 +170,7 @@ def measure(experiment: Experiment) -> Outcome:
     arms = {
         f"{describe(network)} {norm}": {"network": dict(network), "norm": norm, "batch_size": WHOLE, "steps": steps}
         for network, steps in trained
-        for norm in ARMS
+        for norm in norms
     }
     exponents, found = at_best(experiment, arms, error_then_loss, seeds, report="test")
     tuned = experiment.run(
@@ -193,16 +203,17 @@ def measure(experiment: Experiment) -> Outcome:
     )
     verdict: Verdict = "contradicted" if wrong else weakest([identity.verdict, cost.verdict])
     sent = ", ".join(
-        f"{describe(network)} {counts[index, CONTROL][0]} of {counts[index, CONTROL][1]} bytes together"
+        f"{describe(network)} {counts[index, CONTROL][0]} with {counts[index, CONTROL][1]} bytes"
         for index, network in enumerate(networks)
     )
     communicates = (
-        f"GroupNorm makes no collective and depends on no companion (synchronized BatchNorm, a step: {sent})"
+        f"GroupNorm makes no collective and depends on no companion (synchronized BatchNorm a step: {sent})"
         if not wrong
         else f"GroupNorm communicates or depends on companions in {wrong} of {2 * len(judged)} checks"
     )
     costly = "; ".join(
-        f"{name} {mean(errors[f'{name} {JUDGED}']):.1f} against {mean(errors[f'{name} {CONTROL}']):.1f} %" for name in names
+        f"{name} {mean(errors[f'{name} {JUDGED}']):.1f} against {mean(errors[f'{name} {CONTROL}']):.1f} %"
+        for name in names
     )
     return Outcome(
         verdict=verdict if room.holds else "no room here",
@@ -225,7 +236,7 @@ def _number(value: float | None) -> float:
 
 def _errors(names: Sequence[str], errors: Mapping[str, list[float]]) -> Picture:
     series = []
-    for norm in ARMS:
+    for norm in (CONTROL, JUDGED):
         of_norm = [errors[f"{name} {norm}"] for name in names]
         series.append(
             Series(NORMS[norm], names, [mean(e) for e in of_norm], [min(e) for e in of_norm], [max(e) for e in of_norm])

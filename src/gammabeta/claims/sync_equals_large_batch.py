@@ -196,7 +196,10 @@ def compare(*, task: Mapping[str, str], counts: Sequence[int], sources: Sequence
 def measure(experiment: Experiment) -> Outcome:
     if not processes.available():
         return Outcome(
-            "no room here", "this torch has no gloo, which processes would talk by", [], Room(False, "torch has no gloo")
+            "no room here",
+            "this torch has no gloo, which processes would talk by",
+            [],
+            Room(False, "torch has no gloo"),
         )
     counts = list(QUICK if experiment.quick else FULL)
     trial = Trial(
