@@ -15,13 +15,13 @@ statistics and with synchronized ones, in turns: a whole step (forward, backward
 collective, SGD), and its normalization layers alone, forward and backward on inputs of their shapes. Collectives
 and bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α +
 m/β, by least squares of relative errors. For more ranks, the step's counted messages m are sent one after another,
-without overlap, waiting for slow ranks or contention, by the cheaper algorithm of two: the ring, (P − 1)(α + m/β)
-for an all-gather and 2(P − 1)(α + m/(Pβ)) for an all-reduce; and recursive doubling, ⌈log₂ P⌉α + (P − 1)m/β and
-⌈log₂ P⌉(α + m/β). Also by the ring alone. The step is this machine's in one process, and ones 10 and 100 times
-longer, as of larger batches or images with as many layers.
+without overlap or contention, by the cheaper algorithm of two: the ring, (P − 1)(α + m/β) for an all-gather and 2(P
+− 1)(α + m/(Pβ)) for an all-reduce; and recursive doubling, ⌈log₂ P⌉α + (P − 1)m/β and ⌈log₂ P⌉(α + m/β). Also by
+the ring alone. What is modelled leaves out waiting for each other, which the measured step has. The step is this
+machine's in one process, and ones 10 and 100 times longer, as of larger batches or images with as many layers.
 
 Settings: the small ResNet (or the user's model), 32 images a process; 1 and 2 processes, in full also 4, each with
-one thread; what has more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 12 rounds
+one thread; what has more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 8 rounds
 (quick), 40 (full). Links, assumed, with latency a message and bandwidth: NVLink 4, 3 µs, 900 GB/s; InfiniBand NDR,
 5 µs, 50 GB/s; 100 GbE, 20 µs, 12.5 GB/s; 25 GbE, 30 µs, 3.1 GB/s; 10 GbE, 50 µs, 1.25 GB/s.
 
@@ -64,7 +64,7 @@ KIND = "images"
 QUICK, FULL = (1, 2), (1, 2, 4)  # processes
 BATCH, WARM, REPEATS = 32, 2, 4
 MESSAGES = tuple(4**power for power in range(3, 11))  # bytes
-CALLS = 20
+CALLS = 12
 PART = 0.05
 MOST_RANKS = 1024
 SHOWN_RANKS = (8, 64, 1024)
@@ -226,6 +226,9 @@ def passes_at(messages: Sequence[tuple[str, float]], step: float, link: str, *, 
 
 # --- reported ---
 
+Seconds = Mapping[tuple[int, str, str], list[float]]  # by ranks, what and arm: of each round
+Fits = Mapping[tuple[int, str], tuple[float, float]]  # by ranks and collective: α and 1/β
+
 
 def measure(experiment: Experiment) -> Outcome:
     if not processes.available():
@@ -245,7 +248,7 @@ def measure(experiment: Experiment) -> Outcome:
                 "task": dict(experiment.source),
                 "network": dict(network),
                 "ranks": ranks,
-                "rounds": 12 if experiment.quick else 40,
+                "rounds": 8 if experiment.quick else 40,
             },
         )
         records[ranks] = experiment.records([trial])[0]
@@ -272,14 +275,13 @@ def measure(experiment: Experiment) -> Outcome:
     if not room.holds:
         sentence = f"{describe(network)} has no BatchNorm that would synchronize"
     else:
-        alpha = {name: fits[2, name][0] for name in (GATHER, REDUCE)}
-        first = effects[0]
+        first, alone = effects[0], _by_fit(messages, 2, fits) or 0.0
         sentence = (
             f"{describe(network)} sends {len(messages)} collectives of {sent} bytes together a step (its gradients, "
             f"{averaged}); in 2 processes over gloo that makes a step {first.value:.0f} % longer [{first.low:.0f}, "
-            f"{first.high:.0f}], the smallest all-gather taking {1e6 * alpha[GATHER]:.0f} µs and all-reduce "
-            f"{1e6 * alpha[REDUCE]:.0f} µs; modelled over assumed links the exchange passes 5 % of a step of "
-            f"{1e3 * step:.1f} ms at {_passing(messages, step)}, and of one 100 times longer at "
+            f"{first.high:.0f}]: {1e3 * (_synced(seconds, 2) - _own(seconds, 2)):.1f} ms, where "
+            f"as many collectives alone take {1e3 * alone:.1f}; modelled over assumed "
+            f"links the exchange passes 5 % of a step of {1e3 * step:.1f} ms at {_passing(messages, step)}, and of one 100 times longer at "
             f"{_passing(messages, 100 * step)}"
         )
     return Outcome(
@@ -292,7 +294,7 @@ def measure(experiment: Experiment) -> Outcome:
             _over_sizes(records, fits),
             *(_over_ranks(messages, step * longer, longer) for longer in LONGER[::2]),
         ],
-        tables=[_measured(records, seconds), _fitted(fits), _modelled(messages, step)],
+        tables=[_measured(records, seconds, fits), _fitted(fits), _modelled(messages, step)],
         settings=f"{', '.join(map(str, counts))} processes, {cores()} cores",
         trials=experiment.trials,
     )
@@ -303,7 +305,7 @@ def _processes(ranks: int) -> str:
     return f"{words}, oversubscribed" if ranks > cores() else words
 
 
-def _longer(name: str, seconds: Mapping[tuple[int, str, str], list[float]], ranks: int) -> Effect:
+def _longer(name: str, seconds: Seconds, ranks: int) -> Effect:
     """Round by round, in percent of the step with each process's own statistics."""
     pairs = zip(seconds[ranks, "step", "synced"], seconds[ranks, "step", "own"], strict=True)
     around = interval([100 * (synced / own - 1) for synced, own in pairs])
@@ -312,12 +314,30 @@ def _longer(name: str, seconds: Mapping[tuple[int, str, str], list[float]], rank
     return Effect(name, around.value, around.low, around.high, "% of a step", margin, 0.0, "reported", rounds)
 
 
+def _own(seconds: Seconds, ranks: int) -> float:
+    return median(seconds[ranks, "step", "own"])
+
+
+def _synced(seconds: Seconds, ranks: int) -> float:
+    return median(seconds[ranks, "step", "synced"])
+
+
+def _by_fit(messages: Sequence[tuple[str, float]], ranks: int, fits: Fits) -> float | None:
+    """Seconds that a step's messages would take, each as fast as it is alone."""
+    known = [fits[ranks, name] for name, _ in messages if (ranks, name) in fits]
+    return sum(alpha + slope * m for (alpha, slope), (_, m) in zip(known, messages, strict=True)) if known else None
+
+
 def _passing(messages: Sequence[tuple[str, float]], step: float) -> str:
     at = {link: passes_at(messages, step, link, ring=False) for link in LINKS}
-    return ", ".join(f"{ranks or f'more than {MOST_RANKS}'} ranks over {link}" for link, ranks in at.items())
+    reached = [f"{ranks} ranks over {link}" for link, ranks in at.items() if ranks]
+    beyond = [link for link, ranks in at.items() if not ranks]
+    if len(beyond) == len(at):
+        return f"more than {MOST_RANKS} ranks over any of them"
+    return ", ".join(reached + ([f"more than {MOST_RANKS} over {', '.join(beyond)}"] if beyond else []))
 
 
-def _bars(counts: Sequence[int], seconds: Mapping[tuple[int, str, str], list[float]]) -> Picture:
+def _bars(counts: Sequence[int], seconds: Seconds) -> Picture:
     x = [f"{what}, {_processes(ranks)}" for what in ("step", "norms alone") for ranks in counts]
     keys = [(ranks, what) for what in ("step", "norms") for ranks in counts]
     series = []
@@ -335,9 +355,7 @@ def _bars(counts: Sequence[int], seconds: Mapping[tuple[int, str, str], list[flo
     )
 
 
-def _over_sizes(
-    records: Mapping[int, Mapping[str, Any]], fits: Mapping[tuple[int, str], tuple[float, float]]
-) -> Picture:
+def _over_sizes(records: Mapping[int, Mapping[str, Any]], fits: Fits) -> Picture:
     series = []
     for (ranks, name), (alpha, slope) in fits.items():
         of_kind = [(m, t) for kind, m, t in records[ranks]["timing"]["messages"] if kind == name]
@@ -373,24 +391,27 @@ def _over_ranks(messages: Sequence[tuple[str, float]], step: float, longer: int)
     )
 
 
-def _measured(records: Mapping[int, Mapping[str, Any]], seconds: Mapping[tuple[int, str, str], list[float]]) -> Table:
+def _measured(records: Mapping[int, Mapping[str, Any]], seconds: Seconds, fits: Fits) -> Table:
     rows = []
     for ranks, record in records.items():
         found = record["result"]
         times = [1e3 * median(seconds[ranks, what, arm]) for what in ("step", "norms") for arm in ARMS]
         sent = [len(found["messages"]), sum(size for _, size in found["messages"])]
-        rows.append([_processes(ranks), *times, *sent, sum(size for _, size in found["gradients"])])
+        alone = _by_fit(found["messages"], ranks, fits)
+        gradients = sum(size for _, size in found["gradients"])
+        rows.append([_processes(ranks), *times, None if alone is None else 1e3 * alone, *sent, gradients])
     return Table(
         "Measured, medians",
         [
             "processes", "step, ms", "synchronized, ms", "norms alone, ms", "synchronized, ms",
+            "its collectives by the fit, ms",
             "collectives a step", "bytes a process", "bytes of gradients",
         ],
         rows,
     )  # fmt: skip
 
 
-def _fitted(fits: Mapping[tuple[int, str], tuple[float, float]]) -> Table:
+def _fitted(fits: Fits) -> Table:
     rows = [
         [name, _processes(ranks), 1e6 * alpha, 1e-9 / slope if slope else None]
         for (ranks, name), (alpha, slope) in fits.items()

@@ -221,7 +221,7 @@ def measure(experiment: Experiment) -> Outcome:
     worst = max(error for *_, error in errors)
     where = ", ".join(dict.fromkeys(f"{row['case']} {row['sizes']}" for row, _ in wrong))
     sentence = (
-        f"over {' and '.join(map(str, counts))} processes outputs, gradients and running statistics are those of the "
+        f"over {' or '.join(map(str, counts))} processes outputs, gradients and running statistics are those of the "
         f"whole batch (largest difference {worst:.1g}); with ranks' means and variances averaged instead outputs are "
         f"off by {least:.2g} to {max(_number(row['errors']['outputs']) for row in control):.2g}"
         if not wrong
