@@ -167,7 +167,7 @@ def first(results):
         (
             lambda r: first(r).update(verdict="true"),
             "claim faster_convergence: expected a verdict out of supported, contradicted, equivalent, inconclusive, "
-            "no room here, interrupted, got 'true'.",
+            "no room here, reported, interrupted, got 'true'.",
         ),
         (
             lambda r: first(r)["effects"][0].pop("value"),

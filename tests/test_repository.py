@@ -55,6 +55,8 @@ ORDER = (
     "allocator",
     "gammabeta",
     "target",
+    "processes",
+    "traffic",
     "verdict",
     "trial",
     "store",
