@@ -133,7 +133,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
         time.sleep(0.1)
     assert left == []
     # It continues: what is on disk is the start of the whole, and is not run again.
-    from gammabeta.trial import Store
+    from gammabeta.store import Store
 
     store = Store(out)
     assert len(store) == len(kept)

@@ -1,7 +1,13 @@
 """Trials: kept at once, never run twice, the same bit for bit wherever they run."""
 
+import errno
 import json
+import os
+import platform
 import re
+import resource
+import signal
+import sys
 import warnings
 
 import pytest
@@ -9,7 +15,10 @@ import pytest
 from gammabeta import trial as engine
 from gammabeta.tasks import together
 from gammabeta.tasks.training import train
-from gammabeta.trial import Store, StoreError, Trial, TrialError, canonical, plain, run_trials
+from gammabeta import workers
+from gammabeta.store import Store, StoreError
+from gammabeta.trial import Trial, canonical, plain
+from gammabeta.workers import EngineError, TrialError, connected, run_trials
 
 HERE = "tests.trial_functions"
 TRAIN = {
@@ -61,7 +70,7 @@ def test_workers_that_are_closed_early_end_without_a_warning(tmp_path):
     trials = [Trial(f"{HERE}:sleep", {"seconds": 0.05, "index": i}) for i in range(8)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        finished = engine._finished([[trial] for trial in trials], jobs=2)
+        finished = workers._finished([[trial] for trial in trials], jobs=2)
         next(finished)
         finished.close()
 
@@ -211,7 +220,7 @@ def test_a_failing_trial_is_named_and_those_before_it_are_kept(tmp_path):
     store = Store(tmp_path / "out")
     good = counted(tmp_path, "a")[0]
     bad = Trial(f"{HERE}:fail", {"reason": "no more images"})
-    expected = f'the trial {HERE}:fail with {{"reason":"no more images"}} failed: ValueError: no more images'
+    expected = f'the trial {HERE}:fail with {{"reason":"no more images"}} failed 3 times: ValueError: no more images'
     with pytest.raises(TrialError, match=f"^{re.escape(expected)}$") as caught:
         run_trials([good, bad], store, jobs=1)
     assert "in fail" in caught.value.details
@@ -222,9 +231,13 @@ def test_a_failing_trial_is_named_and_those_before_it_are_kept(tmp_path):
 def test_two_studies_cannot_write_to_one_folder(tmp_path):
     pytest.importorskip("fcntl", reason="no file locks on this system")
     store = Store(tmp_path)
-    expected = f"another study is running in {tmp_path}. Wait for it to end, or choose another folder."
-    with pytest.raises(StoreError, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(StoreError) as refused:
         Store(tmp_path)
+    assert re.fullmatch(
+        rf"process {os.getpid()} on {re.escape(platform.node())} since 20[-0-9: +]+ \(.*\) is running in "
+        rf"{re.escape(str(tmp_path))}\. Wait for it to end, or choose another folder\.",
+        str(refused.value),
+    ), refused.value
     store.close()
     Store(tmp_path).close()
 
@@ -234,3 +247,140 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
     expected = f"cannot write to {tmp_path / 'file'}: File exists. Choose another folder."
     with pytest.raises(StoreError, match=f"^{re.escape(expected)}$"):
         Store(tmp_path / "file")
+
+
+# --- what goes wrong ---
+
+
+def test_a_line_that_was_changed_is_left_out(tmp_path):
+    store = Store(tmp_path / "out")
+    a, b = counted(tmp_path, "a", "b")
+    run_trials([a, b], store, jobs=1)
+    store.close()
+    # still JSON, with another result: only the checksum tells
+    text = store.path.read_text()
+    store.path.write_text(text.replace('"result":{"name":"a"}', '"result":{"name":"z"}'))
+    again = Store(tmp_path / "out")
+    assert a not in again
+    assert b in again
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
+    """A real limit on the size of files: what the system reports is what a full disk reports, in the middle of a line."""
+    store = Store(tmp_path / "out")
+    a, b, c = counted(tmp_path, "a", "b", "c")
+    run_trials([a], store, jobs=1)
+    before = store.path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 40, hard))
+    try:
+        with pytest.raises(StoreError) as full:
+            store.append(b, {"result": {"name": "b"}, "seconds": 0.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(full.value) == (
+        f"cannot write to {store.path}: {os.strerror(errno.EFBIG)}. 1 finished trials are kept: make room and run the "
+        "same command again."
+    )
+    assert store.path.read_bytes() == before
+    assert b not in store
+    # room was made: the same store goes on
+    run_trials([a, b, c], store, jobs=1)
+    assert store.path.read_bytes().startswith(before)
+    store.close()
+    assert len(Store(tmp_path / "out")) == 3
+    assert runs(tmp_path, "a") == 1
+
+
+def test_a_trial_that_fails_once_is_tried_again(tmp_path):
+    store = Store(tmp_path / "out")
+    fickle = Trial(f"{HERE}:fail_at_first", {"folder": str(tmp_path), "times": 2})
+    assert run_trials([fickle], store, jobs=1)[0]["result"] == {"attempt": 3}
+
+
+def test_what_fails_three_times_stops_nothing_else(tmp_path):
+    store = Store(tmp_path / "out")
+    bad = Trial(f"{HERE}:fail_at_first", {"folder": str(tmp_path), "times": 9})
+    a, b = counted(tmp_path, "a", "b")
+    with pytest.raises(TrialError, match="failed 3 times: ValueError: attempt 3"):
+        run_trials([a, bad, b], store, jobs=1)
+    assert a in store
+    assert b in store
+
+
+def test_one_that_fails_does_not_take_those_beside_it(tmp_path, monkeypatch):
+    def broken(several):
+        raise ValueError("as one")
+
+    monkeypatch.setattr(together, "train", broken)
+    trials = [trained(network=MLP, seed=seed, target=None) for seed in (1, 2)]
+    records = run_trials(trials, Store(tmp_path), jobs=1)
+    assert all(record["result"]["loss"] is not None for record in records)
+
+
+def test_a_worker_that_dies_loses_only_what_it_ran(tmp_path):
+    store = Store(tmp_path / "out")
+    killer = Trial(f"{HERE}:die_at_first", {"folder": str(tmp_path), "times": 1})
+    others = counted(tmp_path, *"abcdef")
+    records = run_trials([*others[:3], killer, *others[3:]], store, jobs=2)
+    assert records[3]["result"] == {"attempt": 2}
+    assert [record["result"]["name"] for record in records if "name" in record["result"]] == list("abcdef")
+    # nothing that was on disk ran again
+    assert all(runs(tmp_path, name) <= 2 for name in "abcdef")
+
+
+def test_a_trial_that_always_kills_its_worker_is_reported(tmp_path):
+    store = Store(tmp_path / "out")
+    killer = Trial(f"{HERE}:die_at_first", {"folder": str(tmp_path), "times": 99})
+    others = counted(tmp_path, "a", "b")
+    with pytest.raises(TrialError, match="failed 3 times: its worker process died"):
+        run_trials([others[0], killer, others[1]], store, jobs=2)
+    assert all(trial in store for trial in others)
+
+
+# --- engines ---
+
+
+@pytest.mark.parametrize("name", ["dask", "ray"])
+def test_a_cluster_of_two_workers_gives_the_same_results(tmp_path, name):
+    pytest.importorskip({"dask": "distributed", "ray": "ray"}[name], reason=f"{name} is not installed")
+    trials = [trained(network=MLP, seed=seed, target=None) for seed in (1, 2, 3)]
+    trials += [trained(seed=seed, steps=3) for seed in (1, 2)] + [Trial(f"{HERE}:where", {"index": i}) for i in range(6)]
+    here = run_trials(trials[:5], Store(tmp_path / "here"), jobs=1)
+    store = Store(tmp_path / "cluster")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the clusters' own, about this machine
+        with connected(name, None, 2) as jobs:
+            found = run_trials(trials, store, jobs=jobs)
+    assert [canonical(r["result"]) for r in found[:5]] == [canonical(r["result"]) for r in here]
+    places = {record["result"]["process"] for record in found[5:]}
+    assert os.getpid() not in places
+    assert 1 <= len(places) <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "text"),
+    [
+        ("spark", None, "--engine spark: expected one of loky, dask, ray."),
+        ("loky", "tcp://x:1", "--address tcp://x:1: loky runs on this machine alone. Name --engine dask or ray."),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(name, address, text):
+    with pytest.raises(EngineError, match=f"^{re.escape(text)}$"), connected(name, address, 2):
+        pass
+
+
+def test_an_address_that_does_not_answer_is_named():
+    pytest.importorskip("distributed", reason="dask is not installed")
+    expected = "^--address tcp://127.0.0.1:9: no dask answers there.$"
+    with pytest.raises(EngineError, match=expected), connected("dask", "tcp://127.0.0.1:9", 2):
+        pass
+
+
+def test_an_engine_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    expected = "^--engine dask: distributed is not installed: pip install dask.$"
+    with pytest.raises(EngineError, match=expected), connected("dask", None, 2):
+        pass

@@ -1,5 +1,7 @@
 """Trial functions for the tests of the engine; worker processes import them from here."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -28,3 +30,28 @@ def fail(*, reason: str) -> dict:
 def sleep(*, seconds: float, index: int) -> dict:
     time.sleep(seconds)
     return {"index": index}
+
+
+def _attempt(folder: str) -> int:
+    with (Path(folder) / "attempts").open("a") as file:
+        file.write("x")
+    return len((Path(folder) / "attempts").read_text())
+
+
+def fail_at_first(*, folder: str, times: int) -> dict:
+    attempt = _attempt(folder)
+    if attempt <= times:
+        raise ValueError(f"attempt {attempt}")
+    return {"attempt": attempt}
+
+
+def die_at_first(*, folder: str, times: int) -> dict:
+    attempt = _attempt(folder)
+    if attempt <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"attempt": attempt}
+
+
+def where(*, index: int) -> dict:
+    time.sleep(0.2)
+    return {"index": index, "process": os.getpid()}

@@ -146,8 +146,8 @@ def measure(experiment: Experiment) -> Outcome:
         sentence=(
             f"at equal training loss statistics of 8 images change the test loss by {main.value:+.3f} [{main.low:.3f}, "
             f"{main.high:.3f}] with clean labels, {wrong.value:+.3f} [{wrong.low:.3f}, {wrong.high:.3f}] with 20 % "
-            f"wrong ones ({wrong.verdict}); at equal rates {same[0].value:+.3f} and {same[1].value:+.3f}; nearest is Dropout "
-            f"of {like:g}, {nearest.value:+.3f}"
+            f"wrong ones ({wrong.verdict}); at equal rates {same[0].value:+.3f} and {same[1].value:+.3f}; nearest is "
+            f"Dropout of {like:g}, {nearest.value:+.3f}"
         ),
         effects=[main, wrong, *same, *(effect for key, effect in effects.items() if key[1] != ghost)],
         room=room,

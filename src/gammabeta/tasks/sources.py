@@ -61,7 +61,7 @@ FORMS: dict[str, Form] = {
 TASKS: dict[Kind, Callable[[user_data.UserData], AnyTask]] = {
     "images": lambda data: image_task(data.content, **_named(data)),
     "sequences": lambda data: sequence_task(data.content, **_named(data)),
-    "text": lambda data: text.task(data.content["text"], **_described(data)),
+    "text": lambda data: text.task(str(data.content["text"]), **_described(data)),
 }
 _USER = "user's "  # then the kind, ":", and the function: no prefix that a user can write
 
@@ -72,6 +72,10 @@ def _named(data: user_data.UserData) -> dict[str, str]:
         "description": f"{data.name}: a fixed, stratified subset of its {data.kind}",
         "where": f"--data {data.target}",
     }
+
+
+def _described(data: user_data.UserData) -> dict[str, str]:
+    return {"name": data.name, "description": f"{data.name}: a text, character by character"}
 
 
 def source(data: str) -> dict[str, str]:
