@@ -419,7 +419,7 @@ def test_a_functions_text_is_known_as_text(tmp_path):
 def test_data_of_another_kind_is_refused(tmp_path):
     named = source(function(tmp_path, "images"))
     for other, wanted in ((load_sequences, "sequences"), (load_text, "text")):
-        text = f"--data {named['data']}: expected {wanted}, got images: name data of that kind."
+        text = f"--data {tmp_path / 'own.py'}:data: expected {wanted}, got images: name data of that kind."
         with pytest.raises(TaskError, match=exactly(text)):
             other(named)
     text = "--data digits: expected sequences, got images: name data of that kind."

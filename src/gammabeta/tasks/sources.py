@@ -117,9 +117,9 @@ def _forms() -> str:
     return ", ".join(known) + ", or a function of yours as package.module:function or file.py:function"
 
 
-def kind(source: Mapping[str, Any]) -> Kind:
+def kind(task: Mapping[str, Any]) -> Kind:
     """The kind of the task that :func:`source` named; nothing is read."""
-    prefix = str(source["data"]).partition(":")[0]
+    prefix = str(task["data"]).partition(":")[0]
     kinds: tuple[Kind, ...] = ("images", "sequences", "text")
     return next((each for each in kinds if prefix == _USER + each), None) or FORMS[prefix].kind
 
@@ -135,7 +135,7 @@ def _load(data: str, fingerprint: str) -> AnyTask:
                 "what it draws, or run the study again if its file changed."
             )
         if made.kind not in TASKS:
-            raise TaskError(f"--data {argument}: expected images or sequences, got {made.kind}: return these.")
+            raise TaskError(f"--data {argument}: expected {' or '.join(TASKS)}, got {made.kind}: return one of these.")
         return TASKS[made.kind](made)
     form = FORMS[prefix]
     if not argument:
@@ -152,7 +152,8 @@ def _thing(form: Form) -> str:
 def _of_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
     found = kind(task)
     if found != wanted:
-        raise TaskError(f"--data {task['data']}: expected {wanted}, got {found}: name data of that kind.")
+        named = str(task["data"]).removeprefix(f"{_USER}{found}:")
+        raise TaskError(f"--data {named}: expected {wanted}, got {found}: name data of that kind.")
     return _load(task["data"], task["fingerprint"])
 
 
