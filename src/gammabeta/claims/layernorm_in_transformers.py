@@ -217,8 +217,8 @@ def measure(experiment: Experiment) -> Outcome:
             ", ".join(f"{NAMES[arm]} {mean(losses[arm]):.3f}" for arm in ("layer", "rms", "padded", "none"))
             + f" nats a character; RMSNorm less LayerNorm {same.value:+.3f} [{same.low:.3f}, {same.high:.3f}] "
             f"({same.verdict}), BatchNorm less LayerNorm {below[0].value:+.3f} [{below[0].low:.3f}, "
-            f"{below[0].high:.3f}] ({below[0].verdict}); LayerNorm takes {faster.value:.2f} times RMSNorm's time [{faster.low:.2f}, "
-            f"{faster.high:.2f}], a step {other[2].value:.2f} times"
+            f"{below[0].high:.3f}] ({below[0].verdict}); LayerNorm takes {faster.value:.2f} times RMSNorm's time "
+            f"[{faster.low:.2f}, {faster.high:.2f}], a step {other[2].value:.2f} times"
         ),
         effects=[same, *below, faster, *other],
         room=room,

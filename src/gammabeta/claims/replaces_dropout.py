@@ -173,7 +173,8 @@ def measure(experiment: Experiment) -> Outcome:
         sentence=(
             f"Dropout gains {mean(gains['clean', 'none']):+.1f} points without and "
             f"{mean(gains['clean', 'batch']):+.1f} with BatchNorm, a difference of {clean.value:+.1f} "
-            f"[{clean.low:.1f}, {clean.high:.1f}] ({clean.verdict}); with 20 % wrong labels {noisy.value:+.1f} [{noisy.low:.1f}, {noisy.high:.1f}] ({noisy.verdict}); before "
+            f"[{clean.low:.1f}, {clean.high:.1f}] ({clean.verdict}); with 20 % wrong labels {noisy.value:+.1f} "
+            f"[{noisy.low:.1f}, {noisy.high:.1f}] ({noisy.verdict}); before "
             f"BatchNorm it makes the variance {before.value:.2f} times that of evaluation, after the last one "
             f"{after.value:.2f}"
         ),
