@@ -553,7 +553,8 @@ def test_a_function_that_cannot_be_called_is_refused(tmp_path):
 
 def test_a_module_that_is_not_there_is_an_unknown_form():
     text = (
-        "--data minst:file: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, strokes, text, text:FILE, or a function of yours "
+        "--data minst:file: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, strokes, "
+        "text, text:FILE, or a function of yours "
         "as package.module:function or file.py:function."
     )
     with pytest.raises(TaskError, match=exactly(text)):

@@ -165,8 +165,8 @@ def test_a_source_that_is_not_there_is_refused():
     with pytest.raises(TaskError, match=exactly(text)):
         source("mnist:no.npz")
     text = (
-        "--data cats: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, or a function of yours as "
-        "package.module:function or file.py:function."
+        "--data cats: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, strokes, text, text:FILE, or "
+        "a function of yours as package.module:function or file.py:function."
     )
     with pytest.raises(TaskError, match=exactly(text)):
         source("cats")

@@ -266,7 +266,7 @@ def test_a_line_that_was_changed_is_left_out(tmp_path):
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
-    """A real limit on the size of files: what the system reports is what a full disk reports, in the middle of a line."""
+    """A real limit on the size of files: the write fails in the middle of a line, as on a full disk."""
     store = Store(tmp_path / "out")
     a, b, c = counted(tmp_path, "a", "b", "c")
     run_trials([a], store, jobs=1)

@@ -63,20 +63,38 @@ const figures = [...document.querySelectorAll(".picture")].map((element) => [
   JSON.parse(document.getElementById(element.dataset.of).textContent),
 ]);
 
-function draw(theme, width) {
-  return Promise.all(figures.map(([element, figure]) => {
-    const layout = layoutOf(figure, theme, width ?? element.clientWidth);
-    if (width) Object.assign(layout, { width, height: figure.height, autosize: false });
-    return Plotly.react(element, paint(figure.data, theme), layout, {
-      responsive: true, displayModeBar: touch || "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
-      // Nothing on this page leaves the machine.
-      modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "select2d", "lasso2d", "autoScale2d"],
-    });
-  }));
+function drawOne([element, figure], theme, width) {
+  const layout = layoutOf(figure, theme, width ?? element.clientWidth);
+  if (width) Object.assign(layout, { width, height: figure.height, autosize: false });
+  return Plotly.react(element, paint(figure.data, theme), layout, {
+    responsive: true, displayModeBar: touch || "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
+    // Nothing on this page leaves the machine.
+    modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "select2d", "lasso2d", "autoScale2d"],
+  });
+}
+
+// All at once for paper; on a screen one after the other, from the top, so that the page answers in between.
+async function draw(theme, width) {
+  if (width) return Promise.all(figures.map((one) => drawOne(one, theme, width)));
+  for (const one of figures) {
+    await drawOne(one, theme);
+    await new Promise((resolve) => { setTimeout(resolve); });
+  }
+  return undefined;
+}
+
+// plotly.js stands in the page as base64 of gzip.
+async function unpack() {
+  const text = atob(document.getElementById("plotly").textContent);
+  const bytes = Uint8Array.from(text, (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
 }
 
 const current = () => (dark.matches ? THEMES.dark : THEMES.light);
-draw(current()).then(() => { document.documentElement.dataset.drawn = figures.length; });
+unpack().then(() => draw(current())).then(() => { document.documentElement.dataset.drawn = figures.length; });
 dark.addEventListener("change", () => draw(current()));
 // Paper is white, and narrower than a screen.
 window.addEventListener("beforeprint", () => draw(THEMES.light, 640));

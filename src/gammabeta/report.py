@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import gzip
 import html
 import json
 import math
@@ -108,7 +110,8 @@ def write_report(results: Json, path: Path | str) -> Path:
         date=_date(results.get("date")),
         style=_resource("report.css"),
         script=_resource("report.js"),
-        plotly=get_plotlyjs(),
+        comparison=_comparison(results.get("comparison")),
+        plotly=packed(get_plotlyjs()),
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,17 +251,7 @@ def _claim(claim: Json, trials: Json) -> Json:
     effects = [
         effect | {"svg": interval_svg(effect), "text": _effect_text(effect)} for effect in claim.get("effects") or []
     ]
-    drawn = [
-        {
-            "title": picture.get("title") or "",
-            "caption": picture.get("caption") or "",
-            "figure": pictures.figure(picture),
-            "missing": pictures.missing(picture),
-            "numbers": pictures.numbers(picture),
-            "spoken": _spoken(picture),
-        }
-        for picture in claim.get("pictures") or []
-    ]
+    drawn = [_drawn(picture) for picture in claim.get("pictures") or []]
     texts = ("question", "sentence", "claim", "criterion", "method", "settings", "known")
     optional = {key: claim.get(key) or "" for key in texts}
     return optional | {
@@ -276,6 +269,29 @@ def _claim(claim: Json, trials: Json) -> Json:
         "trials": _trial_tables(claim.get("trials") or [], trials),
         "trial_count": len(claim.get("trials") or []),
     }
+
+
+def _drawn(picture: Json) -> Json:
+    return {
+        "title": picture.get("title") or "",
+        "caption": picture.get("caption") or "",
+        "figure": pictures.figure(picture),
+        "missing": pictures.missing(picture),
+        "numbers": pictures.numbers(picture),
+        "spoken": _spoken(picture),
+    }
+
+
+def _comparison(comparison: Json | None) -> Json | None:
+    """What the recommendation rests on, as the template wants it."""
+    if not comparison:
+        return None
+    return {"pictures": [_drawn(comparison["picture"])], "table": comparison["table"]}
+
+
+def packed(script: str) -> str:
+    """A script as base64 of gzip, a third of its size; the page unpacks it."""
+    return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
 
 
 def _effect_text(effect: Json) -> str:

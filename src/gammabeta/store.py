@@ -113,8 +113,8 @@ class Store:
                 os.truncate(self.path, end)
             self._file = self.path.open("a+b")
             raise StoreError(
-                f"cannot write to {self.path}: {error.strerror}. {len(self)} finished trials are kept: make room and run "
-                "the same command again."
+                f"cannot write to {self.path}: {error.strerror}. {len(self)} finished trials are kept: make room and "
+                "run the same command again."
             ) from error
 
     def close(self) -> None:

@@ -329,7 +329,8 @@ def write(results: dict[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise StoreError(
-            f"cannot write {path}: {error.strerror}. Finished trials are kept: make room and run the same command again."
+            f"cannot write {path}: {error.strerror}. Finished trials are kept: make room and run the same command "
+            "again."
         ) from error
 
 

@@ -127,13 +127,15 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
     pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
     with _interrupt_ignored():
         outcomes = pool(calls)
-    try:
-        # Not `yield from`: that closes them itself, before the warning below is silenced.
-        for outcome in outcomes:  # noqa: UP028
-            yield outcome
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib warns that results were left: they were, on purpose
+    with warnings.catch_warnings():
+        # loky starts a worker anew that has grown, and says so; joblib warns that results were left: on purpose
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+        try:
+            # Not `yield from`: that closes them itself, before the warning below is silenced.
+            for outcome in outcomes:  # noqa: UP028
+                yield outcome
+        finally:
+            warnings.simplefilter("ignore")
             outcomes.close()
 
 

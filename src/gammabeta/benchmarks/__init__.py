@@ -1,9 +1,18 @@
 """The subjects of `gammabeta bench`, one a file, in the order in which they are measured."""
 
-from gammabeta.benchmarks import channel_norms, folding, sample_norms, small_inputs, synced, training_step, watching
+from gammabeta.benchmarks import (
+    channel_norms,
+    folding,
+    sample_norms,
+    small_inputs,
+    study_speed,
+    synced,
+    training_step,
+    watching,
+)
 from gammabeta.contest import Subject
 
 SUBJECTS: tuple[Subject, ...] = tuple(
     Subject.of(module)
-    for module in (channel_norms, folding, sample_norms, small_inputs, training_step, synced, watching)
+    for module in (channel_norms, folding, sample_norms, small_inputs, training_step, synced, watching, study_speed)
 )

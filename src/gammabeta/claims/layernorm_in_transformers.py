@@ -18,7 +18,7 @@ seed of its own. BatchNorm takes its statistics over batch and positions: in tra
 it sees the future; in evaluation they are moving averages and causal. LayerNorm and RMSNorm see one position alone.
 Times are medians of calls in turns on (4096, 256), one thread, one value a seed.
 
-Settings: quick: width 32, 2 layers, context 32, batches of 16, 500 steps (rates tuned at 250), 3 seeds. Full: width 48,
+Settings: quick: width 32, 2 layers, context 32, batches of 16, 500 steps (rates tuned at 200), 3 seeds. Full: width 48,
 3 layers, context 48, 800 steps, 6 seeds.
 
 Sources: Vaswani et al. 2017 (arXiv 1706.03762); Ba et al. 2016 (1607.06450); Zhang & Sennrich 2019 (1910.07467); Shen
@@ -162,7 +162,7 @@ def measure(experiment: Experiment) -> Outcome:
         return Trial(f"{__name__}:language_model", {**settings, "report": report})
 
     tuning = experiment.tuning_seed
-    of_tuning = 250 if quick else steps
+    of_tuning = 200 if quick else steps
     exponents = tune(
         experiment,
         [{"arm": arm} for arm in JUDGED],

@@ -281,8 +281,8 @@ def measure(experiment: Experiment) -> Outcome:
             f"{averaged}); in 2 processes over gloo that makes a step {first.value:.0f} % longer [{first.low:.0f}, "
             f"{first.high:.0f}]: {1e3 * (_synced(seconds, 2) - _own(seconds, 2)):.1f} ms, where "
             f"as many collectives alone take {1e3 * alone:.1f}; modelled over assumed "
-            f"links the exchange passes 5 % of a step of {1e3 * step:.1f} ms at {_passing(messages, step)}, and of one 100 times longer at "
-            f"{_passing(messages, 100 * step)}"
+            f"links the exchange passes 5 % of a step of {1e3 * step:.1f} ms at {_passing(messages, step)}, and of one "
+            f"100 times longer at {_passing(messages, 100 * step)}"
         )
     return Outcome(
         verdict="reported" if room.holds else "no room here",

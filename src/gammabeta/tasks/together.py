@@ -55,7 +55,7 @@ class GroupedRMSNorm(nn.Module):
         return (y * shaped).movedim(-1, 2).flatten(1, 2)
 
 
-class Unstackable(TypeError):
+class UnstackableError(TypeError):
     """A layer of which it is not known that groups of its channels share nothing."""
 
 
@@ -88,7 +88,7 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
     elif isinstance(first, nn.Sequential | Block):
         return None
     else:
-        raise Unstackable(type(first).__name__)
+        raise UnstackableError(type(first).__name__)
     for kind in ("_parameters", "_buffers"):
         for name, value in getattr(first, kind).items():
             if value is not None and value.dim():
@@ -153,7 +153,7 @@ def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     data = load(common["task"])
     try:
         model = stack([build(data, common["network"], common["norm"], seed) for seed in seeds]).train()
-    except Unstackable:
+    except UnstackableError:
         return [training.train(**settings) for settings in several]
     own = [
         data.train if common["images"] is None

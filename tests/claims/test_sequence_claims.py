@@ -1,0 +1,170 @@
+"""The claims on sequences and text (sequences, layernorm_in_transformers), their networks and their data."""
+
+import pytest
+import torch
+from torch import nn
+
+import gammabeta as gb
+from gammabeta.claims import layernorm_in_transformers, sequences
+from gammabeta.experiment import Experiment
+from gammabeta.store import Store
+from gammabeta.tasks import sequence_networks, text
+from gammabeta.tasks.sequence_networks import ARMS, SequenceNorm, Transformer, build_sequence_network
+from gammabeta.tasks.sources import load_sequences, load_text, source
+from gammabeta.tasks.task import TaskError
+
+STROKES = source("strokes")
+NETWORKS = ("GRU", "Transformer, pre-norm", "Transformer, post-norm")
+
+
+@pytest.fixture(scope="module")
+def strokes():
+    return load_sequences(STROKES)
+
+
+@pytest.fixture
+def other_data(tmp_path):
+    store = Store(tmp_path)
+    yield Experiment({"sequences": STROKES, "text": source("text")}, store, quick=True, jobs=1)
+    store.close()
+
+
+# --- data ---
+
+
+def test_strokes_vary_in_length_and_are_zero_from_there_on(strokes):
+    for part in (strokes.train, strokes.validation, strokes.test):
+        lengths = part.lengths_n
+        assert 3 <= int(lengths.min()) <= 8
+        assert 36 <= int(lengths.max()) <= 48
+        mask = gb.lengths_to_mask(lengths, part.x_ntf.shape[1])
+        assert float(part.x_ntf[~mask].abs().max()) == 0.0
+        assert (torch.bincount(part.y_n, minlength=10) > 0.05 * len(part)).all()
+    real = strokes.train.x_ntf[gb.lengths_to_mask(strokes.train.lengths_n, strokes.train.x_ntf.shape[1])]
+    # standardized where there is ink at all: the first and last row of pixels vary too
+    assert float(real.mean(dim=0).abs().max()) < 1e-4
+    assert float((real.std(dim=0) - 1).abs().max()) < 1e-2
+
+
+def test_no_row_of_digits_is_in_two_parts(strokes):
+    first = {tuple(row[:5].flatten().tolist()) for row in strokes.train.x_ntf}
+    shared = sum(tuple(row[:5].flatten().tolist()) in first for row in strokes.test.x_ntf)
+    assert shared == 0
+
+
+def test_text_is_cut_in_three_and_can_be_read_back(tmp_path):
+    task = load_text(source("text"))
+    assert 90 < len(task.vocabulary) <= text.CHARACTERS + 1
+    words = "".join(task.vocabulary[index] for index in task.train_n[:4000].tolist())
+    assert "assert" in words
+    sizes = [len(part) for part in (task.train_n, task.validation_n, task.test_n)]
+    assert sizes[0] / sum(sizes) == pytest.approx(0.9, abs=1e-3)
+    own = tmp_path / "own.txt"
+    own.write_text("ab\N{SNOWMAN} " * 4000, encoding="utf-8")
+    small = load_text(source(f"text:{own}"))
+    assert set(small.vocabulary) == {"a", "b", "\N{SNOWMAN}", " ", text.REPLACEMENT}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"short", "own: expected a text of 10,000 characters or more, got 5."),
+        (b"\xff\xfe" * 9000, "own.txt: expected UTF-8 text, got other bytes at 0. Convert it."),
+    ],
+)
+def test_a_text_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "own.txt").write_bytes(content)
+    with pytest.raises(TaskError) as refused:
+        text.load(str(tmp_path / "own.txt"))
+    assert str(refused.value) == message
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_appended_padding_moves_batchnorm_over_padding_alone(network, arm):
+    moves = sequences.moved(task=STROKES, network=network, arm=arm, seed=1)
+    assert moves["evaluation"] < 1e-12
+    assert (moves["training"] > 1e-3) == (arm == "padded")
+
+
+def test_a_decoder_does_not_look_ahead_in_evaluation_and_batchnorm_does_in_training():
+    tokens = torch.randint(20, (4, 12), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 8:] = (changed[:, 8:] + 7) % 20
+    for arm in ("none", "padded", "layer", "rms"):
+        torch.manual_seed(1)
+        model = Transformer(0, 20, arm, longest=12)
+        for training in (False, True):
+            model.train(training)
+            with torch.no_grad():
+                difference = float((model(tokens) - model(changed))[:, :8].abs().max())
+            assert (difference > 1e-3) == (training and arm == "padded"), (arm, training)
+
+
+def test_masked_batchnorm_takes_its_statistics_from_what_is_real():
+    layer = SequenceNorm("masked", 3).train()
+    x = torch.randn(5, 7, 3)
+    mask = gb.lengths_to_mask(torch.tensor([7, 3, 1, 5, 2]), 7)
+    y = layer(x, mask)
+    assert float(y[mask].mean(dim=0).abs().max()) < 1e-5
+    assert float(y[mask].var(dim=0, correction=0).sub(1).abs().max()) < 1e-3
+    with pytest.raises(
+        ValueError, match=r"^SequenceNorm: expected one of none, padded, masked, layer, rms, got batch$"
+    ):
+        SequenceNorm("batch", 3)
+
+
+def test_a_seed_decides_a_network():
+    one, same, other = (build_sequence_network("GRU", 8, 10, "layer", 96, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.states.weight, same.states.weight)
+    assert not torch.equal(one.states.weight, other.states.weight)
+
+
+# --- claims ---
+
+
+class Nothing(nn.Module):
+    """In the place of every arm."""
+
+    def __init__(self, arm, channels):
+        super().__init__()
+        self.arm = arm
+
+    def forward(self, x, mask):
+        return x
+
+
+def test_norms_that_do_nothing_support_nothing(other_data, monkeypatch):
+    monkeypatch.setattr(sequence_networks, "SequenceNorm", Nothing)
+    monkeypatch.setattr(sequences, "RATES", (-7,))
+    whole = sequences.classified
+    monkeypatch.setattr(sequences, "classified", lambda **settings: whole(**{**settings, "steps": 12}))
+    monkeypatch.setattr(
+        sequences, "build_sequence_network", lambda *given: build_sequence_network("Transformer, pre-norm", *given[1:])
+    )
+    outcome = sequences.measure(other_data)
+    assert outcome.effects[0].value == 0.0
+    assert outcome.verdict in ("equivalent", "no room here")
+
+
+def test_equal_arms_are_equivalent_and_the_language_claim_is_not_supported(other_data, monkeypatch):
+    monkeypatch.setattr(sequence_networks, "SequenceNorm", Nothing)
+    monkeypatch.setattr(layernorm_in_transformers, "RATES", (-7,))
+    whole = layernorm_in_transformers.language_model
+    monkeypatch.setattr(
+        layernorm_in_transformers, "language_model", lambda **settings: whole(**{**settings, "steps": 20})
+    )
+    outcome = layernorm_in_transformers.measure(other_data)
+    assert [effect.value for effect in outcome.effects[:3]] == [0.0, 0.0, 0.0]
+    assert outcome.verdict in ("contradicted", "equivalent", "no room here")
+
+
+def test_the_language_model_learns_from_its_characters():
+    settings = {"task": source("text"), "arm": "layer", "rate": 2.0**-7, "seed": 1, "report": "validation"}
+    shape = {"width": 16, "layers": 1, "context": 16, "batch": 8}
+    found = layernorm_in_transformers.language_model(**settings, **shape, steps=150)
+    assert found["loss"] < 3.2  # the characters' frequencies alone give 3.25
+    assert [step for step, _ in found["course"]] == [100, 150]
