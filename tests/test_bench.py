@@ -322,7 +322,7 @@ def test_absolute_units_have_no_column_of_copies(run):
         (
             ["zzz"],
             "there is no subject zzz. Subjects: channel_norms, folding, sample_norms, small_inputs, training_step, "
-            "synced, watching.",
+            "synced, watching, study_speed.",
         ),
         (["--rounds", "1"], "expected at least 2 rounds, since percentiles need two timings, got 1."),
         (["--threads", "0,1"], "expected numbers of threads of 1 or more, got 0."),

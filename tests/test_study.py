@@ -78,7 +78,7 @@ def test_an_unknown_claim_is_refused_with_the_nearest_name(tmp_path, asked, text
 
 
 def test_other_errors_are_one_sentence(tmp_path):
-    with pytest.raises(StudyError, match=exactly("--data cats: expected digits or mnist:FILE.")):
+    with pytest.raises(StudyError, match=r"^--data cats: expected digits, mnist:FILE, .*text:FILE, or a function of"):
         quietly("axes", out=tmp_path, data="cats")
     with pytest.raises(StudyError, match=exactly("expected at least one job, got 0.")):
         study(["axes"], out=tmp_path, jobs=0)

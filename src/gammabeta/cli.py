@@ -173,7 +173,7 @@ def study(
         _say("Interrupted before the first trial: nothing was decided.")
         raise typer.Exit(STOPPED) from None
     _draw(results, out, console)
-    if results["failed"]:
+    if results.get("failed"):
         raise typer.Exit(FOUND)
 
 
