@@ -84,7 +84,8 @@ def test_help_does_not_load_the_study(tmp_path):
 def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_path):
     out = tmp_path / "a folder"
     words = ("--data", "mnist:x.npz", "--model", "m:f", "--jobs", "3", "--seed", "7", "--fresh", "--quick")
-    words += ("--batch-size", "4", "--devices", "2", "--compare")
+    words += ("--batch-size", "4", "--devices", "2", "--compare", "--engine", "dask")
+    words += ("--address", "tcp://x:1")
     result = run(
         "study", "axes", "--claims", "small_batch, batch_noise", "--claims", "gradient_flow", "--out", str(out), *words
     )
@@ -101,6 +102,8 @@ def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_p
         "out": out,
         "jobs": 3,
         "seed": 7,
+        "engine": "dask",
+        "address": "tcp://x:1",
         "fresh": True,
     }
     assert f"report   {out / 'report.html'}\nresults  {out / 'results.json'}\n" in result.output
@@ -122,6 +125,8 @@ def test_study_without_options(studied, tmp_path, monkeypatch):
         "out": "gammabeta-study",
         "jobs": None,
         "seed": 0,
+        "engine": "loky",
+        "address": None,
         "fresh": False,
     }
 

@@ -1,8 +1,10 @@
 """The study as a whole: its errors, its results, and what is left after Ctrl-C."""
 
+import contextlib
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,9 +21,10 @@ from gammabeta.claims import CLAIMS
 from gammabeta.comparison import Compared, Comparison, norms, saved_bytes
 from gammabeta.outcome import Effect, Outcome, Room, measured
 from gammabeta.recommendation import choose, recommend
-from gammabeta.study import StudyError, study
+from gammabeta.study import StudyError, asked_for, study
 from gammabeta.tasks.norms import norm
 from gammabeta.tasks.sources import source
+from gammabeta.trial import versioned
 
 ROOT = Path(__file__).parents[1]
 
@@ -138,6 +141,89 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
     store = Store(out)
     assert len(store) == len(kept)
     store.close()
+
+
+KILLED = """
+import sys
+from gammabeta.study import asked_for, study
+if sys.argv[2] == "first":
+    study(["moving_average", "gradient_flow"], quick=True, data="digits", out=sys.argv[1], jobs=2)
+else:
+    study(**{**asked_for(sys.argv[1]), "jobs": 2})
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no process groups on Windows")
+def test_ten_kills_change_nothing(tmp_path):
+    """SIGKILL to the whole group at random moments, resumed each time: the results are those of an undisturbed run."""
+    (tmp_path / "program.py").write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+    def start(out, how):
+        command = [sys.executable, str(tmp_path / "program.py"), str(out), how]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, env=environment)
+
+    def lines(out):
+        path = out / "trials.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert start(whole, "first").wait(120) == 0
+    moments = random.Random(5)
+    total, kills = lines(whole), 0
+    for kill in range(10):
+        running = start(torn, "first" if kill == 0 or not (torn / "study.json").exists() else "resume")
+        # after so many more finished trials and a little while: in the midst of writing, training or starting
+        goal = lines(torn) + moments.randint(1, max(1, total // 12))
+        while running.poll() is None and lines(torn) < goal:
+            time.sleep(0.005)
+        time.sleep(moments.random() * 0.05)
+        if running.poll() is None:
+            kills += 1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    assert kills >= 8
+    assert start(torn, "resume").wait(120) == 0
+
+    def without_times(value):
+        if isinstance(value, dict):
+            return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "timing", "date", "command")}
+        return [without_times(item) for item in value] if isinstance(value, list) else value
+
+    found, expected = (json.loads((out / "results.json").read_text()) for out in (torn, whole))
+    assert without_times(found) == without_times(expected)
+
+
+def test_a_folder_without_a_study_cannot_be_resumed(tmp_path):
+    expected = f"there is no study in {tmp_path} to go on with: {tmp_path / 'study.json'} cannot be read."
+    with pytest.raises(StudyError, match=exactly(expected)):
+        asked_for(tmp_path)
+
+
+def test_a_claim_whose_trials_fail_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
+    def broken(**_):
+        raise ValueError("no such probe")
+
+    monkeypatch.setattr("gammabeta.claims.moving_average.forgetting", versioned(1)(broken))
+    results, printed = quietly("moving_average", "axes", out=tmp_path, data="digits")
+    assert [(claim["name"], claim["verdict"]) for claim in results["claims"]] == [
+        ("axes", "supported"),
+        ("moving_average", "failed"),
+    ]
+    assert "failed 3 times: ValueError: no such probe" in results["claims"][1]["sentence"]
+    assert len(results["failed"]) == 1
+    assert "failed  moving_average" in printed
+
+
+def test_claims_about_other_data_do_not_apply(tmp_path):
+    results, _ = quietly("axes", "sequences", "moving_average", out=tmp_path, data="text")
+    assert [(claim["name"], claim["verdict"]) for claim in results["claims"]] == [
+        ("axes", "supported"),
+        ("moving_average", "does not apply"),
+        ("sequences", "does not apply"),
+    ]
+    assert results["claims"][2]["sentence"] == "it is about sequences, and text holds text"
 
 
 def living(session):

@@ -54,9 +54,10 @@ def between(arm: Compared, usual: Compared) -> str:
     """How much better than the usual one, with the interval, and what it costs."""
     if arm.gain is None:
         return "the usual choice, and nothing was better by the margin of 1 point"
+    sign = 1 if arm.gain.value > 0 else -1
+    low, high = sorted((sign * arm.gain.low, sign * arm.gain.high))
     return (
-        f"{abs(arm.gain.value):.1f} points [{min(abs(arm.gain.low), abs(arm.gain.high)):.1f}, "
-        f"{max(abs(arm.gain.low), abs(arm.gain.high)):.1f}] {'below' if arm.gain.value > 0 else 'above'} {usual.name}; "
+        f"{sign * arm.gain.value:.1f} points [{low:.1f}, {high:.1f}] {'below' if sign > 0 else 'above'} {usual.name}; "
         f"{arm.seconds / usual.seconds:.2f} times its time a step, {arm.saved / usual.saved:.2f} times its memory for "
         "the backward"
     )

@@ -32,14 +32,18 @@ def tiny(monkeypatch, experiment):
     return experiment
 
 
-def test_doing_nothing_is_not_faster(tiny):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_doing_nothing_is_not_faster(tiny, seed):
+    tiny.seed = seed
     outcome = faster_convergence.measure(tiny)
     assert outcome.room.holds, outcome.room.control
     assert outcome.verdict in ("equivalent", "inconclusive"), outcome.sentence
     assert 0.8 < outcome.effects[0].value < 1.25
 
 
-def test_doing_nothing_allows_no_larger_rate(tiny):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_doing_nothing_allows_no_larger_rate(tiny, seed):
+    tiny.seed = seed
     outcome = higher_learning_rate.measure(tiny)
     assert outcome.room.holds, outcome.room.control
     assert outcome.verdict in ("equivalent", "inconclusive"), outcome.sentence
@@ -62,7 +66,9 @@ def test_without_room_there_is_no_verdict(tiny, monkeypatch):
         assert claim.measure(tiny).verdict == "no room here"
 
 
-def test_even_gradients_are_not_relieved(tiny, monkeypatch):
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_even_gradients_are_not_relieved(tiny, monkeypatch, seed):
+    tiny.seed = seed
     monkeypatch.setattr(gradient_flow, "STEPS", 1)
     outcome = gradient_flow.measure(tiny)
     assert outcome.verdict == "equivalent"

@@ -182,6 +182,36 @@ def test_the_replay_of_no_decay_is_training_on_a_sphere():
     assert replayed["loss"] == pytest.approx(kept["loss"], rel=0.05)
 
 
+# --- norms that do nothing, over seeds of their own ---
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_noise_regularizes_nothing(idle, monkeypatch, seed):
+    idle.seed = seed
+    monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
+    outcome = noise_regularizes.measure(idle)
+    assert outcome.effects[0].value == 0.0
+    assert outcome.verdict in ("equivalent", "no room here")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_where_both_do_nothing_shifts_cost_both_the_same(idle, seed):
+    idle.seed = seed
+    outcome = shifting_data.measure(idle)
+    assert outcome.effects[0].value == 0.0
+    assert outcome.verdict in ("equivalent", "no room here")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_dropout_gains_no_less_where_nothing_normalizes(idle, monkeypatch, seed):
+    """Its gain with a norm that does nothing is that without, up to another network's luck."""
+    idle.seed = seed
+    monkeypatch.setattr(replaces_dropout, "variance_ratio", lambda **_: {"log_ratios": [0.0]})
+    outcome = replaces_dropout.measure(idle)
+    assert outcome.verdict != "supported", outcome.sentence
+    assert outcome.effects[1].verdict == "equivalent"
+
+
 # --- what they share ---
 
 
