@@ -147,9 +147,9 @@ KILLED = """
 import sys
 from gammabeta.study import asked_for, study
 if sys.argv[2] == "first":
-    study(["moving_average", "gradient_flow"], quick=True, data="digits", out=sys.argv[1], jobs=2)
+    study(["moving_average", "gradient_flow"], quick=True, data="digits", out=sys.argv[1], jobs=1)
 else:
-    study(**{**asked_for(sys.argv[1]), "jobs": 2})
+    study(**asked_for(sys.argv[1]))
 """
 
 

@@ -185,7 +185,7 @@ def test_the_replay_of_no_decay_is_training_on_a_sphere():
 # --- norms that do nothing, over seeds of their own ---
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1])
 def test_no_noise_regularizes_nothing(idle, monkeypatch, seed):
     idle.seed = seed
     monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
@@ -202,7 +202,7 @@ def test_where_both_do_nothing_shifts_cost_both_the_same(idle, seed):
     assert outcome.verdict in ("equivalent", "no room here")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [1])
 def test_dropout_gains_no_less_where_nothing_normalizes(idle, monkeypatch, seed):
     """Its gain with a norm that does nothing is that without, up to another network's luck."""
     idle.seed = seed
