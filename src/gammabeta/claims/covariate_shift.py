@@ -317,23 +317,29 @@ def measure(experiment: Experiment) -> Outcome:
         seen.append(f"{name} without normalization: accuracy {accuracy:.2f}, {numbers} ({room})")
     ratios = {form: {name: _log_ratios(runs, name, "batch", form) for name in judged} for form in FORMS}
     overall = {
-        form: measured(f"{FORMS[form]}, median of {', '.join(judged)}", _median(ratios[form]), **SETTINGS)
+        form: measured(f"{FORMS[form]}, median of networks", _median(ratios[form]), **SETTINGS)
         for form in FORMS
         if judged
     }
     each = [measured(f"{name}, {FORMS[form]}", ratios[form][name], **SETTINGS) for name in judged for form in FORMS]
+    at_equal = {form: {name: _log_ratios(runs, name, EQUAL, form) for name in judged} for form in FORMS}
+    comparable = bool(judged) and all(len(v) == len(seeds) for of in at_equal.values() for v in of.values())
     equal = [
-        measured(f"{name}, {FORMS[form]}, both at {2.0 ** rates[name, 'none']:g}", values, **SETTINGS)
-        for name in judged
-        if rates[name, "none"] != rates[name, "batch"]
+        measured(f"equal rates, {FORMS[form]}, median of networks", _median(at_equal[form]), **SETTINGS)
         for form in FORMS
-        if len(values := _log_ratios(runs, name, EQUAL, form)) == len(seeds)
+        if comparable
+    ]
+    equal += [
+        measured(f"equal rates, {name}, {FORMS[form]}", at_equal[form][name], **SETTINGS)
+        for name in judged
+        for form in FORMS
+        if comparable and rates[name, "none"] != rates[name, "batch"]
     ]
     first = [overall["input"], _gradient_form(overall)] if judged else []
     others = [effect for effect in overall.values() if effect not in first]
     return Outcome(
         verdict=weakest([effect.verdict for effect in first]) if judged else "no room here",
-        sentence=_sentence(first, each, len(chosen) - len(judged)),
+        sentence=_sentence(first, each, equal[: len(FORMS)], len(chosen) - len(judged)),
         effects=[*first, *others, *each, *equal],
         room=Room(bool(judged), "; ".join(seen)),
         pictures=[
@@ -375,7 +381,7 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def _sentence(first: Sequence[Effect], each: Sequence[Effect], without: int) -> str:
+def _sentence(first: Sequence[Effect], each: Sequence[Effect], equal: Sequence[Effect], without: int) -> str:
     if not first:
         return "no network has room: without normalization it does not train, or nothing shifts"
     forms = ("inputs", "gradients")
@@ -390,6 +396,9 @@ def _sentence(first: Sequence[Effect], each: Sequence[Effect], without: int) -> 
         f"({effect.verdict})"
         for form, effect in zip(forms, first, strict=True)
     ]
+    if equal:
+        same = ", ".join(f"{form} {effect.value:.2f}" for form, effect in zip(FORMS.values(), equal, strict=True))
+        parts.append(f"both at the unnormalized arm's rate {same}")
     names = dict.fromkeys(effect.name.rpartition(", ")[0] for effect in each)
     networks = [
         f"{name} {', '.join(_short(effect) for effect in each if effect.name.rpartition(', ')[0] == name)}"
