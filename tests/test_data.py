@@ -411,9 +411,11 @@ def test_a_function_brings_sequences_and_what_lies_in_their_padding_does_not_mat
 
 
 def test_a_functions_text_is_known_as_text(tmp_path):
-    named = source(function(tmp_path, "{'text': 'to be ' * 400}"))
+    named = source(function(tmp_path, "{'text': 'to be ' * 2000}"))
     assert kind(named) == "text"
     assert named["data"].startswith("user's text:")
+    task = load_text(named)
+    assert (task.name, task.vocabulary[:-1], len(task.train_n)) == ("data of own.py", " beot", 10_800)
 
 
 def test_data_of_another_kind_is_refused(tmp_path):
@@ -522,7 +524,7 @@ FORMS = "x_train, y_train, x_test, y_test; these and lengths_train, lengths_test
             "out.",
         ),
         ("{'text': b'abc'}", "expected text as a str, got bytes: decode or join what the function returns."),
-        ("{'text': 'abc'}", "expected a text of 1,000 characters or more, got 3: return a longer one."),
+        ("{'text': 'abc'}", "expected a text of 10,000 characters or more, got 3: return a longer one."),
     ],
 )
 def test_a_function_that_breaks_the_contract_is_refused_in_one_sentence(tmp_path, returned, text):

@@ -134,8 +134,6 @@ def _load(data: str, fingerprint: str) -> AnyTask:
                 f"--data {argument}: expected the same data each time that the function is called, got others: seed "
                 "what it draws, or run the study again if its file changed."
             )
-        if made.kind not in TASKS:
-            raise TaskError(f"--data {argument}: expected {' or '.join(TASKS)}, got {made.kind}: return one of these.")
         return TASKS[made.kind](made)
     form = FORMS[prefix]
     if not argument:

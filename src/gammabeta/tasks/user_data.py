@@ -10,7 +10,7 @@ sequences
     the same four and ``{"lengths_train", "lengths_test"}``: x is (n, time, features), padded at the end of time;
     lengths is (n,), integers from 1 to time. What x holds from a sequence's length on is not looked at.
 text
-    ``{"text"}``: one str of 1,000 characters or more.
+    ``{"text"}``: one str of 10,000 characters or more.
 
 Each array is a numpy array or a tensor. There are 10 training samples of each class or more, and 10 test samples or
 more; of many, the study takes a fixed, stratified subset of 2,000 to train on, 500 to tune rates on, both from x_train,
@@ -32,9 +32,9 @@ import torch
 from gammabeta.target import TargetError, in_any_folder, load_value
 from gammabeta.tasks.arrays import NAMES
 from gammabeta.tasks.task import Kind, TaskError
+from gammabeta.tasks.text import SHORTEST
 
 LENGTHS = ("lengths_train", "lengths_test")
-SHORTEST = 1000
 
 
 @dataclass(frozen=True)
