@@ -334,6 +334,28 @@ def test_a_comparison_recommends_and_is_written(tmp_path, monkeypatch):
     )
 
 
+SHRINKS = """
+from torch import nn
+
+def build(input_shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 8, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, classes)
+    )
+"""
+
+
+def test_a_norm_that_a_model_cannot_have_is_left_out(tmp_path, monkeypatch):
+    """Images of 8 × 8 become 1 × 1, where InstanceNorm has one value a statistic."""
+    (tmp_path / "shrinks.py").write_text(SHRINKS)
+    monkeypatch.setattr(comparison, "LEAST_STEPS", 5)
+    monkeypatch.setattr(comparison, "MOST_STEPS", 10)
+    model = f"{tmp_path / 'shrinks.py'}:build"
+    results, _ = quietly(out=tmp_path / "out", compare_only=True, data="digits", model=model)
+    names = {row[0] for row in results["comparison"]["table"]["rows"]}
+    assert {"BatchNorm", "GroupNorm", "no normalization"} <= names
+    assert "InstanceNorm" not in names
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     with pytest.raises(StudyError, match=exactly(
         "--batch-size 512 on 4 devices: expected half of the 997 training images or less, got 2048."

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Picture, Table, bars, measured
-from gammabeta.tasks.networks import build, describe
+from gammabeta.tasks.networks import build, describe, impossible_arms
 from gammabeta.tasks.sources import load
 from gammabeta.tasks.training import chance
 from gammabeta.trial import Trial, versioned
@@ -143,7 +143,12 @@ def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison
     whole = batch_size * devices
     images = 9_600 if experiment.quick else 25_600
     steps = min(max(images // whole, LEAST_STEPS), MOST_STEPS)
-    named = norms(batch_size, devices, flat=is_flat(experiment, network))
+    impossible = impossible_arms(network, experiment.task)
+    named = {
+        norm: name
+        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network)).items()
+        if norm.partition(":")[0] not in impossible
+    }
     arms = {norm: {"network": dict(network), "norm": norm, "batch_size": whole, "steps": steps} for norm in named}
     rates, found = at_best(experiment, arms, error_then_loss, seeds, report="test")
     timings = [

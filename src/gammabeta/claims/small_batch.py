@@ -51,7 +51,7 @@ from torch import nn
 
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
-from gammabeta.tasks.networks import build, describe
+from gammabeta.tasks.networks import build, describe, impossible_arms
 from gammabeta.tasks.norms import GHOST_SIZE, NORMS
 from gammabeta.tasks.training import chance
 from gammabeta.tuning import error_then_loss, tune
@@ -82,6 +82,7 @@ class Regime:
     def arms(self, experiment: Experiment, sizes: Sequence[int]) -> list[tuple[str, int, dict[str, Any]]]:
         """(norm, batch size, settings of the trial but for rate and seed) of every arm that the norm allows."""
         images = len(experiment.task.train)
+        impossible = impossible_arms(self.network, experiment.task)
         return [
             (
                 norm,
@@ -95,7 +96,7 @@ class Regime:
             )
             for norm in self.norms
             for size in sizes
-            if norm != "ghost" or size > GHOST_SIZE
+            if norm not in impossible and (norm != "ghost" or size > GHOST_SIZE)
         ]
 
 

@@ -244,11 +244,14 @@ def user_network(target: str, task: Task) -> dict[str, str]:
 
 
 def impossible_arms(network: Mapping[str, Any], task: Task) -> dict[str, str]:
-    """The arms that a user's model cannot have on this task, each with the reason; tried on one batch of 8.
+    """The arms that a user's model cannot have on this task, each with the reason; tried on one batch of 8. Networks of
+    the study's own can have all.
 
     Instance norm of one value a channel and sample, for example, where the model has shrunk images to 1 × 1.
     """
-    reasons = {}
+    reasons: dict[str, str] = {}
+    if network["kind"] != "user":
+        return reasons
     for arm in NORMS:
         with torch.random.fork_rng(devices=[]):
             try:
