@@ -25,7 +25,8 @@ mean over layers, then the median over the ten windows. A second run of BatchNor
 an effect of its own: a larger rate alone moves inputs further.
 
 Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
-also 8 layers and the small ResNet, 8 seeds.
+also 8 layers and the small ResNet, 8 seeds. (The medians at equal rates were added to the sentence after first runs;
+the criterion did not change.)
 
 Sources: Ioffe & Szegedy 2015, section 2 (arXiv 1502.03167); Santurkar et al. 2018, definition 2.1 (1805.11604);
 Kornblith et al. 2019, equation 4 (1905.00414)
