@@ -42,6 +42,12 @@ def idle(monkeypatch, experiment):
         networks, "norm", lambda name, channels, *_: nn.Identity() if name == "none" else Shuffle(channels)
     )
     monkeypatch.setattr(type(experiment), "convolutional", property(lambda self: self.mlp(2, width=24)))
+    whole = type(experiment).train
+    monkeypatch.setattr(
+        type(experiment),
+        "train",
+        lambda self, **settings: whole(self, **{**settings, "steps": min(settings["steps"], 80)}),
+    )
     return experiment
 
 
