@@ -344,7 +344,8 @@ def test_a_comparison_recommends_is_written_and_leaves_out_what_a_model_cannot_h
     assert "InstanceNorm" not in names
     assert printed.split()[0] == "recommended"
     assert results["command"] == (
-        f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --batch-size 16 --devices 2 --compare"
+        f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --batch-size 16 --devices 2 "
+        "--compare"
     )
 
 
