@@ -107,10 +107,10 @@ def trained(**changed):
 def test_trials_that_differ_in_rate_and_seed_run_as_one():
     one = [trained(seed=seed, rate=rate) for seed in (1, 2, 3, 4) for rate in (0.1, 0.2)]
     other = [trained(norm="none", seed=1), trained(norm="none", seed=2)]
-    with_dropout = trained(network={**MLP, "dropout": 0.1}, seed=2)
+    last_alone = trained(only_last=True, seed=2)
     single = Trial(f"{HERE}:draw", {"seed": 1})
-    mixed = [one[0], other[0], single, *one[1:], with_dropout, other[1], one[0]]
-    assert engine.bundles(mixed) == [one[:6], other, [single], one[6:], [with_dropout]]
+    mixed = [one[0], other[0], single, *one[1:], last_alone, other[1], one[0]]
+    assert engine.bundles(mixed) == [one[:6], other, [single], one[6:], [last_alone]]
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "ghost:8", "batch_plain", "layer", "group", "rms", "renorm"])
@@ -123,6 +123,19 @@ def test_networks_trained_together_are_those_trained_one_by_one(norm):
     ]  # fmt: skip
     for alone, member in zip([train(**s) for s in settings], together.train(settings), strict=True):
         same(member, alone)
+
+
+def test_networks_with_dropout_drop_together_what_each_drops_alone():
+    network = {**MLP, "depth": 2, "dropout": 0.4}
+    settings = [
+        {**TRAIN, "network": network, "norm": "batch", "batch_size": 16, "steps": 12, "rate": rate, "seed": seed}
+        for rate, seed in ((0.05, 1), (0.1, 2), (0.02, 2))
+    ]
+    alone = [train(**s) for s in settings]
+    for one, member in zip(alone, together.train(settings), strict=True):
+        same(member, one)
+    without = train(**{**settings[0], "network": {**network, "dropout": 0.0}})
+    assert without["loss"] != pytest.approx(alone[0]["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer", "group", "rms", "instance"])

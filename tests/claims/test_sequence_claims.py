@@ -131,7 +131,7 @@ class Nothing(nn.Module):
 
     def __init__(self, arm, channels):
         super().__init__()
-        self.arm = arm
+        self.arm, self.norm = arm, nn.Identity()
 
     def forward(self, x, mask):
         return x
@@ -168,3 +168,46 @@ def test_the_language_model_learns_from_its_characters():
     found = layernorm_in_transformers.language_model(**settings, **shape, steps=150)
     assert found["loss"] < 3.2  # the characters' frequencies alone give 3.25
     assert [step for step, _ in found["course"]] == [100, 150]
+
+
+# --- statistics of every step ---
+
+
+@pytest.mark.parametrize("arm", ["padded", "masked"])
+def test_exact_statistics_are_each_steps_own_and_leave_no_trace(arm):
+    torch.manual_seed(0)
+    model = sequence_networks.Recurrent(3, 4, arm, width=8).double()
+    x_ntf = torch.randn(64, 5, 3, dtype=torch.float64)
+    # 40 sequences of 5 steps and 24 of 4: at every step at least 32 count
+    mask_nt = gb.lengths_to_mask(torch.tensor([5] * 40 + [4] * 24), 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        in_training = model.train()(x_ntf, mask_nt)
+        model.load_state_dict(before)
+        with sequence_networks.exact_statistics(model, x_ntf, mask_nt):
+            assert not model.training
+            # the statistics of every call are those that training takes from the same batch
+            torch.testing.assert_close(model(x_ntf, mask_nt), in_training, rtol=0, atol=1e-12)
+            # and they do not depend on who else is in the batch
+            torch.testing.assert_close(model(x_ntf[:3], mask_nt[:3]), in_training[:3], rtol=0, atol=1e-12)
+        assert model.training
+        moving = model.eval()(x_ntf, mask_nt)
+    assert (moving - in_training).abs().max() > 1e-3
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_steps_at_which_few_are_alive_take_the_last_statistics_of_many():
+    torch.manual_seed(0)
+    model = sequence_networks.Recurrent(3, 4, "masked", width=8).double().train()
+    x_ntf = torch.randn(64, 6, 3, dtype=torch.float64)
+    mask_nt = gb.lengths_to_mask(torch.tensor([6] + [4] * 63), 6)
+    seen = []
+    with sequence_networks.exact_statistics(model, x_ntf, mask_nt):
+        model.state_norm.norm.register_forward_hook(lambda layer, *_: seen.append(layer.running_var.clone()))
+        model(x_ntf, mask_nt)
+    # one sequence alone has variance 0: steps 5 and 6 take step 4's
+    assert torch.equal(seen[4], seen[3])
+    assert torch.equal(seen[5], seen[3])
+    assert not torch.equal(seen[3], seen[2])
+    assert torch.isfinite(torch.stack(seen)).all()

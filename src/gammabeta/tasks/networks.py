@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,26 @@ from gammabeta.tasks.norms import NORMS, named, norm
 from gammabeta.tasks.task import Task, TaskError
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from generators of its own, one for each member's part of the channels: networks trained
+    together drop what each of them drops alone. Source: Srivastava et al. 2014, scaled in training.
+    """
+
+    def __init__(self, rate: float, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.rate, self.seeds = rate, tuple(seeds)
+        self.generators: list[torch.Generator] = []
+
+    def forward(self, x_nc: Tensor) -> Tensor:
+        if not self.training:
+            return x_nc
+        self.generators = self.generators or [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        keep = x_nc.new_empty(len(self.seeds), len(x_nc), x_nc.shape[1] // len(self.seeds))
+        for part, generator in zip(keep, self.generators, strict=True):
+            part.bernoulli_(1 - self.rate, generator=generator)
+        return x_nc * keep.div_(1 - self.rate).transpose(0, 1).flatten(1)
 
 
 class MLP(nn.Module):
@@ -38,6 +58,7 @@ class MLP(nn.Module):
         norm_name: str,
         dropout: float = 0.0,
         dropout_at: str = "every",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -48,7 +69,7 @@ class MLP(nn.Module):
                 ACTIVATIONS[activation](),
             ]
             if dropout and (dropout_at == "every" or index == depth - 1):
-                layers.append(nn.Dropout(dropout))
+                layers.append(Dropout(dropout, [1000 * seed + index]))
         self.hidden = nn.Sequential(*layers)
         self.classifier = nn.Linear(width, classes)
 
@@ -144,6 +165,7 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
             norm_name=norm_name,
             dropout=network.get("dropout", 0.0),
             dropout_at=network.get("dropout_at", "every"),
+            seed=seed,
         )
     if network["init"] == "matched":
         initialize(model, activation, torch.Generator().manual_seed(seed), network.get("gain", 1.0))

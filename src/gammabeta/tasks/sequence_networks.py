@@ -1,6 +1,9 @@
 """The networks for sequences and text: a GRU with norms inside its recurrence, and a Transformer."""
 
+import contextlib
 import math
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gammabeta as gb
+from gammabeta.moments import Moments
 
 # name: what it is, for legends and tables
 ARMS = {
@@ -42,6 +46,69 @@ class SequenceNorm(nn.Module):
         return out.movedim(1, -1)
 
 
+# A step at which fewer sequences than this are alive has no statistics of its own.
+LEAST_ALIVE = 32
+
+
+@contextlib.contextmanager
+def exact_statistics(model: nn.Module, x_ntf: Tensor, mask_nt: Tensor) -> Iterator[None]:
+    """In evaluation mode with every BatchNorm's statistics those of these sequences under the present weights, call by
+    call; on leaving, mode and statistics are as they were.
+
+    A norm inside a recurrence has statistics of its own at every step, as it has in training. One moving average over
+    all steps fits none of them: the state begins at 0 and grows. Steps beyond the last one at which LEAST_ALIVE
+    sequences (or all that were ever alive, if fewer) count take the statistics of that one.
+
+    Source: Cooijmans et al. 2017, section 3 (1603.09025), which keeps separate statistics for each step.
+    """
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, SequenceNorm) and isinstance(module.norm, nn.modules.batchnorm._BatchNorm)
+    ]
+    before = [{name: buffer.clone() for name, buffer in norm.norm.named_buffers()} for norm in norms]
+    training = model.training
+    taken: dict[SequenceNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+    most: dict[SequenceNorm, int] = {}
+    calls: Counter[SequenceNorm] = Counter()
+
+    def put(norm: SequenceNorm, statistics: tuple[Tensor, Tensor]) -> None:
+        for name, value in zip(("running_mean", "running_var"), statistics, strict=True):
+            norm.norm.get_buffer(name).copy_(value)
+
+    def take(norm: SequenceNorm, inputs: tuple[Tensor, Tensor | None]) -> None:
+        x, mask = inputs
+        counted = mask.unsqueeze(-1) if norm.arm == "masked" and mask is not None else None
+        moments = Moments.of(x, range(x.dim() - 1), counted)
+        count = int(moments.count.max())
+        if count >= min(LEAST_ALIVE, most.setdefault(norm, count)):
+            taken[norm].append((moments.mean, moments.var()))
+        put(norm, taken[norm][-1])
+
+    def give(norm: SequenceNorm, inputs: tuple[Tensor, Tensor | None]) -> None:
+        put(norm, taken[norm][min(calls[norm], len(taken[norm]) - 1)])
+        calls[norm] += 1
+
+    hooks = [norm.register_forward_pre_hook(take) for norm in norms]
+    model.eval()
+    try:
+        with torch.no_grad():
+            if norms:
+                model(x_ntf, mask_nt)
+            for hook in hooks:
+                hook.remove()
+            hooks = [norm.register_forward_pre_hook(give) for norm in norms]
+            hooks.append(model.register_forward_pre_hook(lambda *_: calls.clear()))
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, buffer in buffers.items():
+                norm.norm.get_buffer(name).copy_(buffer)
+        model.train(training)
+
+
 class Recurrent(nn.Module):
     """A GRU over (n, time, features) and a linear classifier of its state at each sequence's last step.
 
@@ -62,16 +129,16 @@ class Recurrent(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, x_ntf: Tensor, mask_nt: Tensor) -> Tensor:
-        from_input = self.input_norm(self.inputs(x_ntf), mask_nt)
+        gates_new = [2 * self.width, self.width]
+        from_input = self.input_norm(self.inputs(x_ntf), mask_nt).split(gates_new, dim=2)
         state = x_ntf.new_zeros(len(x_ntf), self.width)
         states = []
-        for step in range(x_ntf.shape[1]):
-            i_reset, i_update, i_new = from_input[:, step].chunk(3, dim=1)
-            alive = mask_nt[:, step]
-            s_reset, s_update, s_new = self.state_norm(self.states(state), alive).chunk(3, dim=1)
-            reset, update = torch.sigmoid(i_reset + s_reset), torch.sigmoid(i_update + s_update)
-            new = torch.tanh(i_new + reset * s_new)
-            state = new + update * (state - new)
+        # unbind: a step taken by its index would have a gradient as large as the whole sequence's
+        for i_gates, i_new, alive in zip(*(part.unbind(1) for part in from_input), mask_nt.unbind(1), strict=True):
+            s_gates, s_new = self.state_norm(self.states(state), alive).split(gates_new, dim=1)
+            reset, update = torch.sigmoid(i_gates + s_gates).chunk(2, dim=1)
+            new = torch.tanh(torch.addcmul(i_new, reset, s_new))
+            state = torch.lerp(new, state, update)
             states.append(state)
         last = mask_nt.sum(dim=1) - 1
         scores: Tensor = self.classifier(torch.stack(states, dim=1)[torch.arange(len(x_ntf)), last])

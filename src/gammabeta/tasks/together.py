@@ -17,7 +17,7 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.tasks import training
-from gammabeta.tasks.networks import Block, build
+from gammabeta.tasks.networks import Block, Dropout, build
 from gammabeta.tasks.norms import ChannelRMSNorm
 from gammabeta.tasks.sources import load
 from gammabeta.tasks.task import Split
@@ -85,6 +85,8 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
         whole.num_features = members * first.num_features
     elif isinstance(first, nn.ReLU | nn.Tanh | nn.Sigmoid | nn.Identity):
         return first
+    elif isinstance(first, Dropout):
+        return Dropout(first.rate, [seed for module in cast(Sequence[Dropout], modules) for seed in module.seeds])
     elif isinstance(first, nn.Sequential | Block):
         return None
     else:
@@ -108,10 +110,8 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def joinable(settings: Mapping[str, Any]) -> bool:
-    """Whether a trial of ``training:train`` can run beside others: the networks that are known to stack; not with
-    Dropout, whose masks would be others than those of each network alone."""
-    network = settings["network"]
-    return network["kind"] in ("mlp", "resnet") and not network.get("dropout") and not settings.get("only_last")
+    """Whether a trial of ``training:train`` can run beside others: the networks that are known to stack."""
+    return settings["network"]["kind"] in ("mlp", "resnet") and not settings.get("only_last")
 
 
 class _Descent:

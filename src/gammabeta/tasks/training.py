@@ -179,7 +179,7 @@ def fit(
     return fitted
 
 
-@versioned(3, together="gammabeta.tasks.together")
+@versioned(4, together="gammabeta.tasks.together")
 def train(
     *,
     task: Mapping[str, Any],
