@@ -13,6 +13,7 @@ from gammabeta.claims import (
     noise_regularizes,
     replaces_dropout,
     shifting_data,
+    small_batch,
     train_eval_mismatch,
     weight_decay,
 )
@@ -188,7 +189,37 @@ def test_the_replay_of_no_decay_is_training_on_a_sphere():
     assert replayed["loss"] == pytest.approx(kept["loss"], rel=0.05)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 10.0])
+def test_the_trained_network_too_is_blind_to_the_scale_of_its_weights(scale):
+    result = weight_decay.rescaled_network(task=TASK, network=MLP, scale=scale, seed=0)
+    assert result["output"] < 1
+    assert result["gradient"] < 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_scale_of_weights_that_no_norm_follows_matters(idle, monkeypatch, seed):
+    idle.seed = seed
+    whole = weight_decay.decayed
+    monkeypatch.setattr(weight_decay, "decayed", lambda **given: whole(**{**given, "steps": 40, "replay": False}))
+    monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
+    outcome = weight_decay.measure(idle)
+    assert outcome.verdict in ("contradicted", "no room here"), outcome.sentence
+    assert outcome.effects[-1].value == 12.0
+
+
 # --- norms that do nothing, over seeds of their own ---
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_small_batches_harm_a_norm_that_does_nothing_no_more_than_another(idle, monkeypatch, seed):
+    idle.seed = seed
+    one = small_batch.Regime(idle.mlp(2, width=24), ("batch", "group"), steps=150)
+    monkeypatch.setattr(small_batch, "regimes", lambda experiment: [one])
+    monkeypatch.setattr(small_batch, "values_per_image", lambda experiment, network: 1)
+    outcome = small_batch.measure(idle)
+    assert outcome.verdict in ("equivalent", "no room here"), outcome.sentence
+    if outcome.effects:
+        assert outcome.effects[0].value == 0.0
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -6,11 +6,12 @@ same?
 Claim: What BatchNorm follows may be scaled without effect on the output, while the gradient shrinks by as much; decay
 still changes what is learned, since smaller weights make a larger effective learning rate.
 
-Criterion: Exactly, in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with respect to
-W, divided by a; else contradicted. And decay at its best strength lowers or raises the test loss by more than 5 %:
-the ratio of test losses without over with decay, paired by seed, outside [1/1.05, 1.05] on the side of improvement; a
-constant and a decaying rate are effects of their own, the verdict goes by the median of the two. Test accuracy is an
-effect of its own.
+Criterion: Exactly, in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with respect to W,
+divided by a; and so for the network that is trained, all of whose layers that a norm follows are scaled; else
+contradicted. (The network was added so that a norm in BatchNorm's place that does nothing cannot pass.) And decay at
+its best strength lowers or raises the test loss by more than 5 %: the ratio of test losses without over with decay,
+paired by seed, outside [1/1.05, 1.05] on the side of improvement; a constant and a decaying rate are effects of their
+own, the verdict goes by the median of the two. Test accuracy is an effect of its own.
 
 Room: Without decay the network's training error is below half of that of chance, and its test loss is above 0.02.
 
@@ -81,6 +82,33 @@ def rescaled(*, scale: float, seed: int) -> dict[str, Any]:
         "output": float((outputs[0] - outputs[1]).abs().max() / outputs[0].abs().max() / allowed),
         "gradient": float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max() / allowed),
     }
+
+
+@versioned(1)
+def rescaled_network(*, task: Mapping[str, Any], network: Mapping[str, Any], scale: float, seed: int) -> dict[str, Any]:
+    """As :func:`rescaled`, for the network of the task: every layer but the last is scaled, and ε along."""
+    data = load(task)
+    x_nchw, y_n = data.train.x_nchw[:48].double(), data.train.y_n[:48]
+    outputs, gradients = [], []
+    for factor in (1.0, scale):
+        model = build(data, network, "batch", seed).double().train()
+        *normed, _ = (module for module in model.modules() if isinstance(module, nn.Linear))
+        for layer in normed:
+            for parameter in layer.parameters():
+                parameter.data.mul_(factor)
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eps *= factor**2
+        scores = model(x_nchw)
+        functional.cross_entropy(scores, y_n).backward()
+        outputs.append(scores.detach())
+        gradients.append([layer.weight.grad * factor for layer in normed if layer.weight.grad is not None])
+    allowed = 1e6 * 2.0**-53
+
+    def off(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one - other).abs().max() / one.abs().max() / allowed)
+
+    return {"output": off(*outputs), "gradient": max(off(a, b) for a, b in zip(*gradients, strict=True))}
 
 
 @versioned(1)
@@ -171,8 +199,18 @@ def measure(experiment: Experiment) -> Outcome:
     found = {key: [next(results) for _ in seeds] for key in wanted}
     losses = {key: [test_loss(r) for r in of_key] for key, of_key in found.items()}
     errors = {key: [100 * r["error"] for r in of_key] for key, of_key in found.items()}
+    scales = [(scale, seed) for scale in (1e-3, 0.1, 10.0, 1e3) for seed in range(3)]
     identities = experiment.run(
-        [Trial(f"{__name__}:rescaled", {"scale": a, "seed": s}) for a in (1e-3, 0.1, 10.0, 1e3) for s in range(3)]
+        [
+            *(Trial(f"{__name__}:rescaled", {"scale": a, "seed": s}) for a, s in scales),
+            *(
+                Trial(
+                    f"{__name__}:rescaled_network",
+                    {"task": base["task"], "network": base["network"], "scale": a, "seed": s},
+                )
+                for a, s in scales
+            ),
+        ]
     )
     wrong = sum(max(result["output"], result["gradient"]) > 1 for result in identities)
     exact = Effect.exactly("scales at which output or gradient is not as derived", wrong, len(identities), "cases")
