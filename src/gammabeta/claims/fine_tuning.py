@@ -26,7 +26,7 @@ statistics of the target's training images, whichever is better on the tuning se
 right, and that choice is not to decide against it.
 
 Settings: batches of 2 and 8. Quick: MLP of 2 layers of 64 and the user's model, 2 and 16 images a class, 3 seeds. Full:
-also 4 images a class, and the small ResNet with 2 and 16, 5 seeds (6 at first, cut for time).
+also 4 images a class, and the small ResNet with 2 and 16, 10 seeds (5 at first, which left it open).
 
 Sources: Wu & Johnson 2021, Rethinking "Batch", sections 3 and 5 (arXiv 2105.07576); Wu & He 2018 (1803.08494); He et
 al. 2017, Mask R-CNN, which freezes (1703.06870)
@@ -286,7 +286,7 @@ Found = dict[tuple[str, str], list[float]]  # (cell, arm) -> accuracy in percent
 
 
 def measure(experiment: Experiment) -> Outcome:
-    every, seeds = cells(experiment), experiment.seeds(3, 5)
+    every, seeds = cells(experiment), experiment.seeds(3, 10)
     of_name = {describe(cell.network): cell.network for cell in every}
     rates = pretraining_rates(experiment, list(of_name.values()))
 
