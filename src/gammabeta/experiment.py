@@ -49,6 +49,13 @@ class Experiment:
         """The seed rates are tuned on; never one that results are taken from."""
         return 1000 * self.seed
 
+    def tuning_seeds(self, quick: int, full: int) -> list[int]:
+        """Several seeds to tune on, the first one ``tuning_seed``: for choices that one seed's luck would decide."""
+        return [
+            self.tuning_seed,
+            *(1000 * self.seed + 999 - index for index in range((quick if self.quick else full) - 1)),
+        ]
+
     def seeds(self, quick: int, full: int) -> list[int]:
         """The seeds that results are taken from."""
         return [1000 * self.seed + index + 1 for index in range(quick if self.quick else full)]
