@@ -16,9 +16,9 @@ Room: Without either the network's training loss is below half its test loss: it
 something to gain.
 
 Method: MLP, 300 training images, batches of 32, SGD, rates tuned for each arm on a seed of its own; Dropout after each
-activation, its rate tuned on six seeds of their own where several are tried. Exact statistics. The ratio is measured on trained
-networks, in the BatchNorms after the first, geometric mean over channels: training mode against evaluation with exact
-statistics, on the same images, so that Dropout is the only difference.
+activation, its rate tuned on six seeds of their own where several are tried. Exact statistics. The ratio is measured on
+trained networks, in the BatchNorms after the first, geometric mean over channels: training mode against evaluation with
+exact statistics, on the same images, so that Dropout is the only difference.
 
 Settings: 3 layers of 64, relu. Quick: Dropout of 0.3, 400 steps, 6 seeds. Full: Dropout of 0.1, 0.3, 0.5, 800 steps, 40
 seeds (16 at first, which left it open). The ratio at Dropout of 0.5.
