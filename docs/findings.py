@@ -1,0 +1,110 @@
+"""Writes docs/findings.md from the results of full studies.
+
+    python docs/findings.py EMBEDDED AGAIN [NAME=FOLDER …]
+
+EMBEDDED and AGAIN are the folders of two full studies on the embedded tasks with other seeds; each further one is named
+by the data it was about. What departs from the literature is commented on in findings_comments.toml.
+"""
+
+import json
+import re
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+COMMENTS: dict[str, str] = tomllib.loads((HERE / "findings_comments.toml").read_text())["comments"]
+OPEN = ("inconclusive", "no room here")
+
+
+def results(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((Path(folder) / "results.json").read_text())
+    return found
+
+
+def effect(claim: dict[str, Any]) -> str:
+    if not claim["effects"]:
+        return ""
+    first = claim["effects"][0]
+    if first["low"] is None or first["low"] == first["high"]:
+        return f"{first['value']:.3g} {first['unit']}"
+    return f"{first['value']:.3g} [{first['low']:.3g}, {first['high']:.3g}] {first['unit']}"
+
+
+def command(study: dict[str, Any]) -> str:
+    """Without where files lay and where results went."""
+    return re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --out \S+", "", study["command"]))
+
+
+def by_name(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {claim["name"]: claim for claim in study["claims"]}
+
+
+def main(embedded: str, again: str, *others: str) -> None:
+    first, second = results(embedded), results(again)
+    one, two = by_name(first), by_name(second)
+    further = {name: results(folder) for name, folder in (other.split("=", 1) for other in others)}
+    same = [name for name in one if one[name]["verdict"] == two[name]["verdict"]]
+    opposed = [name for name in one if {one[name]["verdict"], two[name]["verdict"]} == {"supported", "contradicted"}]
+    counts = [Counter(claim["verdict"] for claim in study.values()) for study in (one, two)]
+    undecided = [sum(count[verdict] for verdict in OPEN) for count in counts]
+    lines = [
+        "# What the study found",
+        "",
+        f"Measured on {first['date'][:10]} on {first['machine']}, torch {first['torch']}, by `gammabeta study` on the "
+        "embedded tasks (digits, strokes, text), with two disjoint sets of seeds (`--seed 0` and `--seed 1`). Numbers "
+        "are estimates with their 95 % interval over seeds; what each effect and margin is stands in "
+        "[claims.md](claims.md). Seconds are wall time on two cores.",
+        "",
+        f"The second set of seeds gives the same verdict for {len(same)} of {len(one)} claims"
+        + (f" (others: {', '.join(name for name in one if name not in same)})" if len(same) < len(one) else "")
+        + f"; {len(opposed) or 'none'} is supported by one and contradicted by the other. Open are {undecided[0]} with "
+        f"the first and {undecided[1]} with the second.",
+        "",
+        "## Recommendation",
+        "",
+        first["recommendation"]["headline"],
+        "",
+        "## Verdicts",
+        "",
+        "| claim | verdict | effect | with other seeds | effect | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| [{name}](#{name}) | {one[name]['verdict']} | {effect(one[name])} | {two[name]['verdict']} "
+        f"| {effect(two[name])} | {two[name]['seconds']:.0f} |"
+        for name in one
+    ]
+    lines += ["", ", ".join(f"{count} {verdict}" for verdict, count in counts[0].most_common()) + "."]
+    for name, study in further.items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            f"{'Quick' if study['quick'] else 'Full'} study, `{command(study)}`, {study['seconds'] / 60:.0f} minutes.",
+        ]
+        headline = (study.get("recommendation") or {}).get("headline")
+        lines += ["", headline] if headline else []
+        lines += ["", "| claim | verdict | effect |", "|---|---|---|"]
+        lines += [
+            f"| [{claim['name']}](#{claim['name']}) | {claim['verdict']} | {effect(claim)} |"
+            for claim in study["claims"]
+            if claim["verdict"] != "does not apply"
+        ]
+    lines += ["", "## Claim by claim"]
+    for name, claim in one.items():
+        lines += ["", f"### {name}", "", f"**{claim['verdict'].capitalize()}**: {claim['sentence']}."]
+        lines += ["", f"With other seeds, **{two[name]['verdict']}**: {two[name]['sentence']}."]
+        for data, study in further.items():
+            there = by_name(study).get(name)
+            if there and there["verdict"] != "does not apply":
+                lines += ["", f"{data}, **{there['verdict']}**: {there['sentence']}."]
+        lines += ["", COMMENTS[name]] if name in COMMENTS else []
+    (HERE / "findings.md").write_text("\n".join(lines) + "\n")
+    print(f"wrote findings.md: {len(same)} of {len(one)} the same, {undecided} open")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
