@@ -128,3 +128,4 @@ def test_a_claim_that_says_two_things_is_as_good_as_its_weaker_part():
     assert weakest(["supported", "inconclusive"]) == "inconclusive"
     assert weakest(["equivalent", "supported"]) == "equivalent"
     assert weakest(["equivalent", "contradicted"]) == "contradicted"
+    assert weakest(["equivalent", "inconclusive", "supported"]) == "inconclusive"

@@ -157,6 +157,9 @@ def judge(
 
 
 def weakest(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of a claim that says several things at once: supported only if all are; contradicted if one is."""
-    order: tuple[Verdict, ...] = ("no room here", "contradicted", "equivalent", "inconclusive")
+    """Of a claim that says several things at once: supported only if all are; contradicted if one is.
+
+    Equivalent only if nothing is left open: what is could still be contradicted.
+    """
+    order: tuple[Verdict, ...] = ("no room here", "contradicted", "inconclusive", "equivalent")
     return next((verdict for verdict in order if verdict in verdicts), "supported")

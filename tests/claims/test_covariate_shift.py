@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.claims.test_measured_claims import Shuffle
+from tests.claims.idle import Shuffle
 from torch import nn
 from torch.nn import functional
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.claims.test_measured_claims import Shuffle
+from tests.claims.idle import Shuffle
 from torch import nn
 
 import gammabeta as gb

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from tests.claims.idle import Nothing
 
 import gammabeta as gb
 from gammabeta.claims import layernorm_in_transformers, sequences
@@ -124,17 +124,6 @@ def test_a_seed_decides_a_network():
 
 
 # --- claims ---
-
-
-class Nothing(nn.Module):
-    """In the place of every arm."""
-
-    def __init__(self, arm, channels):
-        super().__init__()
-        self.arm, self.norm = arm, nn.Identity()
-
-    def forward(self, x, mask):
-        return x
 
 
 def test_norms_that_do_nothing_support_nothing(other_data, monkeypatch):

@@ -25,17 +25,6 @@ TASK = {"data": "digits", "fingerprint": "scikit-learn"}
 MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
 
 
-class Shuffle(nn.Module):
-    """Permutes the channels: another network, no better and no worse."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.order = torch.randperm(channels, generator=torch.Generator().manual_seed(channels))
-
-    def forward(self, x):
-        return x[:, self.order]
-
-
 @pytest.fixture
 def idle(monkeypatch, experiment):
     """Every norm only shuffles channels."""

@@ -25,7 +25,7 @@ mean over layers, then the median over the ten windows. A second run of BatchNor
 an effect of its own: a larger rate alone moves inputs further.
 
 Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
-also 8 layers and the small ResNet, 8 seeds. (The medians at equal rates were added to the sentence after first runs;
+also 8 layers and the small ResNet, 16 seeds. (The medians at equal rates were added to the sentence after first runs;
 the criterion did not change.)
 
 Sources: Ioffe & Szegedy 2015, section 2 (arXiv 1502.03167); Santurkar et al. 2018, definition 2.1 (1805.11604);
@@ -286,7 +286,7 @@ Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> a result
 
 
 def measure(experiment: Experiment) -> Outcome:
-    chosen, seeds = networks(experiment), experiment.seeds(3, 8)
+    chosen, seeds = networks(experiment), experiment.seeds(3, 16)
     rates = best_rates(experiment, chosen, STEPS)
 
     def trial(network: Mapping[str, Any], norm: str, rate: int, seed: int) -> Trial:
