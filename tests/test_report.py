@@ -51,6 +51,19 @@ def page(tmp_path_factory):
     return path, Page(path.read_text(encoding="utf-8"))
 
 
+def test_what_is_much_is_folded(tmp_path):
+    results = example_results()
+    claim = next(claim for claim in results["claims"] if claim["name"] == "small_batch")
+    claim["pictures"] = claim["pictures"] * 3
+    claim["effects"] = claim["effects"] * 5
+    page = Page(write_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.text.count("4 more pictures") == page.text.count("5 more effects") == 1
+    pictures = [given["data-of"] for _, given in page.elements if given.get("data-of", "").startswith("small_batch-")]
+    assert pictures == [f"small_batch-{index}" for index in range(1, 7)]
+    numbers = [given["id"] for tag, given in page.elements if given.get("id", "") in pictures and tag == "script"]
+    assert numbers == pictures
+
+
 def test_the_recommendation_comes_first_then_the_verdicts_then_the_claims(page):
     text = page[1].text
     order = ("Use BatchNorm at batches of 16", "InstanceNorm on inputs of one", "2 supported", "none trains above 20 %")

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from gammabeta import comparison
-from gammabeta.claims import CLAIMS
+from gammabeta.claims import CLAIMS, gradient_flow
 from gammabeta.comparison import Compared, Comparison, norms, saved_bytes
 from gammabeta.outcome import Effect, Outcome, Room, measured
 from gammabeta.recommendation import choose, recommend
@@ -85,6 +85,20 @@ def test_other_errors_are_one_sentence(tmp_path):
         quietly("axes", out=tmp_path, data="cats")
     with pytest.raises(StudyError, match=exactly("expected at least one job, got 0.")):
         study(["axes"], out=tmp_path, jobs=0)
+    for seeds in (1, 901):
+        text = f"expected 2 to 900 seeds, got {seeds}: one shows no spread, and more share numbers with those tuned on."
+        with pytest.raises(StudyError, match=exactly(text)):
+            study(["axes"], out=tmp_path, seeds=seeds)
+
+
+def test_more_seeds_run_besides_those_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient_flow, "STEPS", 1)
+    first, _ = quietly("gradient_flow", out=tmp_path, seeds=2)
+    second, _ = quietly("gradient_flow", out=tmp_path, seeds=3)
+    assert [results["claims"][0]["effects"][0]["seeds"] for results in (first, second)] == [2, 3]
+    assert second["command"] == f"gammabeta study gradient_flow --quick --out {tmp_path} --jobs 1 --seeds 3"
+    assert first["trials"].items() <= second["trials"].items()
+    assert len(second["trials"]) * 2 == len(first["trials"]) * 3
 
 
 PROGRAM = """
@@ -250,6 +264,7 @@ def arm(norm, name, errors, usual=None, **more):
 
 
 BATCH = (3.0, 3.2, 3.1, 3.1)
+NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, give or take 0.5
 
 
 def compared(*arms, devices=1, **more):
@@ -287,9 +302,20 @@ def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid
 
 
 def test_the_recommendation_says_what_is_not_told_apart():
-    said = recommend("digits", compared(arm("group", "GroupNorm", (0.0, 4.0, 2.0, 6.0), BATCH)), {})
+    level = arm("group", "GroupNorm", (1.1, 3.1, 2.1, 2.1), BATCH)  # 1 below on average: the margin itself
+    said = recommend("digits", compared(level), {})
     assert said["headline"].startswith("For ResNet on digits with batches of 4 on one device: BatchNorm, 3.1 % test")
-    assert said["uncertain"].startswith("Not told apart from BatchNorm by the margin of 1 point: GroupNorm (")
+    assert said["uncertain"] == (
+        "Not told apart from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds). No number of seeds "
+        "that is practical settles it: the norms are about as good as each other here."
+    )
+    near = arm("layer", "layer", NEAR, BATCH)
+    needed = near.gain.seeds_needed
+    assert recommend("digits", compared(near), {})["uncertain"] == (
+        f"Not told apart from BatchNorm by the margin of 1 point: layer ({needed} seeds would tell). What settles it: "
+        f"gammabeta study --compare --seeds {needed}, with the other options as they were."
+    )
+    assert "What settles what can be: gammabeta study" in recommend("digits", compared(near, level), {})["uncertain"]
 
 
 def test_without_training_or_comparison_there_is_no_recommendation():

@@ -106,6 +106,16 @@ def study(
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Other initializations, batches and subsets.")] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            "--seeds",
+            metavar="N",
+            help="How many seeds each result is taken from, as many as would settle it; each claim's own number where "
+            "not given.",
+            show_default=False,
+        ),
+    ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget the finished trials in DIR; without it they are not run again.")
     ] = False,
@@ -114,8 +124,8 @@ def study(
         typer.Option(
             "--resume",
             metavar="DIR",
-            help="Go on with the study in DIR as it was asked for; other options, but for --jobs, --engine and "
-            "--address, are not needed.",
+            help="Go on with the study in DIR as it was asked for; other options, but for --jobs, --engine, "
+            "--address and more --seeds, are not needed.",
             show_default=False,
         ),
     ] = None,
@@ -155,13 +165,14 @@ def study(
         "out": out,
         "jobs": jobs,
         "seed": seed,
+        "seeds": seeds,
         "engine": engine_name,
         "address": address,
     }
     try:
         if resume is not None:
-            of_machine = {"jobs": jobs, "engine": engine_name, "address": address}
-            asked, out = {**engine.asked_for(resume), **of_machine}, resume
+            now = {"jobs": jobs, "engine": engine_name, "address": address} | ({"seeds": seeds} if seeds else {})
+            asked, out = {**engine.asked_for(resume), **now}, resume
         results = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:
         _fail(str(error))

@@ -136,7 +136,8 @@ def is_flat(experiment: Experiment, network: Mapping[str, Any]) -> bool:
 def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison:
     """Train the network with every norm, each at its own best rate, and measure what it costs.
 
-    Rates are tuned on the validation split on a seed of its own, errors are of the test split with exact statistics.
+    Rates are tuned on the validation split on seeds of their own, one (quick) or three, errors are of the test split
+    with exact statistics.
     """
     network = experiment.convolutional
     seeds = experiment.seeds(4, 10)
@@ -150,7 +151,9 @@ def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison
         if norm.partition(":")[0] not in impossible
     }
     arms = {norm: {"network": dict(network), "norm": norm, "batch_size": whole, "steps": steps} for norm in named}
-    rates, found = at_best(experiment, arms, error_then_loss, seeds, report="test")
+    rates, found = at_best(
+        experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
+    )
     timings = [
         Trial(
             "gammabeta.tasks.training:step_time",

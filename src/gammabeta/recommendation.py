@@ -17,6 +17,8 @@ SAY = {
     "instance": ("small_batch",),
     "none": ("faster_convergence", "init_robustness", "gradient_flow"),
 }
+# More than this nobody runs to choose a norm.
+PRACTICAL_SEEDS = 200
 # How to take it up.
 HOW = {
     "batch": "gb.BatchNorm2d",
@@ -109,11 +111,21 @@ def recommend(name: str, comparison: Comparison | None, outcomes: Mapping[str, O
         for claim in dict.fromkeys(claims)
         if claim in outcomes and outcomes[claim].verdict not in ("does not apply", "interrupted")
     ]
-    open_questions = [
-        f"{arm.name} ({f'{arm.gain.seeds_needed} seeds would tell' if arm.gain.seeds_needed else 'no number of seeds'})"
+    undecided = {
+        arm.name: arm.gain.seeds_needed
         for arm in comparison.arms
         if arm.gain is not None and arm.gain.verdict == "inconclusive"
+    }
+    open_questions = [
+        f"{arm} ({f'{n} seeds would tell' if n else 'no number of seeds'})" for arm, n in undecided.items()
     ]
+    enough = [n for n in undecided.values() if n and n <= PRACTICAL_SEEDS]
+    settles = (
+        f"What settles {'it' if len(enough) == len(undecided) else 'what can be'}: gammabeta study --compare --seeds "
+        f"{max(enough)}, with the other options as they were."
+        if enough
+        else "No number of seeds that is practical settles it: the norms are about as good as each other here."
+    )
     return {
         "headline": (
             f"For {comparison.network} on {name} with {where}: {chosen.name}, {chosen.error:.1f} % test error, "
@@ -123,8 +135,7 @@ def recommend(name: str, comparison: Comparison | None, outcomes: Mapping[str, O
         "evidence": evidence,
         "avoid": avoid,
         "uncertain": (
-            f"Not told apart from {usual.name} by the margin of 1 point: {', '.join(open_questions)}. What settles it: "
-            "gammabeta study --compare without --quick, or with another --seed and --out."
+            f"Not told apart from {usual.name} by the margin of 1 point: {', '.join(open_questions)}. {settles}"
             if open_questions
             else None
         ),

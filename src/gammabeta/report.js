@@ -73,10 +73,13 @@ function drawOne([element, figure], theme, width) {
   });
 }
 
+// A picture that is folded away has no width yet.
+const visible = () => figures.filter(([element]) => element.closest("details.more:not([open])") === null);
+
 // All at once for paper; on a screen one after the other, from the top, so that the page answers in between.
-async function draw(theme, width) {
-  if (width) return Promise.all(figures.map((one) => drawOne(one, theme, width)));
-  for (const one of figures) {
+async function draw(theme, width, some = visible()) {
+  if (width) return Promise.all(some.map((one) => drawOne(one, theme, width)));
+  for (const one of some) {
     await drawOne(one, theme);
     await new Promise((resolve) => { setTimeout(resolve); });
   }
@@ -94,7 +97,15 @@ async function unpack() {
 }
 
 const current = () => (dark.matches ? THEMES.dark : THEMES.light);
-unpack().then(() => draw(current())).then(() => { document.documentElement.dataset.drawn = figures.length; });
+const ready = unpack();
+ready.then(() => draw(current())).then(() => { document.documentElement.dataset.drawn = visible().length; });
+for (const details of document.querySelectorAll("details.more")) {
+  details.addEventListener("toggle", async () => {
+    await ready;
+    // Colours may have changed while it was folded, so each time.
+    if (details.open) await draw(current(), undefined, figures.filter(([element]) => details.contains(element)));
+  });
+}
 dark.addEventListener("change", () => draw(current()));
 // Paper is white, and narrower than a screen.
 window.addEventListener("beforeprint", () => draw(THEMES.light, 640));

@@ -45,13 +45,16 @@ MEANINGS = {
     "or within the margins of a claimed value",
     "contradicted": "the whole interval lies beyond the margin on the other side",
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
-    "inconclusive": "none of these; more seeds would tell",
+    "inconclusive": "none of these; where it says how many seeds would tell, gammabeta study CLAIM --seeds N runs as "
+    "many and keeps those that are there",
     "reported": "measured; no verdict, since it would rest on what is assumed",
     "failed": "a trial raised three times, and the claim could not be measured",
     "does not apply": "it is about another kind of data",
     "no room here": "a control named beforehand says that the claim cannot show on this model and data",
     "interrupted": "the study was stopped before this claim was decided",
 }
+# What a claim shows unfolded: more would make a page of twenty claims one that nobody reads to the end.
+SHOWN = {"pictures": 2, "effects": 10}
 LONGEST_LIST = 8  # values of a trial's list that the page shows; results.json has them all
 
 
@@ -106,6 +109,7 @@ def write_report(results: Json, path: Path | str) -> Path:
         titles={claim["name"]: claim.get("title") or claim["name"] for claim in results["claims"]},
         signs=SIGNS,
         meanings=MEANINGS,
+        shown=SHOWN,
         counts=[(v, n) for v in VERDICTS if (n := sum(c["verdict"] == v for c in results["claims"]))],
         date=_date(results.get("date")),
         style=_resource("report.css"),

@@ -36,6 +36,8 @@ from gammabeta.tasks.task import Kind, SequenceTask, TaskError
 from gammabeta.trial import cores, plain
 from gammabeta.workers import EngineError, TrialError, connected
 
+# A study's seeds and those that it tunes on share a thousand numbers.
+SEEDS = range(2, 901)
 COLOURS = {
     "supported": "green",
     "contradicted": "red",
@@ -70,6 +72,7 @@ def study(
     out: str | Path = "gammabeta-study",
     jobs: int | None = None,
     seed: int = 0,
+    seeds: int | None = None,
     fresh: bool = False,
     engine: str = "loky",
     address: str | None = None,
@@ -93,6 +96,8 @@ def study(
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one a core, 1 for this process.
         seed: repeats the study on other initializations and batches.
+        seeds: how many each result is taken from, 2 to 900, where a claim said how many would settle it; None for
+            each claim's own number. Those of a study in ``out`` are not run again.
         fresh: forget the finished trials found in ``out``.
         engine: what runs the trials: ``"loky"``, ``"dask"`` or ``"ray"``.
         address: of the Dask scheduler or Ray cluster; None starts one on this machine.
@@ -109,9 +114,14 @@ def study(
     chosen = [] if compare_only and claims is None else _chosen(claims)
     if jobs is not None and jobs < 1:
         raise StudyError(f"expected at least one job, got {jobs}.")
+    if seeds is not None and seeds not in SEEDS:
+        raise StudyError(
+            f"expected {SEEDS[0]} to {SEEDS[-1]} seeds, got {seeds}: one shows no spread, and more share numbers "
+            "with those tuned on."
+        )
     if batch_size < 1 or devices < 1:
         raise StudyError(f"expected a batch size and devices of 1 or more, got {batch_size} and {devices}.")
-    asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed}
+    asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
     asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
     asked |= {"engine": engine, "address": address}
     command = command_line(claims, asked)
@@ -157,7 +167,7 @@ def study(
     }
     start = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
-    experiment = Experiment(sources, store, user, quick, seed, jobs or cores())
+    experiment = Experiment(sources, store, user, quick, seed, seeds, jobs or cores())
     comparison: Comparison | None = None
     name = " and ".join(task["name"] for task in tasks if task["kind"] == "images") or tasks[0]["name"]
 

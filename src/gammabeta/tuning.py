@@ -1,6 +1,7 @@
 """Learning rates: the best one for each arm, and the largest one that still works, on a grid of powers of two."""
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from gammabeta.experiment import Experiment
@@ -20,8 +21,9 @@ def tune(
     score: Score,
     make: Callable[[Arm, int], Trial] | None = None,
     coarse: Sequence[int] = COARSE,
+    tuning: Sequence[int] = (),
 ) -> list[int]:
-    """The exponent of each arm's best rate: the lowest score on the tuning seed.
+    """The exponent of each arm's best rate: the lowest score on the tuning seed, or the lowest mean over several.
 
     Every fourth rate is tried first; then the neighbours of the best, a factor 2 away, until the best one has both its
     neighbours tried. An optimum at the edge of the grid therefore widens it. Ties go to the smaller rate.
@@ -31,18 +33,24 @@ def tune(
         score: of a trial's result, lower is better.
         make: an arm's trial at an exponent, where it is not one of ``experiment.train``.
         coarse: the exponents that are tried first.
+        tuning: the seeds of ``experiment.train`` to tune on, for a claim that the luck of one would decide; no part of
+            an interval over seeds knows of it. With ``make`` none.
     """
+    several = tuning or [experiment.tuning_seed]
 
-    def trained(arm: Arm, exponent: int) -> Trial:
-        return experiment.train(**arm, rate=2.0**exponent, seed=experiment.tuning_seed)
+    def trials_of(arm: Arm, exponent: int) -> list[Trial]:
+        if make is not None:
+            return [make(arm, exponent)]
+        return [experiment.train(**arm, rate=2.0**exponent, seed=seed) for seed in several]
 
     scores: list[dict[int, float]] = [{} for _ in arms]
     wanted = [set(coarse) for _ in arms]
     while any(wanted):
         asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
-        trials = [(make or trained)(arms[index], exponent) for index, exponent in asked]
-        for (index, exponent), result in zip(asked, experiment.run(trials), strict=True):
-            scores[index][exponent] = score(result)
+        trials = [trials_of(arms[index], exponent) for index, exponent in asked]
+        results = iter(experiment.run([trial for of_rate in trials for trial in of_rate]))
+        for (index, exponent), of_rate in zip(asked, trials, strict=True):
+            scores[index][exponent] = mean(score(next(results)) for _ in of_rate)
         for index, known in enumerate(scores):
             best = best_exponent(known)
             wanted[index] = {e for e in (best - 1, best + 1) if LOWEST <= e <= HIGHEST} - known.keys()
@@ -55,15 +63,18 @@ def at_best(
     score: Score,
     seeds: Sequence[int],
     coarse: Sequence[int] = COARSE,
+    tuning: Sequence[int] = (),
     **after: Any,
 ) -> tuple[dict[str, int], dict[str, list[dict[str, Any]]]]:
     """Each arm's best exponent, and its results at that rate on every seed.
 
     Args:
         arms: by name, as :func:`tune` takes them.
+        tuning: as :func:`tune` takes it.
         after: settings of these trials alone, mostly ``report="test"``.
     """
-    exponents = dict(zip(arms, tune(experiment, list(arms.values()), score, coarse=coarse), strict=True))
+    best = tune(experiment, list(arms.values()), score, coarse=coarse, tuning=tuning)
+    exponents = dict(zip(arms, best, strict=True))
     trials = [
         experiment.train(**{**arm, **after}, rate=2.0 ** exponents[name], seed=seed)
         for name, arm in arms.items()

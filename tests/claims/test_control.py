@@ -9,8 +9,7 @@ import os
 
 import pytest
 import torch
-from tests.claims.idle import Nothing, Shuffle
-from torch import nn
+from tests.claims.idle import put_idle
 
 from gammabeta import race
 from gammabeta.claims import (
@@ -35,7 +34,7 @@ from gammabeta.claims import (
 )
 from gammabeta.experiment import Experiment
 from gammabeta.store import Store
-from gammabeta.tasks import networks, sequence_networks
+from gammabeta.tasks import sequence_networks
 from gammabeta.tasks.sources import source
 
 WHOLE = os.environ.get("GAMMABETA_CONTROL") == "1"
@@ -91,10 +90,7 @@ def one_thread():
 @pytest.fixture
 def idle(monkeypatch, tmp_path):
     """The embedded tasks in this process, where every norm does nothing."""
-    monkeypatch.setattr(
-        networks, "norm", lambda name, channels, *_: nn.Identity() if name == "none" else Shuffle(channels)
-    )
-    monkeypatch.setattr(sequence_networks, "SequenceNorm", Nothing)
+    put_idle(monkeypatch)
     sources = {kind: source(name) for kind, name in (("images", "digits"), ("sequences", "strokes"), ("text", "text"))}
     store = Store(tmp_path)
     yield Experiment(sources, store, quick=True, jobs=1)
@@ -139,7 +135,7 @@ def made_small(monkeypatch):
     shorter(weight_decay, "decayed", 40)
     shorter(shifting_data, "stream", 80)
     monkeypatch.setattr(sequences, "RATES", (-7,))
-    shorter(sequences, "classified", 12)
+    shorter(sequences, "classified", 20)
     monkeypatch.setattr(layernorm_in_transformers, "RATES", (-7,))
     shorter(layernorm_in_transformers, "language_model", 20)
     build = sequence_networks.build_sequence_network

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from tests.claims.idle import Shuffle
 from torch import nn
 
 import gammabeta as gb
@@ -127,15 +126,6 @@ def batch_becomes(layer, monkeypatch):
         return layer(channels) if name == "batch" else whole(name, channels, positions)
 
     monkeypatch.setattr(networks, "norm", norm)
-
-
-def test_freezing_what_has_no_statistics_makes_no_difference(two_cells, monkeypatch):
-    batch_becomes(Shuffle, monkeypatch)
-    outcome = fine_tuning.measure(two_cells)
-    assert outcome.room.holds, outcome.room.control
-    assert outcome.verdict == "equivalent"
-    assert outcome.effects[0].value == 0
-    assert "no cell goes the other way" in outcome.sentence
 
 
 class Drowning(gb.BatchNorm1d):

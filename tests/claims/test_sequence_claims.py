@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.claims.idle import Nothing
 
 import gammabeta as gb
 from gammabeta.claims import layernorm_in_transformers, sequences
@@ -124,31 +123,6 @@ def test_a_seed_decides_a_network():
 
 
 # --- claims ---
-
-
-def test_norms_that_do_nothing_support_nothing(other_data, monkeypatch):
-    monkeypatch.setattr(sequence_networks, "SequenceNorm", Nothing)
-    monkeypatch.setattr(sequences, "RATES", (-7,))
-    whole = sequences.classified
-    monkeypatch.setattr(sequences, "classified", lambda **settings: whole(**{**settings, "steps": 12}))
-    monkeypatch.setattr(
-        sequences, "build_sequence_network", lambda *given: build_sequence_network("Transformer, pre-norm", *given[1:])
-    )
-    outcome = sequences.measure(other_data)
-    assert outcome.effects[0].value == 0.0
-    assert outcome.verdict in ("equivalent", "no room here")
-
-
-def test_equal_arms_are_equivalent_and_the_language_claim_is_not_supported(other_data, monkeypatch):
-    monkeypatch.setattr(sequence_networks, "SequenceNorm", Nothing)
-    monkeypatch.setattr(layernorm_in_transformers, "RATES", (-7,))
-    whole = layernorm_in_transformers.language_model
-    monkeypatch.setattr(
-        layernorm_in_transformers, "language_model", lambda **settings: whole(**{**settings, "steps": 20})
-    )
-    outcome = layernorm_in_transformers.measure(other_data)
-    assert [effect.value for effect in outcome.effects[:3]] == [0.0, 0.0, 0.0]
-    assert outcome.verdict in ("contradicted", "equivalent", "no room here")
 
 
 def test_the_language_model_learns_from_its_characters():

@@ -18,10 +18,11 @@ Room: Two controls. Synchronized BatchNorm in the same networks and processes ma
 companions by more than 10⁻³, so the count and the comparison can see. And both norms train: validation errors on
 the tuning seed below half of that of chance.
 
-Method: Real gloo processes, one batch each; collectives are counted as torch dispatches them, in forward and
-backward of the loss alone; averaging the gradients, which every norm needs alike, is counted apart. Accuracy: one
-process with the whole batch of 32, which is what synchronized processes compute (sync_equals_large_batch); SGD
-without momentum, each arm's rate tuned on the validation split, the result from the test split, exact statistics.
+Method: Real gloo processes, one batch each; collectives are counted as torch dispatches them, in forward and backward
+of the loss alone; averaging the gradients, which every norm needs alike, is counted apart. Accuracy: one process with
+the whole batch of 32, which is what synchronized processes compute (sync_equals_large_batch); SGD without momentum,
+each arm's rate tuned on the validation split on one (quick) or six seeds of its own, the result from the test split,
+exact statistics.
 
 Settings: 2 processes of 16 images; MLP of 2 layers and the small ResNet (or the user's model). Quick: MLP with 200
 steps, 3 seeds, the ResNet for the identity alone, or the user's model in the MLP's place. Full: MLP with 300 steps
@@ -172,7 +173,9 @@ def measure(experiment: Experiment) -> Outcome:
         for network, steps in trained
         for norm in norms
     }
-    exponents, found = at_best(experiment, arms, error_then_loss, seeds, report="test")
+    exponents, found = at_best(
+        experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 6), report="test"
+    )
     tuned = experiment.run(
         [
             experiment.train(**arm, rate=2.0 ** exponents[name], seed=experiment.tuning_seed)
