@@ -3,7 +3,7 @@
     python docs/findings.py EMBEDDED AGAIN [NAME=FOLDER …]
 
 EMBEDDED and AGAIN are the folders of two full studies on the embedded tasks with other seeds; each further one is named
-by the data it was about. What departs from the literature is commented on in findings_comments.toml.
+by the data it was about. Where what was found departs from the literature, findings_comments.md says why that may be.
 """
 
 import json
@@ -13,10 +13,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import tomllib
-
 HERE = Path(__file__).parent
-COMMENTS: dict[str, str] = tomllib.loads((HERE / "findings_comments.toml").read_text())["comments"]
+# The comment under each claim's heading.
+COMMENTS = dict(
+    re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", (HERE / "findings_comments.md").read_text(), re.M | re.S)
+)
 OPEN = ("inconclusive", "no room here")
 
 

@@ -362,7 +362,9 @@ def test_a_comparison_recommends_is_written_and_leaves_out_what_a_model_cannot_h
     monkeypatch.setattr(comparison, "LEAST_STEPS", 10)
     monkeypatch.setattr(comparison, "MOST_STEPS", 20)
     out, model = tmp_path / "out", f"{tmp_path / 'shrinks.py'}:build"
-    results, printed = quietly(out=out, compare_only=True, data="digits", model=model, batch_size=16, devices=2)
+    results, printed = quietly(
+        out=out, compare_only=True, data="digits", model=model, batch_size=16, devices=2, seeds=2
+    )
     assert results["claims"] == []
     assert results["comparison"]["devices"] == 2
     names = {row[0] for row in results["comparison"]["table"]["rows"]}
@@ -370,8 +372,8 @@ def test_a_comparison_recommends_is_written_and_leaves_out_what_a_model_cannot_h
     assert "InstanceNorm" not in names
     assert printed.split()[0] == "recommended"
     assert results["command"] == (
-        f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --batch-size 16 --devices 2 "
-        "--compare"
+        f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --seeds 2 --batch-size 16 "
+        "--devices 2 --compare"
     )
 
 

@@ -154,6 +154,7 @@ def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison
     rates, found = at_best(
         experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
     )
+    timed = seeds[:3]
     timings = [
         Trial(
             "gammabeta.tasks.training:step_time",
@@ -166,7 +167,7 @@ def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison
             },
         )
         for norm in named
-        for seed in seeds[:3]
+        for seed in timed
     ]
     seconds = [record["timing"]["seconds_per_step"] for record in experiment.records(timings)]
     sizes = experiment.run(
@@ -186,7 +187,7 @@ def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison
         if norm != usual:
             differences = [a - b for a, b in zip(errors[usual], errors[norm], strict=True)]
             gain = measured(name, differences, unit="percentage points", margin=MARGIN, direction="above")
-        of_arm = seconds[3 * index : 3 * index + 3]
+        of_arm = seconds[len(timed) * index : len(timed) * (index + 1)]
         compared.append(
             Compared(norm, name, 2.0 ** rates[norm], errors[norm], median(of_arm), max(1, sizes[index]["bytes"]), gain)
         )
