@@ -1,0 +1,130 @@
+"""What the Triton kernels compute with: dtypes, activations, moments.
+
+    V values of a statistic in a tile   C channels in a tile; tiles are (V, C), whichever of both is contiguous
+
+Arithmetic is float32, float64 where DOUBLE. Parameters of kernels in capitals are constants of a compilation.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# An activation's number is its place in activations.ACTIVATIONS.
+NONE = tl.constexpr(0)
+RELU = tl.constexpr(1)
+RELU6 = tl.constexpr(2)
+LEAKY_RELU = tl.constexpr(3)
+SILU = tl.constexpr(4)
+HARDSWISH = tl.constexpr(5)
+GELU = tl.constexpr(6)
+
+
+@triton.jit
+def widen(x, DOUBLE: tl.constexpr):
+    """x in the dtype of the arithmetic."""
+    if DOUBLE:
+        return x.to(tl.float64)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def load(pointer, offsets, where, DOUBLE: tl.constexpr):
+    """Values, 0 elsewhere, in the dtype of the arithmetic."""
+    return widen(tl.load(pointer + offsets, mask=where, other=0.0), DOUBLE)
+
+
+@triton.jit
+def store(pointer, offsets, x, where):
+    """Values in the dtype of what is pointed to, rounded to the nearest."""
+    tl.store(pointer + offsets, x.to(pointer.dtype.element_ty), mask=where)
+
+
+@triton.jit
+def root_reciprocal(var, EPS: tl.constexpr, DOUBLE: tl.constexpr):
+    """1/√(σ² + ε). Rounded correctly: an approximation's error would be in all values of a statistic."""
+    if DOUBLE:
+        return 1.0 / tl.sqrt(var + EPS)
+    else:
+        return tl.div_rn(1.0, tl.sqrt_rn(var + EPS))
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """The activation at z. NaN stays NaN, so comparisons ask for what is replaced."""
+    if ACTIVATION == RELU:
+        return tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == RELU6:
+        return tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
+    elif ACTIVATION == LEAKY_RELU:
+        return tl.where(z > 0, z, z * SLOPE)
+    elif ACTIVATION == SILU:
+        return z / (1.0 + tl.exp(-z))
+    elif ACTIVATION == HARDSWISH:
+        return z * tl.where(z <= -3, 0.0, tl.where(z >= 3, 6.0, z + 3.0)) / 6.0
+    elif ACTIVATION == GELU:
+        return z * (0.5 * (1.0 + tl.erf(z * 0.7071067811865476)))
+    else:
+        return z
+
+
+@triton.jit
+def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """The activation's derivative at z, at a kink the one that torch's backward takes."""
+    if ACTIVATION == RELU:
+        return tl.where(z > 0, 1.0, 0.0)
+    elif ACTIVATION == RELU6:
+        return tl.where((z > 0) & (z < 6), 1.0, 0.0)
+    elif ACTIVATION == LEAKY_RELU:
+        return tl.where(z > 0, 1.0, SLOPE)
+    elif ACTIVATION == SILU:
+        s = 1.0 / (1.0 + tl.exp(-z))
+        return s * (1.0 + z * (1.0 - s))
+    elif ACTIVATION == HARDSWISH:
+        return tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3.0 + 0.5, 1.0))
+    else:  # gelu
+        density = tl.exp(-0.5 * z * z) * 0.3989422804014327
+        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
+
+
+@triton.jit
+def affine(xhat, gamma, beta, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """γ·x̂ + β, what is absent left out."""
+    z = xhat
+    if HAS_WEIGHT:
+        z = z * gamma
+    if HAS_BIAS:
+        z = z + beta
+    return z
+
+
+# Moments of a lane: count n, and mean and m2 of deviations from a shift, which is a value of the set. So they are small
+# where the spread is, whatever the mean: Welford's update about zero would stop moving a large mean.
+
+
+@triton.jit
+def update_moments(n, mean, m2, deviation, where, reciprocal):
+    """One more value in every lane where `where`; `reciprocal` of the count with it."""
+    delta = tl.where(where, deviation - mean, 0.0)
+    mean += delta * reciprocal
+    m2 += delta * tl.where(where, deviation - mean, 0.0)
+    return n + tl.where(where, 1, 0), mean, m2
+
+
+@triton.jit
+def merge_lanes(n, shift, mean, m2, AXIS: tl.constexpr):
+    """All lanes along an axis as one: its n, shift, mean and m2. Chan, Golub & LeVeque 1983, eq. 2.1 for many at once."""
+    base = tl.max(tl.where(n > 0, shift, float("-inf")), AXIS, keep_dims=True)
+    some = tl.max(n, AXIS, keep_dims=True) > 0
+    base = tl.where(some, base, 0.0)
+    mean = tl.where(n > 0, (shift - base) + mean, 0.0)
+    weight = n.to(mean.dtype)
+    total = tl.sum(n, AXIS, keep_dims=True)
+    divisor = tl.maximum(total, 1).to(mean.dtype)
+    of_all = tl.sum(weight * mean, AXIS, keep_dims=True) / divisor
+    apart = tl.where(n > 0, mean - of_all, 0.0)
+    correction = tl.sum(weight * apart, AXIS, keep_dims=True) / divisor
+    apart = tl.where(n > 0, apart - correction, 0.0)
+    m2 = tl.sum(m2 + weight * apart * apart, AXIS, keep_dims=True)
+    return total, base, of_all + correction, m2
