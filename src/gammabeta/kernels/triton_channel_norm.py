@@ -11,18 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gammabeta.kernels.triton_math import (
-    NONE,
-    activate,
-    affine,
-    derivative,
-    load,
-    merge_lanes,
-    root_reciprocal,
-    store,
-    update_moments,
-    widen,
-)
+from gammabeta.kernels.triton_finish import backward_of_finish, finish, load_parameters
+from gammabeta.kernels.triton_math import load, merge_lanes, root_reciprocal, store, update_moments, widen
 
 
 @triton.jit
@@ -84,40 +74,16 @@ def normalize_tiles(
 ):  # fmt: skip
     """y of the tiles from first to last."""
     _, _, _, value_stride, channel_stride, channels = shape
-    mean, rstd = statistics
-    gamma, beta = parameters
     c = tl.arange(0, C)[None, :]
     local = tl.arange(0, V)[:, None] * value_stride + c * channel_stride
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
         there, where = counts(mask, at, rest, c0 + c < channels, HAS_MASK, V)
-        xhat = (load(x + begin, local, where, DOUBLE) - mean) * rstd
-        z = affine(xhat, gamma, beta, HAS_WEIGHT, HAS_BIAS)
-        if HAS_RESIDUAL:
-            z += load(residual + begin, local, where, DOUBLE)
-        z = activate(z, ACTIVATION, SLOPE)
-        if HAS_MASK:
-            z = tl.where(where, z, 0.0)
+        z = finish(
+            load(x + begin, local, where, DOUBLE), residual, begin + local, where, statistics, parameters, HAS_WEIGHT,
+            HAS_BIAS, HAS_RESIDUAL, HAS_MASK, ACTIVATION, SLOPE, DOUBLE,
+        )  # fmt: skip
         store(y, begin + local, z, there)
-
-
-@triton.jit
-def gradient_of_tile(
-    g_y, x, residual, begin, local, where, statistics, parameters,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr, DOUBLE: tl.constexpr,
-):  # fmt: skip
-    """x̂ and ∂ℓ/∂z, both 0 where nothing counts."""
-    mean, rstd = statistics
-    gamma, beta = parameters
-    xhat = tl.where(where, (load(x + begin, local, where, DOUBLE) - mean) * rstd, 0.0)
-    g = load(g_y + begin, local, where, DOUBLE)
-    if ACTIVATION != NONE:
-        z = affine(xhat, gamma, beta, HAS_WEIGHT, HAS_BIAS)
-        if HAS_RESIDUAL:
-            z += load(residual + begin, local, where, DOUBLE)
-        g = tl.where(where, g * derivative(z, ACTIVATION, SLOPE), 0.0)
-    return xhat, g
 
 
 @triton.jit
@@ -136,8 +102,8 @@ def sums_of_tiles(
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
         there, where = counts(mask, at, rest, c0 + c < channels, HAS_MASK, V)
-        xhat, g = gradient_of_tile(
-            g_y, x, residual, begin, local, where, statistics, parameters, HAS_WEIGHT, HAS_BIAS, HAS_RESIDUAL,
+        xhat, g = backward_of_finish(
+            g_y, x, residual, begin + local, where, statistics, parameters, HAS_WEIGHT, HAS_BIAS, HAS_RESIDUAL,
             ACTIVATION, SLOPE, DOUBLE,
         )  # fmt: skip
         if STORE_G:
@@ -165,8 +131,8 @@ def differentiate_tiles(
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
         there, where = counts(mask, at, rest, c0 + c < channels, HAS_MASK, V)
-        xhat, g = gradient_of_tile(
-            g_y, x, residual, begin, local, where, statistics, parameters, HAS_WEIGHT, HAS_BIAS, HAS_RESIDUAL,
+        xhat, g = backward_of_finish(
+            g_y, x, residual, begin + local, where, statistics, parameters, HAS_WEIGHT, HAS_BIAS, HAS_RESIDUAL,
             ACTIVATION, SLOPE, DOUBLE,
         )  # fmt: skip
         if STORE_G:
@@ -187,20 +153,6 @@ def load_statistics(mean, var, c, in_channels, EPS: tl.constexpr, DOUBLE: tl.con
 
 
 @triton.jit
-def load_parameters(
-    weight, bias, c, in_channels, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DOUBLE: tl.constexpr
-):
-    """γ and β, 0 for one that is absent and not looked at."""
-    gamma = 0.0
-    beta = 0.0
-    if HAS_WEIGHT:
-        gamma = load(weight, c, in_channels, DOUBLE)
-    if HAS_BIAS:
-        beta = load(bias, c, in_channels, DOUBLE)
-    return gamma, beta
-
-
-@triton.jit
 def channel_moments_kernel(
     x, mask, partial_n, partials, values, tiles, outer_stride, value_stride, channel_stride, channels, all_tiles, each,
     splits, blocks, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
@@ -216,8 +168,9 @@ def channel_moments_kernel(
     c = c0 + tl.arange(0, C)[None, :]
     at = split * channels + c
     tl.store(partial_n + at, n, mask=c < channels)
-    for i, partial in ((0, shift), (1, mean), (2, m2)):
-        tl.store(partials + i * splits * channels + at, partial, mask=c < channels)
+    tl.store(partials + at, shift, mask=c < channels)
+    tl.store(partials + splits * channels + at, mean, mask=c < channels)
+    tl.store(partials + 2 * splits * channels + at, m2, mask=c < channels)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from gammabeta.kernels import triton_channel_norm as kernels
 from gammabeta.kernels import triton_launch as launch
 from gammabeta.kernels.triton_launch import Tiles, ceil_div, power_of_2
 from gammabeta.kernels.triton_sums import sum_partials
-from gammabeta.kernels.triton_tensors import Layout, Outputs, dense_mask, finish_constants, layout_of
+from gammabeta.kernels.triton_tensors import Layout, Outputs, dense_mask, finish_constants, layout_of, or_empty
 from gammabeta.moments import statistics_dtype
 
 MERGED = 16  # channels of a program that merges partials
@@ -175,8 +175,8 @@ def channel_backward_apply(
         view, g_y, x, weight, bias, residual, mask, g_x, g_residual, mean, var, sum_g, sum_g_xhat, count, eps,
         activation, slope,
     )  # fmt: skip
-    results = outputs.results()
-    return results[0], results[1] if residual is not None else x.new_empty(0)
+    g_x, *of_residual = outputs.results()
+    return g_x, of_residual[0] if of_residual else x.new_empty(0)
 
 
 def differentiate(
@@ -253,11 +253,5 @@ def channel_norm_backward(
             )
         else:
             differentiate(view, g_y, x, weight, bias, residual, mask, g_x, g_residual, mean, var, *sums, count, *finish[2:])  # noqa: E501
-    results = outputs.results()
-    empty = x.new_empty(0)
-    return (
-        results[0],
-        x.new_empty(0) if g_weight is None else g_weight,
-        x.new_empty(0) if g_bias is None else g_bias,
-        results[1] if g_residual is not None else empty,
-    )
+    g_x, *of_residual = outputs.results()
+    return g_x, or_empty(g_weight, x), or_empty(g_bias, x), of_residual[0] if of_residual else x.new_empty(0)

@@ -56,8 +56,8 @@ class Launch:
         fused_bytes: up to how many bytes of x the channels that are worked on at once may have for one kernel to do
             moments and output. Derived: its second reading comes from L2 if that holds them; half of it, since output
             passes through too.
-        row: elements of the longest row that is kept in registers. Derived: 16,384 over 16 warps are 32 values of each
-            operand.
+        row: elements of the longest row that is kept in registers. Derived: backward holds five values of each, 8,192
+            over 16 warps are 16 of each operand: 80 of 128 registers.
         row_tile: elements of a tile of rows, where rows are shorter. Derived: as `tile`.
         row_values: of one thread in a tile of rows, which gives the warps. Derived: 16 values of 16 bits are two loads
             of 16 bytes.
@@ -75,7 +75,7 @@ class Launch:
     most_splits: int = 512
     applied: int = 4
     fused_bytes: int = 24 << 20
-    row: int = 16384
+    row: int = 8192
     row_tile: int = 2048
     row_values: int = 16
     row_waves: int = 2
@@ -111,11 +111,31 @@ class Launch:
         small = at_once * tiles.count * tiles.values * value_bytes <= self.fused_bytes
         return small and ceil_div(channels, tiles.channels) >= self.multiprocessors
 
+    def group_splits(self, groups: int, v_tiles: int, d_tiles: int) -> tuple[int, int]:
+        """Into how many ranges of tiles a group is cut, along the values and along the channels; (1, 1) is one program.
+
+        One program where groups fill half the multiprocessors: more programs would each read the group a second time
+        from memory instead of a cache.
+        """
+        wanted = ceil_div(self.waves * self.multiprocessors, groups)
+        if 2 * groups >= self.multiprocessors or v_tiles * d_tiles < 4:
+            return 1, 1
+        d_splits = min(d_tiles, wanted, self.most_splits)
+        v_splits = min(v_tiles, max(1, wanted // d_splits), max(1, self.most_splits // d_splits))
+        # As many as there are when all but the last have the same number of tiles.
+        v_splits, d_splits = (ceil_div(n, ceil_div(n, s)) for n, s in ((v_tiles, v_splits), (d_tiles, d_splits)))
+        return v_splits, d_splits
+
     def row_tiles(self, rows: int, length: int) -> tuple[int, int, int]:
         """Rows and elements of a tile of rows, and its warps."""
         wide = power_of_2(length, self.row)
         tall = power_of_2(rows, max(1, self.row_tile // wide))
         return tall, wide, min(16, max(1, tall * wide // (32 * self.row_values)))
+
+    def row_programs(self, tiles: int) -> tuple[int, int]:
+        """Tiles of each program of the backward of rows, and how many programs that makes."""
+        each = ceil_div(tiles, min(tiles, self.row_waves * self.multiprocessors))
+        return each, ceil_div(tiles, each)
 
     def group_tile(self, values: int, channels: int, channels_contiguous: bool) -> tuple[int, int]:
         """Values and channels of a group's tile."""

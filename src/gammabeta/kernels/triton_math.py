@@ -1,4 +1,4 @@
-"""What the Triton kernels compute with: dtypes, activations, moments.
+"""What the Triton kernels compute with: dtypes, and moments.
 
     V values of a statistic in a tile   C channels in a tile; tiles are (V, C), whichever of both is contiguous
 
@@ -9,16 +9,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-# An activation's number is its place in activations.ACTIVATIONS.
-NONE = tl.constexpr(0)
-RELU = tl.constexpr(1)
-RELU6 = tl.constexpr(2)
-LEAKY_RELU = tl.constexpr(3)
-SILU = tl.constexpr(4)
-HARDSWISH = tl.constexpr(5)
-GELU = tl.constexpr(6)
-
 
 @triton.jit
 def widen(x, DOUBLE: tl.constexpr):
@@ -48,55 +38,6 @@ def root_reciprocal(var, EPS: tl.constexpr, DOUBLE: tl.constexpr):
         return 1.0 / tl.sqrt(var + EPS)
     else:
         return tl.div_rn(1.0, tl.sqrt_rn(var + EPS))
-
-
-@triton.jit
-def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation at z. NaN stays NaN, so comparisons ask for what is replaced."""
-    if ACTIVATION == RELU:
-        return tl.where(z <= 0, 0.0, z)
-    elif ACTIVATION == RELU6:
-        return tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
-    elif ACTIVATION == LEAKY_RELU:
-        return tl.where(z > 0, z, z * SLOPE)
-    elif ACTIVATION == SILU:
-        return z / (1.0 + tl.exp(-z))
-    elif ACTIVATION == HARDSWISH:
-        return z * tl.where(z <= -3, 0.0, tl.where(z >= 3, 6.0, z + 3.0)) / 6.0
-    elif ACTIVATION == GELU:
-        return z * (0.5 * (1.0 + tl.erf(z * 0.7071067811865476)))
-    else:
-        return z
-
-
-@triton.jit
-def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation's derivative at z, at a kink the one that torch's backward takes."""
-    if ACTIVATION == RELU:
-        return tl.where(z > 0, 1.0, 0.0)
-    elif ACTIVATION == RELU6:
-        return tl.where((z > 0) & (z < 6), 1.0, 0.0)
-    elif ACTIVATION == LEAKY_RELU:
-        return tl.where(z > 0, 1.0, SLOPE)
-    elif ACTIVATION == SILU:
-        s = 1.0 / (1.0 + tl.exp(-z))
-        return s * (1.0 + z * (1.0 - s))
-    elif ACTIVATION == HARDSWISH:
-        return tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3.0 + 0.5, 1.0))
-    else:  # gelu
-        density = tl.exp(-0.5 * z * z) * 0.3989422804014327
-        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
-
-
-@triton.jit
-def affine(xhat, gamma, beta, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """γ·x̂ + β, what is absent left out."""
-    z = xhat
-    if HAS_WEIGHT:
-        z = z * gamma
-    if HAS_BIAS:
-        z = z + beta
-    return z
 
 
 # Moments of a lane: count n, and mean and m2 of deviations from a shift, which is a value of the set. So they are small

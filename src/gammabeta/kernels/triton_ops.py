@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gammabeta.kernels import triton_channel_ops as channel
+from gammabeta.kernels import triton_sample_ops as sample
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "channel_norm_forward": channel.channel_norm_forward,
@@ -14,4 +15,8 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "channel_moments": channel.channel_moments,
     "channel_backward_reduce": channel.channel_backward_reduce,
     "channel_backward_apply": channel.channel_backward_apply,
+    "sample_norm_forward": sample.sample_norm_forward,
+    "sample_norm_backward": sample.sample_norm_backward,
+    "add_sample_norm_forward": sample.add_sample_norm_forward,
+    "add_sample_norm_backward": sample.add_sample_norm_backward,
 }

@@ -60,6 +60,11 @@ class Outputs:
         return [result if work is result else result.copy_(work) for result, work in self._written]
 
 
+def or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
+    """A gradient that is not there is a tensor without elements."""
+    return x.new_empty(0) if gradient is None else gradient
+
+
 def dense_mask(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous()
 
