@@ -26,6 +26,12 @@ def place(t, shape, c0, V: tl.constexpr):
 
 
 @triton.jit
+def offsets(shape, V: tl.constexpr, C: tl.constexpr):
+    """Of a tile's elements from where it begins."""
+    return tl.arange(0, V)[:, None] * shape[3] + tl.arange(0, C)[None, :] * shape[4]
+
+
+@triton.jit
 def counts(mask, at, rest, in_channels, HAS_MASK: tl.constexpr, V: tl.constexpr):
     """Which elements of a tile are there, and which of them count."""
     v = tl.arange(0, V)[:, None]
@@ -41,9 +47,9 @@ def moments_of_tiles(
     x, mask, first, last, shape, c0, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr, C: tl.constexpr
 ):
     """n, shift, mean and m2, each (1, C), of the tiles from first to last."""
-    _, _, _, value_stride, channel_stride, channels = shape
+    channels = shape[5]
     c = tl.arange(0, C)[None, :]
-    local = tl.arange(0, V)[:, None] * value_stride + c * channel_stride
+    local = offsets(shape, V, C)
     in_channels = c0 + c < channels
     n = tl.zeros([V, C], tl.int32)
     mean = widen(tl.zeros([V, C], tl.float32), DOUBLE)
@@ -51,11 +57,10 @@ def moments_of_tiles(
     if HAS_MASK:
         shift = mean
     else:
-        begin, _, _ = place(first, shape, c0, V)
-        shift = load(x + begin, c * channel_stride, in_channels, DOUBLE)
+        shift = load(x + place(first, shape, c0, V)[0], c * shape[4], in_channels, DOUBLE)
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
-        _, where = counts(mask, at, rest, in_channels, HAS_MASK, V)
+        where = counts(mask, at, rest, in_channels, HAS_MASK, V)[1]
         value = load(x + begin, local, where, DOUBLE)
         if HAS_MASK:
             shift = tl.where(where & (n == 0), value, shift)
@@ -73,9 +78,9 @@ def normalize_tiles(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """y of the tiles from first to last."""
-    _, _, _, value_stride, channel_stride, channels = shape
+    channels = shape[5]
     c = tl.arange(0, C)[None, :]
-    local = tl.arange(0, V)[:, None] * value_stride + c * channel_stride
+    local = offsets(shape, V, C)
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
         there, where = counts(mask, at, rest, c0 + c < channels, HAS_MASK, V)
@@ -94,9 +99,9 @@ def sums_of_tiles(
     C: tl.constexpr,
 ):  # fmt: skip
     """Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z, each (1, C); with STORE_G ∂ℓ/∂z is written on the way."""
-    _, _, _, value_stride, channel_stride, channels = shape
+    channels = shape[5]
     c = tl.arange(0, C)[None, :]
-    local = tl.arange(0, V)[:, None] * value_stride + c * channel_stride
+    local = offsets(shape, V, C)
     sum_g = widen(tl.zeros([V, C], tl.float32), DOUBLE)
     sum_g_xhat = sum_g
     for t in range(first, last):
@@ -121,13 +126,13 @@ def differentiate_tiles(
     C: tl.constexpr,
 ):  # fmt: skip
     """∂ℓ/∂x of the tiles from first to last; with STORE_G ∂ℓ/∂z too. `means` of ∂ℓ/∂z and x̂·∂ℓ/∂z, if not CONSTANT."""
-    _, _, _, value_stride, channel_stride, channels = shape
+    channels = shape[5]
     mean_g, mean_g_xhat = means
     scale = statistics[1]
     if HAS_WEIGHT:
         scale = scale * parameters[0]
     c = tl.arange(0, C)[None, :]
-    local = tl.arange(0, V)[:, None] * value_stride + c * channel_stride
+    local = offsets(shape, V, C)
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
         there, where = counts(mask, at, rest, c0 + c < channels, HAS_MASK, V)

@@ -71,15 +71,15 @@ class Launch:
     waves: int = 4
     tile: int = 2048
     narrow: int = 64
-    tile_warps: int = 4
+    tile_warps: int = 8
     most_splits: int = 512
     applied: int = 4
     fused_bytes: int = 24 << 20
     row: int = 8192
     row_tile: int = 2048
-    row_values: int = 16
+    row_values: int = 8
     row_waves: int = 2
-    group_warps: int = 4
+    group_warps: int = 8
 
     def channel_tiles(self, outer: int, values: int, channels: int, channels_contiguous: bool, sharers: int) -> Tiles:
         """The cut of (outer, values, channels) for a pass in which `sharers` programs in all are wanted."""
@@ -130,7 +130,7 @@ class Launch:
         """Rows and elements of a tile of rows, and its warps."""
         wide = power_of_2(length, self.row)
         tall = power_of_2(rows, max(1, self.row_tile // wide))
-        return tall, wide, min(16, max(1, tall * wide // (32 * self.row_values)))
+        return tall, wide, min(32, max(1, tall * wide // (32 * self.row_values)))
 
     def row_programs(self, tiles: int) -> tuple[int, int]:
         """Tiles of each program of the backward of rows, and how many programs that makes."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import triton
+
+from gammabeta.kernels import triton_channel_norm, triton_group_norm, triton_row_norm, triton_sums
 from gammabeta.kernels import triton_channel_ops as channel
 from gammabeta.kernels import triton_sample_ops as sample
 
@@ -20,3 +23,11 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "add_sample_norm_forward": sample.add_sample_norm_forward,
     "add_sample_norm_backward": sample.add_sample_norm_backward,
 }
+
+KERNELS: list[Any] = [
+    kernel
+    for module in (triton_channel_norm, triton_group_norm, triton_row_norm, triton_sums)
+    for name, kernel in vars(module).items()
+    if name.endswith("_kernel") and isinstance(kernel, triton.runtime.KernelInterface)
+]
+"""All kernels that these launch."""
