@@ -14,10 +14,17 @@ import numpy as np
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def round_bfloat16_to_nearest() -> None:
-    """Have the interpreter round float32 to bfloat16 as GPUs do, to nearest, ties to even: it cuts the bits off."""
+def set_up() -> None:
+    """Have the interpreter round as GPUs do, and call functions of ours without preparing Triton's language each time."""
     from triton.runtime import interpreter
 
+    if interpreter._convert_float.__module__ != __name__:
+        _round_bfloat16_to_nearest(interpreter)
+        _call_functions_directly(interpreter)
+
+
+def _round_bfloat16_to_nearest(interpreter: Any) -> None:
+    """From float32, ties to even: the interpreter cuts the bits off."""
     convert = interpreter._convert_float
 
     def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -30,3 +37,17 @@ def round_bfloat16_to_nearest() -> None:
         return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16).reshape(values.shape)
 
     interpreter._convert_float = converted
+
+
+def _call_functions_directly(interpreter: Any) -> None:
+    """A launch has prepared `triton.language`; what its own functions use stays prepared after their first call."""
+    prepared: set[int] = set()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names = self.fn.__globals__
+        if id(names) not in prepared and not names["__name__"].startswith("gammabeta."):
+            interpreter._patch_lang(self.fn)
+            prepared.add(id(names))
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call

@@ -44,9 +44,10 @@ def counts(mask, at, rest, in_channels, HAS_MASK: tl.constexpr, V: tl.constexpr)
 
 @triton.jit
 def moments_of_tiles(
-    x, mask, first, last, shape, c0, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr, C: tl.constexpr
-):
-    """n, shift, mean and m2, each (1, C), of the tiles from first to last."""
+    x, mask, first, last, shape, c0, HAS_MASK: tl.constexpr, EVEN: tl.constexpr, DOUBLE: tl.constexpr,
+    V: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """n, shift, mean and m2, each (1, C), of the tiles from first to last. EVEN: only the last tile of all is not full."""
     channels = shape[5]
     c = tl.arange(0, C)[None, :]
     local = offsets(shape, V, C)
@@ -54,16 +55,13 @@ def moments_of_tiles(
     n = tl.zeros([V, C], tl.int32)
     mean = widen(tl.zeros([V, C], tl.float32), DOUBLE)
     m2 = mean
-    if HAS_MASK:
-        shift = mean
-    else:
-        shift = load(x + place(first, shape, c0, V)[0], c * shape[4], in_channels, DOUBLE)
+    shift = mean
     for t in range(first, last):
         begin, at, rest = place(t, shape, c0, V)
         where = counts(mask, at, rest, in_channels, HAS_MASK, V)[1]
         value = load(x + begin, local, where, DOUBLE)
-        if HAS_MASK:
-            shift = tl.where(where & (n == 0), value, shift)
+        shift = tl.where(where & (n == 0), value, shift)
+        if HAS_MASK or not EVEN:
             reciprocal = 1.0 / widen(n + 1, DOUBLE)
         else:
             reciprocal = 1.0 / widen(t - first + 1, DOUBLE)  # the same for every lane that is there
@@ -160,7 +158,8 @@ def load_statistics(mean, var, c, in_channels, EPS: tl.constexpr, DOUBLE: tl.con
 @triton.jit
 def channel_moments_kernel(
     x, mask, partial_n, partials, values, tiles, outer_stride, value_stride, channel_stride, channels, all_tiles, each,
-    splits, blocks, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+    splits, blocks, HAS_MASK: tl.constexpr, EVEN: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr,
+    C: tl.constexpr,
 ):  # fmt: skip
     """Program (block of channels, split): n, shift, mean, m2 of its tiles, to (splits, C) and (3, splits, C)."""
     pid = tl.program_id(0)
@@ -169,7 +168,7 @@ def channel_moments_kernel(
     first = split.to(tl.int64) * each
     last = tl.minimum(first + each, all_tiles)
     shape = (values, tiles, outer_stride, value_stride, channel_stride, channels)
-    n, shift, mean, m2 = moments_of_tiles(x, mask, first, last, shape, c0, HAS_MASK, DOUBLE, V, C)
+    n, shift, mean, m2 = moments_of_tiles(x, mask, first, last, shape, c0, HAS_MASK, EVEN, DOUBLE, V, C)
     c = c0 + tl.arange(0, C)[None, :]
     at = split * channels + c
     tl.store(partial_n + at, n, mask=c < channels)
@@ -224,7 +223,7 @@ def channel_apply_kernel(
 @triton.jit
 def channel_forward_kernel(
     x, y, residual, mask, mean, var, count, weight, bias, values, tiles, outer_stride, value_stride, channel_stride,
-    channels, all_tiles, EPS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    channels, all_tiles, EPS: tl.constexpr, EVEN: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     DOUBLE: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
@@ -232,7 +231,7 @@ def channel_forward_kernel(
     c0 = tl.program_id(0) * C
     first = c0.to(tl.int64) * 0
     shape = (values, tiles, outer_stride, value_stride, channel_stride, channels)
-    n, shift, mean_1, m2 = moments_of_tiles(x, mask, first, all_tiles, shape, c0, HAS_MASK, DOUBLE, V, C)
+    n, shift, mean_1, m2 = moments_of_tiles(x, mask, first, all_tiles, shape, c0, HAS_MASK, EVEN, DOUBLE, V, C)
     c = c0 + tl.arange(0, C)[None, :]
     m2 = m2 / tl.maximum(n, 1).to(m2.dtype)
     mean_1 = shift + mean_1

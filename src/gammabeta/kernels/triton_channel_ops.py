@@ -46,6 +46,10 @@ class View:
     def blocks(self, tiles: Tiles) -> int:
         return ceil_div(self.channels, tiles.channels)
 
+    def even(self, tiles: Tiles) -> bool:
+        """Whether only the last tile of all has less than its number of values."""
+        return self.outer == 1 or self.values % tiles.values == 0
+
     def geometry(self, tiles: Tiles) -> tuple[Any, ...]:
         """values, tiles of a sample, outer, value and channel stride, channels, all tiles."""
         if self.layout.channels_contiguous:
@@ -72,13 +76,13 @@ def take_moments(
     splits, blocks, channels = tiles.splits, view.blocks(tiles), view.channels
     partial_n = torch.empty((splits, channels), dtype=torch.int32, device=x.device)
     partials = torch.empty((3, splits, channels), dtype=mean.dtype, device=x.device)
-    constants = {"HAS_MASK": mask is not None, "DOUBLE": x.dtype == torch.float64}
+    constants = {"HAS_MASK": mask is not None, "EVEN": view.even(tiles), "DOUBLE": x.dtype == torch.float64}
     wrap_triton(kernels.channel_moments_kernel)[(blocks * splits,)](
         x, mask, partial_n, partials, *view.geometry(tiles), tiles.each, splits, blocks, **launched(tiles, constants)
     )
     wrap_triton(kernels.channel_merge_kernel)[(ceil_div(channels, MERGED),)](
         partial_n, partials, mean, var, count, channels, splits, VARIANCE=variance,
-        K=power_of_2(splits, launch.LAUNCH.most_splits), C=MERGED, num_warps=4,
+        K=power_of_2(splits, launch.LAUNCH.most_splits), C=MERGED, num_warps=8,
     )  # fmt: skip
     return mean, var, count
 
@@ -102,7 +106,11 @@ def channel_norm_forward(
     mean, var, count = empty_statistics(x)
     outputs = Outputs(view.layout)
     y = outputs.like(x, reference.output_dtype(x, residual))
-    constants = {"EPS": eps, **finish_constants(x, weight, bias, residual, mask, activation, slope)}
+    constants = {
+        "EPS": eps,
+        "EVEN": view.even(tiles),
+        **finish_constants(x, weight, bias, residual, mask, activation, slope),
+    }
     wrap_triton(kernels.channel_forward_kernel)[(view.blocks(tiles),)](
         view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense_mask(mask), mean,
         var, count, weight, bias, *view.geometry(tiles), **launched(tiles, constants),

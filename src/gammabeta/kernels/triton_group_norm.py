@@ -273,19 +273,19 @@ def group_sums_kernel(
 
 @triton.jit
 def group_differentiate_kernel(
-    g_y, x, residual, mask, g_x, g_residual, mean, var, count, sums, weight, bias, values, channels, groups,
-    sample_stride, group_stride, value_stride, channel_stride, v_tiles, d_tiles, each, all_groups,
+    g_y, x, residual, mask, g_x, g_residual, mean, var, count, sum_g, sum_g_xhat, weight, bias, values, channels,
+    groups, sample_stride, group_stride, value_stride, channel_stride, v_tiles, d_tiles, each, all_groups,
     EPS: tl.constexpr, CENTER: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     DOUBLE: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x by sums, (2, groups), that have been taken."""
+    """∂ℓ/∂x by sums that have been taken."""
     pid = tl.program_id(0)
     group = pid % all_groups
     first = pid // all_groups * each
     last = tl.minimum(first + each, v_tiles * d_tiles)
     n = widen(tl.maximum(tl.load(count + group), 1), DOUBLE)
-    means = (tl.load(sums + group) / n, tl.load(sums + all_groups + group) / n)
+    means = (tl.load(sum_g + group) / n, tl.load(sum_g_xhat + group) / n)
     shape = (values, channels, groups, sample_stride, group_stride, value_stride, channel_stride)
     differentiate_group(
         g_y, x, residual, mask, g_x, g_residual, group_statistics(mean, var, group, EPS, DOUBLE), means, weight, bias,

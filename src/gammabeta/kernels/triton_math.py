@@ -40,8 +40,9 @@ def root_reciprocal(var, EPS: tl.constexpr, DOUBLE: tl.constexpr):
         return tl.div_rn(1.0, tl.sqrt_rn(var + EPS))
 
 
-# Moments of a lane: count n, and mean and m2 of deviations from a shift, which is a value of the set. So they are small
-# where the spread is, whatever the mean: Welford's update about zero would stop moving a large mean.
+# Moments of a lane: count n, and mean and m2 of deviations from a shift, the first value that the lane saw. Deviations are
+# as small as the spread, whatever the mean: Welford's update about zero would stop moving a large mean. Each lane has a
+# shift of its own, so that one that is far off spoils the rounding of that lane alone.
 
 
 @triton.jit
@@ -56,13 +57,11 @@ def update_moments(n, mean, m2, deviation, where, reciprocal):
 @triton.jit
 def merge_lanes(n, shift, mean, m2, AXIS: tl.constexpr):
     """All lanes along an axis as one: its n, shift, mean and m2. Chan, Golub & LeVeque 1983, eq. 2.1 for many at once."""
-    base = tl.max(tl.where(n > 0, shift, float("-inf")), AXIS, keep_dims=True)
-    some = tl.max(n, AXIS, keep_dims=True) > 0
-    base = tl.where(some, base, 0.0)
-    mean = tl.where(n > 0, (shift - base) + mean, 0.0)
     weight = n.to(mean.dtype)
     total = tl.sum(n, AXIS, keep_dims=True)
     divisor = tl.maximum(total, 1).to(mean.dtype)
+    base = tl.sum(weight * shift, AXIS, keep_dims=True) / divisor  # amid the shifts, and need not be more exact
+    mean = tl.where(n > 0, (shift - base) + mean, 0.0)
     of_all = tl.sum(weight * mean, AXIS, keep_dims=True) / divisor
     apart = tl.where(n > 0, mean - of_all, 0.0)
     correction = tl.sum(weight * apart, AXIS, keep_dims=True) / divisor

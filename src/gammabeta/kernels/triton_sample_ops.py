@@ -140,7 +140,7 @@ def take_moments(
     )
     wrap_triton(triton_channel_norm.channel_merge_kernel)[(ceil_div(view.all_groups, MERGED),)](
         partial_n, partials, *statistics, view.all_groups, parts, VARIANCE=True,
-        K=power_of_2(parts, launch.LAUNCH.most_splits), C=MERGED, num_warps=4,
+        K=power_of_2(parts, launch.LAUNCH.most_splits), C=MERGED, num_warps=8,
     )  # fmt: skip
 
 
@@ -231,12 +231,12 @@ def differentiate_shared_groups(
         g_y, x, residual, mask, *statistics[:2], *parameters, partials, totals, view.samples, *view.geometry(), v_each,
         d_each, v_splits, splits, view.all_groups, **view.launched(of_sums),
     )  # fmt: skip
-    sums = torch.empty((2, view.all_groups), dtype=partials.dtype, device=x.device)
-    sum_partials(totals, sums[0], sums[1])
+    sums = tuple(torch.empty(view.all_groups, dtype=partials.dtype, device=x.device) for _ in range(2))
+    sum_partials(totals, *sums)
     each = ceil_div(v_tiles * d_tiles, splits)
     parts = ceil_div(v_tiles * d_tiles, each)
     wrap_triton(triton_group_norm.group_differentiate_kernel)[(view.all_groups * parts,)](
-        *tensors, *statistics, sums, *parameters, *view.geometry(), each, view.all_groups, **view.launched(constants)
+        *tensors, *statistics, *sums, *parameters, *view.geometry(), each, view.all_groups, **view.launched(constants)
     )
     return partials
 
