@@ -102,7 +102,7 @@ def test_channel_norms_of_every_rank(shape: tuple[int, ...], launch: str) -> Non
 @pytest.mark.parametrize("mode", ["channel_norm", "group", "layer"])
 def test_activations(mode: str, activation: str) -> None:
     """With values on both sides of every kink, and with a residual in another dtype and another layout than x."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
         call = op_call(
             mode, (3, 6, 5), dtype, residual=True, activation=activation, activation_slope=0.2, scale=4.0,
             dtypes={"residual": torch.float16},
@@ -119,6 +119,8 @@ def test_parameters_that_are_absent_or_of_another_dtype(weight: bool, bias: bool
         wide = {"weight": torch.float64, "bias": torch.float32}
         shape = shape_of(mode, launch)
         assert_equals_reference(op_call(mode, shape, torch.bfloat16, weight=weight, bias=bias, dtypes=wide))
+        narrow = dict.fromkeys(("weight", "bias", "residual", "running_mean", "running_var"), torch.bfloat16)
+        assert_equals_reference(op_call(mode, shape, torch.float64, weight=weight, bias=bias, dtypes=narrow))
 
 
 @pytest.mark.parametrize("masked", [False, True])

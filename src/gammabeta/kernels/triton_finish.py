@@ -47,7 +47,8 @@ def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     elif ACTIVATION == RELU6:
         return tl.where((z > 0) & (z < 6), 1.0, 0.0)
     elif ACTIVATION == LEAKY_RELU:
-        return tl.where(z > 0, 1.0, SLOPE)
+        # Constants of z's dtype: as bare numbers both would be float32.
+        return tl.where(z > 0, tl.full([], 1.0, z.dtype), tl.full([], SLOPE, z.dtype))
     elif ACTIVATION == SILU:
         s = 1.0 / (1.0 + tl.exp(-z))
         return s * (1.0 + z * (1.0 - s))

@@ -14,7 +14,7 @@ import triton.language as tl
 def widen(x, DOUBLE: tl.constexpr):
     """x in the dtype of the arithmetic."""
     if DOUBLE:
-        return x.to(tl.float64)
+        return x.to(tl.float32).to(tl.float64) if x.dtype.primitive_bitwidth == 16 else x.to(tl.float64)
     else:
         return x.to(tl.float32)
 
@@ -27,7 +27,9 @@ def load(pointer, offsets, where, DOUBLE: tl.constexpr):
 
 @triton.jit
 def store(pointer, offsets, x, where):
-    """Values in the dtype of what is pointed to, rounded to the nearest."""
+    """Values in the dtype of what is pointed to, rounded to the nearest; from float64 to 16 bits through float32."""
+    if pointer.dtype.element_ty.primitive_bitwidth == 16:
+        x = x.to(tl.float32)
     tl.store(pointer + offsets, x.to(pointer.dtype.element_ty), mask=where)
 
 
