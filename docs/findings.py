@@ -9,10 +9,11 @@ by the data it was about. What departs from the literature is commented on in fi
 import json
 import re
 import sys
-import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 HERE = Path(__file__).parent
 COMMENTS: dict[str, str] = tomllib.loads((HERE / "findings_comments.toml").read_text())["comments"]

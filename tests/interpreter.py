@@ -1,7 +1,7 @@
 """Triton's interpreter, in which kernels run on CPU tensors: set up by whoever tests by it.
 
-TRITON_INTERPRET=1 has to be in the environment before a module with kernels is imported: then all kernels of the process
-are interpreted, and none is compiled.
+TRITON_INTERPRET=1 has to be in the environment before a module with kernels is imported: then all kernels of the
+process are interpreted, and none is compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def set_up() -> None:
-    """Have the interpreter round as GPUs do, and call functions of ours without preparing Triton's language each time."""
+    """Have the interpreter round as GPUs do, and call functions of ours without preparing Triton's language each
+    time."""
     from triton.runtime import interpreter
 
     if interpreter._convert_float.__module__ != __name__:

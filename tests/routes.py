@@ -1,7 +1,7 @@
 """The routes that a call can take: as users get it, by our kernels, by the reference in their place.
 
-On a machine with a GPU there is one more for it. With TRITON_INTERPRET=1 the kernels for the GPU run interpreted in place
-of those for the CPU, and there is no other route.
+On a machine with a GPU there is one more for it. With TRITON_INTERPRET=1 the kernels for the GPU run interpreted in
+place of those for the CPU, and there is no other route.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The kernels. Importing this package registers them under the schemas of `ops.py`, for the CPU and for CUDA.
 
-Those for the CPU are one compiled extension, `_cpu`, that the build leaves in this folder (`setup.py`). Without it everything runs
-all the same, by torch's own ops and the reference; `missing` says why it is not there, None where it is. Those for CUDA
-are written in Triton (`cuda.py`), which is imported when the first CUDA tensor comes.
+Those for the CPU are one compiled extension, `_cpu`, that the build leaves in this folder (`setup.py`). Without it
+everything runs all the same, by torch's own ops and the reference; `missing` says why it is not there, None where it
+is. Those for CUDA are written in Triton (`cuda.py`), which is imported when the first CUDA tensor comes.
 
 Environment variable GAMMABETA_KERNELS, read once: `0` leaves the kernels out on purpose, without a warning; `1` asks
-for them, so that their lack is an ImportError (of those for CUDA, a RuntimeError when a CUDA tensor comes); unset, they are taken where they are there, and one RuntimeWarning for
-the process says that they are not.
+for them, so that their lack is an ImportError (of those for CUDA, a RuntimeError when a CUDA tensor comes); unset,
+they are taken where they are there, and one RuntimeWarning for the process says that they are not.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ WORTH_IT = {
     "batch_norm": 1 << 16, "instance_norm": 1 << 19, "group_norm": 1 << 20, "layer_norm": 1 << 19, "rms_norm": 4096,
 }  # fmt: skip
 
-# The same for CUDA, in all dtypes. Unmeasured: derived from torch's launch, a few µs on the host, and ours, some tens; at
-# 4.3 TB/s a norm of 2²² values in float32 (three tensors' traffic, 50 MB) takes 12 µs, so that the host no longer counts.
+# The same for CUDA, in all dtypes. Unmeasured: derived from torch's launch, a few µs on the host, and ours, some
+# tens; at 4.3 TB/s a norm of 2²² values in float32 (three tensors' traffic, 50 MB) takes 12 µs, so that the host no
+# longer counts.
 WORTH_IT_ON_CUDA = 1 << 22
 
 # Values of a statistic up to which torch's BatchNorm adds well enough: over more its float32 sums lose a variance that

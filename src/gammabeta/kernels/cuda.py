@@ -2,7 +2,8 @@
 
 What `torch.library.triton_op` does for an op that it declares itself, for ops that are declared already: eagerly, the
 kernels are launched; while torch.compile traces, an op gives way to the launches that it is made of (`wrap_triton`), so
-that the compiler sees kernels and not a closed op; an exported graph keeps the op. Fakes and autograd are those of the op.
+that the compiler sees kernels and not a closed op; an exported graph keeps the op. Fakes and autograd are those of
+the op.
 
 Triton is imported at the first call with a CUDA tensor, not with gammabeta. Where the kernels do not serve, the default
 implementations run, and `missing()` says why.

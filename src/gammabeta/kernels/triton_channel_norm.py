@@ -1,9 +1,10 @@
 """The Triton kernels of the channel norms, for both layouts.
 
 x is (O, V, C): outer samples, values of a channel in one of them, channels, with a stride each. Positions contiguous:
-O = N, V = S, and the stride of the values is 1. Channels contiguous (channels_last): O = 1, V = N·S, and the stride of the
-channels is 1. A tile is (V, C) of one outer sample, tiles are numbered through all of them, and a program takes a run of
-them for one block of channels. All tensors of x's shape come in x's layout, each in its own dtype; the mask is (O, V).
+O = N, V = S, and the stride of the values is 1. Channels contiguous (channels_last): O = 1, V = N·S, and the stride
+of the channels is 1. A tile is (V, C) of one outer sample, tiles are numbered through all of them, and a program
+takes a run of them for one block of channels. All tensors of x's shape come in x's layout, each in its own dtype; the
+mask is (O, V).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def moments_of_tiles(
     x, mask, first, last, shape, c0, HAS_MASK: tl.constexpr, EVEN: tl.constexpr, DOUBLE: tl.constexpr,
     V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """n, shift, mean and m2, each (1, C), of the tiles from first to last. EVEN: only the last tile of all is not full."""
+    """n, shift, mean and m2, each (1, C), of the tiles from first to last. EVEN: only the last tile of all is not
+    full."""
     channels = shape[5]
     c = tl.arange(0, C)[None, :]
     local = offsets(shape, V, C)
@@ -119,9 +121,9 @@ def sums_of_tiles(
 @triton.jit
 def differentiate_tiles(
     g_y, x, residual, mask, g_x, g_residual, statistics, parameters, means, first, last, shape, c0,
-    CONSTANT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr,
-    STORE_G: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, V: tl.constexpr,
-    C: tl.constexpr,
+    CONSTANT: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_MASK:
+    tl.constexpr, STORE_G: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, V:
+    tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """∂ℓ/∂x of the tiles from first to last; with STORE_G ∂ℓ/∂z too. `means` of ∂ℓ/∂z and x̂·∂ℓ/∂z, if not CONSTANT."""
     channels = shape[5]

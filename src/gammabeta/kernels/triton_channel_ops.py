@@ -192,7 +192,8 @@ def differentiate(
     mask: Tensor | None, g_x: Tensor, g_residual: Tensor | None, mean: Tensor, var: Tensor, sum_g: Tensor | None,
     sum_g_xhat: Tensor | None, count: Tensor | None, eps: float, activation: str, slope: float,
 ) -> None:  # fmt: skip
-    """∂ℓ/∂x, and ∂ℓ/∂z where `g_residual` is given, written in x's layout; `count` None: the statistics are constants."""
+    """∂ℓ/∂x, and ∂ℓ/∂z where `g_residual` is given, written in x's layout; `count` None: the statistics are
+    constants."""
     tiles = view.application()
     blocks = view.blocks(tiles)
     constants = {
@@ -224,7 +225,6 @@ def channel_norm_backward(
     g_x = outputs.like(x)
     g_residual = None if residual is None else outputs.like(residual)
     g_weight, g_bias = (None if t is None else torch.empty_like(t) for t in (weight, bias))
-    finish = mean, var, eps, activation, slope
     tiles = view.reduction()
     if launch.LAUNCH.fuses(tiles, view.channels, 2 * x.dtype.itemsize):
         constants = {
@@ -246,7 +246,8 @@ def channel_norm_backward(
         sums: tuple[Tensor | None, Tensor | None] = (None, None)
         if count is not None or weight is not None or bias is not None or early:
             partials = take_sums(
-                view, g_y, x, weight, bias, residual, mask, g_residual if early else None, *finish
+                view, g_y, x, weight, bias, residual, mask, g_residual if early else None, mean, var,
+                eps, activation, slope,
             )  # fmt: skip
             if count is not None:
                 sums = empty_statistics(x)[:2]
@@ -260,6 +261,9 @@ def channel_norm_backward(
                 view, g_residual, x, weight, None, None, mask, g_x, None, mean, var, *sums, count, eps, "none", 0.0
             )
         else:
-            differentiate(view, g_y, x, weight, bias, residual, mask, g_x, g_residual, mean, var, *sums, count, *finish[2:])  # noqa: E501
+            differentiate(
+                view, g_y, x, weight, bias, residual, mask, g_x, g_residual, mean, var, *sums, count, eps, activation,
+                slope,
+            )  # fmt: skip
     g_x, *of_residual = outputs.results()
     return g_x, or_empty(g_weight, x), or_empty(g_bias, x), of_residual[0] if of_residual else x.new_empty(0)

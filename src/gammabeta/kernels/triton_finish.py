@@ -71,9 +71,7 @@ def affine(xhat, gamma, beta, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
 
 
 @triton.jit
-def load_parameters(
-    weight, bias, at, where, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DOUBLE: tl.constexpr
-):
+def load_parameters(weight, bias, at, where, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DOUBLE: tl.constexpr):
     """γ and β, 0 for one that is absent and not looked at."""
     gamma = 0.0
     beta = 0.0

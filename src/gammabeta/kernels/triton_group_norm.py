@@ -1,9 +1,9 @@
 """The Triton kernels of norms over groups of any size: GroupNorm, InstanceNorm, and rows too long for registers.
 
 A group is (D, V): channels and values of one sample, with a stride each; positions are contiguous (the stride of the
-values is 1), or channels are. A tile is (V, D), and tiles are numbered along the values first. γ and β have D values for
-each of the G groups, the mask has V values for each sample. Where groups are few, several programs share each: they leave
-partial moments (merged by `channel_merge_kernel`, a group taking the place of a channel) and partial sums.
+values is 1), or channels are. A tile is (V, D), and tiles are numbered along the values first. γ and β have D values
+for each of the G groups, the mask has V values for each sample. Where groups are few, several programs share each: they
+leave partial moments (merged by `channel_merge_kernel`, a group taking the place of a channel) and partial sums.
 """
 
 from __future__ import annotations

@@ -10,11 +10,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+
 @triton.jit
 def widen(x, DOUBLE: tl.constexpr):
     """x in the dtype of the arithmetic."""
     if DOUBLE:
-        return x.to(tl.float32).to(tl.float64) if x.dtype.primitive_bitwidth == 16 else x.to(tl.float64)
+        if x.dtype.primitive_bitwidth == 16:
+            x = x.to(tl.float32)
+        return x.to(tl.float64)
     else:
         return x.to(tl.float32)
 
@@ -42,9 +45,9 @@ def root_reciprocal(var, EPS: tl.constexpr, DOUBLE: tl.constexpr):
         return tl.div_rn(1.0, tl.sqrt_rn(var + EPS))
 
 
-# Moments of a lane: count n, and mean and m2 of deviations from a shift, the first value that the lane saw. Deviations are
-# as small as the spread, whatever the mean: Welford's update about zero would stop moving a large mean. Each lane has a
-# shift of its own, so that one that is far off spoils the rounding of that lane alone.
+# Moments of a lane: count n, and mean and m2 of deviations from a shift, the first value that the lane saw.
+# Deviations are as small as the spread, whatever the mean: Welford's update about zero would stop moving a large
+# mean. Each lane has a shift of its own, so that one that is far off spoils the rounding of that lane alone.
 
 
 @triton.jit
@@ -58,7 +61,8 @@ def update_moments(n, mean, m2, deviation, where, reciprocal):
 
 @triton.jit
 def merge_lanes(n, shift, mean, m2, AXIS: tl.constexpr):
-    """All lanes along an axis as one: its n, shift, mean and m2. Chan, Golub & LeVeque 1983, eq. 2.1 for many at once."""
+    """All lanes along an axis as one: its n, shift, mean and m2. Chan, Golub & LeVeque 1983, eq. 2.1 for many at
+    once."""
     weight = n.to(mean.dtype)
     total = tl.sum(n, AXIS, keep_dims=True)
     divisor = tl.maximum(total, 1).to(mean.dtype)

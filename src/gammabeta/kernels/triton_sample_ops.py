@@ -58,7 +58,8 @@ class View:
         return ceil_div(self.values, v), ceil_div(self.channels, d)
 
     def geometry(self) -> tuple[Any, ...]:
-        """values, channels, groups; the strides of samples, groups, values, channels; tiles along values and channels."""
+        """values, channels, groups; the strides of samples, groups, values, channels; tiles along values and
+        channels."""
         sample = self.groups * self.channels * self.values
         if self.layout.channels_contiguous:
             strides = sample, self.channels, self.groups * self.channels, 1
@@ -167,8 +168,7 @@ def sample_norm_backward(
     )  # fmt: skip
     parameters = dense(weight), dense(bias)
     if view.in_rows:
-        g_of_sum, *rest = tensors
-        partials = differentiate_rows(view, g_of_sum, None, *rest, mean, var, *parameters, constants)
+        partials = differentiate_rows(view, tensors[0], None, *tensors[1:], mean, var, *parameters, constants)
     elif launch.LAUNCH.group_splits(view.all_groups, *view.tiles()) == (1, 1):
         partials = empty_partials(view, view.samples, x)
         wrap_triton(triton_group_norm.group_backward_kernel)[(view.all_groups,)](
@@ -180,8 +180,8 @@ def sample_norm_backward(
     if weight is not None or bias is not None:
         sum_partials(partials, g_bias, g_weight)
     g_x, *of_residual = outputs.results()
-    of_parameters = (as_promised(g, t) for g, t in ((g_weight, weight), (g_bias, bias)))
-    return g_x, *(or_empty(g, x) for g in of_parameters), of_residual[0] if of_residual else x.new_empty(0)
+    g_weight, g_bias = (or_empty(as_promised(g, t), x) for g, t in ((g_weight, weight), (g_bias, bias)))
+    return g_x, g_weight, g_bias, of_residual[0] if of_residual else x.new_empty(0)
 
 
 def as_promised(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
@@ -218,7 +218,7 @@ def differentiate_shared_groups(
     parameters: tuple[Tensor | None, Tensor | None], constants: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """The same for groups that several programs share."""
-    g_y, x, residual, mask, g_x, g_residual = tensors
+    g_y, x, residual, mask = tensors[:4]
     assert x is not None
     v_tiles, d_tiles = view.tiles()
     v_splits, d_splits = launch.LAUNCH.group_splits(view.all_groups, v_tiles, d_tiles)
@@ -231,7 +231,7 @@ def differentiate_shared_groups(
         g_y, x, residual, mask, *statistics[:2], *parameters, partials, totals, view.samples, *view.geometry(), v_each,
         d_each, v_splits, splits, view.all_groups, **view.launched(of_sums),
     )  # fmt: skip
-    sums = tuple(torch.empty(view.all_groups, dtype=partials.dtype, device=x.device) for _ in range(2))
+    sums = [torch.empty(view.all_groups, dtype=partials.dtype, device=x.device) for _ in range(2)]
     sum_partials(totals, *sums)
     each = ceil_div(v_tiles * d_tiles, splits)
     parts = ceil_div(v_tiles * d_tiles, each)
@@ -273,11 +273,11 @@ def add_sample_norm_backward(
     sample_axes = total.ndim - channel_axes
     view = View.of(total, sample_axes, channel_axes, 1)
     if not view.in_rows:
-        g, g_weight, g_bias, _ = sample_norm_backward(
+        g, *of_parameters, _ = sample_norm_backward(
             g_y, total, sample_axes, channel_axes, 1, weight, bias, None, None, mean, var, count, eps, "none", 0.0,
             center,
         )  # fmt: skip
-        return torch.empty_like(total).copy_(g + g_total), g_weight, g_bias
+        return torch.empty_like(total).copy_(g + g_total), of_parameters[0], of_parameters[1]
     outputs = Outputs(view.layout)
     g_x = outputs.like(total)
     constants = {"EPS": eps, "CENTER": center, **finish_constants(total, weight, bias, None, None, "none", 0.0)}
@@ -290,5 +290,5 @@ def add_sample_norm_backward(
     )
     if weight is not None or bias is not None:
         sum_partials(partials, g_bias, g_weight)
-    of_parameters = (as_promised(g, t) for g, t in ((g_weight, weight), (g_bias, bias)))
-    return outputs.results()[0], *(or_empty(g, total) for g in of_parameters)
+    g_weight, g_bias = (or_empty(as_promised(g, t), total) for g, t in ((g_weight, weight), (g_bias, bias)))
+    return outputs.results()[0], g_weight, g_bias

@@ -24,7 +24,9 @@ from gammabeta.kernels.triton_launch import Launch
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 runs these")
 
 # So small that a few values already take several tiles, splits, ranges of rows and waves of programs.
-SPLIT = Launch(multiprocessors=3, waves=2, tile=32, narrow=8, applied=2, fused_bytes=0, row=64, row_tile=32, row_waves=1)
+SPLIT = Launch(
+    multiprocessors=3, waves=2, tile=32, narrow=8, applied=2, fused_bytes=0, row=64, row_tile=32, row_waves=1
+)
 
 
 def channels_last(t: Tensor) -> Tensor:
