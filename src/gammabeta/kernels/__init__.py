@@ -2,7 +2,7 @@
 
 Those for the CPU are one compiled extension, `_cpu`, that the build leaves in this folder (`setup.py`). Without it
 everything runs all the same, by torch's own ops and the reference; `missing` says why it is not there, None where it
-is. Those for CUDA are written in Triton (`cuda.py`), which is imported when the first CUDA tensor comes.
+is. Those for CUDA are written in Triton (`cuda.py`), which are imported when the first CUDA tensor comes.
 
 Environment variable GAMMABETA_KERNELS, read once: `0` leaves the kernels out on purpose, without a warning; `1` asks
 for them, so that their lack is an ImportError (of those for CUDA, a RuntimeError when a CUDA tensor comes); unset,

@@ -5,8 +5,8 @@ kernels are launched; while torch.compile traces, an op gives way to the launche
 that the compiler sees kernels and not a closed op; an exported graph keeps the op. Fakes and autograd are those of
 the op.
 
-Triton is imported at the first call with a CUDA tensor, not with gammabeta. Where the kernels do not serve, the default
-implementations run, and `missing()` says why.
+The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where the kernels do not serve, the
+default implementations run, and `missing()` says why.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def triton_version() -> str:
 
 @functools.cache
 def implementations() -> dict[str, Callable[..., Any]]:
-    """The ops' implementations by name. Imports Triton."""
+    """The ops' implementations by name. Imports the kernels."""
     from torch._library.triton import triton_ops_to_kernels
 
     from gammabeta.kernels.triton_ops import IMPLEMENTATIONS, KERNELS
@@ -92,7 +92,7 @@ def implementations() -> dict[str, Callable[..., Any]]:
 
 
 def register() -> None:
-    """Make them the CUDA implementation of the ops, once. Imports no Triton and starts no CUDA."""
+    """Make them the CUDA implementation of the ops, once. Imports no kernel and starts no CUDA."""
     global _library
     if _library is not None:
         return
