@@ -1,4 +1,8 @@
-"""The routes that a call can take: as users get it, by our kernels, by the reference in their place."""
+"""The routes that a call can take: as users get it, by our kernels, by the reference in their place.
+
+On a machine with a GPU there is one more for it. With TRITON_INTERPRET=1 the kernels for the GPU run interpreted in
+place of those for the CPU, and there is no other route.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,25 @@ from typing import Any
 
 import pytest
 import torch
+from tests.interpreter import INTERPRETED
 
 import gammabeta
 from gammabeta import functional
 
-OURS = ("ops", "reference") if gammabeta.ops.has_kernel("cpu") else ("reference",)
+ON_GPU = ("cuda",) if torch.cuda.is_available() and not INTERPRETED else ()
+
+OURS = ("interpreted",) if INTERPRETED else ("ops", "reference") if gammabeta.ops.has_kernel("cpu") else ("reference",)
 """The routes to our ops: to the kernels ("ops"), where they are built, and to the reference that they have to equal."""
 
-ROUTES = ("chosen", *OURS)
-"""And what a call of a user takes ("chosen"): torch's own op for some, ours for others."""
+ROUTES = OURS if INTERPRETED else ("chosen", *OURS, *ON_GPU)
+"""And what a call of a user takes ("chosen"): torch's own op for some, ours for others. On a GPU: our kernels."""
+
+_device = "cpu"
+
+
+def device() -> str:
+    """Where the route that is taken computes: calls bring their tensors there, and results back."""
+    return _device
 
 
 @contextmanager
@@ -26,9 +40,12 @@ def taken(route: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     if route == "chosen":
         yield
         return
+    if route == "cuda":
+        patch.setattr("tests.routes._device", "cuda")
     patch.setattr("gammabeta.ops.has_kernel", lambda device: True)
     patch.setattr(functional.Finish, "left_to_torch", lambda self, x: False)
-    with reference_instead_of_kernels() if route == "reference" else nullcontext():
+    others = {"reference": reference_instead_of_kernels, "interpreted": triton_instead_of_kernels}
+    with others.get(route, nullcontext)():
         yield
 
 
@@ -49,13 +66,40 @@ def reference_instead_of_kernels() -> Iterator[None]:
     Through the dispatcher, so that it holds for whoever calls and in compiled code too. Leaving brings the kernels
     back: the dispatcher keeps what was registered before.
     """
+    with registered_for_cpu({name: _default_implementation(name) for name in tensor_ops() if _has_cpu_kernel(name)}):
+        yield
+
+
+def _has_cpu_kernel(name: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"gammabeta::{name}", "CPU")
+
+
+@contextmanager
+def triton_instead_of_kernels() -> Iterator[None]:
+    """Every op with a Triton kernel runs that one on CPU tensors, interpreted."""
+    from tests.interpreter import set_up
+
+    from gammabeta.kernels.triton_ops import IMPLEMENTATIONS
+
+    set_up()
+
+    def of(name: str) -> Callable[..., Any]:
+        # What is registered for CUDA leaves tensors without elements to the default implementation too.
+        default = gammabeta.ops.DEFAULTS[name]
+        return lambda x, *args: (IMPLEMENTATIONS[name] if x.numel() else default)(x, *args)
+
+    with registered_for_cpu({name: of(name) for name in IMPLEMENTATIONS}):
+        yield
+
+
+@contextmanager
+def registered_for_cpu(implementations: dict[str, Callable[..., Any]]) -> Iterator[None]:
     library = torch.library.Library("gammabeta", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            for name in tensor_ops():
-                if torch._C._dispatch_has_kernel_for_dispatch_key(f"gammabeta::{name}", "CPU"):
-                    library.impl(name, _default_implementation(name), "CPU", allow_override=True)
+            for name, implementation in implementations.items():
+                library.impl(name, implementation, "CPU", allow_override=True)
         yield
     finally:
         library._destroy()

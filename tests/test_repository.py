@@ -80,6 +80,7 @@ ORDER = (
     "formats",
     "contest",
     "ring",
+    "gpu",
     "world",
     "benchmarks",
     "bench",

@@ -275,7 +275,7 @@ def _heads(subject: Subject) -> list[str]:
     if subject.unit == "copies":
         heads += ["traffic, MiB", "saved, MiB", "copy, ms", "floor"]
     ours, theirs = subject.called(OURS), subject.called(TORCH)
-    return [*heads, "at most", ours, theirs, COMPILED, f"{ours} / {theirs}", "limit kept"]
+    return [*heads, "at most", ours, theirs, COMPILED, *subject.others, f"{ours} / {theirs}", "limit kept"]
 
 
 def _cells(subject: Subject, result: Result) -> list[str]:
@@ -287,7 +287,7 @@ def _cells(subject: Subject, result: Result) -> list[str]:
         floor = "" if row.floor is None else f"{row.floor:g}"
         cells += [traffic, saved, f"{1e3 * result.seconds[COPY][1]:.2f}", floor]
     kept = {True: "yes", False: "**no**", None: ""}[result.met()]
-    figures = [_figure(subject, result, name) for name in (OURS, TORCH, COMPILED)]
+    figures = [_figure(subject, result, name) for name in (OURS, TORCH, COMPILED, *subject.others)]
     return [*cells, _limit(result), *figures, f"{result.ratio():.2f}", kept]
 
 

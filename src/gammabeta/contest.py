@@ -24,10 +24,30 @@ import torch
 
 from gammabeta.allocator import trim_heap
 
-OURS, TORCH, COMPILED, COPY = "gammabeta", "torch", "torch.compile", "copy"
+OURS, TORCH, COMPILED, COPY, LIGER = "gammabeta", "torch", "torch.compile", "copy", "Liger-Kernel"
 
 Call = Callable[[], object]  # what the clock runs for
 Contestant = Callable[[int], Call]  # outside the clock: the timing's number in, the call out
+
+
+def wall_clock(call: Call, repeats: int) -> tuple[float, object]:
+    """Seconds a call, and what the last one gave."""
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = call()
+    return (time.perf_counter() - start) / repeats, result
+
+
+def device_clock(call: Call, repeats: int) -> tuple[float, object]:
+    """The same by events of CUDA: from when the device begins to when it is done."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    for _ in range(repeats):
+        result = call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / repeats, result
 
 
 @dataclass(frozen=True)
@@ -39,12 +59,14 @@ class Field:
         slots: how many buffers the contestants go round; as many results are held.
         saved: bytes that forward keeps for backward, by contestant.
         refused: contestants that do not take part, and why.
+        clock: what times them.
     """
 
     contestants: Mapping[str, Contestant]
     slots: int = 1
     saved: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    clock: Callable[[Call, int], tuple[float, object]] = wall_clock
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,7 @@ class Subject:
         rows: the lines; with True few of them.
         missing: what has to be installed first, in a sentence; None where all is there.
         names: what contestants are called in its tables, where that is not their own name.
+        others: contestants besides ours, torch's and torch.compile's, each with a column.
     """
 
     name: str
@@ -140,17 +163,20 @@ class Subject:
     rows: Callable[[bool], list[Row]]
     missing: Callable[[], str | None]
     names: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
 
     def called(self, contestant: str) -> str:
         return self.names.get(contestant, contestant)
 
     @classmethod
     def of(cls, module: Any) -> Subject:
-        """The subject of a module with docstring, `UNIT`, `rows(quick)` and, where needed, `missing()` and `NAMES`."""
+        """The subject of a module with docstring, `UNIT`, `rows(quick)` and, where needed, `missing()`, `NAMES` and
+        `OTHERS`."""
         title, _, text = (inspect.getdoc(module) or "").partition("\n")
         missing = getattr(module, "missing", lambda: None)
         name, names = module.__name__.rpartition(".")[2], getattr(module, "NAMES", {})
-        return cls(name, title.strip(), text.strip(), module.UNIT, module.rows, missing, names)
+        others = getattr(module, "OTHERS", ())
+        return cls(name, title.strip(), text.strip(), module.UNIT, module.rows, missing, names, others)
 
 
 def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
@@ -166,7 +192,7 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
     trim_heap()
     parts = row.build(compiled)
     contestants = dict(parts.contestants)
-    repeats = max(_repeats(contestant, parts.slots, row.lasts) for contestant in contestants.values())
+    repeats = max(_repeats(contestant, parts.slots, row.lasts, parts.clock) for contestant in contestants.values())
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     held: deque[object] = deque(maxlen=parts.slots)
     number = 0
@@ -181,7 +207,7 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
         for turn in range(rounds):
             for name in in_turn(list(contestants), turn):
                 call = contestants[name](number)
-                took, result = _time(call, repeats)
+                took, result = parts.clock(call, repeats)
                 seconds[name].append(took)
                 held.append(result)
                 number += 1
@@ -203,18 +229,12 @@ def percentiles(values: list[float]) -> tuple[float, float, float]:
     return low, statistics.median(values), high
 
 
-def _repeats(contestant: Contestant, slots: int, lasts: float) -> int:
+def _repeats(
+    contestant: Contestant, slots: int, lasts: float, clock: Callable[[Call, int], tuple[float, object]]
+) -> int:
     """Warm the contestant up on every buffer; how many of its calls last long enough."""
     shortest = math.inf
     for number in range(max(slots, 3)):
-        took, _ = _time(contestant(number), 1)
+        took, _ = clock(contestant(number), 1)
         shortest = min(shortest, took)
     return max(1, math.ceil(lasts / shortest)) if lasts else 1
-
-
-def _time(call: Call, repeats: int) -> tuple[float, object]:
-    """Seconds a call, and what the last one gave."""
-    start = time.perf_counter()
-    for _ in range(repeats):
-        result = call()
-    return (time.perf_counter() - start) / repeats, result

@@ -11,6 +11,7 @@ import torch
 
 import gammabeta
 from gammabeta import kernels
+from gammabeta.kernels import cuda
 
 STUDY_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "joblib", "plotly", "jinja2")
 STUDY_MISSING = 'not installed (the study needs it: pip install "gammabeta[study]")'
@@ -63,7 +64,7 @@ def _devices() -> Rows:
 def _kernels() -> Rows:
     return [
         ("CPU", _cpu_kernels()),
-        ("CUDA", "none yet: torch's own ops and the reference in plain torch serve"),
+        ("CUDA", _cuda_kernels()),
         ("torch.compile", compiler() or "no C++ compiler found: its CPU code needs g++ or clang++"),
     ]
 
@@ -73,3 +74,10 @@ def _cpu_kernels() -> str:
         return f"none, torch's own ops and the reference in plain torch serve: {kernels.missing}"
     asked = os.environ.get("GAMMABETA_ISA")
     return f"native, for {torch.ops.gammabeta.cpu_instruction_set()}" + (f" (GAMMABETA_ISA={asked})" if asked else "")
+
+
+def _cuda_kernels() -> str:
+    reason = cuda.missing()
+    if reason is not None:
+        return f"none, torch's own ops and the reference in plain torch serve: {reason}"
+    return f"Triton {cuda.triton_version()}, float64, float32, bfloat16 and float16"

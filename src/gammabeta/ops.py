@@ -27,23 +27,31 @@ from gammabeta.moments import statistics_dtype
 
 _library = torch.library.Library("gammabeta", "DEF")
 
+DEFAULTS: dict[str, Callable[..., Any]] = {}
+"""The default implementations by name: what runs where no kernel does."""
+
 
 def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema[: schema.index("(")]
+    DEFAULTS[name] = implementation
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gammabeta::{name}", fake, lib=_library)
 
+
+serves: dict[str, Callable[[], bool]] = {}
+"""By device type, whether kernels that are registered serve the devices that are there, where that has to be asked."""
 
 _has_kernel: dict[str, bool] = {}
 
 
 @torch.compiler.assume_constant_result
 def has_kernel(device_type: str) -> bool:
-    """Whether a native kernel is registered for that device type. What meta tensors have are the fakes."""
+    """Whether a kernel of ours serves that device type. What meta tensors have are the fakes."""
     if device_type not in _has_kernel:
         key, name = device_type.upper(), "gammabeta::channel_norm_forward"
         has = device_type != "meta" and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        has = has and serves.get(device_type, lambda: True)()
         _has_kernel[device_type] = has
     return _has_kernel[device_type]
 

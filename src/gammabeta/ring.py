@@ -7,7 +7,7 @@ same ring. Backward is timed alone: each buffer's forward has run before, and it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.contest import COMPILED, COPY, OURS, TORCH, Call, Contestant, Field
+from gammabeta.contest import COMPILED, COPY, OURS, TORCH, Call, Contestant, Field, device_clock, wall_clock
 
 MOST_SLOTS = 16
 LAYOUTS = {
@@ -37,9 +37,10 @@ def last_level_cache() -> int:
     return max(found)
 
 
-def slots_for(tensor_bytes: int) -> int:
+def slots_for(tensor_bytes: int, device: str = "cpu") -> int:
     """How many tensors of that size fill the last-level cache twice: 2 to `MOST_SLOTS`."""
-    return min(MOST_SLOTS, max(2, math.ceil(2 * last_level_cache() / max(1, tensor_bytes))))
+    cache = last_level_cache() if device == "cpu" else torch.cuda.get_device_properties(device).L2_cache_size
+    return min(MOST_SLOTS, max(2, math.ceil(2 * cache / max(1, tensor_bytes))))
 
 
 def norm_field(
@@ -55,6 +56,8 @@ def norm_field(
     backward: bool = False,
     gradients: bool = True,
     compiled: bool = True,
+    device: str = "cpu",
+    others: Mapping[str, Norm] | None = None,
 ) -> Field:
     """The contestants of a row of norms: ours, torch's, torch's compiled, and a copy of x.
 
@@ -66,15 +69,17 @@ def norm_field(
         backward: time the backward by `torch.autograd.grad`, to all inputs and parameters.
         gradients: without them forward runs under `torch.no_grad`.
         compiled: whether torch's function takes part compiled.
+        device: of all tensors; on "cuda" the device's own clock times.
+        others: more contestants by name; one that fails does not take part.
 
     Returns:
         The field, with the bytes that each forward saves for its backward.
     """
-    slots = slots_for(math.prod(shape) * dtype.itemsize)
+    slots = slots_for(math.prod(shape) * dtype.itemsize, device)
     torch.manual_seed(0)
 
     def tensor() -> Tensor:
-        return torch.randn(shape).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=LAYOUTS[layout])
 
     ring = [[tensor().requires_grad_(gradients) for _ in range(inputs)] for _ in range(slots)]
     onto = [torch.empty_like(x, requires_grad=False) for x, *_ in ring]
@@ -110,13 +115,15 @@ def norm_field(
         return lambda: onto[slot].copy_(x)
 
     contestants = {OURS: contestant(ours), TORCH: contestant(theirs)}
-    refused = join_compiled(contestants, contestant(compile_for_cpu(theirs))) if compiled else {}
+    refused = join(contestants, COMPILED, contestant(compile_for_shapes(theirs))) if compiled else {}
+    for name, norm in (others or {}).items():
+        refused |= join(contestants, name, contestant(norm))
     contestants[COPY] = copied
     saved = {}
     if gradients:
         saved[OURS] = saved_bytes(lambda: ours(*ring[0], *parameters))
         saved[TORCH] = saved_bytes(lambda: theirs(*ring[0], *parameters))
-    return Field(contestants, slots, saved, refused)
+    return Field(contestants, slots, saved, refused, wall_clock if device == "cpu" else device_clock)
 
 
 def layer_field(
@@ -154,7 +161,7 @@ def layer_field(
     }
     if not compiled:
         return Field(contestants)
-    refused = join_compiled(contestants, contestant(compile_for_cpu(theirs), list(theirs.parameters())))
+    refused = join(contestants, COMPILED, contestant(compile_for_shapes(theirs), list(theirs.parameters())))
     return Field(contestants, refused=refused)
 
 
@@ -162,7 +169,7 @@ def as_tuple(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return out if isinstance(out, tuple) else (out,)
 
 
-def compile_for_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_for_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` of a function for the shapes it is called with, forgetting what was compiled before."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
@@ -182,14 +189,14 @@ def compiling(threads: int) -> Iterator[None]:
         yield
 
 
-def join_compiled(contestants: dict[str, Contestant], compiled: Contestant) -> dict[str, str]:
-    """Add the compiled contestant where it runs; else say why it does not: the first line of what it raised."""
+def join(contestants: dict[str, Contestant], name: str, contestant: Contestant) -> dict[str, str]:
+    """Add the contestant where it runs; else say why it does not: the first line of what it raised."""
     try:
-        compiled(0)()
+        contestant(0)()
     except Exception as error:  # whatever a compiler raises: the other contestants are timed all the same
         lines = str(error).strip().splitlines()
-        return {COMPILED: f"{type(error).__name__}: {lines[0] if lines else 'no message'}"}
-    contestants[COMPILED] = compiled
+        return {name: f"{type(error).__name__}: {lines[0] if lines else 'no message'}"}
+    contestants[name] = contestant
     return {}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from tests.routes import device
 from torch import Tensor
 
 import gammabeta as gb
@@ -75,6 +76,7 @@ def run(call: Call, differentiated: tuple[str, ...] = DIFFERENTIABLE) -> dict[st
     """gammabeta's results. What is given is left as it was: running statistics are cloned first."""
     tensors: dict[str, Tensor | None] = {}
     for name, tensor in call.tensors.items():
+        tensor = None if tensor is None else tensor.to(device())
         if tensor is None or name == "mask":
             tensors[name] = tensor
         elif name in RUNNING:
@@ -82,7 +84,9 @@ def run(call: Call, differentiated: tuple[str, ...] = DIFFERENTIABLE) -> dict[st
         else:
             tensors[name] = tensor.detach().requires_grad_(name in differentiated)
     outputs = getattr(gb.functional, call.op)(**tensors, **call.settings)
-    return collect(call, outputs if isinstance(outputs, tuple) else (outputs,), tensors)
+    there = replace(call, gradients=tuple(g.to(device()) for g in call.gradients))
+    results = collect(there, outputs if isinstance(outputs, tuple) else (outputs,), tensors)
+    return {name: result.cpu() for name, result in results.items()}
 
 
 def collect(

@@ -3,6 +3,9 @@
 from gammabeta.benchmarks import (
     channel_norms,
     folding,
+    gpu_channel_norms,
+    gpu_sample_norms,
+    gpu_training_step,
     sample_norms,
     small_inputs,
     study_speed,
@@ -12,7 +15,17 @@ from gammabeta.benchmarks import (
 )
 from gammabeta.contest import Subject
 
-SUBJECTS: tuple[Subject, ...] = tuple(
-    Subject.of(module)
-    for module in (channel_norms, folding, sample_norms, small_inputs, training_step, synced, watching, study_speed)
+MODULES = (
+    channel_norms,
+    folding,
+    sample_norms,
+    small_inputs,
+    training_step,
+    synced,
+    watching,
+    study_speed,
+    gpu_channel_norms,
+    gpu_sample_norms,
+    gpu_training_step,
 )
+SUBJECTS: tuple[Subject, ...] = tuple(Subject.of(module) for module in MODULES)

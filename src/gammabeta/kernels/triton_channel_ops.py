@@ -1,0 +1,269 @@
+"""The ops of the channel norms by Triton kernels: for BatchNorm, whole and in halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import wrap_triton
+
+from gammabeta import reference
+from gammabeta.kernels import triton_channel_norm as kernels
+from gammabeta.kernels import triton_launch as launch
+from gammabeta.kernels.triton_launch import Tiles, ceil_div, power_of_2
+from gammabeta.kernels.triton_sums import sum_partials
+from gammabeta.kernels.triton_tensors import Layout, Outputs, dense_mask, finish_constants, layout_of, or_empty
+from gammabeta.moments import statistics_dtype
+
+MERGED = 16  # channels of a program that merges partials
+
+
+@dataclass(frozen=True)
+class View:
+    """x as the kernels see it: (outer, values, channels) with a stride each."""
+
+    layout: Layout
+    outer: int
+    values: int
+    channels: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> View:
+        layout = layout_of(x)
+        n, channels, positions = x.shape[0], x.shape[1], x.shape[2:].numel()
+        return cls(layout, 1, n * positions, channels) if layout.channels_contiguous else cls(
+            layout, n, positions, channels
+        )  # fmt: skip
+
+    def reduction(self) -> Tiles:
+        return launch.LAUNCH.of_reduction(self.outer, self.values, self.channels, self.layout.channels_contiguous)
+
+    def application(self) -> Tiles:
+        return launch.LAUNCH.of_application(self.outer, self.values, self.channels, self.layout.channels_contiguous)
+
+    def blocks(self, tiles: Tiles) -> int:
+        return ceil_div(self.channels, tiles.channels)
+
+    def even(self, tiles: Tiles) -> bool:
+        """Whether only the last tile of all has less than its number of values."""
+        return self.outer == 1 or self.values % tiles.values == 0
+
+    def geometry(self, tiles: Tiles) -> tuple[Any, ...]:
+        """values, tiles of a sample, outer, value and channel stride, channels, all tiles."""
+        if self.layout.channels_contiguous:
+            strides = 0, self.channels, 1
+        else:
+            strides = self.channels * self.values, 1, self.values
+        return self.values, tiles.count // self.outer, *strides, self.channels, tiles.count
+
+
+def launched(tiles: Tiles, constants: dict[str, Any]) -> dict[str, Any]:
+    return {**constants, "V": tiles.values, "C": tiles.channels, "num_warps": tiles.warps}
+
+
+def empty_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, shape = statistics_dtype(x.dtype), (x.shape[1],)
+    return x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=dtype), x.new_empty(shape, dtype=torch.int64)
+
+
+def take_moments(
+    x: Tensor, mask: Tensor | None, view: View, tiles: Tiles, variance: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance (or m2) and count of dense x."""
+    mean, var, count = empty_statistics(x)
+    splits, blocks, channels = tiles.splits, view.blocks(tiles), view.channels
+    partial_n = torch.empty((splits, channels), dtype=torch.int32, device=x.device)
+    partials = torch.empty((3, splits, channels), dtype=mean.dtype, device=x.device)
+    constants = {"HAS_MASK": mask is not None, "EVEN": view.even(tiles), "DOUBLE": x.dtype == torch.float64}
+    wrap_triton(kernels.channel_moments_kernel)[(blocks * splits,)](
+        x, mask, partial_n, partials, *view.geometry(tiles), tiles.each, splits, blocks, **launched(tiles, constants)
+    )
+    wrap_triton(kernels.channel_merge_kernel)[(ceil_div(channels, MERGED),)](
+        partial_n, partials, mean, var, count, channels, splits, VARIANCE=variance,
+        K=power_of_2(splits, launch.LAUNCH.most_splits), C=MERGED, num_warps=8,
+    )  # fmt: skip
+    return mean, var, count
+
+
+def channel_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    view = View.of(x)
+    return take_moments(view.layout.dense(x), dense_mask(mask), view, view.reduction(), False)
+
+
+def channel_norm_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None, eps: float,
+    activation: str, slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    view = View.of(x)
+    tiles = view.reduction()
+    if not launch.LAUNCH.fuses(tiles, view.channels, x.dtype.itemsize):
+        mask = dense_mask(mask)
+        mean, var, count = take_moments(view.layout.dense(x), mask, view, tiles, True)
+        y = channel_apply_forward(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
+        return y, mean, var, count
+    mean, var, count = empty_statistics(x)
+    outputs = Outputs(view.layout)
+    y = outputs.like(x, reference.output_dtype(x, residual))
+    constants = {
+        "EPS": eps,
+        "EVEN": view.even(tiles),
+        **finish_constants(x, weight, bias, residual, mask, activation, slope),
+    }
+    wrap_triton(kernels.channel_forward_kernel)[(view.blocks(tiles),)](
+        view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense_mask(mask), mean,
+        var, count, weight, bias, *view.geometry(tiles), **launched(tiles, constants),
+    )  # fmt: skip
+    return outputs.results()[0], mean, var, count
+
+
+def channel_apply_forward(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    mask: Tensor | None, eps: float, activation: str, slope: float,
+) -> Tensor:  # fmt: skip
+    view = View.of(x)
+    tiles = view.application()
+    outputs = Outputs(view.layout)
+    y = outputs.like(x, reference.output_dtype(x, residual))
+    constants = {"EPS": eps, **finish_constants(x, weight, bias, residual, mask, activation, slope)}
+    blocks = view.blocks(tiles)
+    wrap_triton(kernels.channel_apply_kernel)[(blocks * tiles.splits,)](
+        view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense_mask(mask), mean,
+        var, weight, bias, *view.geometry(tiles), tiles.each, blocks, **launched(tiles, constants),
+    )  # fmt: skip
+    return outputs.results()[0]
+
+
+def channel_backward_reduce(
+    g_y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None,
+    mean: Tensor, var: Tensor, eps: float, activation: str, slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    sum_g, sum_g_xhat, _ = empty_statistics(x)
+    view = View.of(x)
+    partials = take_sums(
+        view, g_y, x, weight, bias, residual, mask, None, mean, var, eps, activation, slope
+    )  # fmt: skip
+    sum_partials(partials, sum_g, sum_g_xhat)
+    return sum_g, sum_g_xhat
+
+
+def take_sums(
+    view: View, g_y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    mask: Tensor | None, g_residual: Tensor | None, mean: Tensor, var: Tensor, eps: float, activation: str,
+    slope: float,
+) -> Tensor:  # fmt: skip
+    """Every program's Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z; ∂ℓ/∂z itself is written to `g_residual` where that is given."""
+    tiles = view.reduction()
+    splits, blocks = tiles.splits, view.blocks(tiles)
+    partials = torch.empty((2, splits, view.channels), dtype=statistics_dtype(x.dtype), device=x.device)
+    constants = {
+        "EPS": eps,
+        "STORE_G": g_residual is not None,
+        **finish_constants(x, weight, bias, residual, mask, activation, slope),
+    }
+    wrap_triton(kernels.channel_sums_kernel)[(blocks * splits,)](
+        view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
+        dense_mask(mask), g_residual, mean, var, weight, bias, partials, *view.geometry(tiles), tiles.each, splits,
+        blocks, **launched(tiles, constants),
+    )  # fmt: skip
+    return partials
+
+
+def channel_backward_apply(
+    g_y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None,
+    mean: Tensor, var: Tensor, sum_g: Tensor, sum_g_xhat: Tensor, count: Tensor, eps: float, activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    view = View.of(x)
+    outputs = Outputs(view.layout)
+    g_x = outputs.like(x)
+    g_residual = None if residual is None else outputs.like(residual)
+    differentiate(
+        view, g_y, x, weight, bias, residual, mask, g_x, g_residual, mean, var, sum_g, sum_g_xhat, count, eps,
+        activation, slope,
+    )  # fmt: skip
+    g_x, *of_residual = outputs.results()
+    return g_x, of_residual[0] if of_residual else x.new_empty(0)
+
+
+def differentiate(
+    view: View, g_y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    mask: Tensor | None, g_x: Tensor, g_residual: Tensor | None, mean: Tensor, var: Tensor, sum_g: Tensor | None,
+    sum_g_xhat: Tensor | None, count: Tensor | None, eps: float, activation: str, slope: float,
+) -> None:  # fmt: skip
+    """∂ℓ/∂x, and ∂ℓ/∂z where `g_residual` is given, written in x's layout; `count` None: the statistics are
+    constants."""
+    tiles = view.application()
+    blocks = view.blocks(tiles)
+    constants = {
+        "EPS": eps,
+        "CONSTANT": count is None,
+        "STORE_G": g_residual is not None,
+        **finish_constants(x, weight, bias, residual, mask, activation, slope),
+    }
+    wrap_triton(kernels.channel_differentiate_kernel)[(blocks * tiles.splits,)](
+        view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
+        dense_mask(mask), g_x, g_residual, mean, var, sum_g, sum_g_xhat, count, weight, bias, *view.geometry(tiles),
+        tiles.each, blocks, **launched(tiles, constants),
+    )  # fmt: skip
+
+
+def holds_exactly(g_y: Tensor, residual: Tensor, activation: str, arithmetic: torch.dtype) -> bool:
+    """Whether ∂ℓ/∂z is not rounded where the residual's gradient is kept: it is g_y or 0 for some activations."""
+    if residual.dtype == arithmetic:
+        return True
+    return activation in ("none", "relu", "relu6") and residual.dtype == g_y.dtype
+
+
+def channel_norm_backward(
+    g_y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mask: Tensor | None,
+    mean: Tensor, var: Tensor, count: Tensor | None, eps: float, activation: str, slope: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    view = View.of(x)
+    outputs = Outputs(view.layout)
+    g_x = outputs.like(x)
+    g_residual = None if residual is None else outputs.like(residual)
+    g_weight, g_bias = (None if t is None else torch.empty_like(t) for t in (weight, bias))
+    tiles = view.reduction()
+    if launch.LAUNCH.fuses(tiles, view.channels, 2 * x.dtype.itemsize):
+        constants = {
+            "EPS": eps,
+            "CONSTANT": count is None,
+            **finish_constants(x, weight, bias, residual, mask, activation, slope),
+        }
+        wrap_triton(kernels.channel_backward_kernel)[(view.blocks(tiles),)](
+            view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
+            dense_mask(mask), g_x, g_residual, mean, var, count, weight, bias, g_weight, g_bias,
+            *view.geometry(tiles), **launched(tiles, constants),
+        )  # fmt: skip
+    else:
+        # Dense once, for both passes.
+        g_y, x, mask = view.layout.dense(g_y), view.layout.dense(x), dense_mask(mask)
+        residual = None if residual is None else view.layout.dense(residual)
+        arithmetic = statistics_dtype(x.dtype)
+        early = residual is not None and holds_exactly(g_y, residual, activation, arithmetic)
+        sums: tuple[Tensor | None, Tensor | None] = (None, None)
+        if count is not None or weight is not None or bias is not None or early:
+            partials = take_sums(
+                view, g_y, x, weight, bias, residual, mask, g_residual if early else None, mean, var,
+                eps, activation, slope,
+            )  # fmt: skip
+            if count is not None:
+                sums = empty_statistics(x)[:2]
+                sum_partials(partials, *sums)
+            if weight is not None or bias is not None:
+                sum_partials(partials, g_bias, g_weight)
+        if early:
+            # The residual's gradient is ∂ℓ/∂z: one tensor is read now where there were two.
+            assert g_residual is not None
+            differentiate(
+                view, g_residual, x, weight, None, None, mask, g_x, None, mean, var, *sums, count, eps, "none", 0.0
+            )
+        else:
+            differentiate(
+                view, g_y, x, weight, bias, residual, mask, g_x, g_residual, mean, var, *sums, count, eps, activation,
+                slope,
+            )  # fmt: skip
+    g_x, *of_residual = outputs.results()
+    return g_x, or_empty(g_weight, x), or_empty(g_bias, x), of_residual[0] if of_residual else x.new_empty(0)
