@@ -1,8 +1,8 @@
 """A training step of ResNet-50 on a GPU, in channels_last and bfloat16 autocast.
 
-Contestants: torch, torch.compile, and ours adopted and fused. Forward, loss, backward and SGD on images that are on the device. Ours: `gammabeta.adopt`, then `gammabeta.fuse`, which
-makes each relu that alone reads a norm the norm's own; the sum with the residual stays where the network has it.
-Device time, by CUDA events.
+Contestants: torch, torch.compile, and ours adopted and fused. A step is forward, loss, backward and SGD on images that
+are on the device. Ours: `gammabeta.adopt`, then `gammabeta.fuse`, which makes each relu that alone reads a norm the
+norm's own; the sum with the residual stays where the network has it. Device time, by CUDA events.
 """
 
 from __future__ import annotations
