@@ -1,5 +1,6 @@
 """When the Triton kernels serve CUDA tensors, and what is said where they do not. Nothing here needs a GPU."""
 
+import contextlib
 import subprocess
 import sys
 import warnings
@@ -93,3 +94,53 @@ def test_registering_imports_no_kernel_and_covers_every_op():
 def test_an_op_without_a_triton_kernel_would_be_noticed():
     pytest.importorskip("triton")
     assert set(cuda.implementations()) == set(ops.DEFAULTS)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """An op's launch, on a machine where kernels serve, raises what it is told to."""
+    monkeypatch.setattr(cuda, "serves", lambda: True)
+    monkeypatch.setattr(cuda, "_refused", set())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.delenv("GAMMABETA_KERNELS", raising=False)
+    launches = []
+
+    def put(error):
+        def launched(name, args):
+            launches.append(name)
+            raise error
+
+        monkeypatch.setattr(cuda, "launched", launched)
+        return launches
+
+    return put
+
+
+def test_a_kernel_that_triton_refuses_gives_way_to_the_reference(failing, monkeypatch):
+    errors = pytest.importorskip("triton.errors")
+    launches = failing(errors.TritonError("out of registers\nand more"))
+    op, x = cuda.launching("channel_moments"), torch.randn(5, 3)
+    with pytest.warns(RuntimeWarning) as caught:
+        first = op(x, None)
+    assert str(caught[0].message) == (
+        "gammabeta: the Triton kernel of channel_moments does not run here: TritonError: out of registers. From now on "
+        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come "
+        "slower."
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = op(x, None)
+    assert launches == ["channel_moments"]
+    torch.testing.assert_close(first[0], x.mean(dim=0))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    monkeypatch.setattr(cuda, "_refused", set())
+    monkeypatch.setenv("GAMMABETA_KERNELS", "1")
+    with pytest.raises(errors.TritonError):
+        op(x, None)
+
+
+def test_other_errors_of_a_launch_are_no_reason_to_fall_back(failing):
+    pytest.importorskip("triton")
+    failing(torch.OutOfMemoryError("none left"))
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda.launching("channel_moments")(torch.randn(5, 3), None)

@@ -29,6 +29,8 @@ LEAST_CAPABILITY = (8, 0)
 """Of a GPU, for which Triton itself is made. Unmeasured on any but compiled for 8.0 and 9.0."""
 
 _library: torch.library.Library | None = None
+_refused: set[str] = set()
+"""Ops of which Triton could not compile or launch a kernel here."""
 
 
 def missing() -> str | None:
@@ -117,13 +119,37 @@ def launching(name: str) -> Callable[..., Any]:
 
     def op(*args: Any) -> Any:
         x: Tensor = args[0]
-        if x.numel() == 0 or not serves():
+        if x.numel() == 0 or name in _refused or not serves():
             return ops.DEFAULTS[name](*args)
-        # On the device of x, and without the tracing that only a compiler needs.
-        with torch.cuda.device(x.device):
-            return launched(name, args)
+        try:
+            # On the device of x, and without the tracing that only a compiler needs.
+            with torch.cuda.device(x.device):
+                return launched(name, args)
+        except Exception as error:
+            refuse(name, error)
+            return ops.DEFAULTS[name](*args)
 
     return op
+
+
+def refuse(name: str, error: Exception) -> None:
+    """Leave an op to its default implementation from now on, since Triton cannot compile or launch a kernel of it.
+
+    Raises:
+        Exception: the error itself, where it is not Triton's or GAMMABETA_KERNELS=1 asks for the kernels.
+    """
+    from triton.errors import TritonError
+
+    if not isinstance(error, TritonError) or os.environ.get("GAMMABETA_KERNELS") == "1":
+        raise error
+    _refused.add(name)
+    first = next(iter(str(error).splitlines()), "")
+    warnings.warn(
+        f"gammabeta: the Triton kernel of {name} does not run here: {type(error).__name__}: {first}. From now on "
+        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come slower.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def launched(name: str, args: tuple[Any, ...]) -> Any:
