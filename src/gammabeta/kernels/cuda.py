@@ -146,7 +146,8 @@ def refuse(name: str, error: Exception) -> None:
     first = next(iter(str(error).splitlines()), "")
     warnings.warn(
         f"gammabeta: the Triton kernel of {name} does not run here: {type(error).__name__}: {first}. From now on "
-        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come slower.",
+        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come "
+        "slower.",
         RuntimeWarning,
         stacklevel=3,
     )
