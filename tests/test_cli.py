@@ -64,7 +64,18 @@ def test_help_names_the_commands(words):
 def test_help_of_study_names_every_option_and_every_claim():
     result = run("study", "--help")
     assert result.exit_code == 0
-    for option in ("--quick", "--out", "--data", "--model", "--claims", "--jobs", "--seed", "--fresh", "mnist:FILE"):
+    for option in (
+        "--quick",
+        "--out",
+        "--data",
+        "--model",
+        "--claims",
+        "--jobs",
+        "--seed",
+        "--seeds",
+        "--fresh",
+        "mnist:FILE",
+    ):
         assert option in result.output
     for claim in engine.CLAIMS:
         assert claim.name in result.output
@@ -83,7 +94,20 @@ def test_help_does_not_load_the_study(tmp_path):
 
 def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_path):
     out = tmp_path / "a folder"
-    words = ("--data", "mnist:x.npz", "--model", "m:f", "--jobs", "3", "--seed", "7", "--fresh", "--quick")
+    words = (
+        "--data",
+        "mnist:x.npz",
+        "--model",
+        "m:f",
+        "--jobs",
+        "3",
+        "--seed",
+        "7",
+        "--seeds",
+        "40",
+        "--fresh",
+        "--quick",
+    )
     words += ("--batch-size", "4", "--devices", "2", "--compare", "--engine", "dask")
     words += ("--address", "tcp://x:1")
     result = run(
@@ -102,12 +126,23 @@ def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_p
         "out": out,
         "jobs": 3,
         "seed": 7,
+        "seeds": 40,
         "engine": "dask",
         "address": "tcp://x:1",
         "fresh": True,
     }
     assert f"report   {out / 'report.html'}\nresults  {out / 'results.json'}\n" in result.output
     assert "Use BatchNorm at batches of 16" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_more_seeds_may_be_asked_of_a_study_that_goes_on(studied, monkeypatch, tmp_path):
+    asked = {"claims": None, "seeds": None, "jobs": 2, "engine": "loky", "address": None, "out": tmp_path}
+    monkeypatch.setattr(engine, "asked_for", lambda folder: dict(asked))
+    assert run("study", "--resume", str(tmp_path), "--seeds", "12").exit_code == 0
+    assert studied["seeds"] == 12
+    studied.clear()
+    assert run("study", "--resume", str(tmp_path)).exit_code == 0
+    assert studied["seeds"] is None
 
 
 def test_study_without_options(studied, tmp_path, monkeypatch):
@@ -125,6 +160,7 @@ def test_study_without_options(studied, tmp_path, monkeypatch):
         "out": "gammabeta-study",
         "jobs": None,
         "seed": 0,
+        "seeds": None,
         "engine": "loky",
         "address": None,
         "fresh": False,
