@@ -291,7 +291,9 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(tmp_path):
-    words = ["study", "faster_convergence", "--quick", "--jobs", "2", "--out", "out"]
+    # Claims enough that the study does not end while it is waited for.
+    claims = ["faster_convergence", "higher_learning_rate", "init_robustness", "small_batch", "sequences"]
+    words = ["study", *claims, "--quick", "--jobs", "2", "--out", "out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "gammabeta", *words],
         cwd=tmp_path,
@@ -317,7 +319,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(tmp_path):
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert said.rstrip().endswith("Continue with: gammabeta study faster_convergence --quick --out out --jobs 2")
+    assert said.rstrip().endswith(f"Continue with: gammabeta study {' '.join(claims)} --quick --out out --jobs 2")
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert results["claims"][-1]["verdict"] == "interrupted"
     assert trials.read_text(encoding="utf-8").count("\n") >= 1
