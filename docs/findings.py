@@ -19,6 +19,7 @@ COMMENTS = dict(
     re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", (HERE / "findings_comments.md").read_text(), re.M | re.S)
 )
 OPEN = ("inconclusive", "no room here")
+ABSENT = ("does not apply", "interrupted")
 
 
 def results(folder: str) -> dict[str, Any]:
@@ -93,12 +94,12 @@ def main(embedded: str, again: str, *others: str) -> None:
             f"{'Quick' if study['quick'] else 'Full'} study, `{command(study)}`, {study['seconds'] / 60:.0f} minutes.",
         ]
         headline = (study.get("recommendation") or {}).get("headline")
-        lines += ["", headline] if headline else []
+        lines += ["", headline] if headline and not headline.startswith("No recommendation") else []
         lines += ["", "| claim | verdict | effect |", "|---|---|---|"]
         lines += [
             f"| [{claim['name']}](#{claim['name']}) | {claim['verdict']} | {effect(claim)} |"
             for claim in study["claims"]
-            if claim["verdict"] != "does not apply"
+            if claim["verdict"] not in ABSENT
         ]
     lines += ["", "## Claim by claim"]
     for name, claim in one.items():
@@ -106,7 +107,7 @@ def main(embedded: str, again: str, *others: str) -> None:
         lines += ["", f"With other seeds, **{two[name]['verdict']}**: {two[name]['sentence']}."]
         for data, study in further.items():
             there = by_name(study).get(name)
-            if there and there["verdict"] != "does not apply":
+            if there and there["verdict"] not in ABSENT:
                 lines += ["", f"{data}, **{there['verdict']}**: {there['sentence']}."]
         lines += ["", COMMENTS[name]] if name in COMMENTS else []
     (HERE / "findings.md").write_text("\n".join(lines) + "\n")

@@ -322,6 +322,15 @@ def test_without_training_or_comparison_there_is_no_recommendation():
     untrained = Comparison("ResNet", 4, 1, 400, (arm("batch", "BatchNorm", (80.0, 81.0)),), 90.0)
     assert recommend("digits", untrained, {})["headline"].startswith("No recommendation for digits and ResNet")
     assert recommend("digits", None, {})["uncertain"] == "Run gammabeta study --compare, or all claims."
+    effect = Effect("LayerNorm", 1.5, -3.0, 6.0, "points", (-2, 2), 0.0, "inconclusive", 2)
+    outcomes = {
+        "sequences": Outcome("inconclusive", "level", [effect], Room(True, "")),
+        "small_batch": Outcome("does not apply", "it is about images", [], Room(False, "")),
+    }
+    said = recommend("vowels", None, outcomes, images=False)
+    assert said["headline"].startswith("No recommendation for vowels: norms are compared side by side on images alone.")
+    assert said["evidence"] == [{"text": "Inconclusive: 1.5 [-3, 6] points (LayerNorm).", "claim": "sequences"}]
+    assert said["uncertain"] is None  # what --compare refuses is not advised
 
 
 def test_batchnorm_of_each_device_is_ghost_batchnorm_of_the_whole():

@@ -17,6 +17,8 @@ SAY = {
     "instance": ("small_batch",),
     "none": ("faster_convergence", "init_robustness", "gradient_flow"),
 }
+# The claims that compare norms on sequences and on text.
+ABOUT_OTHERS = ("sequences", "layernorm_in_transformers")
 # More than this nobody runs to choose a norm.
 PRACTICAL_SEEDS = 200
 # How to take it up.
@@ -65,14 +67,26 @@ def between(arm: Compared, usual: Compared) -> str:
     )
 
 
-def recommend(name: str, comparison: Comparison | None, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+def recommend(
+    name: str, comparison: Comparison | None, outcomes: Mapping[str, Outcome], *, images: bool = True
+) -> dict[str, Any]:
     """The recommendation in the form of ``results.json``: headline, evidence, what to avoid, and what is uncertain.
 
     Args:
         name: of the data.
         comparison: None where it was not run.
         outcomes: of the claims that were measured, by name.
+        images: whether there are any among the data: norms are compared side by side on images alone.
     """
+    if comparison is None and not images:
+        told = {claim: one for claim, one in outcomes.items() if one.verdict not in ("does not apply", "interrupted")}
+        return {
+            "headline": f"No recommendation for {name}: norms are compared side by side on images alone. What was "
+            "measured about such data:",
+            "evidence": [{"text": summary(told[claim]), "claim": claim} for claim in ABOUT_OTHERS if claim in told],
+            "avoid": [],
+            "uncertain": None,
+        }
     if comparison is None:
         return {
             "headline": f"No recommendation yet for {name}: it rests on the comparison of the norms, which was not "

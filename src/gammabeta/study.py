@@ -172,7 +172,7 @@ def study(
     name = " and ".join(task["name"] for task in tasks if task["kind"] == "images") or tasks[0]["name"]
 
     def finish() -> None:
-        results["recommendation"] = recommend(name, comparison, outcomes)
+        results["recommendation"] = recommend(name, comparison, outcomes, images="images" in sources)
         results["seconds"] = round(time.perf_counter() - start, 1)
         write(results, Path(out) / "results.json")
 
