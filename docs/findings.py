@@ -71,6 +71,8 @@ def main(embedded: str, again: str, *others: str) -> None:
         + f"; {len(opposed) or 'none'} is supported by one and contradicted by the other. Open are {undecided[0]} with "
         f"the first and {undecided[1]} with the second.",
         "",
+        COMMENTS["study"],
+        "",
         "## Recommendation",
         "",
         first["recommendation"]["headline"],
@@ -91,7 +93,8 @@ def main(embedded: str, again: str, *others: str) -> None:
             "",
             f"## {name}",
             "",
-            f"{'Quick' if study['quick'] else 'Full'} study, `{command(study)}`, {study['seconds'] / 60:.0f} minutes.",
+            f"{'Quick' if study['quick'] else 'Full'} study, `{command(study)}`, "
+            f"{sum(float(trial['seconds']) for trial in study['trials'].values()) / 60:.0f} core minutes.",
         ]
         headline = (study.get("recommendation") or {}).get("headline")
         lines += ["", headline] if headline and not headline.startswith("No recommendation") else []
