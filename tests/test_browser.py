@@ -79,20 +79,38 @@ def test_a_table_wider_than_a_phone_scrolls_inside_itself(visit):
     assert page.eval_on_selector_all(".scroll", "all => all.some(one => one.scrollWidth > one.clientWidth)")
 
 
-def test_a_folded_picture_is_drawn_when_it_is_unfolded(browser, tmp_path):
+@pytest.fixture
+def folded(browser, tmp_path):
+    """A page with two more pictures than a claim shows unfolded."""
     results = example_results()
     claim = next(claim for claim in results["claims"] if claim["name"] == "small_batch")
     claim["pictures"] = claim["pictures"] * 2
     page = browser.new_page(viewport={"width": 390, "height": 900})
     page.goto(write_report(results, tmp_path / "report.html").as_uri())
     page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
-    assert sum(marks > 0 for marks in drawn(page)) == PICTURES
-    page.locator("#claim-small_batch details.more summary").first.click()
-    page.wait_for_selector("#claim-small_batch details.more .main-svg")
-    page.wait_for_function(f"() => document.querySelectorAll('.js-plotly-plot').length === {PICTURES + 2}")
-    assert all(drawn(page))
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    yield page
     page.close()
+
+
+def test_paper_has_the_folded_pictures_too(folded):
+    folded.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    folded.wait_for_function(f"() => document.querySelectorAll('.js-plotly-plot').length === {PICTURES + 2}")
+    folded.emulate_media(media="print")
+    assert all(drawn(folded))
+    widths = folded.eval_on_selector_all(".picture", "all => all.map(one => one.layout.width)")
+    assert widths == [640] * (PICTURES + 2)
+    folded.emulate_media(media="screen")
+    folded.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert folded.locator("#claim-small_batch details.more[open]").count() == 0
+
+
+def test_a_folded_picture_is_drawn_when_it_is_unfolded(folded):
+    assert sum(marks > 0 for marks in drawn(folded)) == PICTURES
+    folded.locator("#claim-small_batch details.more summary").first.click()
+    folded.wait_for_selector("#claim-small_batch details.more .main-svg")
+    folded.wait_for_function(f"() => document.querySelectorAll('.js-plotly-plot').length === {PICTURES + 2}")
+    assert all(drawn(folded))
+    assert folded.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_pointing_at_a_value_says_it_with_its_unit(visit):

@@ -141,6 +141,9 @@ def test_more_seeds_may_be_asked_of_a_study_that_goes_on(studied, monkeypatch, t
     assert run("study", "--resume", str(tmp_path), "--seeds", "12").exit_code == 0
     assert studied["seeds"] == 12
     studied.clear()
+    assert run("study", "--resume", str(tmp_path), "--seeds", "0").exit_code == 0
+    assert studied["seeds"] == 0  # which the study refuses, and not what was asked for before
+    studied.clear()
     assert run("study", "--resume", str(tmp_path)).exit_code == 0
     assert studied["seeds"] is None
 

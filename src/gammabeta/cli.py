@@ -171,7 +171,9 @@ def study(
     }
     try:
         if resume is not None:
-            now = {"jobs": jobs, "engine": engine_name, "address": address} | ({"seeds": seeds} if seeds else {})
+            now = {"jobs": jobs, "engine": engine_name, "address": address} | (
+                {} if seeds is None else {"seeds": seeds}
+            )
             asked, out = {**engine.asked_for(resume), **now}, resume
         results = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:

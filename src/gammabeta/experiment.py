@@ -22,7 +22,7 @@ class Experiment:
         user: the user's network as settings name it; it takes the place of the small ResNet.
         quick: few seeds and the smaller grids that each claim states.
         seed: of the whole study; another number repeats it on other initializations and batches.
-        most: how many seeds results are taken from, in place of each claim's own number; None for that.
+        seed_count: how many seeds results are taken from, in place of each claim's own number; None for that.
         trials: those that the claim at hand has asked for, in order.
     """
 
@@ -31,7 +31,7 @@ class Experiment:
     user: Mapping[str, Any] | None = None
     quick: bool = True
     seed: int = 0
-    most: int | None = None
+    seed_count: int | None = None
     jobs: int = 1
     progress: Callable[[int, int], None] = lambda done, total: None
     trials: list[Trial] = field(default_factory=list)
@@ -60,7 +60,8 @@ class Experiment:
 
     def seeds(self, quick: int, full: int) -> list[int]:
         """The seeds that results are taken from."""
-        return [1000 * self.seed + index + 1 for index in range(self.most or (quick if self.quick else full))]
+        count = self.seed_count or (quick if self.quick else full)
+        return [1000 * self.seed + index + 1 for index in range(count)]
 
     @property
     def convolutional(self) -> Mapping[str, Any]:

@@ -99,17 +99,27 @@ async function unpack() {
 const current = () => (dark.matches ? THEMES.dark : THEMES.light);
 const ready = unpack();
 ready.then(() => draw(current())).then(() => { document.documentElement.dataset.drawn = visible().length; });
-for (const details of document.querySelectorAll("details.more")) {
+const folds = [...document.querySelectorAll("details.more")];
+let unfolded = []; // for paper, which shows all
+for (const details of folds) {
   details.addEventListener("toggle", async () => {
     await ready;
     // Colours may have changed while it was folded, so each time.
-    if (details.open) await draw(current(), undefined, figures.filter(([element]) => details.contains(element)));
+    if (details.open && !unfolded.includes(details)) await draw(current(), undefined, figures.filter(([element]) => details.contains(element)));
   });
 }
 dark.addEventListener("change", () => draw(current()));
 // Paper is white, and narrower than a screen.
-window.addEventListener("beforeprint", () => draw(THEMES.light, 640));
-window.addEventListener("afterprint", () => draw(current()));
+window.addEventListener("beforeprint", () => {
+  unfolded = folds.filter((details) => !details.open);
+  unfolded.forEach((details) => { details.open = true; });
+  return draw(THEMES.light, 640);
+});
+window.addEventListener("afterprint", () => {
+  unfolded.forEach((details) => { details.open = false; });
+  unfolded = [];
+  return draw(current());
+});
 
 function element(tag, text, className) {
   const made = document.createElement(tag);

@@ -36,6 +36,7 @@ def tune(
         tuning: the seeds of ``experiment.train`` to tune on, for a claim that the luck of one would decide; no part of
             an interval over seeds knows of it. With ``make`` none.
     """
+    assert make is None or not tuning, "make decides the seed"
     several = tuning or [experiment.tuning_seed]
 
     def trials_of(arm: Arm, exponent: int) -> list[Trial]:

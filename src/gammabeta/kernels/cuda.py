@@ -164,7 +164,8 @@ def decomposed(name: str, mode: Any, op: Any, types: Any, args: tuple[Any, ...],
     from torch.export._trace import custom_triton_ops_decomposition_disabled
 
     x: Tensor = args[0]
-    if x.device.type != "cuda" or custom_triton_ops_decomposition_disabled() or x.numel() == 0 or not serves():
+    stays = custom_triton_ops_decomposition_disabled() or name in _refused or x.numel() == 0
+    if x.device.type != "cuda" or stays or not serves():
         return mode.__torch_dispatch__(op, types, args, kwargs or {})
     with mode:
         return implementations()[name](*args, **(kwargs or {}))
