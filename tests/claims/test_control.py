@@ -8,8 +8,8 @@ quick study's sizes, which is a matter of a quarter of an hour.
 import os
 
 import pytest
-import torch
 from tests.claims.idle import put_idle
+from tests.threads import one_thread
 
 from gammabeta import race
 from gammabeta.claims import (
@@ -48,13 +48,10 @@ TRAINING = [claim for claim in CLAIMS if claim.name not in NOT_ABOUT_TRAINING]
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """As trials have it; for networks this small more threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def as_a_trial():
     fine_tuning.pretrained.cache_clear()  # which knows a network by its arm's name
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
     fine_tuning.pretrained.cache_clear()
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tests.threads import one_thread
 from torch import nn
 
 import gammabeta as gb
@@ -15,12 +16,9 @@ from gammabeta.tasks.task import Split
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """As trials have it; for networks this small more threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def as_a_trial():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,16 +4,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
-import torch
+from tests.threads import one_thread
 
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Tensors are small here: waking a second thread costs more than it does, ten times more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
+from tests.threads import one_thread
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -13,7 +13,5 @@ pytest.importorskip("triton", reason="Triton is not installed")
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
     """Tensors are small here."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
