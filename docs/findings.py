@@ -73,9 +73,9 @@ def main(embedded: str, again: str, *others: str) -> None:
         "",
         COMMENTS["study"],
         "",
-        "## Recommendation",
+        "## Recommendations",
         "",
-        first["recommendation"]["headline"],
+        *(f"- {said['headline']}" for said in first["recommendations"]),
         "",
         "## Verdicts",
         "",
@@ -96,8 +96,8 @@ def main(embedded: str, again: str, *others: str) -> None:
             f"{'Quick' if study['quick'] else 'Full'} study, `{command(study)}`, "
             f"{sum(float(trial['seconds']) for trial in study['trials'].values()) / 60:.0f} core minutes.",
         ]
-        headline = (study.get("recommendation") or {}).get("headline")
-        lines += ["", headline] if headline and not headline.startswith("No recommendation") else []
+        headlines = [said["headline"] for said in study["recommendations"]]
+        lines += ["", *(f"- {headline}" for headline in headlines if not headline.startswith("No recommendation yet"))]
         lines += ["", "| claim | verdict | effect |", "|---|---|---|"]
         lines += [
             f"| [{claim['name']}](#{claim['name']}) | {claim['verdict']} | {effect(claim)} |"

@@ -149,7 +149,7 @@ def example_results() -> Json:
     """New results at every call, so that a test may change them."""
     all_trials = trials()
     return {
-        "schema": 1,
+        "schema": 2,
         "gammabeta": "0.1.0",
         "torch": "2.13.0",
         "python": "3.12.1",
@@ -167,16 +167,18 @@ def example_results() -> Json:
         },
         "quick": True,
         "seconds": 143.2,
-        "recommendation": {
-            "headline": "Use BatchNorm at batches of 16 or more, GroupNorm below.",
-            "evidence": [
-                {"text": "BatchNorm trains in 1.9 times fewer steps [1.5, 2.2].", "claim": "faster_convergence"},
-                {"text": "At batch 2 its error is 12 times that at 32.", "claim": "small_batch"},
-                {"text": "Speaks of a claim that was not run.", "claim": "sequences"},
-            ],
-            "avoid": ["InstanceNorm on inputs of one position: its output is β."],
-            "uncertain": "Whether RMSNorm is as good: 12 seeds would tell, `gammabeta study --claims small_batch`.",
-        },
+        "recommendations": [
+            {
+                "headline": "Use BatchNorm at batches of 16 or more, GroupNorm below.",
+                "evidence": [
+                    {"text": "BatchNorm trains in 1.9 times fewer steps [1.5, 2.2].", "claim": "faster_convergence"},
+                    {"text": "At batch 2 its error is 12 times that at 32.", "claim": "small_batch"},
+                    {"text": "Speaks of a claim that was not run.", "claim": "sequences"},
+                ],
+                "avoid": ["InstanceNorm on inputs of one position: its output is β."],
+                "uncertain": "Whether RMSNorm is as good: 12 seeds would tell, `gammabeta study --claims small_batch`.",
+            }
+        ],
         "claims": [
             claim(
                 "faster_convergence",

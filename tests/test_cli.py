@@ -157,7 +157,7 @@ def test_study_without_options(studied, tmp_path, monkeypatch):
         "data": None,
         "model": None,
         "quick": False,
-        "batch_size": 32,
+        "batch_size": None,
         "devices": 1,
         "compare_only": False,
         "out": "gammabeta-study",

@@ -150,7 +150,7 @@ def test_trials_are_listed_by_key_with_what_varies(page):
 
 
 def test_bare_results_make_a_page(tmp_path):
-    path = write_report({"schema": 1, "claims": []}, tmp_path / "new" / "report.html")
+    path = write_report({"schema": 2, "claims": []}, tmp_path / "new" / "report.html")
     text = Page(path.read_text(encoding="utf-8")).text
     assert "No claim was decided in this run." in text
     assert "None: the claims that a recommendation needs were not decided" in text
@@ -171,8 +171,8 @@ def first(results):
     ("change", "message"),
     [
         (
-            lambda r: r.update(schema=2),
-            "results: expected schema 1, got 2: draw the report with the gammabeta that ran the study, "
+            lambda r: r.update(schema=1),
+            "results: expected schema 2, got 1: draw the report with the gammabeta that ran the study, "
             "or run the study again.",
         ),
         (lambda r: r.pop("claims"), "results: expected a list under 'claims', got NoneType."),

@@ -70,6 +70,7 @@ ORDER = (
     "recommendation",
     "claim",
     "claims",
+    "comparisons",
     "study",
     "picture",
     "report",

@@ -13,17 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
-from gammabeta import comparison
 from gammabeta.claims import CLAIMS, gradient_flow
-from gammabeta.comparison import Compared, Comparison, norms, saved_bytes
-from gammabeta.outcome import Effect, Outcome, Room, measured
-from gammabeta.recommendation import choose, recommend
 from gammabeta.study import StudyError, asked_for, study
-from gammabeta.tasks.norms import norm
-from gammabeta.tasks.sources import source
 from gammabeta.trial import versioned
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +48,7 @@ def test_results_keep_the_contract(tmp_path):
     one = results["trials"][claim["trials"][0]]
     assert one.keys() >= {"run", "settings", "result", "seconds"}
     assert results["task"]["samples"] == {"train": 997, "validation": 400, "test": 400}
-    assert results["recommendation"]["headline"] == (
+    assert results["recommendations"][0]["headline"] == (
         "No recommendation yet for digits: it rests on the comparison of the norms, which was not run."
     )
 
@@ -245,152 +238,6 @@ def living(session):
     table = subprocess.run(["ps", "-eo", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in table.splitlines()]
     return [row for row in rows if row[1] == str(session) and not row[2].startswith("Z")]
-
-
-# --- the recommendation ---
-
-
-def arm(norm, name, errors, usual=None, **more):
-    gain = None
-    if usual:
-        gain = measured(
-            name,
-            [a - b for a, b in zip(usual, errors, strict=True)],
-            unit="percentage points",
-            margin=(-1.0, 1.0),
-            direction="above",
-        )
-    return Compared(norm, name, 0.5, tuple(errors), more.get("seconds", 0.01), more.get("saved", 1000), gain)
-
-
-BATCH = (3.0, 3.2, 3.1, 3.1)
-NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, give or take 0.5
-
-
-def compared(*arms, devices=1, **more):
-    return Comparison("ResNet", 4, devices, 400, (arm("batch", "BatchNorm", BATCH, **more), *arms), 90.0)
-
-
-def test_the_usual_norm_is_chosen_unless_another_is_better_by_the_margin():
-    level = arm("group", "GroupNorm", (2.8, 3.0, 2.9, 2.9), BATCH)
-    assert choose(compared(level)).norm == "batch"
-    better = arm("group", "GroupNorm", (1.0, 1.1, 0.9, 1.0), BATCH)
-    # what is surely better comes before what is better by luck
-    lucky = arm("renorm", "renorm", (0.0, 4.0, -1.0, 0.0), BATCH)
-    assert lucky.gain.verdict == "inconclusive"
-    assert choose(compared(better, lucky)).norm == "group"
-
-
-def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid():
-    group = arm("group", "GroupNorm", (1.0, 1.1, 0.9, 1.0), BATCH, seconds=0.012, saved=900)
-    none = arm("none", "no normalization", (9.0, 9.1, 9.2, 9.1), BATCH)
-    effect = Effect("x", 1.5, -3.0, 6.0, "points", (-1, 1), 0.0, "supported", 2)
-    outcome = Outcome("supported", "it rises", [effect], Room(True, ""))
-    said = recommend("digits", compared(group, none), {"small_batch": outcome})
-    assert said["headline"] == (
-        "For ResNet on digits with batches of 4 on one device: GroupNorm, 1.0 % test error, 2.1 points [2.0, 2.2] "
-        "below BatchNorm; 1.20 times its time a step, 0.90 times its memory for the backward."
-    )
-    assert said["how"] == "gb.GroupNorm"
-    assert said["avoid"] == [
-        "BatchNorm: 3.1 % test error",
-        "no normalization: 9.1 % test error, 6.0 points [5.9, 6.1] above BatchNorm; 1.00 times its time a step, 1.00 "
-        "times its memory for the backward",
-    ]
-    assert said["uncertain"] is None
-    assert said["evidence"][-1] == {"text": "Supported: 1.5 [-3, 6] points (x).", "claim": "small_batch"}
-
-
-def test_the_recommendation_says_what_is_not_told_apart():
-    level = arm("group", "GroupNorm", (1.1, 3.1, 2.1, 2.1), BATCH)  # 1 below on average: the margin itself
-    said = recommend("digits", compared(level), {})
-    assert said["headline"].startswith("For ResNet on digits with batches of 4 on one device: BatchNorm, 3.1 % test")
-    assert said["uncertain"] == (
-        "Not told apart from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds). No number of seeds "
-        "that is practical settles it: the norms are about as good as each other here."
-    )
-    near = arm("layer", "layer", NEAR, BATCH)
-    needed = near.gain.seeds_needed
-    assert recommend("digits", compared(near), {})["uncertain"] == (
-        f"Not told apart from BatchNorm by the margin of 1 point: layer ({needed} seeds would tell). What settles it: "
-        f"gammabeta study --compare --seeds {needed}, with the other options as they were."
-    )
-    assert "What settles what can be: gammabeta study" in recommend("digits", compared(near, level), {})["uncertain"]
-
-
-def test_without_training_or_comparison_there_is_no_recommendation():
-    untrained = Comparison("ResNet", 4, 1, 400, (arm("batch", "BatchNorm", (80.0, 81.0)),), 90.0)
-    assert recommend("digits", untrained, {})["headline"].startswith("No recommendation for digits and ResNet")
-    assert recommend("digits", None, {})["uncertain"] == "Run gammabeta study --compare, or all claims."
-    effect = Effect("LayerNorm", 1.5, -3.0, 6.0, "points", (-2, 2), 0.0, "inconclusive", 2)
-    outcomes = {
-        "sequences": Outcome("inconclusive", "level", [effect], Room(True, "")),
-        "small_batch": Outcome("does not apply", "it is about images", [], Room(False, "")),
-    }
-    said = recommend("vowels", None, outcomes, images=False)
-    assert said["headline"].startswith("No recommendation for vowels: norms are compared side by side on images alone.")
-    assert said["evidence"] == [{"text": "Inconclusive: 1.5 [-3, 6] points (LayerNorm).", "claim": "sequences"}]
-    assert said["uncertain"] is None  # what --compare refuses is not advised
-
-
-def test_batchnorm_of_each_device_is_ghost_batchnorm_of_the_whole():
-    """What the comparison takes for several devices is what they would compute."""
-    torch.manual_seed(0)
-    x = torch.randn(12, 3)
-    whole = norm("ghost:4", 3, 0).train()(x)
-    each = torch.cat([norm("batch", 3, 0).train()(part) for part in x.split(4)])
-    torch.testing.assert_close(whole, each)
-    assert list(norms(4, 3, flat=True))[:2] == ["ghost:4", "batch"]
-    assert next(iter(norms(4, 1, flat=False))) == "batch"
-
-
-def test_memory_for_the_backward_grows_with_the_batch_and_is_less_without_a_norm(experiment_settings):
-    of = [saved_bytes(**experiment_settings, norm="batch", batch_size=size)["bytes"] for size in (8, 16)]
-    assert 1.8 < of[1] / of[0] < 2.1
-    assert saved_bytes(**experiment_settings, norm="none", batch_size=16)["bytes"] < of[1]
-
-
-@pytest.fixture
-def experiment_settings():
-    return {"task": source("digits"), "network": {"kind": "resnet", "init": "matched"}}
-
-
-SHRINKS = """
-from torch import nn
-
-def build(input_shape, classes):
-    return nn.Sequential(
-        nn.Conv2d(input_shape[0], 8, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, classes)
-    )
-"""
-
-
-def test_a_comparison_recommends_is_written_and_leaves_out_what_a_model_cannot_have(tmp_path, monkeypatch):
-    """Images of 8 × 8 become 1 × 1, where InstanceNorm has one value a statistic."""
-    (tmp_path / "shrinks.py").write_text(SHRINKS)
-    monkeypatch.setattr(comparison, "LEAST_STEPS", 10)
-    monkeypatch.setattr(comparison, "MOST_STEPS", 20)
-    out, model = tmp_path / "out", f"{tmp_path / 'shrinks.py'}:build"
-    results, printed = quietly(
-        out=out, compare_only=True, data="digits", model=model, batch_size=16, devices=2, seeds=2
-    )
-    assert results["claims"] == []
-    assert results["comparison"]["devices"] == 2
-    names = {row[0] for row in results["comparison"]["table"]["rows"]}
-    assert {"BatchNorm of each device's own batch", "BatchNorm synced over the devices", "GroupNorm"} <= names
-    assert "InstanceNorm" not in names
-    assert printed.split()[0] == "recommended"
-    assert results["command"] == (
-        f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --seeds 2 --batch-size 16 "
-        "--devices 2 --compare"
-    )
-
-
-def test_a_batch_larger_than_the_data_is_refused(tmp_path):
-    with pytest.raises(StudyError, match=exactly(
-        "--batch-size 512 on 4 devices: expected half of the 997 training images or less, got 2048."
-    )):  # fmt: skip
-        quietly(out=tmp_path, compare_only=True, batch_size=512, devices=4)
 
 
 # --- generated documentation ---

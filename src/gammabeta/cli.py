@@ -94,8 +94,15 @@ def study(
         bool, typer.Option("--compare", help="Only what the recommendation needs: the norms side by side.")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="N", help="Images a batch on one device, for the recommendation.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            help="Images, sequences or windows of text a batch on one device, for the recommendation; 32 where not "
+            "given, of text 16.",
+            show_default=False,
+        ),
+    ] = None,
     devices: Annotated[
         int, typer.Option("--devices", metavar="N", help="How many devices, for the recommendation.")
     ] = 1,

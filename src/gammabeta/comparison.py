@@ -1,196 +1,201 @@
-"""Norms side by side on the user's network, at the user's batch size and number of devices.
+"""Norms side by side on one network: what each reaches, by how much that differs, and what it costs."""
 
-Over d devices with b images each, BatchNorm of each device's own batch is ghost BatchNorm of b images in a batch of
-b·d, and synced BatchNorm is BatchNorm of the whole batch (the claim sync_equals_large_batch): so what many devices
-would learn is trained here on one.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import mean, median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
-from gammabeta.experiment import Experiment
 from gammabeta.outcome import Axis, Effect, Picture, Table, bars, measured
-from gammabeta.tasks.networks import build, describe, impossible_arms
-from gammabeta.tasks.sources import load
-from gammabeta.tasks.training import chance
-from gammabeta.trial import Trial, versioned
-from gammabeta.tuning import at_best, error_then_loss
+from gammabeta.tasks.task import Kind
 
-# Below this difference in test error, in percentage points, nobody would change the normalization.
-MARGIN = (-1.0, 1.0)
-LEAST_STEPS, MOST_STEPS = 150, 800
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What arms are judged by; lower is better.
+
+    ``margin``: below this difference nobody would change the normalization; ``least`` says it in words.
+    """
+
+    name: str
+    unit: str
+    unit_of_differences: str
+    points: str
+    margin: tuple[float, float]
+    least: str
+    digits: int
+
+    def say(self, value: float) -> str:
+        return f"{self.name} {value:.{self.digits}f} {self.unit}"
+
+
+ERROR = Scale("test error", "%", "percentage points", "points", (-1.0, 1.0), "1 point", 1)
+LOSS = Scale("test loss", "nats a character", "nats a character", "nats", (-0.03, 0.03), "0.03 nats", 3)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One arm: its errors, a seed each, in percent; seconds a step; bytes that a forward keeps for the backward.
+    """One arm: its values on the comparison's scale, a seed each; seconds a step; bytes that a forward keeps for the
+    backward.
 
-    ``gain`` is the usual arm's error less this one's; None for the usual arm itself.
+    ``gain`` is the usual arm's value less this one's; None for the usual arm itself. ``exact``: the mean value where
+    evaluation is with exact statistics in place of moving averages, if ``values`` are with those.
     """
 
     norm: str
     name: str
     rate: float
-    errors: tuple[float, ...]
+    values: tuple[float, ...]
     seconds: float
     saved: int
     gain: Effect | None
+    exact: float | None = None
 
     @property
-    def error(self) -> float:
-        return mean(self.errors)
+    def value(self) -> float:
+        return mean(self.values)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the recommendation rests on. The first arm is the usual one: BatchNorm as each device computes it."""
+    """What a recommendation rests on. The first arm is the usual one for such a network.
 
+    ``learned``: whether any arm trained well enough for their differences to mean something.
+    """
+
+    kind: Kind
+    data: str
     network: str
     batch_size: int
     devices: int
     steps: int
+    scale: Scale
+    learned: bool
     arms: tuple[Compared, ...]
-    chance: float
 
     @property
     def usual(self) -> Compared:
         return self.arms[0]
 
+    @property
+    def where(self) -> str:
+        each = f" on each of {self.devices} devices" if self.devices > 1 else " on one device"
+        return f"{self.network} on {self.data} with batches of {self.batch_size}{each}"
+
     def picture(self) -> Picture:
         effects = [arm.gain for arm in self.arms if arm.gain is not None]
         return bars(
-            f"Test error of {self.usual.name}, less each norm's",
-            f"{self.network}, batches of {self.batch_size}, {self.devices} device(s). Above 0: better than "
-            f"{self.usual.name}. 95 % interval over seeds.",
+            f"{self.scale.name.capitalize()} of {self.usual.name}, less each norm's",
+            f"{self.where}. Above 0: better than {self.usual.name}. 95 % interval over seeds.",
             "norm",
-            Axis("difference of test errors", "percentage points"),
+            Axis(f"difference of {self.scale.name}", self.scale.unit_of_differences),
             effects,
         )
 
     def table(self) -> Table:
+        exact = any(arm.exact is not None for arm in self.arms)
         rows = [
             [
                 arm.name,
                 arm.rate,
-                arm.error,
-                min(arm.errors),
-                max(arm.errors),
+                arm.value,
+                min(arm.values),
+                max(arm.values),
+                *([arm.exact] if exact else []),
                 arm.seconds / self.usual.seconds,
                 arm.saved / self.usual.saved,
             ]
-            for arm in sorted(self.arms, key=lambda arm: arm.error)
+            for arm in sorted(self.arms, key=lambda arm: arm.value)
         ]
-        columns = ["norm", "rate", "test error, %", "lowest", "highest", "time of a step", "memory for the backward"]
+        columns = ["norm", "rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
+        columns += ["with exact statistics"] if exact else []
+        columns += ["time of a step", "memory for the backward"]
         return Table(f"Norms side by side; time and memory in those of {self.usual.name}", columns, rows)
 
     def to_json(self) -> dict[str, Any]:
-        return {"network": self.network, "batch_size": self.batch_size, "devices": self.devices, "steps": self.steps}
-
-
-def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
-    """The arms by the name that a reader knows them by; the usual one first."""
-    if devices > 1:
-        found = {
-            f"ghost:{batch_size}": "BatchNorm of each device's own batch",
-            "batch": "BatchNorm synced over the devices",
+        """The part of ``results.json`` that is the comparison's own."""
+        named = ("kind", "data", "network", "batch_size", "devices", "steps")
+        return {
+            **{name: getattr(self, name) for name in named},
+            "picture": asdict(self.picture()),
+            "table": asdict(self.table()),
         }
-    else:
-        found = {"batch": "BatchNorm", "renorm": "batch renormalization"}
-    found |= {"group": "GroupNorm", "layer": "LayerNorm", "rms": "RMSNorm"}
-    return found | ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
 
 
-@versioned(1)
-def saved_bytes(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int) -> dict[str, Any]:
-    """Bytes that one forward on a batch keeps for its backward, the parameters left out, each storage once."""
-    data = load(task)
-    model = build(data, network, norm, 0).train()
+def side_by_side(
+    named: Mapping[str, str],
+    exponents: Mapping[str, int],
+    values: Mapping[str, Sequence[float]],
+    seconds: Mapping[str, Sequence[float]],
+    saved: Mapping[str, int],
+    scale: Scale,
+    exact: Mapping[str, Sequence[float]] | None = None,
+) -> tuple[Compared, ...]:
+    """The arms, each against the first of ``named`` (norm: what a reader knows it by), paired by seed.
+
+    Args:
+        exponents: of 2, the arm's best rate.
+        values: one a seed, on the scale.
+        seconds: a step, of several timings; their median counts.
+        saved: bytes.
+        exact: values with exact statistics.
+    """
+    usual = next(iter(named))
+    arms = []
+    for norm, name in named.items():
+        gain = None
+        if norm != usual:
+            differences = [a - b for a, b in zip(values[usual], values[norm], strict=True)]
+            unit = scale.unit_of_differences
+            gain = measured(name, differences, unit=unit, margin=scale.margin, direction="above")
+        arms.append(
+            Compared(
+                norm,
+                name,
+                2.0 ** exponents[norm],
+                tuple(values[norm]),
+                median(seconds[norm]),
+                max(1, saved[norm]),
+                gain,
+                None if exact is None else mean(exact[norm]),
+            )
+        )
+    return tuple(arms)
+
+
+def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that one computation of the loss keeps for its backward, the parameters left out, each storage once."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        index = torch.arange(batch_size) % len(data.train)
-        loss = functional.cross_entropy(model(data.train.x_nchw[index]), data.train.y_n[index])
-    del loss
-    return {"bytes": sum(storage.nbytes() for storage in kept.values())}
+        value = loss()
+    del value
+    return sum(storage.nbytes() for storage in kept.values())
 
 
-def is_flat(experiment: Experiment, network: Mapping[str, Any]) -> bool:
-    """Whether some norm of the network has one value a channel and image, where InstanceNorm has nothing to do."""
-    model = build(experiment.task, network, "batch", 0)
-    return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
-
-
-def compare(experiment: Experiment, batch_size: int, devices: int) -> Comparison:
-    """Train the network with every norm, each at its own best rate, and measure what it costs.
-
-    Rates are tuned on the validation split on seeds of their own, one (quick) or three, errors are of the test split
-    with exact statistics.
-    """
-    network = experiment.convolutional
-    seeds = experiment.seeds(4, 10)
-    whole = batch_size * devices
-    images = 9_600 if experiment.quick else 25_600
-    steps = min(max(images // whole, LEAST_STEPS), MOST_STEPS)
-    impossible = impossible_arms(network, experiment.task)
-    named = {
-        norm: name
-        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network)).items()
-        if norm.partition(":")[0] not in impossible
-    }
-    arms = {norm: {"network": dict(network), "norm": norm, "batch_size": whole, "steps": steps} for norm in named}
-    rates, found = at_best(
-        experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
-    )
-    timed = seeds[:3]
-    timings = [
-        Trial(
-            "gammabeta.tasks.training:step_time",
-            {
-                "task": dict(experiment.source),
-                "network": dict(network),
-                "norm": norm,
-                "batch_size": whole,
-                "seed": seed,
-            },
-        )
-        for norm in named
-        for seed in timed
-    ]
-    seconds = [record["timing"]["seconds_per_step"] for record in experiment.records(timings)]
-    sizes = experiment.run(
-        [
-            Trial(
-                f"{__name__}:saved_bytes",
-                {"task": dict(experiment.source), "network": dict(network), "norm": norm, "batch_size": whole},
-            )
-            for norm in named
-        ]
-    )
-    errors = {norm: tuple(100 * result["error"] for result in results) for norm, results in found.items()}
-    usual = next(iter(named))
-    compared = []
-    for index, (norm, name) in enumerate(named.items()):
-        gain = None
-        if norm != usual:
-            differences = [a - b for a, b in zip(errors[usual], errors[norm], strict=True)]
-            gain = measured(name, differences, unit="percentage points", margin=MARGIN, direction="above")
-        of_arm = seconds[len(timed) * index : len(timed) * (index + 1)]
-        compared.append(
-            Compared(norm, name, 2.0 ** rates[norm], errors[norm], median(of_arm), max(1, sizes[index]["bytes"]), gain)
-        )
-    return Comparison(
-        describe(network), batch_size, devices, steps, tuple(compared), 100 * (1 - chance(experiment.task))
-    )
+def seconds_a_step(
+    models: Mapping[str, nn.Module], loss: Callable[[nn.Module, Batch], Tensor], batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Seconds of a training step by Adam, the median over the batches but for the first three, models in turns."""
+    optimizers = {name: torch.optim.Adam(model.parameters(), 1e-4, fused=True) for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for batch in batches:
+        for name, model in models.items():
+            start = time.perf_counter()
+            optimizers[name].zero_grad()
+            loss(model, batch).backward()
+            optimizers[name].step()
+            taken[name].append(time.perf_counter() - start)
+    return {name: median(values[3:]) for name, values in taken.items()}

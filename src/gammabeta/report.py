@@ -17,7 +17,7 @@ from typing import Any
 from gammabeta import picture as pictures
 from gammabeta.picture import Json, number
 
-SCHEMA = 1
+SCHEMA = 2
 VERDICTS = (
     "supported",
     "contradicted",
@@ -104,7 +104,7 @@ def write_report(results: Json, path: Path | str) -> Path:
     page = template.render(
         results=results,
         task=results.get("task") or {},
-        recommendation=results.get("recommendation") or {},
+        recommendations=[_recommendation(said) for said in results.get("recommendations") or []],
         claims=[_claim(claim, results.get("trials") or {}) for claim in results["claims"]],
         titles={claim["name"]: claim.get("title") or claim["name"] for claim in results["claims"]},
         signs=SIGNS,
@@ -114,7 +114,6 @@ def write_report(results: Json, path: Path | str) -> Path:
         date=_date(results.get("date")),
         style=_resource("report.css"),
         script=_resource("report.js"),
-        comparison=_comparison(results.get("comparison")),
         plotly=packed(get_plotlyjs()),
     )
     path = Path(path)
@@ -138,6 +137,11 @@ def check(results: Any) -> None:
         raise ReportError("results: expected a list under 'claims', got " + type(results.get("claims")).__name__ + ".")
     for where in _not_finite(results, "results"):
         raise ReportError(f"{where}: expected a finite number or null, got NaN or an infinity.")
+    for said in results.get("recommendations") or []:
+        _require(said, ("headline",), "a recommendation")
+        if said.get("picture"):
+            _require(said.get("table"), ("columns", "rows"), "a recommendation, its table")
+            _check_picture(said["picture"], "a recommendation")
     for i, claim in enumerate(results["claims"]):
         if not isinstance(claim, dict) or not isinstance(claim.get("name"), str):
             raise ReportError(f"results.claims[{i}]: expected an object with a name.")
@@ -286,11 +290,9 @@ def _drawn(picture: Json) -> Json:
     }
 
 
-def _comparison(comparison: Json | None) -> Json | None:
-    """What the recommendation rests on, as the template wants it."""
-    if not comparison:
-        return None
-    return {"pictures": [_drawn(comparison["picture"])], "table": comparison["table"]}
+def _recommendation(said: Json) -> Json:
+    """A recommendation as the template wants it."""
+    return {**said, "pictures": [_drawn(said["picture"])] if said.get("picture") else []}
 
 
 def packed(script: str) -> str:

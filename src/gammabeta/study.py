@@ -24,10 +24,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 import gammabeta
 from gammabeta.claim import Claim
 from gammabeta.claims import CLAIMS
-from gammabeta.comparison import Comparison, compare
+from gammabeta.comparison import Comparison
+from gammabeta.comparisons import COMPARE, images
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Outcome, Room
-from gammabeta.recommendation import recommend
+from gammabeta.recommendation import not_compared, recommend
 from gammabeta.store import Store, StoreError
 from gammabeta.tasks.networks import user_network
 from gammabeta.tasks.sources import kind, load, load_sequences, load_text
@@ -66,7 +67,7 @@ def study(
     data: str | None = None,
     model: str | None = None,
     quick: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     devices: int = 1,
     compare_only: bool = False,
     out: str | Path = "gammabeta-study",
@@ -89,7 +90,8 @@ def study(
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
         model: ``"package.module:function"`` or ``"file.py:function"``, called ``build(input_shape, classes, norm)``;
             takes the place of the small ResNet.
-        batch_size: images a batch on one device, for the recommendation.
+        batch_size: images, sequences or windows of text a batch on one device, for the recommendation; None for 32, of
+            text 16.
         devices: how many, for the recommendation.
         compare_only: only what the recommendation needs, no claims.
         quick: few seeds and small grids: minutes in place of half an hour.
@@ -119,7 +121,7 @@ def study(
             f"expected {SEEDS[0]} to {SEEDS[-1]} seeds, got {seeds}: one shows no spread, and more share numbers "
             "with those tuned on."
         )
-    if batch_size < 1 or devices < 1:
+    if (batch_size is not None and batch_size < 1) or devices < 1:
         raise StudyError(f"expected a batch size and devices of 1 or more, got {batch_size} and {devices}.")
     asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
     asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
@@ -135,20 +137,19 @@ def study(
         if model:
             user = user_network(model, load(sources["images"]))
         tasks = [_of_task(source, model) for source in given]
-        comparing = "images" in sources and (compare_only or claims is None)
-        if compare_only and not comparing:
-            raise TaskError(f"--compare: expected images, and {data} holds {kind(given[0])}.")
-        if comparing and 2 * batch_size * devices > len(load(sources["images"]).train):
+        comparing = list(sources) if compare_only or claims is None else []
+        size = (batch_size or images.BATCH) * devices
+        if "images" in comparing and 2 * size > (there := len(load(sources["images"]).train)):
             raise TaskError(
-                f"--batch-size {batch_size} on {devices} devices: expected half of the "
-                f"{len(load(sources['images']).train)} training images or less, got {batch_size * devices}."
+                f"--batch-size {batch_size or images.BATCH} on {devices} devices: expected half of the {there} "
+                f"training images or less, got {size}."
             )
         store = Store(out, fresh=fresh)
         write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
     except (TaskError, StoreError) as error:
         raise StudyError(str(error)) from error
     results: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "gammabeta": gammabeta.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -159,8 +160,7 @@ def study(
         "tasks": tasks,
         "quick": quick,
         "seconds": 0.0,
-        "recommendation": {},
-        "comparison": None,
+        "recommendations": [],
         "claims": [],
         "failed": [],
         "trials": {},
@@ -168,11 +168,20 @@ def study(
     start = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
     experiment = Experiment(sources, store, user, quick, seed, seeds, jobs or cores())
-    comparison: Comparison | None = None
+    comparisons: list[Comparison] = []
     name = " and ".join(task["name"] for task in tasks if task["kind"] == "images") or tasks[0]["name"]
 
     def finish() -> None:
-        results["recommendation"] = recommend(name, comparison, outcomes, images="images" in sources)
+        said = [
+            {
+                **recommend(one, outcomes),
+                **one.to_json(),
+                "picture": asdict(one.picture()),
+                "table": asdict(one.table()),
+            }
+            for one in comparisons
+        ]
+        results["recommendations"] = said or [not_compared(name, outcomes)]
         results["seconds"] = round(time.perf_counter() - start, 1)
         write(results, Path(out) / "results.json")
 
@@ -180,27 +189,26 @@ def study(
         contextlib.closing(store),
         _errors_in_a_sentence(),
         connected(engine, address, jobs or cores()) as experiment.jobs,
-        _progress(console, len(chosen) + comparing) as shown,
+        _progress(console, len(chosen) + len(comparing)) as shown,
     ):
-        if comparing:
-            experiment.progress = shown("comparison", 0)
+        for number, of_kind in enumerate(comparing):
+            experiment.progress = shown(f"norms compared on {of_kind}", number)
             try:
-                comparison = compare(experiment, batch_size, devices)
+                compared = COMPARE[of_kind](experiment, batch_size, devices)
             except KeyboardInterrupt:
                 finish()
                 raise Interrupted(
                     f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
                 ) from None
             except TrialError as error:
-                results["failed"].append(f"comparison: {error}")
-                console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison[/]: {escape(str(error))}")
-        if comparison is not None:
-            results["comparison"] = {
-                **comparison.to_json(), "picture": asdict(comparison.picture()), "table": asdict(comparison.table())
-            }  # fmt: skip
+                results["failed"].append(f"comparison on {of_kind}: {error}")
+                console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison on {of_kind}[/]: {escape(str(error))}")
+                continue
+            comparisons += compared
             finish()
-            console.print(f"[bold green]{'recommended':>14}[/]  {escape(results['recommendation']['headline'])}")
-        for number, claim in enumerate(chosen, start=comparing):
+            for said in results["recommendations"][-len(compared) :]:
+                console.print(f"[bold green]{'recommended':>14}[/]  {escape(said['headline'])}")
+        for number, claim in enumerate(chosen, start=len(comparing)):
             began = time.perf_counter()
             experiment.trials = []
             experiment.progress = shown(claim.name, number)
@@ -371,7 +379,7 @@ def _progress(console: Console, claims: int) -> Iterator[Any]:
 
 def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """The command line that runs this study; without ``--fresh``, so that it continues."""
-    defaults = {"out": "gammabeta-study", "batch_size": 32, "devices": 1, "engine": "loky"}
+    defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky"}
     words = ["gammabeta", "study", *(claims or [])]
     for name, value in asked.items():
         if value is True:

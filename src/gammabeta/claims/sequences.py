@@ -34,7 +34,7 @@ evaluation.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -61,6 +61,7 @@ BATCH = 32
 RATES = (-9, -7, -5)
 ROUNDING = 1e-9
 POPULATION = 512  # training sequences that the statistics for evaluation come from
+Cell = tuple[str, str]  # network, arm
 LOST: dict[str, Any] = {"error": 1.0, "loss": None, "moving_error": 1.0}
 
 
@@ -73,8 +74,9 @@ def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch
 
 @versioned(3)
 def classified(
-    *, task: Mapping[str, Any], network: str, arm: str, rate: float, steps: int, seed: int, report: str
-) -> dict[str, Any]:
+    *, task: Mapping[str, Any], network: str, arm: str, rate: float, steps: int, seed: int, report: str,
+    batch_size: int = BATCH,
+) -> dict[str, Any]:  # fmt: skip
     """Train by Adam; error and loss on the split that is reported, with exact statistics, and the error with moving
     averages."""
     data = load_sequences(task)
@@ -83,7 +85,7 @@ def classified(
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (BATCH,), generator=generator))
+        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (batch_size,), generator=generator))
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x, mask), y)
         if not torch.isfinite(loss):
@@ -130,30 +132,52 @@ def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict
     return found
 
 
-def measure(experiment: Experiment) -> Outcome:
+def networks_of(experiment: Experiment) -> list[str]:
+    return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
+
+
+def steps_of(experiment: Experiment) -> int:
+    return 120 if experiment.quick else 400
+
+
+def trained(
+    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
+) -> tuple[dict[Cell, int], dict[Cell, list[dict[str, Any]]], dict[Cell, dict[str, Any]]]:
+    """Each network with each arm at its own best rate: that rate's exponent, the results on every seed, and that on the
+    validation split for which the rate was chosen."""
+    cells = [(network, arm) for network in networks_of(experiment) for arm in arms]
+    base = {"task": dict(experiment.sources["sequences"]), "steps": steps_of(experiment)}
+    base |= {} if batch_size == BATCH else {"batch_size": batch_size}
     seeds = experiment.seeds(3, 12)
-    networks = ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
-    source = dict(experiment.sources["sequences"])
-    base = {"task": source, "steps": 120 if experiment.quick else 400}
-    arms = [{**base, "network": network, "arm": arm} for network in networks for arm in JUDGED]
 
-    def trial(arm: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
-        return Trial(f"{__name__}:classified", {**arm, "rate": 2.0**exponent, "seed": seed, "report": report})
+    def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
+        return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
 
+    settings = [{"network": network, "arm": arm} for network, arm in cells]
     tuning = experiment.tuning_seed
     rates = tune(
         experiment,
-        arms,
+        settings,
         error_then_loss,
-        make=lambda arm, exponent: trial(arm, exponent, tuning, "validation"),
+        make=lambda cell, exponent: trial(cell, exponent, tuning, "validation"),
         coarse=RATES,
     )
-    tuned = experiment.run([trial(arm, rate, tuning, "validation") for arm, rate in zip(arms, rates, strict=True)])
-    results = iter(
-        experiment.run([trial(arm, r, seed, "test") for arm, r in zip(arms, rates, strict=True) for seed in seeds])
+    at_best = list(zip(settings, rates, strict=True))
+    tuned = experiment.run([trial(cell, rate, tuning, "validation") for cell, rate in at_best])
+    results = iter(experiment.run([trial(cell, rate, seed, "test") for cell, rate in at_best for seed in seeds]))
+    return (
+        dict(zip(cells, rates, strict=True)),
+        {cell: [next(results) for _ in seeds] for cell in cells},
+        dict(zip(cells, tuned, strict=True)),
     )
+
+
+def measure(experiment: Experiment) -> Outcome:
+    seeds = experiment.seeds(3, 12)
+    networks = networks_of(experiment)
+    source = dict(experiment.sources["sequences"])
+    rates, found, tuned = trained(experiment, JUDGED)
     keys = [(network, arm) for network in networks for arm in JUDGED]
-    found = {key: [next(results) for _ in seeds] for key in keys}
     accuracy = {key: [100 * (1 - result["error"]) for result in found[key]] for key in keys}
     moving = {key: [100 * (1 - result["moving_error"]) for result in found[key]] for key in keys}
     moves = dict(
@@ -204,7 +228,7 @@ def measure(experiment: Experiment) -> Outcome:
     exact = Effect.exactly("networks whose masked BatchNorm moves with padding", wrong, len(networks), "networks")
     data = load_sequences(source)
     chance = float(torch.bincount(data.validation.y_n).max()) / len(data.validation)
-    reached = {n: 1 - r["error"] for (n, a), r in zip(keys, tuned, strict=True) if a == "layer"}
+    reached = {network: 1 - tuned[network, "layer"]["error"] for network in networks}
     room = Room(
         all(value > 2 * chance for value in reached.values()),
         "validation accuracy with LayerNorm: "
@@ -263,13 +287,13 @@ def measure(experiment: Experiment) -> Outcome:
                 ],
                 [
                     [
-                        *(n, ARMS[a], 2.0**rate, mean(accuracy[n, a]), mean(moving[n, a])),
+                        *(n, ARMS[a], 2.0 ** rates[n, a], mean(accuracy[n, a]), mean(moving[n, a])),
                         *(moves[n, a]["training"], moves[n, a]["evaluation"]),
                     ]
-                    for (n, a), rate in zip(keys, rates, strict=True)
+                    for n, a in keys
                 ],
             )
         ],
-        settings=f"{len(seeds)} seeds, {base['steps']} steps",
+        settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps",
         trials=experiment.trials,
     )

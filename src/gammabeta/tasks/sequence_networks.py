@@ -24,17 +24,21 @@ ARMS = {
 
 
 class SequenceNorm(nn.Module):
-    """An arm of ``ARMS`` on (n, time, C), or on one step's (n, C); mask (n, time) or (n), True where it is real."""
+    """An arm of ``ARMS`` on (n, time, C), or on one step's (n, C); mask (n, time) or (n), True where it is real.
+
+    ``"masked:8"`` and ``"padded:8"`` are ghost BatchNorm of 8 sequences: what devices with 8 sequences each compute.
+    """
 
     def __init__(self, arm: str, channels: int) -> None:
         super().__init__()
-        self.arm = arm
+        self.arm, _, size = arm.partition(":")
         layers: dict[str, type[nn.Module]] = {
             "padded": gb.BatchNorm1d, "masked": gb.BatchNorm1d, "layer": gb.LayerNorm, "rms": gb.RMSNorm
         }  # fmt: skip
-        if arm != "none" and arm not in layers:
+        if self.arm != "none" and self.arm not in layers:
             raise ValueError(f"SequenceNorm: expected one of {', '.join(ARMS)}, got {arm}")
-        self.norm = layers[arm](channels) if arm != "none" else nn.Identity()
+        statistics = {"statistics": gb.statistics.Ghost(int(size))} if size else {}
+        self.norm = layers[self.arm](channels, **statistics) if self.arm != "none" else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.arm not in ("padded", "masked"):
