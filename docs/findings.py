@@ -1,9 +1,10 @@
-"""Writes docs/findings.md from the results of full studies.
+"""docs/findings.md, from what was kept of full studies in docs/findings/*.json.
 
-    python docs/findings.py EMBEDDED AGAIN [NAME=FOLDER …]
+    python docs/findings.py NAME FOLDER    keeps what the study in FOLDER found as docs/findings/NAME.json
 
-EMBEDDED and AGAIN are the folders of two full studies on the embedded tasks with other seeds; each further one is named
-by the data it was about. Where what was found departs from the literature, findings_comments.md says why that may be.
+and docs/generate.py draws the page. Claims and recommendations that FOLDER lacks stay as they were: a study of some
+claims adds to what is there. Where what was found departs from the literature, findings_comments.md says why that may
+be.
 """
 
 import json
@@ -13,109 +14,131 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]
+
 HERE = Path(__file__).parent
-# The comment under each claim's heading.
-COMMENTS = dict(
-    re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", (HERE / "findings_comments.md").read_text(), re.M | re.S)
-)
+KEPT = HERE / "findings"
+# Two sets of seeds on the embedded tasks; further data, in the page's order.
+FIRST, SECOND = "embedded", "embedded-again"
+FURTHER = {"mnist": "MNIST", "vowels": "JapaneseVowels", "shakespeare": "tinyshakespeare"}
 OPEN = ("inconclusive", "no room here")
-ABSENT = ("does not apply", "interrupted")
+ABSENT = ("does not apply", "interrupted", "failed")
 
 
-def results(folder: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(folder) / "results.json").read_text())
-    return found
+def keep(name: str, folder: str) -> None:
+    results: Json = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+    path = KEPT / f"{name}.json"
+    before: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"claims": [], "recommended": []}
+    claims = {claim["name"]: claim for claim in before["claims"]}
+    for claim in results["claims"]:
+        if claim["verdict"] not in ABSENT:
+            # Of one core, over the claim's trials: other than wall time the same when a study was interrupted.
+            seconds = sum(float(results["trials"][key]["seconds"]) for key in claim["trials"])
+            first = {key: claim["effects"][0][key] for key in ("value", "low", "high", "unit")}
+            claims[claim["name"]] = {
+                "name": claim["name"],
+                "verdict": claim["verdict"],
+                "sentence": claim["sentence"],
+                "effect": first,
+                "seconds": round(seconds, 1),
+            }
+    recommended = [said["headline"] for said in results["recommendations"] if said.get("picture")]
+    kept = {
+        "date": results["date"][:10],
+        "machine": results["machine"],
+        "torch": results["torch"],
+        # Without where files lay and where results went; what is added to a study is not another one.
+        "command": before.get("command")
+        or re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --(out|jobs) \S+", "", results["command"])),
+        "recommended": recommended or before["recommended"],
+        "claims": list(claims.values()),
+    }
+    path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"kept {len(claims)} claims and {len(kept['recommended'])} recommendations in {path.name}")
 
 
-def effect(claim: dict[str, Any]) -> str:
-    if not claim["effects"]:
-        return ""
-    first = claim["effects"][0]
-    if first["low"] is None or first["low"] == first["high"]:
-        return f"{first['value']:.3g} {first['unit']}"
-    return f"{first['value']:.3g} [{first['low']:.3g}, {first['high']:.3g}] {first['unit']}"
+def study_of(name: str) -> tuple[Json, dict[str, Json]]:
+    kept: Json = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
+    return kept, {claim["name"]: claim for claim in kept["claims"]}
 
 
-def seconds(study: dict[str, Any], claim: dict[str, Any]) -> float:
-    """Of one core, over the claim's trials: other than wall time the same when a study was interrupted."""
-    return sum(float(study["trials"][key]["seconds"]) for key in claim["trials"])
+def effect(claim: Json) -> str:
+    value, low, high, unit = (claim["effect"][key] for key in ("value", "low", "high", "unit"))
+    interval = "" if low is None or low == high else f" [{low:.3g}, {high:.3g}]"
+    return f"{value:.3g}{interval} {unit}"
 
 
-def command(study: dict[str, Any]) -> str:
-    """Without where files lay and where results went."""
-    return re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --out \S+", "", study["command"]))
-
-
-def by_name(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {claim["name"]: claim for claim in study["claims"]}
-
-
-def main(embedded: str, again: str, *others: str) -> None:
-    first, second = results(embedded), results(again)
-    one, two = by_name(first), by_name(second)
-    further = {name: results(folder) for name, folder in (other.split("=", 1) for other in others)}
+def findings() -> str:
+    """docs/findings.md: what the study found, claim by claim."""
+    comments = dict(
+        re.findall(
+            r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", (HERE / "findings_comments.md").read_text(encoding="utf-8"), re.M | re.S
+        )
+    )
+    (first, one), (_, two) = study_of(FIRST), study_of(SECOND)
+    further = {title: study_of(name) for name, title in FURTHER.items()}
     same = [name for name in one if one[name]["verdict"] == two[name]["verdict"]]
     opposed = [name for name in one if {one[name]["verdict"], two[name]["verdict"]} == {"supported", "contradicted"}]
     counts = [Counter(claim["verdict"] for claim in study.values()) for study in (one, two)]
     undecided = [sum(count[verdict] for verdict in OPEN) for count in counts]
     lines = [
         "# What the study found",
-        "",
-        f"Measured on {first['date'][:10]} on {first['machine']}, torch {first['torch']}, by `gammabeta study` on the "
+        "<!-- Generated by docs/generate.py from docs/findings/ and docs/findings_comments.md: change those. -->",
+        f"Measured on {first['date']} on {first['machine']}, torch {first['torch']}, by `gammabeta study` on the "
         "embedded tasks (digits, strokes, text), with two disjoint sets of seeds (`--seed 0` and `--seed 1`). Numbers "
         "are estimates with their 95 % interval over seeds; what each effect and margin is stands in "
         "[claims.md](claims.md). Seconds are those of one core, over a claim's trials; claims share some.",
-        "",
         f"The second set of seeds gives the same verdict for {len(same)} of {len(one)} claims"
         + (f" (others: {', '.join(name for name in one if name not in same)})" if len(same) < len(one) else "")
         + f"; {len(opposed) or 'none'} is supported by one and contradicted by the other. Open are {undecided[0]} with "
         f"the first and {undecided[1]} with the second.",
-        "",
-        COMMENTS["study"],
-        "",
+        comments["study"],
         "## Recommendations",
-        "",
-        *(f"- {said['headline']}" for said in first["recommendations"]),
-        "",
+        "\n".join(f"- {headline}" for headline in first["recommended"]),
+        comments["recommendations"],
         "## Verdicts",
-        "",
-        "| claim | verdict | effect | with other seeds | effect | seconds |",
-        "|---|---|---|---|---|---|",
+        "\n".join(
+            [
+                "| claim | verdict | effect | with other seeds | effect | seconds |",
+                "|---|---|---|---|---|---|",
+                *(
+                    f"| [{name}](#{name}) | {one[name]['verdict']} | {effect(one[name])} | {two[name]['verdict']} "
+                    f"| {effect(two[name])} | {one[name]['seconds']:.0f} |"
+                    for name in one
+                ),
+            ]
+        ),
+        ", ".join(f"{count} {verdict}" for verdict, count in counts[0].most_common()) + ".",
     ]
-    lines += [
-        f"| [{name}](#{name}) | {one[name]['verdict']} | {effect(one[name])} | {two[name]['verdict']} "
-        f"| {effect(two[name])} | {seconds(first, one[name]):.0f} |"
-        for name in one
-    ]
-    lines += ["", ", ".join(f"{count} {verdict}" for verdict, count in counts[0].most_common()) + "."]
-    for name, study in further.items():
+    for title, (kept, claims) in further.items():
         lines += [
-            "",
-            f"## {name}",
-            "",
-            f"{'Quick' if study['quick'] else 'Full'} study, `{command(study)}`, "
-            f"{sum(float(trial['seconds']) for trial in study['trials'].values()) / 60:.0f} core minutes.",
+            f"## {title}",
+            f"`{kept['command']}`.",
+            *(["\n".join(f"- {headline}" for headline in kept["recommended"])] if kept["recommended"] else []),
+            "\n".join(
+                [
+                    "| claim | verdict | effect |",
+                    "|---|---|---|",
+                    *(
+                        f"| [{name}](#{name}) | {claims[name]['verdict']} | {effect(claims[name])} |"
+                        for name in one
+                        if name in claims
+                    ),
+                ]
+            ),
         ]
-        headlines = [said["headline"] for said in study["recommendations"]]
-        lines += ["", *(f"- {headline}" for headline in headlines if not headline.startswith("No recommendation yet"))]
-        lines += ["", "| claim | verdict | effect |", "|---|---|---|"]
-        lines += [
-            f"| [{claim['name']}](#{claim['name']}) | {claim['verdict']} | {effect(claim)} |"
-            for claim in study["claims"]
-            if claim["verdict"] not in ABSENT
-        ]
-    lines += ["", "## Claim by claim"]
+    lines.append("## Claim by claim")
     for name, claim in one.items():
-        lines += ["", f"### {name}", "", f"**{claim['verdict'].capitalize()}**: {claim['sentence']}."]
-        lines += ["", f"With other seeds, **{two[name]['verdict']}**: {two[name]['sentence']}."]
-        for data, study in further.items():
-            there = by_name(study).get(name)
-            if there and there["verdict"] not in ABSENT:
-                lines += ["", f"{data}, **{there['verdict']}**: {there['sentence']}."]
-        lines += ["", COMMENTS[name]] if name in COMMENTS else []
-    (HERE / "findings.md").write_text("\n".join(lines) + "\n")
-    print(f"wrote findings.md: {len(same)} of {len(one)} the same, {undecided} open")
+        lines += [f"### {name}", f"**{claim['verdict'].capitalize()}**: {claim['sentence']}."]
+        lines.append(f"With other seeds, **{two[name]['verdict']}**: {two[name]['sentence']}.")
+        for title, (_, claims) in further.items():
+            if name in claims:
+                lines.append(f"{title}, **{claims[name]['verdict']}**: {claims[name]['sentence']}.")
+        lines += [comments[name]] if name in comments else []
+    return "\n\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    keep(*sys.argv[1:])

@@ -1,10 +1,12 @@
-"""Write the documentation that is generated from docstrings: docs/claims.md and docs/rules.md.
+"""Write the pages that are generated: claims.md and rules.md from docstrings, findings.md from what was kept.
 
 Run ``python docs/generate.py``; with ``--check`` nothing is written, and the exit code is 1 where a file is not fresh.
 """
 
 import sys
 from pathlib import Path
+
+from findings import findings
 
 from gammabeta.claims import CLAIMS
 from gammabeta.rules import RULES
@@ -62,7 +64,7 @@ def rules() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-FILES = {HERE / "claims.md": claims, HERE / "rules.md": rules}
+FILES = {HERE / "claims.md": claims, HERE / "rules.md": rules, HERE / "findings.md": findings}
 
 
 def main(arguments: list[str]) -> int:

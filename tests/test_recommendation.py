@@ -1,5 +1,7 @@
 """What is recommended on the ground of a comparison, whose numbers are made up here."""
 
+import dataclasses
+
 from gammabeta.comparison import ERROR, LOSS, Comparison, side_by_side
 from gammabeta.outcome import Effect, Outcome, Room
 from gammabeta.recommendation import choose, not_compared, recommend
@@ -31,6 +33,23 @@ def test_the_usual_norm_is_chosen_unless_another_is_better_by_the_margin():
     both = compared({"batch": BATCH, "group": BETTER, "renorm": (0.0, 4.0, -1.0, 0.0)})
     assert both.arms[2].gain.verdict == "inconclusive"
     assert choose(both).norm == "group"
+    # of two that are level the first: 0.3 is not worth a less usual norm, 1.3 is
+    level = {"batch": BATCH, "group": BETTER, "none": (0.7, 0.8, 0.6, 0.7)}
+    assert choose(compared(level)).norm == "group"
+    assert choose(compared({**level, "group": (1.7, 2.1, 1.8, 1.9)})).norm == "none"
+
+
+def test_the_recommendation_says_how_far_it_reaches():
+    of_study = compared({"layer": BATCH, "none": BETTER}, kind="sequences")
+    effect = Effect("x", 1.5, 1.0, 2.0, "decades", (-1, 1), 0.0, "supported", 2)
+    said = recommend(of_study, {"init_robustness": Outcome("supported", "", [effect], Room(True, ""))})
+    assert said["scope"] == (
+        "After 400 steps, each norm at its own best rate, in a network of the study's own: a deeper one may tell "
+        "otherwise."
+    )
+    assert said["evidence"][-1]["claim"] == "init_robustness"  # what is given up without a norm
+    own = dataclasses.replace(of_study, own=True)
+    assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best rate."
 
 
 def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid():

@@ -4,11 +4,13 @@ import copy
 import json
 import math
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
 from tests.example_results import ARMS, HOSTILE, effect, error_by_batch_size, example_results, heatmap, losses
 
+from gammabeta.outcome import Axis, Effect, bars
 from gammabeta.picture import arm_of, figure, missing, number
 from gammabeta.report import (
     VERDICTS,
@@ -69,6 +71,31 @@ def test_the_recommendation_comes_first_then_the_verdicts_then_the_claims(page):
     order = ("Use BatchNorm at batches of 16", "InstanceNorm on inputs of one", "2 supported", "none trains above 20 %")
     places = [text.index(part) for part in order]
     assert places == sorted(places)
+
+
+def test_several_recommendations_stand_one_below_the_other_with_their_reasons_folded(tmp_path):
+    results = example_results()
+    picture = error_by_batch_size()
+    more = {
+        "scope": "After 400 steps.",
+        "picture": picture,
+        "table": {"title": "Side by side", "columns": [], "rows": []},
+    }
+    results["recommendations"] += [{**results["recommendations"][0], **more, "headline": "On text use LayerNorm."}]
+    page = Page(write_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert (
+        page.text.index("Use BatchNorm at batches")
+        < page.text.index("On text use LayerNorm.")
+        < page.text.index("After 400 steps.")
+    )
+    assert page.text.count("Why, what to avoid, what it costs") == 2
+    assert [given["id"] for tag, given in page.elements if given.get("id", "").startswith("comparison")] == [
+        "comparison-2-1"
+    ]
+    assert "Why, what to avoid" not in Page(write_report(example_results(), tmp_path / "one.html").read_text()).text
+    picture["series"][0]["y"] = []
+    with pytest.raises(ReportError, match="a recommendation, picture 'Test error against batch size', series"):
+        check(results)
 
 
 def test_every_part_of_the_results_is_on_the_page(page):
@@ -264,11 +291,22 @@ def test_an_arm_has_one_colour_in_all_pictures_and_dashes_tell_its_series_apart(
     assert twice[0]["line"]["dash"] != twice[1]["line"]["dash"]
 
 
+@pytest.mark.parametrize(("values", "side"), [((-60.0, -4.0, 0.5), "right"), ((0.5, 4.0, 60.0), "left")])
+def test_a_line_among_lying_bars_is_named_on_the_side_with_room(values, side):
+    effects = [
+        Effect(f"a rather long name of bar {v}", v, v, v, "points", (-1, 1), 0.0, "supported", 3) for v in values
+    ]
+    drawn = figure(asdict(bars("t", "c", "norm", Axis("difference"), effects)))
+    assert drawn["data"][0]["orientation"] == "h"
+    named = [shape for shape in drawn["layout"]["shapes"] if shape["label"]["text"]]
+    assert [shape["label"]["xanchor"] for shape in named] == [side]
+
+
 def test_intervals_are_error_bars_on_few_points_and_bands_on_many():
-    bars = figure(error_by_batch_size())["data"]
+    data = figure(error_by_batch_size())["data"]
     y, low, high = (error_by_batch_size()["series"][1][key] for key in ("y", "low", "high"))
-    assert bars[1]["error_y"]["array"] == [h - v for h, v in zip(high, y, strict=True)]
-    assert bars[1]["error_y"]["arrayminus"] == [v - lo for lo, v in zip(low, y, strict=True)]
+    assert data[1]["error_y"]["array"] == [h - v for h, v in zip(high, y, strict=True)]
+    assert data[1]["error_y"]["arrayminus"] == [v - lo for lo, v in zip(low, y, strict=True)]
     curves = figure(losses())["data"]
     assert len(curves) == 6
     assert curves[0]["fill"] == "toself"

@@ -65,7 +65,8 @@ class Compared:
 class Comparison:
     """What a recommendation rests on. The first arm is the usual one for such a network.
 
-    ``learned``: whether any arm trained well enough for their differences to mean something.
+    The arms stand in the order in which one takes them up where they are level. ``learned``: whether any trained well
+    enough for their differences to mean something. ``own``: whether the network is the user's.
     """
 
     kind: Kind
@@ -77,6 +78,7 @@ class Comparison:
     scale: Scale
     learned: bool
     arms: tuple[Compared, ...]
+    own: bool = False
 
     @property
     def usual(self) -> Compared:

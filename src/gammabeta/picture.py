@@ -330,7 +330,10 @@ def _lying(data: list[Json], layout: Json) -> tuple[list[Json], Json]:
             swap.get(key, key): {"x": "y", "y": "x"}.get(value, value) if key in ("xref", "yref") else value
             for key, value in shape.items()
         }
-        line["label"] = shape["label"] | {"xanchor": "left", "yanchor": "bottom"}
+        # To the side on which there is room.
+        values = [value for trace in data for value in trace["y"] if value is not None]
+        right = sum(value > shape["y0"] for value in values) >= sum(value < shape["y0"] for value in values)
+        line["label"] = shape["label"] | {"xanchor": "left" if right else "right", "yanchor": "bottom"}
         shapes.append(line)
     names, values = layout["xaxis"], layout["yaxis"]
     names = {key: value for key, value in names.items() if key != "title"} | {"autorange": "reversed"}

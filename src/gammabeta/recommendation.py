@@ -54,11 +54,14 @@ def summary(outcome: Outcome) -> str:
 
 
 def choose(comparison: Comparison) -> Compared:
-    """The usual norm, unless another's mean is lower by more than the margin: then the lowest of those whose interval
-    is above it, or else the lowest."""
+    """The usual norm, unless another's mean is lower by more than the margin: then of those whose interval is above it,
+    or else of all that are lower, the lowest, or the first that is above the lowest by less than the margin."""
     others = [arm for arm in comparison.arms if arm.gain is not None and arm.gain.value > arm.gain.margin[1]]
-    sure = [arm for arm in others if arm.gain is not None and arm.gain.verdict == "supported"]
-    return min(sure or others, key=lambda arm: arm.value, default=comparison.usual)
+    better = [arm for arm in others if arm.gain is not None and arm.gain.verdict == "supported"] or others
+    if not better:
+        return comparison.usual
+    least = min(arm.value for arm in better)
+    return next(arm for arm in better if arm.value <= least + comparison.scale.margin[1])
 
 
 def between(arm: Compared, comparison: Comparison) -> str:
@@ -114,7 +117,7 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
     if comparison.kind == "images":
         claims = [*SAY[kind], *(["sync_cost"] if synced else []), *SAY[usual.norm.partition(":")[0]]]
     else:
-        claims = [*ABOUT[comparison.kind], *(["sync_cost"] if synced else [])]
+        claims = [*ABOUT[comparison.kind], *(["sync_cost"] if synced else []), *(SAY["none"] if kind == "none" else [])]
     evidence = [
         {"text": f"{arm.name}: {scale.say(arm.value)}, {between(arm, comparison)}.", "claim": "comparison"}
         for arm in sorted(comparison.arms, key=lambda arm: arm.value)[:4]
@@ -143,6 +146,8 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
         "headline": (
             f"For {comparison.where}: {chosen.name}, {scale.say(chosen.value)}, {between(chosen, comparison)}."
         ),
+        "scope": f"After {comparison.steps} steps, each norm at its own best rate"
+        + ("." if comparison.own else ", in a network of the study's own: a deeper one may tell otherwise."),
         "how": f"{how}, with {SYNCED}" if synced else how,
         "evidence": evidence,
         "avoid": avoid,

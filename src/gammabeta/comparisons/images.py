@@ -99,5 +99,6 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             ERROR,
             min(arm.value for arm in compared) <= 0.5 * by_chance,
             compared,
+            own=experiment.user is not None,
         )
     ]
