@@ -42,7 +42,11 @@ def keep(name: str, folder: str) -> None:
                 "effect": first,
                 "seconds": round(seconds, 1),
             }
-    recommended = [said["headline"] for said in results["recommendations"] if said.get("picture")]
+    recommended = {(said["kind"], said["network"]): said for said in before["recommended"]}
+    for said in results["recommendations"]:
+        if said.get("picture"):
+            of_network = {key: said.get(key, "") for key in ("kind", "network", "headline", "scope")}
+            recommended[said["kind"], said["network"]] = of_network
     kept = {
         "date": results["date"][:10],
         "machine": results["machine"],
@@ -50,16 +54,20 @@ def keep(name: str, folder: str) -> None:
         # Without where files lay and where results went; what is added to a study is not another one.
         "command": before.get("command")
         or re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --(out|jobs) \S+", "", results["command"])),
-        "recommended": recommended or before["recommended"],
+        "recommended": list(recommended.values()),
         "claims": list(claims.values()),
     }
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"kept {len(claims)} claims and {len(kept['recommended'])} recommendations in {path.name}")
+    print(f"kept {len(claims)} claims and {len(recommended)} recommendations in {path.name}")
 
 
 def study_of(name: str) -> tuple[Json, dict[str, Json]]:
     kept: Json = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
     return kept, {claim["name"]: claim for claim in kept["claims"]}
+
+
+def listed(recommended: list[Json]) -> str:
+    return "\n".join(f"- {said['headline']} *{said['scope']}*" for said in recommended)
 
 
 def effect(claim: Json) -> str:
@@ -94,7 +102,7 @@ def findings() -> str:
         f"the first and {undecided[1]} with the second.",
         comments["study"],
         "## Recommendations",
-        "\n".join(f"- {headline}" for headline in first["recommended"]),
+        listed(first["recommended"]),
         comments["recommendations"],
         "## Verdicts",
         "\n".join(
@@ -114,7 +122,7 @@ def findings() -> str:
         lines += [
             f"## {title}",
             f"`{kept['command']}`.",
-            *(["\n".join(f"- {headline}" for headline in kept["recommended"])] if kept["recommended"] else []),
+            *([listed(kept["recommended"])] if kept["recommended"] else []),
             "\n".join(
                 [
                     "| claim | verdict | effect |",

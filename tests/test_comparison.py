@@ -12,11 +12,12 @@ from torch import nn
 from gammabeta.claims import layernorm_in_transformers as language
 from gammabeta.claims import sequences as claim_of_sequences
 from gammabeta.comparison import ERROR, LOSS, kept_bytes, seconds_a_step, side_by_side
-from gammabeta.comparisons import images, sequences, text
+from gammabeta.comparisons import COMPARE, images, sequences, text
 from gammabeta.study import StudyError, study
 from gammabeta.tasks.norms import norm
 from gammabeta.tasks.sequence_networks import SequenceNorm
 from gammabeta.tasks.sources import source
+from gammabeta.workers import TrialError
 
 
 def compared(**settings):
@@ -110,12 +111,21 @@ def test_batchnorm_of_each_device_is_ghost_batchnorm_of_the_whole():
 def test_masked_batchnorm_of_each_device_is_masked_ghost_batchnorm_of_the_whole():
     torch.manual_seed(0)
     x, mask = torch.randn(6, 5, 3), torch.rand(6, 5) > 0.3
-    whole = SequenceNorm("masked:2", 3)(x, mask)
-    each = torch.cat([SequenceNorm("masked", 3)(x[i : i + 2], mask[i : i + 2]) for i in (0, 2, 4)])
-    torch.testing.assert_close(whole, each)
+    whole, devices = SequenceNorm("masked:2", 3), [SequenceNorm("masked", 3) for _ in range(3)]
+    each = torch.cat([devices[i](x[2 * i : 2 * i + 2], mask[2 * i : 2 * i + 2]) for i in range(3)])
+    torch.testing.assert_close(whole(x, mask), each)
+    # Evaluation is by the first device's moving averages.
+    for name, buffer in devices[0].norm.named_buffers():
+        torch.testing.assert_close(whole.norm.get_buffer(name), buffer)
+    torch.testing.assert_close(whole.eval()(x, mask), devices[0].eval()(x, mask))
+    # At a step of a recurrence at which a device has no sequence left, it has no say.
+    ended = torch.tensor([True, True, False, False, True, True])
+    assert torch.isfinite(SequenceNorm("masked:2", 3)(x[:, 0], ended)).all()
     assert list(sequences.norms(2, 3)) == ["layer", "rms", "masked:2", "masked", "none"]
     assert list(text.norms(2, 3)) == ["layer", "rms", "padded:2", "padded", "none"]
     assert "padded" in sequences.norms(2, 1)
+    assert list(sequences.norms(1, 1)) == ["layer", "rms", "none"]
+    assert list(sequences.norms(1, 3)) == ["layer", "rms", "masked", "none"]
 
 
 # --- the study that compares ---
@@ -173,14 +183,51 @@ def keys(folder, run):
     return [line for line in (folder / "trials.jsonl").read_text().splitlines() if run in line]
 
 
+def test_on_sequences_over_devices_costs_are_those_of_one(tmp_path, short):
+    results, printed = compared(out=tmp_path, data="strokes", seeds=2, batch_size=4, devices=2)
+    for said in results["recommendations"]:
+        assert {row[0] for row in said["table"]["rows"]} == set(sequences.norms(4, 2).values())
+        costs = {row[0]: row[-2:] for row in said["table"]["rows"]}
+        assert costs["masked BatchNorm of each device's own batch"] == costs["masked BatchNorm synced over the devices"]
+    assert printed.count("with batches of 4 on each of 2 devices") == 2
+    trained = [json.loads(line)["settings"] for line in keys(tmp_path, "claims.sequences:classified")]
+    assert {settings["batch_size"] for settings in trained} == {8}
+    timed = [json.loads(line)["settings"] for line in keys(tmp_path, "comparisons.sequences:costs")]
+    assert {settings["batch_size"] for settings in timed} == {4}
+
+
+def test_a_model_without_data_is_compared_on_images_alone(tmp_path, short):
+    (tmp_path / "shrinks.py").write_text(SHRINKS)
+    results, _ = compared(out=tmp_path / "out", model=f"{tmp_path / 'shrinks.py'}:build", seeds=2)
+    assert [said["kind"] for said in results["recommendations"]] == ["images"]
+
+
+def test_a_comparison_that_fails_is_told_and_the_others_go_on(tmp_path, short, monkeypatch):
+    def fails(*_):
+        raise TrialError("it died three times")
+
+    monkeypatch.setitem(COMPARE, "images", fails)
+    monkeypatch.setitem(COMPARE, "text", fails)
+    results, printed = compared(out=tmp_path, seeds=2)
+    headlines = [said["headline"] for said in results["recommendations"]]
+    assert [headline.split(" with ")[0] for headline in headlines[:2]] == [
+        f"No recommendation for {network} on strokes" for network in ("GRU", "Transformer, pre-norm")
+    ]
+    assert headlines[2:] == [
+        f"No recommendation on {kind}: the comparison of the norms failed." for kind in ("images", "text")
+    ]
+    assert results["failed"] == [f"comparison on {kind}: it died three times" for kind in ("images", "text")]
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert printed.count("recommended  No recommendation for") == 2
+
+
 def test_on_text_over_devices_batchnorm_is_synced_or_each_one_s_own(tmp_path, short):
     results, _ = compared(out=tmp_path, data="text", seeds=2, batch_size=4, devices=2)
     (said,) = results["recommendations"]
     assert (said["kind"], said["devices"]) == ("text", 2)
     assert {row[0] for row in said["table"]["rows"]} == set(text.norms(4, 2).values())
-    assert all(json.loads(line) for line in keys(tmp_path, "language_model"))
-    sizes = set(re.findall(r'"batch":\s*(\d+)', (tmp_path / "trials.jsonl").read_text()))
-    assert sizes == {"8"}
+    for run, batch in (("language_model", 8), ("step_times", 4), ("text:saved_bytes", 4)):
+        assert {json.loads(line)["settings"]["batch"] for line in keys(tmp_path, run)} == {batch}
 
 
 def test_a_batch_larger_than_the_images_is_refused(tmp_path):

@@ -4,7 +4,7 @@ import dataclasses
 
 from gammabeta.comparison import ERROR, LOSS, Comparison, side_by_side
 from gammabeta.outcome import Effect, Outcome, Room
-from gammabeta.recommendation import choose, not_compared, recommend
+from gammabeta.recommendation import choose, failed, not_compared, recommend
 
 BATCH = (3.0, 3.2, 3.1, 3.1)
 NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, give or take 0.5
@@ -47,7 +47,11 @@ def test_the_recommendation_says_how_far_it_reaches():
         "After 400 steps, each norm at its own best rate, in a network of the study's own: a deeper one may tell "
         "otherwise."
     )
-    assert said["evidence"][-1]["claim"] == "init_robustness"  # what is given up without a norm
+    assert said["evidence"][-1] == {
+        "text": "Given up without a norm: Supported: 1.5 [1, 2] decades (x).", "claim": "init_robustness"
+    }  # fmt: skip
+    by_another = dataclasses.replace(of_study, rates_by="exact statistics")
+    assert "at its own best rate by exact statistics, in a network" in recommend(by_another, {})["scope"]
     own = dataclasses.replace(of_study, own=True)
     assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best rate."
 
@@ -80,7 +84,9 @@ def test_the_recommendation_says_what_is_not_told_apart():
         "Not told apart from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds). No number of seeds "
         "that is practical settles it: the norms are about as good as each other here."
     )
+    assert "--seeds 2 --data" not in said["uncertain"]
     near = compared({"batch": BATCH, "layer": NEAR})
+    assert "--data digits, with the other" in recommend(near, {}, option=" --data digits")["uncertain"]
     needed = near.arms[1].gain.seeds_needed
     assert recommend(near, {})["uncertain"] == (
         f"Not told apart from BatchNorm by the margin of 1 point: LayerNorm ({needed} seeds would tell). What settles "
@@ -105,6 +111,7 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     )
     assert said["how"] == "gb.RMSNorm"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
+    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats a character, the usual choice."
     assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of what was chosen
     assert said["avoid"][0].startswith("padded: test loss 1.813 nats a character, 0.103 nats [")
     # A tenth of a point of test error would be nothing; of the loss it is three margins.
@@ -122,14 +129,26 @@ def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
     assert alone["how"] == "gb.BatchNorm1d, called with mask="
 
 
+def test_what_is_level_has_no_sign_and_time_over_devices_is_that_of_one():
+    level = compared({"batch": BATCH, "group": BATCH}, devices=2)
+    assert recommend(level, {})["evidence"][1]["text"] == (
+        "GroupNorm: test error 3.1 %, 0.0 points [0.0, 0.0] above BatchNorm; 1.00 times its time a step on one device, "
+        "without communication, 1.00 times its memory for the backward."
+    )
+
+
 def test_without_training_or_comparison_there_is_no_recommendation():
     untrained = recommend(compared({"batch": (80.0, 81.0)}, learned=False), {})
     assert untrained["headline"].startswith(
         "No recommendation for ResNet on digits with batches of 4 on one device: no"
     )
-    assert untrained["uncertain"].endswith("give another model with --model.")
-    elsewhere = recommend(compared({"layer": (80.0, 81.0)}, learned=False, kind="sequences"), {})
-    assert "--model" not in elsewhere["uncertain"]  # which only images can have
+    assert untrained["uncertain"] == "Another model is given with --model."
+    elsewhere = compared({"layer": (80.0, 81.0)}, learned=False, kind="sequences")
+    assert recommend(elsewhere, {})["uncertain"] is None  # a model can only be given for images
+    assert recommend(elsewhere, {}, quick=True)["uncertain"] == "A run without --quick trains longer."
+    broken = failed("text", "it died")
+    assert broken["headline"] == "No recommendation on text: the comparison of the norms failed."
+    assert broken["uncertain"] == "it died"
     effect = Effect("LayerNorm", 1.5, -3.0, 6.0, "points", (-2, 2), 0.0, "inconclusive", 2)
     said = not_compared("vowels", {"sequences": Outcome("inconclusive", "level", [effect], Room(True, ""))})
     assert said["uncertain"] == "Run gammabeta study --compare, or all claims."

@@ -77,6 +77,7 @@ def test_several_recommendations_stand_one_below_the_other_with_their_reasons_fo
     results = example_results()
     picture = error_by_batch_size()
     more = {
+        "network": "GRU",
         "scope": "After 400 steps.",
         "picture": picture,
         "table": {"title": "Side by side", "columns": [], "rows": []},
@@ -88,7 +89,7 @@ def test_several_recommendations_stand_one_below_the_other_with_their_reasons_fo
         < page.text.index("On text use LayerNorm.")
         < page.text.index("After 400 steps.")
     )
-    assert page.text.count("Why, what to avoid, what it costs") == 2
+    assert page.text.count("Why, what to avoid, what it costs") == page.text.count("GRU: why, what to avoid") == 1
     assert [given["id"] for tag, given in page.elements if given.get("id", "").startswith("comparison")] == [
         "comparison-2-1"
     ]

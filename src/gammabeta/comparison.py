@@ -66,7 +66,8 @@ class Comparison:
     """What a recommendation rests on. The first arm is the usual one for such a network.
 
     The arms stand in the order in which one takes them up where they are level. ``learned``: whether any trained well
-    enough for their differences to mean something. ``own``: whether the network is the user's.
+    enough for their differences to mean something. ``own``: whether the network is the user's. ``rates_by``: what each
+    arm's rate is the best by, where that is not what arms are judged by.
     """
 
     kind: Kind
@@ -79,6 +80,7 @@ class Comparison:
     learned: bool
     arms: tuple[Compared, ...]
     own: bool = False
+    rates_by: str = ""
 
     @property
     def usual(self) -> Compared:

@@ -158,13 +158,10 @@ class Outcome:
     tables: Sequence[Table] = ()
     settings: str = ""
     trials: Sequence[Trial] = field(default=(), repr=False)
-    # What the recommendation needs and no reader: test errors by network, batch size and norm.
-    evidence: Any = field(default=None, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The part of ``results.json`` that is the claim's own; NaN and infinities are null."""
         fields = asdict(self)
-        del fields["evidence"]
         fields["trials"] = list(dict.fromkeys(trial.key for trial in self.trials))
         whole: dict[str, Any] = plain(fields)
         return whole

@@ -5,6 +5,7 @@ from typing import Any
 
 from gammabeta.comparison import Compared, Comparison
 from gammabeta.outcome import Outcome
+from gammabeta.tasks.task import Kind
 
 # The claims that say more about each choice on images; those that were measured are quoted.
 SAY = {
@@ -28,13 +29,14 @@ HOW = {
     "renorm": "gb.BatchNorm2d(statistics=gb.statistics.Renorm())",
     "group": "gb.GroupNorm",
     "layer": "gb.GroupNorm(1, channels); where channels alone are the axis gb.LayerNorm",
-    "rms": "gb.RMSNorm",
+    "rms": "gb.RMSNorm of the channels, moved last",
     "instance": "gb.InstanceNorm2d",
     "none": "no normalization layer",
 }
 HOW_ON_SEQUENCES = {
     **HOW,
     "layer": "gb.LayerNorm",
+    "rms": "gb.RMSNorm",
     "masked": "gb.BatchNorm1d, called with mask=",
     "padded": "gb.BatchNorm1d",
 }
@@ -68,13 +70,18 @@ def between(arm: Compared, comparison: Comparison) -> str:
     """How much better than the usual one, with the interval, and what it costs."""
     scale, usual = comparison.scale, comparison.usual
     if arm.gain is None:
-        return f"the usual choice, and nothing was better by the margin of {scale.least}"
+        chosen = choose(comparison) is usual
+        return "the usual choice" + (f", and nothing was better by the margin of {scale.least}" if chosen else "")
     sign = 1 if arm.gain.value > 0 else -1
-    low, high = (f"{end:.{scale.digits}f}" for end in sorted((sign * arm.gain.low, sign * arm.gain.high)))
+    value, low, high = (
+        f"{round(end, scale.digits) + 0.0:.{scale.digits}f}"  # + 0.0: no -0.0
+        for end in (sign * arm.gain.value, *sorted((sign * arm.gain.low, sign * arm.gain.high)))
+    )
     return (
-        f"{sign * arm.gain.value:.{scale.digits}f} {scale.points} [{low}, {high}] {'below' if sign > 0 else 'above'} "
-        f"{usual.name}; {arm.seconds / usual.seconds:.2f} times its time a step, {arm.saved / usual.saved:.2f} times "
-        "its memory for the backward"
+        f"{value} {scale.points} [{low}, {high}] {'below' if sign > 0 else 'above'} {usual.name}; "
+        f"{arm.seconds / usual.seconds:.2f} times its time a step"
+        + (" on one device, without communication" if comparison.devices > 1 else "")
+        + f", {arm.saved / usual.saved:.2f} times its memory for the backward"
     )
 
 
@@ -88,12 +95,26 @@ def not_compared(name: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     }
 
 
-def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The recommendation in the form of ``results.json``: headline, evidence, what to avoid, and what is uncertain.
+def failed(kind: Kind, error: str) -> dict[str, Any]:
+    """What stands in a recommendation's place where the comparison failed."""
+    return {
+        "headline": f"No recommendation on {kind}: the comparison of the norms failed.",
+        "evidence": [],
+        "avoid": [],
+        "uncertain": error,
+    }
+
+
+def recommend(
+    comparison: Comparison, outcomes: Mapping[str, Outcome], *, quick: bool = False, option: str = ""
+) -> dict[str, Any]:
+    """The recommendation in the form of ``results.json``: headline, scope, evidence, what to avoid, what is uncertain.
 
     Args:
         comparison: of one network.
         outcomes: of the claims that were measured, by name.
+        quick: whether the study was.
+        option: what the command line needs to compare this network's norms alone, as ``" --data strokes"``.
     """
     usual, chosen, scale = comparison.usual, choose(comparison), comparison.scale
     if not comparison.learned:
@@ -102,8 +123,11 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
             "steps.",
             "evidence": [],
             "avoid": [],
-            "uncertain": "A run without --quick trains longer"
-            + ("; else give another model with --model." if comparison.kind == "images" else "."),
+            "uncertain": " ".join(
+                (["A run without --quick trains longer."] if quick else [])
+                + (["Another model is given with --model."] if comparison.kind == "images" else [])
+            )
+            or None,
         }
     kind = chosen.norm.partition(":")[0]
     synced = comparison.devices > 1 and chosen.norm in ("batch", "masked", "padded")
@@ -115,9 +139,13 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
     if chosen is not usual and usual.value > chosen.value + 2 * scale.margin[1]:
         avoid.insert(0, f"{usual.name}: {scale.say(usual.value)}")
     if comparison.kind == "images":
-        claims = [*SAY[kind], *(["sync_cost"] if synced else []), *SAY[usual.norm.partition(":")[0]]]
+        claims = [
+            *(SAY[kind] if kind != "none" else []),
+            *(["sync_cost"] if synced else []),
+            *SAY[usual.norm.partition(":")[0]],
+        ]
     else:
-        claims = [*ABOUT[comparison.kind], *(["sync_cost"] if synced else []), *(SAY["none"] if kind == "none" else [])]
+        claims = [*ABOUT[comparison.kind], *(["sync_cost"] if synced else [])]
     evidence = [
         {"text": f"{arm.name}: {scale.say(arm.value)}, {between(arm, comparison)}.", "claim": "comparison"}
         for arm in sorted(comparison.arms, key=lambda arm: arm.value)[:4]
@@ -125,6 +153,11 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
         {"text": summary(outcomes[claim]), "claim": claim}
         for claim in dict.fromkeys(claims)
         if claim in outcomes and outcomes[claim].verdict not in ABSENT
+    ]
+    given_up = [
+        {"text": f"Given up without a norm: {summary(outcomes[claim])}", "claim": claim}
+        for claim in SAY["none"]
+        if kind == "none" and claim in outcomes and outcomes[claim].verdict not in ABSENT
     ]
     undecided = {
         arm.name: arm.gain.seeds_needed
@@ -137,7 +170,7 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
     enough = [n for n in undecided.values() if n and n <= PRACTICAL_SEEDS]
     settles = (
         f"What settles {'it' if len(enough) == len(undecided) else 'what can be'}: gammabeta study --compare --seeds "
-        f"{max(enough)}, with the other options as they were."
+        f"{max(enough)}{option}, with the other options as they were."
         if enough
         else "No number of seeds that is practical settles it: the norms are about as good as each other here."
     )
@@ -147,9 +180,10 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome]) -> dict[s
             f"For {comparison.where}: {chosen.name}, {scale.say(chosen.value)}, {between(chosen, comparison)}."
         ),
         "scope": f"After {comparison.steps} steps, each norm at its own best rate"
+        + (f" by {comparison.rates_by}" if comparison.rates_by else "")
         + ("." if comparison.own else ", in a network of the study's own: a deeper one may tell otherwise."),
         "how": f"{how}, with {SYNCED}" if synced else how,
-        "evidence": evidence,
+        "evidence": evidence + given_up,
         "avoid": avoid,
         "uncertain": (
             f"Not told apart from {usual.name} by the margin of {scale.least}: {', '.join(open_questions)}. {settles}"

@@ -12,7 +12,6 @@ import platform
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from gammabeta.comparison import Comparison
 from gammabeta.comparisons import COMPARE, images
 from gammabeta.experiment import Experiment
 from gammabeta.outcome import Outcome, Room
-from gammabeta.recommendation import not_compared, recommend
+from gammabeta.recommendation import failed, not_compared, recommend
 from gammabeta.store import Store, StoreError
 from gammabeta.tasks.networks import user_network
 from gammabeta.tasks.sources import kind, load, load_sequences, load_text
@@ -93,7 +92,7 @@ def study(
         batch_size: images, sequences or windows of text a batch on one device, for the recommendation; None for 32, of
             text 16.
         devices: how many, for the recommendation.
-        compare_only: only what the recommendation needs, no claims.
+        compare_only: only what the recommendation needs, no claims; with a model and no data, on images alone.
         quick: few seeds and small grids: minutes in place of half an hour.
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one a core, 1 for this process.
@@ -138,6 +137,8 @@ def study(
             user = user_network(model, load(sources["images"]))
         tasks = [_of_task(source, model) for source in given]
         comparing = list(sources) if compare_only or claims is None else []
+        if model and data is None:
+            comparing = [of_kind for of_kind in comparing if of_kind == "images"]
         size = (batch_size or images.BATCH) * devices
         if "images" in comparing and 2 * size > (there := len(load(sources["images"]).train)):
             raise TaskError(
@@ -169,19 +170,18 @@ def study(
     outcomes: dict[str, Outcome] = {}
     experiment = Experiment(sources, store, user, quick, seed, seeds, jobs or cores())
     comparisons: list[Comparison] = []
-    name = " and ".join(task["name"] for task in tasks if task["kind"] == "images") or tasks[0]["name"]
+    broken: list[dict[str, Any]] = []
+    name = ", ".join(task["name"] for task in tasks)
 
     def finish() -> None:
         said = [
             {
-                **recommend(one, outcomes),
+                **recommend(one, outcomes, quick=quick, option="" if data else f" --data {EMBEDDED[one.kind]}"),
                 **one.to_json(),
-                "picture": asdict(one.picture()),
-                "table": asdict(one.table()),
             }
             for one in comparisons
         ]
-        results["recommendations"] = said or [not_compared(name, outcomes)]
+        results["recommendations"] = [*said, *broken] or [not_compared(name, outcomes)]
         results["seconds"] = round(time.perf_counter() - start, 1)
         write(results, Path(out) / "results.json")
 
@@ -203,10 +203,13 @@ def study(
             except TrialError as error:
                 results["failed"].append(f"comparison on {of_kind}: {error}")
                 console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison on {of_kind}[/]: {escape(str(error))}")
+                broken.append(failed(of_kind, str(error)))
+                finish()
                 continue
             comparisons += compared
             finish()
-            for said in results["recommendations"][-len(compared) :]:
+            there = len(comparisons) - len(compared)
+            for said in results["recommendations"][there : len(comparisons)]:
                 console.print(f"[bold green]{'recommended':>14}[/]  {escape(said['headline'])}")
         for number, claim in enumerate(chosen, start=len(comparing)):
             began = time.perf_counter()

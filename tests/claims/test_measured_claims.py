@@ -40,6 +40,19 @@ def test_without_room_there_is_no_verdict(tiny, monkeypatch):
         assert claim.measure(tiny).verdict == "no room here"
 
 
+def test_where_no_rate_works_the_ratio_is_said_to_be_restricted(tiny, monkeypatch):
+    found = race.races(tiny)[0]
+    with_room = Race(found.network, found.settings, found.best, Room(True, ""), trains=True)
+    monkeypatch.setattr(higher_learning_rate, "races", lambda experiment: [with_room])
+    monkeypatch.setattr(
+        higher_learning_rate, "largest", lambda _, arms, *__: [None if arm["norm"] == "none" else -1 for arm in arms]
+    )
+    outcome = higher_learning_rate.measure(tiny)
+    seeds = len(tiny.seeds(3, 10))
+    assert f"; {seeds} runs in which no rate works count as the lowest tried)" in outcome.sentence
+    assert outcome.effects[0].value == pytest.approx(2.0**15)
+
+
 @pytest.mark.parametrize(
     ("first", "last", "expected"), [(1e-9, 1.0, -9.0), (0.0, 1.0, None), (1.0, float("inf"), None)]
 )

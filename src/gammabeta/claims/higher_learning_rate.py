@@ -81,7 +81,7 @@ def measure(experiment: Experiment) -> Outcome:
     main = effects[0] if matched else None
     return Outcome(
         verdict=main.verdict if main and room.holds else "no room here",
-        sentence=_sentence(main, effects[1:], every),
+        sentence=_sentence(main, effects[1:], censored, every),
         effects=effects,
         room=room,
         pictures=[_picture(with_room, seeds, top)],
@@ -106,12 +106,17 @@ def _row(race: Race, norm: str, exponents: list[int | None]) -> list[Any]:
     return [race.name, NORMS[norm], 2.0 ** race.best[norm], min(known), median(known), max(known)]
 
 
-def _sentence(main: Effect | None, each: list[Effect], every: list[Race]) -> str:
+def _sentence(main: Effect | None, each: list[Effect], censored: dict[str, int], every: list[Race]) -> str:
     if main is None:
         return "no network has room: without normalization it does not train, or is at the target at once"
     return (
         f"the largest rate is {main.value:.1f} times larger [{main.low:.1f}, {main.high:.1f}] with BatchNorm: "
-        + ", ".join(f"{effect.name} {effect.value:.1f} ({effect.verdict})" for effect in each)
+        + ", ".join(
+            f"{effect.name} {effect.value:.1f} ({effect.verdict}"
+            + (f"; {n} runs in which no rate works count as the lowest tried" if (n := censored[effect.name]) else "")
+            + ")"
+            for effect in each
+        )
         + without_room(every)
     )
 

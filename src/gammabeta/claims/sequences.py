@@ -136,6 +136,10 @@ def networks_of(experiment: Experiment) -> list[str]:
     return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
 
 
+def seeds_of(experiment: Experiment) -> list[int]:
+    return experiment.seeds(3, 12)
+
+
 def steps_of(experiment: Experiment) -> int:
     return 120 if experiment.quick else 400
 
@@ -148,7 +152,7 @@ def trained(
     cells = [(network, arm) for network in networks_of(experiment) for arm in arms]
     base = {"task": dict(experiment.sources["sequences"]), "steps": steps_of(experiment)}
     base |= {} if batch_size == BATCH else {"batch_size": batch_size}
-    seeds = experiment.seeds(3, 12)
+    seeds = seeds_of(experiment)
 
     def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
         return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
@@ -173,7 +177,7 @@ def trained(
 
 
 def measure(experiment: Experiment) -> Outcome:
-    seeds = experiment.seeds(3, 12)
+    seeds = seeds_of(experiment)
     networks = networks_of(experiment)
     source = dict(experiment.sources["sequences"])
     rates, found, tuned = trained(experiment, JUDGED)

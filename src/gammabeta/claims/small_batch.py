@@ -206,9 +206,6 @@ def measure(experiment: Experiment) -> Outcome:
         tables=[_table(exact, moving, rates, values)],
         settings=f"{len(seeds)} seeds, batches of {', '.join(map(str, sizes))}",
         trials=experiment.trials,
-        evidence={
-            regime.name: (describe(regime.network), exact[regime.name]) for regime in chosen if regime.name in judged
-        },
     )
 
 

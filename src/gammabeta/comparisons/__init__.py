@@ -4,14 +4,14 @@ Each ``compare`` takes the experiment, the batch size on one device (None for th
 and gives one comparison a network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from gammabeta.comparison import Comparison
 from gammabeta.comparisons import images, sequences, text
 from gammabeta.experiment import Experiment
 from gammabeta.tasks.task import Kind
 
-COMPARE: Mapping[Kind, Callable[[Experiment, int | None, int], list[Comparison]]] = {
+COMPARE: dict[Kind, Callable[[Experiment, int | None, int], list[Comparison]]] = {
     "images": images.compare,
     "sequences": sequences.compare,
     "text": text.compare,

@@ -2,7 +2,8 @@
 
 Over d devices with b images each, BatchNorm of each device's own batch is ghost BatchNorm of b images in a batch of
 b·d, and synced BatchNorm is BatchNorm of the whole batch (the claim sync_equals_large_batch): so what many devices
-would learn is trained here on one. The usual norm is BatchNorm as each device computes it.
+would learn is trained here on one. Time and memory are those of b images on one device, without communication. The
+usual norm is BatchNorm as each device computes it.
 """
 
 from collections.abc import Mapping
@@ -75,15 +76,17 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     rates, found = at_best(
         experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
     )
-    at = {"task": dict(experiment.source), "network": dict(network), "batch_size": whole}
+    plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
+    # Of one device; a batch of one image is timed as two, of which every BatchNorm has statistics.
+    at = {"task": dict(experiment.source), "network": dict(network), "batch_size": max(batch_size, 2)}
     timings = [
-        Trial("gammabeta.tasks.training:step_time", {**at, "norm": norm, "seed": seed})
+        Trial("gammabeta.tasks.training:step_time", {**at, "norm": plain[norm], "seed": seed})
         for norm in named
         for seed in seeds[:3]
     ]
     timed = iter(experiment.records(timings))
     seconds = {norm: [next(timed)["timing"]["seconds_per_step"] for _ in seeds[:3]] for norm in named}
-    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": norm}) for norm in named])
+    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
     errors = {norm: [100 * result["error"] for result in results] for norm, results in found.items()}
     saved = {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)}
     compared = side_by_side(named, rates, errors, seconds, saved, ERROR)

@@ -1,8 +1,8 @@
 """Norms side by side on text: a causal Transformer over characters, the trainings of the claim
 `layernorm_in_transformers`.
 
-Losses are those of evaluation, BatchNorm with moving averages and therefore causal. Over d devices with b windows each,
-BatchNorm of each device's own batch is ghost BatchNorm of b in a batch of b·d. The usual norm is LayerNorm.
+Losses are those of evaluation, BatchNorm with moving averages and therefore causal. Over d devices with b windows each
+a batch is one of b·d; time and memory are those of b on one device, without communication. The usual norm is LayerNorm.
 """
 
 from collections.abc import Mapping
@@ -60,15 +60,16 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     exponents, results, _ = trained(experiment, list(named), shape)
     source = dict(experiment.sources["text"])
     data = load_text(source)
-    timings = timed(experiment, list(named), shape)
-    sizes = experiment.run(
-        [Trial(f"{__name__}:saved_bytes", {"task": source, "norm": norm, **shape}) for norm in named]
-    )
+    plain = {norm: norm.partition(":")[0] for norm in named}
+    of_one = shape_of(experiment, batch_size)
+    timings = timed(experiment, sorted(set(plain.values())), of_one)
+    at = {"task": source, **of_one}
+    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
     compared = side_by_side(
         named,
         exponents,
         {norm: [result["loss"] for result in of_norm] for norm, of_norm in results.items()},
-        {norm: [timing[norm] for timing in timings] for norm in named},
+        {norm: [timing[plain[norm]] for timing in timings] for norm in named},
         {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)},
         LOSS,
     )

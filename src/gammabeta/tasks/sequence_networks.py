@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,28 +25,42 @@ ARMS = {
 class SequenceNorm(nn.Module):
     """An arm of ``ARMS`` on (n, time, C), or on one step's (n, C); mask (n, time) or (n), True where it is real.
 
-    ``"masked:8"`` and ``"padded:8"`` are ghost BatchNorm of 8 sequences: what devices with 8 sequences each compute.
+    ``"masked:8"`` and ``"padded:8"`` are BatchNorm on devices with 8 sequences each: statistics of 8 at a time, moving
+    averages of the first device's, which DistributedDataParallel gives to all.
     """
 
     def __init__(self, arm: str, channels: int) -> None:
         super().__init__()
         self.arm, _, size = arm.partition(":")
+        self.each = int(size or 0)
         layers: dict[str, type[nn.Module]] = {
             "padded": gb.BatchNorm1d, "masked": gb.BatchNorm1d, "layer": gb.LayerNorm, "rms": gb.RMSNorm
         }  # fmt: skip
         if self.arm != "none" and self.arm not in layers:
             raise ValueError(f"SequenceNorm: expected one of {', '.join(ARMS)}, got {arm}")
-        statistics = {"statistics": gb.statistics.Ghost(int(size))} if size else {}
-        self.norm = layers[self.arm](channels, **statistics) if self.arm != "none" else nn.Identity()
+        self.norm = layers[self.arm](channels) if self.arm != "none" else nn.Identity()
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         if self.arm not in ("padded", "masked"):
             y: Tensor = self.norm(x)
             return y
         channels_second = x.movedim(-1, 1)
-        options: dict[str, Any] = {"mask": mask} if self.arm == "masked" and mask is not None else {}
-        out: Tensor = self.norm(channels_second, **options)
-        return out.movedim(1, -1)
+        counted = mask if self.arm == "masked" else None
+        if not self.training or not self.each:
+            options = {"mask": counted} if counted is not None else {}
+            out: Tensor = self.norm(channels_second, **options)
+            return out.movedim(1, -1)
+        norm = self.norm
+        assert isinstance(norm, gb.BatchNorm1d)
+        first, *others = channels_second.split(self.each)
+        masks = [None] * (1 + len(others)) if counted is None else counted.split(self.each)
+        outs = [norm(first, mask=masks[0])]
+        for part, of_part in zip(others, masks[1:], strict=True):
+            alone = gb.functional.batch_norm(
+                part, None, None, norm.weight, norm.bias, training=True, eps=norm.eps, mask=of_part
+            )
+            outs.append(alone)
+        return torch.cat(outs).movedim(1, -1)
 
 
 # A step at which fewer sequences than this are alive has no statistics of its own.

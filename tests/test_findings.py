@@ -1,0 +1,48 @@
+"""What is kept of a study for docs/findings.md."""
+
+import json
+import sys
+
+import pytest
+from tests.example_results import example_results, trials
+
+sys.path.insert(0, "docs")
+findings = pytest.importorskip("findings")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Writes results into a folder; what is kept goes to another one."""
+    monkeypatch.setattr(findings, "KEPT", tmp_path)
+
+    def write(name, recommended, command):
+        folder = tmp_path / f"of {name}"
+        folder.mkdir()
+        results = example_results()
+        claim = next(claim for claim in results["claims"] if claim["name"] == "faster_convergence")
+        results |= {"claims": [claim | {"name": name}], "recommendations": recommended, "command": command}
+        (folder / "results.json").write_text(json.dumps(results))
+        return folder
+
+    return write
+
+
+def recommended(network, headline):
+    return {"kind": "images", "network": network, "headline": headline, "scope": "After 4 steps.", "picture": {}}
+
+
+def test_a_study_of_some_claims_adds_to_what_was_kept(study, tmp_path, monkeypatch):
+    asked = "gammabeta study --data mnist:/home/me/mnist.npz --out /tmp/x --jobs 2"
+    one = [recommended("ResNet", "first"), {"headline": "No recommendation yet for mnist"}]
+    one[0]["picture"] = {"kind": "bar"}
+    findings.keep("mnist", str(study("one", one, asked)))
+    again = recommended("MLP", "of another")
+    again["picture"] = {"kind": "bar"}
+    findings.keep("mnist", str(study("two", [again], "gammabeta study two")))
+    kept = json.loads((tmp_path / "mnist.json").read_text())
+    assert kept["command"] == "gammabeta study --data mnist:mnist.npz"
+    assert [claim["name"] for claim in kept["claims"]] == ["one", "two"]
+    assert [said["headline"] for said in kept["recommended"]] == ["first", "of another"]
+    assert findings.listed(kept["recommended"]).splitlines()[0] == "- first *After 4 steps.*"
+    taken = list(trials().values())[:24]
+    assert kept["claims"][0]["seconds"] == pytest.approx(sum(trial["seconds"] for trial in taken), abs=0.06)
