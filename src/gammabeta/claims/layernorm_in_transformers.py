@@ -142,13 +142,12 @@ def times(*, seed: int, repeats: int = 40) -> dict[str, Any]:
 
 @versioned(2)
 def step_times(
-    *, task: Mapping[str, Any], seed: int, width: int, layers: int, context: int, batch: int, repeats: int = 30,
-    arms: Sequence[str] = JUDGED,
-) -> dict[str, Any]:  # fmt: skip
+    *, task: Mapping[str, Any], seed: int, width: int, layers: int, context: int, batch: int, repeats: int = 30
+) -> dict[str, Any]:
     """``timing``: seconds of a training step of each arm, medians of steps in turns."""
     data = load_text(task)
     generator = torch.Generator().manual_seed(seed)
-    models = {arm: decoder(data, arm, width, layers, context, seed) for arm in arms}
+    models = {arm: decoder(data, arm, width, layers, context, seed) for arm in JUDGED}
     batches = [windows(data.train_n, batch, context, generator) for _ in range(repeats)]
     return {"repeats": repeats, "timing": seconds_a_step(models, loss_of, batches)}
 
@@ -195,10 +194,9 @@ def trained(
     return rate, {arm: [next(results) for _ in seeds] for arm in arms}, dict(zip(arms, tuned, strict=True))
 
 
-def timed(experiment: Experiment, arms: Sequence[str], shape: Mapping[str, int]) -> list[dict[str, float]]:
+def timed(experiment: Experiment, shape: Mapping[str, int]) -> list[dict[str, float]]:
     """Seconds of a training step of each arm, one dict a seed."""
     settings = {"task": dict(experiment.sources["text"]), **shape}
-    settings |= {} if set(arms) == set(JUDGED) else {"arms": list(arms)}
     trials = [Trial(f"{__name__}:step_times", {**settings, "seed": seed}) for seed in seeds_of(experiment)]
     return [record["timing"] for record in experiment.records(trials)]
 
@@ -211,7 +209,7 @@ def measure(experiment: Experiment) -> Outcome:
     control = tuned["layer"]["loss"]
     losses = {arm: [result["loss"] for result in of_arm] for arm, of_arm in found.items()}
     timings = [r["timing"] for r in experiment.records([Trial(f"{__name__}:times", {"seed": seed}) for seed in seeds])]
-    of_steps = timed(experiment, JUDGED, shape)
+    of_steps = timed(experiment, shape)
 
     def difference(one: str, other: str, direction: Any) -> Any:
         values = [a - b for a, b in zip(losses[one], losses[other], strict=True)]

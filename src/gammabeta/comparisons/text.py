@@ -62,7 +62,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     data = load_text(source)
     plain = {norm: norm.partition(":")[0] for norm in named}
     of_one = shape_of(experiment, batch_size)
-    timings = timed(experiment, sorted(set(plain.values())), of_one)
+    timings = timed(experiment, of_one)
     at = {"task": source, **of_one}
     sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
     compared = side_by_side(
