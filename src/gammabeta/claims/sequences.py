@@ -157,7 +157,9 @@ def trained(
     def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
         return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
 
-    settings = [{"network": network, "arm": arm} for network, arm in cells]
+    # Without norms there is no before and after them: both Transformers are one, trained once.
+    same = {("Transformer, post-norm", "none"): "Transformer, pre-norm"}
+    settings = [{"network": same.get((network, arm), network), "arm": arm} for network, arm in cells]
     tuning = experiment.tuning_seed
     rates = tune(
         experiment,
