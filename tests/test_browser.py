@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from tests.example_results import example_results
+from tests.example_results import error_by_batch_size, example_results
 
 from gammabeta.report import write_report
 
@@ -111,6 +111,23 @@ def test_a_folded_picture_is_drawn_when_it_is_unfolded(folded):
     folded.wait_for_function(f"() => document.querySelectorAll('.js-plotly-plot').length === {PICTURES + 2}")
     assert all(drawn(folded))
     assert folded.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_recommendation_s_reasons_unfold_with_their_picture(browser, tmp_path):
+    results = example_results()
+    (one,) = results["recommendations"]
+    table = {"title": "Norms side by side", "columns": ["norm", "test error, %"], "rows": [["GroupNorm", 1.5]]}
+    more = {"headline": "On text use LayerNorm.", "network": "GRU", "picture": error_by_batch_size(), "table": table}
+    results["recommendations"] = [one, one | more]
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(write_report(results, tmp_path / "report.html").as_uri())
+    page.wait_for_selector("html[data-drawn]", state="attached", timeout=60_000)
+    assert not page.get_by_text("Norms side by side").is_visible()
+    page.get_by_text("GRU: why, what to avoid, what it costs").click()
+    page.wait_for_selector(".recommended .main-svg")
+    assert page.get_by_text("Norms side by side").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
 
 
 def test_pointing_at_a_value_says_it_with_its_unit(visit):
