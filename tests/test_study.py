@@ -117,6 +117,8 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
         text=True,
         start_new_session=True,
         env=environment,
+        # What runs the tests may ignore Ctrl-C, as a shell's background jobs do, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
