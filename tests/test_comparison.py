@@ -235,3 +235,13 @@ def test_a_batch_larger_than_the_images_is_refused(tmp_path):
         "--batch-size 512 on 4 devices: expected half of the 997 training images or less, got 2048."
     )):  # fmt: skip
         compared(out=tmp_path, batch_size=512, devices=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [({"batch_size": 0}, "batch size of 1 or more, got 0"), ({"devices": -1}, "devices of 1 or more, got -1")],
+)
+def test_no_images_or_devices_are_refused(tmp_path, given, what):
+    with pytest.raises(StudyError, match=what):
+        compared(out=tmp_path, **given)
+    assert not list(tmp_path.iterdir())

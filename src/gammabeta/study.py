@@ -120,8 +120,9 @@ def study(
             f"expected {SEEDS[0]} to {SEEDS[-1]} seeds, got {seeds}: one shows no spread, and more share numbers "
             "with those tuned on."
         )
-    if (batch_size is not None and batch_size < 1) or devices < 1:
-        raise StudyError(f"expected a batch size and devices of 1 or more, got {batch_size} and {devices}.")
+    for what, number in (("batch size", batch_size), ("number of devices", devices)):
+        if number is not None and number < 1:
+            raise StudyError(f"expected a {what} of 1 or more, got {number}.")
     asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
     asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
     asked |= {"engine": engine, "address": address}
