@@ -1,13 +1,15 @@
 """What is kept of a study for docs/findings.md."""
 
+import importlib.util
 import json
-import sys
+from pathlib import Path
 
 import pytest
 from tests.example_results import example_results, trials
 
-sys.path.insert(0, "docs")
-findings = pytest.importorskip("findings")
+SPEC = importlib.util.spec_from_file_location("findings", Path(__file__).parents[1] / "docs" / "findings.py")
+findings = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(findings)
 
 
 @pytest.fixture

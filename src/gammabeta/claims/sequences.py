@@ -48,6 +48,7 @@ from gammabeta.outcome import Axis, Effect, Outcome, Picture, Room, Series, Tabl
 from gammabeta.tasks.sequence_networks import ARMS, build_sequence_network, exact_statistics
 from gammabeta.tasks.sources import load_sequences
 from gammabeta.tasks.task import Sequences
+from gammabeta.tasks.training import chance
 from gammabeta.trial import Trial, versioned
 from gammabeta.tuning import error_then_loss, tune
 from gammabeta.verdict import Verdict
@@ -233,13 +234,13 @@ def measure(experiment: Experiment) -> Outcome:
     wrong = sum(moves[network, "masked"]["training"] > ROUNDING for network in networks)
     exact = Effect.exactly("networks whose masked BatchNorm moves with padding", wrong, len(networks), "networks")
     data = load_sequences(source)
-    chance = float(torch.bincount(data.validation.y_n).max()) / len(data.validation)
+    by_chance = chance(data)
     reached = {network: 1 - tuned[network, "layer"]["error"] for network in networks}
     room = Room(
-        all(value > 2 * chance for value in reached.values()),
+        all(value > 2 * by_chance for value in reached.values()),
         "validation accuracy with LayerNorm: "
         + ", ".join(f"{network} {value:.2f}" for network, value in reached.items())
-        + f"; twice chance is {2 * chance:.2f}",
+        + f"; twice chance is {2 * by_chance:.2f}",
     )
     verdict: Verdict = "contradicted" if wrong else overall.verdict
     each = ", ".join(

@@ -18,6 +18,7 @@ from gammabeta.comparison import ERROR, Comparison, kept_bytes, seconds_a_step, 
 from gammabeta.experiment import Experiment
 from gammabeta.tasks.sequence_networks import ARMS, build_sequence_network
 from gammabeta.tasks.sources import load_sequences
+from gammabeta.tasks.training import chance
 from gammabeta.trial import Trial, versioned
 
 TIMED = 20
@@ -68,7 +69,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     exponents, results, _ = trained(experiment, list(named), whole)
     source = dict(experiment.sources["sequences"])
     data = load_sequences(source)
-    by_chance = 1 - float(torch.bincount(data.test.y_n).max()) / len(data.test)
+    by_chance = 100 * (1 - chance(data))
     plain = {norm: norm.partition(":")[0] for norm in named}
     # Of one device; a batch of one sequence is timed as two, of which BatchNorm has statistics.
     at = {"task": source, "norms": sorted(set(plain.values())), "batch_size": max(batch_size, 2)}
@@ -90,7 +91,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             ERROR,
             {norm: [100 * result["error"] for result in of_norm] for norm, of_norm in found.items()},
         )
-        learned = min(arm.value for arm in compared) <= 50 * by_chance
+        learned = min(arm.value for arm in compared) <= 0.5 * by_chance
         made.append(
             Comparison(
                 "sequences",

@@ -14,7 +14,7 @@ from torch.nn import functional
 from gammabeta.moments import Moments
 from gammabeta.tasks.networks import build
 from gammabeta.tasks.sources import load
-from gammabeta.tasks.task import Split, Task
+from gammabeta.tasks.task import SequenceTask, Split, Task
 from gammabeta.trial import versioned
 
 # Statistics for evaluation come from this many training images, in one batch.
@@ -303,6 +303,6 @@ def linear(*, task: Mapping[str, Any]) -> dict[str, Any]:
     return {"accuracy": float(accuracy), "chance": chance(data)}
 
 
-def chance(task: Task) -> float:
+def chance(task: Task | SequenceTask) -> float:
     """The accuracy of always answering the most frequent class."""
     return float(torch.bincount(task.validation.y_n, minlength=task.classes).max()) / len(task.validation)
