@@ -40,7 +40,7 @@ def short(monkeypatch):
 
 def test_kept_bytes_are_those_of_the_activations_and_none_twice():
     model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Sigmoid())
-    x = torch.randn(16, 8)
+    x = torch.randn(16, 8, requires_grad=True)  # so that the weight is kept too, and has to be left out
     # x for the weight's gradient and the sigmoid's output; the sum keeps nothing, the weight is a parameter
     assert kept_bytes(model, lambda: model(x).sum()) == 4 * (16 * 8 + 16 * 4)
     # the product keeps both of its factors, and they are one tensor
