@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,3 +16,13 @@ def _one_thread() -> Iterator[None]:
     """Tensors are small here."""
     with one_thread():
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """With CUDA_REPORT=1 what `benchmarks/results/` quotes of the kernels' machine code."""
+    if os.environ.get("CUDA_REPORT"):
+        from tests.cuda.test_compiled import report
+
+        terminalreporter.section("machine code for compute capability 9.0")
+        for line in report():
+            terminalreporter.line(line)

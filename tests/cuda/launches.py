@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import triton
+from tests.cuda.assembly import Instruction, instructions_of
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
@@ -60,17 +61,23 @@ class Launch:
 
     def resources(self, capability: int) -> dict[str, int]:
         """What the assembler reports: REG, STACK (where registers spill to), SHARED, LOCAL, ..."""
+        report = self.inspected(capability, "--dump-resource-usage")
+        return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", report)}
+
+    def code(self, capability: int) -> list[Instruction]:
+        return instructions_of(self.inspected(capability, "--dump-sass"))
+
+    def inspected(self, capability: int, option: str) -> str:
+        """What Triton's own cuobjdump says of the binary."""
         binary = self.compiled(capability).asm["cubin"]
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
             file.write(binary)
         try:
-            done = subprocess.run(
-                [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True, timeout=60
-            )
+            done = subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True, timeout=60)
         finally:
             os.unlink(file.name)
-        return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", done.stdout)}
+        return done.stdout
 
 
 @contextmanager

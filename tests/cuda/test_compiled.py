@@ -1,7 +1,7 @@
-"""Every kernel compiles for GPUs that need not be there, and keeps its values in registers.
+"""Every kernel compiles for GPUs that need not be there; its machine code has no more in its loops than memory is slow.
 
 The interpreter takes what the compiler refuses, so that it alone proves too little. Shapes are those for which the cuts
-are made: nothing is computed, tensors are fake.
+are made: nothing is computed, tensors are fake. CUDA_REPORT=1 prints the table in `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cuda.assembly import loops, whole
 from tests.cuda.launches import Launch, taken_down
 from tests.interpreter import INTERPRETED
 from torch._subclasses import FakeTensorMode
@@ -19,8 +20,7 @@ from gammabeta.kernels.triton_ops import IMPLEMENTATIONS, KERNELS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 compiles nothing")
 
-# The least that is served, and an H200's; bytes of stack of a thread: some are put aside outside of a loop.
-STACK = {80: 16, 90: 0}
+CAPABILITIES = (80, 90)  # the least that is served, and an H200's
 
 
 def channel_norm(
@@ -64,12 +64,16 @@ def add_sample_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 CALLS: dict[str, Callable[[], None]] = {
     "batch norm": lambda: channel_norm((256, 256, 56, 56), BF16, False, False, False, "none"),
+    "batch norm, channels_last": lambda: channel_norm((256, 256, 56, 56), BF16, True, False, False, "none"),
     "batch norm, residual, relu": lambda: channel_norm((256, 256, 56, 56), BF16, True, True, False, "relu"),
+    "batch norm, float32": lambda: channel_norm((256, 256, 56, 56), F32, True, False, False, "none"),
+    "batch norm of 14 × 14": lambda: channel_norm((256, 1024, 14, 14), BF16, False, False, False, "none"),
     "batch norm, all": lambda: channel_norm((256, 256, 56, 56), F32, True, True, True, "gelu"),
     "batch norm of small planes": lambda: channel_norm((256, 2048, 7, 7), BF16, False, True, False, "relu"),
     "batch norm in one kernel": lambda: channel_norm((2, 64, 4, 4), BF16, True, True, True, "silu"),
     "batch norm, float64": lambda: channel_norm((8, 64, 7, 7), F64, False, True, True, "leaky_relu"),
     "layer norm": lambda: sample_norm((16384, 4096), None, BF16, False, False),
+    "layer norm of short rows": lambda: sample_norm((131_072, 768), None, BF16, False, False),
     "layer norm, all": lambda: sample_norm((16384, 4096), None, F32, False, True),
     "rms norm": lambda: sample_norm((16384, 8192), None, F32, False, False, center=False),
     "layer norm of long rows": lambda: sample_norm((3, 300_001), None, F32, False, False),
@@ -87,14 +91,82 @@ def launches_of(call: Callable[[], None], patch: pytest.MonkeyPatch) -> list[Lau
     return launches
 
 
-@pytest.mark.parametrize("capability", STACK)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("name", CALLS)
-def test_compiles_without_spilling(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_and_loops_in_registers(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in launches_of(CALLS[name], monkeypatch):
-        resources = launch.resources(capability)
-        assert resources["STACK"] <= STACK[capability], f"{launch.name} spills: {resources}"
+        resources, code = launch.resources(capability), launch.code(capability)
         # The most that a block of so many threads may have for one to run at all.
         assert resources["REG"] * 32 * launch.warps <= 65536, f"{launch.name}: {resources}"
+        # Some bytes may be put aside once in a program, not in every turn of a loop.
+        assert resources["STACK"] <= 64, f"{launch.name} spills: {resources}"
+        for passage in loops(code):
+            assert not passage.of("LDL") + passage.of("STL"), f"{launch.name} spills in a loop: {resources}"
+
+
+IN_16_BITS = [
+    "batch norm", "batch norm, channels_last", "batch norm, residual, relu", "batch norm of 14 × 14",
+    "batch norm of small planes", "layer norm", "layer norm of short rows", "add layer norm", "group norm",
+    "group norm, channels_last",
+]  # fmt: skip
+IN_32_BITS = ["batch norm, float32", "batch norm, all", "layer norm, all", "rms norm", "group norm, all"]
+
+
+@pytest.mark.parametrize("name", IN_16_BITS + IN_32_BITS)
+def test_instructions_take_less_time_than_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every loop over a tensor: Welford's update of each value, for one, would be issued for 1.8 times as long as
+    the values take to come, and no launch choice would help."""
+    for launch in large(launches_of(CALLS[name], monkeypatch)):
+        passages = loops(launch.code(90)) or [whole(launch.code(90))]
+        if launch.name == "channel_moments_kernel" and name != "batch norm, all":
+            passages = passages[:1]  # the other loop is for the last tiles
+        for passage in passages:
+            assert passage.issue_share < 1, f"{launch.name}: {passage.issue_share:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [*((name, 16) for name in IN_16_BITS[:3]), ("batch norm of 14 × 14", 8), *(
+        (name, 16) for name in ("layer norm", "add layer norm", "group norm", "group norm, channels_last")
+    )],
+)  # fmt: skip
+def test_tensors_are_read_and_written_in_wide_accesses(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight values of 16 bits at once; four where a plane of 14 × 14 begins every 392 bytes."""
+    for launch in large(launches_of(CALLS[name], monkeypatch)):
+        for passage in loops(launch.code(90)) or [whole(launch.code(90))]:
+            # What is narrower are parameters and statistics, of 32 bits and more.
+            assert not {1, 2} & (passage.of("LDG") + passage.of("STG")).keys(), launch.name
+            assert passage.of("LDG")[width], f"{launch.name} loads {passage.of('LDG')}"
+            assert launch.name.endswith(("moments_kernel", "sums_kernel")) or passage.of("STG")[width] or (
+                launch.name.startswith("group_") and not passage.of("STG")  # the first of its loops
+            ), f"{launch.name} stores {passage.of('STG')}"  # fmt: skip
+
+
+def large(launches: list[Launch]) -> list[Launch]:
+    """Those that go over whole tensors, and not over partial results."""
+    return [launch for launch in launches if launch.name not in ("channel_merge_kernel", "sum_partials_kernel")]
+
+
+def report() -> list[str]:
+    """A table of what the kernels' machine code asks of an H200's multiprocessor."""
+    lines = [
+        "| | kernel | registers | warps at once | loads | KB in flight | issue / memory |",
+        "|---|---|" + "--:|" * 5,
+    ]
+    for name in IN_16_BITS + IN_32_BITS:
+        with pytest.MonkeyPatch.context() as patch:
+            launches = large(launches_of(CALLS[name], patch))
+        for launch in launches:
+            registers = launch.resources(90)["REG"]
+            # Registers are given out by 8 for a thread, 65,536 of a multiprocessor, which holds 64 warps.
+            blocks = min(64 // launch.warps, 65536 // (-(-registers // 8) * 8 * 32 * launch.warps))
+            warps = blocks * launch.warps
+            for passage in loops(launch.code(90)) or [whole(launch.code(90))]:
+                loads = " + ".join(f"{count} × {width} B" for width, count in sorted(passage.of("LDG").items()))
+                lines.append(
+                    f"| {name} | {launch.name.removesuffix('_kernel')} | {registers} | {warps} | {loads} | "
+                    f"{passage.loaded * 32 * warps / 1024:.0f} | {passage.issue_share:.2f} |"
+                )
+    return lines
 
 
 def test_every_kernel_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,17 @@ def assert_the_same_bits(first: Results, second: Results) -> None:
         assert torch.equal(result, first.tensors()[name]), f"{name}: other bits in the second run"
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 20), (3, 4, 48), (3, 8, 34)], ids=str)
+@pytest.mark.parametrize("mode", OVER_CHANNELS)
+def test_sizes_with_common_factors(mode: str, shape: tuple[int, ...], launch: str) -> None:
+    """Several values are loaded at once, are of one lane, and are there or not together; samples leave a rest."""
+    for layout in (Tensor.contiguous, channels_last):
+        for finished in (False, True):
+            for groups in (2, 4) if mode == "group" else (None,):
+                call = a_call(mode, shape, torch.float32, finished, layout, mean=100.0, groups=groups)
+                assert_equals_reference(call, f"{layout.__name__}, groups {groups}")
+
+
 @pytest.mark.parametrize("shape", [(3, 1), (1, 9), (4, 5, 1), (2, 3, 1, 7), (2, 1, 6), (2, 4, 3, 2, 2)], ids=str)
 def test_channel_norms_of_every_rank(shape: tuple[int, ...], launch: str) -> None:
     for layout in (Tensor.contiguous, channels_last):
@@ -123,6 +134,39 @@ def test_parameters_that_are_absent_or_of_another_dtype(weight: bool, bias: bool
         assert_equals_reference(op_call(mode, shape, torch.bfloat16, weight=weight, bias=bias, dtypes=wide))
         narrow = dict.fromkeys(("weight", "bias", "residual", "running_mean", "running_var"), torch.bfloat16)
         assert_equals_reference(op_call(mode, shape, torch.float64, weight=weight, bias=bias, dtypes=narrow))
+
+
+def test_parameters_and_statistics_that_are_strided_or_expanded(launch: str) -> None:
+    for mode in (*OVER_CHANNELS, "layer", "add_layer"):
+        call = op_call(mode, shape_of(mode, launch))
+        strided = {n: t for n, t in call.tensors.items() if t is not None and t.ndim == 1}
+        assert "weight" in strided
+        for spread in (lambda t: t.repeat_interleave(2)[::2], lambda t: t[:1].expand(t.shape)):
+            assert_equals_reference(call.with_tensors(**{n: spread(t) for n, t in strided.items()}), mode)
+
+
+def test_halves_of_strided_statistics() -> None:
+    """As a process gets them that slices what all have sent."""
+    call = op_call("channel_norm", (4, 5, 6))
+    x, g, weight = call.input, call.gradients[0], call.tensors["weight"]
+    mean, var, count = torch.randn(3, 5, 2)[..., 0].unbind()
+    var, count = var.abs(), torch.full((5, 2), 24)[:, 0]
+
+    def results(*statistics: Tensor) -> list[Tensor]:
+        mean, var, count = statistics
+        finish = 1e-5, "none", 0.0
+        y = torch.ops.gammabeta.channel_apply_forward(x, mean, var, weight, None, None, None, *finish)
+        sums = torch.ops.gammabeta.channel_backward_reduce(g, x, weight, None, None, None, mean, var, *finish)
+        spread = [s.repeat_interleave(2)[::2] for s in sums]
+        back = torch.ops.gammabeta.channel_backward_apply(
+            g, x, weight, None, None, None, mean, var, *(sums if mean.is_contiguous() else spread), count, *finish
+        )
+        return [y, *sums, *back]
+
+    for got, wanted in zip(
+        results(mean, var, count), results(*(t.contiguous() for t in (mean, var, count))), strict=True
+    ):
+        assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -12,12 +12,10 @@ from torch.library import wrap_triton
 from gammabeta import reference
 from gammabeta.kernels import triton_channel_norm as kernels
 from gammabeta.kernels import triton_launch as launch
-from gammabeta.kernels.triton_launch import Tiles, ceil_div, power_of_2
+from gammabeta.kernels.triton_launch import Tiles, ceil_div, power_of_2, unit_of
 from gammabeta.kernels.triton_sums import sum_partials
-from gammabeta.kernels.triton_tensors import Layout, Outputs, dense_mask, finish_constants, layout_of, or_empty
+from gammabeta.kernels.triton_tensors import Layout, Outputs, dense, finish_constants, layout_of, or_empty
 from gammabeta.moments import statistics_dtype
-
-MERGED = 16  # channels of a program that merges partials
 
 
 @dataclass(frozen=True)
@@ -37,30 +35,27 @@ class View:
             layout, n, positions, channels
         )  # fmt: skip
 
-    def reduction(self) -> Tiles:
-        return launch.LAUNCH.of_reduction(self.outer, self.values, self.channels, self.layout.channels_contiguous)
-
-    def application(self) -> Tiles:
-        return launch.LAUNCH.of_application(self.outer, self.values, self.channels, self.layout.channels_contiguous)
+    @property
+    def size(self) -> tuple[int, int, int, bool]:
+        return self.outer, self.values, self.channels, self.layout.channels_contiguous
 
     def blocks(self, tiles: Tiles) -> int:
         return ceil_div(self.channels, tiles.channels)
 
-    def even(self, tiles: Tiles) -> bool:
-        """Whether only the last tile of all has less than its number of values."""
-        return self.outer == 1 or self.values % tiles.values == 0
-
     def geometry(self, tiles: Tiles) -> tuple[Any, ...]:
-        """values, tiles of a sample, outer, value and channel stride, channels, all tiles."""
+        """values and tiles of an outer sample, all values, the strides of both and of channels, channels."""
         if self.layout.channels_contiguous:
-            strides = 0, self.channels, 1
+            values, strides = tiles.values, (tiles.values * self.channels, self.channels, 1)
         else:
-            strides = self.channels * self.values, 1, self.values
-        return self.values, tiles.count // self.outer, *strides, self.channels, tiles.count
+            values, strides = self.values, (self.channels * self.values, 1, self.values)
+        return values, ceil_div(values, tiles.values), self.outer * self.values, *strides, self.channels
 
-
-def launched(tiles: Tiles, constants: dict[str, Any]) -> dict[str, Any]:
-    return {**constants, "V": tiles.values, "C": tiles.channels, "num_warps": tiles.warps}
+    def launched(self, tiles: Tiles, constants: dict[str, Any]) -> dict[str, Any]:
+        last = self.layout.channels_contiguous
+        return {
+            **constants, "UNIT": unit_of(self.channels if last else self.values), "LAST": last, "K": tiles.deep,
+            "V": tiles.values, "C": tiles.channels, "num_warps": tiles.warps,
+        }  # fmt: skip
 
 
 def empty_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,20 +71,23 @@ def take_moments(
     splits, blocks, channels = tiles.splits, view.blocks(tiles), view.channels
     partial_n = torch.empty((splits, channels), dtype=torch.int32, device=x.device)
     partials = torch.empty((3, splits, channels), dtype=mean.dtype, device=x.device)
-    constants = {"HAS_MASK": mask is not None, "EVEN": view.even(tiles), "DOUBLE": x.dtype == torch.float64}
+    constants = {"HAS_MASK": mask is not None, "DOUBLE": x.dtype == torch.float64}
     wrap_triton(kernels.channel_moments_kernel)[(blocks * splits,)](
-        x, mask, partial_n, partials, *view.geometry(tiles), tiles.each, splits, blocks, **launched(tiles, constants)
-    )
-    wrap_triton(kernels.channel_merge_kernel)[(ceil_div(channels, MERGED),)](
+        x, mask, partial_n, partials, *view.geometry(tiles), tiles.full, tiles.count, tiles.each, splits, blocks,
+        **view.launched(tiles, constants),
+    )  # fmt: skip
+    wrap_triton(kernels.channel_merge_kernel)[(ceil_div(channels, launch.LAUNCH.merged),)](
         partial_n, partials, mean, var, count, channels, splits, VARIANCE=variance,
-        K=power_of_2(splits, launch.LAUNCH.most_splits), C=MERGED, num_warps=8,
+        K=power_of_2(splits, launch.LAUNCH.most_splits), C=launch.LAUNCH.merged, num_warps=8,
     )  # fmt: skip
     return mean, var, count
 
 
 def channel_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     view = View.of(x)
-    return take_moments(view.layout.dense(x), dense_mask(mask), view, view.reduction(), False)
+    return take_moments(
+        view.layout.dense(x), dense(mask), view, launch.LAUNCH.of_moments(*view.size, x.dtype.itemsize), False
+    )
 
 
 def channel_norm_forward(
@@ -97,9 +95,9 @@ def channel_norm_forward(
     activation: str, slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     view = View.of(x)
-    tiles = view.reduction()
+    tiles = launch.LAUNCH.of_moments(*view.size, x.dtype.itemsize)
     if not launch.LAUNCH.fuses(tiles, view.channels, x.dtype.itemsize):
-        mask = dense_mask(mask)
+        mask = dense(mask)
         mean, var, count = take_moments(view.layout.dense(x), mask, view, tiles, True)
         y = channel_apply_forward(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
         return y, mean, var, count
@@ -108,12 +106,12 @@ def channel_norm_forward(
     y = outputs.like(x, reference.output_dtype(x, residual))
     constants = {
         "EPS": eps,
-        "EVEN": view.even(tiles),
         **finish_constants(x, weight, bias, residual, mask, activation, slope),
     }
     wrap_triton(kernels.channel_forward_kernel)[(view.blocks(tiles),)](
-        view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense_mask(mask), mean,
-        var, count, weight, bias, *view.geometry(tiles), **launched(tiles, constants),
+        view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense(mask), mean,
+        var, count, dense(weight), dense(bias), *view.geometry(tiles), tiles.full, tiles.count,
+        **view.launched(tiles, constants),
     )  # fmt: skip
     return outputs.results()[0], mean, var, count
 
@@ -123,14 +121,15 @@ def channel_apply_forward(
     mask: Tensor | None, eps: float, activation: str, slope: float,
 ) -> Tensor:  # fmt: skip
     view = View.of(x)
-    tiles = view.application()
+    tiles = launch.LAUNCH.of_application(*view.size, x.dtype.itemsize)
     outputs = Outputs(view.layout)
     y = outputs.like(x, reference.output_dtype(x, residual))
     constants = {"EPS": eps, **finish_constants(x, weight, bias, residual, mask, activation, slope)}
     blocks = view.blocks(tiles)
     wrap_triton(kernels.channel_apply_kernel)[(blocks * tiles.splits,)](
-        view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense_mask(mask), mean,
-        var, weight, bias, *view.geometry(tiles), tiles.each, blocks, **launched(tiles, constants),
+        view.layout.dense(x), y, None if residual is None else view.layout.dense(residual), dense(mask),
+        dense(mean), dense(var), dense(weight), dense(bias), *view.geometry(tiles), tiles.count, tiles.each, blocks,
+        **view.launched(tiles, constants),
     )  # fmt: skip
     return outputs.results()[0]
 
@@ -154,7 +153,7 @@ def take_sums(
     slope: float,
 ) -> Tensor:  # fmt: skip
     """Every program's Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z; ∂ℓ/∂z itself is written to `g_residual` where that is given."""
-    tiles = view.reduction()
+    tiles = launch.LAUNCH.of_sums(*view.size, x.dtype.itemsize)
     splits, blocks = tiles.splits, view.blocks(tiles)
     partials = torch.empty((2, splits, view.channels), dtype=statistics_dtype(x.dtype), device=x.device)
     constants = {
@@ -164,8 +163,8 @@ def take_sums(
     }
     wrap_triton(kernels.channel_sums_kernel)[(blocks * splits,)](
         view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
-        dense_mask(mask), g_residual, mean, var, weight, bias, partials, *view.geometry(tiles), tiles.each, splits,
-        blocks, **launched(tiles, constants),
+        dense(mask), g_residual, dense(mean), dense(var), dense(weight), dense(bias), partials, *view.geometry(tiles),
+        tiles.count, tiles.each, splits, blocks, **view.launched(tiles, constants),
     )  # fmt: skip
     return partials
 
@@ -194,7 +193,7 @@ def differentiate(
 ) -> None:  # fmt: skip
     """∂ℓ/∂x, and ∂ℓ/∂z where `g_residual` is given, written in x's layout; `count` None: the statistics are
     constants."""
-    tiles = view.application()
+    tiles = launch.LAUNCH.of_application(*view.size, x.dtype.itemsize)
     blocks = view.blocks(tiles)
     constants = {
         "EPS": eps,
@@ -204,8 +203,9 @@ def differentiate(
     }
     wrap_triton(kernels.channel_differentiate_kernel)[(blocks * tiles.splits,)](
         view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
-        dense_mask(mask), g_x, g_residual, mean, var, sum_g, sum_g_xhat, count, weight, bias, *view.geometry(tiles),
-        tiles.each, blocks, **launched(tiles, constants),
+        dense(mask), g_x, g_residual, dense(mean), dense(var), dense(sum_g), dense(sum_g_xhat), dense(count),
+        dense(weight), dense(bias), *view.geometry(tiles), tiles.count, tiles.each, blocks,
+        **view.launched(tiles, constants),
     )  # fmt: skip
 
 
@@ -224,8 +224,8 @@ def channel_norm_backward(
     outputs = Outputs(view.layout)
     g_x = outputs.like(x)
     g_residual = None if residual is None else outputs.like(residual)
-    g_weight, g_bias = (None if t is None else torch.empty_like(t) for t in (weight, bias))
-    tiles = view.reduction()
+    g_weight, g_bias = (None if t is None else torch.empty_like(t) for t in (weight, bias))  # contiguous: of one axis
+    tiles = launch.LAUNCH.of_sums(*view.size, x.dtype.itemsize)
     if launch.LAUNCH.fuses(tiles, view.channels, 2 * x.dtype.itemsize):
         constants = {
             "EPS": eps,
@@ -234,12 +234,12 @@ def channel_norm_backward(
         }
         wrap_triton(kernels.channel_backward_kernel)[(view.blocks(tiles),)](
             view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
-            dense_mask(mask), g_x, g_residual, mean, var, count, weight, bias, g_weight, g_bias,
-            *view.geometry(tiles), **launched(tiles, constants),
+            dense(mask), g_x, g_residual, dense(mean), dense(var), dense(count), dense(weight), dense(bias), g_weight,
+            g_bias, *view.geometry(tiles), tiles.count, **view.launched(tiles, constants),
         )  # fmt: skip
     else:
         # Dense once, for both passes.
-        g_y, x, mask = view.layout.dense(g_y), view.layout.dense(x), dense_mask(mask)
+        g_y, x, mask = view.layout.dense(g_y), view.layout.dense(x), dense(mask)
         residual = None if residual is None else view.layout.dense(residual)
         arithmetic = statistics_dtype(x.dtype)
         early = residual is not None and holds_exactly(g_y, residual, activation, arithmetic)
@@ -249,7 +249,9 @@ def channel_norm_backward(
                 view, g_y, x, weight, bias, residual, mask, g_residual if early else None, mean, var,
                 eps, activation, slope,
             )  # fmt: skip
-            if count is not None:
+            if count is not None and all(g is not None and g.dtype == arithmetic for g in (g_bias, g_weight)):
+                sums = g_bias, g_weight  # they are the same
+            elif count is not None:
                 sums = empty_statistics(x)[:2]
                 sum_partials(partials, *sums)
             if weight is not None or bias is not None:

@@ -1,8 +1,11 @@
 """How the Triton kernels are launched: tile sizes, warps, and into how many programs a reduction is split.
 
-Nothing here has been measured on a GPU. Every value is a starting point that follows from the derivation beside it, for
-an H200 (132 multiprocessors, 50 MB of L2 cache, 65,536 registers of 32 bits on each multiprocessor);
-`benchmarks/results/` names the command that measures them.
+Nothing here has been measured on a GPU. Every value follows from the derivation beside it, for an H200: 132
+multiprocessors, each with 65,536 registers of 32 bits and 64 warps at most, which issues 4 instructions of warps a
+cycle and has 19 bytes a cycle of 4.3 TB/s; 50 MB of L2 cache. With some 1,000 cycles from a load to its value, 19 KB
+have to be in flight on each, twice that with room to spare. "Counted" is what the compiled kernels were found to need
+of that (`tests/cuda/test_compiled.py`, which prints the table in `benchmarks/results/`); that page names the command
+that measures them.
 
 The number of multiprocessors is a constant and not asked of the device: how a tensor is cut decides the order of its
 sums, so that all GPUs give the same cut, and a traced graph needs no device.
@@ -15,18 +18,23 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Tiles:
-    """A cut of statistics over values.
+    """A cut of x, (outer samples, values, channels), for statistics of channels.
 
     Attributes:
-        values, channels: the tile, both powers of 2.
+        deep, values, channels: the tile: outer samples, values of each, channels; all powers of 2.
+        outer: how many outer samples x is seen as: blocks of rows, where channels are contiguous.
         count: how many tiles there are along the values of one statistic.
+        full: how many of them, counted from the first, have all their outer samples.
         each: how many of them one program takes.
         warps: of a program.
     """
 
+    deep: int
     values: int
     channels: int
+    outer: int
     count: int
+    full: int
     each: int
     warps: int
 
@@ -37,33 +45,59 @@ class Tiles:
 
 
 @dataclass(frozen=True)
+class GroupTiles:
+    """A cut of a group, (values, channels).
+
+    Attributes:
+        deep, along_channels: a tile is that many times values by channels, beside each other along the channels or not.
+        values, channels: powers of 2.
+        v_count, d_count: how many tiles there are along the values and along the channels.
+    """
+
+    deep: int
+    along_channels: bool
+    values: int
+    channels: int
+    v_count: int
+    d_count: int
+
+
+@dataclass(frozen=True)
 class Launch:
     """The choices.
 
     Attributes:
         multiprocessors: derived: an H200's.
-        waves: programs of a reduction for each multiprocessor. Derived: four programs of 4 warps keep 16 of 64 warps
-            resident, each with 16 loads of its own in flight (`tile` over the threads): 8 KB in 16 bits for each
-            program, above the 19 bytes a cycle that 4.3 TB/s are for one multiprocessor, at about 800 cycles' latency.
-        tile: elements of a tile of the channel norms and of groups. Derived: 2048 over 128 threads are 16 values of
-            each operand; five accumulators beside them stay below 128 registers.
+        waves: programs of a reduction for each multiprocessor. Derived: 2 to 4 of 8 warps are resident, as registers
+            allow, so that all are there at once or in two full turns.
+        tile: elements of a tile of the channel norms and of groups. Derived: 2048 over 256 threads are 8 values of
+            each, one access of 16 bytes in 16 bits.
         narrow: channels of a tile where channels are contiguous. Derived: 64 values of 16 bits are 128 bytes, one line.
-        tile_warps: of those tiles.
-        most_splits: programs that share one statistic, at most. Derived: the merging program holds one partial of each
-            for 16 channels, 512 × 16 values over 128 threads: 64 registers.
+        moments_bytes: what a thread loads of each element of a tile before it takes moments, over as many outer
+            samples. Counted: 8, four samples in 16 bits, keep 32 to 64 KB in flight; instructions take 0.6 of the
+            memory's time; one sample at a time by Welford's update took 1.8 of it, with 12 to 16 KB in flight. With 16
+            registers leave 8 warps where channels are contiguous.
+        bytes: the same in every other pass, which has two or three tensors to load. Counted: 32 to 128 KB in flight,
+            0.2 to 0.5 of the memory's time.
+        tile_warps: of a tile. Derived: of its threads.
+        most_splits: programs that share one statistic, at most. Derived: the merging program holds one partial of each.
+        merged: channels of a program that merges. Derived: 8 values of 32 bits are 32 bytes, the least that memory
+            gives; 512 × 8 over 256 threads are 16 values of four partials.
         applied: tiles of a program that applies statistics. Derived: four tiles spread the loading of a channel's six
-            values over 8,192 elements.
+            values over 16,384 elements in 16 bits.
         fused_bytes: up to how many bytes of x the channels that are worked on at once may have for one kernel to do
             moments and output. Derived: its second reading comes from L2 if that holds them; half of it, since output
             passes through too.
         row: elements of the longest row that is kept in registers. Derived: backward holds five values of each, 8,192
-            over 16 warps are 16 of each operand: 80 of 128 registers.
+            over 32 warps are 8 of each operand. Counted: 49 to 58 registers.
         row_tile: elements of a tile of rows, where rows are shorter. Derived: as `tile`.
-        row_values: of one thread in a tile of rows, which gives the warps. Derived: 16 values of 16 bits are two loads
-            of 16 bytes.
-        row_waves: programs for each multiprocessor in the backward of rows, each of which leaves one partial sum of
-            the parameters' gradients. Derived: at (16384, 4096) in 16 bits, 2 × 132 partials of two float32 rows are
-            9 MB of 403 MB of traffic.
+        row_values: of one thread in a tile of rows, which gives the warps. Counted, for rows of 4096 in 16 bits and by
+            the bytes of x and y alone: with 8 instructions take 1.1 of the memory's time, with 16 they take 0.8.
+        row_backward_values: the same in the backward, which holds two operands and two sums. Counted: 64 registers, 32
+            warps at once, 0.6 of the memory's time; 16 values take 121 registers and leave 16 warps.
+        row_warps, row_waves: the backward of rows has as many programs for each multiprocessor as make that many
+            warps, `row_waves` at most. Derived: so many are resident; each leaves one partial sum of the parameters'
+            gradients, at (16384, 4096) 2 × 132 partials of two float32 rows, 9 MB of 403 MB of traffic.
         group_warps: of a program that has a whole group. Derived: as `tile_warps`, a group's tile being as large.
     """
 
@@ -71,44 +105,69 @@ class Launch:
     waves: int = 4
     tile: int = 2048
     narrow: int = 64
+    moments_bytes: int = 8
+    bytes: int = 4
     tile_warps: int = 8
     most_splits: int = 512
+    merged: int = 8
     applied: int = 4
     fused_bytes: int = 24 << 20
     row: int = 8192
     row_tile: int = 2048
-    row_values: int = 8
-    row_waves: int = 2
+    row_values: int = 16
+    row_backward_values: int = 8
+    row_warps: int = 32
+    row_waves: int = 4
     group_warps: int = 8
 
-    def channel_tiles(self, outer: int, values: int, channels: int, channels_contiguous: bool, sharers: int) -> Tiles:
+    def channel_tiles(
+        self, outer: int, values: int, channels: int, channels_contiguous: bool, deep: int, sharers: int
+    ) -> Tiles:
         """The cut of (outer, values, channels) for a pass in which `sharers` programs in all are wanted."""
         if channels_contiguous:
             wide = power_of_2(channels, self.narrow)
             tall = power_of_2(values, max(1, self.tile // wide))
+            outer, values, rest = ceil_div(values, tall), tall, values % tall
         else:
             # A plane of 7 × 7 leaves most of a tile empty: several channels of it, which lie side by side.
             tall = power_of_2(values, self.tile)
-            wide = power_of_2(channels, max(1, self.tile // tall))
-        count = outer * ceil_div(values, tall)
-        beside = ceil_div(channels, wide)
-        splits = min(count, self.most_splits, max(1, sharers // beside))
-        return Tiles(tall, wide, count, ceil_div(count, splits), self.tile_warps)
+            wide, rest = power_of_2(channels, max(1, self.tile // tall)), 0
+        deep = power_of_2(outer, deep)
+        v_tiles = ceil_div(values, tall)
+        count = ceil_div(outer, deep) * v_tiles
+        full = (outer if rest == 0 else outer - 1) // deep * v_tiles
+        splits = min(count, self.most_splits, max(1, sharers // ceil_div(channels, wide)))
+        return Tiles(deep, tall, wide, outer, count, full, ceil_div(count, splits), self.tile_warps)
 
-    def of_reduction(self, outer: int, values: int, channels: int, channels_contiguous: bool) -> Tiles:
-        return self.channel_tiles(outer, values, channels, channels_contiguous, self.waves * self.multiprocessors)
+    def of_moments(self, outer: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> Tiles:
+        unit = unit_of(channels if channels_contiguous else values)
+        deep = max(1, self.moments_bytes // max(value_bytes, 4 // unit))
+        sharers = self.waves * self.multiprocessors
+        return self.channel_tiles(outer, values, channels, channels_contiguous, deep, sharers)
 
-    def of_application(self, outer: int, values: int, channels: int, channels_contiguous: bool) -> Tiles:
+    def of_sums(self, outer: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> Tiles:
+        deep = self.deep(values, channels, channels_contiguous, value_bytes)
+        sharers = self.waves * self.multiprocessors
+        return self.channel_tiles(outer, values, channels, channels_contiguous, deep, sharers)
+
+    def of_application(
+        self, outer: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int
+    ) -> Tiles:
         """The cut of a pass that sums up nothing: a few tiles a program, however many programs that makes."""
-        tiles = self.channel_tiles(outer, values, channels, channels_contiguous, 1)
+        deep = self.deep(values, channels, channels_contiguous, value_bytes)
+        tiles = self.channel_tiles(outer, values, channels, channels_contiguous, deep, 1)
         return replace(tiles, each=self.applied)
+
+    def deep(self, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> int:
+        unit = unit_of(channels if channels_contiguous else values)
+        return max(1, self.bytes // max(value_bytes, 4 // unit))
 
     def fuses(self, tiles: Tiles, channels: int, value_bytes: int) -> bool:
         """Whether one program for each block of channels does everything, in one kernel."""
         if tiles.splits == 1:
             return True
         at_once = min(channels, tiles.channels * self.waves * self.multiprocessors)
-        small = at_once * tiles.count * tiles.values * value_bytes <= self.fused_bytes
+        small = at_once * tiles.count * tiles.deep * tiles.values * value_bytes <= self.fused_bytes
         return small and ceil_div(channels, tiles.channels) >= self.multiprocessors
 
     def group_splits(self, groups: int, v_tiles: int, d_tiles: int) -> tuple[int, int]:
@@ -126,24 +185,36 @@ class Launch:
         v_splits, d_splits = (ceil_div(n, ceil_div(n, s)) for n, s in ((v_tiles, v_splits), (d_tiles, d_splits)))
         return v_splits, d_splits
 
-    def row_tiles(self, rows: int, length: int) -> tuple[int, int, int]:
+    def row_tiles(self, rows: int, length: int, thread_values: int) -> tuple[int, int, int]:
         """Rows and elements of a tile of rows, and its warps."""
         wide = power_of_2(length, self.row)
         tall = power_of_2(rows, max(1, self.row_tile // wide))
-        return tall, wide, min(32, max(1, tall * wide // (32 * self.row_values)))
+        return tall, wide, min(32, max(1, tall * wide // (32 * thread_values)))
 
-    def row_programs(self, tiles: int) -> tuple[int, int]:
+    def row_programs(self, tiles: int, warps: int) -> tuple[int, int]:
         """Tiles of each program of the backward of rows, and how many programs that makes."""
-        each = ceil_div(tiles, min(tiles, self.row_waves * self.multiprocessors))
+        resident = min(self.row_waves, max(1, self.row_warps // warps))
+        each = ceil_div(tiles, min(tiles, resident * self.multiprocessors))
         return each, ceil_div(tiles, each)
 
-    def group_tile(self, values: int, channels: int, channels_contiguous: bool) -> tuple[int, int]:
-        """Values and channels of a group's tile."""
+    def group_tiles(self, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> GroupTiles:
+        """The cut of a group."""
+        deep = self.deep(values, channels, channels_contiguous, value_bytes)
         if channels_contiguous:
             wide = power_of_2(channels, self.tile)
-            return power_of_2(values, max(1, self.tile // wide)), wide
-        tall = power_of_2(values, self.tile)
-        return tall, power_of_2(channels, max(1, self.tile // tall))
+            tall = power_of_2(values, max(1, self.tile // wide))
+        else:
+            tall = power_of_2(values, self.tile)
+            wide = power_of_2(channels, max(1, self.tile // tall))
+        along_values, along_channels = ceil_div(values, tall), ceil_div(channels, wide)
+        along_d = along_channels > along_values
+        if along_d:
+            deep = power_of_2(along_channels, deep)
+            along_channels = ceil_div(along_channels, deep)
+        else:
+            deep = power_of_2(along_values, deep)
+            along_values = ceil_div(along_values, deep)
+        return GroupTiles(deep, along_d, tall, wide, along_values, along_channels)
 
     def unfused(self) -> Launch:
         """The same without fusing, for tests."""
@@ -160,6 +231,11 @@ def power_of_2(n: int, most: int) -> int:
 
 def ceil_div(n: int, by: int) -> int:
     return -(-n // by)
+
+
+def unit_of(n: int) -> int:
+    """The largest power of 2 that divides n, 16 at the most: where n is a stride, so many elements lie together."""
+    return next((unit for unit in (16, 8, 4, 2) if n % unit == 0), 1)
 
 
 LAUNCH = Launch()

@@ -1,7 +1,8 @@
 """The Triton kernels of norms over rows that fit into registers: LayerNorm and RMSNorm, and both of x + residual.
 
-x is (R, D), contiguous; γ and β are (D,), the mask is (R,). A tile is (R, D) with all of D, so that everything is read
-once. In the backward a program takes a run of rows and leaves one partial sum of the parameters' gradients.
+x is (R, D), contiguous; γ and β are (D,), the mask is (R,), and D is a multiple of UNIT. A tile is (R, D) with all of
+D, so that everything is read once. In the backward a program takes a run of rows and leaves one partial sum of the
+parameters' gradients.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import triton
 import triton.language as tl
 
 from gammabeta.kernels.triton_finish import backward_of_finish, finish, load_parameters
-from gammabeta.kernels.triton_math import load, root_reciprocal, store, widen
+from gammabeta.kernels.triton_math import load, multiple, root_reciprocal, store, widen
 
 
 @triton.jit
@@ -39,12 +40,13 @@ def row_moments(x, where, length, CENTER: tl.constexpr, DOUBLE: tl.constexpr):
 
 @triton.jit
 def row_forward_kernel(
-    x, y, residual, total, mask, mean, var, count, weight, bias, rows, length, EPS: tl.constexpr,
-    CENTER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
-    DOUBLE: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    x, y, residual, total, mask, mean, var, count, weight, bias, rows, length, EPS: tl.constexpr, CENTER: tl.constexpr,
+    ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
+    R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """y and the statistics of a tile of rows. ADD: of x + residual, which is written to `total`."""
+    length = multiple(length, UNIT)
     row = tl.program_id(0) * R + tl.arange(0, R)[:, None]
     d = tl.arange(0, D)[None, :]
     at = row.to(tl.int64) * length + d
@@ -74,9 +76,10 @@ def row_backward_kernel(
     g_y, g_total, x, residual, mask, g_x, g_residual, mean, var, weight, bias, partials, rows, length, all_tiles, each,
     programs, EPS: tl.constexpr, CENTER: tl.constexpr, ADD: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr, DOUBLE: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """∂ℓ/∂x of a run of tiles, and its part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, programs, D). ADD: `g_total` is added."""
+    length = multiple(length, UNIT)
     program = tl.program_id(0)
     first = program * each
     last = tl.minimum(first + each, all_tiles)

@@ -13,12 +13,10 @@ from torch.library import wrap_triton
 from gammabeta import reference
 from gammabeta.kernels import triton_channel_norm, triton_group_norm, triton_row_norm
 from gammabeta.kernels import triton_launch as launch
-from gammabeta.kernels.triton_launch import ceil_div, power_of_2
+from gammabeta.kernels.triton_launch import GroupTiles, ceil_div, power_of_2, unit_of
 from gammabeta.kernels.triton_sums import sum_partials
-from gammabeta.kernels.triton_tensors import Layout, Outputs, dense_mask, finish_constants, layout_of, or_empty
+from gammabeta.kernels.triton_tensors import Layout, Outputs, dense, finish_constants, layout_of, or_empty
 from gammabeta.moments import statistics_dtype
-
-MERGED = 16  # groups of a program that merges partials
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class View:
     groups: int
     channels: int
     values: int
+    value_bytes: int
 
     @classmethod
     def of(cls, x: Tensor, sample_axes: int, channel_axes: int, groups: int) -> View:
@@ -37,7 +36,7 @@ class View:
         values = math.prod(x.shape[sample_axes + channel_axes :])
         # Channels contiguous is a layout of (N, C, *positions) alone.
         layout = layout_of(x) if (sample_axes, channel_axes) == (1, 1) and x.ndim > 2 else Layout(False)
-        return cls(layout, math.prod(x.shape[:sample_axes]), groups, channels // groups, values)
+        return cls(layout, math.prod(x.shape[:sample_axes]), groups, channels // groups, values, x.dtype.itemsize)
 
     @property
     def all_groups(self) -> int:
@@ -48,14 +47,12 @@ class View:
         """Whether a group is a row that fits into registers."""
         return self.groups == 1 and self.values == 1 and self.channels <= launch.LAUNCH.row
 
-    def tile(self) -> tuple[int, int]:
-        """Values and channels of a group's tile."""
-        return launch.LAUNCH.group_tile(self.values, self.channels, self.layout.channels_contiguous)
+    @property
+    def channels_last(self) -> bool:
+        return self.layout.channels_contiguous or self.values == 1
 
-    def tiles(self) -> tuple[int, int]:
-        """How many of them there are along the values and along the channels."""
-        v, d = self.tile()
-        return ceil_div(self.values, v), ceil_div(self.channels, d)
+    def tiles(self) -> GroupTiles:
+        return launch.LAUNCH.group_tiles(self.values, self.channels, self.channels_last, self.value_bytes)
 
     def geometry(self) -> tuple[Any, ...]:
         """values, channels, groups; the strides of samples, groups, values, channels; tiles along values and
@@ -65,11 +62,16 @@ class View:
             strides = sample, self.channels, self.groups * self.channels, 1
         else:
             strides = sample, self.channels * self.values, 1, self.values
-        return self.values, self.channels, self.groups, *strides, *self.tiles()
+        tiles = self.tiles()
+        return self.values, self.channels, self.groups, *strides, tiles.v_count, tiles.d_count
 
     def launched(self, constants: dict[str, Any]) -> dict[str, Any]:
-        v, d = self.tile()
-        return {**constants, "V": v, "D": d, "num_warps": launch.LAUNCH.group_warps}
+        tiles = self.tiles()
+        return {
+            **constants, "UNIT": unit_of(self.channels if self.channels_last else self.values),
+            "LAST": self.channels_last, "ALONG_D": tiles.along_channels, "K": tiles.deep, "V": tiles.values,
+            "D": tiles.channels, "num_warps": launch.LAUNCH.group_warps,
+        }  # fmt: skip
 
     def empty_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype, shape = statistics_dtype(x.dtype), (self.samples, self.groups)
@@ -90,17 +92,18 @@ def sample_norm_forward(
         **finish_constants(x, weight, bias, residual, mask, activation, slope),
     }
     residual = None if residual is None else view.layout.dense(residual)
-    x, weight, bias, mask = view.layout.dense(x), dense(weight), dense(bias), dense_mask(mask)
+    x, weight, bias, mask = view.layout.dense(x), dense(weight), dense(bias), dense(mask)
     if view.in_rows:
         normalize_rows(view, x, y, residual, None, mask, statistics, weight, bias, constants)
         return outputs.results()[0], *statistics
-    splits = launch.LAUNCH.group_splits(view.all_groups, *view.tiles())
+    tiles = view.tiles()
+    splits = launch.LAUNCH.group_splits(view.all_groups, tiles.v_count, tiles.d_count)
     if splits == (1, 1):
         wrap_triton(triton_group_norm.group_forward_kernel)[(view.all_groups,)](
             x, y, residual, mask, *statistics, weight, bias, *view.geometry(), **view.launched(constants)
         )
         return outputs.results()[0], *statistics
-    count = math.prod(view.tiles())
+    count = tiles.v_count * tiles.d_count
     each = ceil_div(count, math.prod(splits))
     parts = ceil_div(count, each)
     take_moments(view, x, mask, statistics, each, parts, center)
@@ -112,19 +115,14 @@ def sample_norm_forward(
     return outputs.results()[0], *statistics
 
 
-def dense(parameter: Tensor | None) -> Tensor | None:
-    """γ or β: of one axis or of the normalized shape."""
-    return None if parameter is None else parameter.contiguous()
-
-
 def normalize_rows(
     view: View, x: Tensor, y: Tensor, residual: Tensor | None, total: Tensor | None, mask: Tensor | None,
     statistics: tuple[Tensor, ...], weight: Tensor | None, bias: Tensor | None, constants: dict[str, Any],
 ) -> None:  # fmt: skip
-    r, d, warps = launch.LAUNCH.row_tiles(view.samples, view.channels)
+    r, d, warps = launch.LAUNCH.row_tiles(view.samples, view.channels, launch.LAUNCH.row_values)
     wrap_triton(triton_row_norm.row_forward_kernel)[(ceil_div(view.samples, r),)](
         x, y, residual, total, mask, *statistics, weight, bias, view.samples, view.channels, ADD=total is not None,
-        **constants, R=r, D=d, num_warps=warps,
+        **constants, UNIT=unit_of(view.channels), R=r, D=d, num_warps=warps,
     )  # fmt: skip
 
 
@@ -139,9 +137,9 @@ def take_moments(
     wrap_triton(triton_group_norm.group_moments_kernel)[(view.all_groups * parts,)](
         x, mask, partial_n, partials, *view.geometry(), each, parts, view.all_groups, **view.launched(constants)
     )
-    wrap_triton(triton_channel_norm.channel_merge_kernel)[(ceil_div(view.all_groups, MERGED),)](
+    wrap_triton(triton_channel_norm.channel_merge_kernel)[(ceil_div(view.all_groups, launch.LAUNCH.merged),)](
         partial_n, partials, *statistics, view.all_groups, parts, VARIANCE=True,
-        K=power_of_2(parts, launch.LAUNCH.most_splits), C=MERGED, num_warps=8,
+        K=power_of_2(parts, launch.LAUNCH.most_splits), C=launch.LAUNCH.merged, num_warps=8,
     )  # fmt: skip
 
 
@@ -151,6 +149,7 @@ def sample_norm_backward(
     eps: float, activation: str, slope: float, center: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     view = View.of(x, sample_axes, channel_axes, groups)
+    tiles = view.tiles()
     outputs = Outputs(view.layout)
     g_x = outputs.like(x)
     g_residual = None if residual is None else outputs.like(residual)
@@ -164,12 +163,12 @@ def sample_norm_backward(
     )
     tensors = (
         view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
-        dense_mask(mask), g_x, g_residual,
+        dense(mask), g_x, g_residual,
     )  # fmt: skip
     parameters = dense(weight), dense(bias)
     if view.in_rows:
         partials = differentiate_rows(view, tensors[0], None, *tensors[1:], mean, var, *parameters, constants)
-    elif launch.LAUNCH.group_splits(view.all_groups, *view.tiles()) == (1, 1):
+    elif launch.LAUNCH.group_splits(view.all_groups, tiles.v_count, tiles.d_count) == (1, 1):
         partials = empty_partials(view, view.samples, x)
         wrap_triton(triton_group_norm.group_backward_kernel)[(view.all_groups,)](
             *tensors, mean, var, count, *parameters, partials, view.samples, *view.geometry(),
@@ -202,13 +201,14 @@ def differentiate_rows(
     constants: dict[str, Any],
 ) -> Tensor:  # fmt: skip
     """∂ℓ/∂x, and every program's part of ∂ℓ/∂β and ∂ℓ/∂γ."""
-    r, d, warps = launch.LAUNCH.row_tiles(view.samples, view.channels)
+    r, d, warps = launch.LAUNCH.row_tiles(view.samples, view.channels, launch.LAUNCH.row_backward_values)
     tiles = ceil_div(view.samples, r)
-    each, programs = launch.LAUNCH.row_programs(tiles)
+    each, programs = launch.LAUNCH.row_programs(tiles, warps)
     partials = empty_partials(view, programs, x)
     wrap_triton(triton_row_norm.row_backward_kernel)[(programs,)](
         g_y, g_total, x, residual, mask, g_x, g_residual, mean, var, weight, bias, partials, view.samples,
-        view.channels, tiles, each, programs, ADD=g_total is not None, **constants, R=r, D=d, num_warps=warps,
+        view.channels, tiles, each, programs, ADD=g_total is not None, **constants, UNIT=unit_of(view.channels), R=r,
+        D=d, num_warps=warps,
     )  # fmt: skip
     return partials
 
@@ -220,7 +220,8 @@ def differentiate_shared_groups(
     """The same for groups that several programs share."""
     g_y, x, residual, mask = tensors[:4]
     assert x is not None
-    v_tiles, d_tiles = view.tiles()
+    tiles = view.tiles()
+    v_tiles, d_tiles = tiles.v_count, tiles.d_count
     v_splits, d_splits = launch.LAUNCH.group_splits(view.all_groups, v_tiles, d_tiles)
     v_each, d_each = ceil_div(v_tiles, v_splits), ceil_div(d_tiles, d_splits)
     splits = v_splits * d_splits

@@ -12,7 +12,7 @@ from torch.library import wrap_triton
 from gammabeta.kernels.triton_launch import ceil_div, power_of_2
 from gammabeta.kernels.triton_math import store, widen
 
-PARTIALS = 64  # of a tile
+PARTIALS = 128  # of a tile
 COLUMNS = 32  # of a program
 
 
@@ -47,5 +47,5 @@ def sum_partials(partials: Tensor, first: Tensor | None, second: Tensor | None) 
     constants: dict[str, Any] = {"HAS_FIRST": first is not None, "HAS_SECOND": second is not None}
     wrap_triton(sum_partials_kernel)[(ceil_div(columns, COLUMNS),)](
         partials, first, second, rows, columns, **constants, DOUBLE=partials.dtype.itemsize == 8,
-        K=power_of_2(rows, PARTIALS), C=COLUMNS, num_warps=4,
+        K=power_of_2(rows, PARTIALS), C=COLUMNS, num_warps=8,
     )  # fmt: skip

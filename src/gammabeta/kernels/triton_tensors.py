@@ -65,8 +65,9 @@ def or_empty(gradient: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(0) if gradient is None else gradient
 
 
-def dense_mask(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.contiguous()
+def dense(t: Tensor | None) -> Tensor | None:
+    """What is not of x's shape, and may be strided or expanded: parameters, statistics, a mask."""
+    return None if t is None else t.contiguous()
 
 
 def finish_constants(

@@ -1,0 +1,118 @@
+"""What a kernel's machine code asks of a multiprocessor: instructions against bytes, in its loops.
+
+Counted, not measured: a lower bound of the time that a kernel takes, and no more. A multiprocessor issues four
+instructions of warps a cycle, and in an H200 has 19 bytes a cycle of the memory's bandwidth (4.3 TB/s over 132 of them
+at 1.7 GHz). A loop whose instructions take longer than its bytes cannot come near that bandwidth.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+ISSUED_A_CYCLE = 4
+BYTES_A_CYCLE = 19
+
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes, 4 where nothing is said
+
+
+@dataclass(frozen=True)
+class Instruction:
+    address: int
+    predicated: bool
+    name: str
+    suffixes: tuple[str, ...]
+    operands: str
+
+    @property
+    def width(self) -> int:
+        """Bytes that a thread loads or stores."""
+        return next((WIDTHS[suffix] for suffix in self.suffixes if suffix in WIDTHS), 4)
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes."""
+        found = re.search(r"0x([0-9a-f]+)\)?$", self.operands.strip()) if self.name == "BRA" else None
+        return int(found.group(1), 16) if found else None
+
+    @property
+    def always_taken(self) -> bool:
+        return not self.predicated and not re.match(r"!?U?P\d", self.operands.strip())
+
+
+@dataclass(frozen=True)
+class Passage:
+    """The instructions of the shortest way through a loop, or through a whole kernel."""
+
+    instructions: tuple[Instruction, ...]
+
+    def of(self, name: str) -> Counter[int]:
+        """How many accesses of which width there are of LDG (loads from memory), STG (stores), ..."""
+        return Counter(i.width for i in self.instructions if i.name == name)
+
+    @property
+    def loaded(self) -> int:
+        """Bytes of a thread."""
+        return sum(width * count for width, count in self.of("LDG").items())
+
+    @property
+    def bytes(self) -> int:
+        return self.loaded + sum(width * count for width, count in self.of("STG").items())
+
+    @property
+    def issue_share(self) -> float:
+        """The time in which its instructions are issued, over that in which its bytes are moved."""
+        return len(self.instructions) / ISSUED_A_CYCLE / (32 * self.bytes / BYTES_A_CYCLE)
+
+
+def instructions_of(disassembly: str) -> list[Instruction]:
+    found = []
+    for address, text in re.findall(r"^\s+/\*([0-9a-f]{4,6})\*/\s+(.*?)\s*;", disassembly, re.M):
+        parts = re.match(r"(@!?U?PT?\d?\s+)?([A-Z0-9]+)((?:\.\w+)*)\s*(.*)", text)
+        assert parts is not None, text
+        predicate, name, suffixes, operands = parts.groups()
+        found.append(
+            Instruction(int(address, 16), predicate is not None, name, tuple(suffixes.split(".")[1:]), operands)
+        )
+    return found
+
+
+def loops(code: list[Instruction]) -> list[Passage]:
+    """One turn of each loop, innermost ones, that touches memory: the shortest way through."""
+    ends = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
+    innermost = [
+        (start, end) for start, end in ends
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in ends)
+    ]  # fmt: skip
+    passages = [shortest([i for i in code if start <= i.address <= end]) for start, end in innermost]
+    return [passage for passage in passages if passage.bytes]
+
+
+def whole(code: list[Instruction]) -> Passage:
+    """A kernel without loops, padding and subroutines left out."""
+    end = next(i for i, instruction in enumerate(code) if instruction.name == "EXIT" and not instruction.predicated)
+    return shortest(code[: end + 1])
+
+
+def shortest(code: list[Instruction]) -> Passage:
+    """From the first of these instructions to the last, along branches forward."""
+    steps: dict[int, tuple[int, int | None]] = {code[0].address: (1, None)}  # how many, and from where
+    for instruction, after in zip(code, [*code[1:], None], strict=True):
+        if instruction.address not in steps:
+            continue
+        reached = []
+        if after is not None and not (instruction.target is not None and instruction.always_taken):
+            reached.append(after.address)
+        if instruction.target is not None and instruction.target > instruction.address:
+            reached.append(instruction.target)
+        for address in reached:
+            count = steps[instruction.address][0] + 1
+            if address not in steps or count < steps[address][0]:
+                steps[address] = count, instruction.address
+    by_address = {i.address: i for i in code}
+    way, at = [], code[-1].address if code[-1].address in steps else max(steps)
+    while at is not None:
+        way.append(by_address[at])
+        at = steps[at][1]
+    return Passage(tuple(reversed(way)))
