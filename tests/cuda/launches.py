@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ class Launch:
         source = triton.compiler.ASTSource(self.kernel, signature, constants, attributes)
         options = {"num_warps": self.warps, "enable_fp_fusion": True}
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    def with_sizes_of_1(self) -> Launch:
+        """Every integer is 1, which makes it a constant of the compilation: as of one row, one program, one channel."""
+        ones = {
+            parameter.name: 1
+            for parameter in self.kernel.params
+            if not parameter.is_constexpr and isinstance(self.arguments[parameter.name], int)
+        }
+        return replace(self, arguments=self.arguments | ones)
 
     def resources(self, capability: int) -> dict[str, int]:
         """What the assembler reports: REG, STACK (where registers spill to), SHARED, LOCAL, ..."""

@@ -7,6 +7,7 @@ are made: nothing is computed, tensors are fake. CUDA_REPORT=1 prints the table 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -102,6 +103,15 @@ def test_compiles_and_loops_in_registers(name: str, capability: int, monkeypatch
         assert resources["STACK"] <= 64, f"{launch.name} spills: {resources}"
         for passage in loops(code):
             assert not passage.of("LDL") + passage.of("STL"), f"{launch.name} spills in a loop: {resources}"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_where_any_size_is_1(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is 1 comes as a plain number, which has no `.to`, and of which no multiple is known."""
+    for launch in launches_of(CALLS[name], monkeypatch):
+        for unit in {1, launch.arguments.get("UNIT", 1)}:
+            units = {"UNIT": unit} if "UNIT" in launch.arguments else {}
+            replace(launch.with_sizes_of_1(), arguments=launch.with_sizes_of_1().arguments | units).compiled(90)
 
 
 IN_16_BITS = [

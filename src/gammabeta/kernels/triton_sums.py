@@ -32,7 +32,7 @@ def sum_partials_kernel(
         if HAS_FIRST:
             first += tl.load(partials + at, mask=where, other=0.0)
         if HAS_SECOND:
-            second += tl.load(partials + rows.to(tl.int64) * columns + at, mask=where, other=0.0)
+            second += tl.load(partials + tl.cast(rows, tl.int64) * columns + at, mask=where, other=0.0)
     if HAS_FIRST:
         total = tl.sum(first, 0, keep_dims=True)
         store(first_out, c, total, c < columns)
