@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 
 from gammabeta.kernels.triton_finish import backward_of_finish, finish, load_parameters
-from gammabeta.kernels.triton_math import load, merge_lanes, multiple, root_reciprocal, store, update_moments, widen
+from gammabeta.kernels.triton_math import (
+    accessed_at_once,
+    load,
+    merge_lanes,
+    multiple,
+    root_reciprocal,
+    store,
+    update_moments,
+    widen,
+)
 
 
 @triton.jit
@@ -55,17 +64,9 @@ def channel_of(c0, C: tl.constexpr):
     return c0 + tl.arange(0, C)[None, None, :]
 
 
-@triton.constexpr_function
-def lane_width(unit, last, values):
-    """How many values that follow each other a thread loads at once, and are of one channel."""
-    return 1 if last else min(unit, values, 8)
-
-
 @triton.jit
-def counts(mask, v0, at, shape, HAS_MASK: tl.constexpr, K: tl.constexpr, V: tl.constexpr):
-    """Which values of a tile, (K, V, 1), are there, and which of them count."""
-    v = tl.arange(0, V)[None, :, None]
-    of_all = tl.arange(0, K)[:, None, None].to(tl.int64) * shape[0] + v
+def counts(mask, v0, at, v, of_all, shape, HAS_MASK: tl.constexpr):
+    """Which values of a tile, by their places in a sample and in all, are there, and which of them count."""
     there = (v0 + v < shape[0]) & (of_all < shape[2] - at)
     if HAS_MASK:
         return there, there & (tl.load(mask + at + of_all, mask=there, other=0) != 0)
@@ -74,30 +75,60 @@ def counts(mask, v0, at, shape, HAS_MASK: tl.constexpr, K: tl.constexpr, V: tl.c
 
 
 @triton.jit
+def values_of(shape, K: tl.constexpr, V: tl.constexpr):
+    """The places of a tile's values, (1, V, 1) and (K, V, 1), in a sample and in all, from the first."""
+    v = tl.arange(0, V)[None, :, None]
+    return v, tl.arange(0, K)[:, None, None].to(tl.int64) * shape[0] + v
+
+
+@triton.jit
 def moments_of_tiles(
-    x, mask, first, full, last, shape, c0, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, G: tl.constexpr,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+    x, mask, first, full, last, shape, c0, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
+    LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """n, shift, mean and m2, (1, 1, 1) or (1, 1, C), of the tiles from first to last. In the `full` first of all tiles
-    each of the K samples is there. G values that follow each other are of one lane."""
-    local = offsets(shape, K, V, C)
-    in_channels = channel_of(c0, C) < shape[6]
-    zero = widen(tl.zeros([1, V // G, 1, C], tl.float32), DOUBLE)
-    n = widen(tl.zeros([1, V // G, 1, 1], tl.float32), DOUBLE)
+    each of the K samples is there."""
+    values = shape[0]
+    value_stride = shape[4]
+    # Tiles lie flat here, K by whichever of both is not contiguous: then no version of the compiler spreads K over
+    # threads, and one thread has all that a lane gets at once. With positions contiguous that is also the G values of
+    # an access: they are of one channel, and there or not together.
+    G: tl.constexpr = 1 if LAST else accessed_at_once(UNIT, V)
+    LANES: tl.constexpr = (K, V, 1, 1, C) if LAST else (1, V // G, G, K, C)
+    if LAST:
+        row = tl.arange(0, K * V)[:, None]
+        c = tl.arange(0, C)[None, :]
+        v = row % V
+        of_all = row
+        local = row * value_stride + c * shape[5]
+        lane_v = tl.arange(0, V)[None, :, None, None, None]
+        lane_of_all = tl.arange(0, K)[:, None, None, None, None] * V + lane_v
+    else:
+        column = tl.arange(0, K * C)[None, :]
+        c = column % C
+        v = tl.arange(0, V)[:, None]
+        k = (column // C).to(tl.int64)
+        of_all = k * values + v
+        local = k * shape[3] + v * value_stride + c * shape[5]
+        lane_v = tl.arange(0, V // G)[None, :, None, None, None] * G
+        lane_of_all = lane_v + tl.arange(0, G)[None, None, :, None, None]
+        lane_of_all = tl.arange(0, K)[None, None, None, :, None].to(tl.int64) * values + lane_of_all
+    in_channels = c0 + c < shape[6]
+    zero = widen(tl.zeros([1, V // G, 1, 1, C], tl.float32), DOUBLE)
+    n = widen(tl.zeros([1, V // G, 1, 1, 1], tl.float32), DOUBLE)
     lanes = (n, zero, zero, zero)
     if not HAS_MASK:
         for t in range(first, tl.minimum(full, last)):
-            begin, v0, _ = place(t, c0, shape, K, V)
-            where = v0 + tl.arange(0, V)[None, :, None] < shape[0]
-            value = tl.reshape(load(x + begin, local, where & in_channels, DOUBLE), (K, V // G, G, C))
-            lane = v0 + tl.arange(0, V // G)[None, :, None, None] * G < shape[0]
-            lanes = update_moments(lanes, value, lane, False, DOUBLE)
+            begin, v0, at = place(t, c0, shape, K, V)
+            value = load(x + begin, local, (v0 + v < values) & in_channels, DOUBLE)
+            lanes = update_moments(lanes, tl.reshape(value, LANES), v0 + lane_v < values, False, DOUBLE)
         first = tl.maximum(first, full)
     for t in range(first, last):
         begin, v0, at = place(t, c0, shape, K, V)
-        where = counts(mask, v0, at, shape, HAS_MASK, K, V)[1]
-        value = tl.reshape(load(x + begin, local, where & in_channels, DOUBLE), (K, V // G, G, C))
-        lanes = update_moments(lanes, value, tl.reshape(where, (K, V // G, G, 1)), True, DOUBLE)
+        where = counts(mask, v0, at, v, of_all, shape, HAS_MASK)[1]
+        value = load(x + begin, local, where & in_channels, DOUBLE)
+        where = counts(mask, v0, at, lane_v, lane_of_all, shape, HAS_MASK)[1]
+        lanes = update_moments(lanes, tl.reshape(value, LANES), where, True, DOUBLE)
     n, shift, mean, m2 = lanes
     n, shift, mean, m2 = merge_lanes(n.to(tl.int32), shift, mean, m2, 1)
     n = tl.reshape(n, (1, 1, 1))
@@ -112,10 +143,11 @@ def normalize_tiles(
 ):  # fmt: skip
     """y of the tiles from first to last."""
     local = offsets(shape, K, V, C)
+    v, of_all = values_of(shape, K, V)
     in_channels = channel_of(c0, C) < shape[6]
     for t in range(first, last):
         begin, v0, at = place(t, c0, shape, K, V)
-        there, where = counts(mask, v0, at, shape, HAS_MASK, K, V)
+        there, where = counts(mask, v0, at, v, of_all, shape, HAS_MASK)
         there, where = there & in_channels, where & in_channels
         z = finish(
             load(x + begin, local, where, DOUBLE), residual, begin + local, where, statistics, parameters, HAS_WEIGHT,
@@ -133,12 +165,13 @@ def sums_of_tiles(
 ):  # fmt: skip
     """Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z, each (1, 1, C); with STORE_G ∂ℓ/∂z is written on the way."""
     local = offsets(shape, K, V, C)
+    v, of_all = values_of(shape, K, V)
     in_channels = channel_of(c0, C) < shape[6]
     sum_g = widen(tl.zeros([1, V, C], tl.float32), DOUBLE)
     sum_g_xhat = sum_g
     for t in range(first, last):
         begin, v0, at = place(t, c0, shape, K, V)
-        there, where = counts(mask, v0, at, shape, HAS_MASK, K, V)
+        there, where = counts(mask, v0, at, v, of_all, shape, HAS_MASK)
         there, where = there & in_channels, where & in_channels
         xhat, g = backward_of_finish(
             g_y, x, residual, begin + local, where, statistics, parameters, HAS_WEIGHT, HAS_BIAS, HAS_RESIDUAL,
@@ -164,10 +197,11 @@ def differentiate_tiles(
     if HAS_WEIGHT:
         scale = scale * parameters[0]
     local = offsets(shape, K, V, C)
+    v, of_all = values_of(shape, K, V)
     in_channels = channel_of(c0, C) < shape[6]
     for t in range(first, last):
         begin, v0, at = place(t, c0, shape, K, V)
-        there, where = counts(mask, v0, at, shape, HAS_MASK, K, V)
+        there, where = counts(mask, v0, at, v, of_all, shape, HAS_MASK)
         there, where = there & in_channels, where & in_channels
         xhat, g = backward_of_finish(
             g_y, x, residual, begin + local, where, statistics, parameters, HAS_WEIGHT, HAS_BIAS, HAS_RESIDUAL,
@@ -205,8 +239,9 @@ def channel_moments_kernel(
     shape = shape_of(
         values, v_tiles, all_values, outer_stride, value_stride, channel_stride, channels, UNIT, LAST
     )  # fmt: skip
-    G: tl.constexpr = lane_width(UNIT, LAST, V)
-    n, shift, mean, m2 = moments_of_tiles(x, mask, first, full_tiles, last, shape, c0, HAS_MASK, DOUBLE, G, K, V, C)
+    n, shift, mean, m2 = moments_of_tiles(
+        x, mask, first, full_tiles, last, shape, c0, HAS_MASK, DOUBLE, UNIT, LAST, K, V, C
+    )
     c = channel_of(c0, C)
     at = split * channels + c
     tl.store(partial_n + at, n, mask=c < channels)
@@ -274,8 +309,9 @@ def channel_forward_kernel(
     shape = shape_of(
         values, v_tiles, all_values, outer_stride, value_stride, channel_stride, channels, UNIT, LAST
     )  # fmt: skip
-    G: tl.constexpr = lane_width(UNIT, LAST, V)
-    n, shift, mean_1, m2 = moments_of_tiles(x, mask, 0, full_tiles, all_tiles, shape, c0, HAS_MASK, DOUBLE, G, K, V, C)
+    n, shift, mean_1, m2 = moments_of_tiles(
+        x, mask, 0, full_tiles, all_tiles, shape, c0, HAS_MASK, DOUBLE, UNIT, LAST, K, V, C
+    )
     c = channel_of(c0, C)
     m2 = m2 / tl.maximum(n, 1).to(m2.dtype)
     mean_1 = shift + mean_1

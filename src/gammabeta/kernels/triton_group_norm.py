@@ -15,6 +15,7 @@ import triton.language as tl
 
 from gammabeta.kernels.triton_finish import backward_of_finish, finish, load_parameters
 from gammabeta.kernels.triton_math import (
+    accessed_at_once,
     in_lanes,
     load,
     merge_lanes,
@@ -24,12 +25,6 @@ from gammabeta.kernels.triton_math import (
     update_moments,
     widen,
 )
-
-
-@triton.constexpr_function
-def lane_width(unit, contiguous):
-    """How many elements that follow each other a thread loads at once."""
-    return min(unit, contiguous, 8)
 
 
 @triton.jit
@@ -78,13 +73,13 @@ def moments_of_group(
     LAST: tl.constexpr, ALONG_D: tl.constexpr, DOUBLE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """n, shift, mean and m2, each (1, 1, 1), of the tiles from first to last; without CENTER of squares about 0."""
-    G: tl.constexpr = lane_width(UNIT, D if LAST else V)
+    G: tl.constexpr = accessed_at_once(UNIT, D if LAST else V)
     A: tl.constexpr = V * D // G if LAST else V // G
     B: tl.constexpr = 1 if LAST else D
-    a = tl.arange(0, A)[None, :, None, None]
+    a = tl.arange(0, A)[None, :, None, None, None]
     lane_v = a // (D // G) if LAST else a * G
-    lane_d = a % (D // G) * G if LAST else tl.arange(0, D)[None, None, None, :]
-    n = widen(tl.zeros([1, A, 1, B], tl.float32), DOUBLE)
+    lane_d = a % (D // G) * G if LAST else tl.arange(0, D)[None, None, None, None, :]
+    n = widen(tl.zeros([1, A, 1, 1, B], tl.float32), DOUBLE)
     shift = n
     mean = n
     m2 = n
@@ -92,8 +87,8 @@ def moments_of_group(
         v_tile = t % v_tiles
         d_tile = t // v_tiles
         at, _, _, where = place(group, v_tile, d_tile, shape, mask, HAS_MASK, UNIT, LAST, ALONG_D, K, V, D)
-        value = tl.reshape(load(x, at, where, DOUBLE), (K, A, G, B))
-        where = tl.reshape(tl.broadcast_to(where, (K, V, D)), (K, A, G, B))
+        value = tl.reshape(load(x, at, where, DOUBLE), (K, A, G, 1, B))
+        where = tl.reshape(tl.broadcast_to(where, (K, V, D)), (K, A, G, 1, B))
         if CENTER:
             # Where all K are there, whole lanes are or are not.
             if ALONG_D:
@@ -114,10 +109,10 @@ def moments_of_group(
     count = n.to(tl.int32)
     if CENTER:
         count, shift, mean, m2 = merge_lanes(count, shift, mean, m2, 1)
-        count, shift, mean, m2 = merge_lanes(count, shift, mean, m2, 3)
+        count, shift, mean, m2 = merge_lanes(count, shift, mean, m2, 4)
     else:
-        count = tl.sum(tl.sum(count, 1, keep_dims=True), 3, keep_dims=True)
-        m2 = tl.sum(tl.sum(m2, 1, keep_dims=True), 3, keep_dims=True)
+        count = tl.sum(tl.sum(count, 1, keep_dims=True), 4, keep_dims=True)
+        m2 = tl.sum(tl.sum(m2, 1, keep_dims=True), 4, keep_dims=True)
         shift = tl.zeros_like(m2)
         mean = shift
     return scalar(count), scalar(shift), scalar(mean), scalar(m2)

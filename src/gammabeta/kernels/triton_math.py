@@ -68,42 +68,51 @@ def root_reciprocal(var, EPS: tl.constexpr, DOUBLE: tl.constexpr):
 # GPU has the time for at its bandwidth in 16 bits.
 
 
-@triton.jit
-def one_of(a, b):
-    return a
-
-
-@triton.jit
-def counted_one_of(a, a_counts, b, b_counts):
-    return tl.where(a_counts, a, b), a_counts | b_counts
+@triton.constexpr_function
+def accessed_at_once(unit, contiguous):
+    """How many elements that follow each other a thread loads at once: 16 bytes of the narrowest."""
+    return min(unit, contiguous, 8)
 
 
 @triton.jit
 def in_lanes(x):
-    """Σ over the values of each lane: axes 0 and 2."""
-    return tl.sum(tl.sum(x, 2, keep_dims=True), 0, keep_dims=True)
+    """Σ over the values of each lane."""
+    return tl.sum(tl.sum(tl.sum(x, 3, keep_dims=True), 2, keep_dims=True), 0, keep_dims=True)
+
+
+@triton.jit
+def largest_in_lanes(x):
+    return tl.max(tl.max(tl.max(x, 3, keep_dims=True), 2, keep_dims=True), 0, keep_dims=True)
+
+
+@triton.jit
+def first_in_lanes(x):
+    """The first value of each lane: a sum that with -0 beside it is no instruction where one thread has them all."""
+    k = tl.arange(0, x.shape[0])[:, None, None, None, None] + tl.arange(0, x.shape[2])[None, None, :, None, None]
+    k = k + tl.arange(0, x.shape[3])[None, None, None, :, None]
+    return in_lanes(tl.where(k == 0, x, -0.0))
 
 
 @triton.jit
 def update_moments(lanes, x, where, EACH: tl.constexpr, DOUBLE: tl.constexpr):
-    """The values x, (K, A, G, B), in the lanes n, shift, mean, m2, each (1, A, 1, B). n is of the arithmetic's dtype.
+    """The values x, (K, A, G, L, B), in the lanes n, shift, mean, m2, each (1, A, 1, 1, B). n is of the arithmetic's
+    dtype.
 
     `where` is one for each lane: all its values count, or none; with EACH it is one for each value. B may be 1 in it
     and in n. What does not count is 0 in x.
     """
     n, shift, mean, m2 = lanes
+    # A lane's values may be in several threads, which all have to come to the same shift: so it is a sum or a maximum.
     if EACH:
-        value, some = tl.reduce((x, tl.broadcast_to(where, x.shape)), 2, counted_one_of, keep_dims=True)
-        value, some = tl.reduce((value, some), 0, counted_one_of, keep_dims=True)
-        shift = tl.where(some & (n == 0), value, shift)
         k = in_lanes(widen(tl.where(where, 1.0, 0.0), DOUBLE))
+        some = largest_in_lanes(tl.where(where, x, float("-inf")))
+        shift = tl.where((k > 0) & (n == 0), some, shift)
         deviation = tl.where(where, x - shift, 0.0)
         mean_k = in_lanes(deviation) / tl.maximum(k, 1.0)
         deviation = tl.where(where, deviation - mean_k, 0.0)
     else:
-        value = tl.reduce(tl.reduce(x, 2, one_of, keep_dims=True), 0, one_of, keep_dims=True)
-        shift = tl.where(n == 0, value, shift)
-        size: tl.constexpr = x.shape[0] * x.shape[2]
+        shift = tl.where(n == 0, first_in_lanes(x), shift)
+        size: tl.constexpr = x.shape[0] * x.shape[2] * x.shape[3]
         k = widen(tl.where(where, size, 0), DOUBLE)
         deviation = x - shift
         mean_k = in_lanes(deviation) * (1.0 / size)
