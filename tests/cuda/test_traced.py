@@ -26,6 +26,7 @@ class Driver:  # says which GPU there would be
 
 triton.runtime.driver.set_active(Driver())
 cuda.serves = lambda: {serves}
+cuda._refused.update({refused})
 cuda.register()
 gammabeta = torch.ops.gammabeta
 
@@ -53,10 +54,9 @@ print([(t.shape, t.dtype, t.stride()) for t in traced] == [(t.shape, t.dtype, t.
 """
 
 
-def trace(serves: bool) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", TRACE.replace("{serves}", str(serves))], capture_output=True, text=True, timeout=300
-    )
+def trace(serves: bool, refused: tuple[str, ...] = ()) -> list[str]:
+    code = TRACE.replace("{serves}", str(serves)).replace("{refused}", repr(refused))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -75,3 +75,9 @@ def test_where_the_kernels_do_not_serve_the_ops_stay() -> None:
     nodes = trace(False)
     assert any(node.startswith("gammabeta.channel_norm_forward") for node in nodes)
     assert not any(node.startswith("triton_kernel_wrapper") for node in nodes)
+
+
+def test_an_op_that_triton_refused_stays_and_the_others_give_way() -> None:
+    nodes = trace(True, ("channel_norm_forward",))
+    assert [node for node in nodes if node.startswith("gammabeta")] == ["gammabeta.channel_norm_forward.default"]
+    assert any("g_x" in node for node in nodes if node.startswith("triton_kernel_wrapper"))
