@@ -78,6 +78,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "layer norm, all": lambda: sample_norm((16384, 4096), None, F32, False, True),
     "rms norm": lambda: sample_norm((16384, 8192), None, F32, False, False, center=False),
     "layer norm of long rows": lambda: sample_norm((3, 300_001), None, F32, False, False),
+    "layer norm of long rows of eights": lambda: sample_norm((64, 20_008), None, BF16, False, False),
     "add layer norm": lambda: add_sample_norm((16384, 4096), BF16),
     "group norm": lambda: sample_norm((256, 256, 56, 56), 32, BF16, False, False),
     "group norm, channels_last": lambda: sample_norm((256, 256, 56, 56), 32, BF16, True, False),
@@ -154,6 +155,14 @@ def test_tensors_are_read_and_written_in_wide_accesses(name: str, width: int, mo
             assert launch.name.endswith(("moments_kernel", "sums_kernel")) or passage.of("STG")[width] or (
                 launch.name.startswith("group_") and not passage.of("STG")  # the first of its loops
             ), f"{launch.name} stores {passage.of('STG')}"  # fmt: skip
+
+
+def test_long_rows_are_read_and_written_in_wide_accesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A multiple of 8, and not of 16, which alone Triton sees by itself."""
+    for launch in large(launches_of(CALLS["layer norm of long rows of eights"], monkeypatch)):
+        widths = {i.width for i in launch.code(90) if i.name in ("LDG", "STG")}
+        assert max(widths) == 16, f"{launch.name}: {widths}"
+        assert min(widths) >= 4, f"{launch.name}: {widths}"
 
 
 def large(launches: list[Launch]) -> list[Launch]:

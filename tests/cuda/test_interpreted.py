@@ -169,6 +169,14 @@ def test_halves_of_strided_statistics() -> None:
         assert torch.equal(got, wanted)
 
 
+def test_variances_of_which_a_root_has_no_reciprocal() -> None:
+    """1/√0 is infinite and 1/√∞ is 0: not NaN, which Newton's step alone would make of both."""
+    x = torch.tensor([[1.0, 1.0, 1.0, 4.0]])
+    mean, var = torch.zeros(4), torch.tensor([0.0, torch.inf, torch.nan, 4.0])
+    y = torch.ops.gammabeta.channel_apply_forward(x, mean, var, None, None, None, None, 0.0, "none", 0.0)
+    torch.testing.assert_close(y, torch.tensor([[torch.inf, 0.0, torch.nan, 2.0]]), equal_nan=True)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_large_means(masked: bool, launch: str) -> None:
     """Mean 10⁶, spread 1 in float32; where it is masked out, a value that no shift may be taken from."""
