@@ -61,7 +61,10 @@ def test_why_they_do_not_serve(machine, monkeypatch, changed, reason):
     monkeypatch.setenv("GAMMABETA_KERNELS", "1")
     with pytest.raises(RuntimeError) as error:
         cuda.serves()
-    assert str(error.value) == f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}."
+    assert str(error.value) == (
+        f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}. "
+        "Unset it to go on without them."
+    )
 
 
 def test_switched_off_there_is_no_warning(machine, monkeypatch):

@@ -66,7 +66,10 @@ def serves() -> bool:
         return True
     wanted = os.environ.get("GAMMABETA_KERNELS")
     if wanted == "1":
-        raise RuntimeError(f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}.")
+        raise RuntimeError(
+            f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}. "
+            "Unset it to go on without them."
+        )
     if wanted != "0" and multiprocessing.parent_process() is None:
         warnings.warn(
             f"gammabeta: the Triton kernels for CUDA are left out: {reason}. Results are right all the same, by "

@@ -22,7 +22,6 @@ class Tiles:
 
     Attributes:
         deep, values, channels: the tile: outer samples, values of each, channels; all powers of 2.
-        outer: how many outer samples x is seen as: blocks of rows, where channels are contiguous.
         count: how many tiles there are along the values of one statistic.
         full: how many of them, counted from the first, have all their outer samples.
         each: how many of them one program takes.
@@ -32,7 +31,6 @@ class Tiles:
     deep: int
     values: int
     channels: int
-    outer: int
     count: int
     full: int
     each: int
@@ -77,8 +75,8 @@ class Launch:
             samples. Counted: 8, four samples in 16 bits, keep 32 to 64 KB in flight; instructions take 0.6 of the
             memory's time; one sample at a time by Welford's update took 1.8 of it, with 12 to 16 KB in flight. With 16
             registers leave 8 warps where channels are contiguous.
-        bytes: the same in every other pass, which has two or three tensors to load. Counted: 32 to 128 KB in flight,
-            0.2 to 0.5 of the memory's time.
+        pass_bytes: the same in every other pass, which has two or three tensors to load. Counted: 32 to 128 KB in
+            flight (12 to 16 with planes of 7 × 7), 0.1 to 0.6 of the memory's time.
         tile_warps: of a tile. Derived: of its threads.
         most_splits: programs that share one statistic, at most. Derived: the merging program holds one partial of each.
         merged: channels of a program that merges. Derived: 8 values of 32 bits are 32 bytes, the least that memory
@@ -106,7 +104,7 @@ class Launch:
     tile: int = 2048
     narrow: int = 64
     moments_bytes: int = 8
-    bytes: int = 4
+    pass_bytes: int = 4
     tile_warps: int = 8
     most_splits: int = 512
     merged: int = 8
@@ -137,16 +135,15 @@ class Launch:
         count = ceil_div(outer, deep) * v_tiles
         full = (outer if rest == 0 else outer - 1) // deep * v_tiles
         splits = min(count, self.most_splits, max(1, sharers // ceil_div(channels, wide)))
-        return Tiles(deep, tall, wide, outer, count, full, ceil_div(count, splits), self.tile_warps)
+        return Tiles(deep, tall, wide, count, full, ceil_div(count, splits), self.tile_warps)
 
     def of_moments(self, outer: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> Tiles:
-        unit = unit_of(channels if channels_contiguous else values)
-        deep = max(1, self.moments_bytes // max(value_bytes, 4 // unit))
+        deep = self.deep(self.moments_bytes, values, channels, channels_contiguous, value_bytes)
         sharers = self.waves * self.multiprocessors
         return self.channel_tiles(outer, values, channels, channels_contiguous, deep, sharers)
 
     def of_sums(self, outer: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> Tiles:
-        deep = self.deep(values, channels, channels_contiguous, value_bytes)
+        deep = self.deep(self.pass_bytes, values, channels, channels_contiguous, value_bytes)
         sharers = self.waves * self.multiprocessors
         return self.channel_tiles(outer, values, channels, channels_contiguous, deep, sharers)
 
@@ -154,13 +151,15 @@ class Launch:
         self, outer: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int
     ) -> Tiles:
         """The cut of a pass that sums up nothing: a few tiles a program, however many programs that makes."""
-        deep = self.deep(values, channels, channels_contiguous, value_bytes)
+        deep = self.deep(self.pass_bytes, values, channels, channels_contiguous, value_bytes)
         tiles = self.channel_tiles(outer, values, channels, channels_contiguous, deep, 1)
         return replace(tiles, each=self.applied)
 
-    def deep(self, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> int:
+    def deep(self, loaded: int, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> int:
+        """How many tiles beside each other make `loaded` bytes of each of their places; fewer where accesses are
+        narrow, since each takes an address."""
         unit = unit_of(channels if channels_contiguous else values)
-        return max(1, self.bytes // max(value_bytes, 4 // unit))
+        return max(1, loaded // max(value_bytes, 4 // unit))
 
     def fuses(self, tiles: Tiles, channels: int, value_bytes: int) -> bool:
         """Whether one program for each block of channels does everything, in one kernel."""
@@ -199,7 +198,7 @@ class Launch:
 
     def group_tiles(self, values: int, channels: int, channels_contiguous: bool, value_bytes: int) -> GroupTiles:
         """The cut of a group."""
-        deep = self.deep(values, channels, channels_contiguous, value_bytes)
+        deep = self.deep(self.pass_bytes, values, channels, channels_contiguous, value_bytes)
         if channels_contiguous:
             wide = power_of_2(channels, self.tile)
             tall = power_of_2(values, max(1, self.tile // wide))
@@ -215,10 +214,6 @@ class Launch:
             deep = power_of_2(along_values, deep)
             along_values = ceil_div(along_values, deep)
         return GroupTiles(deep, along_d, tall, wide, along_values, along_channels)
-
-    def unfused(self) -> Launch:
-        """The same without fusing, for tests."""
-        return replace(self, fused_bytes=0)
 
 
 def power_of_2(n: int, most: int) -> int:
