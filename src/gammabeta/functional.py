@@ -7,7 +7,8 @@ Signatures are torch's, then keyword-only
 
 Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do, except
 that torch's own op runs where nothing of ours is asked for and x is small. Where they are not, torch's ops run, and
-those of ops.py only under a mask. An exported graph has torch's standard ops wherever there is no mask.
+those of ops.py only under a mask. An exported or traced graph has torch's standard ops wherever there is no mask, and a
+compiled one has what does not depend on the size of x.
 """
 
 from __future__ import annotations
@@ -36,16 +37,21 @@ class Finish:
     slope: float
     mask: Tensor | None
 
-    def left_to_torch(self, x: Tensor) -> bool:
+    def left_to_torch(self, x: Tensor, *, training: bool = True) -> bool:
         """Whether torch's own ops do it: there is no mask, and no kernel of ours for the device, or nothing of ours is
-        asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is exported.
+        asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is made for
+        another program. `training` is whether statistics are taken of x.
         """
         if self.mask is not None:
             return False
-        if torch.compiler.is_exporting() or not ops.has_kernel(x.device.type):
+        if autograd.exporting() or not ops.has_kernel(x.device.type):
             return True
         if self.residual is not None or self.activation is not None:
             return False
+        if torch.compiler.is_compiling():
+            # By nothing that a new size could change: that would be another graph. With given statistics a norm is
+            # elementwise, which a compiler fuses with what is around it.
+            return not training or kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,7 +143,13 @@ def normalize_by_running(
             "pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
-    if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
+    if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{finish.norm}: expected running_mean and running_var that require no gradient, got "
+            f"{'running_mean' if mean.requires_grad else 'running_var'} that does: they are constants, and the "
+            "derivative for them is not implemented. Pass them detached."
+        )
+    if finish.left_to_torch(x, training=False) and _torch_takes(x, weight, bias):
         x_, mean_, var_, weight_, bias_ = _for_batch_norm(x, mean, var, weight, bias)
         return finish.composed(_torch_batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
@@ -153,7 +165,7 @@ def normalize_by_batch(
         x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
         if not running.tracked:
             return finish.composed(_torch_batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
-        if torch.compiler.is_exporting() and running.momentum is not None:
+        if autograd.exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
             y = _torch_batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
@@ -222,7 +234,7 @@ def instance_norm(
     tracked = running_mean is not None or running_var is not None
     if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
         x, weight_, bias_ = _in_one_dtype(input, weight, bias)
-        if torch.compiler.is_exporting():
+        if autograd.exporting():
             y = F.instance_norm(x, running_mean, running_var, weight_, bias_, True, momentum, eps)
             return finish.composed(y, input.dtype)
         if not tracked:
@@ -396,7 +408,7 @@ def add_layer_norm(
     """
     arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("add_layer_norm", eps, positive=False)
-    if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
+    if autograd.exporting() or not ops.has_kernel(input.device.type):
         total = input + residual
         return layer_norm(total, normalized_shape, weight, bias, eps), total
     return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
@@ -428,7 +440,7 @@ def add_rms_norm(
     arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(torch.promote_types(input.dtype, residual.dtype)) if eps is None else eps
     arguments.check_eps("add_rms_norm", eps, positive=False)
-    if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
+    if autograd.exporting() or not ops.has_kernel(input.device.type):
         total = input + residual
         return rms_norm(total, normalized_shape, weight, eps), total
     return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
