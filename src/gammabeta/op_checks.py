@@ -1,0 +1,224 @@
+"""What an op is handed: number of axes, sizes, dtype, layout and device of every tensor, and the numbers beside them.
+
+An op is called by whoever finds it, and a vector that is too short would be read beyond its end. So no implementation
+of an op runs unchecked: the default implementations, the fakes and the launches of Triton kernels are wrapped by
+`OpCheck.checked`, and the C++ kernels ask `kernels/checks.h`, which has the same rules in the same words and order.
+
+`KINDS` says what an argument of that name has to be, in every op. An op with a tensor of another name cannot be
+declared.
+
+Errors are RuntimeError, as those of torch's own ops: whoever calls a public function has been told before, by
+`arguments.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gammabeta.activations import ACTIVATIONS
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a tensor has to be.
+
+    Attributes:
+        shape: a shape of `Shapes`, by its name.
+        dtypes: any of these.
+    """
+
+    shape: str
+    dtypes: tuple[torch.dtype, ...] = FLOATING
+
+
+_INPUT = Kind("input")
+_PARAMETER = Kind("parameters")
+_STATISTIC = Kind("statistics")
+_COUNT = Kind("statistics", (torch.int64,))
+
+KINDS = {
+    "x": _INPUT, "total": _INPUT, "residual": _INPUT, "g_y": _INPUT, "g_total": _INPUT,
+    "weight": _PARAMETER, "bias": _PARAMETER, "mask": Kind("places", (torch.bool,)),
+    "mean": _STATISTIC, "var": _STATISTIC, "m2": _STATISTIC, "sum_g": _STATISTIC, "sum_g_xhat": _STATISTIC,
+    "count": _COUNT, "running_mean": _STATISTIC, "running_var": _STATISTIC, "skipped_updates": _COUNT,
+    "batch_mean": _STATISTIC, "batch_var": _STATISTIC, "batch_count": _COUNT,
+    "num_batches_tracked": Kind("scalar", (torch.int64,)), "forwards": Kind("scalar", (torch.int64,)),
+}  # fmt: skip
+"""By an argument's name, whatever the op."""
+
+_BASES = ("x", "total", "mean")
+"""The argument whose shape and device the others follow: the first of these that an op has."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The shapes that go with x, (*samples, *channels, *positions).
+
+    Attributes:
+        input: x's own.
+        parameters: the channel axes'.
+        places: x's without the channel axes.
+        statistics: one value for each channel, or for each sample and group.
+        scalar: no axes.
+    """
+
+    input: tuple[Any, ...]
+    parameters: tuple[Any, ...]
+    places: tuple[Any, ...]
+    statistics: tuple[Any, ...]
+    scalar: tuple[Any, ...] = ()
+
+
+class OpCheck:
+    """The check of an op's arguments, made from its schema."""
+
+    def __init__(self, schema: str) -> None:
+        parsed = torch._C.parse_schema(f"gammabeta::{schema}")
+        self.op = parsed.name
+        names = [argument.name for argument in parsed.arguments]
+        self._at = {name: i for i, name in enumerate(names)}
+        self._base = next(name for name in _BASES if name in names)
+        tensors = [a for a in parsed.arguments if "Tensor" in str(a.type)]
+        # The base first: what is said of the others is said in its terms.
+        tensors.sort(key=lambda a: a.name != self._base)
+        self._tensors = [
+            (self._at[a.name], a.name, KINDS[a.name], a.alias_info is not None and a.alias_info.is_write)
+            for a in tensors
+        ]
+
+    def __call__(self, args: tuple[Any, ...]) -> None:
+        """Raises:
+        RuntimeError: something is not what the op takes.
+        """
+        at, name, kind, written = self._tensors[0]
+        base: Tensor = args[at]
+        self._check_kind(name, base, kind, base.device)
+        shapes = self._shapes(base, args)
+        if written:
+            self._check_apart(name, base)
+        for at, name, kind, written in self._tensors[1:]:
+            tensor: Tensor | None = args[at]
+            if tensor is None:
+                continue
+            self._check_kind(name, tensor, kind, base.device)
+            self._check_shape(name, tensor, kind, shapes, base)
+            if written:
+                self._check_apart(name, tensor)
+        self._check_numbers(args)
+
+    def checked(self, implementation: Callable[..., Any]) -> Callable[..., Any]:
+        """The implementation, which runs on nothing else."""
+
+        @functools.wraps(implementation)
+        def op(*args: Any) -> Any:
+            self(args)
+            return implementation(*args)
+
+        return op
+
+    def _check_kind(self, name: str, t: Tensor, kind: Kind, device: torch.device) -> None:
+        if t.device != device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, {device} and "
+                f"{t.device}! (argument {name} of {self.op}, beside {self._base})"
+            )
+        if t.layout != torch.strided or t.is_nested:
+            layout = "nested" if t.is_nested else _name(t.layout)
+            raise RuntimeError(f"{self.op}: expected {name} of layout strided, got {layout}.")
+        if t.dtype not in kind.dtypes:
+            raise RuntimeError(
+                f"{self.op}: expected {name} of dtype {_one_of(tuple(map(_name, kind.dtypes)))}, got {_name(t.dtype)}."
+            )
+
+    def _check_shape(self, name: str, t: Tensor, kind: Kind, shapes: Shapes, base: Tensor) -> None:
+        expected = getattr(shapes, kind.shape)
+
+        def said() -> str:
+            about = "" if kind.shape == "input" else f": {self._base} is of shape {_shape(base.shape)}"
+            return f"{self.op}: expected {name} of shape {_shape(expected)}, got {_shape(t.shape)}{about}."
+
+        _require(t.ndim == len(expected), said)
+        for size, wanted in zip(t.shape, expected, strict=True):
+            _require(size == wanted, said)
+
+    def _check_apart(self, name: str, t: Tensor) -> None:
+        """What is written has memory of its own for each element."""
+        if any(size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True)):
+            raise RuntimeError(
+                f"{self.op}: expected {name}, which is written, with memory for each of its elements, got strides "
+                f"{_shape(t.stride())}: clone() has it."
+            )
+
+    def _shapes(self, x: Tensor, args: tuple[Any, ...]) -> Shapes:
+        shape = tuple(x.shape)
+        if self._base == "mean":
+            self._check_axes(x, 1, exactly=True)
+            return Shapes((), (), (), shape)
+        if "channel_axes" not in self._at:
+            self._check_axes(x, 2)
+            return Shapes(shape, shape[1:2], (*shape[:1], *shape[2:]), shape[1:2])
+        channel_axes: int = args[self._at["channel_axes"]]
+        _require(channel_axes >= 1, lambda: f"{self.op}: expected channel_axes of 1 or more, got {channel_axes}.")
+        if "sample_axes" in self._at:
+            sample_axes, groups = args[self._at["sample_axes"]], args[self._at["groups"]]
+            _require(sample_axes >= 0, lambda: f"{self.op}: expected sample_axes of 0 or more, got {sample_axes}.")
+            self._check_axes(x, sample_axes + channel_axes)
+        else:
+            self._check_axes(x, channel_axes)
+            sample_axes, groups = x.ndim - channel_axes, 1
+        behind = sample_axes + channel_axes
+        parameters = shape[sample_axes:behind]
+        if groups != 1:
+            self._check_groups(groups, math.prod(parameters))
+        return Shapes(
+            shape, parameters, (*shape[:sample_axes], *shape[behind:]), (math.prod(shape[:sample_axes]), groups)
+        )
+
+    def _check_axes(self, x: Tensor, axes: int, *, exactly: bool = False) -> None:
+        if x.ndim < axes or (exactly and x.ndim != axes):
+            number = f"{axes} {'axis' if axes == 1 else 'axes'}"
+            raise RuntimeError(
+                f"{self.op}: expected {self._base} with {number}{'' if exactly else ' or more'}, got shape "
+                f"{_shape(x.shape)}."
+            )
+
+    def _check_groups(self, groups: int, channels: Any) -> None:
+        def said() -> str:
+            return f"{self.op}: expected groups that divide the {channels} channels of {self._base}, got {groups}."
+
+        _require(groups >= 1, said)
+        _require(channels % groups == 0, said)
+
+    def _check_numbers(self, args: tuple[Any, ...]) -> None:
+        if "activation" in self._at and args[self._at["activation"]] not in ACTIVATIONS:
+            activation = args[self._at["activation"]]
+            raise RuntimeError(f"{self.op}: expected activation {_one_of(ACTIVATIONS)}, got {activation}.")
+        if "eps" in self._at and not args[self._at["eps"]] >= 0:
+            raise RuntimeError(f"{self.op}: expected eps of 0 or more, got {args[self._at['eps']]:g}.")
+
+
+def _require(condition: bool | torch.SymBool, said: Callable[[], str]) -> None:
+    """Of sizes: a traced one is compared as torch's own ops compare it, without a guard where it is the same symbol."""
+    if condition is not True:
+        torch._check(condition, said)
+
+
+def _shape(sizes: Any) -> str:
+    return f"({', '.join(map(str, sizes))}{',' if len(sizes) == 1 else ''})"
+
+
+def _name(of_torch: Any) -> str:
+    return str(of_torch).removeprefix("torch.").removeprefix("_")
+
+
+def _one_of(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
