@@ -91,23 +91,35 @@ class OpCheck:
         # The base first: what is said of the others is said in its terms.
         tensors.sort(key=lambda a: a.name != self._base)
         self._tensors = [
-            (self._at[a.name], a.name, KINDS[a.name], a.alias_info is not None and a.alias_info.is_write)
+            (
+                self._at[a.name],
+                a.name,
+                KINDS[a.name],
+                "Optional" not in str(a.type),
+                a.alias_info is not None and a.alias_info.is_write,
+            )
             for a in tensors
         ]
 
     def __call__(self, args: tuple[Any, ...]) -> None:
-        """Raises:
-        RuntimeError: something is not what the op takes.
+        """What is told without memory, as fakes have none.
+
+        Raises:
+            RuntimeError: something is not what the op takes.
         """
-        at, name, kind, written = self._tensors[0]
+        at, name, kind, required, written = self._tensors[0]
         base: Tensor = args[at]
+        if base is None:
+            raise RuntimeError(f"{self.op}: expected a tensor {name}, got None.")
         self._check_kind(name, base, kind, base.device)
         shapes = self._shapes(base, args)
         if written:
             self._check_apart(name, base)
-        for at, name, kind, written in self._tensors[1:]:
+        for at, name, kind, required, written in self._tensors[1:]:
             tensor: Tensor | None = args[at]
             if tensor is None:
+                if required:
+                    raise RuntimeError(f"{self.op}: expected a tensor {name}, got None.")
                 continue
             self._check_kind(name, tensor, kind, base.device)
             self._check_shape(name, tensor, kind, shapes, base)
@@ -115,12 +127,33 @@ class OpCheck:
                 self._check_apart(name, tensor)
         self._check_numbers(args)
 
-    def checked(self, implementation: Callable[..., Any]) -> Callable[..., Any]:
-        """The implementation, which runs on nothing else."""
+    def check_memory(self, args: tuple[Any, ...]) -> None:
+        """Whether every tensor's storage reaches as far as its sizes and strides do: one that was resized or freed, as
+        sharding does between forwards, does not, and torch's own ops read beyond it.
+
+        Raises:
+            RuntimeError: one does not.
+        """
+        for at, name, *_ in self._tensors:
+            t: Tensor | None = args[at]
+            if t is None or not torch._C._has_storage(t) or t.numel() == 0:
+                continue
+            last = t.storage_offset() + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+            held = t.untyped_storage().nbytes()
+            if (last + 1) * t.dtype.itemsize > held:
+                raise RuntimeError(
+                    f"{self.op}: expected {name} with memory for shape {_shape(t.shape)}, got a storage of {held} "
+                    "bytes: it was resized or freed."
+                )
+
+    def checked(self, implementation: Callable[..., Any], *, memory: bool = False) -> Callable[..., Any]:
+        """The implementation, which runs on nothing else; with `memory` on tensors that have theirs."""
 
         @functools.wraps(implementation)
         def op(*args: Any) -> Any:
             self(args)
+            if memory:
+                self.check_memory(args)
             return implementation(*args)
 
         return op
@@ -154,7 +187,7 @@ class OpCheck:
         """What is written has memory of its own for each element."""
         if any(size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True)):
             raise RuntimeError(
-                f"{self.op}: expected {name}, which is written, with memory for each of its elements, got strides "
+                f"{self.op}: expected {name} with memory for each of its elements, since it is written, got strides "
                 f"{_shape(t.stride())}: clone() has it."
             )
 

@@ -39,7 +39,7 @@ CHECKS: dict[str, OpCheck] = {}
 def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema[: schema.index("(")]
     CHECKS[name] = check = OpCheck(schema)
-    DEFAULTS[name] = check.checked(implementation)
+    DEFAULTS[name] = check.checked(implementation, memory=True)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, DEFAULTS[name], "CompositeExplicitAutograd")
     # A fake runs for real tensors too, wherever one of them is on meta.
@@ -295,7 +295,7 @@ def _add_sample_norm_backward(
         ),
         total,
     )  # fmt: skip
-    return g_x + g_total, g_weight, g_bias
+    return (g_x + g_total).to(total.dtype), g_weight, g_bias
 
 
 def _add_sample_norm_backward_fake(
