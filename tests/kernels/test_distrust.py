@@ -139,11 +139,13 @@ def assert_in_words(error: Exception, name: str, about: str) -> None:
 def check(name: str, args: tuple[Any, ...], owed: int, about: str) -> None:
     """What is owed, by every implementation."""
     schema = arguments_of(op(name))
-    meta = any(isinstance(a, Tensor) and a.is_meta for a in args)
+    of_tensors = [a for a in args if isinstance(a, Tensor)]
+    meta = any(a.is_meta for a in of_tensors)
+    on_meta_alone = all(a.is_meta for a in of_tensors)
     outcomes = {}
     for who, run in implementations(name).items():
-        if who == "launcher" and (args[0] is None or (owed != REFUSED and not INTERPRETED)):
-            continue  # the schema refuses None; kernels run in the interpreter alone
+        if who == "launcher" and (args[0] is None or on_meta_alone or (owed != REFUSED and not INTERPRETED)):
+            continue  # never handed these by the dispatcher; kernels run in the interpreter alone
         outcomes[who] = run_guarded(run, schema, args, f"{name} by {who}, {about}")
     refused = {who: isinstance(outcome, Exception) for who, outcome in outcomes.items()}
     if owed != AGREED:

@@ -1,6 +1,5 @@
 #include "checks.h"
 
-#include <algorithm>
 #include <sstream>
 #include <stdexcept>
 
@@ -184,7 +183,7 @@ Arguments::Arguments(const char* op, const char* name, const Tensor& x, int64_t 
 Arguments::Arguments(const char* op, const char* name, const Tensor& x, int64_t channel_axes)
     : check_{op, name, {}},
       x_(check_.base(name, x, Dtypes::kFloating)),
-      sample_axes_(std::max<int64_t>(x_.axes() - channel_axes, 0)),
+      sample_axes_(channel_axes < 1 || channel_axes > x_.axes() ? 0 : x_.axes() - channel_axes),
       channel_axes_(channel_axes) {
   set_shapes();
 }
