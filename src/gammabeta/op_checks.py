@@ -25,6 +25,7 @@ from torch import Tensor
 from gammabeta.activations import ACTIVATIONS
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,20 @@ _INPUT = Kind("input")
 _PARAMETER = Kind("parameters")
 _STATISTIC = Kind("statistics")
 _COUNT = Kind("statistics", (torch.int64,))
+_SCALAR = Kind("scalar", (torch.int64,))
 
 KINDS = {
     "x": _INPUT, "total": _INPUT, "residual": _INPUT, "g_y": _INPUT, "g_total": _INPUT,
     "weight": _PARAMETER, "bias": _PARAMETER, "mask": Kind("places", (torch.bool,)),
     "mean": _STATISTIC, "var": _STATISTIC, "m2": _STATISTIC, "sum_g": _STATISTIC, "sum_g_xhat": _STATISTIC,
-    "count": _COUNT, "running_mean": _STATISTIC, "running_var": _STATISTIC, "skipped_updates": _COUNT,
+    "count": _COUNT, "running_mean": _STATISTIC, "running_var": _STATISTIC, "skipped": Kind("skipped", (torch.int64,)),
+    "num_batches_tracked": _SCALAR, "forwards": _SCALAR,
     "batch_mean": _STATISTIC, "batch_var": _STATISTIC, "batch_count": _COUNT,
-    "num_batches_tracked": Kind("scalar", (torch.int64,)), "forwards": Kind("scalar", (torch.int64,)),
 }  # fmt: skip
 """By an argument's name, whatever the op."""
+
+ANY_NUMBER = Kind("scalar", INTEGERS + FLOATING)
+"""For an op that counts in whatever dtype it finds."""
 
 _BASES = ("x", "total", "mean")
 """The argument whose shape and device the others follow: the first of these that an op has."""
@@ -68,6 +73,7 @@ class Shapes:
         parameters: the channel axes'.
         places: x's without the channel axes.
         statistics: one value for each channel, or for each sample and group.
+        skipped: what running statistics have skipped: two values more than channels.
         scalar: no axes.
     """
 
@@ -75,30 +81,46 @@ class Shapes:
     parameters: tuple[Any, ...]
     places: tuple[Any, ...]
     statistics: tuple[Any, ...]
+    skipped: tuple[Any, ...] = ()
     scalar: tuple[Any, ...] = ()
 
 
-class OpCheck:
-    """The check of an op's arguments, made from its schema."""
+@dataclass(frozen=True)
+class _Argument:
+    """A tensor of a schema: its place and name, what it has to be, whether it has to be there, whether it is written."""
 
-    def __init__(self, schema: str) -> None:
+    at: int
+    name: str
+    kind: Kind
+    required: bool
+    written: bool
+
+
+class OpCheck:
+    """The check of an op's arguments, made from its schema.
+
+    Args:
+        schema: as the op is declared.
+        kinds: of arguments that are something else here than in `KINDS`.
+    """
+
+    def __init__(self, schema: str, **kinds: Kind) -> None:
         parsed = torch._C.parse_schema(f"gammabeta::{schema}")
         self.op = parsed.name
         names = [argument.name for argument in parsed.arguments]
         self._at = {name: i for i, name in enumerate(names)}
         self._base = next(name for name in _BASES if name in names)
-        tensors = [a for a in parsed.arguments if "Tensor" in str(a.type)]
+        of_tensors = [a for a in parsed.arguments if "Tensor" in str(a.type)]
         # The base first: what is said of the others is said in its terms.
-        tensors.sort(key=lambda a: a.name != self._base)
         self._tensors = [
-            (
-                self._at[a.name],
-                a.name,
-                KINDS[a.name],
-                "Optional" not in str(a.type),
-                a.alias_info is not None and a.alias_info.is_write,
+            _Argument(
+                at=self._at[a.name],
+                name=a.name,
+                kind=kinds.get(a.name) or KINDS[a.name],
+                required="Optional" not in str(a.type),
+                written=a.alias_info is not None and a.alias_info.is_write,
             )
-            for a in tensors
+            for a in sorted(of_tensors, key=lambda a: a.name != self._base)
         ]
 
     def __call__(self, args: tuple[Any, ...]) -> None:
@@ -107,24 +129,24 @@ class OpCheck:
         Raises:
             RuntimeError: something is not what the op takes.
         """
-        at, name, kind, required, written = self._tensors[0]
-        base: Tensor = args[at]
+        first = self._tensors[0]
+        base: Tensor | None = args[first.at]
         if base is None:
-            raise RuntimeError(f"{self.op}: expected a tensor {name}, got None.")
-        self._check_kind(name, base, kind, base.device)
+            raise self._missing(first)
+        self._check_kind(first, base, base.device)
         shapes = self._shapes(base, args)
-        if written:
-            self._check_apart(name, base)
-        for at, name, kind, required, written in self._tensors[1:]:
-            tensor: Tensor | None = args[at]
-            if tensor is None:
-                if required:
-                    raise RuntimeError(f"{self.op}: expected a tensor {name}, got None.")
+        if first.written:
+            self._check_apart(first, base)
+        for argument in self._tensors[1:]:
+            t: Tensor | None = args[argument.at]
+            if t is None:
+                if argument.required:
+                    raise self._missing(argument)
                 continue
-            self._check_kind(name, tensor, kind, base.device)
-            self._check_shape(name, tensor, kind, shapes, base)
-            if written:
-                self._check_apart(name, tensor)
+            self._check_kind(argument, t, base.device)
+            self._check_shape(argument, t, shapes, base)
+            if argument.written:
+                self._check_apart(argument, t)
         self._check_numbers(args)
 
     def check_memory(self, args: tuple[Any, ...]) -> None:
@@ -134,16 +156,16 @@ class OpCheck:
         Raises:
             RuntimeError: one does not.
         """
-        for at, name, *_ in self._tensors:
-            t: Tensor | None = args[at]
+        for argument in self._tensors:
+            t: Tensor | None = args[argument.at]
             if t is None or not torch._C._has_storage(t) or t.numel() == 0:
                 continue
             last = t.storage_offset() + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
             held = t.untyped_storage().nbytes()
             if (last + 1) * t.dtype.itemsize > held:
                 raise RuntimeError(
-                    f"{self.op}: expected {name} with memory for shape {_shape(t.shape)}, got a storage of {held} "
-                    "bytes: it was resized or freed."
+                    f"{self.op}: expected {argument.name} with memory for shape {_shape(t.shape)}, got a storage of "
+                    f"{held} bytes: it was resized or freed."
                 )
 
     def checked(self, implementation: Callable[..., Any], *, memory: bool = False) -> Callable[..., Any]:
@@ -158,44 +180,48 @@ class OpCheck:
 
         return op
 
-    def _check_kind(self, name: str, t: Tensor, kind: Kind, device: torch.device) -> None:
+    def _missing(self, argument: _Argument) -> RuntimeError:
+        return RuntimeError(f"{self.op}: expected a tensor {argument.name}, got None.")
+
+    def _check_kind(self, argument: _Argument, t: Tensor, device: torch.device) -> None:
         if t.device != device:
             raise RuntimeError(
                 f"Expected all tensors to be on the same device, but found at least two devices, {device} and "
-                f"{t.device}! (argument {name} of {self.op}, beside {self._base})"
+                f"{t.device}! (argument {argument.name} of {self.op}, beside {self._base})"
             )
         if t.layout != torch.strided or t.is_nested:
             layout = "nested" if t.is_nested else _name(t.layout)
-            raise RuntimeError(f"{self.op}: expected {name} of layout strided, got {layout}.")
-        if t.dtype not in kind.dtypes:
-            raise RuntimeError(
-                f"{self.op}: expected {name} of dtype {_one_of(tuple(map(_name, kind.dtypes)))}, got {_name(t.dtype)}."
-            )
+            raise RuntimeError(f"{self.op}: expected {argument.name} of layout strided, got {layout}.")
+        if t.dtype not in argument.kind.dtypes:
+            expected = _one_of(tuple(map(_name, argument.kind.dtypes)))
+            raise RuntimeError(f"{self.op}: expected {argument.name} of dtype {expected}, got {_name(t.dtype)}.")
 
-    def _check_shape(self, name: str, t: Tensor, kind: Kind, shapes: Shapes, base: Tensor) -> None:
-        expected = getattr(shapes, kind.shape)
+    def _check_shape(self, argument: _Argument, t: Tensor, shapes: Shapes, base: Tensor) -> None:
+        expected = getattr(shapes, argument.kind.shape)
 
         def said() -> str:
-            about = "" if kind.shape == "input" else f": {self._base} is of shape {_shape(base.shape)}"
-            return f"{self.op}: expected {name} of shape {_shape(expected)}, got {_shape(t.shape)}{about}."
+            return (
+                f"{self.op}: expected {argument.name} of shape {_shape(expected)}, got {_shape(t.shape)}: {self._base} "
+                f"is of shape {_shape(base.shape)}."
+            )
 
         _require(t.ndim == len(expected), said)
         for size, wanted in zip(t.shape, expected, strict=True):
             _require(size == wanted, said)
 
-    def _check_apart(self, name: str, t: Tensor) -> None:
+    def _check_apart(self, argument: _Argument, t: Tensor) -> None:
         """What is written has memory of its own for each element."""
         if any(size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True)):
             raise RuntimeError(
-                f"{self.op}: expected {name} with memory for each of its elements, since it is written, got strides "
-                f"{_shape(t.stride())}: clone() has it."
+                f"{self.op}: expected {argument.name} with memory for each of its elements, since it is written, got "
+                f"strides {_shape(t.stride())}: clone() has it."
             )
 
     def _shapes(self, x: Tensor, args: tuple[Any, ...]) -> Shapes:
         shape = tuple(x.shape)
         if self._base == "mean":
             self._check_axes(x, 1, exactly=True)
-            return Shapes((), (), (), shape)
+            return Shapes((), (), (), shape, (shape[0] + 2,))
         if "channel_axes" not in self._at:
             self._check_axes(x, 2)
             return Shapes(shape, shape[1:2], (*shape[:1], *shape[2:]), shape[1:2])

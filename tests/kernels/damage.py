@@ -50,6 +50,7 @@ class Damage:
     owed: int
     to: Callable[[Any], Any]
     of_shape: bool = False
+    of_dtype: bool = False
 
 
 def _if(condition: bool, t: Callable[[], Any]) -> Any:
@@ -105,7 +106,7 @@ def damages(argument: Argument, t: Tensor) -> list[Damage]:
         Damage(
             "transposed", TAKEN, lambda t: _if(t.ndim > 1, lambda: t.transpose(0, -1).contiguous().transpose(0, -1))
         ),
-        Damage("reversed strides", TAKEN, lambda t: _strided(t, t.permute(*range(t.ndim)[::-1]).contiguous().stride()[::-1])),
+        Damage("reversed strides", TAKEN, lambda t: _strided(t, t.permute([*range(t.ndim)][::-1]).contiguous().stride()[::-1])),
         Damage(
             "expanded", REFUSED if argument.written else TAKEN,
             lambda t: _if(t.ndim > 0 and t.shape[0] > 1, lambda: t[:1].expand(t.shape)),
@@ -126,7 +127,7 @@ def damages(argument: Argument, t: Tensor) -> list[Damage]:
     for dtype in (*FLOATING, *OTHERS):
         if dtype != t.dtype:
             owed = TAKEN if floating and dtype in FLOATING else REFUSED
-            found.append(Damage(str(dtype)[6:], owed, lambda t, dtype=dtype: _cast(t, dtype)))
+            found.append(Damage(str(dtype)[6:], owed, lambda t, dtype=dtype: _cast(t, dtype), of_dtype=True))
     return found
 
 

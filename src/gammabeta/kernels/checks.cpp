@@ -158,10 +158,7 @@ void Check::operator()(const char* name, const Tensor& t, Dtypes dtypes, const S
   for (int64_t i = 0; same && i < shape.axes(); ++i) same = sizes[i] == shape[i];
   if (!same)
     refuse_argument(op, name, "of shape " + text_of(shape),
-                    text_of(sizes) +
-                        (shape.first == of.first && shape.axes() == of.axes()
-                             ? ""
-                             : std::string(": ") + beside + " is of shape " + text_of(of)));
+                    text_of(sizes) + ": " + beside + " is of shape " + text_of(of));
   check_memory(*this, name, t, sizes, bytes, written);
 }
 
@@ -264,6 +261,38 @@ const Arguments& Arguments::eps(double eps) const {
   std::ostringstream text;
   text << eps;
   refuse_argument(check_.op, "eps", "of 0 or more", text.str());
+}
+
+OfChannels::OfChannels(const char* op, const char* name, const Tensor& mean) : check_{op, name, {}} {
+  const Shape shape = check_.base(name, mean, Dtypes::kFloating);
+  if (shape.axes() != 1) refuse_argument(op, name, "with 1 axis", "shape " + text_of(shape));
+  check_.of = shape;
+  skipped_ = shape[0] + 2;
+}
+
+const OfChannels& OfChannels::values(const char* name, const MaybeTensor& t, bool written) const {
+  check_(name, t, Dtypes::kFloating, check_.of, written);
+  return *this;
+}
+
+const OfChannels& OfChannels::values(const char* name, const Tensor& t) const {
+  check_(name, t, Dtypes::kFloating, check_.of);
+  return *this;
+}
+
+const OfChannels& OfChannels::count(const char* name, const MaybeTensor& t) const {
+  check_(name, t, Dtypes::kInt64, check_.of);
+  return *this;
+}
+
+const OfChannels& OfChannels::skipped(const char* name, const MaybeTensor& t) const {
+  check_(name, t, Dtypes::kInt64, {&skipped_, 1}, true);
+  return *this;
+}
+
+const OfChannels& OfChannels::number(const char* name, const MaybeTensor& t) const {
+  check_(name, t, Dtypes::kInt64, {&skipped_, 0}, true);
+  return *this;
 }
 
 }  // namespace gammabeta

@@ -81,6 +81,24 @@ class Arguments {
   int64_t samples_and_groups_[2] = {0, 0};
 };
 
+// The arguments of an op on vectors of channels, in the order of its schema; mean comes first.
+class OfChannels {
+ public:
+  OfChannels(const char* op, const char* name, const Tensor& mean);
+  OfChannels(const OfChannels&) = delete;
+
+  const OfChannels& values(const char* name, const MaybeTensor& t, bool written = false) const;
+  const OfChannels& values(const char* name, const Tensor& t) const;
+  const OfChannels& count(const char* name, const MaybeTensor& t) const;
+  // Written: two more than channels, and one number.
+  const OfChannels& skipped(const char* name, const MaybeTensor& t) const;
+  const OfChannels& number(const char* name, const MaybeTensor& t) const;
+
+ private:
+  Check check_;
+  int64_t skipped_ = 0;
+};
+
 // The names of the activations, in the order of Activation.
 constexpr const char* kActivations[] = {"none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"};
 
