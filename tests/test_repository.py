@@ -21,6 +21,7 @@ ORDER = (
     "process_groups",
     "collectives",
     "moments",
+    "op_checks",
     "running_statistics",
     "reference",
     "ops",
