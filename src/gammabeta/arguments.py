@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch import bool as torch_bool
 
+from gammabeta import nested
 from gammabeta.activations import ACTIVATIONS
 
 
@@ -43,6 +44,8 @@ def check_channels(
     residual: Tensor | None,
 ) -> None:
     """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape."""
+    if x.is_nested:
+        raise nested.refusal(norm)
     shape = x.shape[1:2]
     if (
         residual is None
@@ -69,7 +72,7 @@ def check_channels(
                 f"{norm}: expected {name} of shape ({channels},), got {_shape(tensor)}: "
                 f"{channels} is input.shape[1] of input {_shape(x)}."
             )
-    _check_residual(norm, x, residual)
+    check_residual(norm, x, residual)
 
 
 def check_normalized(
@@ -104,7 +107,7 @@ def check_normalized(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{norm}: expected {name} of normalized_shape {shape}, got {_shape(tensor)}.")
-    _check_residual(norm, x, residual)
+    check_residual(norm, x, residual)
 
 
 def check_groups(num_groups: int, x: Tensor) -> None:
@@ -174,7 +177,7 @@ def _check_floating(norm: str, x: Tensor) -> None:
         )
 
 
-def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
+def check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
     if residual is None:
         return
     if residual.shape != x.shape:
