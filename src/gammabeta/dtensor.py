@@ -70,7 +70,7 @@ def by_channels(
     if Shard(0) in of_channels:
         own = _with_buffers(running, lambda t: _part_of_buffer(t, mesh, of_channels))
         if running.tracked:
-            # The buffers are not sharded: each process has to learn the other channels' moments before they move.
+            # The buffers hold all channels on every process, which has to learn the others' moments before they move.
             own.gathered = collected = _Collected()
     y = compute(
         _part(norm, "input", x, mesh, placements),
@@ -80,8 +80,9 @@ def by_channels(
         _part_of_residual(norm, residual, x, placements),
         _part_of_mask(norm, mask, x, placements, (1, 2)),
     )
-    if collected is not None:
+    if collected is not None and collected.moments is not None:
         everywhere.update(*(_all_channels(t, x, of_channels) for t in collected.moments))
+    _write_back(running, everywhere, mesh)
     return _whole(y, x, placements)
 
 
@@ -89,7 +90,7 @@ class _Collected(GatheredMoments):
     """Takes one forward's moments, in place of an update."""
 
     def __init__(self) -> None:
-        self.moments: tuple[Tensor, Tensor, Tensor]
+        self.moments: tuple[Tensor, Tensor, Tensor] | None = None
 
     def add(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         self.moments = mean, var, count
@@ -183,6 +184,19 @@ def _part_of_buffer(buffer: Tensor | None, mesh: DeviceMesh, placements: Placeme
     if buffer.ndim == 0:
         placements = (Replicate(),) * mesh.ndim
     return _part("batch_norm", "running statistics", buffer, mesh, placements)
+
+
+@torch.no_grad()
+def _write_back(running: RunningStatistics, moved: RunningStatistics, mesh: DeviceMesh) -> None:
+    """What has moved as a whole goes back into buffers that are sharded."""
+    if not running.tracked:
+        return
+    for buffer, whole in (
+        (running.mean, moved.mean), (running.var, moved.var),
+        (running.num_batches_tracked, moved.num_batches_tracked),
+    ):  # fmt: skip
+        if isinstance(buffer, DTensor) and not all(p.is_replicate() for p in buffer.placements):
+            buffer.copy_(DTensor.from_local(whole, mesh, (Replicate(),) * mesh.ndim))
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ def in_parts(x: Tensor, weight: Tensor | None = None) -> bool:
     """Whether x or weight is a DTensor, or x a NestedTensor. This is asked in each call: it costs 0.1 µs."""
     kind = type(x)
     if (kind is Tensor or kind is Parameter) and not x.is_nested:
-        kind = type(weight)
-        if weight is None or kind is Parameter or kind is Tensor:
+        of_weight = type(weight)
+        if weight is None or of_weight is Parameter or of_weight is Tensor:
             return False
     return isinstance(x, Tensor) and (x.is_nested or _is_dtensor(x) or _is_dtensor(weight))
 
