@@ -32,7 +32,7 @@ def in_parts(x: Tensor, weight: Tensor | None = None) -> bool:
 
 
 def _is_dtensor(tensor: Tensor | None) -> bool:
-    # Who has one has imported it; importing it for all others would take a second.
+    # Whoever has one has imported its module, which a build without torch.distributed can't.
     loaded = sys.modules.get("torch.distributed.tensor")
     return loaded is not None and isinstance(tensor, loaded.DTensor)
 
