@@ -195,7 +195,7 @@ def _write_back(running: RunningStatistics, moved: RunningStatistics, mesh: Devi
         (running.mean, moved.mean), (running.var, moved.var),
         (running.num_batches_tracked, moved.num_batches_tracked),
     ):  # fmt: skip
-        if isinstance(buffer, DTensor) and not all(p.is_replicate() for p in buffer.placements):
+        if isinstance(buffer, DTensor) and whole is not None and not all(p.is_replicate() for p in buffer.placements):
             buffer.copy_(DTensor.from_local(whole, mesh, (Replicate(),) * mesh.ndim))
 
 

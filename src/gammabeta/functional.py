@@ -136,8 +136,7 @@ def normalize_by_running(
     if mean is None or var is None:
         raise ValueError(
             f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, "
-            "got None: "
-            "pass them, or have it normalize by the input."
+            "got None: pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
     if in_parts(x, weight):
@@ -460,14 +459,7 @@ def add_rms_norm(
 
 # torch.batch_norm and its like rather than torch.nn.functional's: those check arguments once more, which are checked.
 def _torch_batch_norm(
-    x: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
+    x: Tensor, mean: Any, var: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float
 ) -> Tensor:
     return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
 
