@@ -31,6 +31,19 @@ class Values {
   std::vector<double> copied_;
 };
 
+void check_vector(const char* name, const Tensor& t, int64_t size) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size &&
+                      (dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+                       dtype == ScalarType::Half),
+                  "gammabeta: expected ", name, " as floating values of ", size, " channels");
+}
+
+void check_counts(const char* name, const Tensor& t, int64_t size) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == ScalarType::Long, "gammabeta: expected ",
+                  name, " as ", size, " int64");
+}
+
 // running = (1 − share)·running + share·batch in the channels that count.
 template <class Share, class Batch>
 void move(const Tensor& running, const std::vector<char>& finite, const Share& share, const Batch& batch) {
@@ -58,12 +71,18 @@ void move(const Tensor& running, const std::vector<char>& finite, const Share& s
 }  // namespace
 
 void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor num_batches_tracked,
-                             MaybeTensor skipped_updates, Tensor mean, Tensor var, MaybeTensor count,
+                             MaybeTensor skipped_counts, Tensor mean, Tensor var, MaybeTensor count,
                              std::optional<double> momentum) {
   const int64_t channels = mean.numel();
-  double batches = 0;
+  check_vector("mean", mean, channels);
+  check_vector("var", var, channels);
+  if (running_mean) check_vector("running_mean", *running_mean, channels);
+  if (running_var) check_vector("running_var", *running_var, channels);
+  if (count) check_counts("count", *count, channels);
+  if (skipped_counts) check_counts("skipped", *skipped_counts, channels + 2);
   if (num_batches_tracked)
-    batches = double(++*static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()));
+    STD_TORCH_CHECK(num_batches_tracked->scalar_type() == ScalarType::Long && num_batches_tracked->numel() == 1,
+                    "gammabeta: expected num_batches_tracked as one int64");
   const Values means(mean), vars(var);
   std::optional<Values> counts;
   if (count) counts.emplace(*count);
@@ -74,18 +93,32 @@ void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, 
     return n > 1 ? vars[c] * n / (n - 1) : std::nan("");
   };
   std::vector<char> finite(static_cast<size_t>(channels));
-  for (int64_t c = 0; c < channels; ++c) finite[size_t(c)] = std::isfinite(means[c]) && std::isfinite(unbiased(c));
+  bool counted = channels == 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    finite[size_t(c)] = std::isfinite(means[c]) && std::isfinite(unbiased(c));
+    counted = counted || finite[size_t(c)];
+  }
+  int64_t* tracked =
+      num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
+  // Of each channel, then of whole batches, then what `tracked` was: see running_statistics.py.
   int64_t* skipped = nullptr;
   int64_t stride = 0;
-  if (skipped_updates) {
-    skipped = static_cast<int64_t*>(skipped_updates->mutable_data_ptr());
-    stride = skipped_updates->stride(0);
+  if (skipped_counts) {
+    skipped = static_cast<int64_t*>(skipped_counts->mutable_data_ptr());
+    stride = skipped_counts->stride(0);
+    if (tracked && skipped[(channels + 1) * stride] != *tracked)
+      for (int64_t c = 0; c <= channels; ++c) skipped[c * stride] = 0;
     for (int64_t c = 0; c < channels; ++c) skipped[c * stride] += !finite[size_t(c)];
+    skipped[channels * stride] += !counted;
   }
+  if (tracked) *tracked += counted;
+  if (tracked && skipped) skipped[(channels + 1) * stride] = *tracked;
+  if (!momentum && !tracked) return;
   auto share = [&](int64_t c) {
     if (momentum) return *momentum;
-    const double counted = batches - (skipped ? double(skipped[c * stride]) : 0.0);
-    return 1 / (counted > 1 ? counted : 1);
+    const double missed = skipped ? double(skipped[c * stride] - skipped[channels * stride]) : 0.0;
+    const double batches = double(*tracked) - missed;
+    return 1 / (batches > 1 ? batches : 1);
   };
   if (running_mean) move(*running_mean, finite, share, [&](int64_t c) { return means[c]; });
   if (running_var) move(*running_var, finite, share, unbiased);

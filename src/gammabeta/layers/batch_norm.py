@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,14 @@ from gammabeta import arguments
 from gammabeta.functional import Finish, normalize_by_running
 from gammabeta.layers.finish import describe_finish
 from gammabeta.layers.float32 import Float32State
-from gammabeta.running_statistics import GatheredMoments, RunningStatistics
+from gammabeta.running_statistics import (
+    GatheredMoments,
+    RunningStatistics,
+    carry_skipped,
+    forget_skipped,
+    skipped_counts,
+    skipped_updates,
+)
 from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
 from gammabeta.subclasses import by_channels, in_parts
 
@@ -37,8 +45,9 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
 
     Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
     stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the
-    running ones as they are, channel by channel (counted in `skipped_updates`); a forward repeated for activation
-    checkpointing moves them once; and momentum=None compiles without a graph break.
+    running ones as they are, channel by channel (counted in `skipped_updates`), and is not counted in
+    num_batches_tracked where it moves no channel; a forward repeated for activation checkpointing moves them once; and
+    momentum=None compiles without a graph break.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
     """
@@ -67,10 +76,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         self.activation = activation
         self.activation_slope = activation_slope
         self.statistics = Batch() if statistics is None else statistics
-        # Not in the state_dict, which stays torch's.
-        skipped = torch.zeros(num_features, dtype=torch.int64, device=device) if track_running_stats else None
-        self.skipped_updates: Tensor | None
-        self.register_buffer("skipped_updates", skipped, persistent=False)
+        skipped_counts(self._running())  # now, since making them while compiling costs another graph
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
@@ -86,10 +92,9 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
                 agreement.note_evaluation(self.statistics.peers())
             return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
         if self.training and self.track_running_stats:
-            buffers = self._buffers
             running = RunningStatistics(
-                mean, var, self.momentum, buffers["num_batches_tracked"], buffers["skipped_updates"],
-                self.holds_statistics, self.gathered,
+                mean, var, self.momentum, self._buffers["num_batches_tracked"],
+                skipped_counts(var if mean is None else mean), self.holds_statistics, self.gathered,
             )  # fmt: skip
         else:
             running = RunningStatistics()
@@ -104,9 +109,33 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         if isinstance(getattr(self, "statistics", None), Running):
             return
         super().reset_running_stats()
-        skipped = getattr(self, "skipped_updates", None)
-        if skipped is not None:
-            skipped.zero_()
+        forget_skipped(self._running())
+
+    @property
+    def skipped_updates(self) -> Tensor | None:
+        """How many batches each channel was left out of, int64, (C,): since the statistics were made, reset or loaded.
+
+        No part of the state, which is torch's: the counts go along when the layer is moved, cast, copied or pickled.
+        None without running statistics.
+        """
+        running = self._running()
+        return None if running is None else skipped_updates(running, self._buffers.get("num_batches_tracked"))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "running_mean" in state_dict:
+            forget_skipped(self._running())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        before = self._running()
+        module = super()._apply(fn, *args, **kwargs)
+        carry_skipped(before, self._running())
+        skipped_counts(self._running())
+        return module
+
+    def _running(self) -> Tensor | None:
+        mean = self._buffers.get("running_mean")
+        return self._buffers.get("running_var") if mean is None else mean
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # without what compiling in place has set

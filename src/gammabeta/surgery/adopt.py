@@ -15,6 +15,7 @@ from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.running_statistics import skipped_counts
 from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_norm_act
@@ -200,9 +201,7 @@ def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) 
     change.set_attribute(module, "activation_slope", 0.01, name)
     if issubclass(cls, _BatchNorm):
         change.set_attribute(module, "statistics", Batch(), name)
-        running = module._buffers.get("running_mean")
-        skipped = None if running is None else torch.zeros(running.shape, dtype=torch.int64, device=running.device)
-        change.set_buffer(module, "skipped_updates", skipped, persistent=False)
+        skipped_counts(module._buffers.get("running_mean"))
 
 
 def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
@@ -304,8 +303,6 @@ def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Modul
     for key in ("activation", "activation_slope", "statistics", "frozen", "adopted_from"):
         if key in module.__dict__:
             change.delete_attribute(module, key)
-    if "skipped_updates" in module._buffers:
-        change.delete_buffer(module, "skipped_updates")
     change.set_class(module, cls, name)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
 from gammabeta.moments import Moments
-from gammabeta.running_statistics import GatheredMoments, RunningStatistics
+from gammabeta.running_statistics import GatheredMoments, RunningStatistics, skipped_counts
 from gammabeta.statistics import Running
 
 _TORCH = nn.modules.batchnorm._NormBase
@@ -111,10 +111,11 @@ def accumulate_statistics(model: nn.Module) -> Iterator[None]:
     for module, before, moments in gathered:
         module.gathered = before
         if moments.forwards.item() > 0:
+            running = module.running_var if module.running_mean is None else module.running_mean
             merged = Moments(moments.count, moments.mean, moments.m2)
             RunningStatistics(
                 module.running_mean, module.running_var, module.momentum, module.num_batches_tracked,
-                module.skipped_updates, gathered=before,
+                skipped_counts(running), gathered=before,
             ).update(merged.mean, merged.var(), merged.count)  # fmt: skip
 
 

@@ -24,7 +24,7 @@ _INSTANCE = {3: InstanceNorm1d, 4: InstanceNorm2d, 5: InstanceNorm3d}
 _RANK = {
     nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5
 }  # fmt: skip
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "skipped_updates")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def convert(
@@ -200,12 +200,10 @@ def _become(change: Change, site: Site, to: str) -> None:
         change.set_buffer(module, "running_mean", site.mean.to(dtype))
         change.set_buffer(module, "running_var", site.var.to(dtype))
         change.set_buffer(module, "num_batches_tracked", torch.tensor(site.batches, device=device))
-        skipped = torch.zeros(site.channels, dtype=torch.int64, device=device)
-        change.set_buffer(module, "skipped_updates", skipped, persistent=False)
     elif instance is not None:
         change.set_class(module, instance, name)
         settings = {"num_features": site.channels, "momentum": 0.1, "track_running_stats": False}
-        for key in _STATISTICS[:3]:
+        for key in _STATISTICS:
             change.set_buffer(module, key, None)
     else:
         change.set_class(module, GroupNorm, name)
