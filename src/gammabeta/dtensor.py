@@ -86,6 +86,14 @@ def by_channels(
     return _whole(y, x, placements)
 
 
+def update(running: RunningStatistics, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """`running.update` of buffers that are DTensors, by moments that are the same on every process."""
+    mesh = next(t.device_mesh for t in (running.mean, running.var) if isinstance(t, DTensor))
+    everywhere = _with_buffers(running, lambda t: _part_of_buffer(t, mesh, (Replicate(),) * mesh.ndim))
+    everywhere.update(mean, var, count)
+    _write_back(running, everywhere, mesh)
+
+
 class _Collected(GatheredMoments):
     """Takes one forward's moments, in place of an update."""
 
@@ -168,7 +176,7 @@ def _part_of_mask(
 def _with_buffers(running: RunningStatistics, part: Callable[[Tensor | None], Tensor | None]) -> RunningStatistics:
     return RunningStatistics(
         part(running.mean), part(running.var), running.momentum, part(running.num_batches_tracked),
-        part(running.skipped_updates), running.held, running.gathered,
+        running.skipped, running.held, running.gathered,
     )  # fmt: skip
 
 

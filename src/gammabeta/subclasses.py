@@ -99,3 +99,13 @@ def by_channels(normalize: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return dtensor.by_channels(finish.norm, compute, x, running, weight, bias, finish.residual, finish.mask)
 
     return of_parts
+
+
+def update(running: Any, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    """`RunningStatistics.update`, of buffers that may be DTensors."""
+    if not (_is_dtensor(running.mean) or _is_dtensor(running.var)):
+        running.update(mean, var, count)
+        return
+    from gammabeta import dtensor
+
+    dtensor.update(running, mean, var, count)

@@ -22,6 +22,7 @@ from torch.distributed.tensor.parallel import (
     SequenceParallel,
     parallelize_module,
 )
+from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
 from gammabeta import kernels
@@ -206,6 +207,11 @@ def with_buffers(distribute, placement, mesh, source=None):
     return compare(theirs, ours, (8, C, S), mesh, [placement], steps=3)
 
 
+def of_buffers(ours, plain):
+    buffers = dict(ours.named_buffers())
+    return largest(*(difference(whole(buffers[name]).double(), b.double()) for name, b in plain.named_buffers()))
+
+
 def not_finite(placement, mesh, momentum):
     """The running statistics after batches with NaN in one channel, and in all, beside those of the whole."""
     plain = gb.BatchNorm1d(C, momentum=momentum).double()
@@ -217,8 +223,36 @@ def not_finite(placement, mesh, momentum):
         plain(x)
         ours(part(x, mesh, [placement]))
     assert all(b.isfinite().all() for b in plain.buffers())
-    pairs = zip(plain.buffers(), ours.buffers(), strict=True)
-    return largest(*(difference(whole(c).double(), b.double()) for b, c in pairs))
+    assert plain.skipped_updates.tolist() == ours.skipped_updates.tolist() == [1, 1, 2, 1, 1, 1]
+    return of_buffers(ours, plain)
+
+
+def accumulated(placement, mesh):
+    """Some forwards, merged to one update."""
+    plain = gb.BatchNorm1d(C).double()
+    ours = distribute_module(copy.deepcopy(plain), mesh)
+    generator = torch.Generator().manual_seed(5)
+    with gb.accumulate_statistics(plain), gb.accumulate_statistics(ours):
+        for _ in range(2):
+            x = torch.randn(8, C, S, dtype=torch.float64, generator=generator)
+            plain(x)
+            ours(part(x, mesh, [placement]))
+    assert plain.num_batches_tracked == 1
+    with gb.frozen_statistics(ours):
+        ours(part(x, mesh, [placement]))
+    return of_buffers(ours, plain)
+
+
+def recomputed(placement, mesh):
+    """Under activation checkpointing the statistics move once."""
+    plain = gb.BatchNorm1d(C).double()
+    ours = distribute_module(copy.deepcopy(plain), mesh)
+    for _ in range(2):
+        x = torch.randn(8, C, S, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+        plain(x)
+        d = part(x, mesh, [placement]).requires_grad_()
+        checkpoint(ours, d, use_reentrant=False).full_tensor().sum().backward()
+    return of_buffers(ours, plain)
 
 
 # Blocks.
@@ -377,6 +411,8 @@ def job():
             results["buffers", way, place] = said(with_buffers, distribute, PLACEMENTS[place], mesh)
         for name, source in SOURCES.items():
             results[name, place] = said(with_buffers, buffers_replicated, PLACEMENTS[place], mesh, source)
+        results["accumulated", place] = said(accumulated, PLACEMENTS[place], mesh)
+        results["recomputed", place] = said(recomputed, PLACEMENTS[place], mesh)
         for momentum in (0.1, None):
             results["not finite", momentum, place] = said(not_finite, PLACEMENTS[place], mesh, momentum)
     for norm in NORMS:
@@ -448,6 +484,13 @@ def test_every_source_of_statistics_takes_a_dtensor(source, place):
 def test_what_is_not_finite_moves_no_statistics(momentum, place):
     for results in found("job"):
         small(results["not finite", momentum, place], 1e-14)
+
+
+@pytest.mark.parametrize("place", ["replicated", "sharded over axis 0", "sharded over axis 1"])
+@pytest.mark.parametrize("way", ["accumulated", "recomputed"])
+def test_statistics_move_once(way, place):
+    for results in found("job"):
+        small(results[way, place], 1e-14)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
