@@ -219,7 +219,8 @@ def _update(
         _move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
         return
     move: Callable[..., None] = _move_op
-    if num_batches_tracked is not None and not _usual(num_batches_tracked, mean):
+    # A class of a user's knows torch's ops and need not know ours.
+    if type(mean) is not Tensor or (num_batches_tracked is not None and not _usual(num_batches_tracked, mean)):
         move = _move
     move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
     # A native kernel writes without telling autograd, which then would not notice that what it has saved has changed:
