@@ -22,6 +22,7 @@ ORDER = (
     "collectives",
     "moments",
     "running_statistics",
+    "torch_norms",
     "reference",
     "ops",
     "kernels",

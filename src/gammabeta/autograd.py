@@ -21,13 +21,21 @@ from gammabeta.process_groups import Peers
 _ops = torch.ops.gammabeta
 
 
+def exporting() -> bool:
+    """Whether a graph is made for a program that knows torch's standard ops alone: torch.export, ONNX, torch.jit.trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def plain_math(x: Tensor) -> bool:
     """Whether autograd goes through the reference's own operations instead of through an op.
 
-    functorch and forward-mode AD need that, and classes of tensors that may know none of our ops; and where no
-    kernel waits, a compiler makes more of plain operations.
+    functorch and forward-mode AD need that, and torch.jit.trace, which can save no autograd Function, and classes of
+    tensors that may know none of our ops; and where no kernel waits, a compiler makes more of plain operations.
     """
-    if torch.compiler.is_compiling() and not ops.has_kernel(x.device.type):
+    if torch.compiler.is_compiling():
+        if not ops.has_kernel(x.device.type):
+            return True
+    elif torch.jit.is_tracing():
         return True
     return (
         torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or subclasses.knows_only_torch(x)

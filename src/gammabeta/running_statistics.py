@@ -170,6 +170,8 @@ class RunningStatistics:
             return
         # Compiled: through one op, since the check for a recomputation has to run each time and not while tracing.
         update = torch.ops.gammabeta.update_running_statistics_ if torch.compiler.is_compiling() else _update
+        if torch.jit.is_tracing():
+            update = _move  # a traced graph has standard ops
         update(self.mean, self.var, self.num_batches_tracked, self.skipped, mean, var, count, self.momentum)
 
 
@@ -325,7 +327,7 @@ def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     if running is not None and wrapped(batch) and not wrapped(running):
         raise RuntimeError(
-            "batch_norm: expected running statistics that are arguments of the torch.func transform, got "
+            "running statistics: expected some that are arguments of the torch.func transform, got "
             "captured ones: "
             "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
         )

@@ -83,6 +83,17 @@ def leaves_to_torch(norm: str, x: torch.Tensor) -> bool:
     return norm != "batch_norm" or elements <= SUMMED_WELL * x.shape[1]
 
 
+def leaves_compiled_to_torch(norm: str, x: torch.Tensor) -> bool:
+    """The same in compiled code, whatever the size: torch's ops, which a compiler fuses with what is around them.
+
+    Not BatchNorm, whose sums are as in eager mode where a backend does not decompose it, nor channels_last GroupNorm and
+    InstanceNorm, of which torch's op takes E[x²] − E[x]².
+    """
+    if norm == "batch_norm":
+        return False
+    return norm not in ("group_norm", "instance_norm") or x.is_contiguous()
+
+
 if torch.version.cuda is not None and os.environ.get("GAMMABETA_KERNELS") != "0":
     cuda.register()
 missing: str | None = _load()
