@@ -22,7 +22,7 @@ _ops = torch.ops.gammabeta
 
 
 def exporting() -> bool:
-    """Whether a graph is made for a program that knows torch's standard ops alone: torch.export, ONNX, torch.jit.trace."""
+    """Whether a graph is made for programs that know only standard ops: torch.export, ONNX, torch.jit.trace."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 

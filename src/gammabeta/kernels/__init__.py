@@ -62,6 +62,8 @@ def _tell(reason: str) -> None:
 WORTH_IT = {
     "batch_norm": 1 << 16, "instance_norm": 1 << 19, "group_norm": 1 << 20, "layer_norm": 1 << 19, "rms_norm": 4096,
 }  # fmt: skip
+if "GAMMABETA_WORTH_IT" in os.environ:  # for tests: who computes may change nothing but the time
+    WORTH_IT = dict.fromkeys(WORTH_IT, int(os.environ["GAMMABETA_WORTH_IT"]))
 
 # The same for CUDA, in all dtypes. Unmeasured: derived from torch's launch, a few µs on the host, and ours, some
 # tens; at 4.3 TB/s a norm of 2²² values in float32 (three tensors' traffic, 50 MB) takes 12 µs, so that the host no
@@ -86,8 +88,8 @@ def leaves_to_torch(norm: str, x: torch.Tensor) -> bool:
 def leaves_compiled_to_torch(norm: str, x: torch.Tensor) -> bool:
     """The same in compiled code, whatever the size: torch's ops, which a compiler fuses with what is around them.
 
-    Not BatchNorm, whose sums are as in eager mode where a backend does not decompose it, nor channels_last GroupNorm and
-    InstanceNorm, of which torch's op takes E[x²] − E[x]².
+    Not BatchNorm, whose sums are as in eager mode where a backend does not decompose it, nor GroupNorm and InstanceNorm
+    in channels_last, of which torch's op takes E[x²] − E[x]².
     """
     if norm == "batch_norm":
         return False

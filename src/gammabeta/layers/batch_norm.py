@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import Finish, normalize_by_running
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
 from gammabeta.running_statistics import (
     GatheredMoments,
@@ -42,6 +42,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
         statistics: where the statistics in training come from: `gammabeta.statistics`.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
     stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the
@@ -70,11 +71,14 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         activation: str | None = None,
         activation_slope: float = 0.01,
         statistics: Statistics | None = None,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name(type(self).__name__, activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
         self.statistics = Batch() if statistics is None else statistics
         skipped_counts(self._running())  # now, since making them while compiling costs another graph
 
@@ -145,7 +149,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         statistics = "" if self.statistics == Batch() else f", statistics={self.statistics}"
-        return super().extra_repr() + statistics + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + statistics + describe_additions(self)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import rms_norm
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
 
 
@@ -25,6 +25,7 @@ class RMSNorm(Float32State, nn.RMSNorm):
         device, dtype: of the parameter, which stays float32 in a model cast by `.half()` or `.bfloat16()`.
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
 
@@ -41,12 +42,15 @@ class RMSNorm(Float32State, nn.RMSNorm):
         *,
         activation: str | None = None,
         activation_slope: float = 0.01,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("RMSNorm", activation)
         shape = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, device, dtype)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         try:  # faster than by attribute
@@ -59,4 +63,4 @@ class RMSNorm(Float32State, nn.RMSNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + describe_additions(self)

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from gammabeta.layers.layer_norm import LayerNorm
+from gammabeta.layers.layer_norm import LayerNorm, computes_itself
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.running_statistics import skipped_counts
 from gammabeta.statistics import Batch, Running, Synced
@@ -61,7 +61,7 @@ class _Origin:
     activation: str | None = None
 
 
-def adopt(model: nn.Module, *, where: Where = None) -> Change:
+def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -> Change:
     """torch.nn's norms in the model become gammabeta's, in place: same objects, Parameters, hooks and state_dict.
 
     Outputs stay equal to rounding. torch's SyncBatchNorm becomes a BatchNorm with `Synced`, of its group. A frozen
@@ -76,6 +76,9 @@ def adopt(model: nn.Module, *, where: Where = None) -> Change:
     Args:
         model: any module, also wrapped by torch.compile, which compiles again, or DistributedDataParallel.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+        keep_float32: whether parameters and running statistics stay float32 in a model that is cast to 16 bits later.
+            False casts them as torch's, for what wants one dtype in a model: FSDP1 and FSDP2 without mixed precision,
+            `torch.nn.utils.vector_to_parameters`. Norms that are gammabeta's already get this setting too.
 
     Returns:
         The `Change`.
@@ -85,10 +88,13 @@ def adopt(model: nn.Module, *, where: Where = None) -> Change:
     """
     with transaction("adopt") as change:
         for name, module in select(model, where, is_norm, operation="adopt", kind="norms"):
-            if is_ours(module):
+            if not is_ours(module):
+                adopt_module(change, name, module, keep_float32)
+            elif module.keep_float32 == keep_float32:
                 change.leave(name, f"{type(module).__name__} is gammabeta's already")
             else:
-                adopt_module(change, name, module)
+                change.set_attribute(module, "keep_float32", keep_float32, name)
+                change.note(name, f"keep_float32={keep_float32}")
     return change
 
 
@@ -133,7 +139,7 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
     return "frozen" in name and "batchnorm" in name and not isinstance(module, _NORMS)
 
 
-def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
+def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: bool = True) -> bool:
     """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
     reason = why_not(module)
     if reason is not None:
@@ -149,6 +155,8 @@ def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
         _adopt_norm_act(change, name, module)
     else:
         _become(change, name, module, _OURS[before])
+    if not keep_float32:
+        change.set_attribute(module, "keep_float32", False, name)
     change.note(name, f"{before.__name__} is {type(module).__name__}{_with(module)}")
     return True
 
@@ -300,9 +308,12 @@ def _release_module(change: Change, name: str, module: Any) -> None:
 
 
 def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    for key in ("activation", "activation_slope", "statistics", "frozen", "adopted_from"):
+    for key in ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from"):
         if key in module.__dict__:
             change.delete_attribute(module, key)
+    for number, hook in tuple(module._forward_hooks.items()):
+        if hook is computes_itself:
+            change.delete_item(module._forward_hooks, number)
     change.set_class(module, cls, name)
 
 
