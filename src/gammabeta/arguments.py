@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gammabeta import nested
 from gammabeta.activations import ACTIVATIONS
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
@@ -48,6 +49,8 @@ def check_channels(
     residual: Tensor | None,
 ) -> None:
     """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device."""
+    if x.is_nested:
+        raise nested.refusal(norm)
     shape, device = x.shape[1:2], x.device
     if (
         residual is None
@@ -80,7 +83,7 @@ def check_channels(
                 f"{norm}: expected {name} of shape ({channels},), got {_shape(tensor)}: "
                 f"{channels} is input.shape[1] of input {_shape(x)}."
             )
-    _check_residual(norm, x, residual)
+    check_residual(norm, x, residual)
 
 
 def check_normalized(
@@ -118,7 +121,7 @@ def check_normalized(
     for name, tensor in vectors.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{norm}: expected {name} of normalized_shape {shape}, got {_shape(tensor)}.")
-    _check_residual(norm, x, residual)
+    check_residual(norm, x, residual)
 
 
 def check_groups(num_groups: int, x: Tensor) -> None:
@@ -212,7 +215,7 @@ def _check_alike(norm: str, x: Tensor, tensors: Mapping[str, Tensor | None]) -> 
             )
 
 
-def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
+def check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
     if residual is None:
         return
     if residual.shape != x.shape:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gammabeta import ops, reference
+from gammabeta import ops, reference, subclasses
 from gammabeta.collectives import all_reduce
 from gammabeta.moments import Moments
 from gammabeta.process_groups import Peers
@@ -29,15 +29,17 @@ def exporting() -> bool:
 def plain_math(x: Tensor) -> bool:
     """Whether autograd goes through the reference's own operations instead of through an op.
 
-    functorch and forward-mode AD need that, and torch.jit.trace, which can save no autograd Function; and where no
-    kernel waits, a compiler makes more of plain operations.
+    functorch and forward-mode AD need that, and torch.jit.trace, which can save no autograd Function, and classes of
+    tensors that may know none of our ops; and where no kernel waits, a compiler makes more of plain operations.
     """
     if torch.compiler.is_compiling():
         if not ops.has_kernel(x.device.type):
             return True
     elif torch.jit.is_tracing():
         return True
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or subclasses.knows_only_torch(x)
+    )
 
 
 def _given(gradient: Tensor | None, tensor: Tensor | None) -> Tensor | None:

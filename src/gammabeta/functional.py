@@ -15,16 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta import arguments, autograd, kernels, ops
+from gammabeta import arguments, autograd, kernels, ops, torch_norms
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
+from gammabeta.subclasses import by_channels, by_parts, in_parts, knows_only_torch
 
 
 @dataclass(slots=True)
@@ -40,11 +40,11 @@ class Finish:
     def left_to_torch(self, x: Tensor, *, training: bool = True) -> bool:
         """Whether torch's own ops do it: there is no mask, and no kernel of ours for the device, or nothing of ours is
         asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is made for
-        another program. `training` is whether statistics are taken of x.
+        another program, or x is of a class that may know no others. `training` is whether statistics are taken of x.
         """
         if self.mask is not None:
             return False
-        if autograd.exporting() or not ops.has_kernel(x.device.type):
+        if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
             return True
         if self.residual is not None or self.activation is not None:
             return False
@@ -123,7 +123,8 @@ def batch_norm(
     if not training:
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
     running = RunningStatistics(running_mean, running_var, momentum)
-    return normalize_by_batch(input, running, weight, bias, eps, finish)
+    normalize = by_channels(normalize_by_batch) if in_parts(input, weight) else normalize_by_batch
+    return normalize(input, running, weight, bias, eps, finish)
 
 
 def normalize_by_running(
@@ -139,19 +140,21 @@ def normalize_by_running(
     if mean is None or var is None:
         raise ValueError(
             f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, "
-            "got None: "
-            "pass them, or have it normalize by the input."
+            "got None: pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
+    if in_parts(x, weight):
+        normalize = by_channels(lambda x, running, *rest: normalize_by_running(x, running.mean, running.var, *rest))
+        return normalize(x, RunningStatistics(mean, var, held=True), weight, bias, eps, finish)
     if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
         raise RuntimeError(
             f"{finish.norm}: expected running_mean and running_var that require no gradient, got "
             f"{'running_mean' if mean.requires_grad else 'running_var'} that does: they are constants, and the "
             "derivative for them is not implemented. Pass them detached."
         )
-    if finish.left_to_torch(x, training=False) and _torch_takes(x, weight, bias):
-        x_, mean_, var_, weight_, bias_ = _for_batch_norm(x, mean, var, weight, bias)
-        return finish.composed(_torch_batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
+    if finish.left_to_torch(x, training=False) and torch_norms.takes(x, weight, bias):
+        x_, mean_, var_, weight_, bias_ = torch_norms.for_batch_norm(x, mean, var, weight, bias)
+        return finish.composed(torch_norms.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
@@ -161,20 +164,20 @@ def normalize_by_batch(
     """BatchNorm's forward in training: Algorithm 1, and the running statistics move. Checked arguments."""
     arguments.check_values_per_channel(x)
     arguments.check_eps("batch_norm", eps, positive=True)
-    if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
-        x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
+    if finish.left_to_torch(x) and torch_norms.takes(x, weight, bias):
+        x_, weight_, bias_ = torch_norms.for_batch_norm(x, weight, bias)
         if not running.tracked:
-            return finish.composed(_torch_batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
+            return finish.composed(torch_norms.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
         if autograd.exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
-            y = _torch_batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            y = torch_norms.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             var = torch.zeros_like(mean)
-            y = _torch_batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
+            y = torch_norms.batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
             count = None
             if running.gathered is not None:
                 n = x.numel() // x.shape[1]
@@ -229,11 +232,21 @@ def instance_norm(
     finish = Finish("instance_norm", residual, activation, activation_slope, mask)
     if not use_input_stats:
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
+    tracked = running_mean is not None or running_var is not None
+    if in_parts(input, weight):
+        if not tracked:
+            return by_parts(instance_norm, None, input, (), weight, bias, eps, finish)
+        normalize = by_channels(
+            lambda x, running, weight, bias, eps, finish: instance_norm(
+                x, running.mean, running.var, weight, bias, True, momentum, eps, residual=finish.residual,
+                activation=activation, activation_slope=activation_slope, mask=finish.mask,
+            ),
+        )  # fmt: skip
+        return normalize(input, RunningStatistics(running_mean, running_var), weight, bias, eps, finish)
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
-    tracked = running_mean is not None or running_var is not None
-    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
-        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and torch_norms.takes(input, weight, bias):
+        x, weight_, bias_ = torch_norms.in_one_dtype(input, weight, bias)
         if autograd.exporting():
             y = F.instance_norm(x, running_mean, running_var, weight_, bias_, True, momentum, eps)
             return finish.composed(y, input.dtype)
@@ -287,12 +300,14 @@ def group_norm(
 
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """
+    finish = Finish("group_norm", residual, activation, activation_slope, mask)
+    if in_parts(input, weight):
+        return by_parts(group_norm, None, input, (num_groups,), weight, bias, eps, finish)
     arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
     arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
-    finish = Finish("group_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
-        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and torch_norms.takes(input, weight, bias):
+        x, weight_, bias_ = torch_norms.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
     y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
@@ -329,11 +344,13 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
+    finish = Finish("layer_norm", residual, activation, activation_slope, mask)
+    if in_parts(input, weight):
+        return by_parts(layer_norm, len(normalized_shape), input, (normalized_shape,), weight, bias, eps, finish)
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("layer_norm", eps, positive=False)
-    finish = Finish("layer_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
-        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and torch_norms.takes(input, weight, bias):
+        x, weight_, bias_ = torch_norms.in_one_dtype(input, weight, bias)
         return finish.composed(torch.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
@@ -370,12 +387,14 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
+    finish = Finish("rms_norm", residual, activation, activation_slope, mask)
+    if in_parts(input, weight):
+        return by_parts(rms_norm, len(normalized_shape), input, (normalized_shape,), weight, None, eps, finish)
     arguments.check_normalized("rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(input.dtype) if eps is None else eps
     arguments.check_eps("rms_norm", eps, positive=False)
-    finish = Finish("rms_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, weight):
-        x, weight_ = _in_one_dtype(input, weight)
+    if finish.left_to_torch(input) and torch_norms.takes(input, weight):
+        x, weight_ = torch_norms.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
@@ -406,12 +425,13 @@ def add_layer_norm(
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
-    arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
-    arguments.check_eps("add_layer_norm", eps, positive=False)
-    if autograd.exporting() or not ops.has_kernel(input.device.type):
-        total = input + residual
-        return layer_norm(total, normalized_shape, weight, bias, eps), total
-    return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+    if not in_parts(input, weight):
+        arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
+        arguments.check_eps("add_layer_norm", eps, positive=False)
+        if not autograd.exporting() and ops.has_kernel(input.device.type) and not knows_only_torch(input):
+            return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+    total = input + residual
+    return layer_norm(total, normalized_shape, weight, bias, eps), total
 
 
 def add_rms_norm(
@@ -437,60 +457,15 @@ def add_rms_norm(
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
-    arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(torch.promote_types(input.dtype, residual.dtype)) if eps is None else eps
-    arguments.check_eps("add_rms_norm", eps, positive=False)
-    if autograd.exporting() or not ops.has_kernel(input.device.type):
-        total = input + residual
-        return rms_norm(total, normalized_shape, weight, eps), total
-    return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
-
-
-# torch.batch_norm and its like rather than torch.nn.functional's: those check arguments once more, which are checked.
-def _torch_batch_norm(
-    x: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
+    if not in_parts(input, weight):
+        arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
+        arguments.check_eps("add_rms_norm", eps, positive=False)
+        if not autograd.exporting() and ops.has_kernel(input.device.type) and not knows_only_torch(input):
+            return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+    total = input + residual
+    return rms_norm(total, normalized_shape, weight, eps), total
 
 
 def _rms_eps(dtype: torch.dtype) -> float:
     return torch.finfo(statistics_dtype(dtype)).eps
-
-
-def _torch_takes(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> bool:
-    """Whether torch's op does this at all: a bias without a weight fails in the backward of its group norm."""
-    return x.numel() > 0 and (weight is not None or bias is None)
-
-
-def _in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """x and what goes with it in a dtype in which torch's op computes as ours do: float32 at the least.
-
-    In 16 bits torch's ops for the CPU keep statistics and sums in 16 bits (the gradient of LayerNorm's bias stagnates
-    in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in
-    float32 by themselves.
-    """
-    if x.dtype == torch.float32:
-        for t in tensors:
-            if t is not None and t.dtype != torch.float32:
-                break
-        else:
-            return [x, *tensors]
-    dtype = statistics_dtype(x.dtype)
-    if x.device.type != "cpu" and all(t is None or t.dtype == x.dtype for t in tensors):
-        dtype = x.dtype
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in (x, *tensors)]
-
-
-def _for_batch_norm(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """The same for batch_norm, which on other devices than the CPU takes 16-bit x beside float32 parameters."""
-    if x.device.type == "cpu":
-        return _in_one_dtype(x, *tensors)
-    dtype = statistics_dtype(x.dtype)
-    return [x, *(t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors)]

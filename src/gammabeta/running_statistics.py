@@ -74,7 +74,7 @@ def counted_batches(running: Tensor, num_batches_tracked: Tensor | None) -> Tens
     """How many batches have moved each channel, as far as that is known: float64, (C,)."""
     if num_batches_tracked is None:
         return torch.zeros(running.shape, dtype=torch.float64, device=running.device)
-    batches = num_batches_tracked.reshape(()).to(running.device, torch.float64).expand(running.shape)
+    batches = _whole(num_batches_tracked).reshape(()).to(running.device, torch.float64).expand(running.shape)
     counts = _valid_counts(running, num_batches_tracked)
     return batches if counts is None else (batches - (counts[:-2] - counts[-2])).clamp(min=0)
 
@@ -89,7 +89,13 @@ def _valid_counts(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor
 
 
 def _last(num_batches_tracked: Tensor) -> Tensor:
-    return num_batches_tracked.detach().reshape(()).to(torch.int64)
+    return _whole(num_batches_tracked.detach()).reshape(()).to(torch.int64)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """As a plain tensor: the counts are plain beside buffers that are DTensors."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 @dataclass(slots=True)
@@ -216,7 +222,8 @@ def _update(
         _move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
         return
     move: Callable[..., None] = _move_op
-    if num_batches_tracked is not None and not _usual(num_batches_tracked, mean):
+    # A class of a user's knows torch's ops and need not know ours.
+    if type(mean) is not Tensor or (num_batches_tracked is not None and not _usual(num_batches_tracked, mean)):
         move = _move
     move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
     # A native kernel writes without telling autograd, which then would not notice that what it has saved has changed:

@@ -21,6 +21,7 @@ from gammabeta.running_statistics import (
     skipped_updates,
 )
 from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
+from gammabeta.subclasses import by_channels, in_parts
 
 
 class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
@@ -101,7 +102,10 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
             )  # fmt: skip
         else:
             running = RunningStatistics()
-        return self.statistics.normalize(input, running, weight, bias, self.eps, finish)
+        normalize = self.statistics.normalize
+        if in_parts(input, weight):
+            normalize = by_channels(normalize)
+        return normalize(input, running, weight, bias, self.eps, finish)
 
     def reset_running_stats(self) -> None:
         """Running mean 0, variance 1 and counts 0; frozen statistics (`Running`) stay as they are."""

@@ -71,7 +71,9 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
             input = input.unsqueeze(0)
             residual = None if residual is None else residual.unsqueeze(0)
             mask = None if mask is None else mask.unsqueeze(0)
-        if not self.affine and input.shape[1] != self.num_features and not torch.compiler.is_compiling():
+        # A nested input has no such size, and is refused below.
+        known = not (self.affine or input.is_nested)
+        if known and input.shape[1] != self.num_features and not torch.compiler.is_compiling():
             warnings.warn(
                 f"{type(self).__name__}: input's size at dim={feature_axis} does not match num_features: expected "
                 f"{self.num_features}, got {input.shape[1]}. Without affine parameters and running statistics nothing "
