@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import Finish, normalize_by_running
+from gammabeta.layers.converter_guard import ConverterGuard
 from gammabeta.layers.finish import describe_finish
 from gammabeta.layers.float32 import Float32State
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
 from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
 
 
-class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     """torch's BatchNorm, and `statistics`, `activation`, `residual`, `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² are by `statistics`

@@ -1,0 +1,134 @@
+"""Our layers in Opacus' tables, which go by exact class: validators, fixers and per-sample gradients.
+
+Registered when `opacus` is imported; nothing is imported here, and without Opacus nothing happens.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.activations import derivative
+from gammabeta.functional import group_norm, instance_norm, layer_norm, rms_norm
+from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from gammabeta.layers.group_norm import GroupNorm
+from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, _InstanceNorm
+from gammabeta.layers.layer_norm import LayerNorm
+from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.on_import import on_import
+
+# Ours, and the class of torch's that Opacus knows in its place.
+_TORCHS: dict[type[nn.Module], type[nn.Module]] = {
+    BatchNorm: nn.SyncBatchNorm,
+    BatchNorm1d: nn.BatchNorm1d,
+    BatchNorm2d: nn.BatchNorm2d,
+    BatchNorm3d: nn.BatchNorm3d,
+    InstanceNorm1d: nn.InstanceNorm1d,
+    InstanceNorm2d: nn.InstanceNorm2d,
+    InstanceNorm3d: nn.InstanceNorm3d,
+    GroupNorm: nn.GroupNorm,
+    LayerNorm: nn.LayerNorm,
+    RMSNorm: nn.RMSNorm,
+}
+_OURS = {torchs: ours for ours, torchs in _TORCHS.items()}
+_registered: dict[type[nn.Module], type[nn.Module]] = {ours: ours for ours in _TORCHS}
+_opacus: list[ModuleType] = []  # as it was imported last
+
+
+def register(cls: type[nn.Module], ours: type[nn.Module]) -> None:
+    """Make a class known to Opacus as that one of ours is, now or as soon as it is imported."""
+    _registered[cls] = ours
+    if _opacus:
+        _put(cls, ours)
+
+
+def _put_all(opacus: ModuleType) -> None:
+    _opacus[:] = [opacus]
+    for cls, ours in tuple(_registered.items()):
+        _put(cls, ours)
+
+
+def _put(cls: type[nn.Module], ours: type[nn.Module]) -> None:
+    torchs = _TORCHS[ours]
+    validator = importlib.import_module("opacus.validators").ModuleValidator
+    if torchs in validator.VALIDATORS:
+        validator.VALIDATORS[cls] = validator.VALIDATORS[torchs]
+    if torchs in validator.FIXERS:
+        fix = validator.FIXERS[torchs]
+        validator.FIXERS[cls] = _fixer(fix) if issubclass(ours, _BatchNorm) else fix
+    if not issubclass(ours, _BatchNorm):
+        importlib.import_module("opacus.grad_sample").register_grad_sampler(cls)(grad_sample)
+
+
+def _fixer(fix: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Opacus' fixer, with the activation that the layer holds: the layer in its place becomes ours and carries it."""
+
+    def fix_ours(module: Any, **options: Any) -> nn.Module:
+        fixed: Any = fix(module, **options)
+        if module.activation is not None:
+            fixed.__class__ = _OURS[type(fixed)]  # made just now: nobody else has it
+            fixed.activation = module.activation
+            fixed.activation_slope = module.activation_slope
+        return fixed
+
+    return fix_ours
+
+
+@torch.no_grad()
+def grad_sample(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Gradients of γ and β for each sample of a GroupNorm, LayerNorm, InstanceNorm or RMSNorm of ours.
+
+    With z = x̂·γ + β + residual and y = activation(z), for each sample g_z = g_y·activation′(z), g_γ = Σ g_z·x̂ and
+    g_β = Σ g_z, over all axes that γ and β do not have.
+
+    Args:
+        layer: the layer; Opacus records positional arguments only, so it has been called without a keyword.
+        activations: x (N, …), then the residual where there was one.
+        backprops: the gradient of the loss by the output, (N, …).
+
+    Returns:
+        For each Parameter that requires a gradient (N, *its shape), in its dtype.
+    """
+    x, weight, bias = activations[0], layer.weight, getattr(layer, "bias", None)
+    arithmetic = torch.promote_types(x.dtype, torch.float32)
+    x, g_z = x.to(arithmetic), backprops.to(arithmetic)
+    normalized = _standardized(layer, x)
+    channels_first = not isinstance(layer, LayerNorm | RMSNorm)
+    if layer.activation is not None:
+        z = normalized
+        if weight is not None:
+            z = z * _along(weight, x, channels_first)
+        if bias is not None:
+            z = z + _along(bias, x, channels_first)
+        z = z + activations[1] if len(activations) > 1 else z
+        g_z = g_z * derivative(z, layer.activation, layer.activation_slope)
+    found = {}
+    for parameter, per_value in ((weight, g_z * normalized), (bias, g_z)):
+        if parameter is not None and parameter.requires_grad:
+            kept = 2 if channels_first else x.dim() - parameter.dim()
+            summed = tuple(range(2, x.dim()) if channels_first else range(1, kept))
+            per_sample = per_value.sum(summed) if summed else per_value
+            found[parameter] = per_sample.to(parameter.dtype)
+    return found
+
+
+def _standardized(layer: Any, x: Tensor) -> Tensor:
+    if isinstance(layer, GroupNorm):
+        return group_norm(x, layer.num_groups, None, None, layer.eps)
+    if isinstance(layer, _InstanceNorm):
+        return instance_norm(x, eps=layer.eps)
+    if isinstance(layer, RMSNorm):
+        return rms_norm(x, layer.normalized_shape, None, layer.eps)
+    return layer_norm(x, layer.normalized_shape, None, None, layer.eps)
+
+
+def _along(parameter: Tensor, x: Tensor, channels_first: bool) -> Tensor:
+    return parameter.reshape(-1, *[1] * (x.dim() - 2)) if channels_first else parameter
+
+
+on_import("opacus", _put_all)
