@@ -83,12 +83,13 @@ def _fixer(fix: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 def grad_sample(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
     """Gradients of γ and β for each sample of a GroupNorm, LayerNorm, InstanceNorm or RMSNorm of ours.
 
-    With z = x̂·γ + β + residual and y = activation(z), for each sample g_z = g_y·activation′(z), g_γ = Σ g_z·x̂ and
-    g_β = Σ g_z, over all axes that γ and β do not have.
+    With z = x̂·γ + β and y = activation(z), for each sample g_z = g_y·activation′(z), g_γ = Σ g_z·x̂ and g_β = Σ g_z,
+    over all axes that γ and β do not have. The layers refuse a mask, and a residual with an activation, which Opacus
+    does not hand over (`layers.unseen_by_opacus`).
 
     Args:
-        layer: the layer; Opacus records positional arguments only, so it has been called without a keyword.
-        activations: x (N, …), then the residual where there was one.
+        layer: the layer.
+        activations: x (N, …), and what else it was called with.
         backprops: the gradient of the loss by the output, (N, …).
 
     Returns:
@@ -105,7 +106,6 @@ def grad_sample(layer: Any, activations: list[Tensor], backprops: Tensor) -> dic
             z = z * _along(weight, x, channels_first)
         if bias is not None:
             z = z + _along(bias, x, channels_first)
-        z = z + activations[1] if len(activations) > 1 else z
         g_z = g_z * derivative(z, layer.activation, layer.activation_slope)
     found = {}
     for parameter, per_value in ((weight, g_z * normalized), (bias, g_z)):

@@ -25,9 +25,9 @@ _TENSORS = frozenset(("weight", "bias", "running_mean", "running_var"))
 _BATCH = Batch()
 # What the functions are called that build another layer from a BatchNorm's tensors: torch's and timm's
 # convert_sync_batchnorm, apex' convert_syncbn_model, detectron2's convert_frozen_batchnorm, timm's
-# freeze_batch_norm_2d, Lightning's revert, transformers' replace_batch_norm, torch's fuse_conv_bn_eval, fuse_conv_and_bn of the YOLO
-# repositories, _fuse_bn_tensor of RepVGG, …
-_CONVERTER = re.compile(r"_*(my_)?(convert|revert|replace|freeze|fuse|fold|merge|absorb)(_|$)")
+# freeze_batch_norm_2d, Lightning's revert, transformers' replace_batch_norm, torch's fuse_conv_bn_eval,
+# fuse_conv_and_bn of the YOLO repositories, _fuse_bn_tensor of RepVGG, the constructor of torch's MkldnnBatchNorm, …
+_CONVERTER = re.compile(r"_*(my_)?(convert|revert|replace|freeze|fuse|fold|merge|absorb|from|init)(_|$)")
 _FREEZES = re.compile(r"freeze|frozen|replace_batch_norm")
 _FOLDS = re.compile(r"_*(fuse|fold|merge|absorb)")
 _SYNC_INSTEAD = (
@@ -58,7 +58,7 @@ def _check(layer: Any, caller: FrameType) -> None:
     code, lost = caller.f_code, []
     if not {"running_mean", "running_var"} <= {*code.co_names}:
         return
-    if str(caller.f_globals.get("__name__")).startswith("gammabeta."):
+    if str(caller.f_globals.get("__name__")).startswith("gammabeta.") or caller.f_locals.get("self") is layer:
         return
     name, source = code.co_name, layer.statistics
     if _FREEZES.search(name):
@@ -75,7 +75,7 @@ def _check(layer: Any, caller: FrameType) -> None:
         lost.append(f"statistics={source}")
     if lost:
         raise TypeError(
-            f"{name}: expected a BatchNorm that computes what torch's does, got a {type(layer).__name__} of gammabeta "
+            f"{getattr(code, 'co_qualname', name)}: expected a BatchNorm that computes what torch's does, got a {type(layer).__name__} of gammabeta "
             f"with {' and '.join(lost)}, which the layer built from it would not have. Call {instead}."
         )
 

@@ -10,6 +10,7 @@ from gammabeta import arguments
 from gammabeta.functional import group_norm
 from gammabeta.layers.finish import describe_finish
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class GroupNorm(Float32State, nn.GroupNorm):
@@ -52,6 +53,8 @@ class GroupNorm(Float32State, nn.GroupNorm):
         self.activation_slope = activation_slope
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # parametrized
