@@ -91,7 +91,8 @@ def test_the_module_has_the_loader_that_it_would_have(library):
         on_import("other.late", note)
         import other
         print(type(other.__loader__).__name__, type(other.__spec__.loader).__name__)
-        print(importlib.resources.files("other").joinpath("data.txt").read_text(), "value = 1" in inspect.getsource(other))
+        data = importlib.resources.files("other").joinpath("data.txt").read_text()
+        print(data, "value = 1" in inspect.getsource(other))
         found = importlib.util.find_spec("other.late")
         print(found.loader.get_filename("other.late") == found.origin, found.loader.is_package("other.late"), ran)
         runpy.run_module("other.late")
@@ -139,8 +140,8 @@ def test_an_action_that_fails_warns_and_the_import_goes_on(library):
         print(other.value, ran)
         """,
     ) == [
-        "gammabeta: expected a other in which its layers can be registered, got AttributeError: no such table. other does "
-        "not know gammabeta's layers: hand it torch's, with gammabeta.release(model).",
+        "gammabeta: expected the tables of other in which its layers are registered, got AttributeError: no such "
+        "table. other does not know gammabeta's layers: hand it torch's, with gammabeta.release(model).",
         "1 [('other', 1)]",
     ]
 

@@ -96,7 +96,7 @@ def _act(action: Action, module: ModuleType) -> None:
         action(module)
     except Exception as error:
         warnings.warn(
-            f"gammabeta: expected a {module.__name__} in which its layers can be registered, got "
+            f"gammabeta: expected the tables of {module.__name__} in which its layers are registered, got "
             f"{type(error).__name__}: {error}. {module.__name__} does not know gammabeta's layers: hand it torch's, "
             "with gammabeta.release(model).",
             RuntimeWarning,

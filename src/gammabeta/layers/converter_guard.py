@@ -75,8 +75,9 @@ def _check(layer: Any, caller: FrameType) -> None:
         lost.append(f"statistics={source}")
     if lost:
         raise TypeError(
-            f"{getattr(code, 'co_qualname', name)}: expected a BatchNorm that computes what torch's does, got a {type(layer).__name__} of gammabeta "
-            f"with {' and '.join(lost)}, which the layer built from it would not have. Call {instead}."
+            f"{getattr(code, 'co_qualname', name)}: expected a BatchNorm that computes what torch's does, got a "
+            f"{type(layer).__name__} of gammabeta with {' and '.join(lost)}, which the layer built from it would not "
+            f"have. Call {instead}."
         )
 
 
