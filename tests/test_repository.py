@@ -31,6 +31,7 @@ ORDER = (
     "statistics",
     "on_import",
     "layers",
+    "class_tables",
     "opacus_support",
     "timm_support",
     "lengths",

@@ -14,55 +14,32 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.activations import derivative
+from gammabeta.class_tables import TORCHS, Enter, add_table
 from gammabeta.functional import group_norm, instance_norm, layer_norm, rms_norm
-from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.group_norm import GroupNorm
-from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, _InstanceNorm
+from gammabeta.layers.instance_norm import _InstanceNorm
 from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
-from gammabeta.on_import import on_import
 
-# Ours, and the class of torch's that Opacus knows in its place.
-_TORCHS: dict[type[nn.Module], type[nn.Module]] = {
-    BatchNorm: nn.SyncBatchNorm,
-    BatchNorm1d: nn.BatchNorm1d,
-    BatchNorm2d: nn.BatchNorm2d,
-    BatchNorm3d: nn.BatchNorm3d,
-    InstanceNorm1d: nn.InstanceNorm1d,
-    InstanceNorm2d: nn.InstanceNorm2d,
-    InstanceNorm3d: nn.InstanceNorm3d,
-    GroupNorm: nn.GroupNorm,
-    LayerNorm: nn.LayerNorm,
-    RMSNorm: nn.RMSNorm,
-}
-_OURS = {torchs: ours for ours, torchs in _TORCHS.items()}
-_registered: dict[type[nn.Module], type[nn.Module]] = {ours: ours for ours in _TORCHS}
-_opacus: list[ModuleType] = []  # as it was imported last
+_OURS = {torchs: ours for ours, torchs in TORCHS.items()}
 
 
-def register(cls: type[nn.Module], ours: type[nn.Module]) -> None:
-    """Make a class known to Opacus as that one of ours is, now or as soon as it is imported."""
-    _registered[cls] = ours
-    if _opacus:
-        _put(cls, ours)
-
-
-def _put_all(opacus: ModuleType) -> None:
-    _opacus[:] = [opacus]
-    for cls, ours in tuple(_registered.items()):
-        _put(cls, ours)
-
-
-def _put(cls: type[nn.Module], ours: type[nn.Module]) -> None:
-    torchs = _TORCHS[ours]
+def _tables(opacus: ModuleType) -> Enter:
     validator = importlib.import_module("opacus.validators").ModuleValidator
-    if torchs in validator.VALIDATORS:
-        validator.VALIDATORS[cls] = validator.VALIDATORS[torchs]
-    if torchs in validator.FIXERS:
-        fix = validator.FIXERS[torchs]
-        validator.FIXERS[cls] = _fixer(fix) if issubclass(ours, _BatchNorm) else fix
-    if not issubclass(ours, _BatchNorm):
-        importlib.import_module("opacus.grad_sample").register_grad_sampler(cls)(grad_sample)
+    register_grad_sampler = importlib.import_module("opacus.grad_sample").register_grad_sampler
+
+    def enter(cls: type[nn.Module], ours: type[nn.Module]) -> None:
+        torchs = TORCHS[ours]
+        if torchs in validator.VALIDATORS:
+            validator.VALIDATORS[cls] = validator.VALIDATORS[torchs]
+        if torchs in validator.FIXERS:
+            fix = validator.FIXERS[torchs]
+            validator.FIXERS[cls] = _fixer(fix) if issubclass(ours, _BatchNorm) else fix
+        if not issubclass(ours, _BatchNorm):
+            register_grad_sampler(cls)(grad_sample)
+
+    return enter
 
 
 def _fixer(fix: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -131,4 +108,4 @@ def _along(parameter: Tensor, x: Tensor, channels_first: bool) -> Tensor:
     return parameter.reshape(-1, *[1] * (x.dim() - 2)) if channels_first else parameter
 
 
-on_import("opacus", _put_all)
+add_table("opacus", _tables)

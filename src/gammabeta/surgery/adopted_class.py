@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from gammabeta import opacus_support
+import gammabeta.opacus_support  # noqa: F401  (enters our layers in Opacus' tables when it is imported)
+from gammabeta.class_tables import add_class
 
 _made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
@@ -50,7 +51,7 @@ def adopted_class(ours: type[nn.Module], old: type[nn.Module]) -> type[nn.Module
         if not issubclass(old, nn.modules.batchnorm._NormBase):  # a frozen BatchNorm of another library
             namespace |= {"_version": getattr(old, "_version", 1), "_load_from_state_dict": _load_without_count}
         made = _made.setdefault((ours, old), metaclass(old.__name__, (ours, old), namespace))
-        opacus_support.register(made, ours)
+        add_class(made, ours)
     return _made[ours, old]
 
 
