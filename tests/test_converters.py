@@ -99,6 +99,35 @@ def test_another_source_of_statistics(source):
     torch.testing.assert_close(fusion.fuse_conv_bn_eval(*m)(images()), m(images()), **ROUNDING)
 
 
+class Fixed(nn.Module):
+    """As transformers' DETR has it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
+
+
+@torch.no_grad()
+def replace_batch_norm(model):
+    for name, module in model.named_children():
+        if isinstance(module, nn.BatchNorm2d):
+            new = Fixed(module.num_features)
+            new.weight.copy_(module.weight)
+            new.bias.copy_(module.bias)
+            new.running_mean.copy_(module.running_mean)
+            new.running_var.copy_(module.running_var)
+            model._modules[name] = new
+
+
+def test_transformers_frozen_layers_in_place_of_ours():
+    with pytest.raises(TypeError, match=r"replace_batch_norm: .* Call gammabeta.freeze\(model\), which keeps the act"):
+        replace_batch_norm(block(activation="relu"))
+    m = block(statistics=Ghost(2))
+    replace_batch_norm(m)
+    assert type(m[1]) is Fixed
+
+
 def test_synced_over_all_processes_is_kept_by_a_sync_batch_norm():
     assert type(SYNC(block(statistics=Synced()))[1]) is nn.SyncBatchNorm
 
@@ -129,15 +158,19 @@ class TestThoseThatKnowTheActivation:
 
 
 def _fuse_with_activation(conv, bn):
-    return bn.activation if bn.running_mean is not None and bn.running_var is not None else None
+    return bn.activation if bn.running_mean is not None and bn.running_var is not None and bn.eps else None
 
 
 def test_reading_statistics_elsewhere_is_free():
-    def freeze_me(layer):  # by name a converter, which reads one of the two
-        return layer.running_mean
+    # By name converters, but they build nothing.
+    def freeze_me(layer):
+        return layer.running_mean, layer.running_var
+
+    def _init_weights(layer):
+        return layer.running_mean, layer.running_var, layer.eps
 
     m = block(activation="relu", statistics=Ghost(2))[1]
-    assert freeze_me(m) is m._buffers["running_mean"]
+    assert freeze_me(m)[0] is _init_weights(m)[0] is m._buffers["running_mean"]
     assert (m.running_mean, m.running_var, m.eps, m.weight) == (m.running_mean, m.running_var, 1e-5, m.weight)
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         m.nothing_of_the_kind  # noqa: B018

@@ -1,8 +1,8 @@
 """Other libraries' tables that go by exact class, in which our classes are entered as torch's are.
 
 A table with an entry for `nn.BatchNorm2d` knows nothing of a subclass. When a library with such a table is imported,
-each of our classes gets the entry of the class whose place it takes; so do the classes of adopted layers, which are made
-later. Nothing is imported here.
+each of our classes gets the entry of the class whose place it takes; so do the classes of adopted layers, which are
+made later. Nothing is imported here.
 """
 
 from __future__ import annotations

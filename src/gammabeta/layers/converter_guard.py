@@ -27,7 +27,10 @@ _BATCH = Batch()
 # convert_sync_batchnorm, apex' convert_syncbn_model, detectron2's convert_frozen_batchnorm, timm's
 # freeze_batch_norm_2d, Lightning's revert, transformers' replace_batch_norm, torch's fuse_conv_bn_eval,
 # fuse_conv_and_bn of the YOLO repositories, _fuse_bn_tensor of RepVGG, the constructor of torch's MkldnnBatchNorm, …
-_CONVERTER = re.compile(r"_*(my_)?(convert|revert|replace|freeze|fuse|fold|merge|absorb|from|init)(_|$)")
+_CONVERTER = re.compile(r"_*(my_)?(convert|revert|replace|freeze|fuse|fold|merge|absorb|from)(_|$)|__init__$")
+# They read both running statistics, and what the new layer is built with.
+_READ = {"running_mean", "running_var"}
+_BUILT_WITH = {"eps", "num_features"}
 _FREEZES = re.compile(r"freeze|frozen|replace_batch_norm")
 _FOLDS = re.compile(r"_*(fuse|fold|merge|absorb)")
 _SYNC_INSTEAD = (
@@ -56,7 +59,8 @@ class ConverterGuard(nn.Module):
 def _check(layer: Any, caller: FrameType) -> None:
     """Raise where the caller is a converter under which the layer would lose something."""
     code, lost = caller.f_code, []
-    if not {"running_mean", "running_var"} <= {*code.co_names}:
+    names = {*code.co_names}
+    if not (names >= _READ and names & _BUILT_WITH):
         return
     if str(caller.f_globals.get("__name__")).startswith("gammabeta.") or caller.f_locals.get("self") is layer:
         return
