@@ -6,8 +6,6 @@ each test here runs with the size at 0 and at infinity.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -17,9 +15,9 @@ NEVER = 1 << 62
 
 
 @pytest.fixture(params=[0, NEVER], ids=["always ours", "torch's where it can"], autouse=True)
-def worth_it(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def worth_it(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, request.param))
     monkeypatch.setenv("GAMMABETA_WORTH_IT", str(request.param))  # for processes that a test starts
     torch._dynamo.reset()
     torch.manual_seed(0)
-    yield request.param
+    return request.param
