@@ -26,6 +26,7 @@ ORDER = (
     "ops",
     "kernels",
     "autograd",
+    "aten",
     "arguments",
     "functional",
     "statistics",

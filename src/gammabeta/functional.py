@@ -12,15 +12,15 @@ those of ops.py only under a mask. An exported graph has torch's standard ops wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta import arguments, autograd, kernels, ops
+from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
@@ -137,9 +137,9 @@ def normalize_by_running(
             "pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
-    if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
-        x_, mean_, var_, weight_, bias_ = _for_batch_norm(x, mean, var, weight, bias)
-        return finish.composed(_torch_batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
+    if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
+        x_, mean_, var_, weight_, bias_ = aten.for_batch_norm(x, mean, var, weight, bias)
+        return finish.composed(aten.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
@@ -149,20 +149,20 @@ def normalize_by_batch(
     """BatchNorm's forward in training: Algorithm 1, and the running statistics move. Checked arguments."""
     arguments.check_values_per_channel(x)
     arguments.check_eps("batch_norm", eps, positive=True)
-    if finish.left_to_torch(x) and _torch_takes(x, weight, bias):
-        x_, weight_, bias_ = _for_batch_norm(x, weight, bias)
+    if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
+        x_, weight_, bias_ = aten.for_batch_norm(x, weight, bias)
         if not running.tracked:
-            return finish.composed(_torch_batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
+            return finish.composed(aten.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
         if torch.compiler.is_exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
-            y = _torch_batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            y = aten.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             var = torch.zeros_like(mean)
-            y = _torch_batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
+            y = aten.batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
             count = None
             if running.gathered is not None:
                 n = x.numel() // x.shape[1]
@@ -220,8 +220,8 @@ def instance_norm(
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
     tracked = running_mean is not None or running_var is not None
-    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
-        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
+        x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         if torch.compiler.is_exporting():
             y = F.instance_norm(x, running_mean, running_var, weight_, bias_, True, momentum, eps)
             return finish.composed(y, input.dtype)
@@ -279,8 +279,8 @@ def group_norm(
     arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
     finish = Finish("group_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
-        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
+        x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
     y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
@@ -320,9 +320,9 @@ def layer_norm(
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("layer_norm", eps, positive=False)
     finish = Finish("layer_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, weight, bias):
-        x, weight_, bias_ = _in_one_dtype(input, weight, bias)
-        return finish.composed(torch.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias, math.prod(normalized_shape)):
+        x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
+        return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
     return y
@@ -362,8 +362,8 @@ def rms_norm(
     eps = _rms_eps(input.dtype) if eps is None else eps
     arguments.check_eps("rms_norm", eps, positive=False)
     finish = Finish("rms_norm", residual, activation, activation_slope, mask)
-    if finish.left_to_torch(input) and _torch_takes(input, weight):
-        x, weight_ = _in_one_dtype(input, weight)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight):
+        x, weight_ = aten.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
@@ -434,51 +434,5 @@ def add_rms_norm(
     return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
 
 
-# torch.batch_norm and its like rather than torch.nn.functional's: those check arguments once more, which are checked.
-def _torch_batch_norm(
-    x: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
-
-
 def _rms_eps(dtype: torch.dtype) -> float:
     return torch.finfo(statistics_dtype(dtype)).eps
-
-
-def _torch_takes(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> bool:
-    """Whether torch's op does this at all: a bias without a weight fails in the backward of its group norm."""
-    return x.numel() > 0 and (weight is not None or bias is None)
-
-
-def _in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """x and what goes with it in a dtype in which torch's op computes as ours do: float32 at the least.
-
-    In 16 bits torch's ops for the CPU keep statistics and sums in 16 bits (the gradient of LayerNorm's bias stagnates
-    in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in
-    float32 by themselves.
-    """
-    if x.dtype == torch.float32:
-        for t in tensors:
-            if t is not None and t.dtype != torch.float32:
-                break
-        else:
-            return [x, *tensors]
-    dtype = statistics_dtype(x.dtype)
-    if x.device.type != "cpu" and all(t is None or t.dtype == x.dtype for t in tensors):
-        dtype = x.dtype
-    return [t if t is None or t.dtype == dtype else t.to(dtype) for t in (x, *tensors)]
-
-
-def _for_batch_norm(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """The same for batch_norm, which on other devices than the CPU takes 16-bit x beside float32 parameters."""
-    if x.device.type == "cpu":
-        return _in_one_dtype(x, *tensors)
-    dtype = statistics_dtype(x.dtype)
-    return [x, *(t if t is None or t.dtype == dtype else t.to(dtype) for t in tensors)]
