@@ -23,7 +23,7 @@ ORDER = (
     "moments",
     "op_checks",
     "running_statistics",
-    "torch_norms",
+    "aten",
     "reference",
     "ops",
     "kernels",

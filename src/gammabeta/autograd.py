@@ -345,8 +345,11 @@ def channel_apply(
     activation: str,
     slope: float,
 ) -> Tensor:
-    """`reference.channel_apply_forward`, differentiable by all but the statistics."""
-    if plain_math(x):
+    """`reference.channel_apply_forward`, differentiable by all but the statistics.
+
+    Compiled, by elementwise operations, which fuse with what is around them.
+    """
+    if torch.compiler.is_compiling() or plain_math(x):
         return reference.channel_apply_forward(
             x, mean.detach(), var.detach(), weight, bias, residual, mask, eps, activation, slope
         )

@@ -13,6 +13,7 @@ compiled one has what does not depend on the size of x.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta import arguments, autograd, kernels, ops, torch_norms
+from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
@@ -37,7 +38,7 @@ class Finish:
     slope: float
     mask: Tensor | None
 
-    def left_to_torch(self, x: Tensor, *, training: bool = True) -> bool:
+    def left_to_torch(self, x: Tensor) -> bool:
         """Whether torch's own ops do it: there is no mask, and no kernel of ours for the device, or nothing of ours is
         asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is made for
         another program, or x is of a class that may know no others. `training` is whether statistics are taken of x.
@@ -48,10 +49,8 @@ class Finish:
             return True
         if self.residual is not None or self.activation is not None:
             return False
-        if torch.compiler.is_compiling():
-            # By nothing that a new size could change: that would be another graph. With given statistics a norm is
-            # elementwise, which a compiler fuses with what is around it.
-            return not training or kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
+        if torch.compiler.is_compiling():  # by nothing that a new size could change: that would be another graph
+            return kernels.leaves_compiled_to_torch(self.norm) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,9 +151,9 @@ def normalize_by_running(
             f"{'running_mean' if mean.requires_grad else 'running_var'} that does: they are constants, and the "
             "derivative for them is not implemented. Pass them detached."
         )
-    if finish.left_to_torch(x, training=False) and torch_norms.takes(x, weight, bias):
-        x_, mean_, var_, weight_, bias_ = torch_norms.for_batch_norm(x, mean, var, weight, bias)
-        return finish.composed(torch_norms.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
+    if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
+        x_, mean_, var_, weight_, bias_ = aten.for_batch_norm(x, mean, var, weight, bias)
+        return finish.composed(aten.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
     return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
@@ -164,20 +163,20 @@ def normalize_by_batch(
     """BatchNorm's forward in training: Algorithm 1, and the running statistics move. Checked arguments."""
     arguments.check_values_per_channel(x)
     arguments.check_eps("batch_norm", eps, positive=True)
-    if finish.left_to_torch(x) and torch_norms.takes(x, weight, bias):
-        x_, weight_, bias_ = torch_norms.for_batch_norm(x, weight, bias)
+    if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
+        x_, weight_, bias_ = aten.for_batch_norm(x, weight, bias)
         if not running.tracked:
-            return finish.composed(torch_norms.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
+            return finish.composed(aten.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
         if autograd.exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
-            y = torch_norms.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            y = aten.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             var = torch.zeros_like(mean)
-            y = torch_norms.batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
+            y = aten.batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
             count = None
             if running.gathered is not None:
                 n = x.numel() // x.shape[1]
@@ -245,8 +244,8 @@ def instance_norm(
         return normalize(input, RunningStatistics(running_mean, running_var), weight, bias, eps, finish)
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
-    if finish.left_to_torch(input) and torch_norms.takes(input, weight, bias):
-        x, weight_, bias_ = torch_norms.in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
+        x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         if autograd.exporting():
             y = F.instance_norm(x, running_mean, running_var, weight_, bias_, True, momentum, eps)
             return finish.composed(y, input.dtype)
@@ -306,8 +305,8 @@ def group_norm(
     arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
     arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
-    if finish.left_to_torch(input) and torch_norms.takes(input, weight, bias):
-        x, weight_, bias_ = torch_norms.in_one_dtype(input, weight, bias)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
+        x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
     y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
@@ -349,9 +348,9 @@ def layer_norm(
         return by_parts(layer_norm, len(normalized_shape), input, (normalized_shape,), weight, bias, eps, finish)
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("layer_norm", eps, positive=False)
-    if finish.left_to_torch(input) and torch_norms.takes(input, weight, bias):
-        x, weight_, bias_ = torch_norms.in_one_dtype(input, weight, bias)
-        return finish.composed(torch.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias, math.prod(normalized_shape)):
+        x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
+        return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
     return y
@@ -393,8 +392,8 @@ def rms_norm(
     arguments.check_normalized("rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(input.dtype) if eps is None else eps
     arguments.check_eps("rms_norm", eps, positive=False)
-    if finish.left_to_torch(input) and torch_norms.takes(input, weight):
-        x, weight_ = torch_norms.in_one_dtype(input, weight)
+    if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight):
+        x, weight_ = aten.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
     y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)

@@ -56,44 +56,30 @@ def _tell(reason: str) -> None:
         )
 
 
-# From how many elements of x on the kernel is as fast as torch's op or faster, forward and backward together, in
-# float32 and float64. A call of ours costs some 10 µs more, and in the caches torch's ops are as fast; its RMSNorm is
-# composed.
-WORTH_IT = {
-    "batch_norm": 1 << 16, "instance_norm": 1 << 19, "group_norm": 1 << 20, "layer_norm": 1 << 19, "rms_norm": 4096,
-}  # fmt: skip
+# Below how many elements of x torch's op runs: it must be both as accurate and faster, forward and backward together. A
+# call of ours costs some 10 µs more. Only RMSNorm is accurate enough (docs/conventions.md), which torch composes of
+# elementwise operations. The others lose too much, in some layout, forward or backward, once the mean is 10 times the
+# spread; 0: never.
+WORTH_IT = {"batch_norm": 0, "instance_norm": 0, "group_norm": 0, "layer_norm": 0, "rms_norm": 4096}
 if "GAMMABETA_WORTH_IT" in os.environ:  # for tests: who computes may change nothing but the time
     WORTH_IT = dict.fromkeys(WORTH_IT, int(os.environ["GAMMABETA_WORTH_IT"]))
 
-# The same for CUDA, in all dtypes. Unmeasured: derived from torch's launch, a few µs on the host, and ours, some
-# tens; at 4.3 TB/s a norm of 2²² values in float32 (three tensors' traffic, 50 MB) takes 12 µs, so that the host no
-# longer counts.
+# The same for CUDA, in all dtypes. Both are unmeasured there, how accurate torch's ops are and how fast. Derived from
+# torch's launch, a few µs on the host, and ours, some tens; at 4.3 TB/s a norm of 2²² values in float32 (three tensors'
+# traffic, 50 MB) takes 12 µs, so that the host no longer counts.
 WORTH_IT_ON_CUDA = 1 << 22
-
-# Values of a statistic up to which torch's BatchNorm adds well enough: over more its float32 sums lose a variance that
-# is small beside the mean (half of it is gone at 4096 values, a mean of 10⁶ and a spread of 1).
-SUMMED_WELL = 1024
 
 
 def leaves_to_torch(norm: str, x: torch.Tensor) -> bool:
-    """Whether torch's op is faster than the kernel, where both can do it. In 16 bits torch's is wrong on a CPU."""
-    elements, dtype = x.numel(), x.dtype
+    """Whether torch's op takes the kernel's place, where both can do it: accurate and faster for x of that size."""
     if x.is_cuda:
-        return elements < WORTH_IT_ON_CUDA
-    if elements >= WORTH_IT[norm] or (dtype != torch.float32 and dtype != torch.float64):
-        return False
-    return norm != "batch_norm" or elements <= SUMMED_WELL * x.shape[1]
+        return x.numel() < WORTH_IT_ON_CUDA
+    return x.numel() < WORTH_IT[norm] and (x.dtype == torch.float32 or x.dtype == torch.float64)
 
 
-def leaves_compiled_to_torch(norm: str, x: torch.Tensor) -> bool:
-    """The same in compiled code, whatever the size: torch's ops, which a compiler fuses with what is around them.
-
-    Not BatchNorm, whose sums are as in eager mode where a backend does not decompose it, nor GroupNorm and InstanceNorm
-    in channels_last, of which torch's op takes E[x²] − E[x]².
-    """
-    if norm == "batch_norm":
-        return False
-    return norm not in ("group_norm", "instance_norm") or x.is_contiguous()
+def leaves_compiled_to_torch(norm: str) -> bool:
+    """The same in compiled code, whatever the size: what is right there and fuses with what is around it."""
+    return norm in ("layer_norm", "rms_norm")
 
 
 if torch.version.cuda is not None and os.environ.get("GAMMABETA_KERNELS") != "0":
