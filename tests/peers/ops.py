@@ -107,3 +107,17 @@ def gradients(y: Tensor, tensors: dict[str, Tensor], direction: Tensor) -> dict[
     differentiated = {name: t for name, t in tensors.items() if t.requires_grad}
     found = torch.autograd.grad(y, list(differentiated.values()), direction)
     return dict(zip(differentiated, found, strict=True))
+
+
+def expanded(t: Tensor) -> Tensor:
+    return t[..., :1].expand(t.shape) if t.ndim > 1 else t.clone()
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "strided": lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
+    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.clone(),
+    "expanded": expanded,
+    "offset": lambda t: torch.cat([t.flatten(), t.flatten()])[t.numel() :].view(t.shape),
+    "negated": lambda t: torch._neg_view(-t),
+}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.peers.close import assert_alike
-from tests.peers.ops import OPS, RUNNING, OpSample, gradients, op_samples
+from tests.peers.ops import LAYOUTS, OPS, RUNNING, OpSample, gradients, op_samples
 from torch import Tensor
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,12 +29,17 @@ def of_tensors(sample: OpSample) -> Callable[..., Tensor]:
     return lambda *tensors: sample.ours(**dict(zip(sample.tensors, tensors, strict=True)))
 
 
+@pytest.mark.parametrize("route", ["ours"], indirect=True)
+@pytest.mark.parametrize("which", ["contiguous", "transposed", "channels last"])
 @pytest.mark.parametrize("op", OPS)
-def test_fake_tensors_are_as_real_ones(op: str, route: str) -> None:
-    """Each op that runs, forward and backward, beside its fake: shapes, dtypes, strides, aliases."""
+def test_fake_tensors_are_as_real_ones(op: str, which: str, route: str) -> None:
+    """Each op of ours that runs, forward and backward, beside its fake: shapes, dtypes, strides, aliases.
+
+    torch's own are left out: the fake of its batch_norm has other strides than the op for permuted axes.
+    """
     for sample in op_samples(op, torch.float32, requires_grad=True):
-        with torch._subclasses.CrossRefFakeMode():
-            tensors = sample.leaves()
+        tensors = sample.leaves(LAYOUTS.get(which, torch.clone))
+        with torch._subclasses.CrossRefFakeMode(ignore_op_fn=lambda op: op.namespace != "gammabeta"):
             y = sample.ours(**tensors)
             gradients(y, tensors, torch.ones_like(y))
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tests.conformance.samples import op_info
 from tests.peers import differences
 from tests.peers.close import assert_alike, layout
-from tests.peers.ops import DTYPES, OPS, RUNNING, OpSample, gradients, op_samples, refused_samples
+from tests.peers.ops import DTYPES, LAYOUTS, OPS, RUNNING, OpSample, gradients, op_samples, refused_samples
 from torch import Tensor
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 
@@ -56,20 +56,6 @@ def test_beside_torch_s(op: str, dtype: torch.dtype, route: str) -> None:
         assert layout(actual["output"]) == layout(of_torch["output"])
         for name, t in tensors.items():
             assert (t._version > 0) == (sample.moves and name in RUNNING), f"{sample}: {name}"
-
-
-def expanded(t: Tensor) -> Tensor:
-    return t[..., :1].expand(t.shape) if t.ndim > 1 else t.clone()
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "strided": lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
-    "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1),
-    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.clone(),
-    "expanded": expanded,
-    "offset": lambda t: torch.cat([t.flatten(), t.flatten()])[t.numel() :].view(t.shape),
-    "negated": lambda t: torch._neg_view(-t),
-}
 
 
 @pytest.mark.parametrize("which", LAYOUTS)
