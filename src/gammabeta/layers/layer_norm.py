@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,7 +62,8 @@ class LayerNorm(Float32State, nn.LayerNorm):
         keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("LayerNorm", activation)
-        shape = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        # Of any integral type, numpy's too.
+        shape = int(normalized_shape) if isinstance(normalized_shape, (int, Integral)) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
         self.activation = activation
         self.activation_slope = activation_slope
