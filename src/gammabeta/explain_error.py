@@ -208,6 +208,15 @@ def _not_ddp(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     )
 
 
+def _one_dtype(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    return (
+        "FSDP wants one dtype for the parameters that it shards together, and norms of gammabeta stay float32 in a model "
+        "that is cast to 16 bits.",
+        "Cast them too: gammabeta.adopt(model, keep_float32=False) before the cast (or again, and cast again); or give "
+        "the norms a group of their own, fully_shard([all norms]).",
+    )
+
+
 def _needs_torchs(tool: str) -> Explain:
     """Of a tool that takes torch's own classes only; an explanation where it was one of ours that it met."""
 
@@ -234,6 +243,7 @@ _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"mixed dtype \(CPU\)|expect(ed)? (parameter|scalar type|input) .*(scalar type|but found)", _dtypes),
     (r"divisible by num_groups|Expected weight to be a vector of size equal to the number of channels", _groups),
     (r"Given normalized_shape=", _normalized),
+    (r"uniform (original parameter )?dtype but got", _one_dtype),
     (r"SyncBatchNorm layers only work with GPU modules", _not_ddp),
     (r"symbolically traced variables|symbolic tracing|Proxy object cannot be|torch\.fx", _needs_torchs("torch.fx")),
     (r"Compiled functions can't take variable number of arguments", _needs_torchs("torch.jit.script")),
