@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.moments import Moments, statistics_dtype
+from gammabeta.op_checks import ANY_NUMBER, Kind, OpCheck
 
 # The attribute of a running mean under which its skipped batches are counted. torch's layer has no buffer for them, and
 # whatever walks, copies, stacks or zips a model's buffers must find torch's. So the counts belong to the tensor that
@@ -258,6 +259,7 @@ def _move(
     count: Tensor | None,
     momentum: float | None,
 ) -> None:
+    mean, var = mean.to(statistics_dtype(mean.dtype)), var.to(statistics_dtype(var.dtype))
     if count is not None:
         var = Moments(count, mean, var * count.to(var.dtype)).var(correction=1)
     # x − x is 0 for a finite x and NaN for any other.
@@ -338,18 +340,22 @@ _STATE = (
     "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor(d!)? skipped, "
     "Tensor mean, Tensor var, Tensor? count, float? momentum"
 )
-for _name, _arguments, _implementation in (
+_COUNTING: dict[str, Kind] = {"num_batches_tracked": ANY_NUMBER}
+for _name, _arguments, _implementation, _kinds in (
     # The rule whole, for compiled graphs; the movement alone, which a native kernel does in one go.
-    ("update_running_statistics_", _STATE, _update),
-    ("move_running_statistics_", _STATE, _move),
+    ("update_running_statistics_", _STATE, _update, _COUNTING),
+    ("move_running_statistics_", _STATE, _move, {}),
     (
         "gather_moments_",
         "Tensor(a!) count, Tensor(b!) mean, Tensor(c!) m2, Tensor(d!) forwards, Tensor batch_mean, Tensor batch_var, "
         "Tensor batch_count",
         _gather,
+        {},
     ),
 ):
-    _library.define(f"{_name}({_arguments}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gammabeta::{_name}", lambda *_: None, lib=_library)
+    _schema = f"{_name}({_arguments}) -> ()"
+    _check = OpCheck(_schema, **_kinds)
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _check.checked(_implementation, memory=True), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gammabeta::{_name}", _check.checked(lambda *_: None), lib=_library)
 _move_op = torch.ops.gammabeta.move_running_statistics_.default

@@ -31,19 +31,6 @@ class Values {
   std::vector<double> copied_;
 };
 
-void check_vector(const char* name, const Tensor& t, int64_t size) {
-  const ScalarType dtype = t.scalar_type();
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size &&
-                      (dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
-                       dtype == ScalarType::Half),
-                  "gammabeta: expected ", name, " as floating values of ", size, " channels");
-}
-
-void check_counts(const char* name, const Tensor& t, int64_t size) {
-  STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == ScalarType::Long, "gammabeta: expected ",
-                  name, " as ", size, " int64");
-}
-
 // running = (1 − share)·running + share·batch in the channels that count.
 template <class Share, class Batch>
 void move(const Tensor& running, const std::vector<char>& finite, const Share& share, const Batch& batch) {
@@ -64,7 +51,7 @@ void move(const Tensor& running, const std::vector<char>& finite, const Share& s
   } else {
     std::vector<double> moved = values_of(running);
     each(moved.data(), 1);
-    torch::stable::copy_(const_cast<Tensor&>(running), tensor_of(moved, {channels}, dtype));
+    copy(running, tensor_of(moved, {channels}, dtype));
   }
 }
 
@@ -73,16 +60,14 @@ void move(const Tensor& running, const std::vector<char>& finite, const Share& s
 void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor num_batches_tracked,
                              MaybeTensor skipped_counts, Tensor mean, Tensor var, MaybeTensor count,
                              std::optional<double> momentum) {
+  OfChannels("move_running_statistics_", "mean", mean)
+      .values("running_mean", running_mean, true)
+      .values("running_var", running_var, true)
+      .number("num_batches_tracked", num_batches_tracked)
+      .skipped("skipped", skipped_counts)
+      .values("var", var)
+      .count("count", count);
   const int64_t channels = mean.numel();
-  check_vector("mean", mean, channels);
-  check_vector("var", var, channels);
-  if (running_mean) check_vector("running_mean", *running_mean, channels);
-  if (running_var) check_vector("running_var", *running_var, channels);
-  if (count) check_counts("count", *count, channels);
-  if (skipped_counts) check_counts("skipped", *skipped_counts, channels + 2);
-  if (num_batches_tracked)
-    STD_TORCH_CHECK(num_batches_tracked->scalar_type() == ScalarType::Long && num_batches_tracked->numel() == 1,
-                    "gammabeta: expected num_batches_tracked as one int64");
   const Values means(mean), vars(var);
   std::optional<Values> counts;
   if (count) counts.emplace(*count);

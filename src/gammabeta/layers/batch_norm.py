@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gammabeta import arguments
 from gammabeta.functional import Finish, normalize_by_running
 from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.converter_guard import ConverterGuard
 from gammabeta.layers.float32 import Float32State
 from gammabeta.running_statistics import (
     GatheredMoments,
@@ -24,7 +25,7 @@ from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
 from gammabeta.subclasses import by_channels, in_parts
 
 
-class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     """torch's BatchNorm, and `statistics`, `activation`, `residual`, `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² are by `statistics`

@@ -10,6 +10,7 @@ from gammabeta import arguments
 from gammabeta.functional import group_norm
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class GroupNorm(Float32State, nn.GroupNorm):
@@ -56,6 +57,8 @@ class GroupNorm(Float32State, nn.GroupNorm):
             self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # parametrized

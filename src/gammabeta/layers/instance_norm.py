@@ -12,6 +12,7 @@ from gammabeta import arguments
 from gammabeta.functional import instance_norm
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
@@ -64,6 +65,8 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
             self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         self._check_input_dim(input)
         unbatched = input.ndim == self._get_no_batch_dim()
         feature_axis = 0 if unbatched else 1

@@ -11,6 +11,7 @@ from gammabeta import arguments
 from gammabeta.functional import layer_norm
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 def computes_itself(*_: Any) -> None:
@@ -73,6 +74,8 @@ class LayerNorm(Float32State, nn.LayerNorm):
         _keep_to_forward(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # parametrized

@@ -11,6 +11,7 @@ from gammabeta import arguments
 from gammabeta.functional import rms_norm
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class RMSNorm(Float32State, nn.RMSNorm):
@@ -53,6 +54,8 @@ class RMSNorm(Float32State, nn.RMSNorm):
             self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight = self._parameters["weight"]
         except KeyError:  # parametrized

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from gammabeta.activations import activate
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -17,8 +18,9 @@ from gammabeta.layers.layer_norm import LayerNorm, computes_itself
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.running_statistics import skipped_counts
 from gammabeta.statistics import Batch, Running, Synced
+from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_norm_act
+from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_act, why_not_norm_act
 from gammabeta.surgery.where import Where, select
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -64,10 +66,12 @@ class _Origin:
 def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -> Change:
     """torch.nn's norms in the model become gammabeta's, in place: same objects, Parameters, hooks and state_dict.
 
-    Outputs stay equal to rounding. torch's SyncBatchNorm becomes a BatchNorm with `Synced`, of its group. A frozen
-    BatchNorm as torchvision, detectron2 and DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with
-    `Running`, whose γ and β are Parameters that require no gradient; timm's BatchNormAct2d a BatchNorm2d with the
-    activation that it holds. Both are first compared with ours, on inputs made up for that.
+    Outputs stay equal to rounding, and every layer stays an instance of the class that it had. torch's SyncBatchNorm
+    becomes a BatchNorm with `Synced`, of its group; on a CPU it is no SyncBatchNorm any more, because
+    DistributedDataParallel refuses all of these there, and ours work. A frozen BatchNorm as torchvision, detectron2 and
+    DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with `Running`, whose γ and β are Parameters
+    that require no gradient; timm's norm-and-activation BatchNorms become ours with the activation that they hold. Both
+    kinds are first compared with ours, on inputs made up for that.
 
     Left alone, each with the reason: other subclasses (their own forward would be lost), parametrized modules, lazy
     ones that have not seen a batch, scripted ones, modules with a `forward` set on the instance, and those that FSDP2
@@ -157,8 +161,22 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
         _become(change, name, module, _OURS[before])
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
-    change.note(name, f"{before.__name__} is {type(module).__name__}{_with(module)}")
+    change.note(name, f"{before.__name__} is {our_class(module).__name__}{_with(module)}")
     return True
+
+
+def leave_old_class(change: Change, name: str, module: Any) -> None:
+    """The class of ours alone for what adopted a SyncBatchNorm or a frozen one, and gets another source of statistics.
+
+    What those classes stand for holds no longer. Called before the source is set.
+    """
+    old = old_class(module)
+    if old is None or issubclass(old, nn.BatchNorm2d):
+        return
+    change.set_class(module, our_class(module), name)
+    mean = module._buffers.get("running_mean")
+    if mean is not None and module._buffers.get("num_batches_tracked") is None:
+        change.set_buffer(module, "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=mean.device))
 
 
 def forget_source(change: Change, name: str, module: nn.Module) -> None:
@@ -203,8 +221,8 @@ def why_not(module: nn.Module) -> str | None:
 
 
 def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    """One of our classes, with the attributes that its constructor sets."""
-    change.set_class(module, cls, name)
+    """One of our classes that is the old one too, with the attributes that ours sets in its constructor."""
+    change.set_class(module, adopted_class(cls, _kept_class(module)), name)
     change.set_attribute(module, "activation", None, name)
     change.set_attribute(module, "activation_slope", 0.01, name)
     if issubclass(cls, _BatchNorm):
@@ -212,27 +230,44 @@ def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) 
         skipped_counts(module._buffers.get("running_mean"))
 
 
+def _kept_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the layer stays an instance of."""
+    cls = type(module)
+    if not isinstance(module, nn.SyncBatchNorm):
+        return cls
+    on_cpu = all(t.device.type == "cpu" for t in (*module.parameters(), *module.buffers()))
+    return nn.modules.batchnorm._BatchNorm if on_cpu else cls
+
+
 def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
-    source = Synced(module.process_group)
+    cls, source = type(module), Synced(module.process_group)
+    activation, slope = activation_of(module) if is_norm_act(module) else (None, 0.01)
     _become(change, name, module, BatchNorm)
     change.delete_attribute(module, "process_group")
     change.set_attribute(module, "statistics", source, name)
-    change.set_attribute(module, "adopted_from", _Origin(nn.SyncBatchNorm), name)
+    _finish(change, name, module, activation, slope)
+    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
 
 
 def _adopt_norm_act(change: Change, name: str, module: nn.Module) -> None:
     cls, (activation, slope) = type(module), activation_of(module)
     _become(change, name, module, BatchNorm2d)
+    _finish(change, name, module, activation, slope)
+    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
+
+
+def _finish(change: Change, name: str, module: nn.Module, activation: str | None, slope: float) -> None:
+    # timm's `drop` and `act` stay where they are, unused: names and the way back are the same.
     change.set_attribute(module, "activation", activation, name)
     change.set_attribute(module, "activation_slope", slope, name)
-    # `drop` and `act` stay where they are, unused: names and the way back are the same.
-    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
 
 
 def _why_not_frozen(module: nn.Module) -> str | None:
     name = type(module).__name__
-    if module._parameters or module._modules or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
+    if module._parameters or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
         return f"{name} is a frozen BatchNorm with more to it than weight, bias, running_mean and running_var"
+    if module._modules:
+        return why_not_act(module)
     if any(b is None or b.ndim != 1 for key, b in module._buffers.items() if key in _FROZEN_BUFFERS):
         return f"{name} is a frozen BatchNorm whose buffers are not vectors of the channels"
     if module._buffers["weight"].is_meta:  # type: ignore[union-attr]
@@ -242,6 +277,7 @@ def _why_not_frozen(module: nn.Module) -> str | None:
 
 def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
     cls = type(module)
+    activation, slope = activation_of(module) if module._modules else (None, 0.01)
     eps = getattr(module, "eps", 1e-5)  # DETR's has it in its forward
     weight, bias, mean, var = (module._buffers[key] for key in _FROZEN_BUFFERS)
     assert weight is not None
@@ -254,11 +290,14 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
         x = (mean[:, None] + signs * torch.sqrt(var[:, None] + eps)).reshape(1, -1, 2, 2)
         got = cls.forward(module, x)
         expected = (signs * weight[:, None] + bias[:, None]).reshape(1, -1, 2, 2)
+        expected = activate(expected, activation or "none", slope)
     # As the terms of x·scale + (β − mean·scale) round.
     scale = weight / torch.sqrt(var + eps)
     terms = (x.abs() * scale.abs().reshape(1, -1, 1, 1)).amax((2, 3), keepdim=True) + bias.abs().reshape(1, -1, 1, 1)
     if not bool(((got - expected).abs() <= 16 * torch.finfo(mean.dtype).eps * (terms + expected.abs() + 1e-30)).all()):
-        change.leave(name, f"{cls.__name__} does not compute (x − running_mean)/√(running_var + {eps})·weight + bias")
+        then = "" if activation is None else f" and then {activation}"
+        formula = f"(x − running_mean)/√(running_var + {eps})·weight + bias{then}"
+        change.leave(name, f"{cls.__name__} does not compute {formula}")
         return False
     settings = {"num_features": mean.shape[0], "eps": eps, "momentum": 0.1, "affine": True, "track_running_stats": True}
     added = tuple(key for key in settings if key not in module.__dict__)
@@ -268,41 +307,47 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
     for key, value in (("weight", weight), ("bias", bias)):
         change.delete_buffer(module, key)
         change.set_parameter(module, key, nn.Parameter(value, requires_grad=False))
-    if module._buffers.get("num_batches_tracked") is None:
-        change.set_buffer(module, "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=mean.device))
+    if "num_batches_tracked" not in module._buffers:
+        added += ("num_batches_tracked",)
+        change.set_buffer(module, "num_batches_tracked", None)  # not in the state_dict, as before
     change.set_attribute(module, "statistics", Running(), name)
+    _finish(change, name, module, activation, slope)
     change.set_attribute(module, "frozen", Frozen(Batch(), ("weight", "bias")), name)
-    change.set_attribute(module, "adopted_from", _Origin(cls, added), name)
+    change.set_attribute(module, "adopted_from", _Origin(cls, added, activation), name)
     return True
 
 
 def _release_module(change: Change, name: str, module: Any) -> None:
-    cls: Any = type(module)
+    described, cls = type(module).__name__, our_class(module)
     origin: _Origin | None = module.__dict__.get("adopted_from")
     source: Any = getattr(module, "statistics", Batch())
+    # The old class applies the activation that it was adopted with itself, by its child `act`.
+    old_activates = origin is not None and "act" in module._modules and module.activation == origin.activation
     reason = None
     if parametrize.is_parametrized(module):
         reason = "it is parametrized: remove the parametrizations first"
     elif "forward" in module.__dict__:
         reason = "its forward is set on the instance, by a wrapper of another library"
     elif cls not in _TORCHS and cls is not BatchNorm:
-        reason = f"{cls.__name__} is a subclass of gammabeta's, whose additions would be lost"
-    elif origin is not None and is_norm_act(module) and (module.activation, source) == (origin.activation, Batch()):
-        _leave_ours(change, name, module, origin.cls)
-    elif module.activation is not None:
+        reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
+    elif module.activation is not None and not old_activates:
         reason = f"torch's layer has no activation, and {module.activation} would be lost"
-    elif origin is not None and origin.cls is nn.SyncBatchNorm and isinstance(source, Synced):
-        reason = _release_synced(change, name, module, source)
+    elif origin is not None and issubclass(origin.cls, nn.SyncBatchNorm) and isinstance(source, Synced):
+        reason = _release_synced(change, name, module, source, origin.cls)
     elif origin is not None and source == Running() and not _trains(module):
         _release_frozen(change, name, module, origin)
     elif source != Batch():
         reason = f"torch's layer has no {source} and would normalize by the batch in training"
+    elif old_activates and issubclass(origin.cls, nn.BatchNorm2d):  # type: ignore[union-attr]
+        _leave_ours(change, name, module, origin.cls)  # type: ignore[union-attr]
+    elif module.activation is not None:
+        reason = f"{origin.cls.__name__} does not normalize by {source}"  # type: ignore[union-attr]
     elif cls is BatchNorm:
         reason = "torch has no BatchNorm for any number of positions but SyncBatchNorm"
     else:
         _leave_ours(change, name, module, _TORCHS[cls])
     if reason is None:
-        change.note(name, f"{cls.__name__} is {type(module).__name__}")
+        change.note(name, f"{described} is {type(module).__name__}")
     else:
         change.leave(name, reason)
 
@@ -317,7 +362,7 @@ def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Modul
     change.set_class(module, cls, name)
 
 
-def _release_synced(change: Change, name: str, module: nn.Module, source: Synced) -> str | None:
+def _release_synced(change: Change, name: str, module: nn.Module, source: Synced, cls: type[nn.Module]) -> str | None:
     group = None
     if source.group is not None:
         try:
@@ -327,7 +372,7 @@ def _release_synced(change: Change, name: str, module: nn.Module, source: Synced
         if peers is None:
             return f"{source} is of this process alone, which SyncBatchNorm cannot say"
         group = torch.distributed.distributed_c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
-    _leave_ours(change, name, module, nn.SyncBatchNorm)
+    _leave_ours(change, name, module, cls)
     change.set_attribute(module, "process_group", group, name)
     return None
 
@@ -336,6 +381,7 @@ def _release_frozen(change: Change, name: str, module: nn.Module, origin: _Origi
     _leave_ours(change, name, module, origin.cls)
     for key in origin.added:
         change.delete_attribute(module, key)
+    count = module._buffers.get("num_batches_tracked")
     values: dict[str, Tensor | None] = {key: getattr(module, key).detach() for key in _FROZEN_BUFFERS}
     for key in ("weight", "bias"):
         change.delete_parameter(module, key)
@@ -343,6 +389,8 @@ def _release_frozen(change: Change, name: str, module: nn.Module, origin: _Origi
         change.delete_buffer(module, key)
     for key in _FROZEN_BUFFERS:
         change.set_buffer(module, key, values[key])
+    if "num_batches_tracked" not in origin.added:
+        change.set_buffer(module, "num_batches_tracked", count)
 
 
 def _trains(module: nn.Module) -> bool:

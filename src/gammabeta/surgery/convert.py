@@ -13,6 +13,7 @@ from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
 from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, is_norm, is_ours, why_not
+from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
 from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
@@ -121,7 +122,7 @@ def _site(change: Change, name: str, module: Any, to: str, groups: int | None) -
         return None
     ours = is_ours(module)
     reason = None if ours else why_not(module)
-    if ours and type(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
+    if ours and our_class(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
         reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
     elif is_frozen_batch_norm(module):
         reason = f"{described} is another library's: adopt it first"
