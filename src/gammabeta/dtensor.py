@@ -37,6 +37,8 @@ def by_samples(
     x = _distributed(norm, "input", x, mesh)
     samples = 1 if axes is None else x.ndim - axes
     placements = _kept(x, lambda axis: axis < samples)
+    if mesh.get_coordinate() is None:
+        return _nothing(x, residual, placements)
     whole = (Replicate(),) * mesh.ndim
     sums = tuple(Partial() if p.is_shard() else Replicate() for p in placements)
     y = compute(
@@ -64,6 +66,8 @@ def by_channels(
     x = _distributed(norm, "input", x, mesh)
     # An instance norm's running statistics move by the averages over all samples.
     placements = _kept(x, lambda axis: axis == 1 and not (norm == "instance_norm" and running.tracked))
+    if mesh.get_coordinate() is None:
+        return _nothing(x, residual, placements)
     of_channels = tuple(Shard(0) if p.is_shard() else Replicate() for p in placements)
     everywhere = _with_buffers(running, lambda t: _part_of_buffer(t, mesh, (Replicate(),) * mesh.ndim))
     own, collected = everywhere, None
@@ -211,6 +215,12 @@ def _write_back(running: RunningStatistics, moved: RunningStatistics, mesh: Devi
 def _all_channels(part: Tensor, x: DTensor, placements: Placements) -> Tensor:
     shape = torch.Size((x.shape[1],))
     return DTensor.from_local(part, x.device_mesh, placements, shape=shape, stride=(1,)).full_tensor()
+
+
+def _nothing(x: DTensor, residual: Tensor | None, placements: Placements) -> DTensor:
+    """What a process outside of the mesh has of y: it may call all the same, as torch's ops let it."""
+    dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+    return _whole(x.to_local().to(dtype), x, placements)
 
 
 def _whole(y: Tensor, x: DTensor, placements: Placements) -> DTensor:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from tests.distributed.world import once
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
@@ -422,6 +422,18 @@ def job():
     return results
 
 
+def outside():
+    """What processes get that a mesh leaves out, and call all the same."""
+    mesh = DeviceMesh("cpu", [0, 1])
+    found = {}
+    for name, make in LAYERS.items():
+        theirs, ours = pair(make, mesh)
+        shape = (4, S, C) if isinstance(theirs, (nn.LayerNorm, nn.RMSNorm)) else (4, C, S)
+        y = said(ours, distribute_tensor(torch.zeros(shape, dtype=torch.float64), mesh, [Shard(0)]))
+        found[name] = y if isinstance(y, str) else (tuple(y.shape), y.to_local().numel())
+    return found
+
+
 def job_of_four():
     """Two meshes of two: data and tensor parallel; and parts of different sizes, of which one is empty."""
     both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
@@ -434,6 +446,7 @@ def job_of_four():
         results[name, "two axes"] = in_both_ways(placed, make, [Shard(0), Shard(1)], both)
     for norm in NORMS:
         results["block", norm] = in_both_ways(block_difference, norm, True, both["tensor"], both["data"])
+    results["outside"] = outside()
     return results
 
 
@@ -511,6 +524,15 @@ def test_a_block_under_fsdp2_and_tensor_parallel_trains_as_torchs_in_one_process
 def test_parts_may_differ_in_size_and_be_empty(layer, way):
     for results in found("job_of_four", 4):
         small(results[layer, way], 1e-14)
+
+
+def test_processes_outside_of_the_mesh_may_call():
+    for rank, results in enumerate(found("job_of_four", 4)):
+        for layer, result in results["outside"].items():
+            shape = (4, S, C) if layer.startswith(("LayerNorm", "RMSNorm")) else (4, C, S)
+            assert not isinstance(result, str), result
+            assert result[0] == shape
+            assert (result[1] == 0) == (rank > 1)
 
 
 def test_mixing_dtensors_and_plain_tensors_is_refused_in_torchs_words():
