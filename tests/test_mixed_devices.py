@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import gammabeta as gb
 from gammabeta import kernels
 
-REFUSED = re.compile("Expected all tensors to be on the same device|Tensor on device meta is not on the expected device")
+REFUSED = re.compile(
+    "Expected all tensors to be on the same device|Tensor on device meta is not on the expected device"
+)
 
 IMAGES, ROWS = (4, 8, 6, 6), (16, 768)
 
@@ -56,7 +58,9 @@ def arguments(m: nn.Module, x: Tensor, finish: str) -> tuple[dict[str, Any], nn.
     if finish == "activation":
         m.activation = "silu"
     over_last = isinstance(m, (gb.LayerNorm, gb.RMSNorm))
-    mask = torch.ones(x.shape[: -len(m.normalized_shape)] if over_last else (x.shape[0], *x.shape[2:]), dtype=torch.bool)
+    mask = torch.ones(
+        x.shape[: -len(m.normalized_shape)] if over_last else (x.shape[0], *x.shape[2:]), dtype=torch.bool
+    )
     return {"residual": {"residual": torch.ones_like(x)}, "mask": {"mask": mask}}.get(finish, {}), m
 
 

@@ -189,6 +189,22 @@ def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Te
     return mask.reshape(padded).expand(shape)
 
 
+def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
+    """x, copied where its axes are permuted.
+
+    y is laid out as x, and whoever takes a view of torch's output takes one of y. Of such layouts torch's norms keep
+    channels_last, where `channels_last` says so, and no other.
+    """
+    if x.is_contiguous() or torch._C._are_functorch_transforms_active():
+        return x
+    if x.ndim in (4, 5):
+        last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+        if x.is_contiguous(memory_format=last):
+            return x if channels_last else x.contiguous()
+    strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
+    return x if strides == sorted(strides, reverse=True) else x.contiguous()
+
+
 def _check_floating(norm: str, x: Tensor) -> None:
     if x.dtype not in FLOATING:
         raise TypeError(

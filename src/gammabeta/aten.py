@@ -18,9 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gammabeta.moments import statistics_dtype
+from gammabeta.subclasses import knows_only_torch
 
 # Values of a row up to which the sums of LayerNorm's backward are good enough: torch adds up each lane of a vector one
 # by one. At 200,000 values a gradient that is the same everywhere loses 5 times what the reference loses.
@@ -31,7 +32,7 @@ def as_it_is(x: Tensor) -> bool:
     """Whether torch's op is called as it is, and its accuracy is torch's."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.device.type != "cpu":
         return True
-    return type(x) is not Tensor and type(x) is not nn.Parameter
+    return knows_only_torch(x)
 
 
 def takes(norm: str, x: Tensor, weight: Tensor | None, bias: Tensor | None = None, row: int = 0) -> bool:

@@ -210,8 +210,8 @@ def _not_ddp(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
 
 def _one_dtype(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     return (
-        "FSDP wants one dtype for the parameters that it shards together, and norms of gammabeta stay float32 in a model "
-        "that is cast to 16 bits.",
+        "FSDP wants one dtype for the parameters that it shards together, and norms of gammabeta stay float32 in a "
+        "model that is cast to 16 bits.",
         "Cast them too: gammabeta.adopt(model, keep_float32=False) before the cast (or again, and cast again); or give "
         "the norms a group of their own, fully_shard([all norms]).",
     )

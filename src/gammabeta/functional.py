@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
-from gammabeta.subclasses import by_channels, by_parts, in_parts, knows_only_torch
+from gammabeta.subclasses import by_channels, by_parts, in_parts, knows_only_torch, overrides_torch
 
 
 @dataclass(slots=True)
@@ -45,6 +46,8 @@ class Finish:
         """
         if self.mask is not None:
             return False
+        if self.norm in ("batch_norm", "layer_norm") and forward_ad._current_level >= 0:
+            return False  # torch's ops take mean and variance for constants in the gradient of a tangent
         if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
             return True
         if self.residual is not None or self.activation is not None:
@@ -52,6 +55,12 @@ class Finish:
         if torch.compiler.is_compiling():  # by nothing that a new size could change: that would be another graph
             return kernels.leaves_compiled_to_torch(self.norm) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
+
+    def overridden(self, *tensors: Tensor | None) -> bool:
+        """Whether a class of tensors has its own torch.nn.functional (`__torch_function__`), and nothing is asked for
+        that such a class can't know."""
+        asked = self.residual is not None or self.activation is not None or self.mask is not None
+        return not asked and overrides_torch(*tensors)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         """By torch's elementwise operations, in y's dtype; rounded once, to x's dtype or what the residual asks."""
@@ -154,7 +163,7 @@ def normalize_by_running(
     if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
         x_, mean_, var_, weight_, bias_ = aten.for_batch_norm(x, mean, var, weight, bias)
         return finish.composed(aten.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
-    return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
+    return autograd.channel_apply(arguments.laid_out(x), mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
 def normalize_by_batch(
@@ -183,7 +192,7 @@ def normalize_by_batch(
                 count, var = torch.full(mean.shape, n, device=x.device), var * ((n - 1) / n)
             running.update(mean, var, count)
             return finish.composed(y, x.dtype)
-    y, mean, var, count = autograd.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
+    y, mean, var, count = autograd.channel_norm(arguments.laid_out(x), weight, bias, *finish.of_channels(x, eps))
     running.update(mean, var, count)
     return y
 
@@ -232,6 +241,8 @@ def instance_norm(
     if not use_input_stats:
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
     tracked = running_mean is not None or running_var is not None
+    if not tracked and finish.overridden(input, weight, bias):
+        return F.instance_norm(input, None, None, weight, bias, True, momentum, eps)
     if in_parts(input, weight):
         if not tracked:
             return by_parts(instance_norm, None, input, (), weight, bias, eps, finish)
@@ -253,7 +264,7 @@ def instance_norm(
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
             return finish.composed(torch.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
     y, mean, var, count = autograd.sample_norm(
-        input, 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
+        arguments.laid_out(input), 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
     )
     if tracked:
         # A sample with fewer than two values that count has no statistics to give.
@@ -300,6 +311,8 @@ def group_norm(
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """
     finish = Finish("group_norm", residual, activation, activation_slope, mask)
+    if finish.overridden(input, weight, bias):
+        return F.group_norm(input, num_groups, weight, bias, eps)
     if in_parts(input, weight):
         return by_parts(group_norm, None, input, (num_groups,), weight, bias, eps, finish)
     arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
@@ -308,7 +321,8 @@ def group_norm(
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
-    y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
+    x = arguments.laid_out(input)
+    y, *_ = autograd.sample_norm(x, 1, 1, num_groups, weight, bias, *finish.of_channels(x, eps), True)
     return y
 
 
@@ -344,6 +358,8 @@ def layer_norm(
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
     finish = Finish("layer_norm", residual, activation, activation_slope, mask)
+    if finish.overridden(input, weight, bias):
+        return F.layer_norm(input, list(normalized_shape), weight, bias, eps)
     if in_parts(input, weight):
         return by_parts(layer_norm, len(normalized_shape), input, (normalized_shape,), weight, bias, eps, finish)
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
@@ -352,7 +368,8 @@ def layer_norm(
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
-    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
+    x = arguments.laid_out(input, channels_last=False)
+    y, *_ = autograd.sample_norm(x, x.ndim - k, k, 1, weight, bias, *finish.of_samples(x, k, eps), True)
     return y
 
 
@@ -387,6 +404,8 @@ def rms_norm(
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
     finish = Finish("rms_norm", residual, activation, activation_slope, mask)
+    if finish.overridden(input, weight):
+        return F.rms_norm(input, list(normalized_shape), weight, eps)
     if in_parts(input, weight):
         return by_parts(rms_norm, len(normalized_shape), input, (normalized_shape,), weight, None, eps, finish)
     arguments.check_normalized("rms_norm", input, normalized_shape, weight, None, residual)
@@ -396,7 +415,8 @@ def rms_norm(
         x, weight_ = aten.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
-    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
+    x = arguments.laid_out(input)
+    y, *_ = autograd.sample_norm(x, x.ndim - k, k, 1, weight, None, *finish.of_samples(x, k, eps), False)
     return y
 
 

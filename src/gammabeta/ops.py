@@ -74,9 +74,8 @@ def _or_empty(gradients: reference.Gradients, like: Tensor) -> tuple[Tensor, Ten
 def _empty_gradients(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g_x, g_weight, g_bias, g_residual = (
-        x.new_empty(0) if t is None else torch.empty_like(t) for t in (x, weight, bias, residual)
-    )
+    g_x, g_residual = (x.new_empty(0) if t is None else torch.empty_like(t) for t in (x, residual))
+    g_weight, g_bias = (x.new_empty(0) if t is None else t.new_empty(t.shape) for t in (weight, bias))
     return g_x, g_weight, g_bias, g_residual
 
 
@@ -209,6 +208,12 @@ def _sample_norm_forward_fake(
     return y, *_new_statistics(x, _statistics_shape(x, sample_axes, groups))
 
 
+def _sample_norm_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, mean, var, count = reference.sample_norm_forward(x, *rest)
+    like = torch.empty_like(x, dtype=y.dtype)
+    return y if y.stride() == like.stride() else like.copy_(y), mean, var, count
+
+
 def _statistics_shape(x: Tensor, sample_axes: int, groups: int) -> tuple[Any, ...]:
     samples: Any = 1
     for axis in range(sample_axes):
@@ -220,7 +225,7 @@ _declare(
     "sample_norm_forward(Tensor x, int sample_axes, int channel_axes, int groups, Tensor? weight, Tensor? bias, "
     "Tensor? residual, Tensor? mask, float eps, str activation, float slope, bool center) "
     "-> (Tensor y, Tensor mean, Tensor var, Tensor count)",
-    reference.sample_norm_forward,
+    _sample_norm_forward,
     _sample_norm_forward_fake,
 )
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
 from gammabeta import nested
 
@@ -47,7 +48,18 @@ def knows_only_torch(x: Tensor) -> bool:
         return False
     if kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
         return False
-    return not (kind.__module__.startswith("torch.") and kind.__name__ in _TRANSPARENT)
+    return not _is_transparent(kind)
+
+
+def overrides_torch(*tensors: Tensor | None) -> bool:
+    """Whether one is of a class that handles torch.nn.functional itself, by `__torch_function__`."""
+    return has_torch_function_variadic(*tensors) and any(
+        has_torch_function_unary(t) and not _is_transparent(type(t)) for t in tensors if t is not None
+    )
+
+
+def _is_transparent(kind: type) -> bool:
+    return kind.__module__.startswith("torch.") and kind.__name__ in _TRANSPARENT
 
 
 _TRANSPARENT = ("FakeTensor", "FunctionalTensor", "AsyncCollectiveTensor")

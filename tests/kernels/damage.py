@@ -36,7 +36,10 @@ class Argument:
 def arguments_of(op: Any) -> list[Argument]:
     return [
         Argument(
-            a.name, "Tensor" in str(a.type), "Optional" in str(a.type), a.alias_info is not None and a.alias_info.is_write
+            a.name,
+            "Tensor" in str(a.type),
+            "Optional" in str(a.type),
+            a.alias_info is not None and a.alias_info.is_write,
         )
         for a in op._schema.arguments
     ]
@@ -120,8 +123,10 @@ def damages(argument: Argument, t: Tensor) -> list[Damage]:
         for size in (t.shape[axis] - 1, t.shape[axis] + 1, 2 * t.shape[axis], 0):
             found.append(
                 Damage(
-                    f"size {size} of axis {axis}", REFUSED,
-                    lambda t, axis=axis, size=size: _resized(t, axis, size), True,
+                    f"size {size} of axis {axis}",
+                    REFUSED,
+                    lambda t, axis=axis, size=size: _resized(t, axis, size),
+                    True,
                 )
             )
     for dtype in (*FLOATING, *OTHERS):
