@@ -1,14 +1,14 @@
 """A tensor that was left on another device than the others: an error in words like torch's, whoever would compute.
 
-A model that is built on the meta device, of which a checkpoint did not bring everything, leaves such tensors behind. What
-comes out of memory that nobody wrote may be anything.
+A model that is built on the meta device, of which a checkpoint did not bring everything, leaves such tensors behind.
+What comes out of memory that nobody wrote may be anything.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 import gammabeta as gb
 from gammabeta import kernels
 
-REFUSED = re.compile("Expected all tensors to be on the same device|Tensor on device meta is not on the expected device")
+REFUSED = re.compile(
+    "Expected all tensors to be on the same device|Tensor on device meta is not on the expected device"
+)
 
 IMAGES, ROWS = (4, 8, 6, 6), (16, 768)
 
@@ -40,10 +42,10 @@ FINISHES = ("plain", "residual", "activation", "mask")
 
 
 @pytest.fixture(params=["small", "large"])
-def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """On which side of the size from which our kernels compute what torch's ops can do too."""
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, 0 if request.param == "large" else 2**62))
-    yield request.param
+    return request.param
 
 
 def on_meta(layer: Callable[[], nn.Module]) -> nn.Module:
@@ -56,7 +58,9 @@ def arguments(m: nn.Module, x: Tensor, finish: str) -> tuple[dict[str, Any], nn.
     if finish == "activation":
         m.activation = "silu"
     over_last = isinstance(m, (gb.LayerNorm, gb.RMSNorm))
-    mask = torch.ones(x.shape[: -len(m.normalized_shape)] if over_last else (x.shape[0], *x.shape[2:]), dtype=torch.bool)
+    mask = torch.ones(
+        x.shape[: -len(m.normalized_shape)] if over_last else (x.shape[0], *x.shape[2:]), dtype=torch.bool
+    )
     return {"residual": {"residual": torch.ones_like(x)}, "mask": {"mask": mask}}.get(finish, {}), m
 
 
