@@ -33,6 +33,7 @@ from tests.kernels.damage import (
 from tests.routes import tensor_ops
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 import gammabeta.ops
 from gammabeta.kernels import cuda
@@ -385,3 +386,43 @@ def test_the_words_are_the_same_in_both_languages() -> None:
                 assert said[0] == said[1]
                 compared += 1
     assert compared > 500
+
+
+def traced(mode: FakeTensorMode, t: Tensor) -> Tensor:
+    """All sizes are symbols, each its own."""
+    dynamic: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * t.ndim)
+    fake = mode.from_tensor(t, symbolic_context=dynamic)
+    assert not any(type(size) is int for size in fake.shape)
+    return fake
+
+
+def test_traced_sizes_that_are_the_same_symbols_cost_no_guard() -> None:
+    """Each guard is a graph more, for some other size."""
+    shapes = ShapeEnv()
+    mode = FakeTensorMode(shape_env=shapes)
+    x = traced(mode, torch.randn(6, 8, 10))
+    with mode:
+        n, c, s = x.shape
+        weight, mask = x.new_ones(c), x.new_ones((n, s), dtype=torch.bool)
+        finish = 1e-5, "silu", 0.0
+        ops = torch.ops.gammabeta
+        y, *statistics = ops.channel_norm_forward(x, weight, weight, x, mask, *finish)
+        ops.channel_norm_backward(y, x, weight, weight, x, mask, *statistics, *finish)
+        rows, row = x.new_ones((n, c), dtype=torch.bool), x.new_ones(s)
+        y, *statistics = ops.sample_norm_forward(x, 2, 1, 1, row, row, x, rows, *finish, True)
+        ops.sample_norm_backward(y, x, 2, 1, 1, row, row, x, rows, *statistics, *finish, True)
+        y, total, *statistics = ops.add_sample_norm_forward(x, y, 1, row, None, 1e-5, False)
+        ops.add_sample_norm_backward(y, y, total, 1, row, None, *statistics, 1e-5, False)
+    assert not shapes.guards
+
+
+def test_traced_sizes_of_other_symbols_are_compared() -> None:
+    shapes = ShapeEnv()
+    forward = torch.ops.gammabeta.channel_norm_forward
+    mode = FakeTensorMode(shape_env=shapes)
+    x, weight, other = (traced(mode, t) for t in (torch.randn(6, 8, 10), torch.ones(8), torch.ones(9)))
+    with mode:
+        with pytest.raises(RuntimeError, match="^gammabeta::channel_norm_forward: expected weight of shape"):
+            forward(x, other, None, None, None, 1e-5, "none", 0.0)
+        forward(x, weight, None, None, None, 1e-5, "none", 0.0)
+    assert any("Eq" in str(guard.expr) for guard in shapes.guards)
