@@ -422,7 +422,22 @@ def test_traced_sizes_of_other_symbols_are_compared() -> None:
     mode = FakeTensorMode(shape_env=shapes)
     x, weight, other = (traced(mode, t) for t in (torch.randn(6, 8, 10), torch.ones(8), torch.ones(9)))
     with mode:
-        with pytest.raises(RuntimeError, match="^gammabeta::channel_norm_forward: expected weight of shape"):
+        with pytest.raises(RuntimeError, match=r"^gammabeta::channel_norm_forward: expected weight of shape"):
             forward(x, other, None, None, None, 1e-5, "none", 0.0)
         forward(x, weight, None, None, None, 1e-5, "none", 0.0)
     assert any("Eq" in str(guard.expr) for guard in shapes.guards)
+
+
+def test_a_kernel_of_the_cpu_that_is_called_past_the_dispatcher() -> None:
+    name = "channel_norm_forward"
+    kernel, keys = torch.library.get_kernel(op(name), "CPU"), torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    x, rest = torch.randn(3, 4), (None, None, None, 1e-5, "none", 0.0)
+    for bad, words in (
+        (x.to("meta"), "expected x on cpu, got meta"),
+        (x.to_sparse(), "expected x of layout strided, got sparse_coo"),
+        (torch.nested.nested_tensor([x, x[:2]]), "expected x that is a plain tensor"),
+    ):
+        with pytest.raises(RuntimeError, match=f"^gammabeta::{name}: {words}"):
+            kernel.call_boxed(keys, bad, None, *rest)
+    with pytest.raises(RuntimeError, match=r"at least two devices, cpu and meta! .argument weight of gammabeta::"):
+        kernel.call_boxed(keys, x, torch.ones(4, device="meta"), *rest)
