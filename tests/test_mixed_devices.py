@@ -1,14 +1,14 @@
 """A tensor that was left on another device than the others: an error in words like torch's, whoever would compute.
 
-A model that is built on the meta device, of which a checkpoint did not bring everything, leaves such tensors behind. What
-comes out of memory that nobody wrote may be anything.
+A model that is built on the meta device, of which a checkpoint did not bring everything, leaves such tensors behind.
+What comes out of memory that nobody wrote may be anything.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -42,10 +42,10 @@ FINISHES = ("plain", "residual", "activation", "mask")
 
 
 @pytest.fixture(params=["small", "large"])
-def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """On which side of the size from which our kernels compute what torch's ops can do too."""
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, 0 if request.param == "large" else 2**62))
-    yield request.param
+    return request.param
 
 
 def on_meta(layer: Callable[[], nn.Module]) -> nn.Module:

@@ -87,7 +87,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class _Argument:
-    """A tensor of a schema: its place and name, what it has to be, whether it has to be there, whether it is written."""
+    """A tensor of a schema: its place and name, what it has to be, whether it may be None, whether it is written."""
 
     at: int
     name: str

@@ -81,3 +81,26 @@ def test_an_op_that_triton_refused_stays_and_the_others_give_way() -> None:
     nodes = trace(True, ("channel_norm_forward",))
     assert [node for node in nodes if node.startswith("gammabeta")] == ["gammabeta.channel_norm_forward.default"]
     assert any("g_x" in node for node in nodes if node.startswith("triton_kernel_wrapper"))
+
+
+REFUSE = """
+    for other in (torch.empty(64), torch.empty(64, device="meta"), torch.empty(63, device="cuda")):
+        for run in (norms, aot_function(norms, fw_compiler=make_boxed_compiler(compiler))):
+            try:
+                run(args[0], other, *args[2:])
+            except RuntimeError as error:
+                print(str(error).splitlines()[0])
+"""
+
+
+def test_a_launch_is_refused_what_does_not_fit() -> None:
+    """By the fake, and where the op gives way to its launches."""
+    before, traced = TRACE.replace("{serves}", "True").replace("{refused}", "()").split("    traced = ")
+    assert traced
+    done = subprocess.run([sys.executable, "-c", before + REFUSE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 6
+    for i, words in enumerate(("cuda:0 and cpu", "cuda:0 and meta", "expected weight of shape (64,), got (63,)")):
+        assert words in said[2 * i], said
+        assert words in said[2 * i + 1], said

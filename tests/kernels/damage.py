@@ -1,7 +1,7 @@
 """What may be wrong with an op's arguments, and memory around them that nobody may touch.
 
-A damage takes a valid argument and gives another one, and says what an op owes for it: an error (REFUSED), the result of
-the same numbers in plain tensors (TAKEN), or either, as long as all implementations agree (AGREED).
+A damage takes a valid argument and gives another one, and says what an op owes for it: an error (REFUSED), the result
+of the same numbers in plain tensors (TAKEN), or either, as long as all implementations agree (AGREED).
 """
 
 from __future__ import annotations
@@ -72,6 +72,10 @@ def _strided(t: Tensor, strides: Sequence[int]) -> Tensor:
     return torch.zeros(span, dtype=t.dtype).as_strided(t.shape, strides).copy_(t)
 
 
+def _reversed_strides(t: Tensor) -> Tensor:
+    return _strided(t, t.permute([*range(t.ndim)][::-1]).contiguous().stride()[::-1])
+
+
 def _sliced(t: Tensor) -> Tensor:
     return t.repeat_interleave(2, dim=-1)[..., ::2]
 
@@ -86,7 +90,8 @@ def _far_strides(t: Tensor) -> Tensor | None:
     """Where an axis has one element its stride reaches nothing: any may stand there."""
     if 1 not in t.shape:
         return None
-    return t.clone().as_strided(t.shape, [2**40 if n == 1 else s for n, s in zip(t.shape, t.contiguous().stride())])
+    strides = t.contiguous().stride()
+    return t.clone().as_strided(t.shape, [2**40 if n == 1 else s for n, s in zip(t.shape, strides, strict=True)])
 
 
 def damages(argument: Argument, t: Tensor) -> list[Damage]:
@@ -109,7 +114,7 @@ def damages(argument: Argument, t: Tensor) -> list[Damage]:
         Damage(
             "transposed", TAKEN, lambda t: _if(t.ndim > 1, lambda: t.transpose(0, -1).contiguous().transpose(0, -1))
         ),
-        Damage("reversed strides", TAKEN, lambda t: _strided(t, t.permute([*range(t.ndim)][::-1]).contiguous().stride()[::-1])),
+        Damage("reversed strides", TAKEN, _reversed_strides),
         Damage(
             "expanded", REFUSED if argument.written else TAKEN,
             lambda t: _if(t.ndim > 0 and t.shape[0] > 1, lambda: t[:1].expand(t.shape)),
