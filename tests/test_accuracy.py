@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.interpreter import INTERPRETED
 from tests.routes import reference_instead_of_kernels
+from tests.threads import one_thread
 from torch import nn
 
 import gammabeta
@@ -26,6 +27,12 @@ pytestmark = pytest.mark.skipif(INTERPRETED, reason="of the CPU's routes; the ke
 
 LAYOUTS = [(norm, layout) for norm, layouts in accuracy.SHAPES.items() for layout in layouts]
 KEPT = json.loads(accuracy.KEPT.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread():
+    with one_thread():
+        yield
 
 
 @contextmanager
