@@ -5,9 +5,9 @@ Signatures are torch's, then keyword-only
     activation       None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"; activation_slope for leaky_relu
     mask             boolean, True where x is real; what is masked out enters no statistic and is zero in the output
 
-Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do, except
-that torch's own op runs where nothing of ours is asked for and x is small. Where they are not, torch's ops run, and
-those of ops.py only under a mask. An exported graph has torch's standard ops wherever there is no mask.
+Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do. torch's
+own ops run only where they are as accurate and faster (kernels.leaves_to_torch, aten.takes), and on other devices than
+the CPU wherever no kernel is. An exported graph has torch's standard ops wherever there is no mask.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ class Finish:
     mask: Tensor | None
 
     def left_to_torch(self, x: Tensor) -> bool:
-        """Whether torch's own ops do it: there is no mask, and no kernel of ours for the device, or nothing of ours is
-        asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is exported.
+        """Whether torch's own ops may do it: there is no mask, and no kernel of ours for the device, or nothing of ours
+        is asked for and torch is as accurate and faster, or is to differentiate it; or a graph of standard ops is
+        exported. `aten.takes` says whether they are right for it.
         """
         if self.mask is not None:
             return False
