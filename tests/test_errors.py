@@ -116,7 +116,8 @@ CASES = {
     "residual that is not floating": (
         lambda: gf.layer_norm(X, (32,), residual=X.long()),
         TypeError,
-        "layer_norm: expected residual of a floating point dtype, got torch.int64: convert it with residual.float().",
+        "layer_norm: expected residual of a floating point dtype (float64, float32, bfloat16, float16), got "
+        "torch.int64: convert it with residual.float().",
     ),
     "residual of a sum": (
         lambda: gf.add_rms_norm(torch.randn(2, 4), torch.randn(4), (4,)),
@@ -143,7 +144,8 @@ CASES = {
     "integers": (
         lambda: gf.group_norm(torch.ones(2, 4, dtype=torch.int64), 2),
         TypeError,
-        "group_norm: expected input of a floating point dtype, got torch.int64: convert it with input.float().",
+        "group_norm: expected input of a floating point dtype (float64, float32, bfloat16, float16), got torch.int64: "
+        "convert it with input.float().",
     ),
     "no running statistics": (
         lambda: gf.batch_norm(X, None, None),

@@ -1,11 +1,15 @@
 """The error translator, on the errors that torch itself raises."""
 
 import traceback
+import warnings
 
 import pytest
 import torch
+import torch.ao.quantization
 import torch.distributed as dist
 from torch import nn
+from torch.fx.experimental import optimization
+from torch.nn.parallel import DistributedDataParallel
 
 import gammabeta as gb
 
@@ -126,3 +130,119 @@ def test_other_errors_pass_as_they_are():
         nn.Linear(3, 4)(torch.randn(2, 5))
     assert gb.explain_error(raised.value) is None
     assert "gammabeta" not in "".join(traceback.format_exception_only(raised.value))
+
+
+def convolved(norm=nn.BatchNorm2d):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norm(4) if norm is not nn.GroupNorm else norm(2, 4), nn.ReLU()).eval()
+    gb.adopt(model)
+    return model
+
+
+def quantized(model):
+    model = torch.ao.quantization.QuantWrapper(model)
+    model.qconfig = torch.ao.quantization.get_default_qconfig()
+    torch.ao.quantization.prepare(model, inplace=True)
+    model(torch.randn(2, 3, 5, 5))
+    torch.ao.quantization.convert(model, inplace=True)
+    return model(torch.randn(2, 3, 5, 5))
+
+
+def expanded(model):
+    from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+
+    return call_for_per_sample_grads(model)(torch.randn(2, 3, 5, 5))
+
+
+def jit_script(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(model)
+
+
+# Tools that take torch's classes only, each as its users call it, and how the explanation calls them.
+TOOLS = {
+    "fx": (torch.fx.symbolic_trace, "torch.fx"),
+    "fx fusion": (optimization.fuse, "torch.fx"),
+    "script": (jit_script, "torch.jit.script"),
+    "fuse_modules": (
+        lambda m: torch.ao.quantization.fuse_modules(m, ["0", "1", "2"]), "torch.ao's fuse_modules",
+    ),
+    "fuse_modules_qat": (
+        lambda m: torch.ao.quantization.fuse_modules_qat(m.train(), ["0", "1"]), "torch.ao's fuse_modules",
+    ),
+    "quantized": (quantized, "torch.ao's quantization"),
+    "expanded weights": (expanded, "torch's ExpandedWeight"),
+}  # fmt: skip
+
+
+# torch.ao fuses BatchNorms only, and ExpandedWeight is met where there are parameters that it has samplers for.
+MET = [
+    *((tool, nn.BatchNorm2d) for tool in TOOLS if tool != "expanded weights"),
+    *((tool, nn.GroupNorm) for tool in TOOLS if not tool.startswith("fuse_modules")),
+    *((tool, nn.InstanceNorm2d) for tool in ("fx", "script", "quantized")),
+]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+class TestToolsThatTakeTorchsClassesOnly:
+    @pytest.mark.parametrize(("tool", "norm"), MET)
+    def test_the_way_out_is_named(self, tool, norm):
+        use, called = TOOLS[tool]
+        model = convolved(norm)
+        with pytest.raises(Exception) as raised:  # noqa: PT011  (each tool has a type of its own)
+            use(model)
+        explanation = gb.explain_error(raised.value, model)
+        assert explanation is not None, raised.value
+        assert explanation.where in ("1", "")  # torch.ao works on copies
+        assert explanation.why == f"the {norm.__name__} is gammabeta's, and {called} takes torch's own classes only."
+        assert explanation.fix == (
+            "Call it within `with gammabeta.release(model):`, where the norms are torch's; on leaving they are "
+            "gammabeta's again. What torch's cannot do (an activation, another source of statistics) is not released: "
+            "print the `Change`."
+        )
+
+    @pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool not in ("quantized", "expanded weights")])
+    def test_the_way_out_works(self, tool):
+        model, x = convolved(), torch.randn(2, 3, 5, 5)
+        expected = model(x)
+        with gb.release(model):
+            made = TOOLS[tool][0](model)
+        assert type(model[1]) is gb.BatchNorm2d
+        torch.testing.assert_close(made.eval()(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.eval()(x), expected, rtol=1e-6, atol=1e-6)
+
+    def test_the_note_names_the_layer(self):
+        model = convolved()
+        with pytest.raises(torch.fx.proxy.TraceError) as raised, gb.explained_errors(model):
+            torch.fx.symbolic_trace(model)
+        text = "".join(traceback.format_exception(raised.value))
+        assert "gammabeta: 1: the BatchNorm2d is gammabeta's, and torch.fx takes" in text
+
+    def test_a_model_that_cannot_be_traced_for_another_reason_is_not_explained(self):
+        class Branching(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = gb.LayerNorm(3)
+
+            def forward(self, x):
+                return self.norm(x) if x.sum() > 0 else x
+
+        with pytest.raises(torch.fx.proxy.TraceError) as raised:
+            torch.fx.symbolic_trace(Branching())
+        assert gb.explain_error(raised.value) is None
+
+
+def test_data_parallel_that_refuses_sync_batch_norm_is_explained(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.SyncBatchNorm(4))
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match="GPU") as raised:
+            DistributedDataParallel(model)
+        assert str(gb.explain_error(raised.value)) == (
+            "DistributedDataParallel refuses torch's SyncBatchNorm on a CPU, whose forward in training raises there. "
+            "Call gammabeta.adopt(model) before: its BatchNorms share their statistics over gloo too."
+        )
+        gb.adopt(model)
+        assert DistributedDataParallel(model)(torch.randn(5, 3)).shape == (5, 4)
+    finally:
+        dist.destroy_process_group()

@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,6 +116,13 @@ def test_constructors_begin_as_torch_s_do(name):
     ours = list(inspect.signature(getattr(gb, name)).parameters.values())
     assert [(p.name, p.default, p.kind) for p in ours[: len(theirs)]] == [(p.name, p.default, p.kind) for p in theirs]
     assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in ours[len(theirs) :])
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_a_size_may_be_of_any_integral_type(name):
+    layer = getattr(gb, name)(np.int64(6))
+    assert repr(layer) == repr(getattr(nn, name)(6))
+    assert torch.equal(layer(torch.ones(2, 6)), getattr(gb, name)(6)(torch.ones(2, 6)))
 
 
 @pytest.mark.parametrize("case", LAYERS)

@@ -60,4 +60,6 @@ def run(words, variables, folder):
 
 
 def test_there_are_recipes():
-    assert [page.stem for page in RECIPES] == ["check-and-watch", "deploy", "distributed", "fine-tune", "small-batches"]
+    assert [page.stem for page in RECIPES] == [
+        "check-and-watch", "deploy", "distributed", "fine-tune", "other-libraries", "small-batches",
+    ]  # fmt: skip

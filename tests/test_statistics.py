@@ -153,6 +153,22 @@ class TestRenormSchedule:
             torch.testing.assert_close(compiled(X + i), eager(X + i), rtol=1e-12, atol=1e-12)
         assert len(graphs) == 1
 
+    def test_compiled_gradients_are_those_of_eager(self):
+        """Not those by the running statistics that the forward has moved."""
+        torch._dynamo.reset()
+        eager = layer(Renorm(2.0, 1.0, warmup=1, r_steps=3, d_steps=2))
+        norm = copy.deepcopy(eager)
+        compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+        for i in range(4):
+            gradients = []
+            for module, forward in ((eager, eager), (norm, compiled)):
+                x = (X + i).requires_grad_()
+                module.zero_grad()
+                forward(x).pow(3).sum().backward()
+                gradients.append([x.grad, *(p.grad for p in module.parameters())])
+            for a, b in zip(*gradients, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
     def test_settings_that_cannot_be(self):
         with pytest.raises(ValueError, match=r"^Renorm: expected r_max ≥ 1 and d_max ≥ 0, got 0\.5 and 5\.0\.$"):
             Renorm(0.5)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
-from torch import bool as torch_bool
 
+from gammabeta import nested
 from gammabeta.activations import ACTIVATIONS
+
+FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+"""The dtypes that norms compute with."""
+
+_FLOATING = "float64, float32, bfloat16, float16"
 
 
 def activation_name(norm: str, activation: str | None) -> str:
@@ -42,16 +48,24 @@ def check_channels(
     running_var: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape."""
-    shape = x.shape[1:2]
+    """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device."""
+    if x.is_nested:
+        raise nested.refusal(norm)
+    shape, device = x.shape[1:2], x.device
     if (
         residual is None
         and len(shape) == 1
-        and (weight is None or weight.shape == shape)
-        and (bias is None or bias.shape == shape)
-        and (running_mean is None or running_mean.shape == shape)
-        and (running_var is None or running_var.shape == shape)
-        and x.is_floating_point()
+        and (weight is None or (weight.shape == shape and weight.dtype in FLOATING and weight.device == device))
+        and (bias is None or (bias.shape == shape and bias.dtype in FLOATING and bias.device == device))
+        and (
+            running_mean is None
+            or (running_mean.shape == shape and running_mean.dtype in FLOATING and running_mean.device == device)
+        )
+        and (
+            running_var is None
+            or (running_var.shape == shape and running_var.dtype in FLOATING and running_var.device == device)
+        )
+        and x.dtype in FLOATING
     ):
         return  # what is right is told at once: a call on little data costs no more than this
     _check_floating(norm, x)
@@ -61,15 +75,15 @@ def check_channels(
             "add the missing axes with input.unsqueeze(0)."
         )
     channels = x.shape[1]
-    for name, tensor in (
-        ("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var),
-    ):  # fmt: skip
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    _check_alike(norm, x, vectors)
+    for name, tensor in vectors.items():
         if tensor is not None and (tensor.ndim != 1 or tensor.shape[0] != channels):
             raise ValueError(
                 f"{norm}: expected {name} of shape ({channels},), got {_shape(tensor)}: "
                 f"{channels} is input.shape[1] of input {_shape(x)}."
             )
-    _check_residual(norm, x, residual)
+    check_residual(norm, x, residual)
 
 
 def check_normalized(
@@ -80,15 +94,16 @@ def check_normalized(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    """x ends with normalized_shape, weight and bias are of it, the residual is of x's shape."""
-    shape = tuple(normalized_shape)
+    """x ends with normalized_shape, weight and bias are of it, the residual is of x's shape, all floating and on one
+    device."""
+    shape, device = tuple(normalized_shape), x.device
     if (
         residual is None
         and shape
         and x.shape[-len(shape) :] == shape
-        and (weight is None or weight.shape == shape)
-        and (bias is None or bias.shape == shape)
-        and x.is_floating_point()
+        and (weight is None or (weight.shape == shape and weight.dtype in FLOATING and weight.device == device))
+        and (bias is None or (bias.shape == shape and bias.dtype in FLOATING and bias.device == device))
+        and x.dtype in FLOATING
     ):
         return
     _check_floating(norm, x)
@@ -101,10 +116,12 @@ def check_normalized(
             f"{norm}: expected input whose shape ends with normalized_shape {shape}, got {_shape(x)}: "
             "the last axes are the normalized ones."
         )
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    vectors = {"weight": weight, "bias": bias}
+    _check_alike(norm, x, vectors)
+    for name, tensor in vectors.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{norm}: expected {name} of normalized_shape {shape}, got {_shape(tensor)}.")
-    _check_residual(norm, x, residual)
+    check_residual(norm, x, residual)
 
 
 def check_groups(num_groups: int, x: Tensor) -> None:
@@ -153,7 +170,12 @@ def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Te
         ValueError: it does not broadcast to that shape.
     """
     shape = (*x.shape[:first], *x.shape[last:])
-    if mask.dtype != torch_bool:
+    if mask.device != x.device:
+        raise RuntimeError(
+            f"{norm}: Expected all tensors to be on the same device, but found at least two devices, {x.device} "
+            f"(input) and {mask.device} (mask): move it with mask.to(input.device)."
+        )
+    if mask.dtype != torch.bool:
         raise TypeError(
             f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool()."
         )
@@ -168,13 +190,32 @@ def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Te
 
 
 def _check_floating(norm: str, x: Tensor) -> None:
-    if not x.is_floating_point():
+    if x.dtype not in FLOATING:
         raise TypeError(
-            f"{norm}: expected input of a floating point dtype, got {x.dtype}: convert it with input.float()."
+            f"{norm}: expected input of a floating point dtype ({_FLOATING}), got {x.dtype}: convert it with "
+            "input.float()."
         )
 
 
-def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
+def _check_alike(norm: str, x: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
+    """Every tensor is on x's device and of a dtype that norms compute with."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.device != x.device:
+            raise RuntimeError(
+                f"{norm}: Expected all tensors to be on the same device, but found at least two devices, {x.device} "
+                f"(input) and {tensor.device} ({name}): move the layer with .to(input.device), or load what was left "
+                "on the meta device."
+            )
+        if tensor.dtype not in FLOATING:
+            raise TypeError(
+                f"{norm}: expected {name} of a floating point dtype ({_FLOATING}), got {tensor.dtype}: convert it "
+                f"with {name}.float()."
+            )
+
+
+def check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
     if residual is None:
         return
     if residual.shape != x.shape:
@@ -182,11 +223,7 @@ def _check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
             f"{norm}: expected residual of input's shape {_shape(x)}, got {_shape(residual)}: it is added element "
             "by element."
         )
-    if not residual.is_floating_point():
-        raise TypeError(
-            f"{norm}: expected residual of a floating point dtype, got {residual.dtype}: convert it with "
-            "residual.float()."
-        )
+    _check_alike(norm, x, {"residual": residual})
 
 
 def _many(axes: int) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gammabeta import ops, reference
+from gammabeta import ops, reference, subclasses
 from gammabeta.collectives import all_reduce
 from gammabeta.moments import Moments
 from gammabeta.process_groups import Peers
@@ -21,14 +21,25 @@ from gammabeta.process_groups import Peers
 _ops = torch.ops.gammabeta
 
 
+def exporting() -> bool:
+    """Whether a graph is made for programs that know only standard ops: torch.export, ONNX, torch.jit.trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def plain_math(x: Tensor) -> bool:
     """Whether autograd goes through the reference's own operations instead of through an op.
 
-    functorch and forward-mode AD need that; and where no kernel waits, a compiler makes more of plain operations.
+    functorch and forward-mode AD need that, and torch.jit.trace, which can save no autograd Function, and classes of
+    tensors that may know none of our ops; and where no kernel waits, a compiler makes more of plain operations.
     """
-    if torch.compiler.is_compiling() and not ops.has_kernel(x.device.type):
+    if torch.compiler.is_compiling():
+        if not ops.has_kernel(x.device.type):
+            return True
+    elif torch.jit.is_tracing():
         return True
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or subclasses.knows_only_torch(x)
+    )
 
 
 def _given(gradient: Tensor | None, tensor: Tensor | None) -> Tensor | None:
@@ -334,8 +345,11 @@ def channel_apply(
     activation: str,
     slope: float,
 ) -> Tensor:
-    """`reference.channel_apply_forward`, differentiable by all but the statistics."""
-    if plain_math(x):
+    """`reference.channel_apply_forward`, differentiable by all but the statistics.
+
+    Compiled, by elementwise operations, which fuse with what is around them.
+    """
+    if torch.compiler.is_compiling() or plain_math(x):
         return reference.channel_apply_forward(
             x, mean.detach(), var.detach(), weight, bias, residual, mask, eps, activation, slope
         )

@@ -1,4 +1,4 @@
-"""torch's own messages about norms, with the module, the cause and what to do."""
+"""torch's messages about norms, and those of tools that take torch's classes only, with the cause and what to do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gammabeta.record import kind_of
+from gammabeta.surgery.adopt import is_ours
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ def explain_error(exception: BaseException, model: nn.Module | None = None) -> E
     for pattern, explain in _KNOWN:
         if re.search(pattern, message):
             norm, x, root = _running(exception)
-            why, fix = explain(norm, x, message)
-            return Explanation(_name(norm, model if model is not None else root), why, fix)
+            explained = explain(norm, x, message)
+            if explained is not None:
+                return Explanation(_name(norm, model if model is not None else root), *explained)
     return None
 
 
@@ -80,8 +82,7 @@ def _running(exception: BaseException) -> tuple[Any, Tensor | None, nn.Module | 
     step = exception.__traceback__
     while step is not None:
         values = step.tb_frame.f_locals
-        module = values.get("self")
-        if isinstance(module, nn.Module):
+        for module in _modules_of(values):
             if root is None and not isinstance(module, nn.parallel.DistributedDataParallel):
                 root = module
             if kind_of(module) is not None:
@@ -90,6 +91,13 @@ def _running(exception: BaseException) -> tuple[Any, Tensor | None, nn.Module | 
                 x = given if given is not None else x
         step = step.tb_next
     return norm, x, root
+
+
+def _modules_of(values: dict[str, Any]) -> list[nn.Module]:
+    """The modules that a frame is about: whose method it is, or what torch.jit or torch.ao is at work on."""
+    about = [values.get("self"), values.get("nn_module"), values.get("model")]
+    listed = values.get("mod_list")
+    return [m for m in (*about, *(listed if isinstance(listed, list) else [])) if isinstance(m, nn.Module)]
 
 
 def _name(norm: nn.Module | None, root: nn.Module | None) -> str:
@@ -193,7 +201,39 @@ def _normalized(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     return f"{_called(norm)} normalizes the last axes, of shape {shape}, and got {_shape(x)}.", hint
 
 
-Explain = Callable[[Any, "Tensor | None", str], "tuple[str, str]"]
+def _not_ddp(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    return (
+        "DistributedDataParallel refuses torch's SyncBatchNorm on a CPU, whose forward in training raises there.",
+        "Call gammabeta.adopt(model) before: its BatchNorms share their statistics over gloo too.",
+    )
+
+
+def _one_dtype(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
+    return (
+        "FSDP wants one dtype for the parameters that it shards together, and norms of gammabeta stay float32 in a model "
+        "that is cast to 16 bits.",
+        "Cast them too: gammabeta.adopt(model, keep_float32=False) before the cast (or again, and cast again); or give "
+        "the norms a group of their own, fully_shard([all norms]).",
+    )
+
+
+def _needs_torchs(tool: str) -> Explain:
+    """Of a tool that takes torch's own classes only; an explanation where it was one of ours that it met."""
+
+    def explain(norm: Any, x: Tensor | None, message: str) -> tuple[str, str] | None:
+        if norm is None or not is_ours(norm):
+            return None
+        return (
+            f"the {type(norm).__name__} is gammabeta's, and {tool} takes torch's own classes only.",
+            "Call it within `with gammabeta.release(model):`, where the norms are torch's; on leaving they are "
+            "gammabeta's again. What torch's cannot do (an activation, another source of statistics) is not released: "
+            "print the `Change`.",
+        )
+
+    return explain
+
+
+Explain = Callable[[Any, "Tensor | None", str], "tuple[str, str] | None"]
 _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"Expected more than 1 value per channel when training", _one_value),
     (r"Expected more than 1 spatial element when training", _one_position),
@@ -203,4 +243,14 @@ _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"mixed dtype \(CPU\)|expect(ed)? (parameter|scalar type|input) .*(scalar type|but found)", _dtypes),
     (r"divisible by num_groups|Expected weight to be a vector of size equal to the number of channels", _groups),
     (r"Given normalized_shape=", _normalized),
+    (r"uniform (original parameter )?dtype but got", _one_dtype),
+    (r"SyncBatchNorm layers only work with GPU modules", _not_ddp),
+    (r"symbolically traced variables|symbolic tracing|Proxy object cannot be|torch\.fx", _needs_torchs("torch.fx")),
+    (r"Compiled functions can't take variable number of arguments", _needs_torchs("torch.jit.script")),
+    (r"did not find fuser method for", _needs_torchs("torch.ao's fuse_modules")),
+    (
+        r"'Quantized\w+' backend|of a floating point dtype, got torch\.q",
+        _needs_torchs("torch.ao's quantization"),
+    ),
+    (r"Expanded Weights encountered but cannot handle function", _needs_torchs("torch's ExpandedWeight")),
 )

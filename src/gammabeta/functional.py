@@ -7,7 +7,8 @@ Signatures are torch's, then keyword-only
 
 Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do. torch's
 own ops run only where they are as accurate and faster (kernels.leaves_to_torch, aten.takes), and on other devices than
-the CPU wherever no kernel is. An exported graph has torch's standard ops wherever there is no mask.
+the CPU wherever no kernel is. An exported or traced graph has torch's standard ops wherever there is no mask, and a
+compiled one has what does not depend on the size of x.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
+from gammabeta.subclasses import by_channels, by_parts, in_parts, knows_only_torch
 
 
 @dataclass(slots=True)
@@ -38,15 +40,17 @@ class Finish:
 
     def left_to_torch(self, x: Tensor) -> bool:
         """Whether torch's own ops may do it: there is no mask, and no kernel of ours for the device, or nothing of ours
-        is asked for and torch is as accurate and faster, or is to differentiate it; or a graph of standard ops is
-        exported. `aten.takes` says whether they are right for it.
+        is asked for and torch is as accurate and faster, or is to differentiate it; or a graph of standard ops is made
+        for another program, or x is of a class that may know no others. `aten.takes` says whether they are right.
         """
         if self.mask is not None:
             return False
-        if torch.compiler.is_exporting() or not ops.has_kernel(x.device.type):
+        if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
             return True
         if self.residual is not None or self.activation is not None:
             return False
+        if torch.compiler.is_compiling():  # by nothing that a new size could change: that would be another graph
+            return kernels.leaves_compiled_to_torch(self.norm) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,7 +122,8 @@ def batch_norm(
     if not training:
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
     running = RunningStatistics(running_mean, running_var, momentum)
-    return normalize_by_batch(input, running, weight, bias, eps, finish)
+    normalize = by_channels(normalize_by_batch) if in_parts(input, weight) else normalize_by_batch
+    return normalize(input, running, weight, bias, eps, finish)
 
 
 def normalize_by_running(
@@ -134,10 +139,18 @@ def normalize_by_running(
     if mean is None or var is None:
         raise ValueError(
             f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, "
-            "got None: "
-            "pass them, or have it normalize by the input."
+            "got None: pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
+    if in_parts(x, weight):
+        normalize = by_channels(lambda x, running, *rest: normalize_by_running(x, running.mean, running.var, *rest))
+        return normalize(x, RunningStatistics(mean, var, held=True), weight, bias, eps, finish)
+    if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{finish.norm}: expected running_mean and running_var that require no gradient, got "
+            f"{'running_mean' if mean.requires_grad else 'running_var'} that does: they are constants, and the "
+            "derivative for them is not implemented. Pass them detached."
+        )
     if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
         x_, mean_, var_, weight_, bias_ = aten.for_batch_norm(x, mean, var, weight, bias)
         return finish.composed(aten.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
@@ -154,7 +167,7 @@ def normalize_by_batch(
         x_, weight_, bias_ = aten.for_batch_norm(x, weight, bias)
         if not running.tracked:
             return finish.composed(aten.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
-        if torch.compiler.is_exporting() and running.momentum is not None:
+        if autograd.exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
             y = aten.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
@@ -218,12 +231,22 @@ def instance_norm(
     finish = Finish("instance_norm", residual, activation, activation_slope, mask)
     if not use_input_stats:
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
+    tracked = running_mean is not None or running_var is not None
+    if in_parts(input, weight):
+        if not tracked:
+            return by_parts(instance_norm, None, input, (), weight, bias, eps, finish)
+        normalize = by_channels(
+            lambda x, running, weight, bias, eps, finish: instance_norm(
+                x, running.mean, running.var, weight, bias, True, momentum, eps, residual=finish.residual,
+                activation=activation, activation_slope=activation_slope, mask=finish.mask,
+            ),
+        )  # fmt: skip
+        return normalize(input, RunningStatistics(running_mean, running_var), weight, bias, eps, finish)
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
-    tracked = running_mean is not None or running_var is not None
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
-        if torch.compiler.is_exporting():
+        if autograd.exporting():
             y = F.instance_norm(x, running_mean, running_var, weight_, bias_, True, momentum, eps)
             return finish.composed(y, input.dtype)
         if not tracked:
@@ -276,10 +299,12 @@ def group_norm(
 
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """
+    finish = Finish("group_norm", residual, activation, activation_slope, mask)
+    if in_parts(input, weight):
+        return by_parts(group_norm, None, input, (num_groups,), weight, bias, eps, finish)
     arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
     arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
-    finish = Finish("group_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
@@ -318,9 +343,11 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
+    finish = Finish("layer_norm", residual, activation, activation_slope, mask)
+    if in_parts(input, weight):
+        return by_parts(layer_norm, len(normalized_shape), input, (normalized_shape,), weight, bias, eps, finish)
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("layer_norm", eps, positive=False)
-    finish = Finish("layer_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias, math.prod(normalized_shape)):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
@@ -359,10 +386,12 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
+    finish = Finish("rms_norm", residual, activation, activation_slope, mask)
+    if in_parts(input, weight):
+        return by_parts(rms_norm, len(normalized_shape), input, (normalized_shape,), weight, None, eps, finish)
     arguments.check_normalized("rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(input.dtype) if eps is None else eps
     arguments.check_eps("rms_norm", eps, positive=False)
-    finish = Finish("rms_norm", residual, activation, activation_slope, mask)
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight):
         x, weight_ = aten.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
@@ -395,12 +424,13 @@ def add_layer_norm(
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
-    arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
-    arguments.check_eps("add_layer_norm", eps, positive=False)
-    if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
-        total = input + residual
-        return layer_norm(total, normalized_shape, weight, bias, eps), total
-    return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+    if not in_parts(input, weight):
+        arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
+        arguments.check_eps("add_layer_norm", eps, positive=False)
+        if not autograd.exporting() and ops.has_kernel(input.device.type) and not knows_only_torch(input):
+            return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+    total = input + residual
+    return layer_norm(total, normalized_shape, weight, bias, eps), total
 
 
 def add_rms_norm(
@@ -426,13 +456,14 @@ def add_rms_norm(
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
-    arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(torch.promote_types(input.dtype, residual.dtype)) if eps is None else eps
-    arguments.check_eps("add_rms_norm", eps, positive=False)
-    if torch.compiler.is_exporting() or not ops.has_kernel(input.device.type):
-        total = input + residual
-        return rms_norm(total, normalized_shape, weight, eps), total
-    return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+    if not in_parts(input, weight):
+        arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
+        arguments.check_eps("add_rms_norm", eps, positive=False)
+        if not autograd.exporting() and ops.has_kernel(input.device.type) and not knows_only_torch(input):
+            return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+    total = input + residual
+    return rms_norm(total, normalized_shape, weight, eps), total
 
 
 def _rms_eps(dtype: torch.dtype) -> float:

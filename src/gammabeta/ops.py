@@ -2,7 +2,8 @@
 
 torch's dispatcher is the only registry of kernels. Every op is declared here once, with the reference as its default
 implementation; a native kernel registers itself for its device under the same schema and no caller changes. The ops are
-private, functional (they alias and mutate nothing) and take any mix of dtypes.
+private, functional (they alias and mutate nothing), take any mix of dtypes, and trust nothing that they are handed
+(`op_checks.py`).
 
     channel_norm_forward, channel_norm_backward      statistics over batch and positions, taken from x
     channel_apply_forward                            the same with statistics that are given, as constants
@@ -24,19 +25,25 @@ from torch import Tensor
 
 from gammabeta import reference
 from gammabeta.moments import statistics_dtype
+from gammabeta.op_checks import OpCheck
 
 _library = torch.library.Library("gammabeta", "DEF")
 
 DEFAULTS: dict[str, Callable[..., Any]] = {}
 """The default implementations by name: what runs where no kernel does."""
 
+CHECKS: dict[str, OpCheck] = {}
+"""The checks of their arguments by name. Whoever implements an op wraps what it has in them."""
+
 
 def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema[: schema.index("(")]
-    DEFAULTS[name] = implementation
+    CHECKS[name] = check = OpCheck(schema)
+    DEFAULTS[name] = check.checked(implementation, memory=True)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gammabeta::{name}", fake, lib=_library)
+    _library.impl(name, DEFAULTS[name], "CompositeExplicitAutograd")
+    # A fake runs for real tensors too, wherever one of them is on meta.
+    torch.library.register_fake(f"gammabeta::{name}", check.checked(fake), lib=_library)
 
 
 serves: dict[str, Callable[[], bool]] = {}
@@ -288,7 +295,7 @@ def _add_sample_norm_backward(
         ),
         total,
     )  # fmt: skip
-    return g_x + g_total, g_weight, g_bias
+    return (g_x + g_total).to(total.dtype), g_weight, g_bias
 
 
 def _add_sample_norm_backward_fake(

@@ -2,17 +2,100 @@
 
 One rule in one place. They move once for each forward in training: not when the forward is a recomputation for
 activation checkpointing, not inside `frozen_statistics`, once for all forwards inside `accumulate_statistics`, and not
-in a channel whose batch statistics are not finite (NaN or infinite values in the batch, or fewer than two values).
+in a channel whose batch statistics are not finite (NaN or infinite values in the batch, or fewer than two values). A
+batch that moves no channel does not count in `num_batches_tracked`.
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 
 import torch
 from torch import Tensor
 
 from gammabeta.moments import Moments, statistics_dtype
+from gammabeta.op_checks import ANY_NUMBER, Kind, OpCheck
+
+# The attribute of a running mean under which its skipped batches are counted. torch's layer has no buffer for them, and
+# whatever walks, copies, stacks or zips a model's buffers must find torch's. So the counts belong to the tensor that
+# they are about: they are copied with it, and are gone when another tensor takes its place.
+_SKIPPED = "_gammabeta_skipped"
+
+
+def skipped_counts(running: Tensor | None) -> Tensor | None:
+    """The counts that belong to a running mean (or variance): int64, (C + 2,), made where there are none yet.
+
+    C counts of batches that each channel was left out of; the number of batches that all channels were left out of; and
+    what `num_batches_tracked` was after the last update: where it is something else now, somebody has written the
+    statistics (a checkpoint was loaded, they were averaged) and the counts are not about them.
+
+    None inside a torch.func transform and on the meta device.
+    """
+    if running is None:
+        return None
+    counts: Tensor | None = getattr(running, _SKIPPED, None)
+    if counts is not None and counts.shape[0] == running.shape[0] + 2 and counts.device == running.device:
+        return counts
+    if running.is_meta or torch._C._are_functorch_transforms_active():
+        return None
+    counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
+    setattr(running, _SKIPPED, counts)
+    return counts
+
+
+def forget_skipped(running: Tensor | None) -> Callable[[], None]:
+    """Forget what was skipped: the statistics start again, or come from elsewhere. Returns the way back."""
+    counts: Tensor | None = getattr(running, _SKIPPED, None)
+    if counts is None:
+        return lambda: None
+    setattr(running, _SKIPPED, torch.zeros_like(counts))
+    return lambda: setattr(running, _SKIPPED, counts)
+
+
+def carry_skipped(before: Tensor | None, after: Tensor | None) -> None:
+    """The same statistics as another tensor, moved or cast: the counts go along."""
+    counts: Tensor | None = getattr(before, _SKIPPED, None)
+    if counts is not None and after is not None and after is not before and not after.is_meta and not counts.is_meta:
+        setattr(after, _SKIPPED, counts.to(after.device, copy=True))
+
+
+def skipped_updates(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor:
+    """How many batches each channel was left out of since the statistics were made, loaded or reset: int64, (C,)."""
+    counts = _valid_counts(running, num_batches_tracked)
+    if counts is None:
+        return torch.zeros(running.shape, dtype=torch.int64, device=running.device)
+    return counts[:-2].clone()
+
+
+def counted_batches(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor:
+    """How many batches have moved each channel, as far as that is known: float64, (C,)."""
+    if num_batches_tracked is None:
+        return torch.zeros(running.shape, dtype=torch.float64, device=running.device)
+    batches = _whole(num_batches_tracked).reshape(()).to(running.device, torch.float64).expand(running.shape)
+    counts = _valid_counts(running, num_batches_tracked)
+    return batches if counts is None else (batches - (counts[:-2] - counts[-2])).clamp(min=0)
+
+
+def _valid_counts(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor | None:
+    counts: Tensor | None = getattr(running, _SKIPPED, None)
+    if counts is None or running.is_meta or counts.shape[0] != running.shape[0] + 2:
+        return None
+    if num_batches_tracked is None:
+        return counts
+    return counts if _last(num_batches_tracked).to(counts.device).equal(counts[-1]) else None
+
+
+def _last(num_batches_tracked: Tensor) -> Tensor:
+    return _whole(num_batches_tracked.detach()).reshape(()).to(torch.int64)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """As a plain tensor: the counts are plain beside buffers that are DTensors."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 @dataclass(slots=True)
@@ -48,9 +131,10 @@ class RunningStatistics:
     Attributes:
         mean, var: (C,), any floating dtype, moved in place; computed in float32 at the least.
         momentum: share of a batch in new = (1 − momentum)·old + momentum·batch, 0 to 1; None averages all batches that
-            counted: momentum = 1/(num_batches_tracked − skipped_updates).
-        num_batches_tracked: int64 scalar; counts the forwards in training. Needed where momentum is None.
-        skipped_updates: int64 (C,); counts, channel by channel, the batches that were not finite.
+            counted, in each channel, and moves nothing without num_batches_tracked.
+        num_batches_tracked: one value of any dtype; counts the forwards in training that moved a channel.
+        skipped: the counts of `skipped_counts`; without them a channel that was left out of some batches counts as if
+            it had been in all that moved any channel.
         held: whether they stay as they are.
         gathered: where batches are merged for one update later, instead of an update now.
     """
@@ -59,7 +143,7 @@ class RunningStatistics:
     var: Tensor | None = None
     momentum: float | None = 0.1
     num_batches_tracked: Tensor | None = None
-    skipped_updates: Tensor | None = None
+    skipped: Tensor | None = None
     held: bool = False
     gathered: GatheredMoments | None = None
 
@@ -87,37 +171,80 @@ class RunningStatistics:
             return
         # Compiled: through one op, since the check for a recomputation has to run each time and not while tracing.
         update = torch.ops.gammabeta.update_running_statistics_ if torch.compiler.is_compiling() else _update
-        update(
-            self.mean, self.var, self.num_batches_tracked, self.skipped_updates, mean, var, count, self.momentum
-        )  # fmt: skip
+        if torch.jit.is_tracing():
+            update = _move  # a traced graph has standard ops
+        update(self.mean, self.var, self.num_batches_tracked, self.skipped, mean, var, count, self.momentum)
 
 
 def recomputing() -> bool:
-    """Whether this forward runs inside a backward: activation checkpointing computes again what it has not kept."""
-    return torch._C._current_graph_task_id() != -1
+    """Whether this forward computes again what activation checkpointing has not kept.
+
+    That runs inside a backward: in the backward of an autograd Function, in an unpack hook of torch.utils.checkpoint or
+    in compiled code. What a tensor's hook computes there is new, and so is what runs outside of a backward. The
+    backward of a Function may compute on new data too, which is told only where a layer has not been called before.
+    """
+    return torch._C._current_graph_task_id() != -1 and _inside_recomputation()
+
+
+def _inside_recomputation() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file, function = frame.f_code.co_filename.replace("\\", "/"), frame.f_code.co_name
+        if function == "_engine_run_backward" and file.endswith("torch/autograd/graph.py"):
+            return False
+        if function == "apply" and file.endswith("torch/autograd/function.py"):
+            return True
+        if file.endswith(_RECOMPUTING_FILE) or any(folder in file for folder in _RECOMPUTING_FOLDERS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_RECOMPUTING_FILE = "torch/utils/checkpoint.py"
+# Compiled code, whose backward makes again what its forward has not kept, and compiled autograd.
+_RECOMPUTING_FOLDERS = ("torch/_functorch/_aot_autograd/", "torch/_dynamo/compiled_autograd")
 
 
 def _update(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
-    skipped_updates: Tensor | None,
+    skipped: Tensor | None,
     mean: Tensor,
     var: Tensor,
     count: Tensor | None,
     momentum: float | None,
 ) -> None:
-    if recomputing():
+    if recomputing() and not _first_call(num_batches_tracked, skipped):
         return
     if torch._C._are_functorch_transforms_active():
         _refuse_captured(running_mean if running_mean is not None else running_var, mean)
-        _move(running_mean, running_var, num_batches_tracked, skipped_updates, mean, var, count, momentum)
+        _move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
         return
-    _move_op(running_mean, running_var, num_batches_tracked, skipped_updates, mean, var, count, momentum)
+    move: Callable[..., None] = _move_op
+    # A class of a user's knows torch's ops and need not know ours.
+    if type(mean) is not Tensor or (num_batches_tracked is not None and not _usual(num_batches_tracked, mean)):
+        move = _move
+    move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
     # A native kernel writes without telling autograd, which then would not notice that what it has saved has changed:
     # evaluation saves these two.
     torch.autograd.graph.increment_version(
         [t for t in (running_mean, running_var) if t is not None and not t.is_inference()]
+    )
+
+
+def _first_call(num_batches_tracked: Tensor | None, skipped: Tensor | None) -> bool:
+    """Whether these statistics have never been moved, so that there is nothing that could be computed again."""
+    return num_batches_tracked is not None and skipped is not None and not bool(skipped.any())
+
+
+def _usual(num_batches_tracked: Tensor, mean: Tensor) -> bool:
+    """Whether the count is as torch's layers make it. It may be anything else that has an `add_`: an average of
+    checkpoints makes it floating, and a model that was built on the meta device may have left it there."""
+    return (
+        num_batches_tracked.dtype is torch.int64
+        and num_batches_tracked.ndim == 0
+        and num_batches_tracked.device == mean.device
     )
 
 
@@ -126,31 +253,49 @@ def _move(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     num_batches_tracked: Tensor | None,
-    skipped_updates: Tensor | None,
+    skipped: Tensor | None,
     mean: Tensor,
     var: Tensor,
     count: Tensor | None,
     momentum: float | None,
 ) -> None:
+    mean, var = mean.to(statistics_dtype(mean.dtype)), var.to(statistics_dtype(var.dtype))
     if count is not None:
         var = Moments(count, mean, var * count.to(var.dtype)).var(correction=1)
-    if num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
     # x − x is 0 for a finite x and NaN for any other.
     finite = (mean - mean) + (var - var) == 0
-    if skipped_updates is not None:
-        skipped_updates.add_(~finite)
+    counts = finite.any() if finite.numel() > 0 else torch.ones_like(finite.any())
+    if skipped is not None:
+        if num_batches_tracked is not None:
+            skipped.mul_(_last(num_batches_tracked).to(skipped.device) == skipped[-1])
+        skipped[:-2].add_(~finite)
+        skipped[-2].add_(~counts)
+    if num_batches_tracked is not None:
+        _count(num_batches_tracked, counts)
+        if skipped is not None:
+            skipped[-1].copy_(_last(num_batches_tracked))
     share: float | Tensor
     if momentum is not None:
         share = momentum
+    elif num_batches_tracked is None:
+        return  # as torch's layer, which then has no share for the batch
     else:
-        assert num_batches_tracked is not None
-        counted = num_batches_tracked if skipped_updates is None else num_batches_tracked - skipped_updates
-        share = 1.0 / counted.clamp(min=1).to(mean.dtype)
+        batches = num_batches_tracked.reshape(()).to(mean)
+        missed = 0 if skipped is None else skipped[:-2] - skipped[-2]
+        share = 1.0 / (batches - missed).clamp(min=1)
     for running, batch in ((running_mean, mean), (running_var, var)):
         if running is not None:
             old = running.to(statistics_dtype(running.dtype))
             running.copy_(torch.where(finite, (1 - share) * old + share * batch, old))
+
+
+def _count(num_batches_tracked: Tensor, counts: Tensor) -> None:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if wrapped(counts) and not wrapped(num_batches_tracked):
+        # One count for all calls of a transform: as torch's layer, it can't say which of them counted.
+        num_batches_tracked.add_(1)
+    else:
+        num_batches_tracked.add_(counts.to(num_batches_tracked.device, num_batches_tracked.dtype))
 
 
 @torch.no_grad()
@@ -184,7 +329,7 @@ def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     if running is not None and wrapped(batch) and not wrapped(running):
         raise RuntimeError(
-            "batch_norm: expected running statistics that are arguments of the torch.func transform, got "
+            "running statistics: expected some that are arguments of the torch.func transform, got "
             "captured ones: "
             "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
         )
@@ -192,21 +337,25 @@ def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
 
 _library = torch.library.Library("gammabeta", "FRAGMENT")
 _STATE = (
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor(d!)? skipped_updates, "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, Tensor(d!)? skipped, "
     "Tensor mean, Tensor var, Tensor? count, float? momentum"
 )
-for _name, _arguments, _implementation in (
+_COUNTING: dict[str, Kind] = {"num_batches_tracked": ANY_NUMBER}
+for _name, _arguments, _implementation, _kinds in (
     # The rule whole, for compiled graphs; the movement alone, which a native kernel does in one go.
-    ("update_running_statistics_", _STATE, _update),
-    ("move_running_statistics_", _STATE, _move),
+    ("update_running_statistics_", _STATE, _update, _COUNTING),
+    ("move_running_statistics_", _STATE, _move, {}),
     (
         "gather_moments_",
         "Tensor(a!) count, Tensor(b!) mean, Tensor(c!) m2, Tensor(d!) forwards, Tensor batch_mean, Tensor batch_var, "
         "Tensor batch_count",
         _gather,
+        {},
     ),
 ):
-    _library.define(f"{_name}({_arguments}) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gammabeta::{_name}", lambda *_: None, lib=_library)
+    _schema = f"{_name}({_arguments}) -> ()"
+    _check = OpCheck(_schema, **_kinds)
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _check.checked(_implementation, memory=True), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gammabeta::{_name}", _check.checked(lambda *_: None), lib=_library)
 _move_op = torch.ops.gammabeta.move_running_statistics_.default

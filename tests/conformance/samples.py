@@ -16,7 +16,7 @@ OPS_WITH_SAMPLES = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "
 
 
 @functools.cache
-def _op_info(op: str) -> Any:
+def op_info(op: str) -> Any:
     # Imported here: it takes seconds, and not every run of tests comes this way.
     from torch.testing._internal.common_methods_invocations import op_db
 
@@ -27,7 +27,7 @@ def _op_info(op: str) -> Any:
 def samples(op: str, dtype: torch.dtype) -> Iterator[Call]:
     """Each sample with a random gradient of its output."""
     generator = torch.Generator().manual_seed(0)
-    for sample in _op_info(op).sample_inputs("cpu", dtype, requires_grad=False):
+    for sample in op_info(op).sample_inputs("cpu", dtype, requires_grad=False):
         call = _call(op, sample)
         gradient = torch.randn(call.input.shape, generator=generator, dtype=torch.float64).to(dtype)
         yield Call(op, call.tensors, call.settings, (gradient,))
@@ -35,7 +35,7 @@ def samples(op: str, dtype: torch.dtype) -> Iterator[Call]:
 
 def error_samples(op: str) -> Iterator[Call]:
     """What torch's operation refuses."""
-    info = _op_info(op)
+    info = op_info(op)
     if info.error_inputs_func is not None:
         for error in info.error_inputs("cpu"):
             yield _call(op, error.sample_input)

@@ -94,7 +94,7 @@ def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
                 (g_y, g_y, x, 1, None, None, *rows, 1e-5, False),
             ]
         case "update_running_statistics_" | "move_running_statistics_":
-            skipped, n = torch.zeros(4, dtype=torch.int64), torch.tensor([9, 1, 0, 4])
+            skipped, n = torch.zeros(6, dtype=torch.int64), torch.tensor([9, 1, 0, 4])
             spoilt = mean * torch.tensor([1.0, torch.nan, 1.0, torch.inf])
             return [
                 (mean.clone(), var.clone(), torch.tensor(3), skipped, mean, var, None, 0.1),

@@ -201,8 +201,10 @@ class TestFrozen:
         expected = m(images())
         change = gb.adopt(m)
         assert change.changed == ["0"]
-        assert type(m[0]) is gb.BatchNorm2d
+        assert isinstance(m[0], gb.BatchNorm2d)
+        assert isinstance(m[0], FrozenBatchNorm2d)
         assert m[0].statistics == Running()
+        torch.testing.assert_close(m.state_dict(), state, rtol=0, atol=0)
         assert not m[0].weight.requires_grad
         for training in (False, True):
             torch.testing.assert_close(m.train(training)(images()), expected, **ROUNDING)
@@ -270,7 +272,8 @@ class TestNormAct:
         m[0].register_forward_hook(lambda *_: calls.append(1))
         before = whole(m)
         change = gb.adopt(m)
-        assert type(m[0]) is gb.BatchNorm2d
+        assert isinstance(m[0], gb.BatchNorm2d)
+        assert isinstance(m[0], norm_act.BatchNormAct2d)
         assert not calls
         ours = copy.deepcopy(m)
         for training in (True, True, False):
@@ -317,7 +320,8 @@ class TestLeftAlone:
         hooked = norm_act.BatchNormAct2d(3)
         hooked.act.register_forward_hook(lambda *_: None)
         assert left(hooked) == "BatchNormAct2d has hooks on its act or drop, which would not be called"
-        assert left(norm_act.FrozenBatchNormAct2d(3)).startswith("FrozenBatchNormAct2d is a frozen BatchNorm with more")
+        reason = "FrozenBatchNormAct2d has a forward of its own, with a Mish that no layer of ours has"
+        assert left(norm_act.FrozenBatchNormAct2d(3, act_layer=nn.Mish)) == reason
 
     def test_a_subclass_with_the_same_children_that_computes_something_else(self):
         norm_act = zoo("timm.layers.norm_act")

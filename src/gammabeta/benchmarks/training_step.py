@@ -114,8 +114,6 @@ def with_our_layers(model: nn.Module) -> nn.Module:
             changed.activation = activation
             changed.activation_slope = slope
             changed.statistics = Batch()
-            counts = torch.zeros(module.num_features, dtype=torch.int64) if module.track_running_stats else None
-            changed.register_buffer("skipped_updates", counts, persistent=False)
     return model
 
 

@@ -61,6 +61,8 @@ def _tell(reason: str) -> None:
 # elementwise operations. The others lose too much, in some layout, forward or backward, once the mean is 10 times the
 # spread; 0: never.
 WORTH_IT = {"batch_norm": 0, "instance_norm": 0, "group_norm": 0, "layer_norm": 0, "rms_norm": 4096}
+if "GAMMABETA_WORTH_IT" in os.environ:  # for tests: who computes may change nothing but the time
+    WORTH_IT = dict.fromkeys(WORTH_IT, int(os.environ["GAMMABETA_WORTH_IT"]))
 
 # The same for CUDA, in all dtypes. Both are unmeasured there, how accurate torch's ops are and how fast. Derived from
 # torch's launch, a few µs on the host, and ours, some tens; at 4.3 TB/s a norm of 2²² values in float32 (three tensors'
@@ -73,6 +75,11 @@ def leaves_to_torch(norm: str, x: torch.Tensor) -> bool:
     if x.is_cuda:
         return x.numel() < WORTH_IT_ON_CUDA
     return x.numel() < WORTH_IT[norm] and (x.dtype == torch.float32 or x.dtype == torch.float64)
+
+
+def leaves_compiled_to_torch(norm: str) -> bool:
+    """The same in compiled code, whatever the size: what is right there and fuses with what is around it."""
+    return norm in ("layer_norm", "rms_norm")
 
 
 if torch.version.cuda is not None and os.environ.get("GAMMABETA_KERNELS") != "0":

@@ -374,6 +374,13 @@ Sums no_sums(const Tensor& x) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_forward(Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                                 MaybeTensor residual, MaybeTensor mask, double eps,
                                                                 std::string activation, double slope) {
+  Arguments("channel_norm_forward", "x", x)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .activation(activation)
+      .eps(eps);
   std::vector<RunningMoments> moments(static_cast<size_t>(x.size(1)));
   const MaybeTensor y = forward(x, moments, true, true, weight, bias, residual, mask, eps, activation, slope);
   auto [mean, var, count] = statistics_of(moments, x.scalar_type(), true);
@@ -382,11 +389,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_forward(Tensor x, MaybeT
 
 Tensor channel_apply_forward(Tensor x, Tensor mean, Tensor var, MaybeTensor weight, MaybeTensor bias,
                              MaybeTensor residual, MaybeTensor mask, double eps, std::string activation, double slope) {
+  Arguments("channel_apply_forward", "x", x)
+      .statistic("mean", mean)
+      .statistic("var", var)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .activation(activation)
+      .eps(eps);
   std::vector<RunningMoments> moments = given_moments(mean, var);
   return *forward(x, moments, false, true, weight, bias, residual, mask, eps, activation, slope);
 }
 
 std::tuple<Tensor, Tensor, Tensor> channel_moments(Tensor x, MaybeTensor mask) {
+  Arguments("channel_moments", "x", x).mask(mask);
   std::vector<RunningMoments> moments(static_cast<size_t>(x.size(1)));
   forward(x, moments, true, false, std::nullopt, std::nullopt, std::nullopt, mask, 0, "none", 0);
   return statistics_of(moments, x.scalar_type(), false);
@@ -397,6 +414,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_backward(Tensor g_y, Ten
                                                                  MaybeTensor mask, Tensor mean, Tensor var,
                                                                  MaybeTensor count, double eps, std::string activation,
                                                                  double slope) {
+  Arguments("channel_norm_backward", "x", x)
+      .like_x("g_y", g_y)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .statistic("mean", mean)
+      .statistic("var", var)
+      .count(count)
+      .activation(activation)
+      .eps(eps);
   const Backward b = backward_by(x, weight, bias, mean, var, count, eps);
   Sums sums = no_sums(x);
   auto [g_x, g_residual] = backward(g_y, x, b, sums, true, true, residual, mask, activation, slope);
@@ -409,6 +437,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_backward(Tensor g_y, Ten
 std::tuple<Tensor, Tensor> channel_backward_reduce(Tensor g_y, Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                    MaybeTensor residual, MaybeTensor mask, Tensor mean, Tensor var,
                                                    double eps, std::string activation, double slope) {
+  Arguments("channel_backward_reduce", "x", x)
+      .like_x("g_y", g_y)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .statistic("mean", mean)
+      .statistic("var", var)
+      .activation(activation)
+      .eps(eps);
   const Backward b = backward_by(x, weight, bias, mean, var, std::nullopt, eps);
   Sums sums = no_sums(x);
   backward(g_y, x, b, sums, true, false, residual, mask, activation, slope);
@@ -421,6 +459,19 @@ std::tuple<Tensor, Tensor> channel_backward_apply(Tensor g_y, Tensor x, MaybeTen
                                                   MaybeTensor residual, MaybeTensor mask, Tensor mean, Tensor var,
                                                   Tensor sum_g, Tensor sum_g_xhat, Tensor count, double eps,
                                                   std::string activation, double slope) {
+  Arguments("channel_backward_apply", "x", x)
+      .like_x("g_y", g_y)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .statistic("mean", mean)
+      .statistic("var", var)
+      .statistic("sum_g", sum_g)
+      .statistic("sum_g_xhat", sum_g_xhat)
+      .count(count)
+      .activation(activation)
+      .eps(eps);
   const Backward b = backward_by(x, weight, bias, mean, var, count, eps);
   Sums sums{values_of(sum_g), values_of(sum_g_xhat)};
   auto [g_x, g_residual] = backward(g_y, x, b, sums, false, true, residual, mask, activation, slope);

@@ -124,9 +124,11 @@ def launching(name: str) -> Callable[..., Any]:
         x: Tensor = args[0]
         if x.numel() == 0 or name in _refused or not serves():
             return ops.DEFAULTS[name](*args)
+        ops.CHECKS[name].check_memory(args)
         try:
             # On the device of x, and without the tracing that only a compiler needs.
-            with torch.cuda.device(x.device):
+            # Where x is on no GPU another argument is, and the launcher refuses them.
+            with torch.cuda.device(x.device if x.is_cuda else None):
                 return launched(name, args)
         except Exception as error:
             refuse(name, error)

@@ -51,19 +51,23 @@ void move(const Tensor& running, const std::vector<char>& finite, const Share& s
   } else {
     std::vector<double> moved = values_of(running);
     each(moved.data(), 1);
-    torch::stable::copy_(const_cast<Tensor&>(running), tensor_of(moved, {channels}, dtype));
+    copy(running, tensor_of(moved, {channels}, dtype));
   }
 }
 
 }  // namespace
 
 void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor num_batches_tracked,
-                             MaybeTensor skipped_updates, Tensor mean, Tensor var, MaybeTensor count,
+                             MaybeTensor skipped_counts, Tensor mean, Tensor var, MaybeTensor count,
                              std::optional<double> momentum) {
+  OfChannels("move_running_statistics_", "mean", mean)
+      .values("running_mean", running_mean, true)
+      .values("running_var", running_var, true)
+      .number("num_batches_tracked", num_batches_tracked)
+      .skipped("skipped", skipped_counts)
+      .values("var", var)
+      .count("count", count);
   const int64_t channels = mean.numel();
-  double batches = 0;
-  if (num_batches_tracked)
-    batches = double(++*static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()));
   const Values means(mean), vars(var);
   std::optional<Values> counts;
   if (count) counts.emplace(*count);
@@ -74,18 +78,32 @@ void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, 
     return n > 1 ? vars[c] * n / (n - 1) : std::nan("");
   };
   std::vector<char> finite(static_cast<size_t>(channels));
-  for (int64_t c = 0; c < channels; ++c) finite[size_t(c)] = std::isfinite(means[c]) && std::isfinite(unbiased(c));
+  bool counted = channels == 0;
+  for (int64_t c = 0; c < channels; ++c) {
+    finite[size_t(c)] = std::isfinite(means[c]) && std::isfinite(unbiased(c));
+    counted = counted || finite[size_t(c)];
+  }
+  int64_t* tracked =
+      num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
+  // Of each channel, then of whole batches, then what `tracked` was: see running_statistics.py.
   int64_t* skipped = nullptr;
   int64_t stride = 0;
-  if (skipped_updates) {
-    skipped = static_cast<int64_t*>(skipped_updates->mutable_data_ptr());
-    stride = skipped_updates->stride(0);
+  if (skipped_counts) {
+    skipped = static_cast<int64_t*>(skipped_counts->mutable_data_ptr());
+    stride = skipped_counts->stride(0);
+    if (tracked && skipped[(channels + 1) * stride] != *tracked)
+      for (int64_t c = 0; c <= channels; ++c) skipped[c * stride] = 0;
     for (int64_t c = 0; c < channels; ++c) skipped[c * stride] += !finite[size_t(c)];
+    skipped[channels * stride] += !counted;
   }
+  if (tracked) *tracked += counted;
+  if (tracked && skipped) skipped[(channels + 1) * stride] = *tracked;
+  if (!momentum && !tracked) return;
   auto share = [&](int64_t c) {
     if (momentum) return *momentum;
-    const double counted = batches - (skipped ? double(skipped[c * stride]) : 0.0);
-    return 1 / (counted > 1 ? counted : 1);
+    const double missed = skipped ? double(skipped[c * stride] - skipped[channels * stride]) : 0.0;
+    const double batches = double(*tracked) - missed;
+    return 1 / (batches > 1 ? batches : 1);
   };
   if (running_mean) move(*running_mean, finite, share, [&](int64_t c) { return means[c]; });
   if (running_var) move(*running_var, finite, share, unbiased);

@@ -6,7 +6,7 @@
 namespace gammabeta {
 
 void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor num_batches_tracked,
-                             MaybeTensor skipped_updates, Tensor mean, Tensor var, MaybeTensor count,
+                             MaybeTensor skipped_counts, Tensor mean, Tensor var, MaybeTensor count,
                              std::optional<double> momentum);
 
 }  // namespace gammabeta

@@ -470,6 +470,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_forward(Tensor x, int64_t
                                                                int64_t groups, MaybeTensor weight, MaybeTensor bias,
                                                                MaybeTensor residual, MaybeTensor mask, double eps,
                                                                std::string activation, double slope, bool center) {
+  Arguments("sample_norm_forward", "x", x, sample_axes, channel_axes, groups)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .activation(activation)
+      .eps(eps);
   const Geometry geo(x, sample_axes, channel_axes, groups, center);
   const ScalarType dtype = residual ? promoted(x.scalar_type(), residual->scalar_type()) : x.scalar_type();
   Statistics statistics(static_cast<size_t>(geo.n * geo.groups));
@@ -495,6 +502,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_backward(Tensor g_y, Tens
                                                                 MaybeTensor residual, MaybeTensor mask, Tensor mean,
                                                                 Tensor var, Tensor count, double eps,
                                                                 std::string activation, double slope, bool center) {
+  Arguments("sample_norm_backward", "x", x, sample_axes, channel_axes, groups)
+      .like_x("g_y", g_y)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .like_x("residual", residual)
+      .mask(mask)
+      .statistic("mean", mean)
+      .statistic("var", var)
+      .count(count)
+      .activation(activation)
+      .eps(eps);
   const Geometry geo(x, sample_axes, channel_axes, groups, center);
   return backward(g_y, x, geo, weight, bias, residual, std::nullopt, mask, mean, var, count, eps, activation, slope,
                   center);
@@ -503,6 +521,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_backward(Tensor g_y, Tens
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> add_sample_norm_forward(Tensor x, Tensor residual,
                                                                            int64_t channel_axes, MaybeTensor weight,
                                                                            MaybeTensor bias, double eps, bool center) {
+  Arguments("add_sample_norm_forward", "x", x, channel_axes)
+      .like_x("residual", residual)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .eps(eps);
   const Geometry geo(x, x.dim() - channel_axes, channel_axes, 1, center);
   const ScalarType dtype = promoted(x.scalar_type(), residual.scalar_type());
   Statistics statistics(static_cast<size_t>(geo.n));
@@ -521,6 +544,15 @@ std::tuple<Tensor, Tensor, Tensor> add_sample_norm_backward(Tensor g_y, Tensor g
                                                             int64_t channel_axes, MaybeTensor weight, MaybeTensor bias,
                                                             Tensor mean, Tensor var, Tensor count, double eps,
                                                             bool center) {
+  Arguments("add_sample_norm_backward", "total", total, channel_axes)
+      .like_x("g_y", g_y)
+      .like_x("g_total", g_total)
+      .parameter("weight", weight)
+      .parameter("bias", bias)
+      .statistic("mean", mean)
+      .statistic("var", var)
+      .count(count)
+      .eps(eps);
   const Geometry geo(total, total.dim() - channel_axes, channel_axes, 1, center);
   auto [g, g_weight, g_bias, none] = backward(g_y, total, geo, weight, bias, std::nullopt, g_total, std::nullopt, mean,
                                               var, count, eps, "none", 0, center);

@@ -16,13 +16,12 @@
 #include <utility>
 #include <vector>
 
+#include "checks.h"
 #include "elements.h"
 
 namespace gammabeta {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
 inline Sizes vector_of(torch::headeronly::IntHeaderOnlyArrayRef values) { return Sizes(values.begin(), values.end()); }
@@ -39,17 +38,28 @@ inline int32_t dtype_code(ScalarType dtype) {
       return aoti_torch_dtype_float16();
     case ScalarType::Long:
       return aoti_torch_dtype_int64();
+    case ScalarType::Bool:
+      return aoti_torch_dtype_bool();
     default:
-      STD_TORCH_CHECK(false, "gammabeta: expected float64, float32, bfloat16 or float16");
+      refuse("gammabeta: expected float64, float32, bfloat16, float16, int64 or bool");
   }
-  return 0;
+}
+
+// torch has said on stderr what went wrong; its C functions hand on no more than that something did.
+inline void done(AOTITorchError error, const char* what) {
+  if (error != AOTI_TORCH_SUCCESS) refuse(std::string("gammabeta: torch could not ") + what + ": is there memory for it?");
 }
 
 inline Tensor allocate(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                                                         dtype_code(dtype), aoti_torch_device_type_cpu(), 0, &handle));
+  done(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_code(dtype),
+                                aoti_torch_device_type_cpu(), 0, &handle),
+       "allocate a result");
   return Tensor(handle);
+}
+
+inline void copy(const Tensor& to, const Tensor& from) {
+  done(aoti_torch_copy_(to.get(), from.get(), 0), "copy a tensor");
 }
 
 inline Sizes contiguous_strides(const Sizes& sizes) {
@@ -86,9 +96,9 @@ inline bool laid_out(const Tensor& t, const Sizes& sizes, const Sizes& strides) 
 // t itself where dtype and layout are those, else a copy that has them.
 inline Tensor brought_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
   if (t.scalar_type() == dtype && laid_out(t, sizes, strides)) return t;
-  Tensor copy = allocate(sizes, strides, dtype);
-  torch::stable::copy_(copy, t);
-  return copy;
+  Tensor brought = allocate(sizes, strides, dtype);
+  copy(brought, t);
+  return brought;
 }
 
 // A result as torch.empty_like would lay it out: what the kernel writes is it, or is copied into it.
@@ -106,7 +116,7 @@ class Output {
         torch::stable::detail::from(std::optional<torch::stable::Device>()),
         torch::stable::detail::from(std::optional<bool>()),
         torch::stable::detail::from(std::optional<torch::headeronly::MemoryFormat>())};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+    done(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION), "allocate a result");
     result_ = torch::stable::detail::to<Tensor>(stack[0]);
     written_ = dtype == computed && laid_out(result_, sizes, strides) ? result_ : allocate(sizes, strides, computed);
   }
@@ -114,7 +124,7 @@ class Output {
   void* data() const { return written_.mutable_data_ptr(); }
 
   Tensor result() {
-    if (written_.get() != result_.get()) torch::stable::copy_(result_, written_);
+    if (written_.get() != result_.get()) copy(result_, written_);
     return result_;
   }
 
@@ -167,12 +177,11 @@ inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, S
   return narrow ? brought_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
 }
 
+// Of a name that was checked.
 inline Activation activation_of(const std::string& name) {
-  static const char* const names[] = {"none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"};
-  for (int i = 0; i < 7; ++i)
-    if (name == names[i]) return Activation(i);
-  STD_TORCH_CHECK(false, "gammabeta: no activation ", name);
-  return kNone;
+  int i = 0;
+  while (name != kActivations[i]) ++i;
+  return Activation(i);
 }
 
 // A boolean mask of n elements, its axes in their own order, dense; null where there is none.
@@ -180,7 +189,8 @@ class Mask {
  public:
   explicit Mask(const MaybeTensor& mask) {
     if (!mask) return;
-    dense_ = torch::stable::contiguous(*mask);
+    const Sizes sizes = vector_of(mask->sizes());
+    dense_ = brought_to(*mask, ScalarType::Bool, sizes, contiguous_strides(sizes));
     data_ = static_cast<const uint8_t*>(dense_->const_data_ptr());
   }
   const uint8_t* data() const { return data_; }

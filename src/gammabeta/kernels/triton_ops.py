@@ -7,11 +7,12 @@ from typing import Any
 
 import triton
 
+from gammabeta import ops
 from gammabeta.kernels import triton_channel_norm, triton_group_norm, triton_row_norm, triton_sums
 from gammabeta.kernels import triton_channel_ops as channel
 from gammabeta.kernels import triton_sample_ops as sample
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+_LAUNCHERS: dict[str, Callable[..., Any]] = {
     "channel_norm_forward": channel.channel_norm_forward,
     "channel_apply_forward": channel.channel_apply_forward,
     "channel_norm_backward": channel.channel_norm_backward,
@@ -23,6 +24,9 @@ IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
     "add_sample_norm_forward": sample.add_sample_norm_forward,
     "add_sample_norm_backward": sample.add_sample_norm_backward,
 }
+
+IMPLEMENTATIONS = {name: ops.CHECKS[name].checked(launcher) for name, launcher in _LAUNCHERS.items()}
+"""What launches an op's kernels, by name: eagerly, traced or interpreted, on nothing that is not checked."""
 
 KERNELS: list[Any] = [
     kernel

@@ -166,6 +166,7 @@ def sample_norm_backward(
         dense(mask), g_x, g_residual,
     )  # fmt: skip
     parameters = dense(weight), dense(bias)
+    mean, var, count = mean.contiguous(), var.contiguous(), count.contiguous()
     if view.in_rows:
         partials = differentiate_rows(view, tensors[0], None, *tensors[1:], mean, var, *parameters, constants)
     elif launch.LAUNCH.group_splits(view.all_groups, tiles.v_count, tiles.d_count) == (1, 1):
@@ -284,7 +285,7 @@ def add_sample_norm_backward(
     constants = {"EPS": eps, "CENTER": center, **finish_constants(total, weight, bias, None, None, "none", 0.0)}
     partials = differentiate_rows(
         view, view.layout.dense(g_y), view.layout.dense(g_total), view.layout.dense(total), None, None, g_x, None,
-        mean, var, dense(weight), dense(bias), constants,
+        mean.contiguous(), var.contiguous(), dense(weight), dense(bias), constants,
     )  # fmt: skip
     g_weight, g_bias = (
         None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (weight, bias)

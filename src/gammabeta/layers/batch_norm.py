@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,13 +10,22 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import Finish, normalize_by_running
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.converter_guard import ConverterGuard
 from gammabeta.layers.float32 import Float32State
-from gammabeta.running_statistics import GatheredMoments, RunningStatistics
+from gammabeta.running_statistics import (
+    GatheredMoments,
+    RunningStatistics,
+    carry_skipped,
+    forget_skipped,
+    skipped_counts,
+    skipped_updates,
+)
 from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
+from gammabeta.subclasses import by_channels, in_parts
 
 
-class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     """torch's BatchNorm, and `statistics`, `activation`, `residual`, `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² are by `statistics`
@@ -33,11 +43,13 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
         statistics: where the statistics in training come from: `gammabeta.statistics`.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
     stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the
-    running ones as they are, channel by channel (counted in `skipped_updates`); a forward repeated for activation
-    checkpointing moves them once; and momentum=None compiles without a graph break.
+    running ones as they are, channel by channel (counted in `skipped_updates`), and is not counted in
+    num_batches_tracked where it moves no channel; a forward repeated for activation checkpointing moves them once; and
+    momentum=None compiles without a graph break.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
     """
@@ -60,16 +72,16 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         activation: str | None = None,
         activation_slope: float = 0.01,
         statistics: Statistics | None = None,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name(type(self).__name__, activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
         self.statistics = Batch() if statistics is None else statistics
-        # Not in the state_dict, which stays torch's.
-        skipped = torch.zeros(num_features, dtype=torch.int64, device=device) if track_running_stats else None
-        self.skipped_updates: Tensor | None
-        self.register_buffer("skipped_updates", skipped, persistent=False)
+        skipped_counts(self._running())  # now, since making them while compiling costs another graph
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
@@ -85,14 +97,16 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
                 agreement.note_evaluation(self.statistics.peers())
             return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
         if self.training and self.track_running_stats:
-            buffers = self._buffers
             running = RunningStatistics(
-                mean, var, self.momentum, buffers["num_batches_tracked"], buffers["skipped_updates"],
-                self.holds_statistics, self.gathered,
+                mean, var, self.momentum, self._buffers["num_batches_tracked"],
+                skipped_counts(var if mean is None else mean), self.holds_statistics, self.gathered,
             )  # fmt: skip
         else:
             running = RunningStatistics()
-        return self.statistics.normalize(input, running, weight, bias, self.eps, finish)
+        normalize = self.statistics.normalize
+        if in_parts(input, weight):
+            normalize = by_channels(normalize)
+        return normalize(input, running, weight, bias, self.eps, finish)
 
     def reset_running_stats(self) -> None:
         """Running mean 0, variance 1 and counts 0; frozen statistics (`Running`) stay as they are."""
@@ -100,9 +114,33 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
         if isinstance(getattr(self, "statistics", None), Running):
             return
         super().reset_running_stats()
-        skipped = getattr(self, "skipped_updates", None)
-        if skipped is not None:
-            skipped.zero_()
+        forget_skipped(self._running())
+
+    @property
+    def skipped_updates(self) -> Tensor | None:
+        """How many batches each channel was left out of, int64, (C,): since the statistics were made, reset or loaded.
+
+        No part of the state, which is torch's: the counts go along when the layer is moved, cast, copied or pickled.
+        None without running statistics.
+        """
+        running = self._running()
+        return None if running is None else skipped_updates(running, self._buffers.get("num_batches_tracked"))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "running_mean" in state_dict:
+            forget_skipped(self._running())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        before = self._running()
+        module = super()._apply(fn, *args, **kwargs)
+        carry_skipped(before, self._running())
+        skipped_counts(self._running())
+        return module
+
+    def _running(self) -> Tensor | None:
+        mean = self._buffers.get("running_mean")
+        return self._buffers.get("running_var") if mean is None else mean
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()  # without what compiling in place has set
@@ -112,7 +150,7 @@ class _BatchNorm(Float32State, nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         statistics = "" if self.statistics == Batch() else f", statistics={self.statistics}"
-        return super().extra_repr() + statistics + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + statistics + describe_additions(self)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

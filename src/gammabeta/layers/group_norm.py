@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import group_norm
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class GroupNorm(Float32State, nn.GroupNorm):
@@ -26,6 +27,7 @@ class GroupNorm(Float32State, nn.GroupNorm):
         bias: whether there is β.
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without axis 1; what is False enters no
     statistic and gives zero.
@@ -45,13 +47,18 @@ class GroupNorm(Float32State, nn.GroupNorm):
         bias: bool = True,
         activation: str | None = None,
         activation_slope: float = 0.01,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("GroupNorm", activation)
         super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # parametrized
@@ -62,4 +69,4 @@ class GroupNorm(Float32State, nn.GroupNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + describe_additions(self)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import instance_norm
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
@@ -29,6 +32,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         bias: whether there is β.
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the channel axis.
 
@@ -51,19 +55,34 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         bias: bool = True,
         activation: str | None = None,
         activation_slope: float = 0.01,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name(type(self).__name__, activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         self._check_input_dim(input)
         unbatched = input.ndim == self._get_no_batch_dim()
+        feature_axis = 0 if unbatched else 1
         if unbatched:
             input = input.unsqueeze(0)
             residual = None if residual is None else residual.unsqueeze(0)
             mask = None if mask is None else mask.unsqueeze(0)
+        # A nested input has no such size, and is refused below.
+        known = not (self.affine or input.is_nested)
+        if known and input.shape[1] != self.num_features and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{type(self).__name__}: input's size at dim={feature_axis} does not match num_features: expected "
+                f"{self.num_features}, got {input.shape[1]}. Without affine parameters and running statistics nothing "
+                "depends on num_features, and the input is normalized all the same.",
+                stacklevel=2,
+            )
         y = instance_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias,
             self.training or not self.track_running_stats,
@@ -78,7 +97,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         return state
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + describe_additions(self)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import layer_norm
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
+
+
+def computes_itself(*_: Any) -> None:
+    """A forward hook that does nothing but be there.
+
+    In evaluation torch.nn.TransformerEncoderLayer hands the weights of its norms to one fused op, which knows of no
+    activation and takes one dtype. It does so only where none of its modules has a hook.
+    """
+
+
+def _keep_to_forward(layer: nn.Module) -> None:
+    if computes_itself not in layer._forward_hooks.values():
+        layer.register_forward_hook(computes_itself)
 
 
 class LayerNorm(Float32State, nn.LayerNorm):
@@ -26,6 +41,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
         device, dtype: of the parameters, which stay float32 in a model cast by `.half()` or `.bfloat16()`.
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
 
@@ -43,14 +59,25 @@ class LayerNorm(Float32State, nn.LayerNorm):
         *,
         activation: str | None = None,
         activation_slope: float = 0.01,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("LayerNorm", activation)
-        shape = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        # Of any integral type, numpy's too.
+        shape = int(normalized_shape) if isinstance(normalized_shape, (int, Integral)) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
+        if activation is not None:
+            _keep_to_forward(self)
+
+    def _stayed_float32(self) -> None:
+        _keep_to_forward(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight, bias = self._parameters["weight"], self._parameters["bias"]
         except KeyError:  # parametrized
@@ -61,4 +88,4 @@ class LayerNorm(Float32State, nn.LayerNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + describe_additions(self)

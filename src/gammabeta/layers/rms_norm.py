@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import rms_norm
-from gammabeta.layers.finish import describe_finish
+from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 class RMSNorm(Float32State, nn.RMSNorm):
@@ -25,6 +27,7 @@ class RMSNorm(Float32State, nn.RMSNorm):
         device, dtype: of the parameter, which stays float32 in a model cast by `.half()` or `.bfloat16()`.
         activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
         activation_slope: leaky_relu's slope for negative values.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
     `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
 
@@ -41,14 +44,20 @@ class RMSNorm(Float32State, nn.RMSNorm):
         *,
         activation: str | None = None,
         activation_slope: float = 0.01,
+        keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("RMSNorm", activation)
-        shape = normalized_shape if isinstance(normalized_shape, int) else list(normalized_shape)
+        # Of any integral type, numpy's too.
+        shape = int(normalized_shape) if isinstance(normalized_shape, (int, Integral)) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, device, dtype)
         self.activation = activation
         self.activation_slope = activation_slope
+        if not keep_float32:
+            self.keep_float32 = False
 
     def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        if residual is not None or mask is not None:
+            refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
             weight = self._parameters["weight"]
         except KeyError:  # parametrized
@@ -59,4 +68,4 @@ class RMSNorm(Float32State, nn.RMSNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_finish(self.activation, self.activation_slope)
+        return super().extra_repr() + describe_additions(self)

@@ -30,7 +30,6 @@ import torch
 from torch import nn
 
 from gammabeta.diagnosis import Finding, Fix
-from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.record import Norm, Record
 from gammabeta.remedy import recalibration
 from gammabeta.rule import Example
@@ -94,9 +93,6 @@ def _attach(record: Record, norm: Norm) -> Change:
             change.set_buffer(module, "running_mean", torch.zeros(size, device=device, dtype=dtype))
             change.set_buffer(module, "running_var", torch.ones(size, device=device, dtype=dtype))
             change.set_buffer(module, "num_batches_tracked", torch.zeros((), device=device, dtype=torch.int64))
-            if isinstance(module, _BatchNorm):
-                skipped = torch.zeros(size, device=device, dtype=torch.int64)
-                change.set_buffer(module, "skipped_updates", skipped, persistent=False)
         change.note(norm.name, "has running statistics that training moves")
     return change
 

@@ -27,7 +27,7 @@ from torch import nn
 from gammabeta.diagnosis import Finding, Fix
 from gammabeta.record import Record
 from gammabeta.rule import Example
-from gammabeta.surgery.adopt import adopt
+from gammabeta.surgery.adopt import adopt, is_ours
 
 code = "GB501"
 name = "sync-without-group"
@@ -39,7 +39,7 @@ def check(record: Record) -> Iterator[Finding]:
     ready = dist.is_available() and dist.is_initialized()
     size = dist.get_world_size() if ready else 1
     for norm in record.norms:
-        if not isinstance(norm.module, nn.SyncBatchNorm):
+        if not isinstance(norm.module, nn.SyncBatchNorm) or is_ours(norm.module):
             continue
         like = next((t for t in (norm.weight, norm.running_mean) if t is not None), None)
         device = "cpu" if like is None else like.device.type

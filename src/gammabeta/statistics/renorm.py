@@ -83,10 +83,11 @@ class Renorm:
             moments = channel_moments(x, mask) if peers is None else moments_of_all(x, mask, peers)
             var = moments.var()
             batch_std = torch.sqrt(var + eps)
-            std = torch.sqrt(running.var.to(var.dtype) + eps)
-            r_max, d_max = self._bounds(running.num_batches_tracked, var)
+            running_mean, running_var, forwards = _before(running.mean, running.var, running.num_batches_tracked)
+            std = torch.sqrt(running_var.to(var.dtype) + eps)
+            r_max, d_max = self._bounds(forwards, var)
             r = (batch_std / std).clamp(1 / r_max, r_max)
-            d = ((moments.mean - running.mean.to(var.dtype)) / std).clamp(-d_max, d_max)
+            d = ((moments.mean - running_mean.to(var.dtype)) / std).clamp(-d_max, d_max)
         # (x̂·r + d)·γ + β is a scale and shift of x̂ again, so the same op serves.
         gamma = r if weight is None else r * weight
         beta = d if weight is None else d * weight
@@ -105,3 +106,18 @@ class Renorm:
         since = (forwards - self.warmup + 1).to(like.dtype)
         r_share, d_share = ((since / max(steps, 1)).clamp(0, 1) for steps in (self.r_steps, self.d_steps))
         return 1 + (r_max - 1) * r_share, d_max * d_share
+
+
+def _before(mean: Tensor, var: Tensor, forwards: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The three as they are before this forward moves them.
+
+    What a compiled backward needs of them the compiler computes again, from buffers that have moved by then; torch's
+    own in-place ops fare no better, silently. It computes no op again that it can't look into: the mean of one value is
+    that value.
+    """
+    if not torch.compiler.is_compiling():
+        return mean, var, forwards
+    count = [] if forwards is None else [forwards.reshape(1).to(mean.dtype)]
+    values, _, _ = torch.ops.gammabeta.channel_moments(torch.cat((mean, var, *count)).unsqueeze(0), None)
+    c = mean.shape[0]
+    return values[:c], values[c : 2 * c], None if forwards is None else values[2 * c]

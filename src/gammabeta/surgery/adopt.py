@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from gammabeta.activations import activate
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from gammabeta.layers.layer_norm import LayerNorm
+from gammabeta.layers.layer_norm import LayerNorm, computes_itself
 from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.running_statistics import skipped_counts
 from gammabeta.statistics import Batch, Running, Synced
+from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_norm_act
+from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_act, why_not_norm_act
 from gammabeta.surgery.where import Where, select
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -60,13 +63,15 @@ class _Origin:
     activation: str | None = None
 
 
-def adopt(model: nn.Module, *, where: Where = None) -> Change:
+def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -> Change:
     """torch.nn's norms in the model become gammabeta's, in place: same objects, Parameters, hooks and state_dict.
 
-    Outputs stay equal to rounding. torch's SyncBatchNorm becomes a BatchNorm with `Synced`, of its group. A frozen
-    BatchNorm as torchvision, detectron2 and DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with
-    `Running`, whose γ and β are Parameters that require no gradient; timm's BatchNormAct2d a BatchNorm2d with the
-    activation that it holds. Both are first compared with ours, on inputs made up for that.
+    Outputs stay equal to rounding, and every layer stays an instance of the class that it had. torch's SyncBatchNorm
+    becomes a BatchNorm with `Synced`, of its group; on a CPU it is no SyncBatchNorm any more, because
+    DistributedDataParallel refuses all of these there, and ours work. A frozen BatchNorm as torchvision, detectron2 and
+    DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with `Running`, whose γ and β are Parameters
+    that require no gradient; timm's norm-and-activation BatchNorms become ours with the activation that they hold. Both
+    kinds are first compared with ours, on inputs made up for that.
 
     Left alone, each with the reason: other subclasses (their own forward would be lost), parametrized modules, lazy
     ones that have not seen a batch, scripted ones, modules with a `forward` set on the instance, and those that FSDP2
@@ -75,6 +80,9 @@ def adopt(model: nn.Module, *, where: Where = None) -> Change:
     Args:
         model: any module, also wrapped by torch.compile, which compiles again, or DistributedDataParallel.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+        keep_float32: whether parameters and running statistics stay float32 in a model that is cast to 16 bits later.
+            False casts them as torch's, for what wants one dtype in a model: FSDP1 and FSDP2 without mixed precision,
+            `torch.nn.utils.vector_to_parameters`. Norms that are gammabeta's already get this setting too.
 
     Returns:
         The `Change`.
@@ -84,10 +92,13 @@ def adopt(model: nn.Module, *, where: Where = None) -> Change:
     """
     with transaction("adopt") as change:
         for name, module in select(model, where, is_norm, operation="adopt", kind="norms"):
-            if is_ours(module):
+            if not is_ours(module):
+                adopt_module(change, name, module, keep_float32)
+            elif module.keep_float32 == keep_float32:
                 change.leave(name, f"{type(module).__name__} is gammabeta's already")
             else:
-                adopt_module(change, name, module)
+                change.set_attribute(module, "keep_float32", keep_float32, name)
+                change.note(name, f"keep_float32={keep_float32}")
     return change
 
 
@@ -132,7 +143,7 @@ def is_frozen_batch_norm(module: nn.Module) -> bool:
     return "frozen" in name and "batchnorm" in name and not isinstance(module, _NORMS)
 
 
-def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
+def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: bool = True) -> bool:
     """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
     reason = why_not(module)
     if reason is not None:
@@ -148,8 +159,24 @@ def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
         _adopt_norm_act(change, name, module)
     else:
         _become(change, name, module, _OURS[before])
-    change.note(name, f"{before.__name__} is {type(module).__name__}{_with(module)}")
+    if not keep_float32:
+        change.set_attribute(module, "keep_float32", False, name)
+    change.note(name, f"{before.__name__} is {our_class(module).__name__}{_with(module)}")
     return True
+
+
+def leave_old_class(change: Change, name: str, module: Any) -> None:
+    """The class of ours alone for what adopted a SyncBatchNorm or a frozen one, and gets another source of statistics.
+
+    What those classes stand for holds no longer. Called before the source is set.
+    """
+    old = old_class(module)
+    if old is None or issubclass(old, nn.BatchNorm2d):
+        return
+    change.set_class(module, our_class(module), name)
+    mean = module._buffers.get("running_mean")
+    if mean is not None and module._buffers.get("num_batches_tracked") is None:
+        change.set_buffer(module, "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=mean.device))
 
 
 def forget_source(change: Change, name: str, module: nn.Module) -> None:
@@ -194,38 +221,53 @@ def why_not(module: nn.Module) -> str | None:
 
 
 def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    """One of our classes, with the attributes that its constructor sets."""
-    change.set_class(module, cls, name)
+    """One of our classes that is the old one too, with the attributes that ours sets in its constructor."""
+    change.set_class(module, adopted_class(cls, _kept_class(module)), name)
     change.set_attribute(module, "activation", None, name)
     change.set_attribute(module, "activation_slope", 0.01, name)
     if issubclass(cls, _BatchNorm):
         change.set_attribute(module, "statistics", Batch(), name)
-        running = module._buffers.get("running_mean")
-        skipped = None if running is None else torch.zeros(running.shape, dtype=torch.int64, device=running.device)
-        change.set_buffer(module, "skipped_updates", skipped, persistent=False)
+        skipped_counts(module._buffers.get("running_mean"))
+
+
+def _kept_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the layer stays an instance of."""
+    cls = type(module)
+    if not isinstance(module, nn.SyncBatchNorm):
+        return cls
+    on_cpu = all(t.device.type == "cpu" for t in (*module.parameters(), *module.buffers()))
+    return nn.modules.batchnorm._BatchNorm if on_cpu else cls
 
 
 def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
-    source = Synced(module.process_group)
+    cls, source = type(module), Synced(module.process_group)
+    activation, slope = activation_of(module) if is_norm_act(module) else (None, 0.01)
     _become(change, name, module, BatchNorm)
     change.delete_attribute(module, "process_group")
     change.set_attribute(module, "statistics", source, name)
-    change.set_attribute(module, "adopted_from", _Origin(nn.SyncBatchNorm), name)
+    _finish(change, name, module, activation, slope)
+    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
 
 
 def _adopt_norm_act(change: Change, name: str, module: nn.Module) -> None:
     cls, (activation, slope) = type(module), activation_of(module)
     _become(change, name, module, BatchNorm2d)
+    _finish(change, name, module, activation, slope)
+    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
+
+
+def _finish(change: Change, name: str, module: nn.Module, activation: str | None, slope: float) -> None:
+    # timm's `drop` and `act` stay where they are, unused: names and the way back are the same.
     change.set_attribute(module, "activation", activation, name)
     change.set_attribute(module, "activation_slope", slope, name)
-    # `drop` and `act` stay where they are, unused: names and the way back are the same.
-    change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
 
 
 def _why_not_frozen(module: nn.Module) -> str | None:
     name = type(module).__name__
-    if module._parameters or module._modules or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
+    if module._parameters or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
         return f"{name} is a frozen BatchNorm with more to it than weight, bias, running_mean and running_var"
+    if module._modules:
+        return why_not_act(module)
     if any(b is None or b.ndim != 1 for key, b in module._buffers.items() if key in _FROZEN_BUFFERS):
         return f"{name} is a frozen BatchNorm whose buffers are not vectors of the channels"
     if module._buffers["weight"].is_meta:  # type: ignore[union-attr]
@@ -235,6 +277,7 @@ def _why_not_frozen(module: nn.Module) -> str | None:
 
 def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
     cls = type(module)
+    activation, slope = activation_of(module) if module._modules else (None, 0.01)
     eps = getattr(module, "eps", 1e-5)  # DETR's has it in its forward
     weight, bias, mean, var = (module._buffers[key] for key in _FROZEN_BUFFERS)
     assert weight is not None
@@ -247,11 +290,14 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
         x = (mean[:, None] + signs * torch.sqrt(var[:, None] + eps)).reshape(1, -1, 2, 2)
         got = cls.forward(module, x)
         expected = (signs * weight[:, None] + bias[:, None]).reshape(1, -1, 2, 2)
+        expected = activate(expected, activation or "none", slope)
     # As the terms of x·scale + (β − mean·scale) round.
     scale = weight / torch.sqrt(var + eps)
     terms = (x.abs() * scale.abs().reshape(1, -1, 1, 1)).amax((2, 3), keepdim=True) + bias.abs().reshape(1, -1, 1, 1)
     if not bool(((got - expected).abs() <= 16 * torch.finfo(mean.dtype).eps * (terms + expected.abs() + 1e-30)).all()):
-        change.leave(name, f"{cls.__name__} does not compute (x − running_mean)/√(running_var + {eps})·weight + bias")
+        then = "" if activation is None else f" and then {activation}"
+        formula = f"(x − running_mean)/√(running_var + {eps})·weight + bias{then}"
+        change.leave(name, f"{cls.__name__} does not compute {formula}")
         return False
     settings = {"num_features": mean.shape[0], "eps": eps, "momentum": 0.1, "affine": True, "track_running_stats": True}
     added = tuple(key for key in settings if key not in module.__dict__)
@@ -261,55 +307,62 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
     for key, value in (("weight", weight), ("bias", bias)):
         change.delete_buffer(module, key)
         change.set_parameter(module, key, nn.Parameter(value, requires_grad=False))
-    if module._buffers.get("num_batches_tracked") is None:
-        change.set_buffer(module, "num_batches_tracked", torch.zeros((), dtype=torch.int64, device=mean.device))
+    if "num_batches_tracked" not in module._buffers:
+        added += ("num_batches_tracked",)
+        change.set_buffer(module, "num_batches_tracked", None)  # not in the state_dict, as before
     change.set_attribute(module, "statistics", Running(), name)
+    _finish(change, name, module, activation, slope)
     change.set_attribute(module, "frozen", Frozen(Batch(), ("weight", "bias")), name)
-    change.set_attribute(module, "adopted_from", _Origin(cls, added), name)
+    change.set_attribute(module, "adopted_from", _Origin(cls, added, activation), name)
     return True
 
 
 def _release_module(change: Change, name: str, module: Any) -> None:
-    cls: Any = type(module)
+    described, cls = type(module).__name__, our_class(module)
     origin: _Origin | None = module.__dict__.get("adopted_from")
     source: Any = getattr(module, "statistics", Batch())
+    # The old class applies the activation that it was adopted with itself, by its child `act`.
+    old_activates = origin is not None and "act" in module._modules and module.activation == origin.activation
     reason = None
     if parametrize.is_parametrized(module):
         reason = "it is parametrized: remove the parametrizations first"
     elif "forward" in module.__dict__:
         reason = "its forward is set on the instance, by a wrapper of another library"
     elif cls not in _TORCHS and cls is not BatchNorm:
-        reason = f"{cls.__name__} is a subclass of gammabeta's, whose additions would be lost"
-    elif origin is not None and is_norm_act(module) and (module.activation, source) == (origin.activation, Batch()):
-        _leave_ours(change, name, module, origin.cls)
-    elif module.activation is not None:
+        reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
+    elif module.activation is not None and not old_activates:
         reason = f"torch's layer has no activation, and {module.activation} would be lost"
-    elif origin is not None and origin.cls is nn.SyncBatchNorm and isinstance(source, Synced):
-        reason = _release_synced(change, name, module, source)
+    elif origin is not None and issubclass(origin.cls, nn.SyncBatchNorm) and isinstance(source, Synced):
+        reason = _release_synced(change, name, module, source, origin.cls)
     elif origin is not None and source == Running() and not _trains(module):
         _release_frozen(change, name, module, origin)
     elif source != Batch():
         reason = f"torch's layer has no {source} and would normalize by the batch in training"
+    elif old_activates and issubclass(origin.cls, nn.BatchNorm2d):  # type: ignore[union-attr]
+        _leave_ours(change, name, module, origin.cls)  # type: ignore[union-attr]
+    elif module.activation is not None:
+        reason = f"{origin.cls.__name__} does not normalize by {source}"  # type: ignore[union-attr]
     elif cls is BatchNorm:
         reason = "torch has no BatchNorm for any number of positions but SyncBatchNorm"
     else:
         _leave_ours(change, name, module, _TORCHS[cls])
     if reason is None:
-        change.note(name, f"{cls.__name__} is {type(module).__name__}")
+        change.note(name, f"{described} is {type(module).__name__}")
     else:
         change.leave(name, reason)
 
 
 def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    for key in ("activation", "activation_slope", "statistics", "frozen", "adopted_from"):
+    for key in ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from"):
         if key in module.__dict__:
             change.delete_attribute(module, key)
-    if "skipped_updates" in module._buffers:
-        change.delete_buffer(module, "skipped_updates")
+    for number, hook in tuple(module._forward_hooks.items()):
+        if hook is computes_itself:
+            change.delete_item(module._forward_hooks, number)
     change.set_class(module, cls, name)
 
 
-def _release_synced(change: Change, name: str, module: nn.Module, source: Synced) -> str | None:
+def _release_synced(change: Change, name: str, module: nn.Module, source: Synced, cls: type[nn.Module]) -> str | None:
     group = None
     if source.group is not None:
         try:
@@ -319,7 +372,7 @@ def _release_synced(change: Change, name: str, module: nn.Module, source: Synced
         if peers is None:
             return f"{source} is of this process alone, which SyncBatchNorm cannot say"
         group = torch.distributed.distributed_c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
-    _leave_ours(change, name, module, nn.SyncBatchNorm)
+    _leave_ours(change, name, module, cls)
     change.set_attribute(module, "process_group", group, name)
     return None
 
@@ -328,6 +381,7 @@ def _release_frozen(change: Change, name: str, module: nn.Module, origin: _Origi
     _leave_ours(change, name, module, origin.cls)
     for key in origin.added:
         change.delete_attribute(module, key)
+    count = module._buffers.get("num_batches_tracked")
     values: dict[str, Tensor | None] = {key: getattr(module, key).detach() for key in _FROZEN_BUFFERS}
     for key in ("weight", "bias"):
         change.delete_parameter(module, key)
@@ -335,6 +389,8 @@ def _release_frozen(change: Change, name: str, module: nn.Module, origin: _Origi
         change.delete_buffer(module, key)
     for key in _FROZEN_BUFFERS:
         change.set_buffer(module, key, values[key])
+    if "num_batches_tracked" not in origin.added:
+        change.set_buffer(module, "num_batches_tracked", count)
 
 
 def _trains(module: nn.Module) -> bool:

@@ -151,6 +151,9 @@ class Change:
         """An item of any other dict: an optimizer's group, for example."""
         self._set(mapping, key, value)
 
+    def delete_item(self, mapping: dict[Any, Any], key: Any) -> None:
+        self._set(mapping, key, _ABSENT)
+
     def overwrite(self, module: nn.Module, name: str, value: Tensor) -> None:
         """The contents of a Parameter or buffer, which stays the same object; undone bit by bit, wherever it is."""
         tensor = _tensor(module, name)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gammabeta import subclasses
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
 from gammabeta.moments import Moments
-from gammabeta.running_statistics import GatheredMoments, RunningStatistics
+from gammabeta.running_statistics import GatheredMoments, RunningStatistics, skipped_counts
 from gammabeta.statistics import Running
 
 _TORCH = nn.modules.batchnorm._NormBase
@@ -111,11 +112,13 @@ def accumulate_statistics(model: nn.Module) -> Iterator[None]:
     for module, before, moments in gathered:
         module.gathered = before
         if moments.forwards.item() > 0:
+            running = module.running_var if module.running_mean is None else module.running_mean
             merged = Moments(moments.count, moments.mean, moments.m2)
-            RunningStatistics(
+            statistics = RunningStatistics(
                 module.running_mean, module.running_var, module.momentum, module.num_batches_tracked,
-                module.skipped_updates, gathered=before,
-            ).update(merged.mean, merged.var(), merged.count)  # fmt: skip
+                skipped_counts(running), gathered=before,
+            )  # fmt: skip
+            subclasses.update(statistics, merged.mean, merged.var(), merged.count)
 
 
 def _buffers(module: nn.Module) -> list[Tensor]:

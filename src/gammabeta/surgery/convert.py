@@ -13,6 +13,7 @@ from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
 from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, is_norm, is_ours, why_not
+from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
 from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
@@ -24,7 +25,7 @@ _INSTANCE = {3: InstanceNorm1d, 4: InstanceNorm2d, 5: InstanceNorm3d}
 _RANK = {
     nn.BatchNorm2d: 4, nn.BatchNorm3d: 5, nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5
 }  # fmt: skip
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "skipped_updates")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def convert(
@@ -121,7 +122,7 @@ def _site(change: Change, name: str, module: Any, to: str, groups: int | None) -
         return None
     ours = is_ours(module)
     reason = None if ours else why_not(module)
-    if ours and type(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
+    if ours and our_class(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
         reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
     elif is_frozen_batch_norm(module):
         reason = f"{described} is another library's: adopt it first"
@@ -200,12 +201,10 @@ def _become(change: Change, site: Site, to: str) -> None:
         change.set_buffer(module, "running_mean", site.mean.to(dtype))
         change.set_buffer(module, "running_var", site.var.to(dtype))
         change.set_buffer(module, "num_batches_tracked", torch.tensor(site.batches, device=device))
-        skipped = torch.zeros(site.channels, dtype=torch.int64, device=device)
-        change.set_buffer(module, "skipped_updates", skipped, persistent=False)
     elif instance is not None:
         change.set_class(module, instance, name)
         settings = {"num_features": site.channels, "momentum": 0.1, "track_running_stats": False}
-        for key in _STATISTICS[:3]:
+        for key in _STATISTICS:
             change.set_buffer(module, key, None)
     else:
         change.set_class(module, GroupNorm, name)

@@ -6,7 +6,7 @@ from torch import nn
 
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Batch, Running
-from gammabeta.surgery.adopt import Frozen, is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.surgery.adopt import Frozen, is_frozen_batch_norm, is_norm, is_ours, leave_old_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.statistics import is_batch_norm, own, why_not_source
 from gammabeta.surgery.where import Where, select
@@ -110,6 +110,7 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
     source, taken, done = before.statistics, before.affine, []
     if statistics and isinstance(module, _BatchNorm) and module.statistics == Running():
         former = Batch() if source is None else source
+        leave_old_class(change, name, module)
         change.set_attribute(module, "statistics", former, name)
         done.append(f"statistics (are {former})")
         source = None

@@ -1,10 +1,12 @@
-"""BatchNorms that hold their activation: subclasses with the children `drop` and `act`, as timm's BatchNormAct2d."""
+"""BatchNorms that hold their activation: with the children `drop` and `act`, as timm's BatchNormAct2d and its like."""
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+import gammabeta.timm_support  # noqa: F401  (timm learns of our layers when it is imported, and before it builds)
 from gammabeta.layers.batch_norm import BatchNorm2d
 
 # The classes of `act`, by name: "Swish" is timm's SiLU. What they compute is compared.
@@ -22,28 +24,39 @@ _TOLERANCE = 1e-4  # relative, in float32: kernels differ by some units in the l
 
 
 def is_norm_act(module: nn.Module) -> bool:
-    """Whether it is such a subclass of torch's BatchNorm2d."""
-    return isinstance(module, nn.BatchNorm2d) and type(module) is not nn.BatchNorm2d and {*module._modules} == {
-        "drop",
-        "act",
-    }  # fmt: skip
+    """Whether it is such a subclass of torch's BatchNorm2d or SyncBatchNorm."""
+    return (
+        isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
+        and type(module) not in (nn.BatchNorm2d, nn.SyncBatchNorm)
+        and {*module._modules} == {"drop", "act"}
+    )
 
 
 def activation_of(module: nn.Module) -> tuple[str | None, float]:
-    """The activation's name and slope; of a module that `why_not_norm_act` has nothing against."""
+    """The activation's name and slope; of a module that `why_not_act` has nothing against."""
     act = module._modules["act"]
     return _ACTIVATIONS[type(act).__name__], float(getattr(act, "negative_slope", 0.01))
 
 
-def why_not_norm_act(module: nn.BatchNorm2d) -> str | None:
-    """Why it is not the same as our BatchNorm2d with an activation; compared on copies, in both modes."""
+def why_not_act(module: nn.Module) -> str | None:
+    """Why what its children compute is not an activation of ours."""
     name = type(module).__name__
+    if {*module._modules} != {"drop", "act"}:
+        return f"{name} has a forward of its own, with the children {', '.join(module._modules)}"
     drop, act = module.get_submodule("drop"), module.get_submodule("act")
     if type(drop) is not nn.Identity or type(act).__name__ not in _ACTIVATIONS:
         inside = type(act if type(drop) is nn.Identity else drop).__name__
         return f"{name} has a forward of its own, with a {inside} that no layer of ours has"
     if any(child._forward_hooks or child._forward_pre_hooks or child._backward_hooks for child in (drop, act)):
         return f"{name} has hooks on its act or drop, which would not be called"
+    return None
+
+
+def why_not_norm_act(module: nn.BatchNorm2d) -> str | None:
+    """Why it is not the same as our BatchNorm2d with an activation; compared on copies, in both modes."""
+    name, reason = type(module).__name__, why_not_act(module)
+    if reason is not None:
+        return reason
     weight = module.running_mean if module.weight is None else module.weight
     if weight is None or weight.is_meta:
         return f"{name} has a forward of its own, and nothing here to compare it by"
@@ -78,7 +91,9 @@ def _same(module: nn.BatchNorm2d) -> bool:
         else:
             theirs.register_buffer(key, copied)
     x = torch.randn(4, module.num_features, 3, 3, generator=generator) * 3
-    for training in (True, False):
+    # A SyncBatchNorm in training would wait for other processes that compare nothing.
+    alone = not isinstance(module, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized())
+    for training in (True, False) if alone else (False,):
         ours.training = theirs.training = training
         if not torch.allclose(type(module).forward(theirs, x.clone()), ours(x), rtol=_TOLERANCE, atol=_TOLERANCE):
             return False

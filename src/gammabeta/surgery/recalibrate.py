@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.running_statistics import forget_skipped
 from gammabeta.statistics import Batch, Running
 from gammabeta.surgery.adopt import adopt_module, is_frozen_batch_norm
 from gammabeta.surgery.change import Change, transaction
@@ -25,7 +26,7 @@ from gammabeta.surgery.where import Where, select
 
 # A loader of fewer batches shows no progress bar; and so many batches go by between two looks at the standard errors.
 _LONG, _BETWEEN_LOOKS = 20, 4
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "skipped_updates")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def recalibrate(
@@ -247,8 +248,7 @@ def _measuring(
                 for key in _BUFFERS:
                     buffer = layer._buffers.get(key)
                     if buffer is not None:
-                        persistent = key not in layer._non_persistent_buffers_set
-                        temporary.set_buffer(layer, key, buffer.clone(), persistent=persistent)
+                        temporary.set_buffer(layer, key, buffer.clone())
             handle = layer.register_forward_pre_hook(_looking(populations[name]), with_kwargs=True)
             temporary.on_undo(handle.remove)
         try:
@@ -270,10 +270,10 @@ def _write(change: Change, layer: nn.Module, estimate: Estimate, taken: int) -> 
         before = layer._buffers[key]
         assert before is not None
         change.overwrite(layer, key, torch.where(known, value, before.to(value.device, value.dtype)))
-    for key, count in (("num_batches_tracked", taken), ("skipped_updates", 0)):
-        buffer = layer._buffers.get(key)
-        if buffer is not None:
-            change.overwrite(layer, key, torch.full_like(buffer, count))
+    tracked = layer._buffers.get("num_batches_tracked")
+    if tracked is not None:
+        change.overwrite(layer, "num_batches_tracked", torch.full_like(tracked, taken))
+    change.on_undo(forget_skipped(layer._buffers["running_mean"]))
 
 
 def _shown(waiting: Iterator[Any], batches: Iterable[Any], rank: int) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.running_statistics import counted_batches
 from gammabeta.statistics import Running
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.ranks import Ranks
@@ -87,9 +88,9 @@ def _vector(layer: nn.Module, device: torch.device) -> Tensor:
     mean, var = buffers["running_mean"], buffers["running_var"]
     assert mean is not None
     assert var is not None
-    tracked, skipped = buffers.get("num_batches_tracked"), buffers.get("skipped_updates")
+    tracked = buffers.get("num_batches_tracked")
     batches = torch.zeros_like(mean, dtype=torch.float64) if tracked is None else tracked.double().expand(mean.shape)
-    counted = batches if skipped is None else (batches - skipped).clamp(min=0)
+    counted = counted_batches(mean, tracked)
     return torch.stack((counted, mean.double(), var.double(), batches)).to(device)
 
 

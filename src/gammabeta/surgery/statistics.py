@@ -9,7 +9,7 @@ from torch import nn
 
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Renorm, Running, Statistics
-from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm
+from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, leave_old_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.where import Where, select
 
@@ -76,5 +76,6 @@ def why_not_source(module: Any, source: Statistics) -> str | None:
 
 def change_source(change: Change, name: str, module: nn.Module, source: Statistics) -> None:
     """The source, and no memory of one that was frozen."""
+    leave_old_class(change, name, module)
     change.set_attribute(module, "statistics", source, name)
     forget_source(change, name, module)
