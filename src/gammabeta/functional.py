@@ -50,7 +50,7 @@ class Finish:
         if self.residual is not None or self.activation is not None:
             return False
         if torch.compiler.is_compiling():  # by nothing that a new size could change: that would be another graph
-            return kernels.leaves_compiled_to_torch(self.norm) or autograd.plain_math(x)
+            return kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
