@@ -5,9 +5,9 @@
 and docs/generate.py draws the table from what was kept. tests/test_accuracy.py measures with what is here, and holds
 the rule for the routes that calls take.
 
-An error is the largest deviation of a tensor from the same result in 80-bit arithmetic on the same, rounded inputs, over
-the largest value of that tensor, in units of its dtype's spacing at 1: about ulp of the largest output. A figure is the
-worst of output, statistics and gradients, over several shapes and seeds, since one statistic alone may be lucky.
+An error is the largest deviation of a tensor from the same result in 80-bit arithmetic on the same, rounded inputs,
+over the largest value of that tensor, in units of its dtype's spacing at 1: about ulp of the largest output. A figure
+is the worst of output, statistics and gradients, over several shapes and seeds, since one statistic alone may be lucky.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,8 +63,7 @@ SHAPES: dict[str, dict[str, tuple[tuple[int, ...], ...]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     norm: str
     x: Tensor
     weight: Tensor
@@ -180,6 +178,11 @@ def by_torch(given: Inputs) -> Results:
 
 def chosen(given: Inputs) -> Results:
     """By whatever `gammabeta.functional` chooses."""
+    return _differentiated(given, *_called(given))
+
+
+def _called(given: Inputs) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
+    """The call of a user, and the running statistics that it moves."""
     run = given.running or (torch.zeros_like(given.weight), torch.zeros_like(given.weight))
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -193,7 +196,7 @@ def chosen(given: Inputs) -> Results:
             return functional.instance_norm(x, None, None, weight, bias, True, 0.1, EPS)
         return functional.group_norm(x, given.groups, weight, bias, EPS)
 
-    return _differentiated(given, norm, run)
+    return norm, run
 
 
 def _differentiated(given: Inputs, norm: Callable[..., Tensor], run: tuple[Tensor, Tensor]) -> Results:
@@ -212,8 +215,8 @@ ROUTES: dict[str, Callable[[Inputs], Results]] = {
 # What is exact.
 
 
-def exact(given: Inputs) -> dict[str, Any]:
-    """The results in numpy's widest arithmetic, by the definitions."""
+def exact(given: Inputs) -> dict[str, tuple[Any, float]]:
+    """The results in numpy's widest arithmetic, by the definitions; each with its largest absolute value."""
     x, weight, bias, g_y = (_wide(t) for t in (given.x, given.weight, given.bias, given.g_y))
     shape = x.shape
     channel = (1, -1, *(1,) * (x.ndim - 2))
@@ -241,7 +244,7 @@ def exact(given: Inputs) -> dict[str, Any]:
         if given.norm != "rms_norm":
             g_x = g_x - g_xhat.mean(axes, keepdims=True)
     n = x.size // mean.size
-    return {
+    values = {
         "y": (xhat * weight + bias).reshape(shape),
         "g_x": (g_x * rstd).reshape(shape),
         "g_weight": (xhat * g_y).sum(over_parameters).reshape(-1),
@@ -249,6 +252,7 @@ def exact(given: Inputs) -> dict[str, Any]:
         "mean": mean.reshape(-1),
         "var": var.reshape(-1) * n / max(n - 1, 1),
     }
+    return {name: (value, max(np.abs(value).max(), np.finfo(np.float64).tiny)) for name, value in values.items()}
 
 
 def _wide(tensor: Tensor) -> Any:
@@ -260,13 +264,13 @@ def is_exact(dtype: torch.dtype) -> bool:
     return bool(np.finfo(np.longdouble).eps < torch.finfo(dtype).eps / 1000)
 
 
-def errors(results: Results, right: dict[str, Any]) -> dict[str, float]:
+def errors(results: Results, right: dict[str, tuple[Any, float]]) -> dict[str, float]:
     """In ulp of the largest value, by the tensor's name."""
     found = {}
     for name, tensor in results.items():
-        difference = np.abs(_wide(tensor).reshape(right[name].shape) - right[name]).max()
-        largest = max(np.abs(right[name]).max(), np.finfo(np.float64).tiny)
-        error = float(difference / largest) / torch.finfo(tensor.dtype).eps
+        value, largest = right[name]
+        difference = _wide(tensor).reshape(value.shape) - value
+        error = float(max(difference.max(), -difference.min()) / largest) / torch.finfo(tensor.dtype).eps
         found[name] = error if error == error else float("inf")
     return found
 
@@ -307,8 +311,9 @@ class _Calls(TorchDispatchMode):
 
 def who(given: Inputs) -> str:
     """Who computes what a user calls: "ours", "reference" or "torch", by the operations that the call makes."""
+    norm, _ = _called(given)
     with _Calls() as calls:
-        chosen(given)
+        norm(given.x, given.weight, given.bias)
     if any(name.startswith("gammabeta::") for name in calls.names):
         return "ours" if ops.has_kernel("cpu") else "reference"
     return "torch"
@@ -324,7 +329,7 @@ def taken(norm: str, layout: str, dtype: torch.dtype) -> list[str]:
 
 
 def measured() -> list[dict[str, Any]]:
-    """One entry a norm, layout and dtype: by route the worst error at each ratio; who computes; where torch is wrong."""
+    """An entry for each norm, layout and dtype: the worst errors by route, who computes, where torch fails."""
     kernels = ops.has_kernel("cpu")
     routes = ("ours", "torch", "reference", "chosen") if kernels else ("chosen", "reference")
     rows = []
@@ -376,8 +381,8 @@ def table() -> str:
     others = [row for row in rows if row["dtype"] != "float32"]
     return "\n".join(
         [
-            f"Errors in ulp of the largest value, ours / torch's / the reference's, by the ratio of mean to spread of a "
-            f"statistic's values: the worst of output, statistics and gradients, with one digit. **Bold** breaks the "
+            "Errors in ulp of the largest value, ours / torch's / the reference's, by the ratio of mean to spread of a "
+            "statistic's values: the worst of output, statistics and gradients, to one digit. **Bold** breaks the "
             f"rule. {kept['date']}, torch {kept['torch']}, {kept['machine']}.",
             "",
             *_lines(wide),

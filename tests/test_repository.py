@@ -32,6 +32,7 @@ ORDER = (
     "subclasses",
     "aten",
     "autograd",
+    "aten",
     "functional",
     "statistics",
     "on_import",

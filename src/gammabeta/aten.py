@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta import autograd
 from gammabeta.moments import statistics_dtype
 from gammabeta.subclasses import knows_only_torch
 
@@ -30,7 +31,7 @@ LONGEST_ROW = 1 << 16
 
 def as_it_is(x: Tensor) -> bool:
     """Whether torch's op is called as it is, and its accuracy is torch's."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.device.type != "cpu":
+    if autograd.exporting() or x.device.type != "cpu":
         return True
     return knows_only_torch(x)
 

@@ -5,9 +5,9 @@ Signatures are torch's, then keyword-only
     activation       None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"; activation_slope for leaky_relu
     mask             boolean, True where x is real; what is masked out enters no statistic and is zero in the output
 
-Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do, except
-that torch's own op runs where nothing of ours is asked for and x is small. Where they are not, torch's ops run, and
-those of ops.py only under a mask. An exported or traced graph has torch's standard ops wherever there is no mask, and a
+Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do. torch's
+own ops run only where they are as accurate and faster (kernels.leaves_to_torch, aten.takes), and on other devices than
+the CPU wherever no kernel is. An exported or traced graph has torch's standard ops wherever there is no mask, and a
 compiled one has what does not depend on the size of x.
 """
 
@@ -40,9 +40,9 @@ class Finish:
     mask: Tensor | None
 
     def left_to_torch(self, x: Tensor) -> bool:
-        """Whether torch's own ops do it: there is no mask, and no kernel of ours for the device, or nothing of ours is
-        asked for and torch is as fast (x is small) or is to differentiate it; or a graph of standard ops is made for
-        another program, or x is of a class that may know no others. `training` is whether statistics are taken of x.
+        """Whether torch's own ops may do it: there is no mask, and no kernel of ours for the device, or nothing of ours
+        is asked for and torch is as accurate and faster, or is to differentiate it; or a graph of standard ops is made
+        for another program, or x is of a class that may know no others. `aten.takes` says whether they are right.
         """
         if self.mask is not None:
             return False
@@ -53,7 +53,7 @@ class Finish:
         if self.residual is not None or self.activation is not None:
             return False
         if torch.compiler.is_compiling():  # by nothing that a new size could change: that would be another graph
-            return kernels.leaves_compiled_to_torch(self.norm) or autograd.plain_math(x)
+            return kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def overridden(self, *tensors: Tensor | None) -> bool:
