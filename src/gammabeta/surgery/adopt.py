@@ -101,7 +101,9 @@ def release(model: nn.Module, *, where: Where = None) -> Change:
     An adopted module gets the class that it had. Left alone, each with the reason: what torch's layer cannot do, an
     activation or another source of statistics than `Batch`; subclasses; and parametrized modules.
 
-    For what knows torch's own classes alone: torch.fx, torch.jit.script, torch.ao's quantization.
+    For what takes torch's own classes only (torch.fx, torch.jit.script, torch.ao's quantization, code that asks
+    `type(layer) is nn.BatchNorm2d`): `with gammabeta.release(model): …`. On leaving the block the norms are gammabeta's
+    again.
 
     Args:
         model: any module.
