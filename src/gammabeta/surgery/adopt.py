@@ -158,13 +158,15 @@ def adopt_module(change: Change, name: str, module: nn.Module) -> bool:
     return True
 
 
-def leave_old_class(change: Change, name: str, module: Any) -> None:
-    """The class of ours alone for what adopted a SyncBatchNorm or a frozen one, and gets another source of statistics.
+def leave_old_class(change: Change, name: str, module: Any, source: Any) -> None:
+    """Make a former SyncBatchNorm, or frozen one, an instance of our class only where the source is not of its kind.
 
-    What those classes stand for holds no longer. Called before the source is set.
+    An old class that says where the statistics come from would be wrong with another source.
     """
     old = old_class(module)
     if old is None or issubclass(old, nn.BatchNorm2d):
+        return
+    if isinstance(source, Synced if issubclass(old, nn.SyncBatchNorm) else Running):
         return
     change.set_class(module, our_class(module), name)
     mean = module._buffers.get("running_mean")
