@@ -246,7 +246,7 @@ _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"Compiled functions can't take variable number of arguments", _needs_torchs("torch.jit.script")),
     (r"did not find fuser method for", _needs_torchs("torch.ao's fuse_modules")),
     (
-        r"'Quantized\w+' backend|of a floating point dtype, got torch\.q",
+        r"'Quantized\w+' backend|of a floating point dtype.*got torch\.q",
         _needs_torchs("torch.ao's quantization"),
     ),
     (r"Expanded Weights encountered but cannot handle function", _needs_torchs("torch's ExpandedWeight")),
