@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,10 +46,10 @@ def explain_error(exception: BaseException, model: nn.Module | None = None) -> E
     message = str(exception)
     for pattern, explain in _KNOWN:
         if re.search(pattern, message):
-            norm, x, root = _running(exception)
+            norm, x, roots = _running(exception)
             explained = explain(norm, x, message)
             if explained is not None:
-                return Explanation(_name(norm, model if model is not None else root), *explained)
+                return Explanation(_name(norm, roots if model is None else [model, *roots]), *explained)
     return None
 
 
@@ -74,36 +75,42 @@ def explained_errors(model: nn.Module | None = None) -> Iterator[None]:
         raise
 
 
-def _running(exception: BaseException) -> tuple[Any, Tensor | None, nn.Module | None]:
-    """The innermost norm that was running, its input and the outermost module."""
+def _running(exception: BaseException) -> tuple[Any, Tensor | None, list[nn.Module]]:
+    """The innermost norm that was running, its input, and all modules that were, from the outermost on."""
     norm: nn.Module | None = None
     x: Tensor | None = None
-    root: nn.Module | None = None
+    roots: list[nn.Module] = []
     step = exception.__traceback__
     while step is not None:
         values = step.tb_frame.f_locals
-        for module in _modules_of(values):
-            if root is None and not isinstance(module, nn.parallel.DistributedDataParallel):
-                root = module
+        for module in _modules_of(step.tb_frame):
+            if not isinstance(module, nn.parallel.DistributedDataParallel):
+                roots.append(module)
             if kind_of(module) is not None:
                 norm = module
                 given = next((values[n] for n in ("input", "x") if isinstance(values.get(n), Tensor)), None)
                 x = given if given is not None else x
         step = step.tb_next
-    return norm, x, root
+    return norm, x, roots
 
 
-def _modules_of(values: dict[str, Any]) -> list[nn.Module]:
+def _modules_of(frame: FrameType) -> list[nn.Module]:
     """The modules that a frame is about: whose method it is, or what torch.jit or torch.ao is at work on."""
-    about = [values.get("self"), values.get("nn_module"), values.get("model")]
-    listed = values.get("mod_list")
-    return [m for m in (*about, *(listed if isinstance(listed, list) else [])) if isinstance(m, nn.Module)]
+    values = frame.f_locals
+    about = [values.get("self")]
+    if str(frame.f_globals.get("__name__")).startswith("torch."):
+        listed = values.get("mod_list")
+        about += [values.get("nn_module"), values.get("model"), *(listed if isinstance(listed, list) else [])]
+    return [module for module in about if isinstance(module, nn.Module)]
 
 
-def _name(norm: nn.Module | None, root: nn.Module | None) -> str:
-    if norm is None or root is None:
-        return ""
-    return next((name for name, module in root.named_modules() if module is norm), "")
+def _name(norm: nn.Module | None, roots: list[nn.Module]) -> str:
+    """The norm's name in the first of the modules that has it: some tools work on a copy of the model."""
+    for root in roots:
+        for name, module in root.named_modules():
+            if module is norm:
+                return name
+    return ""
 
 
 def _called(norm: Any) -> str:
@@ -249,7 +256,7 @@ _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"Compiled functions can't take variable number of arguments", _needs_torchs("torch.jit.script")),
     (r"did not find fuser method for", _needs_torchs("torch.ao's fuse_modules")),
     (
-        r"'Quantized\w+' backend|of a floating point dtype, got torch\.q",
+        r"'Quantized\w+' backend|of a floating point dtype.*got torch\.q",
         _needs_torchs("torch.ao's quantization"),
     ),
     (r"Expanded Weights encountered but cannot handle function", _needs_torchs("torch's ExpandedWeight")),

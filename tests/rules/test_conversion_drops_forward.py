@@ -1,5 +1,6 @@
 """GB308: what torch's conversion loses."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -20,7 +21,11 @@ def test_torch_s_conversion_loses_the_activation_and_set_statistics_does_not():
     assert (before >= 0).all()
     gb.check(model, select="GB308").fix()
     assert torch.equal(model(x), before)
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(conversion_drops_forward.flagged().model)
+    with pytest.raises(
+        TypeError, match="gammabeta with activation='relu', which the layer built from it would not have"
+    ):
+        nn.SyncBatchNorm.convert_sync_batchnorm(conversion_drops_forward.flagged().model)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct(8)))
     negative = (converted(x) < 0).float().mean().item()
     assert 0.4 < negative < 0.6
 

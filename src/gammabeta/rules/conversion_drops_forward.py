@@ -5,15 +5,16 @@ activation or a source of statistics of their own. One note for all layers of a 
 converts.
 
 Why it matters: torch's `convert_sync_batchnorm(model)` replaces every BatchNorm by a plain SyncBatchNorm of the same
-weights. An activation inside, as timm's BatchNormAct2d has, is gone, and no error says so (timm#1254).
+weights. An activation inside, as timm's BatchNormAct2d has, is gone, and no error says so (timm#1254). gammabeta's
+layers raise an error there.
 
 Example: A BatchNorm with the ReLU inside.
 
 Use instead: `gammabeta.set_statistics(model, gammabeta.statistics.Synced())`, which keeps class, activation and
 weights; for timm's models `timm.layers.convert_sync_batchnorm`.
 
-Evidence: tests/rules/test_conversion_drops_forward.py: after torch's conversion half of the example's outputs are
-negative, where a ReLU let none pass.
+Evidence: tests/rules/test_conversion_drops_forward.py: after torch's conversion half of the outputs of a BatchNorm with
+a ReLU in its forward are negative, where the ReLU let none pass; gammabeta's layer is refused.
 
 Limits: Whether a conversion is planned, nobody can see. Subclasses that share torch's forward are not found, nor are
 frozen layers, which a conversion thaws.

@@ -108,7 +108,9 @@ def release(model: nn.Module, *, where: Where = None) -> Change:
     An adopted module gets the class that it had. Left alone, each with the reason: what torch's layer cannot do, an
     activation or another source of statistics than `Batch`; subclasses; and parametrized modules.
 
-    For what knows torch's own classes alone: torch.fx, torch.jit.script, torch.ao's quantization.
+    For what takes torch's own classes only (torch.fx, torch.jit.script, torch.ao's quantization, code that asks
+    `type(layer) is nn.BatchNorm2d`): `with gammabeta.release(model): …`. On leaving the block the norms are gammabeta's
+    again.
 
     Args:
         model: any module.
@@ -165,13 +167,15 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     return True
 
 
-def leave_old_class(change: Change, name: str, module: Any) -> None:
-    """The class of ours alone for what adopted a SyncBatchNorm or a frozen one, and gets another source of statistics.
+def leave_old_class(change: Change, name: str, module: Any, source: Any) -> None:
+    """Make a former SyncBatchNorm, or frozen one, an instance of our class only where the source is not of its kind.
 
-    What those classes stand for holds no longer. Called before the source is set.
+    An old class that says where the statistics come from would be wrong with another source.
     """
     old = old_class(module)
     if old is None or issubclass(old, nn.BatchNorm2d):
+        return
+    if isinstance(source, Synced if issubclass(old, nn.SyncBatchNorm) else Running):
         return
     change.set_class(module, our_class(module), name)
     mean = module._buffers.get("running_mean")

@@ -110,7 +110,7 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
     source, taken, done = before.statistics, before.affine, []
     if statistics and isinstance(module, _BatchNorm) and module.statistics == Running():
         former = Batch() if source is None else source
-        leave_old_class(change, name, module)
+        leave_old_class(change, name, module, former)
         change.set_attribute(module, "statistics", former, name)
         done.append(f"statistics (are {former})")
         source = None

@@ -76,6 +76,6 @@ def why_not_source(module: Any, source: Statistics) -> str | None:
 
 def change_source(change: Change, name: str, module: nn.Module, source: Statistics) -> None:
     """The source, and no memory of one that was frozen."""
-    leave_old_class(change, name, module)
+    leave_old_class(change, name, module, source)
     change.set_attribute(module, "statistics", source, name)
     forget_source(change, name, module)
