@@ -253,6 +253,9 @@ class TestAsTorch:
             layer.load_state_dict(state, strict=False, assign=True)
             layer(x)
             layers.append(layer)
+        torch._dynamo.reset()
+        torch.compile(layers[0], fullgraph=True, backend="aot_eager")(x + 1)
+        layers[1](x + 1)
         assert layers[0].running_mean.abs().max() > 0
         torch.testing.assert_close(layers[0].running_mean, layers[1].running_mean)
         torch.testing.assert_close(layers[0].running_var, layers[1].running_var)

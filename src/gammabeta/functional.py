@@ -264,9 +264,9 @@ def instance_norm(
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
             return finish.composed(torch.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
     y, mean, var, count = autograd.sample_norm(
-        arguments.laid_out(input), 1, 1, input.shape[1], weight, bias, *finish.of_channels(input, eps), True
+        arguments.laid_out(input), 1, 1, max(input.shape[1], 1), weight, bias, *finish.of_channels(input, eps), True
     )
-    if tracked:
+    if tracked and input.shape[1] > 0:
         # A sample with fewer than two values that count has no statistics to give.
         gives = count > 1
         samples = gives.sum(0).to(mean.dtype)

@@ -169,11 +169,17 @@ class RunningStatistics:
             assert count is not None, "moments cannot be merged without their count"
             self.gathered.add(mean, var, count)
             return
-        # Compiled: through one op, since the check for a recomputation has to run each time and not while tracing.
-        update = torch.ops.gammabeta.update_running_statistics_ if torch.compiler.is_compiling() else _update
-        if torch.jit.is_tracing():
+        update: Callable[..., None] = _update
+        tracked = self.num_batches_tracked
+        if torch.compiler.is_compiling():
+            # Through one op, since the check for a recomputation has to run each time and not while tracing.
+            update = torch.ops.gammabeta.update_running_statistics_
+            if tracked is not None and tracked.device != mean.device:  # left on meta: no op takes both devices
+                tracked.add_(1)
+                tracked = None
+        elif torch.jit.is_tracing():
             update = _move  # a traced graph has standard ops
-        update(self.mean, self.var, self.num_batches_tracked, self.skipped, mean, var, count, self.momentum)
+        update(self.mean, self.var, tracked, self.skipped, mean, var, count, self.momentum)
 
 
 def recomputing() -> bool:
