@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gammabeta import ops, reference, subclasses
+from gammabeta.arguments import laid_out
 from gammabeta.collectives import all_reduce
 from gammabeta.moments import Moments
 from gammabeta.process_groups import Peers
@@ -42,6 +43,11 @@ def plain_math(x: Tensor) -> bool:
     )
 
 
+def _laid_out_for(x: Tensor, sample_axes: int, channel_axes: int, center: bool) -> Tensor:
+    """x as a sample norm's output is to be laid out; torch's LayerNorm does not keep channels_last."""
+    return laid_out(x, channels_last=not center or sample_axes + channel_axes < x.ndim)
+
+
 def _differentiated(*tensors: Tensor | None) -> bool:
     """Whether a gradient of any will be asked for. Where not, the op alone takes two thirds of the Function's time."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -64,7 +70,9 @@ class _ChannelNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Any, weight: Any, bias: Any, residual: Any, mask: Any, eps: Any, activation: Any, slope: Any
     ) -> Any:
-        y, mean, var, count = _ops.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
+        y, mean, var, count = _ops.channel_norm_forward(
+            laid_out(x), weight, bias, residual, mask, eps, activation, slope
+        )
         ctx.mark_non_differentiable(mean, var, count)
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.settings = eps, activation, slope
@@ -106,7 +114,7 @@ class _ChannelNormGiven(torch.autograd.Function):
         ctx.peers = name, size
         ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var, count)
         apply = reference.channel_apply_forward if _inline(x) else _ops.channel_apply_forward
-        return apply(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
+        return apply(laid_out(x), mean, var, weight, bias, residual, mask, eps, activation, slope)
 
     @staticmethod
     def backward(ctx: Any, g_y: Any) -> Any:
@@ -164,7 +172,7 @@ class _ChannelApply(torch.autograd.Function):
         ctx.residual_dtype = None if residual is None else residual.dtype
         ctx.settings = eps, activation, slope
         ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var)
-        return _ops.channel_apply_forward(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
+        return _ops.channel_apply_forward(laid_out(x), mean, var, weight, bias, residual, mask, eps, activation, slope)
 
     @staticmethod
     def backward(ctx: Any, g_y: Any) -> Any:
@@ -186,7 +194,18 @@ class _SampleNorm(torch.autograd.Function):
         mask: Any, eps: Any, activation: Any, slope: Any, center: Any,
     ) -> Any:  # fmt: skip
         y, mean, var, count = _ops.sample_norm_forward(
-            x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
+            _laid_out_for(x, sample_axes, channel_axes, center),
+            sample_axes,
+            channel_axes,
+            groups,
+            weight,
+            bias,
+            residual,
+            mask,
+            eps,
+            activation,
+            slope,
+            center,
         )
         ctx.mark_non_differentiable(mean, var, count)
         ctx.residual_dtype = None if residual is None else residual.dtype
@@ -280,7 +299,7 @@ def channel_norm(
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
     if not _differentiated(x, weight, bias, residual):
-        return _ops.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
+        return _ops.channel_norm_forward(laid_out(x), weight, bias, residual, mask, eps, activation, slope)
     return _ChannelNorm.apply(x, weight, bias, _apart(residual, x), mask, eps, activation, slope)
 
 
@@ -361,7 +380,7 @@ def channel_apply(
             x, mean.detach(), var.detach(), weight, bias, residual, mask, eps, activation, slope
         )
     if not _differentiated(x, weight, bias, residual):
-        return _ops.channel_apply_forward(x, mean, var, weight, bias, residual, mask, eps, activation, slope)
+        return _ops.channel_apply_forward(laid_out(x), mean, var, weight, bias, residual, mask, eps, activation, slope)
     return _ChannelApply.apply(x, mean, var, weight, bias, _apart(residual, x), mask, eps, activation, slope)
 
 
@@ -388,7 +407,18 @@ def sample_norm(
         return y, mean, var, count
     if not _differentiated(x, weight, bias, residual):
         return _ops.sample_norm_forward(
-            x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
+            _laid_out_for(x, sample_axes, channel_axes, center),
+            sample_axes,
+            channel_axes,
+            groups,
+            weight,
+            bias,
+            residual,
+            mask,
+            eps,
+            activation,
+            slope,
+            center,
         )
     return _SampleNorm.apply(
         x, sample_axes, channel_axes, groups, weight, bias, _apart(residual, x), mask, eps, activation, slope, center

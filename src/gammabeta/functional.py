@@ -163,7 +163,7 @@ def normalize_by_running(
     if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
         x_, mean_, var_, weight_, bias_ = aten.for_batch_norm(x, mean, var, weight, bias)
         return finish.composed(aten.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
-    return autograd.channel_apply(arguments.laid_out(x), mean, var, weight, bias, *finish.of_channels(x, eps))
+    return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
 
 
 def normalize_by_batch(
@@ -192,7 +192,7 @@ def normalize_by_batch(
                 count, var = torch.full(mean.shape, n, device=x.device), var * ((n - 1) / n)
             running.update(mean, var, count)
             return finish.composed(y, x.dtype)
-    y, mean, var, count = autograd.channel_norm(arguments.laid_out(x), weight, bias, *finish.of_channels(x, eps))
+    y, mean, var, count = autograd.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
     running.update(mean, var, count)
     return y
 
@@ -264,7 +264,7 @@ def instance_norm(
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
             return finish.composed(torch.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
     y, mean, var, count = autograd.sample_norm(
-        arguments.laid_out(input), 1, 1, max(input.shape[1], 1), weight, bias, *finish.of_channels(input, eps), True
+        input, 1, 1, max(input.shape[1], 1), weight, bias, *finish.of_channels(input, eps), True
     )
     if tracked and input.shape[1] > 0:
         # A sample with fewer than two values that count has no statistics to give.
@@ -321,8 +321,7 @@ def group_norm(
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
-    x = arguments.laid_out(input)
-    y, *_ = autograd.sample_norm(x, 1, 1, num_groups, weight, bias, *finish.of_channels(x, eps), True)
+    y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
     return y
 
 
@@ -368,8 +367,7 @@ def layer_norm(
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
-    x = arguments.laid_out(input, channels_last=False)
-    y, *_ = autograd.sample_norm(x, x.ndim - k, k, 1, weight, bias, *finish.of_samples(x, k, eps), True)
+    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
     return y
 
 
@@ -415,8 +413,7 @@ def rms_norm(
         x, weight_ = aten.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
-    x = arguments.laid_out(input)
-    y, *_ = autograd.sample_norm(x, x.ndim - k, k, 1, weight, None, *finish.of_samples(x, k, eps), False)
+    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
     return y
 
 

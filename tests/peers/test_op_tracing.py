@@ -96,7 +96,8 @@ def test_compiled(op: str, route: str) -> None:
             direction = torch.linspace(-1, 1, y.numel()).view(y.shape)
             moved = [tensors[name] for name in RUNNING if name in tensors]
             results.append([y, *gradients(y, tensors, direction).values(), *moved])
-        assert_alike(results[1], results[0], sample, scale=10)
+        # A single value's gradient is 0, the difference of two terms of 1/√ε = 316.
+        assert_alike(results[1], results[0], sample, scale=30)
     torch._dynamo.reset()
 
 
