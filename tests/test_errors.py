@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import gammabeta as gb
 from gammabeta import functional as gf
@@ -191,6 +192,30 @@ CASES = {
         ValueError,
         "layer_norm: expected eps ≥ 0, got -1e-05: it keeps the division by √(σ² + eps) defined.",
     ),
+    "statistics in 8 bits": (
+        lambda: gf.batch_norm(X, torch.zeros(64).to(torch.float8_e4m3fn), RUNNING[1]),
+        TypeError,
+        "batch_norm: expected running_mean of a floating point dtype (float64, float32, bfloat16, float16), got "
+        "torch.float8_e4m3fn: convert it with running_mean.float().",
+    ),
+    "integer statistics": (
+        lambda: gf.instance_norm(X, torch.zeros(64).int(), RUNNING[1]),
+        TypeError,
+        "instance_norm: expected running_mean of a floating point dtype (float64, float32, bfloat16, float16), got "
+        "torch.int32: convert it with running_mean.float().",
+    ),
+    "a weight on another device": (
+        lambda: gf.rms_norm(X, (32,), torch.ones(32, device="meta")),
+        RuntimeError,
+        "rms_norm: Expected all tensors to be on the same device, but found at least two devices, cpu (input) and meta "
+        "(weight): move the layer with .to(input.device), or load what was left on the meta device.",
+    ),
+    "a mask on another device": (
+        lambda: gf.batch_norm(X, None, None, training=True, mask=torch.ones(8, 32, 32, device="meta").bool()),
+        RuntimeError,
+        "batch_norm: Expected all tensors to be on the same device, but found at least two devices, cpu (input) and "
+        "meta (mask): move it with mask.to(input.device).",
+    ),
     "ghost batches of no sample": (
         lambda: gb.statistics.Ghost(0),
         ValueError,
@@ -224,6 +249,44 @@ def test_the_full_text(case, route):
         call()
     assert type(error.value) is kind
     assert str(error.value) == text
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (64, 64, 40, 40)], ids=["small", "large"])
+@pytest.mark.parametrize("layer", [gb.BatchNorm1d, gb.BatchNorm2d, gb.InstanceNorm2d])
+def test_running_statistics_that_require_a_gradient_are_refused_at_every_size(layer, shape, route):
+    if (layer is gb.BatchNorm1d) != (len(shape) == 2):
+        shape = shape[:2] if layer is gb.BatchNorm1d else (*shape, 1, 1)[:4]
+    norm = layer(64, track_running_stats=True).eval()
+    norm.running_mean = torch.zeros(64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="expected running_mean and running_var that require no gradient"):
+        norm(torch.randn(shape))
+    with torch.no_grad():
+        norm(torch.randn(shape))
+
+
+@pytest.mark.parametrize("norm", [gb.BatchNorm1d, gb.InstanceNorm1d])
+def test_captured_statistics_under_a_transform_are_refused_by_their_own_name(norm, route):
+    layer = norm(4, track_running_stats=True)
+    with pytest.raises(RuntimeError, match=r"^running statistics: expected some that are arguments of the torch\.func"):
+        torch.func.grad(lambda x: layer(x).sum())(torch.randn(3, 4, 5))
+    assert layer.running_mean.abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6), (5, 6)], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("settings", [{}, {"affine": True}], ids=["plain", "affine"])
+def test_instance_norm_of_another_channel_count_is_as_torch_s(settings, shape, route):
+    """torch's warns where nothing depends on num_features and raises where something does."""
+    x = torch.randn(shape)
+    ours, theirs = gb.InstanceNorm1d(3, **settings), nn.InstanceNorm1d(3, **settings)
+    if settings:
+        for layer in (ours, theirs):
+            with pytest.raises(ValueError, match="expected"):
+                layer(x)
+        return
+    with pytest.warns(UserWarning, match=f"input's size at dim={x.ndim - 2} does not match num_features"):
+        y = ours(x)
+    with pytest.warns(UserWarning, match=f"input's size at dim={x.ndim - 2} does not match num_features"):
+        torch.testing.assert_close(y, theirs(x))
 
 
 def test_an_error_leaves_the_layer_as_it_was(route):
