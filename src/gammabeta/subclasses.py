@@ -52,9 +52,17 @@ def knows_only_torch(x: Tensor) -> bool:
 
 
 def overrides_torch(*tensors: Tensor | None) -> bool:
-    """Whether one is of a class that handles torch.nn.functional itself, by `__torch_function__`."""
+    """Whether one is of a class that handles torch.nn.functional itself, by `__torch_function__`.
+
+    Not those that are `in_parts`, nor those of torch's that pass any op on.
+    """
     return has_torch_function_variadic(*tensors) and any(
-        has_torch_function_unary(t) and not _is_transparent(type(t)) for t in tensors if t is not None
+        # By the class alone: such a class may handle the reading of attributes too.
+        has_torch_function_unary(t)
+        and not _is_transparent(type(t))
+        and not type(t).__module__.startswith("torch.nested")
+        for t in tensors
+        if t is not None
     )
 
 
