@@ -237,10 +237,21 @@ class TestAsTorch:
         assert layers[0].num_batches_tracked == 4
         self.same(*layers)
         assert layers[0].to("cpu") is layers[0]
+        layers[0].running_mean = layers[0].running_mean.clone()  # whose counts are made while compiling
         compiled = torch.compile(layers[0], fullgraph=True, backend="aot_eager")
         compiled(x)
         layers[1](x)
         self.same(*layers)
+
+    @pytest.mark.parametrize("momentum", [0.1, None])
+    def test_first_called_in_inference_mode(self, momentum: float | None, route: str) -> None:
+        ours, theirs = self.pair(momentum=momentum)
+        for layer in (ours, theirs):
+            layer.load_state_dict(copy.deepcopy(layer.state_dict()), assign=True)
+            with torch.inference_mode():
+                layer(torch.ones(3, 4, 2, 2) + torch.arange(2.0))
+            layer(torch.ones(3, 4, 2, 2) - torch.arange(2.0))
+        self.same(ours, theirs)
 
     def test_a_count_that_was_left_on_meta(self, route: str) -> None:
         """A checkpoint of before num_batches_tracked, assigned: torch's layer moves its statistics all the same."""

@@ -41,7 +41,11 @@ def skipped_counts(running: Tensor | None) -> Tensor | None:
         return counts
     if running.is_meta or torch._C._are_functorch_transforms_active():
         return None
-    counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
+    if torch.compiler.is_compiling() or running.is_inference():
+        counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
+    else:  # to be moved outside of inference mode too, where one made inside cannot be
+        with torch.inference_mode(False):
+            counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
     setattr(running, _SKIPPED, counts)
     return counts
 
