@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 import gammabeta as gb
+from gammabeta import kernels
 
 PROCESSES = 2
 
@@ -96,25 +97,39 @@ def resumed() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return models[0], models[1]
 
 
-def job() -> dict[str, Any]:
-    return {
-        **{(way, ours): trained(ours, way) for way in ("fsdp1", "fsdp2") for ours in (True, False, None)},
-        "resumed": resumed(),
-    }
+SIZES = (0, 1 << 62)
+"""From how many values on the kernels run: always, and never where torch's op could."""
 
 
+def job() -> dict[Any, Any]:
+    results: dict[Any, Any] = {"resumed": resumed()}
+    for size in SIZES:
+        kernels.WORTH_IT = dict.fromkeys(kernels.WORTH_IT, size)
+        for way in ("fsdp1", "fsdp2"):
+            for ours in (True, False, None):
+                results[size, way, ours] = trained(ours, way)
+    return results
+
+
+def found(size: int) -> list[dict[Any, Any]]:
+    results = once("tests.distributed.test_one_dtype:job", PROCESSES)
+    return [{key[1:]: value for key, value in result.items() if key[0] == size} for result in results]
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("way", ["fsdp1", "fsdp2"])
-def test_with_one_dtype_training_is_torch_s(way: str) -> None:
-    for result in once("tests.distributed.test_one_dtype:job", PROCESSES):
+def test_with_one_dtype_training_is_torch_s(way: str, size: int) -> None:
+    for result in found(size):
         assert isinstance(result[way, False], list), result[way, False]
         assert isinstance(result[way, True], list), result[way, True]
         torch.testing.assert_close(torch.tensor(result[way, True]), torch.tensor(result[way, False]), rtol=0.03, atol=0)
         assert result[way, True][-1] < result[way, True][0]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("way", ["fsdp1", "fsdp2"])
-def test_with_float32_left_in_the_error_s_explanation_names_the_way_out(way: str) -> None:
-    for result in once("tests.distributed.test_one_dtype:job", PROCESSES):
+def test_with_float32_left_in_the_error_s_explanation_names_the_way_out(way: str, size: int) -> None:
+    for result in found(size):
         message, explanation = result[way, None]
         assert "dtype" in message
         assert "keep_float32=False" in explanation
