@@ -97,3 +97,31 @@ def test_update_bn_averages_the_batches():
     torch.testing.assert_close(layer.running_mean[1], data[10:, 1].mean())
     torch.testing.assert_close(layer.running_mean[0], data[:, 0].mean())
     assert layer.momentum == 0.1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (33, 40, 9, 9), (4, 4, 300)], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_with_given_statistics_what_is_not_finite_reaches_no_gradient_of_x(last, shape, activation, value, route):
+    """∂y/∂x = γ/σ·act', whatever x is: what is left out of the loss sends back 0, as through torch's layer."""
+    if last and len(shape) != 4:
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(shape, dtype=dtype)
+        x = x.contiguous(memory_format=torch.channels_last) if last else x
+        x[0, :, ...] = value
+        x.requires_grad_()
+        layer = gb.BatchNorm2d(shape[1], activation=activation).eval().requires_grad_(False)
+        layer._check_input_dim = lambda *_: None
+        layer.running_var.fill_(4.0)
+        y = layer(x)
+        torch.where(torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) > 0, y, 0.0).sum().backward()
+        z = (x.detach().double() / (4 + 1e-5) ** 0.5)[1:].requires_grad_()
+        expected = z if activation is None else getattr(torch.nn.functional, activation)(z)
+        (of_z,) = torch.autograd.grad(expected.sum(), z)
+        if activation in (None, "relu"):
+            assert torch.equal(x.grad[0], torch.zeros_like(x.grad[0]))
+        torch.testing.assert_close(
+            x.grad[1:].double(), of_z / (4 + 1e-5) ** 0.5, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2
+        )

@@ -201,6 +201,9 @@ def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
         last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
         if x.is_contiguous(memory_format=last):
             return x if channels_last else x.contiguous()
+        strides = [x.stride(axis) for axis in (0, *range(2, x.ndim), 1)]
+        if channels_last and x.shape[1] > 1 and strides == sorted(strides, reverse=True) and strides[0] > strides[-1]:
+            return x.contiguous(memory_format=last)  # some of the channels
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
     return x if strides == sorted(strides, reverse=True) else x.contiguous()
 

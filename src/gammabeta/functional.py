@@ -238,6 +238,8 @@ def instance_norm(
     """
     arguments.check_channels("instance_norm", input, weight, bias, running_mean, running_var, residual)
     finish = Finish("instance_norm", residual, activation, activation_slope, mask)
+    if not in_parts(input, weight):
+        input = arguments.laid_out(input, channels_last=False)
     if not use_input_stats:
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
     tracked = running_mean is not None or running_var is not None

@@ -89,6 +89,8 @@ def _valid_counts(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor
         return None
     if num_batches_tracked is None:
         return counts
+    if num_batches_tracked.is_meta:
+        return counts
     return counts if _last(num_batches_tracked).to(counts.device).equal(counts[-1]) else None
 
 
@@ -175,14 +177,14 @@ class RunningStatistics:
             return
         update: Callable[..., None] = _update
         tracked = self.num_batches_tracked
-        if torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
+            update = _move  # a traced graph has standard ops, and a transform no rule for ours
+        elif torch.compiler.is_compiling():
             # Through one op, since the check for a recomputation has to run each time and not while tracing.
             update = torch.ops.gammabeta.update_running_statistics_
             if tracked is not None and tracked.device != mean.device:  # left on meta: no op takes both devices
                 tracked.add_(1)
                 tracked = None
-        elif torch.jit.is_tracing():
-            update = _move  # a traced graph has standard ops
         update(self.mean, self.var, tracked, self.skipped, mean, var, count, self.momentum)
 
 
@@ -190,8 +192,8 @@ def recomputing() -> bool:
     """Whether this forward computes again what activation checkpointing has not kept.
 
     That runs inside a backward: in the backward of an autograd Function, in an unpack hook of torch.utils.checkpoint or
-    in compiled code. What a tensor's hook computes there is new, and so is what runs outside of a backward. The
-    backward of a Function may compute on new data too, which is told only where a layer has not been called before.
+    in compiled code. What a tensor's hook computes there is new, and so is what runs outside of a backward. That a
+    Function's backward computes on new data is not told.
     """
     return torch._C._current_graph_task_id() != -1 and _inside_recomputation()
 
@@ -225,7 +227,7 @@ def _update(
     count: Tensor | None,
     momentum: float | None,
 ) -> None:
-    if recomputing() and not _first_call(num_batches_tracked, skipped):
+    if recomputing():
         return
     if torch._C._are_functorch_transforms_active():
         _refuse_captured(running_mean if running_mean is not None else running_var, mean)
@@ -241,11 +243,6 @@ def _update(
     torch.autograd.graph.increment_version(
         [t for t in (running_mean, running_var) if t is not None and not t.is_inference()]
     )
-
-
-def _first_call(num_batches_tracked: Tensor | None, skipped: Tensor | None) -> bool:
-    """Whether these statistics have never been moved, so that there is nothing that could be computed again."""
-    return num_batches_tracked is not None and skipped is not None and not bool(skipped.any())
 
 
 def _usual(num_batches_tracked: Tensor, mean: Tensor) -> bool:
@@ -275,14 +272,15 @@ def _move(
     # x − x is 0 for a finite x and NaN for any other.
     finite = (mean - mean) + (var - var) == 0
     counts = finite.any() if finite.numel() > 0 else torch.ones_like(finite.any())
+    known = num_batches_tracked is not None and not num_batches_tracked.is_meta
     if skipped is not None:
-        if num_batches_tracked is not None:
+        if num_batches_tracked is not None and known:
             skipped.mul_(_last(num_batches_tracked).to(skipped.device) == skipped[-1])
         skipped[:-2].add_(~finite)
         skipped[-2].add_(~counts)
     if num_batches_tracked is not None:
         _count(num_batches_tracked, counts)
-        if skipped is not None:
+        if skipped is not None and known:
             skipped[-1].copy_(_last(num_batches_tracked))
     share: float | Tensor
     if momentum is not None:

@@ -148,27 +148,6 @@ ERROR_TYPES = Difference(
 )
 
 
-def _instance_norm_layouts() -> tuple[Any, Any]:
-    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    return gb.InstanceNorm2d(3)(x).stride(), nn.InstanceNorm2d(3)(x).stride()
-
-
-def _has_lost_channels_last(name: str, x: Tensor) -> bool:
-    unbatched = name == "InstanceNorm3d" and x.ndim == 4
-    if not name.lower().startswith("instance") or x.ndim not in (4, 5) or unbatched or x.is_contiguous():
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
-
-
-KEEPS_CHANNELS_LAST = Difference(
-    what="InstanceNorm of a channels_last input gives a channels_last output; torch's is contiguous.",
-    reason="Every channel norm keeps its input's memory format. torch calls batch_norm on a reshaped copy, which loses "
-    "it, and the next convolution copies it back.",
-    both=_instance_norm_layouts,
-    applies=_has_lost_channels_last,
-)
-
-
 def _sums_of_10_000_ones() -> tuple[Any, Any]:
     sums = []
     for norm in (gf.layer_norm, F.layer_norm):

@@ -89,10 +89,11 @@ def test_the_output_s_layout(op: str, route: str) -> None:
             back = [order.index(axis) for axis in range(len(shape))]
             x = torch.randn([shape[axis] for axis in order]).permute(back)
             sample = OpSample(op, {"input": x}, settings)
-            if differences.KEEPS_CHANNELS_LAST.applies(op, x):
-                assert layout(sample.ours()) == layout(x)
-            else:
-                assert layout(sample.ours()) == layout(sample.theirs()), f"{sample} {x.stride()}"
+            assert layout(sample.ours()) == layout(sample.theirs()), f"{sample} {x.stride()}"
+            if x.ndim > 3 and op in ("batch_norm", "group_norm"):  # some of the channels of a larger tensor
+                part = torch.cat([x, x], dim=1)[:, : x.shape[1]]
+                sample = OpSample(op, {"input": part}, settings)
+                assert layout(sample.ours()) == layout(sample.theirs()), f"{sample} {part.stride()}"
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -266,7 +266,8 @@ class Columns {
       if (g_residual) store(gs[i], g_residual + at, w, writer);
       if (g_x) {
         A* out = writer.place(g_x + at, buffers_->out);
-        rows_.gradient_apply_v(gs[i], xs[i], out, w, &p.mean[size_t(first)], &p.scale[size_t(first)], zeros_.data(), zeros_.data());
+        // The statistics are constants: of x nothing is read, 0·x being NaN where x is not finite.
+        rows_.gradient_apply_v(gs[i], gs[i], out, w, &p.mean[size_t(first)], &p.scale[size_t(first)], zeros_.data(), zeros_.data());
         writer.put(out, g_x + at, w);
       }
     }

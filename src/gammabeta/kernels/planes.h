@@ -241,17 +241,22 @@ struct PlaneWork {
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
                       const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
     Buffers<T>& b = *buffers;
+    // Where the statistics are constants x has no part in its gradient. g is read in its place: 0·x would be NaN where x
+    // is not finite. Behind an activation x is needed for z, and so not there.
+    const bool constant = back.b == A(0), plain = finish.activation == kNone;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const A *g_z, *v;
-      if (!residual == !g_residual && in_place(g_x, p, writer) && (!g_residual || in_place(g_residual, p, writer))) {
+      if (!residual == !g_residual && (plain || !constant) && in_place(g_x, p, writer) &&
+          (!g_residual || in_place(g_residual, p, writer))) {
         const int64_t at = plane.begin(p);
-        stored.gradient_apply_s(g + at, x + at, residual ? residual + at : nullptr, g_x + at,
+        stored.gradient_apply_s(g + at, (constant ? g : x) + at, residual ? residual + at : nullptr, g_x + at,
                                 g_residual ? g_residual + at : nullptr, p.size(), f, back.a, back.b, back.c, finish,
                                 writer.streamed());
         continue;
       }
       load_gradient(g, x, residual, p, f, &g_z, &v);
+      if (constant) v = g_z;
       A* out = plane.place(writer, g_x, p, b.out);
       if (mask) {
         rows.gradient_apply_s(g_z, v, b.g, p.size(), f.mean, back.a, back.b, back.c);

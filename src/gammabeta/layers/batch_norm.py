@@ -83,7 +83,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         self.statistics = Batch() if statistics is None else statistics
         skipped_counts(self._running())  # now, since making them while compiling costs another graph
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         try:  # three times as fast as by attribute, which falls back on nn.Module's search
             weight, bias = self._parameters["weight"], self._parameters["bias"]
@@ -98,7 +98,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
             return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
         if self.training and self.track_running_stats:
             running = RunningStatistics(
-                mean, var, self.momentum, self._buffers["num_batches_tracked"],
+                mean, var, self.momentum, self._tracked(),
                 skipped_counts(var if mean is None else mean), self.holds_statistics, self.gathered,
             )  # fmt: skip
         else:
@@ -124,7 +124,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         None without running statistics.
         """
         running = self._running()
-        return None if running is None else skipped_updates(running, self._buffers.get("num_batches_tracked"))
+        return None if running is None else skipped_updates(running, self._tracked())
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -137,6 +137,12 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         carry_skipped(before, self._running())
         skipped_counts(self._running())
         return module
+
+    def _tracked(self) -> Tensor | None:
+        try:
+            return self._buffers["num_batches_tracked"]
+        except KeyError:  # a plain attribute, or parametrized
+            return self.num_batches_tracked
 
     def _running(self) -> Tensor | None:
         mean = self._buffers.get("running_mean")

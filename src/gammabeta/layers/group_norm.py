@@ -29,7 +29,7 @@ class GroupNorm(Float32State, nn.GroupNorm):
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
-    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without axis 1; what is False enters no
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without axis 1; what is False enters no
     statistic and gives zero.
 
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
@@ -56,7 +56,7 @@ class GroupNorm(Float32State, nn.GroupNorm):
         if not keep_float32:
             self.keep_float32 = False
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute

@@ -34,7 +34,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
-    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the channel axis.
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the channel axis.
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022).
     """
@@ -64,7 +64,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         if not keep_float32:
             self.keep_float32 = False
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
         self._check_input_dim(input)

@@ -43,7 +43,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
-    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
@@ -75,7 +75,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
     def _stayed_float32(self) -> None:
         _keep_to_forward(self)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute

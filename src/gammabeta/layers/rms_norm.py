@@ -29,7 +29,7 @@ class RMSNorm(Float32State, nn.RMSNorm):
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
 
-    `forward(x, residual=None, *, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
@@ -55,7 +55,7 @@ class RMSNorm(Float32State, nn.RMSNorm):
         if not keep_float32:
             self.keep_float32 = False
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
         try:  # faster than by attribute
