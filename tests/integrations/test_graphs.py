@@ -85,6 +85,18 @@ def test_onnxruntime_gives_the_same(dynamo: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(y, theirs(x).detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["BatchNorm2d", "GroupNorm", "InstanceNorm2d", "LayerNorm"])
+def test_a_layer_alone_by_the_exporter_for_torchscript(name: str, tmp_path: Path) -> None:
+    """Which gives every argument of forward by position."""
+    args = (2, 8) if name == "GroupNorm" else (8,)
+    ours, theirs = getattr(gb, name)(*args).eval(), getattr(nn, name)(*args).eval()
+    x = torch.randn(2, 8, 5, 8)
+    torch.onnx.export(ours, (x,), tmp_path / "norm.onnx", dynamo=False)
+    session = onnxruntime.InferenceSession(tmp_path / "norm.onnx")
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    np.testing.assert_allclose(y, theirs(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_exported_with_dynamic_sizes(strict: bool) -> None:
     ours, theirs = pair(Norms().eval())
