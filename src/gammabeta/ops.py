@@ -66,9 +66,17 @@ def has_kernel(device_type: str) -> bool:
 # Gradients that are not there are tensors without elements: a schema can't return None in a tuple that compiles.
 
 
-def _or_empty(gradients: reference.Gradients, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    g_x, g_weight, g_bias, g_residual = (like.new_empty(0) if g is None else g for g in gradients)
-    return g_x, g_weight, g_bias, g_residual
+def _or_empty(
+    gradients: reference.Gradients, x: Tensor, residual: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g_x, g_weight, g_bias, g_residual = (x.new_empty(0) if g is None else g for g in gradients)
+    return _laid_as(x, g_x), g_weight, g_bias, g_residual if residual is None else _laid_as(residual, g_residual)
+
+
+def _laid_as(like: Tensor, result: Tensor) -> Tensor:
+    """The result with the strides that fakes promise and kernels give: those of torch.empty_like."""
+    laid = torch.empty_like(like, dtype=result.dtype)
+    return result if result.stride() == laid.stride() else laid.copy_(result)
 
 
 def _empty_gradients(
@@ -119,7 +127,7 @@ _declare(
 def _channel_norm_backward(
     g_y: Tensor, x: Tensor, weight: Any, bias: Any, residual: Any, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _or_empty(reference.channel_norm_backward(g_y, x, weight, bias, residual, *rest), x)
+    return _or_empty(reference.channel_norm_backward(g_y, x, weight, bias, residual, *rest), x, residual)
 
 
 def _channel_norm_backward_fake(
@@ -172,7 +180,9 @@ def _channel_backward_apply(
     g_y: Tensor, x: Tensor, weight: Any, bias: Any, residual: Any, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     g_x, g_residual = reference.channel_backward_apply(g_y, x, weight, bias, residual, *rest)
-    return g_x, x.new_empty(0) if g_residual is None else g_residual
+    if residual is None or g_residual is None:
+        return _laid_as(x, g_x), x.new_empty(0)
+    return _laid_as(x, g_x), _laid_as(residual, g_residual)
 
 
 def _channel_backward_apply_fake(
@@ -210,8 +220,7 @@ def _sample_norm_forward_fake(
 
 def _sample_norm_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, mean, var, count = reference.sample_norm_forward(x, *rest)
-    like = torch.empty_like(x, dtype=y.dtype)
-    return y if y.stride() == like.stride() else like.copy_(y), mean, var, count
+    return _laid_as(x, y), mean, var, count
 
 
 def _statistics_shape(x: Tensor, sample_axes: int, groups: int) -> tuple[Any, ...]:
@@ -231,9 +240,13 @@ _declare(
 
 
 def _sample_norm_backward(
-    g_y: Tensor, x: Tensor, sample_axes: int, channel_axes: int, groups: int, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _or_empty(reference.sample_norm_backward(g_y, x, sample_axes, channel_axes, groups, *rest), x)
+    g_y: Tensor, x: Tensor, sample_axes: int, channel_axes: int, groups: int, weight: Any, bias: Any, residual: Any,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    gradients = reference.sample_norm_backward(
+        g_y, x, sample_axes, channel_axes, groups, weight, bias, residual, *rest
+    )  # fmt: skip
+    return _or_empty(gradients, x, residual)
 
 
 def _sample_norm_backward_fake(
@@ -299,8 +312,9 @@ def _add_sample_norm_backward(
             "none", 0.0, center,
         ),
         total,
+        None,
     )  # fmt: skip
-    return (g_x + g_total).to(total.dtype), g_weight, g_bias
+    return _laid_as(total, (g_x + g_total).to(total.dtype)), g_weight, g_bias
 
 
 def _add_sample_norm_backward_fake(
