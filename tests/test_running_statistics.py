@@ -8,7 +8,6 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta import functional as gf
-from gammabeta import ops
 
 
 def batches(count, *, seed=0):
@@ -124,11 +123,6 @@ def test_a_training_forward_after_an_evaluating_one_is_noticed_by_autograd(route
 def test_large_mean_and_small_spread(route):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4096, 2, generator=generator) + 1e6
-    layer, theirs = gb.BatchNorm1d(2, momentum=1.0), nn.BatchNorm1d(2, momentum=1.0)
+    layer = gb.BatchNorm1d(2, momentum=1.0)
     layer(x)
-    if route == "chosen" and not ops.has_kernel("cpu"):
-        # torch's op runs, whose mean carries the rounding of a long float32 sum: its variance is off by half here.
-        theirs(x)
-        assert torch.equal(layer.running_var, theirs.running_var)
-    else:
-        torch.testing.assert_close(layer.running_var.double(), x.double().var(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(layer.running_var.double(), x.double().var(0), rtol=1e-5, atol=0)
