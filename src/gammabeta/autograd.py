@@ -43,11 +43,6 @@ def plain_math(x: Tensor) -> bool:
     )
 
 
-def _laid_out_for(x: Tensor, sample_axes: int, channel_axes: int, center: bool) -> Tensor:
-    """x as a sample norm's output is to be laid out; torch's LayerNorm does not keep channels_last."""
-    return laid_out(x, channels_last=not center or sample_axes + channel_axes < x.ndim)
-
-
 def _differentiated(*tensors: Tensor | None) -> bool:
     """Whether a gradient of any will be asked for. Where not, the op alone takes two thirds of the Function's time."""
     if torch.is_grad_enabled():
@@ -195,10 +190,10 @@ class _SampleNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Any, sample_axes: Any, channel_axes: Any, groups: Any, weight: Any, bias: Any, residual: Any,
-        mask: Any, eps: Any, activation: Any, slope: Any, center: Any,
+        mask: Any, eps: Any, activation: Any, slope: Any, center: Any, channels_last: Any,
     ) -> Any:  # fmt: skip
         y, mean, var, count = _ops.sample_norm_forward(
-            _laid_out_for(x, sample_axes, channel_axes, center),
+            laid_out(x, channels_last=channels_last),
             sample_axes,
             channel_axes,
             groups,
@@ -238,7 +233,7 @@ class _SampleNorm(torch.autograd.Function):
             )
             g_residual = _of_residual(g_y, broadcast, ctx.residual_dtype)
         gradients = _given(g_weight, weight), _given(g_bias, bias), g_residual
-        return g_x, None, None, None, *gradients, None, None, None, None, None
+        return g_x, None, None, None, *gradients, None, None, None, None, None, None
 
 
 class _AddSampleNorm(torch.autograd.Function):
@@ -401,8 +396,12 @@ def sample_norm(
     activation: str,
     slope: float,
     center: bool,
+    channels_last: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.sample_norm_forward`, differentiable: y, and mean, variance and count as constants."""
+    """`reference.sample_norm_forward`, differentiable: y, and mean, variance and count as constants.
+
+    `channels_last`: whether y keeps that layout, which torch's LayerNorm and InstanceNorm do not.
+    """
     if plain_math(x):
         y, *statistics = reference.sample_norm_forward(
             x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
@@ -411,7 +410,7 @@ def sample_norm(
         return y, mean, var, count
     if not _differentiated(x, weight, bias, residual):
         return _ops.sample_norm_forward(
-            _laid_out_for(x, sample_axes, channel_axes, center),
+            laid_out(x, channels_last=channels_last),
             sample_axes,
             channel_axes,
             groups,
@@ -425,8 +424,9 @@ def sample_norm(
             center,
         )
     return _SampleNorm.apply(
-        x, sample_axes, channel_axes, groups, weight, bias, _apart(residual, x), mask, eps, activation, slope, center
-    )
+        x, sample_axes, channel_axes, groups, weight, bias, _apart(residual, x), mask, eps, activation, slope, center,
+        channels_last,
+    )  # fmt: skip
 
 
 def add_sample_norm(

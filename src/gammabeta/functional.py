@@ -238,9 +238,9 @@ def instance_norm(
     """
     arguments.check_channels("instance_norm", input, weight, bias, running_mean, running_var, residual)
     finish = Finish("instance_norm", residual, activation, activation_slope, mask)
-    if not in_parts(input, weight):
-        input = arguments.laid_out(input, channels_last=False)
     if not use_input_stats:
+        if not in_parts(input, weight):
+            input = arguments.laid_out(input, channels_last=False)
         return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
     tracked = running_mean is not None or running_var is not None
     if not tracked and finish.overridden(input, weight, bias):
@@ -266,7 +266,7 @@ def instance_norm(
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
             return finish.composed(torch.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
     y, mean, var, count = autograd.sample_norm(
-        input, 1, 1, max(input.shape[1], 1), weight, bias, *finish.of_channels(input, eps), True
+        input, 1, 1, max(input.shape[1], 1), weight, bias, *finish.of_channels(input, eps), True, channels_last=False
     )
     if tracked and input.shape[1] > 0:
         # A sample with fewer than two values that count has no statistics to give.
@@ -369,7 +369,9 @@ def layer_norm(
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
-    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True)
+    y, *_ = autograd.sample_norm(
+        input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True, channels_last=False
+    )
     return y
 
 
