@@ -253,7 +253,8 @@ _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"uniform (original parameter )?dtype but got", _one_dtype),
     (r"SyncBatchNorm layers only work with GPU modules", _not_ddp),
     (r"symbolically traced variables|symbolic tracing|Proxy object cannot be|torch\.fx", _needs_torchs("torch.fx")),
-    (r"Compiled functions can't take variable number of arguments", _needs_torchs("torch.jit.script")),
+    # TorchScript quotes the source that it does not take.
+    (r"gammabeta[/\\]layers[/\\]\w+\.py", _needs_torchs("torch.jit.script")),
     (r"did not find fuser method for", _needs_torchs("torch.ao's fuse_modules")),
     (
         r"'Quantized\w+' backend|of a floating point dtype.*got torch\.q",
