@@ -95,6 +95,11 @@ def _new_statistics(x: Tensor, shape: tuple[Any, ...]) -> tuple[Tensor, Tensor, 
 # Channel norms.
 
 
+def _channel_norm_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    y, mean, var, count = reference.channel_norm_forward(x, *rest)
+    return _laid_as(x, y), mean, var, count
+
+
 def _channel_norm_forward_fake(
     x: Tensor, weight: Any, bias: Any, residual: Tensor | None, mask: Any, eps: float, activation: str, slope: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -105,7 +110,7 @@ def _channel_norm_forward_fake(
 _declare(
     "channel_norm_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, float eps, "
     "str activation, float slope) -> (Tensor y, Tensor mean, Tensor var, Tensor count)",
-    reference.channel_norm_forward,
+    _channel_norm_forward,
     _channel_norm_forward_fake,
 )
 
@@ -119,7 +124,7 @@ def _channel_apply_forward_fake(
 _declare(
     "channel_apply_forward(Tensor x, Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor? mask, float eps, str activation, float slope) -> Tensor",
-    reference.channel_apply_forward,
+    lambda x, *rest: _laid_as(x, reference.channel_apply_forward(x, *rest)),
     _channel_apply_forward_fake,
 )
 
