@@ -448,7 +448,7 @@ def test_from_pretrained(tmp_path: Any) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("kind", ["tensor hook", "parameter hook", "module hook"])
+@pytest.mark.parametrize("kind", ["tensor hook", "compiled in a tensor hook", "parameter hook", "module hook"])
 def test_a_forward_on_new_data_inside_a_backward_moves_the_statistics(kind: str) -> None:
     layers = gb.BatchNorm1d(3), nn.BatchNorm1d(3)
     x = torch.randn(8, 3) + 2
@@ -459,7 +459,10 @@ def test_a_forward_on_new_data_inside_a_backward_moves_the_statistics(kind: str)
             layer(x)
 
         y = first(torch.randn(4, 3))
-        if kind == "tensor hook":
+        if "compiled" in kind:
+            torch._dynamo.reset()
+            layer.compile(backend="aot_eager")
+        if "tensor hook" in kind:
             y.register_hook(on_new_data)
         elif kind == "parameter hook":
             first.weight.register_post_accumulate_grad_hook(on_new_data)

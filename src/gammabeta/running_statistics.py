@@ -191,9 +191,9 @@ class RunningStatistics:
 def recomputing() -> bool:
     """Whether this forward computes again what activation checkpointing has not kept.
 
-    That runs inside a backward: in the backward of an autograd Function, in an unpack hook of torch.utils.checkpoint or
-    in compiled code. What a tensor's hook computes there is new, and so is what runs outside of a backward. That a
-    Function's backward computes on new data is not told.
+    That runs inside a backward: in the backward of an autograd Function, as that of compiled code is, in an unpack hook
+    of torch.utils.checkpoint, or in compiled autograd. What a tensor's hook computes there is new, and so is what runs
+    outside of a backward. That a Function's backward computes on new data is not told.
     """
     return torch._C._current_graph_task_id() != -1 and _inside_recomputation()
 
@@ -206,15 +206,10 @@ def _inside_recomputation() -> bool:
             return False
         if function == "apply" and file.endswith("torch/autograd/function.py"):
             return True
-        if file.endswith(_RECOMPUTING_FILE) or any(folder in file for folder in _RECOMPUTING_FOLDERS):
+        if file.endswith("torch/utils/checkpoint.py") or "torch/_dynamo/compiled_autograd" in file:
             return True
         frame = frame.f_back
     return False
-
-
-_RECOMPUTING_FILE = "torch/utils/checkpoint.py"
-# Compiled code, whose backward makes again what its forward has not kept, and compiled autograd.
-_RECOMPUTING_FOLDERS = ("torch/_functorch/_aot_autograd/", "torch/_dynamo/compiled_autograd")
 
 
 def _update(

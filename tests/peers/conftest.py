@@ -21,7 +21,6 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             yield request.param
         return
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, math.inf))
-    monkeypatch.setattr(kernels, "SUMMED_WELL", math.inf, raising=False)
     yield request.param
 
 
