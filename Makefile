@@ -11,7 +11,7 @@ ARGS      ?=
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip install $(PIP_FLAGS)
 
-KERNELS := $(wildcard src/gammabeta/kernels/*.cpp src/gammabeta/kernels/*.h src/gammabeta/kernels/*.inc)
+KERNELS := $(wildcard src/gammabeta/kernels/cpu/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -26,7 +26,7 @@ test: $(VENV)/.test ## run the tests
 sanitize: $(VENV)/.test build/sanitized/.installed ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	PYTHONPATH=$(CURDIR)/build/sanitized/site GAMMABETA_KERNELS=1 ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-	  $(PY) -m pytest -n 2 $(or $(ARGS),tests/conformance tests/kernels)
+	  $(PY) -m pytest -n 2 $(or $(ARGS),tests/conformance tests/kernels/cpu)
 
 bench: $(VENV)/.study ## time ours beside torch's: dated tables in benchmarks/results/
 	$(VENV)/bin/gammabeta bench --out benchmarks/results $(ARGS)
@@ -69,7 +69,7 @@ $(VENV)/.dev: $(VENV)/.test
 	$(PIP) "gammabeta[dev]"
 	@touch $@
 
-build/sanitized/.installed: pyproject.toml setup.py $(KERNELS) $(wildcard src/gammabeta/*.py src/gammabeta/*/*.py) $(VENV)/.test
+build/sanitized/.installed: pyproject.toml setup.py $(KERNELS) $(wildcard src/gammabeta/*.py src/gammabeta/*/*.py src/gammabeta/*/*/*.py) $(VENV)/.test
 	rm -rf build/sanitized/site
 	GAMMABETA_SANITIZE=1 GAMMABETA_KERNELS=1 CXX=$(CXX) $(PIP) --no-build-isolation --no-deps --target build/sanitized/site .
 	@touch $@

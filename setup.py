@@ -28,7 +28,7 @@ BUILD = "build/sanitized" if SANITIZE else "build"
 
 def files(*patterns: str) -> list[str]:
     """The kernels' files of these patterns: relative to this folder, as setuptools asks, always in the same order."""
-    return sorted(path for pattern in patterns for path in glob(f"src/gammabeta/kernels/{pattern}"))
+    return sorted(path for pattern in patterns for path in glob(f"src/gammabeta/kernels/cpu/{pattern}"))
 
 
 def extension() -> tuple[Extension, type[build_ext], str | None]:

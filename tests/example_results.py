@@ -126,7 +126,7 @@ def trials() -> Json:
     made: Json = {}
     for i in range(24):
         made[f"{i:02d}c0ffee{i:04x}5eed{i:04x}"] = {
-            "run": "gammabeta.tasks.training:train",
+            "run": "gammabeta.lab.images.training:train",
             "settings": {
                 "norm": ARMS[i % 4],
                 "rate": 0.1 * 2 ** (i % 3),
@@ -141,7 +141,12 @@ def trials() -> Json:
             },
             "seconds": 0.4 + i / 100,
         }
-    made["probe"] = {"run": "gammabeta.tasks.probe:run", "settings": {"note": HOSTILE}, "result": {}, "seconds": 0.01}
+    made["probe"] = {
+        "run": "gammabeta.lab.images.probe:run",
+        "settings": {"note": HOSTILE},
+        "result": {},
+        "seconds": 0.01,
+    }
     return made
 
 

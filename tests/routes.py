@@ -79,7 +79,7 @@ def triton_instead_of_kernels() -> Iterator[None]:
     """Every op with a Triton kernel runs that one on CPU tensors, interpreted."""
     from tests.interpreter import set_up
 
-    from gammabeta.kernels.triton_ops import IMPLEMENTATIONS
+    from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS
 
     set_up()
 

@@ -15,86 +15,36 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gammabeta"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# Every module, or folder of modules, imports only from those before it. "gammabeta" is the package's __init__.
+# The wings, and the modules at the root between them: each imports only from those before it. "gammabeta" is the
+# package's __init__.
 ORDER = (
     "activations",
-    "process_groups",
-    "collectives",
+    "distributed",
     "moments",
     "op_checks",
     "running_statistics",
     "reference",
     "ops",
     "kernels",
-    "nested",
     "arguments",
-    "dtensor",
     "subclasses",
     "autograd",
     "aten",
-    "aten",
     "functional",
     "statistics",
-    "on_import",
     "layers",
-    "class_tables",
-    "opacus_support",
-    "timm_support",
     "lengths",
-    "unchanged",
-    "observe",
-    "sampled",
-    "watched",
+    "introspection",
     "surgery",
-    "diagnosis",
-    "record",
-    "measurement",
-    "gap",
-    "probe",
-    "flow",
-    "remedy",
-    "rule",
-    "rules",
-    "selection",
-    "check",
-    "health",
-    "rank_records",
-    "watch",
-    "callbacks",
-    "explain_error",
+    "pages",
+    "diagnostics",
+    "monitoring",
     "allocator",
     "gammabeta",
     "target",
-    "processes",
-    "traffic",
-    "verdict",
-    "trial",
-    "store",
-    "workers",
-    "tasks",
-    "outcome",
-    "experiment",
-    "tuning",
-    "race",
-    "comparison",
-    "recommendation",
-    "claim",
-    "claims",
-    "comparisons",
-    "study",
-    "picture",
-    "report",
+    "lab",
     "environment",
-    "checkpoint",
-    "configuration",
-    "inspection",
-    "formats",
-    "contest",
-    "ring",
-    "gpu",
-    "world",
     "benchmarks",
-    "bench",
     "cli",
     "__main__",
 )
@@ -179,10 +129,43 @@ def test_no_source_file_is_long():
             assert lines <= 500, f"{path.relative_to(ROOT)} has {lines} lines"
 
 
-def test_folders_are_one_level_deep_and_there_is_no_drawer_for_everything():
+def test_the_root_holds_the_library_and_the_wings():
+    assert len(list(SOURCE.glob("*.py"))) <= 17
+    assert len({path.parent for path in SOURCE.glob("*/*.py")}) <= 13
     for path in FILES:
-        assert len(path.relative_to(SOURCE).parts) <= 2, path
         assert path.stem not in ("utils", "util", "helpers", "common", "misc"), path
+
+
+def test_no_wing_hides_a_public_name():
+    # Importing gammabeta.fold would overwrite the function of that name.
+    root = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert root & set(gb.__all__) == {"functional", "statistics"}
+
+
+def test_a_wing_s_init_is_empty():
+    # Importing one module of a wing then imports no other, and no package can close a circle.
+    filled = {
+        path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*/__init__.py") if path.stat().st_size
+    }
+    assert filled == {"statistics", "kernels", "diagnostics/rules", "lab/claims", "benchmarks/subjects"}
+
+
+def test_modules_import_no_circle():
+    names = {".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    arrows = {}
+    for name, path in names.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gammabeta."):
+                module = node.module.removeprefix("gammabeta.")
+                found |= {inner if (inner := f"{module}.{alias.name}") in names else module for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module == "gammabeta":
+                found |= {alias.name for alias in node.names if alias.name in names}
+        arrows[name] = found - {name}
+    done = set()
+    while ready := {name for name, found in arrows.items() if name not in done and found <= done}:
+        done |= ready
+    assert set(names) == done, {name: sorted(arrows[name] - done) for name in sorted(set(names) - done)}
 
 
 def test_generated_pages_are_fresh():
@@ -192,7 +175,7 @@ def test_generated_pages_are_fresh():
     assert done.returncode == 0, f"run make docs: {done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("path", sorted((SOURCE / "claims").glob("[!_]*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((SOURCE / "lab" / "claims").glob("[!_]*.py")), ids=lambda path: path.stem)
 def test_every_claim_says_what_it_asks_and_how_it_judges(path):
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     for heading in ("Question", "Claim", "Criterion", "Room", "Method", "Settings", "Sources", "Known"):
@@ -202,16 +185,16 @@ def test_every_claim_says_what_it_asks_and_how_it_judges(path):
 
 def test_every_claim_is_in_the_documentation_and_has_tests():
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "claims").glob("test_*.py"))
-    for path in (SOURCE / "claims").glob("[!_]*.py"):
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "lab" / "claims").glob("test_*.py"))
+    for path in (SOURCE / "lab" / "claims").glob("[!_]*.py"):
         assert f"## {path.stem}\n" in page
-        assert re.search(rf"\b{path.stem}\b", tests), f"nothing in tests/claims speaks of {path.stem}"
+        assert re.search(rf"\b{path.stem}\b", tests), f"nothing in tests/lab/claims speaks of {path.stem}"
 
 
 def test_what_the_report_needs_is_packaged():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    packaged = re.search(r"\[tool\.setuptools\.package-data\]\ngammabeta = \[(.*?)\]", text)[1]
-    data = {path.name for path in SOURCE.iterdir() if path.is_file() and path.suffix != ".py"}
+    packaged = re.search(r'"gammabeta\.pages" = \[(.*?)\]', text)[1]
+    data = {path.name for path in (SOURCE / "pages").iterdir() if path.suffix in (".css", ".js", ".jinja")}
     assert set(re.findall(r'"([^"]+)"', packaged)) == data
 
 

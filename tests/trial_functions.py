@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gammabeta.trial import versioned
+from gammabeta.lab.trials.trial import versioned
 
 
 @versioned(3)

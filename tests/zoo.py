@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from gammabeta.benchmarks.training_step import load_timm
-from gammabeta.surgery.affine import is_candidate
+from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.surgery.folding.affine import is_candidate
 
 # Name, keyword arguments, input size.
 TORCHVISION = (
@@ -139,7 +139,7 @@ def cast(inputs, dtype):
 
 def outputs(model, inputs):
     """The tensors that the model gives, without gradients."""
-    from gammabeta.observe import tensors_in
+    from gammabeta.introspection.observe import tensors_in
 
     with torch.no_grad():
         return tensors_in(model(**inputs) if isinstance(inputs, dict) else model(inputs))

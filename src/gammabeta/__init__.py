@@ -2,10 +2,11 @@
 
 from gammabeta import functional, statistics
 from gammabeta.allocator import warm_allocator
-from gammabeta.check import check
-from gammabeta.diagnosis import Diagnosis, Finding
-from gammabeta.explain_error import Explanation, explain_error, explained_errors
-from gammabeta.gap import train_eval_gap
+from gammabeta.diagnostics.check import check
+from gammabeta.diagnostics.explain_error import Explanation, explain_error, explained_errors
+from gammabeta.diagnostics.findings import Diagnosis, Finding
+from gammabeta.diagnostics.gap import train_eval_gap
+from gammabeta.diagnostics.selection import ignore
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -13,19 +14,18 @@ from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.lengths import lengths_to_mask
 from gammabeta.moments import Moments
-from gammabeta.selection import ignore
+from gammabeta.monitoring.watch import watch
 from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
 from gammabeta.surgery.convert import convert
-from gammabeta.surgery.decay import parameter_groups
 from gammabeta.surgery.fold import Folded, fold
 from gammabeta.surgery.freeze import freeze, unfreeze
 from gammabeta.surgery.fuse import fuse
+from gammabeta.surgery.parameter_groups import parameter_groups
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
-from gammabeta.surgery.statistics import set_statistics
-from gammabeta.watch import watch
+from gammabeta.surgery.set_statistics import set_statistics
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """``python -m gammabeta`` is the command ``gammabeta``."""
 
-from gammabeta.cli import main
+from gammabeta.cli.main import main
 
 main()

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from gammabeta import nested
 from gammabeta.activations import ACTIVATIONS
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
@@ -39,6 +38,15 @@ def check_rank(layer: str, x: Tensor, shapes: str, ranks: tuple[int, ...]) -> No
         raise ValueError(f"{layer}: expected input of shape {shapes}, got {_shape(x)}: {_many(x.ndim)}.")
 
 
+def nested_refusal(norm: str) -> ValueError:
+    """What a norm of channels says to a NestedTensor."""
+    return ValueError(
+        f"{norm}: expected an input whose samples have one size, got a NestedTensor: its statistics are those of "
+        "channels, axis 1, and of positions. Give it torch.nested.to_padded_tensor(input, 0.0), channels on axis 1, "
+        "and mask= with True where input is real (gammabeta.lengths_to_mask); LayerNorm and RMSNorm take nested input."
+    )
+
+
 def check_channels(
     norm: str,
     x: Tensor,
@@ -50,7 +58,7 @@ def check_channels(
 ) -> None:
     """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device."""
     if x.is_nested:
-        raise nested.refusal(norm)
+        raise nested_refusal(norm)
     shape, device = x.shape[1:2], x.device
     if (
         residual is None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gammabeta import autograd
 from gammabeta.moments import statistics_dtype
-from gammabeta.subclasses import knows_only_torch
+from gammabeta.subclasses.parts import knows_only_torch
 
 # Values of a row up to which the sums of LayerNorm's backward are good enough: torch adds up each lane of a vector one
 # by one. At 200,000 values a gradient that is the same everywhere loses 5 times what the reference loses.

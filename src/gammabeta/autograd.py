@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gammabeta import ops, reference, subclasses
+from gammabeta import ops, reference
 from gammabeta.arguments import laid_out
-from gammabeta.collectives import all_reduce
+from gammabeta.distributed.collectives import all_reduce
+from gammabeta.distributed.process_groups import Peers
 from gammabeta.moments import Moments
-from gammabeta.process_groups import Peers
+from gammabeta.subclasses import parts as subclasses
 
 _ops = torch.ops.gammabeta
 

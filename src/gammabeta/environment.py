@@ -11,7 +11,7 @@ import torch
 
 import gammabeta
 from gammabeta import kernels
-from gammabeta.kernels import cuda
+from gammabeta.kernels.cuda import register as cuda
 
 STUDY_DEPENDENCIES = ("numpy", "scipy", "scikit-learn", "joblib", "plotly", "jinja2")
 STUDY_MISSING = 'not installed (the study needs it: pip install "gammabeta[study]")'

@@ -26,7 +26,7 @@ from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
-from gammabeta.subclasses import by_channels, by_parts, in_parts, knows_only_torch, overrides_torch
+from gammabeta.subclasses.parts import by_channels, by_parts, in_parts, knows_only_torch, overrides_torch
 
 
 @dataclass(slots=True)

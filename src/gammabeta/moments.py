@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gammabeta.collectives import all_gather
-from gammabeta.process_groups import Group, Peers, group_setting, peers_of
+from gammabeta.distributed.collectives import all_gather
+from gammabeta.distributed.process_groups import Group, Peers, group_setting, peers_of
 
 _LOW = 2**24  # integers below are exact in float32
 

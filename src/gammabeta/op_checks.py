@@ -2,7 +2,7 @@
 
 An op is called by whoever finds it, and a vector that is too short would be read beyond its end. So no implementation
 of an op runs unchecked: the default implementations, the fakes and the launches of Triton kernels are wrapped by
-`OpCheck.checked`, and the C++ kernels ask `kernels/checks.h`, which has the same rules in the same words and order.
+`OpCheck.checked`, and the C++ kernels ask `kernels/cpu/checks.h`, which has the same rules in the same words and order.
 
 `KINDS` says what an argument of that name has to be, in every op. An op with a tensor of another name cannot be
 declared.

@@ -7,7 +7,8 @@ from tests.distributed.world import once
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.statistics import Synced, agreement, groups
+from gammabeta.distributed import agreement
+from gammabeta.statistics import Synced, groups
 
 PROCESSES = 3
 WAIT = 3

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from tests.distributed.world import run
 
 import gammabeta as gb
-from gammabeta.rules import local_statistics
+from gammabeta.diagnostics.rules import local_statistics
 
 
 def job():

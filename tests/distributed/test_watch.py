@@ -9,7 +9,7 @@ from tests.distributed.world import run
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.rules import RULES
+from gammabeta.diagnostics.rules import RULES
 
 PROCESSES = 2
 

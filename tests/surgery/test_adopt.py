@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import gammabeta as gb
-from gammabeta.benchmarks import training_step
+from gammabeta.benchmarks.subjects import training_step
 from gammabeta.layers.batch_norm import BatchNorm
 from gammabeta.statistics import Batch, Ghost, Running, Synced
 from gammabeta.surgery import adopt as adopt_module

@@ -6,8 +6,8 @@ from tests.surgery.models import hooked, images, model, ours, whole
 from torch import nn
 
 import gammabeta as gb
+from gammabeta.introspection.where import select
 from gammabeta.surgery.change import transaction
-from gammabeta.surgery.where import select
 
 
 def edit_everything(change, m):

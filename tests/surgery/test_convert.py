@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import gammabeta as gb
+from gammabeta.lab.images.networks import ResNet
 from gammabeta.surgery import convert as convert_module
-from gammabeta.tasks.networks import ResNet
 
 # float32 against float64, a few layers deep
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 import gammabeta as gb
 from gammabeta.statistics import Batch, Ghost, Renorm, Running
 from gammabeta.surgery import freeze as freeze_module
-from gammabeta.surgery import statistics as statistics_module
+from gammabeta.surgery import set_statistics as statistics_module
 
 BATCH_NORMS = ["bn1", "block.1", "bn2"]
 

@@ -18,7 +18,7 @@ import warnings
 
 import torch
 
-from gammabeta.kernels import cuda
+from gammabeta.kernels.cuda import register as cuda
 
 EXTENSION = f"{__name__}._cpu"
 

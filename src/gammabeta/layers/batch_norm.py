@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta import arguments
+from gammabeta.distributed import agreement
 from gammabeta.functional import Finish, normalize_by_running
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.converter_guard import ConverterGuard
@@ -21,8 +22,8 @@ from gammabeta.running_statistics import (
     skipped_counts,
     skipped_updates,
 )
-from gammabeta.statistics import Batch, Running, Statistics, Synced, agreement
-from gammabeta.subclasses import by_channels, in_parts
+from gammabeta.statistics import Batch, Running, Statistics, Synced
+from gammabeta.subclasses.parts import by_channels, in_parts
 
 
 class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):

@@ -12,7 +12,7 @@ from gammabeta import arguments
 from gammabeta.functional import layer_norm
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.float32 import Float32State
-from gammabeta.layers.unseen_by_opacus import refuse_unseen_by_opacus
+from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opacus
 
 
 def computes_itself(*_: Any) -> None:

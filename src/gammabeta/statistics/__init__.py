@@ -1,6 +1,6 @@
 """Where the statistics of a BatchNorm come from in training: one layer, several sources."""
 
-from gammabeta.process_groups import groups
+from gammabeta.distributed.process_groups import groups
 from gammabeta.statistics.batch import Batch
 from gammabeta.statistics.ghost import Ghost
 from gammabeta.statistics.renorm import Renorm

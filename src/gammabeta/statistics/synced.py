@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gammabeta import arguments
 from gammabeta.autograd import channel_moments, channel_norm_given
+from gammabeta.distributed import agreement
+from gammabeta.distributed.process_groups import Group, GroupSetting, Peers, group_setting, peers_of
 from gammabeta.functional import Finish, normalize_by_batch
 from gammabeta.moments import Moments
-from gammabeta.process_groups import Group, GroupSetting, Peers, group_setting, peers_of
 from gammabeta.running_statistics import RunningStatistics
-from gammabeta.statistics import agreement
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Synced:
     which DistributedDataParallel and FSDP average as they do those of every other parameter.
 
     GAMMABETA_DEBUG=1 in the environment: processes that disagree get an error instead of waiting for each other
-    (`gammabeta.statistics.agreement`).
+    (`gammabeta.distributed.agreement`).
 
     Args:
         group: None for the default group (all processes), a `torch.distributed.ProcessGroup`, ranks, or a group's

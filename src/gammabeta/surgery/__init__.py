@@ -1,1 +1,0 @@
-"""Changes to a model that has norms: in place, as transactions."""

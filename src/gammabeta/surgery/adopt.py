@@ -11,6 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from gammabeta.activations import activate
+from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -21,7 +22,6 @@ from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_act, why_not_norm_act
-from gammabeta.surgery.where import Where, select
 
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,

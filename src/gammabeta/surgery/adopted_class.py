@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-import gammabeta.opacus_support  # noqa: F401  (enters our layers in Opacus' tables when it is imported)
-from gammabeta.class_tables import add_class
+import gammabeta.layers.integrations.opacus  # noqa: F401  (enters our layers in Opacus' tables when it is imported)
+from gammabeta.layers.integrations.class_tables import add_class
 
 _made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 

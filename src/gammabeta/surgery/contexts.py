@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gammabeta import subclasses
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
 from gammabeta.moments import Moments
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics, skipped_counts
 from gammabeta.statistics import Running
+from gammabeta.subclasses import parts as subclasses
 
 _TORCH = nn.modules.batchnorm._NormBase
 _BUFFERS = "running_mean", "running_var", "num_batches_tracked"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
+from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
@@ -16,8 +18,6 @@ from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch
 from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
-from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
-from gammabeta.surgery.where import Where, select
 
 _KINDS = ("batch", "group", "layer", "instance")
 _BATCH = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}

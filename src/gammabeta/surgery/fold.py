@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.observe import observe
-from gammabeta.surgery import absorb
-from gammabeta.surgery.affine import MultiplyAdd, is_candidate
+from gammabeta.introspection.observe import observe
+from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change
-from gammabeta.surgery.compare import Comparison
+from gammabeta.surgery.folding import absorb
+from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
+from gammabeta.surgery.folding.compare import Comparison
+from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
 from gammabeta.surgery.refusal import Refusal
-from gammabeta.surgery.sites import AFTER, ALONE, Place, Sites
-from gammabeta.surgery.where import Where, select
-from gammabeta.unchanged import arguments_of, unchanged
 
 _ROUNDS = 5
 _LONGEST = 5.0  # seconds that timing may take, roughly

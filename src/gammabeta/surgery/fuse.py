@@ -7,15 +7,15 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
+from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
 from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
-from gammabeta.observe import Call, Observation, hooks_of, observe
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.refusal import Refusal
-from gammabeta.surgery.where import Where, select
 
 _OURS = (_BatchNorm, _InstanceNorm, GroupNorm, LayerNorm, RMSNorm)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import gammabeta.timm_support  # noqa: F401  (timm learns of our layers when it is imported, and before it builds)
+import gammabeta.layers.integrations.timm  # noqa: F401  (timm learns of our layers when it is imported, and before it builds)
 from gammabeta.layers.batch_norm import BatchNorm2d
 
 # The classes of `act`, by name: "Swish" is timm's SiLU. What they compute is compared.

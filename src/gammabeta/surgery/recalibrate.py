@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
+from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.running_statistics import forget_skipped
 from gammabeta.statistics import Batch, Running
 from gammabeta.surgery.adopt import adopt_module, is_frozen_batch_norm
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.forward import Forward, forward_batch, unwrapped
 from gammabeta.surgery.population import Estimate, Population, estimates
 from gammabeta.surgery.ranks import Ranks
-from gammabeta.surgery.statistics import is_batch_norm
-from gammabeta.surgery.where import Where, select
+from gammabeta.surgery.set_statistics import is_batch_norm
 
 # A loader of fewer batches shows no progress bar; and so many batches go by between two looks at the standard errors.
 _LONG, _BETWEEN_LOOKS = 20, 4

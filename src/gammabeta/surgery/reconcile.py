@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.where import Where, select
 from gammabeta.running_statistics import counted_batches
 from gammabeta.statistics import Running
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.ranks import Ranks
-from gammabeta.surgery.where import Where, select
 
 
 def reconcile(model: nn.Module, group: Any = None, *, where: Where = None) -> Change:

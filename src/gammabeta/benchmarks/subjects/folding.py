@@ -1,0 +1,60 @@
+"""Inference of real networks with their norms folded away, and as they are.
+
+Ours is what `gammabeta.fold` gives, torch the network as timm builds it, with random weights, statistics and affine
+parameters; both in evaluation mode without gradients. A row is not timed if a norm was refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gammabeta.benchmarks.contest import OURS, TORCH, Call, Contestant, Field, Row
+from gammabeta.benchmarks.subjects import training_step
+from gammabeta.surgery.fold import fold
+
+UNIT = "ms"
+
+SHAPE = (8, 3, 160, 160)
+NETWORKS = ("mobilenetv2_100", "efficientnet_b0", "mobilenetv3_large_100", "resnet50", "regnetx_004")
+
+missing = training_step.missing
+
+
+def rows(quick: bool) -> list[Row]:
+    """Each network; quick: the first alone."""
+    return [_row(name) for name in (NETWORKS[:1] if quick else NETWORKS)]
+
+
+def _row(name: str) -> Row:
+    def build(compiled: bool) -> Field:
+        torch.manual_seed(0)
+        model = training_step.load_timm().create_model(name).eval()
+        _randomize(model)
+        x = torch.randn(SHAPE)
+        result = fold(model, x[:2])
+        if result.refused:
+            raise RuntimeError(f"{name}: expected every norm to be folded, got {len(result.refused)} refused: {result}")
+        return Field({OURS: _inference(result.model, x), TORCH: _inference(model, x)})
+
+    return Row(f"{name}, inference", SHAPE, torch.float32, "contiguous", build, at_most_of_torch=1.0)
+
+
+def _inference(model: nn.Module, x: torch.Tensor) -> Contestant:
+    def call() -> object:
+        with torch.no_grad():
+            return model(x)
+
+    timed: Call = call
+    return lambda number: timed
+
+
+@torch.no_grad()
+def _randomize(model: nn.Module) -> None:
+    """Statistics and affine parameters near those of a trained network."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.uniform_(0.7, 1.3)
+            module.bias.normal_(0, 0.2)

@@ -1,0 +1,227 @@
+"""What more forwards show of a model's norms: who depends on whom, what padding does, what moves, how long it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.diagnostics.record import kind_of
+from gammabeta.introspection.observe import tensors_in
+from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.moments import Moments
+
+# Samples whose dependence on each other is looked at, and how often the model is timed.
+_SAMPLES, _TIMES = 4, 3
+# Of all positions, so many have to be padding, and a sequence has so many positions, to be taken for padded.
+_SHARE, _POSITIONS = 0.05, 4
+
+
+@dataclass(frozen=True)
+class Companions:
+    """How much a norm's output for one sample depends on the others of its batch.
+
+    ‖∂y₀/∂x_others‖/‖∂y₀/∂x‖ for a random direction of y₀: 0 where samples are normalized apart.
+
+    Attributes:
+        evaluation, training: in either mode; None where the norm does not run in it.
+    """
+
+    evaluation: float | None
+    training: float | None
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What padded positions do to the statistics of a norm's input.
+
+    Attributes:
+        share: of all positions that are padding.
+        mean_shift: root mean square over channels of (mean with − mean without padding)/σ without.
+        variance_ratio: geometric mean over channels of variance with over without.
+    """
+
+    share: float
+    mean_shift: float
+    variance_ratio: float
+
+
+@dataclass
+class Probe:
+    """By the norms' qualified names.
+
+    Attributes:
+        companions: of BatchNorms and whatever is called so.
+        padding: of BatchNorms and InstanceNorms that were called without a mask on sequences whose ends are padding.
+        moved: those whose running statistics a forward in the model's own mode moved; None where it raised.
+        seconds: that each BatchNorm took in a forward in evaluation, and "" the whole; empty in training mode and on
+            other devices than CPUs.
+    """
+
+    companions: dict[str, Companions] = field(default_factory=dict)
+    padding: dict[str, Padding] = field(default_factory=dict)
+    moved: frozenset[str] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def probe(model: nn.Module, inputs: Any) -> Probe:
+    """Runs the model some more times; it is afterwards as it was.
+
+    Args:
+        model: any eager module.
+        inputs: as `observe` takes them.
+    """
+    found = Probe()
+    norms = {name: module for name, module in model.named_modules() if kind_of(module) in ("batch", "instance")}
+    if not norms:
+        return found
+    lengths = padded_lengths(inputs)
+
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
+            return
+        if name not in found.companions and kind_of(module) == "batch" and x.shape[0] > 1:
+            found.companions[name] = _companions(module, x[:_SAMPLES].detach())
+        masked = len(args) > 1 or kwargs.get("mask") is not None
+        if name not in found.padding and not masked and x.ndim == 3 and x.shape[2] in lengths:
+            known = lengths[x.shape[2]]
+            if len(known) == x.shape[0]:
+                found.padding[name] = _padding(x.detach(), known)
+
+    with _before(norms, look):
+        _forward(model, inputs, evaluation=True)
+    found.moved = _moved(model, norms, inputs)
+    if not model.training and all(p.device.type == "cpu" for p in model.parameters()):
+        found.seconds = _seconds(model, {n: m for n, m in norms.items() if kind_of(m) == "batch"}, inputs)
+    return found
+
+
+def padded_lengths(inputs: Any) -> dict[int, list[int]]:
+    """By the size of a sequence's axis: the length of each sample up to where only zeros follow.
+
+    Sequences are float tensors (N, L, C) or (N, C, L), and integers (N, L) such as tokens. Only those whose lengths
+    differ and that are padding by 5 % and more are told.
+    """
+    found: dict[int, list[int]] = {}
+    for x in tensors_in(inputs):
+        if x.shape[:1].numel() < 2 or x.ndim not in (2, 3) or x.dtype == torch.bool or x.is_complex():
+            continue
+        if (x.ndim == 2) is x.is_floating_point():
+            continue
+        for axis in range(1, x.ndim):
+            size = x.shape[axis]
+            live = (x != 0).movedim(axis, 1).flatten(2).any(2) if x.ndim == 3 else x != 0
+            ends = (live * torch.arange(1, size + 1, device=x.device)).amax(1).tolist()
+            share = 1 - sum(ends) / (size * len(ends))
+            if size >= _POSITIONS and len(set(ends)) > 1 and min(ends) > 0 and share >= _SHARE:
+                found.setdefault(size, ends)
+    return found
+
+
+@contextmanager
+def _before(
+    modules: Mapping[str, nn.Module], look: Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
+) -> Iterator[None]:
+    inside = False
+    with ExitStack() as stack:
+        for name, module in modules.items():
+
+            def listen(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                nonlocal inside
+                if not inside:
+                    inside = True
+                    try:
+                        look(name, module, args, kwargs)
+                    finally:
+                        inside = False
+
+            stack.callback(module.register_forward_pre_hook(listen, with_kwargs=True).remove)
+        yield
+
+
+def _forward(model: nn.Module, inputs: Any, *, evaluation: bool) -> None:
+    args, kwargs = arguments_of(inputs)
+    with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        if evaluation:
+            model.eval()
+        model(*args, **kwargs)
+
+
+def _companions(module: nn.Module, x: Tensor) -> Companions:
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    mode = module.training
+    found: dict[bool, float | None] = {}
+    for training in (False, True):
+        module.train(training)
+        # What a norm raises on part of its batch, or on x alone, is not what was asked.
+        try:
+            with torch.enable_grad():
+                leaf = x.clone().requires_grad_()
+                y = type(module).forward(module, leaf)
+                direction = torch.randn(y[0].shape, generator=torch.Generator().manual_seed(0)).to(y)
+                (gradient,) = torch.autograd.grad((y[0] * direction).sum(), leaf)
+            whole = float(gradient.double().norm())
+            found[training] = float(gradient[1:].double().norm()) / whole if whole > 0 else 0.0
+        except Exception:
+            found[training] = None
+        finally:
+            module.train(mode)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+    return Companions(found[False], found[True])
+
+
+def _padding(x: Tensor, lengths: list[int]) -> Padding:
+    """Of x (N, C, L)."""
+    real = torch.arange(x.shape[2], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
+    x_CM = x.to(torch.float64).movedim(1, 0).flatten(1)
+    whole, inner = Moments.of(x_CM, [1]), Moments.of(x_CM[:, real.flatten()], [1])
+    var = inner.var().flatten()
+    live = var > 0
+    shift = ((whole.mean - inner.mean).flatten()[live] / var[live].sqrt()).square().mean().sqrt()
+    ratio = (whole.var().flatten()[live] / var[live]).clamp_min(1e-300).log().mean().exp()
+    return Padding(1 - float(real.double().mean()), float(shift.nan_to_num()), float(ratio.nan_to_num(1.0)))
+
+
+def _moved(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> frozenset[str] | None:
+    means = {name: mean for name, m in norms.items() if isinstance(mean := getattr(m, "running_mean", None), Tensor)}
+    before = {name: mean.clone() for name, mean in means.items()}
+    args, kwargs = arguments_of(inputs)
+    # One value per channel in training, say, raises: then nothing is known.
+    with contextlib.suppress(Exception), unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        model(*args, **kwargs)
+        return frozenset(n for n, mean in means.items() if not torch.equal(mean, before[n]))
+    return None
+
+
+def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> dict[str, float]:
+    names = {module: name for name, module in norms.items()}
+    best: dict[str, float] = {}
+    args, kwargs = arguments_of(inputs)
+    started: dict[nn.Module, float] = {}
+
+    def start(module: nn.Module, _: Any) -> None:
+        started[module] = time.perf_counter()
+
+    def stop(module: nn.Module, _: Any, __: Any) -> None:
+        taken[names[module]] = taken.get(names[module], 0.0) + time.perf_counter() - started[module]
+
+    with unchanged(model, watch=False), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
+        for module in names:
+            stack.callback(module.register_forward_pre_hook(start).remove)
+            stack.callback(module.register_forward_hook(stop).remove)
+        for _ in range(_TIMES):
+            taken: dict[str, float] = {}
+            begin = time.perf_counter()
+            model(*args, **kwargs)
+            taken[""] = time.perf_counter() - begin
+            best = {name: min(best.get(name, s), s) for name, s in taken.items()}
+    return best

@@ -1,0 +1,90 @@
+"""Gradient accumulation: the batch that BatchNorm sees is a part of the one the optimizer sees.
+
+What it does: Finds BatchNorms with several forwards, each with its own backward, for each step of the optimizer, whose
+running statistics move at each of them.
+
+Why it matters: Gradients add up, statistics do not: each part is normalized by itself, so that the layer trains on a
+batch as small as the part; and the running statistics move several times a step, so that they reach back fewer steps
+than momentum says (pytorch#46516, ultralytics/yolov5#1630).
+
+Example: Four micro-batches for each step.
+
+Use instead: `gammabeta.accumulate_statistics(model)` around the micro-batches of a step: the statistics move once, by
+their exact moments together. Each part is still normalized by itself; `Renorm` or GroupNorm does not depend on it.
+
+Evidence: tests/diagnostics/rules/test_watched_rules.py: eight steps of four parts move the flagged example's statistics
+32 times, the clean one's 8 times.
+
+Limits: Without an optimizer, or where γ and β do not train, it cannot be told.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rules import mixed_domains
+from gammabeta.surgery.adopt import adopt
+from gammabeta.surgery.contexts import accumulate_statistics
+
+code = "GB204"
+name = "accumulation-splits-batch"
+severity = "warning"
+sees = "W"
+# Parts a step: between 1 and 2, since a skipped step now and then joins two.
+LEAST = 1.5
+
+
+def check(record: Record) -> Iterator[Finding]:
+    mixed = {finding.where for finding in mixed_domains.check(record)}
+    steps = record.watched.steps
+    for norm in record.of_kind("batch"):
+        watched = record.watched.norms.get(norm.name)
+        if watched is None or not watched.backwards or steps < 2 or norm.frozen or norm.name in mixed:
+            continue
+        parts, updates = watched.parts / steps, watched.history.median("updates")
+        if parts < LEAST or updates is None or updates < LEAST:
+            continue
+        yield Finding(
+            code,
+            name,
+            severity,
+            norm.name,
+            f"{parts:.3g} forwards, each with a backward, for each step of the optimizer: it normalizes by "
+            f"{watched.samples} samples at a time, and its running statistics move {updates:.3g} times a step",
+            {"parts": parts, "updates": updates, "samples": watched.samples},
+            Fix("gammabeta.adopt(model), then with gammabeta.accumulate_statistics(model): around a step's forwards"),
+        )
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for _ in range(8):
+            for _ in range(4):
+                model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return Example(model, where=("1",), optimizer=optimizer, train=train)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    adopt(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for _ in range(8):
+            with accumulate_statistics(model):
+                for _ in range(4):
+                    model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return Example(model, optimizer=optimizer, train=train)

@@ -1,0 +1,108 @@
+"""A BatchNorm that normalizes by the batch in evaluation too, or by statistics that no longer move.
+
+What it does: Finds BatchNorms without running statistics, and, as a warning, those whose `track_running_stats` was
+switched off after they were built: training then leaves the buffers as they are, and evaluation goes on using them.
+Given inputs, also layers with a forward of their own whose output in evaluation has a gradient across samples.
+
+Why it matters: Without running statistics the output for one sample depends on which others share its batch: results
+change with batch size and order, a batch of one gives zeros or an error, and one user's data shows in another's result.
+A layer that is switched off afterwards is normalized by the batch in training, and in evaluation by what was the
+distribution when it was switched off (pytorch#37823).
+
+Example: `nn.BatchNorm2d(8, track_running_stats=False)`.
+
+Use instead: Running statistics; for a model that has none they are attached and taken from data: given `loader=`,
+`diagnosis.fix()` does both. Or a norm that looks at one sample: `GroupNorm`.
+
+Evidence: tests/diagnostics/rules/test_batch_dependent_inference.py: exchanging its three companions, of 6 × 6 positions
+each, moves a sample's output by 0.1 of its standard deviation, and by nothing but rounding after the fix. How it falls
+with the batch: claim batch_noise.
+
+Limits: Batch statistics at test time may be meant: image translation with batches of one, transductive few-shot
+learning, adaptation to new domains.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.record import Norm, Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.surgery.change import Change, transaction
+
+code = "GB106"
+name = "batch-dependent-inference"
+severity = "error"
+sees = "SD"
+
+LEAST = 1e-6  # rounding in float32
+_OWN = Fix("a forward of its own takes the batch's statistics: let it take the running ones in evaluation")
+
+
+def check(record: Record) -> Iterator[Finding]:
+    for norm in record.of_kind("batch"):
+        module: Any = norm.module
+        shown = _across(record, norm)
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if shown is not None and shown > LEAST:
+                yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+            continue
+        if module.running_mean is None and module.running_var is None:
+            message = "it has no running statistics: in evaluation too it normalizes by the batch"
+            evidence = {} if shown is None else {"companions": shown}
+            yield Finding(code, name, severity, norm.name, message, evidence, _fix(record, norm))
+        elif not module.track_running_stats and not norm.frozen:
+            message = (
+                "track_running_stats is off beside running statistics: training leaves them as they are, and "
+                "evaluation uses them"
+            )
+            yield Finding(code, name, "warning", norm.name, message, {"batches": norm.batches}, _fix(record, norm))
+        elif shown is not None and shown > LEAST:
+            yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+
+
+def _across(record: Record, norm: Norm) -> float | None:
+    """The share of a sample's gradient in evaluation that goes to its companions, as the inputs showed it."""
+    seen = record.probe.companions.get(norm.name) if record.probe is not None else None
+    return None if seen is None else seen.evaluation
+
+
+def _message(shown: float) -> str:
+    return f"in evaluation {shown:.0%} of a sample's gradient goes to its companions, though it has running statistics"
+
+
+def _fix(record: Record, norm: Norm) -> Fix:
+    what = "attach running statistics" if norm.running_mean is None else "track_running_stats = True"
+    return recalibration(record, norm, first=what, apply=partial(_attach, record, norm))
+
+
+def _attach(record: Record, norm: Norm) -> Change:
+    module: Any = norm.module
+    assert record.model is not None
+    with transaction("attach") as change:
+        change.set_attribute(module, "track_running_stats", True, norm.name)
+        if norm.running_mean is None:
+            like = module.weight if module.weight is not None else next(record.model.parameters(), torch.empty(0))
+            size, device = module.num_features, like.device
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            change.set_buffer(module, "running_mean", torch.zeros(size, device=device, dtype=dtype))
+            change.set_buffer(module, "running_var", torch.ones(size, device=device, dtype=dtype))
+            change.set_buffer(module, "num_batches_tracked", torch.zeros((), device=device, dtype=torch.int64))
+        change.note(norm.name, "has running statistics that training moves")
+    return change
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU())
+    loader = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    return Example(model.eval(), where=("1",), loader=loader)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model.eval())

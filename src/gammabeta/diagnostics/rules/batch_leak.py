@@ -1,0 +1,67 @@
+"""A norm through which samples see each other, in a model that must keep them apart.
+
+What it does: Given `intent`, finds BatchNorms whose output for one sample depends on the others in training. Shown by
+the gradient across samples of the layer itself, on its own input.
+
+Why it matters: "contrastive": the positives' shared statistics give the answer away, and the loss falls without
+anything being learned (moco#46). "gradient-penalty": the penalty is on the gradient of each sample's score by that
+sample; with batch statistics there is no such thing (Gulrajani 2017, section 4). "private": one person's data enters
+everybody's gradient, which clipping sample by sample does not bound; Opacus refuses such a model.
+
+Example: A critic with BatchNorm, trained with a gradient penalty.
+
+Use instead: LayerNorm, GroupNorm or InstanceNorm, which look at one sample: `gammabeta.convert`; for "contrastive"
+also statistics over processes with shuffled samples.
+
+Evidence: tests/diagnostics/rules/test_probed_rules.py: in the flagged example a twentieth and more of a sample's
+gradient belongs to its companions, in the clean one nothing.
+
+Limits: Only with `intent`: without it samples that see each other are how BatchNorm works.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.layers.group_norm import GroupNorm
+
+code = "GB207"
+name = "batch-leak"
+severity = "error"
+sees = "D"
+
+HARM = {
+    "contrastive": "which samples belong together can be read off their statistics",
+    "gradient-penalty": "a sample's gradient is not its own",
+    "private": "one sample enters every other's gradient, which clipping does not bound",
+}
+LEAST = 1e-6  # rounding in float32
+
+
+def check(record: Record) -> Iterator[Finding]:
+    if record.intent is None or record.probe is None:
+        return
+    for norm in record.of_kind("batch"):
+        seen = record.probe.companions.get(norm.name)
+        if seen is None or seen.training is None or seen.training < LEAST:
+            continue
+        message = (
+            f"{seen.training:.0%} of a sample's gradient goes to its companions in training, and the model is "
+            f"{record.intent}: {HARM[record.intent]}"
+        )
+        fix = Fix(f'gammabeta.convert(model, to="group", where={norm.name!r}), before training')
+        yield Finding(code, name, severity, norm.name, message, {"companions": seen.training}, fix)
+
+
+def flagged() -> Example:
+    critic = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(288, 1))
+    return Example(critic, where=("1",), inputs=torch.randn(8, 3, 8, 8), intent="gradient-penalty")
+
+
+def clean() -> Example:
+    critic = nn.Sequential(nn.Conv2d(3, 8, 3), GroupNorm(2, 8), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(288, 1))
+    return Example(critic, inputs=torch.randn(8, 3, 8, 8), intent="gradient-penalty")

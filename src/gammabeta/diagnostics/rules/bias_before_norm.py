@@ -1,0 +1,66 @@
+"""A bias whose gradient is zero because a norm follows it.
+
+What it does: Finds convolutions and linear layers with a bias whose output a BatchNorm or InstanceNorm alone reads. By
+the flow of data, not by the order in which layers are registered.
+
+Why it matters: The norm subtracts the mean, and the bias with it: its gradient is zero but for rounding, β does its
+work, and it costs memory, an optimizer's state and a pass over the gradient.
+
+Example: A convolution with its default bias before a BatchNorm.
+
+Use instead: `bias=False`; the fix removes the bias and takes it off the running mean, so that nothing changes.
+
+Evidence: tests/diagnostics/rules/test_flow_rules.py: the bias's gradient is under a millionth of the weight's.
+
+Limits: A note, since nothing is wrong but waste. Under frozen statistics the bias counts, and is not found. An
+optimizer that holds the bias keeps it.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.flow import calls_of, layer_before
+from gammabeta.diagnostics.record import Norm, Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.surgery.change import Change, transaction
+
+code = "GB301"
+name = "bias-before-norm"
+severity = "note"
+sees = "D"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    for norm, call, _ in calls_of(record, "batch", "instance"):
+        before = None if norm.frozen else layer_before(record, call)
+        if before is None or before[1].bias is None or "bias" not in before[1]._parameters:
+            continue
+        layer, module = before
+        message = f"{norm.name} takes off its bias again with the mean: {module.bias.numel()} parameters without effect"
+        fix = Fix("bias=False", partial(_remove, norm, layer, module))
+        yield Finding(code, name, severity, layer, message, {"norm": norm.name, "bias": module.bias.numel()}, fix)
+
+
+def _remove(norm: Norm, layer: str, module: Any) -> Change:
+    with transaction("remove bias") as change:
+        if norm.running_mean is not None and norm.module is not None:
+            mean = norm.running_mean - module.bias.detach().to(norm.running_mean.dtype)
+            change.overwrite(norm.module, "running_mean", mean)
+        change.set_parameter(module, "bias", None)
+        change.note(layer, "has no bias; it is taken off the running mean")
+    return change
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model, where=("0",), inputs=torch.randn(4, 3, 8, 8))
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model, inputs=torch.randn(4, 3, 8, 8))

@@ -1,0 +1,87 @@
+"""A BatchNorm that torch's conversion to SyncBatchNorm would take something from.
+
+What it does: Finds subclasses of torch's BatchNorm with a forward of their own, and gammabeta's BatchNorms that have an
+activation or a source of statistics of their own. One note for all layers of a kind: nothing is wrong until somebody
+converts.
+
+Why it matters: torch's `convert_sync_batchnorm(model)` replaces every BatchNorm by a plain SyncBatchNorm of the same
+weights. An activation inside, as timm's BatchNormAct2d has, is gone, and no error says so (timm#1254). gammabeta's
+layers raise an error there.
+
+Example: A BatchNorm with the ReLU inside.
+
+Use instead: `gammabeta.set_statistics(model, gammabeta.statistics.Synced())`, which keeps class, activation and
+weights; for timm's models `timm.layers.convert_sync_batchnorm`.
+
+Evidence: tests/diagnostics/rules/test_conversion_drops_forward.py: after torch's conversion half of the outputs of a
+BatchNorm with a ReLU in its forward are negative, where the ReLU let none pass; gammabeta's layer is refused.
+
+Limits: Whether a conversion is planned, nobody can see. Subclasses that share torch's forward are not found, nor are
+frozen layers, which a conversion thaws.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Norm, Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.layers.batch_norm import BatchNorm2d, _BatchNorm
+from gammabeta.statistics import Batch, Running, Synced
+from gammabeta.surgery.set_statistics import set_statistics
+
+code = "GB308"
+name = "conversion-drops-forward"
+severity = "note"
+sees = "S"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    found: dict[str, list[Norm]] = {}
+    for norm in record.of_kind("batch"):
+        lost = _lost(norm)
+        if lost:
+            found.setdefault(lost, []).append(norm)
+    for lost, norms in found.items():
+        others = f", of {len(norms)} layers" if len(norms) > 1 else ""
+        message = f"torch's convert_sync_batchnorm would drop {lost}{others}"
+        evidence = {"layers": [norm.name for norm in norms]}
+        yield Finding(code, name, severity, norms[0].name, message, evidence, _fix(record, norms))
+
+
+def _lost(norm: Norm) -> str:
+    module: Any = norm.module
+    if isinstance(module, _BatchNorm):
+        if isinstance(module.statistics, Synced):
+            return ""
+        parts = [f"the activation {module.activation}"] if module.activation is not None else []
+        parts += [f"the statistics {module.statistics}"] if module.statistics not in (Batch(), Running()) else []
+        return " and ".join(parts)
+    plain = (nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in plain:
+        return f"the forward of {norm.class_name}"
+    return ""
+
+
+def _fix(record: Record, norms: list[Norm]) -> Fix:
+    if not all(isinstance(norm.module, _BatchNorm) for norm in norms):
+        return Fix("to synchronize it, the conversion of the library that it is from")
+    call = "to synchronize it, gammabeta.set_statistics(model, gammabeta.statistics.Synced())"
+    if any(getattr(norm.module, "statistics", None) != Batch() for norm in norms):
+        return Fix(call)  # which would lose the statistics too
+    assert record.model is not None
+    where: list[str | nn.Module] = [norm.name for norm in norms]
+    return Fix(call, partial(set_statistics, record.model, Synced(), where=where))
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), BatchNorm2d(8, activation="relu"))
+    return Example(model, where=("1",))
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model)

@@ -1,0 +1,60 @@
+"""A BatchNorm that gets one value per channel in training.
+
+What it does: Finds BatchNorms that, on the given inputs or at the given batch size, have one sample with one position
+to take statistics of. It says so before torch raises "Expected more than 1 value per channel when training", and names
+the layer.
+
+Why it matters: The variance of one value is 0: the output would be β whatever comes in, so torch refuses. It comes up
+after global pooling, in squeeze-and-excitation blocks, and in the last batch of an epoch.
+
+Example: A BatchNorm on 1×1 maps, trained with batches of one.
+
+Use instead: Batches of two and more (`drop_last=True` for the last one), or there a norm that looks at one sample.
+
+Evidence: tests/diagnostics/rules/test_flow_rules.py: torch raises on the flagged example, and on the clean one does
+not.
+
+Limits: It looks at the sizes that the inputs have. A model in evaluation is judged only if `batch_size` says how it
+will be trained.
+"""
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.flow import calls_of
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+
+code = "GB201"
+name = "one-value-per-channel"
+severity = "error"
+sees = "D"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    told: set[str] = set()
+    for norm, _, x in calls_of(record, "batch"):
+        if norm.frozen or norm.name in told or len(x.shape) < 2 or not (norm.training or record.batch_size):
+            continue
+        samples, positions = record.batch_size or x.shape[0], prod(x.shape[2:])
+        if samples * positions != 1:
+            continue
+        told.add(norm.name)
+        shape = (samples, *x.shape[1:])
+        message = f"in training it gets 1 value per channel, from {shape}: torch raises; the smallest batch is 2"
+        fix = Fix("batches of at least 2 samples (drop_last=True), or GroupNorm or LayerNorm there")
+        yield Finding(code, name, severity, norm.name, message, {"samples": samples, "positions": positions}, fix)
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model.train(), where=("2",), inputs=torch.randn(1, 3, 8, 8))
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model.train(), inputs=torch.randn(2, 3, 8, 8))

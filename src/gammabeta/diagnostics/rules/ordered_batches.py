@@ -1,0 +1,80 @@
+"""Batches that differ from each other more than shuffled ones would.
+
+What it does: Compares the variance between the means of successive batches of the model's input, up to 128 of its
+features over up to 64 batches, with what shuffling gives, which is the variance between samples of a batch over N. It
+finds more than four times that, where it is also more than a fifth of the data's standard deviation. The module is the
+BatchNorm that is called first.
+
+Why it matters: BatchNorm takes a batch for a sample of the data. Sorted by class or by source, a batch's statistics are
+those of its class, the network learns to rely on it, and in evaluation running statistics of all classes come in.
+
+Example: Batches of one class each.
+
+Use instead: `shuffle=True` in the DataLoader.
+
+Evidence: tests/diagnostics/rules/test_watched_rules.py: the ratio is within 0.5 and 2 for shuffled batches and above 4
+for sorted ones.
+
+Limits: Needs 16 batches and an input of floating dtype and constant shape. Frames of one video, or views of one sample
+that were put into one batch on purpose, are ordered too.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+
+code = "GB208"
+name = "ordered-batches"
+severity = "warning"
+sees = "W"
+RATIO, APART = 4.0, 0.2
+
+
+def check(record: Record) -> Iterator[Finding]:
+    watched = record.watched
+    ratio, apart = watched.inputs.median("order"), watched.inputs.median("apart")
+    if watched.first is None or ratio is None or apart is None or ratio < RATIO or apart < APART:
+        return
+    yield Finding(
+        code,
+        name,
+        severity,
+        watched.first,
+        f"the inputs' means vary {ratio:.1f} times as much between batches as shuffled data would ({apart:.2g} "
+        "standard deviations): its statistics are those of one part of the data at a time",
+        {"ratio": ratio, "deviations": apart},
+        Fix("shuffle=True in the DataLoader, then gammabeta.recalibrate(model, batches)"),
+    )
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for step in range(40):
+            optimizer.zero_grad()
+            batch = torch.randn(32, 4) + 2 * (step % 3)
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, where=("1",), optimizer=optimizer, train=train)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for _ in range(40):
+            optimizer.zero_grad()
+            batch = torch.randn(32, 4) + 2 * torch.randint(3, (32, 1))
+            model(batch).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, optimizer=optimizer, train=train)

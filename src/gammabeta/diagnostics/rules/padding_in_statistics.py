@@ -1,0 +1,87 @@
+"""Padded positions that enter a BatchNorm's or InstanceNorm's statistics.
+
+What it does: Tells from the inputs where sequences end, zeros to the end of the axis, at other places in other samples,
+and compares the statistics of what each norm on (N, C, L) is given with and without the padded positions. Found where
+they move the mean by a twentieth of a standard deviation, or the variance by a tenth.
+
+Why it matters: Statistics are then of the padding too, and change with how much of it a batch happens to have: the
+same sequence gets another output beside a longer one, and evaluation another than training (pytorch#70529).
+
+Example: A BatchNorm1d on padded sequences of 5 to 20 steps.
+
+Use instead: `norm(x, mask=gammabeta.lengths_to_mask(lengths, L))` of an adopted layer: padding enters no statistic and
+is zero in the output. Or LayerNorm over the channels, which looks at one position.
+
+Evidence: tests/diagnostics/rules/test_probed_rules.py: more padding moves the flagged example's output by a tenth and
+more of its size, the clean one's by rounding.
+
+Limits: Padding is told by zeros in the inputs, of floats (N, L, C) or (N, C, L) and of tokens (N, L), and by an axis of
+the same length at the norm: what is downsampled before it is not found. Silence at the end of a recording looks alike.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.layers.batch_norm import BatchNorm1d
+from gammabeta.lengths import lengths_to_mask
+
+code = "GB205"
+name = "padding-in-statistics"
+severity = "warning"
+sees = "D"
+
+SHIFT, RATIO = 0.05, 1.1
+
+
+def check(record: Record) -> Iterator[Finding]:
+    if record.probe is None:
+        return
+    for norm in record.of_kind("batch", "instance"):
+        padding = record.probe.padding.get(norm.name)
+        if padding is None or norm.frozen:
+            continue
+        apart = max(padding.variance_ratio, 1 / max(padding.variance_ratio, 1e-12))
+        if padding.mean_shift < SHIFT and apart < RATIO:
+            continue
+        message = (
+            f"{padding.share:.0%} of its positions are padding: they move the mean by {padding.mean_shift:.2f} "
+            f"standard deviations and multiply the variance by {padding.variance_ratio:.2f}"
+        )
+        evidence = {
+            "share": padding.share,
+            "mean_shift": padding.mean_shift,
+            "variance_ratio": padding.variance_ratio,
+        }
+        fix = Fix("adopt it and call it with mask=gammabeta.lengths_to_mask(lengths, L)")
+        yield Finding(code, name, severity, norm.name, message, evidence, fix)
+
+
+def sequences() -> Tensor:
+    """(8, 16, 20), 5 to 20 steps of mean 1, then zeros."""
+    torch.manual_seed(0)
+    x = torch.randn(8, 16, 20) + 1
+    return x * lengths_to_mask([20, 5, 8, 12, 6, 17, 10, 7], 20)[:, None]
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Conv1d(16, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU())
+    return Example(model, where=("1",), inputs=sequences())
+
+
+def clean() -> Example:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(16, 16, 3, padding=1), BatchNorm1d(16)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Any:
+            return torch.relu(self.norm(self.conv(x), mask=mask))
+
+    mask = lengths_to_mask([20, 5, 8, 12, 6, 17, 10, 7], 20)
+    return Example(Masked(), inputs=(sequences(), mask))

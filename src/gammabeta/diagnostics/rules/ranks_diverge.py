@@ -1,0 +1,86 @@
+"""Running statistics that differ between the processes of a training.
+
+What it does: Compares the running statistics with which each process begins a measured step, behind the broadcast of
+buffers that DistributedDataParallel makes. It finds BatchNorms that are more than a hundredth of a standard deviation
+apart.
+
+Why it matters: Without the broadcast (`broadcast_buffers=False`) and without synchronizing, each process averages its
+own batches. They evaluate differently, and the checkpoint has those of one process (timm#110).
+
+Example: Two processes, each with its own data, statistics neither synchronized nor broadcast.
+
+Use instead: `gammabeta.reconcile(model)` before evaluation and saving, or `Synced()`.
+
+Evidence: tests/distributed/test_watch.py: two gloo processes are found at their distance, after `reconcile` and under
+`Synced` they are not.
+
+Limits: Compared is the last measured step that all processes have written. Where every process has data of another
+distribution on purpose (federated training with local statistics) it is meant.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import distributed, nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.statistics import Synced
+from gammabeta.surgery.adopt import adopt
+from gammabeta.surgery.set_statistics import set_statistics
+
+code = "GB112"
+name = "ranks-diverge"
+severity = "warning"
+sees = "W"
+FARTHEST = 0.01
+
+
+def check(record: Record) -> Iterator[Finding]:
+    ranks = record.watched.ranks
+    for norm in record.of_kind("batch"):
+        distances = {rank: said.distance[norm.name] for rank, said in ranks.items() if norm.name in said.distance}
+        if not distances:
+            continue
+        rank = max(distances, key=distances.__getitem__)
+        if not distances[rank] > FARTHEST:
+            continue
+        yield Finding(
+            code,
+            name,
+            severity,
+            norm.name,
+            f"its running statistics on rank {rank} are {distances[rank]:.2g} standard deviations from those of rank "
+            f"{record.watched.rank}, at step {record.watched.rank_step}",
+            {"distance": distances[rank], "rank": rank, "step": record.watched.rank_step},
+            Fix("gammabeta.reconcile(model) on every rank, or gammabeta.set_statistics(model, Synced())"),
+        )
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4) + 3 * distributed.get_rank()).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, where=("1",), optimizer=optimizer, train=train, processes=2)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adopt(model)
+    set_statistics(model, Synced())
+
+    def train() -> None:
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4) + 3 * distributed.get_rank()).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, optimizer=optimizer, train=train, processes=2)

@@ -1,0 +1,65 @@
+"""A loader whose last batch is one sample, or far smaller than the others.
+
+What it does: From the sizes of the loader's data set and batches, finds a last batch of 1 (an error where a BatchNorm
+would get one value per channel) or of under an eighth of the others.
+
+Why it matters: The last batch counts as one step and one update of the running statistics like any other; with few
+samples its statistics are noise, and with one torch raises, at the end of the first epoch.
+
+Example: 33 samples in batches of 32.
+
+Use instead: `drop_last=True` for training.
+
+Evidence: tests/diagnostics/rules/test_flow_rules.py: the last batch's mean is off from the data's by the standard error
+of its size, six times that of the others.
+
+Limits: Only a `torch.utils.data.DataLoader` with a batch size and a data set that has a length is looked at, and only
+where there are BatchNorms that are trained.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+
+code = "GB203"
+name = "small-last-batch"
+severity = "warning"
+sees = "L"
+
+SHARE = 1 / 8
+
+
+def check(record: Record) -> Iterator[Finding]:
+    loader: Any = record.loader
+    if not isinstance(loader, DataLoader) or loader.batch_size is None or loader.drop_last:
+        return
+    if not any(not norm.frozen for norm in record.of_kind("batch")):
+        return
+    try:
+        total = len(loader.sampler)  # type: ignore[arg-type]
+    except TypeError:
+        return
+    last = total % loader.batch_size
+    if last and total > loader.batch_size and (last == 1 or last < SHARE * loader.batch_size):
+        message = f"the last of its batches has {last} of {loader.batch_size} samples"
+        evidence = {"last": last, "batch_size": loader.batch_size}
+        yield Finding(code, name, severity, "", message, evidence, Fix("DataLoader(..., drop_last=True)"))
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    loader = DataLoader(TensorDataset(torch.randn(33, 4)), batch_size=32)
+    return Example(model, where=("",), loader=loader)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    loader = DataLoader(TensorDataset(torch.randn(33, 4)), batch_size=32, drop_last=True)
+    return Example(model, loader=loader)

@@ -1,0 +1,82 @@
+"""Running statistics moved by forwards that the model does not learn from.
+
+What it does: Finds BatchNorms whose running statistics were moved by forwards in training mode with gradients off.
+
+Why it matters: A summary, a warm-up, a teacher's pass or an evaluation that forgot `eval()` moves the running
+statistics as much as a training step does, towards whatever it was run on; `no_grad` does not touch buffers. Evaluation
+then normalizes by a mixture.
+
+Example: Between the steps another batch goes through the model under `no_grad`, in training mode.
+
+Use instead: `gammabeta.frozen_statistics(model)` around such forwards, or `model.eval()`.
+
+Evidence: tests/diagnostics/rules/test_watched_rules.py: the flagged example's running mean ends three standard
+deviations from the data that it learns from, the clean one's within sampling error.
+
+Limits: Recalibrating by forwards under `no_grad` is meant so: do it outside of the watch. Forwards with gradients on
+whose loss nobody takes are not told from others. The first forward of a re-entrant checkpoint has gradients off, too,
+and is not counted where its recomputation follows.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.surgery.contexts import frozen_statistics
+
+code = "GB110"
+name = "statistics-polluted"
+severity = "warning"
+sees = "W"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    for norm in record.of_kind("batch"):
+        watched = record.watched.norms.get(norm.name)
+        if watched is None or not watched.calls or not watched.polluting:
+            continue
+        share = watched.polluting / (watched.polluting + watched.calls)
+        yield Finding(
+            code,
+            name,
+            severity,
+            norm.name,
+            f"{watched.polluting} forwards in training mode with gradients off moved its running statistics, beside "
+            f"{watched.calls} that it learns from: {share:.0%} of its updates",
+            {"polluting": watched.polluting, "calls": watched.calls},
+            Fix("with gammabeta.frozen_statistics(model): around those forwards, then gammabeta.recalibrate"),
+        )
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for _ in range(10):
+            with torch.no_grad():
+                model(torch.randn(32, 4) + 10)
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, where=("1",), optimizer=optimizer, train=train)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train() -> None:
+        for _ in range(10):
+            with frozen_statistics(model), torch.no_grad():
+                model(torch.randn(32, 4) + 10)
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, optimizer=optimizer, train=train)

@@ -1,0 +1,88 @@
+"""Processes that call a synchronized layer a different number of times.
+
+What it does: Compares how often each process had called each synchronized layer when it began the last measured step
+that all have written.
+
+Why it matters: A synchronized layer waits for every process of its group. If one calls it once more, it waits for ever,
+or takes the numbers of another layer for its own.
+
+Example: One process calls the layer once more each step; here each is in a group of its own, so that nobody waits.
+
+Use instead: Call the layer on every process, on an empty batch where there is nothing, or give the branch a norm that
+is not synchronized.
+
+Evidence: tests/distributed/test_watch.py: of two gloo processes one calls the layer more often; both name the layer and
+the calls.
+
+Limits: It tells what has happened and stops no process that waits already: `GAMMABETA_DEBUG=1` does, with an error that
+names layer and ranks. It compares all processes, so layers of smaller groups that are called unlike on purpose are
+found too. Forwards with gradients off are not counted.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import distributed, nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.statistics import Synced
+from gammabeta.surgery.adopt import adopt
+from gammabeta.surgery.set_statistics import set_statistics
+
+code = "GB503"
+name = "sync-calls-differ"
+severity = "error"
+sees = "W"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    ranks = record.watched.ranks
+    for norm in record.of_kind("batch"):
+        calls = {rank: said.calls[norm.name] for rank, said in ranks.items() if norm.name in said.calls}
+        if len(set(calls.values())) < 2:
+            continue
+        told = ", ".join(f"rank {rank} {count} times" for rank, count in sorted(calls.items()))
+        yield Finding(
+            code,
+            name,
+            severity,
+            norm.name,
+            f"it shares its statistics, yet ranks called it a different number of times up to step "
+            f"{record.watched.rank_step}: {told}",
+            {"calls": calls},
+            Fix("call it on every rank, on an empty batch where there is nothing; GAMMABETA_DEBUG=1 stops at the call"),
+        )
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adopt(model)
+    set_statistics(model, Synced(distributed.new_group([distributed.get_rank()], use_local_synchronization=True)))
+
+    def train() -> None:
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            if distributed.get_rank() == 0:
+                model[1](torch.randn(32, 8)).sum()
+            optimizer.step()
+
+    return Example(model, where=("1",), optimizer=optimizer, train=train, processes=2)
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    adopt(model)
+    set_statistics(model, Synced())
+
+    def train() -> None:
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            optimizer.step()
+
+    return Example(model, optimizer=optimizer, train=train, processes=2)

@@ -1,0 +1,80 @@
+"""A BatchNorm that follows a layer and must not be folded into it.
+
+What it does: Of a model in evaluation, finds BatchNorms whose input is what a convolution or linear layer gave, where
+that layer is called again, shares its weight, is parametrized, has hooks, or is read by somebody else too.
+
+Why it matters: Tools that fold by the order of registration or by a pattern of names fold there all the same, and the
+outputs are wrong without a word (pytorch#104593 and #197539: a convolution used twice; #180995: a grouped,
+transposed one).
+
+Example: A convolution that is called on two inputs, with a BatchNorm behind the first.
+
+Use instead: `gammabeta.fold`, which leaves such sites alone and says why; or a layer of its own for each.
+
+Evidence: tests/diagnostics/rules/test_probed_rules.py: folded by torch.nn.utils.fusion, the flagged example's outputs
+are off by more than a tenth of their size; by `gammabeta.fold` they stay.
+
+Limits: A note: the model itself is right. What is seen holds for the inputs given.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.flow import LAYERS
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.introspection.observe import Observation
+from gammabeta.surgery.folding.sites import Sites
+from gammabeta.surgery.refusal import Refusal
+
+code = "GB603"
+name = "unsafe-fold"
+severity = "note"
+sees = "D"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    if record.model is None or record.model.training:
+        return
+    observation: Observation = record.observed
+    modules = dict(record.model.named_modules())
+    sites = Sites(record.model, observation)
+    for norm in record.of_kind("batch"):
+        calls = observation.calls_of(norm.name)
+        if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
+            continue
+        seen = {seen.data for seen, _ in observation.trail(calls[0].inputs[0], 1)}
+        layers = [g.module for data in seen for g in observation.givers(data) if isinstance(modules[g.module], LAYERS)]
+        if not layers:
+            continue
+        try:
+            sites.place(norm.name)
+        except Refusal as refusal:
+            fix = Fix("gammabeta.fold leaves it alone; a layer of its own makes it foldable")
+            message = f"it must not be folded into {layers[0]}: {refusal}"
+            yield Finding(code, name, severity, norm.name, message, {"layer": layers[0]}, fix)
+
+
+class Twice(nn.Module):
+    """One convolution on two inputs, a norm behind the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.conv(x)) + self.conv(x.flip(3))
+        return y
+
+
+def flagged() -> Example:
+    model = Twice()
+    return Example(model.eval(), where=("norm",), inputs=torch.randn(4, 3, 8, 8))
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    return Example(model.eval(), inputs=torch.randn(4, 3, 8, 8))

@@ -1,0 +1,98 @@
+"""A norm whose channels are on another axis than the one it normalizes.
+
+What it does: Where a norm's input comes from a linear layer, a convolution or an embedding through views alone,
+compares the axis on which that layer has its features with the one that the norm takes for channels: axis 1 of
+BatchNorm, InstanceNorm and GroupNorm, the last one of LayerNorm and RMSNorm over one axis.
+
+Why it matters: Nothing raises as long as the sizes fit, and they do where somebody set them so that it runs: the norm
+then has a γ, a β and a mean for every time step or pixel column, and none for a feature.
+
+Example: BatchNorm1d(20) behind a linear layer that gives (N, 20 steps, 32 features).
+
+Use instead: `x.transpose(1, 2)` around it, or a LayerNorm over the features.
+
+Evidence: tests/diagnostics/rules/test_probed_rules.py: with γ and β as trained, the flagged example gives the same step
+another output elsewhere in the sequence, off by a tenth and more of its size; the clean one the same.
+
+Limits: Subclasses with a forward of their own, which may turn the axes themselves, are not looked at. Normalizing by
+time step is sometimes meant. What is computed in between, a sum or an activation, hides where
+the features are, and nothing is said.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.flow import LAYERS, calls_of
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+from gammabeta.introspection.observe import Call, Observation, axis_in
+
+code = "GB304"
+name = "wrong-axis"
+severity = "warning"
+sees = "D"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    told: set[str] = set()
+    for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
+        last = norm.kind in ("layer", "rms")
+        if norm.name in told or len(x.shape) < 3 or (last and _axes(norm.module) != 1) or _own_forward(norm.module):
+            continue
+        axis = len(x.shape) - 1 if last else 1
+        other = _features_elsewhere(record, call, axis)
+        if other is None:
+            continue
+        told.add(norm.name)
+        layer, at = other
+        message = (
+            f"it normalizes axis {axis} of {x.shape}, {x.shape[axis]} long; what {layer} gives has its features on "
+            f"axis {at}, {x.shape[at]} long"
+        )
+        evidence = {"axis": axis, "features": at, "layer": layer}
+        yield Finding(code, name, severity, norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
+
+
+def _own_forward(module: Any) -> bool:
+    """Whether a subclass may turn its input before it normalizes."""
+    return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))
+
+
+def _axes(module: Any) -> int:
+    return len(getattr(module, "normalized_shape", (0,)))
+
+
+def _features_elsewhere(record: Record, call: Call, axis: int) -> tuple[str, int] | None:
+    """The layer that made the norm's input, and the axis of its features there, if that is another one."""
+    observation: Observation = record.observed
+    assert record.model is not None
+    modules = dict(record.model.named_modules())
+    x = call.inputs[0]
+    for seen, _ in observation.trail(x, axis):
+        for giver in observation.givers(seen.data):
+            layer: Any = modules[giver.module]
+            if not isinstance(layer, (*LAYERS, nn.Embedding)) or len(giver.outputs) != 1:
+                continue
+            out = giver.outputs[0]
+            positions = 0 if isinstance(layer, (nn.Linear, nn.Embedding)) else len(layer.kernel_size)
+            features = len(out.shape) - 1 - positions
+            at = axis_in(out, features, x) if out.data == x.data else None
+            same = axis_in(x, axis, out)
+            if at is None or same is None or at == axis:
+                return None
+            return giver.module, at
+    return None
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(20), nn.ReLU())
+    return Example(model, where=("1",), inputs=torch.randn(16, 20, 8))
+
+
+def clean() -> Example:
+    model = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32), nn.ReLU())
+    return Example(model, inputs=torch.randn(16, 20, 8))

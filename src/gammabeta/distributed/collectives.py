@@ -1,0 +1,69 @@
+"""What processes tell each other: the two collectives that synchronized statistics need, differentiable.
+
+They are torch's functional collectives, in eager as in compiled code: in eager some 50 µs of Python more than the plain
+ones, where an exchange over gloo takes a millisecond. Nothing waits on the host for a device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gammabeta.distributed.process_groups import Peers
+
+_ops = torch.ops._c10d_functional
+
+
+def all_gather(tensor: Tensor, peers: Peers) -> Tensor:
+    """Every process's tensor, (K,), in the order of ranks: (P, K) on each of P processes."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return _AllGather.apply(tensor, *peers)
+    return _gather(tensor, *peers)
+
+
+def all_reduce(tensor: Tensor, peers: Peers) -> Tensor:
+    """The sum of every process's tensor, of one shape, on each process."""
+    if torch.is_grad_enabled() and tensor.requires_grad:
+        return _AllReduce.apply(tensor, *peers)
+    return _reduce(tensor, peers.name)
+
+
+def _gather(tensor_K: Tensor, name: str, size: int) -> Tensor:
+    gathered = _ops.wait_tensor(_ops.all_gather_into_tensor(tensor_K.contiguous(), size, name))
+    return gathered.reshape(size, -1)
+
+
+def _reduce(tensor: Tensor, name: str) -> Tensor:
+    return _ops.wait_tensor(_ops.all_reduce(tensor.contiguous(), "sum", name))
+
+
+# What each process computes from a sum or from a gathered part is a function of all processes' tensors; the loss is
+# the sum of the processes' losses, so the gradient of a tensor is the sum of what they all have for it.
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, name: Any, size: Any) -> Any:
+        ctx.peers = Peers(name, size)
+        return _reduce(tensor, name)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return all_reduce(g, ctx.peers), None, None
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Any, name: Any, size: Any) -> Any:
+        ctx.peers = Peers(name, size)
+        return _gather(tensor, name, size)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return all_reduce(g, ctx.peers)[_rank_in(ctx.peers)], None, None
+
+
+def _rank_in(peers: Peers) -> int:
+    return torch.distributed.distributed_c10d._resolve_process_group(peers.name).rank()  # type: ignore[arg-type]

@@ -1,0 +1,118 @@
+"""What every norm does around its statistics, in Triton: scale, shift, residual, activation, and back through them.
+
+Offsets `at` and `where` (what is there and counts) are those of a tile. The flags say what a compilation is for.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gammabeta.kernels.cuda.arithmetic import load
+
+# An activation's number is its place in activations.ACTIVATIONS.
+NONE = tl.constexpr(0)
+RELU = tl.constexpr(1)
+RELU6 = tl.constexpr(2)
+LEAKY_RELU = tl.constexpr(3)
+SILU = tl.constexpr(4)
+HARDSWISH = tl.constexpr(5)
+GELU = tl.constexpr(6)
+
+
+@triton.jit
+def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """The activation at z. NaN stays NaN, so comparisons ask for what is replaced."""
+    if ACTIVATION == RELU:
+        return tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == RELU6:
+        return tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
+    elif ACTIVATION == LEAKY_RELU:
+        return tl.where(z > 0, z, z * SLOPE)
+    elif ACTIVATION == SILU:
+        return z / (1.0 + tl.exp(-z))
+    elif ACTIVATION == HARDSWISH:
+        return z * tl.where(z <= -3, 0.0, tl.where(z >= 3, 6.0, z + 3.0)) / 6.0
+    elif ACTIVATION == GELU:
+        return z * (0.5 * (1.0 + tl.erf(z * 0.7071067811865476)))
+    else:
+        return z
+
+
+@triton.jit
+def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
+    """The activation's derivative at z, at a kink the one that torch's backward takes."""
+    if ACTIVATION == RELU:
+        return tl.where(z > 0, 1.0, 0.0)
+    elif ACTIVATION == RELU6:
+        return tl.where((z > 0) & (z < 6), 1.0, 0.0)
+    elif ACTIVATION == LEAKY_RELU:
+        # Constants of z's dtype: as bare numbers both would be float32.
+        return tl.where(z > 0, tl.full([], 1.0, z.dtype), tl.full([], SLOPE, z.dtype))
+    elif ACTIVATION == SILU:
+        s = 1.0 / (1.0 + tl.exp(-z))
+        return s * (1.0 + z * (1.0 - s))
+    elif ACTIVATION == HARDSWISH:
+        return tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3.0 + 0.5, 1.0))
+    else:  # gelu
+        density = tl.exp(-0.5 * z * z) * 0.3989422804014327
+        return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
+
+
+@triton.jit
+def affine(xhat, gamma, beta, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """γ·x̂ + β, what is absent left out."""
+    z = xhat
+    if HAS_WEIGHT:
+        z = z * gamma
+    if HAS_BIAS:
+        z = z + beta
+    return z
+
+
+@triton.jit
+def load_parameters(weight, bias, at, where, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DOUBLE: tl.constexpr):
+    """γ and β, 0 for one that is absent and not looked at."""
+    gamma = 0.0
+    beta = 0.0
+    if HAS_WEIGHT:
+        gamma = load(weight, at, where, DOUBLE)
+    if HAS_BIAS:
+        beta = load(bias, at, where, DOUBLE)
+    return gamma, beta
+
+
+@triton.jit
+def finish(
+    value, residual, at, where, statistics, parameters, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
+    DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """y of values of x, zero where masked; `statistics` are μ and 1/√(σ² + ε), `parameters` γ and β."""
+    mean, rstd = statistics
+    gamma, beta = parameters
+    z = affine((value - mean) * rstd, gamma, beta, HAS_WEIGHT, HAS_BIAS)
+    if HAS_RESIDUAL:
+        z += load(residual, at, where, DOUBLE)
+    z = activate(z, ACTIVATION, SLOPE)
+    if HAS_MASK:
+        z = tl.where(where, z, 0.0)
+    return z
+
+
+@triton.jit
+def backward_of_finish(
+    g_y, x, residual, at, where, statistics, parameters, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    """x̂ and ∂ℓ/∂z, both 0 where nothing counts."""
+    mean, rstd = statistics
+    gamma, beta = parameters
+    xhat = tl.where(where, (load(x, at, where, DOUBLE) - mean) * rstd, 0.0)
+    g = load(g_y, at, where, DOUBLE)
+    if ACTIVATION != NONE:
+        z = affine(xhat, gamma, beta, HAS_WEIGHT, HAS_BIAS)
+        if HAS_RESIDUAL:
+            z += load(residual, at, where, DOUBLE)
+        g = tl.where(where, g * derivative(z, ACTIVATION, SLOPE), 0.0)
+    return xhat, g

@@ -1,0 +1,176 @@
+"""The Triton kernels as the ops' implementation for CUDA: when they serve, and how the dispatcher comes to them.
+
+What `torch.library.triton_op` does for an op that it declares itself, for ops that are declared already: eagerly, the
+kernels are launched; while torch.compile traces, an op gives way to the launches that it is made of (`wrap_triton`), so
+that the compiler sees kernels and not a closed op; an exported graph keeps the op. Fakes and autograd are those of
+the op.
+
+The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where the kernels do not serve, the
+default implementations run, and `missing()` says why.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gammabeta import ops
+
+LEAST_CAPABILITY = (8, 0)
+"""Of a GPU, for which Triton itself is made. Unmeasured on any but compiled for 8.0 and 9.0."""
+
+_library: torch.library.Library | None = None
+_refused: set[str] = set()
+"""Ops of which Triton could not compile or launch a kernel here."""
+
+
+def missing() -> str | None:
+    """Why the Triton kernels do not serve CUDA tensors here, None where they do. May start CUDA."""
+    if os.environ.get("GAMMABETA_KERNELS") == "0":
+        return "switched off by GAMMABETA_KERNELS=0"
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm, on which they were never tried"
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    if torch.cuda.device_count() == 0:
+        return "no device answers"
+    for device in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(device)
+        if capability < LEAST_CAPABILITY:
+            name = torch.cuda.get_device_name(device)
+            least, has = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
+            return f"they need GPUs of compute capability {least} or more, and {name} has {has}"
+    return None
+
+
+@functools.cache
+def serves() -> bool:
+    """Whether the kernels serve CUDA tensors; asked once, when the first comes.
+
+    Raises:
+        RuntimeError: they do not, and GAMMABETA_KERNELS=1 asks for them.
+    """
+    reason = missing()
+    if reason is None:
+        return True
+    wanted = os.environ.get("GAMMABETA_KERNELS")
+    if wanted == "1":
+        raise RuntimeError(
+            f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}. "
+            "Unset it to go on without them."
+        )
+    if wanted != "0" and multiprocessing.parent_process() is None:
+        warnings.warn(
+            f"gammabeta: the Triton kernels for CUDA are left out: {reason}. Results are right all the same, by "
+            "torch's own ops and the reference in plain torch. GAMMABETA_KERNELS=0 goes without them.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return False
+
+
+def triton_version() -> str:
+    return importlib.metadata.version("triton")
+
+
+@functools.cache
+def implementations() -> dict[str, Callable[..., Any]]:
+    """The ops' implementations by name. Imports the kernels."""
+    from torch._library.triton import triton_ops_to_kernels
+
+    from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS, KERNELS
+
+    # By these torch's caches of compiled code know that a kernel has changed.
+    triton_ops_to_kernels.update({f"gammabeta::{name}": KERNELS for name in IMPLEMENTATIONS})
+    return IMPLEMENTATIONS
+
+
+def register() -> None:
+    """Make them the CUDA implementation of the ops, once. Imports no kernel and starts no CUDA."""
+    global _library
+    if _library is not None:
+        return
+    _library = torch.library.Library("gammabeta", "IMPL")
+    ops.serves["cuda"] = serves
+    for name in ops.DEFAULTS:
+        _library.impl(name, launching(name), "CUDA")
+        register_decomposition(name, _library)
+
+
+def register_decomposition(name: str, library: torch.library.Library) -> None:
+    """While functions are traced, the op gives way to its launches."""
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    torch.library.register_torch_dispatch(
+        f"gammabeta::{name}", FunctionalTensorMode, functools.partial(decomposed, name), lib=library
+    )
+
+
+def launching(name: str) -> Callable[..., Any]:
+    """The op for tensors: by kernels, or by the default implementation where they do not serve or nothing is there."""
+
+    def op(*args: Any) -> Any:
+        x: Tensor = args[0]
+        if x.numel() == 0 or name in _refused or not serves():
+            return ops.DEFAULTS[name](*args)
+        ops.CHECKS[name].check_memory(args)
+        try:
+            # On the device of x, and without the tracing that only a compiler needs.
+            # Where x is on no GPU another argument is, and the launcher refuses them.
+            with torch.cuda.device(x.device if x.is_cuda else None):
+                return launched(name, args)
+        except Exception as error:
+            refuse(name, error)
+            return ops.DEFAULTS[name](*args)
+
+    return op
+
+
+def refuse(name: str, error: Exception) -> None:
+    """Leave an op to its default implementation from now on, since Triton cannot compile or launch a kernel of it.
+
+    Raises:
+        Exception: the error itself, where it is not Triton's or GAMMABETA_KERNELS=1 asks for the kernels.
+    """
+    from triton.errors import TritonError
+
+    if not isinstance(error, TritonError) or os.environ.get("GAMMABETA_KERNELS") == "1":
+        raise error
+    _refused.add(name)
+    first = next(iter(str(error).splitlines()), "")
+    warnings.warn(
+        f"gammabeta: the Triton kernel of {name} does not run here: {type(error).__name__}: {first}. From now on "
+        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come "
+        "slower.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def launched(name: str, args: tuple[Any, ...]) -> Any:
+    from torch._library.triton import set_wrap_triton_enabled
+
+    with set_wrap_triton_enabled(False):
+        return implementations()[name](*args)
+
+
+def decomposed(name: str, mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    from torch.export._trace import custom_triton_ops_decomposition_disabled
+
+    x: Tensor = args[0]
+    stays = custom_triton_ops_decomposition_disabled() or name in _refused or x.numel() == 0
+    if x.device.type != "cuda" or stays or not serves():
+        return mode.__torch_dispatch__(op, types, args, kwargs or {})
+    with mode:
+        return implementations()[name](*args, **(kwargs or {}))

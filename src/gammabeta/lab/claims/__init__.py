@@ -1,0 +1,58 @@
+"""The claims, in the order in which they are measured: the exact ones first, then those whose trials later ones
+share."""
+
+from gammabeta.lab.claim import Claim
+from gammabeta.lab.claims import (
+    affine_restores,
+    axes,
+    batch_noise,
+    covariate_shift,
+    faster_convergence,
+    fine_tuning,
+    gradient_flow,
+    group_norm_needs_no_sync,
+    higher_learning_rate,
+    init_robustness,
+    layernorm_in_transformers,
+    moving_average,
+    noise_regularizes,
+    replaces_dropout,
+    sequences,
+    shifting_data,
+    small_batch,
+    smoother_landscape,
+    sync_cost,
+    sync_equals_large_batch,
+    train_eval_mismatch,
+    unit_distribution,
+    weight_decay,
+)
+
+CLAIMS: tuple[Claim, ...] = tuple(
+    Claim.of(module)
+    for module in (
+        unit_distribution,
+        axes,
+        sync_equals_large_batch,
+        batch_noise,
+        moving_average,
+        affine_restores,
+        gradient_flow,
+        faster_convergence,
+        higher_learning_rate,
+        init_robustness,
+        covariate_shift,
+        smoother_landscape,
+        noise_regularizes,
+        replaces_dropout,
+        small_batch,
+        train_eval_mismatch,
+        shifting_data,
+        weight_decay,
+        fine_tuning,
+        sequences,
+        layernorm_in_transformers,
+        sync_cost,
+        group_norm_needs_no_sync,
+    )
+)

@@ -1,0 +1,230 @@
+"""Each norm's axes decide what it is blind to.
+
+Question: Which changes of the input leave a norm's output as it was?
+
+Claim: BatchNorm normalizes one channel over samples and positions, LayerNorm one sample over channels and
+positions, GroupNorm a sample's group of channels, InstanceNorm one channel of one sample, RMSNorm a position's
+channels without centering. From that alone it follows which scalings, shifts, exchanges and permutations each is
+blind to.
+
+Criterion: An identity in float64. Derived: with every element labelled by the statistic it belongs to, scaling or
+shifting some elements leaves the output as it was if and only if each statistic's elements are all among them or
+all not (a shift, only if the norm centers); exchanging companions leaves a sample as it was if and only if it
+shares no statistic with them; a permutation passes through if and only if it carries statistics to statistics.
+Scaling by a scales ε by a², for the scaled elements. Measured: the largest change of the output over its largest
+value, below 10⁻¹⁰ where derived blind (rounding of 64 values in float64 is below 10⁻¹³) and above 10⁻³ where not.
+Supported if every cell of the table agrees, else contradicted.
+
+Room: Always: an identity needs none.
+
+Method: Every norm without affine on one random input (N, C, H, W) in training mode; BatchNorm also in evaluation
+mode, where its statistics are constants and every label is an element's own, so that it is blind to companions
+only. Each norm is applied to the changed input, and compared with the (equally permuted) output on the input
+itself.
+
+Settings: 4 samples, 8 channels, 3 × 3 positions, 2 groups, spread 2, mean 1; scaling by 3, shifting by 2; float64;
+the same for quick and full.
+
+Sources: Wu & He 2018, figure 2 (arXiv 1803.08494); Ba et al. 2016, table 1 (1607.06450); Zhang & Sennrich 2019,
+table 1 (1910.07467)
+
+Known: It follows from the definitions. Without scaling ε, LayerNorm changes by 7·10⁻⁶ under scaling.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gammabeta as gb
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.norms import ChannelRMSNorm
+from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table
+from gammabeta.lab.trials.trial import Trial, versioned
+
+EXACT = True
+KIND = "any"
+
+N, C, SIDE, GROUPS = 4, 8, 3, 2
+SCALE, SHIFT, EPS = 3.0, 2.0, 1e-5
+SAME, DIFFERENT = 1e-10, 1e-3
+
+NORMS = ("batch", "batch in evaluation", "layer", "group", "instance", "rms")
+CHANGES = (
+    "scale everything",
+    "scale a sample",
+    "scale a channel",
+    "shift everything",
+    "shift a sample",
+    "shift a channel",
+    "exchange companions",
+    "permute samples",
+    "permute positions",
+    "permute channels within groups",
+    "permute channels between groups",
+)
+
+
+def labels(norm: str) -> Tensor:
+    """(N, C, H, W) integers: which statistic each element is normalized by, from the norm's axes alone."""
+    n, c, s = torch.meshgrid(torch.arange(N), torch.arange(C), torch.arange(SIDE**2), indexing="ij")
+    by = {
+        "batch": c,
+        "batch in evaluation": n * C * SIDE**2 + c * SIDE**2 + s,
+        "layer": n,
+        "group": n * GROUPS + c // (C // GROUPS),
+        "instance": n * C + c,
+        "rms": n * SIDE**2 + s,
+    }
+    return by[norm].reshape(N, C, SIDE, SIDE)
+
+
+def touched(change: str) -> Tensor:
+    """(N, C, H, W) booleans: the elements that a scaling, shift or exchange changes."""
+    where = torch.zeros(N, C, SIDE, SIDE, dtype=torch.bool)
+    what = change.partition(" ")[2]
+    if what == "everything":
+        where[:] = True
+    elif what == "a sample":
+        where[1] = True
+    elif what == "a channel":
+        where[:, 2] = True
+    else:
+        where[1:] = True
+    return where
+
+
+def permuted(change: str, x: Tensor) -> Tensor:
+    if change == "permute samples":
+        return x[torch.tensor([2, 0, 3, 1])]
+    if change == "permute positions":
+        return x.flatten(2)[:, :, torch.arange(SIDE**2).roll(4)].reshape(x.shape)
+    order = torch.arange(C)
+    one, other = (0, 1) if change == "permute channels within groups" else (1, C - 2)
+    order[[one, other]] = order[[other, one]]
+    return x[:, order]
+
+
+def derived(norm: str, change: str) -> bool:
+    """Whether the norm is blind to the change, from the labels."""
+    label = labels(norm)
+    if change.startswith("permute"):
+        # Blind if two elements share a statistic after the permutation exactly when they did before it.
+        if norm == "batch in evaluation":
+            return "channels" not in change  # its constants belong to channels, whichever elements come
+        before, after = label.flatten(), permuted(change, label).flatten()
+        return len(set(zip(before.tolist(), after.tolist(), strict=True))) == len(before.unique())
+    where = touched(change)
+    if change == "exchange companions":
+        return not set(label[where].tolist()) & set(label[~where].tolist())
+    if norm == "batch in evaluation" or (change.startswith("shift") and norm == "rms"):
+        return False
+    return not set(label[where].tolist()) & set(label[~where].tolist())
+
+
+def layer(norm: str, eps: float) -> nn.Module:
+    if norm == "rms":
+        made = ChannelRMSNorm(C)
+        made.norm.eps = eps
+        return made.double()
+    made_by: dict[str, Callable[[], nn.Module]] = {
+        "batch": lambda: gb.BatchNorm2d(C, eps, affine=False),
+        "batch in evaluation": lambda: gb.BatchNorm2d(C, eps, affine=False),
+        "layer": lambda: gb.LayerNorm((C, SIDE, SIDE), eps, elementwise_affine=False),
+        "group": lambda: gb.GroupNorm(GROUPS, C, eps, affine=False),
+        "instance": lambda: gb.InstanceNorm2d(C, eps),
+    }
+    module = made_by[norm]().double()
+    if norm == "batch in evaluation":
+        module.get_buffer("running_mean").copy_(torch.linspace(0.5, 1.5, C))
+        module.get_buffer("running_var").copy_(torch.linspace(2.0, 6.0, C))
+        return module.eval()
+    return module
+
+
+@versioned(1)
+def change_of(*, norm: str, change: str) -> dict[str, Any]:
+    """The largest change of the output, over its largest value."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, C, SIDE, SIDE, generator=generator, dtype=torch.float64) * 2 + 1
+    with torch.no_grad():
+        y = layer(norm, EPS)(x)
+        if change.startswith("permute"):
+            difference = layer(norm, EPS)(permuted(change, x)) - permuted(change, y)
+        else:
+            where = touched(change)
+            if change == "exchange companions":
+                others = torch.randn(x.shape, generator=generator, dtype=torch.float64) * 2 + 1
+                z = torch.where(where, others, x)
+                difference = (layer(norm, EPS)(z) - y)[~where]
+            elif change.startswith("shift"):
+                difference = layer(norm, EPS)(torch.where(where, x + SHIFT, x)) - y
+            else:
+                z = torch.where(where, SCALE * x, x)
+                scaled, left = layer(norm, EPS * SCALE**2)(z), layer(norm, EPS)(z)
+                difference = torch.where(where, scaled, left) - y
+    return {"change": float(difference.abs().max() / y.abs().max())}
+
+
+def measure(experiment: Experiment) -> Outcome:
+    cells = [(norm, change) for norm in NORMS for change in CHANGES]
+    trials = [Trial(f"{__name__}:change_of", {"norm": norm, "change": change}) for norm, change in cells]
+    seen = {cell: result["change"] for cell, result in zip(cells, experiment.run(trials), strict=True)}
+    agree = {
+        (norm, change): found is not None and (found < SAME if derived(norm, change) else found > DIFFERENT)
+        for (norm, change), found in seen.items()
+    }
+    wrong = [f"{norm}: {change}" for (norm, change), good in agree.items() if not good]
+    effect = Effect.exactly("cells that differ from the derived table", len(wrong), len(cells), "cells")
+    blind = sum(derived(*cell) for cell in cells)
+    sentence = (
+        f"all {len(cells)} cells of norm × change are as derived from the axes: {blind} blind, {len(cells) - blind} not"
+        if not wrong
+        else f"{len(wrong)} of {len(cells)} cells are not as derived: {'; '.join(wrong[:4])}"
+    )
+
+    def text(norm: str, change: str) -> str:
+        word = "blind" if derived(norm, change) else "sees it"
+        return word if agree[norm, change] else f"differs: derived {word}"
+
+    heat = Heat(
+        list(CHANGES),
+        list(NORMS),
+        [[seen[norm, change] for change in CHANGES] for norm in NORMS],
+        [[text(norm, change) for change in CHANGES] for norm in NORMS],
+    )
+    return Outcome(
+        verdict=effect.verdict,
+        sentence=sentence,
+        effects=[effect],
+        room=Room(True, "an identity needs none"),
+        pictures=[
+            Picture(
+                "What each norm is blind to",
+                "Largest change of the output, over its largest value, when the input is changed as the column says "
+                "(permutations: beyond the same permutation of the output); about 10⁻¹⁶ is rounding.",
+                "heatmap",
+                Axis("change of the input"),
+                Axis("norm"),
+                heat=heat,
+            )
+        ],
+        tables=[
+            Table(
+                "Change of the output, measured, and what is derived",
+                ["norm", "change", "measured", "derived", "agrees"],
+                [
+                    [
+                        norm,
+                        change,
+                        seen[norm, change],
+                        "blind" if derived(norm, change) else "sees it",
+                        agree[norm, change],
+                    ]
+                    for norm, change in cells
+                ],
+            )
+        ],
+        trials=experiment.trials,
+    )

@@ -1,0 +1,233 @@
+"""BatchNorm converges in far fewer steps.
+
+Question: How many steps, and how much time, does a network need to a target accuracy with BatchNorm and without?
+
+Claim: With BatchNorm training reaches the target in far fewer steps.
+
+Criterion: The ratio of steps without over steps with BatchNorm, each at its own best rate, paired by seed, above
+1.25. The verdict goes by the median over the networks with matched initialization (a user's model counts as such)
+of each seed's log ratio; networks with torch's initialization, seconds, and equal rates are effects of their own.
+
+Room: For each network: at its best rate on the tuning seed the unnormalized one gets above twice the accuracy of
+chance, and needs more than 10 steps to the target. One that never trains decides the claim by itself, and says
+nothing about speed.
+
+Method: SGD without momentum, batches of 32. The target is a validation accuracy fixed before any network is
+trained: nine tenths of the way from chance to a linear classifier on the same data. It is looked at every 5 steps,
+BatchNorm with exact statistics of 256 training images (a moving average lags behind in so few steps and would
+decide the outcome), and the step of the crossing is interpolated. Rates: a factor-4 grid on a seed of its own, then
+factor-2 neighbours until the best has both tried. A run that has not reached the target counts with the limit,
+which can only hide a difference; with any such run "equivalent" is not concluded. Seconds are steps times the
+median time of a step, one thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and
+both at BatchNorm's.
+
+Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's and depth 12 with torch's initialization, width
+64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds. (The
+coarse grid of rates had four at first and has three, cut for time after a look; it widens by itself.)
+
+Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al.
+2018 (1805.11604)
+
+Known: Ioffe & Szegedy: 14 times fewer. In a trial on digits: depth 4 55–75 steps without, 15–20 with; depth 12
+120–135 and 45–50.
+"""
+
+import math
+from statistics import median
+from typing import Any
+
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.norms import NORMS
+from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.race import ARMS, BATCH_SIZE, LIMIT, Race, races, target, without_room
+from gammabeta.lab.trials.trial import Trial
+from gammabeta.lab.verdict import log_ratios
+
+EXACT = False
+KIND = "images"
+
+MARGIN = (1 / 1.25, 1.25)
+Runs = dict[tuple[int, str, int], list[dict[str, Any]]]  # (network, arm, exponent of the rate) -> a record a seed
+
+
+def measure(experiment: Experiment) -> Outcome:
+    every = races(experiment)
+    seeds = experiment.seeds(5, 10)
+    wanted = [
+        (index, norm, exponent)
+        for index, race in enumerate(every)
+        for norm in ARMS
+        for exponent in sorted(set(race.best.values()) if race.room.holds else {race.best[norm]})
+    ]
+    trials = [
+        experiment.train(**every[index].settings[norm], rate=2.0**exponent, seed=seed)
+        for index, norm, exponent in wanted
+        for seed in seeds
+    ]
+    records = iter(experiment.records(trials))
+    runs: Runs = {key: [next(records) for _ in seeds] for key in wanted}
+    best = {(index, norm): runs[index, norm, race.best[norm]] for index, race in enumerate(every) for norm in ARMS}
+    judged = [index for index, race in enumerate(every) if race.room.holds and race.matched]
+    room = Room(
+        bool(judged), "; ".join(f"{race.room.control} ({'room' if race.room.holds else 'no room'})" for race in every)
+    )
+    timings = [
+        Trial(
+            "gammabeta.lab.images.training:step_time",
+            {
+                "task": dict(experiment.source),
+                "network": dict(race.network),
+                "norm": norm,
+                "batch_size": BATCH_SIZE,
+                "seed": seed,
+            },
+        )
+        for race in every
+        for norm in ARMS
+        for seed in seeds[:3]
+    ]
+    taken = iter(record["timing"]["seconds_per_step"] for record in experiment.records(timings))
+    seconds = {(index, norm): median(next(taken) for _ in seeds[:3]) for index in range(len(every)) for norm in ARMS}
+    effects = []
+    if judged:
+        of_network = [log_ratios(steps(best[index, "none"]), steps(best[index, "batch"]), LIMIT) for index in judged]
+        overall = [median(of_seed) for of_seed in zip(*(ratios.log_ratios for ratios in of_network), strict=True)]
+        names = ", ".join(every[index].name for index in judged)
+        effects.append(ratio(f"best rates, median of {names}", overall, sum(ratios.censored for ratios in of_network)))
+    for index, race in enumerate(every):
+        if race.room.holds:
+            effects += _of_network(race, index, runs, seconds)
+    main = effects[0] if effects else None
+    return Outcome(
+        verdict=main.verdict if main and room.holds else "no room here",
+        sentence=_sentence(main, effects, every),
+        effects=effects,
+        room=room,
+        pictures=[_ratios(effects), *(_curves(race, index, best) for index, race in enumerate(every))],
+        tables=[_table(every, runs, seconds)],
+        settings=f"target {target(experiment):.3f} validation accuracy, {len(seeds)} seeds, limit {LIMIT} steps",
+        trials=experiment.trials,
+    )
+
+
+def steps(records: list[dict[str, Any]]) -> list[float | None]:
+    return [record["result"]["steps"] for record in records]
+
+
+def ratio(name: str, values: list[float], censored: int, unit: str = "times fewer steps") -> Effect:
+    return measured(name, values, unit=unit, margin=MARGIN, direction="above", null=1.0, censored=censored, ratio=True)
+
+
+def _of_network(race: Race, index: int, runs: Runs, seconds: dict[tuple[int, str], float]) -> list[Effect]:
+    own = [runs[index, norm, race.best[norm]] for norm in ARMS]
+    found = log_ratios(steps(own[0]), steps(own[1]), LIMIT)
+    effects = [ratio(f"{race.name}, best rates", found.log_ratios, found.censored)]
+    # Both arms' limits in seconds: what each would have spent on all its steps.
+    time = [
+        [(record["result"]["steps"] or LIMIT) * seconds[index, norm] for record in records]
+        for norm, records in zip(ARMS, own, strict=True)
+    ]
+    ratios = [math.log(a / b) for a, b in zip(*time, strict=True)]
+    effects.append(ratio(f"{race.name}, best rates, seconds", ratios, found.censored, "times less time"))
+    for norm in ARMS if race.best["none"] != race.best["batch"] else ("none",):
+        exponent = race.best[norm]
+        equal = log_ratios(steps(runs[index, "none", exponent]), steps(runs[index, "batch", exponent]), LIMIT)
+        whose = f"both at the best rate of {NORMS[norm]}, {2.0**exponent:g}"
+        effects.append(ratio(f"{race.name}, {whose}", equal.log_ratios, equal.censored))
+    return effects
+
+
+def _sentence(main: Effect | None, effects: list[Effect], every: list[Race]) -> str:
+    if main is None:
+        return "no network has room: without normalization it does not train, or is at the target at once"
+    each = []
+    for race in every:
+        for effect in effects:
+            if effect.name == f"{race.name}, best rates":
+                each.append(f"{race.name} {effect.value:.1f} ({effect.verdict})")
+    time = [effect.value for effect in effects if effect.name.endswith("seconds")]
+    return (
+        f"{main.value:.2f} times fewer steps [{main.low:.2f}, {main.high:.2f}] with BatchNorm at best rates: "
+        f"{', '.join(each)}; in processor time {min(time):.1f} to {max(time):.1f} times less" + without_room(every)
+    )
+
+
+def _ratios(effects: list[Effect]) -> Picture:
+    return Picture(
+        "Steps and seconds to the target, without over with BatchNorm",
+        "Above 1: BatchNorm is faster. 95 % interval over seeds; a run that did not reach the target counts with the "
+        "limit.",
+        "bar",
+        Axis("network and rates"),
+        Axis("ratio", log=True),
+        [
+            Series(
+                "ratio",
+                [effect.name for effect in effects],
+                [effect.value for effect in effects],
+                [effect.low for effect in effects],
+                [effect.high for effect in effects],
+            )
+        ],
+        [Line("y", MARGIN[1], "margin"), Line("y", MARGIN[0], "margin")],
+    )
+
+
+def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, Any]]]) -> Picture:
+    """Validation accuracy by step at best rates; a run that has reached the target stays at its last value."""
+    series = []
+    for norm in ARMS:
+        looks = [dict(map(tuple, record["result"]["accuracy"])) for record in best[index, norm]]
+        at = sorted({step for look in looks for step in look})
+        values = [[look[max(known for known in look if known <= step)] for look in looks] for step in at]
+        series.append(
+            Series(
+                f"{NORMS[norm]}, rate {2.0 ** race.best[norm]:g}",
+                at,
+                [median(of_step) for of_step in values],
+                [min(of_step) for of_step in values],
+                [max(of_step) for of_step in values],
+            )
+        )
+    goal = race.settings["none"]["target"]
+    return Picture(
+        f"{race.name}: accuracy by step",
+        "Validation accuracy at each arm's best rate until the target; median and range over seeds.",
+        "line",
+        Axis("step"),
+        Axis("validation accuracy"),
+        series,
+        [Line("y", goal, "target")],
+    )
+
+
+def _table(every: list[Race], runs: Runs, seconds: dict[tuple[int, str], float]) -> Table:
+    rows = []
+    for (index, norm, exponent), records in runs.items():
+        race = every[index]
+        reached = [step for step in steps(records) if step is not None]
+        whose = [NORMS[arm] for arm in ARMS if race.best[arm] == exponent]
+        rows.append(
+            [
+                race.name,
+                NORMS[norm],
+                2.0**exponent,
+                " and ".join(whose),
+                f"{len(reached)} of {len(records)}",
+                median(LIMIT if step is None else step for step in steps(records)),
+                1000 * seconds[index, norm],
+            ]
+        )
+    return Table(
+        "Steps to the target",
+        [
+            "network",
+            "arm",
+            "rate",
+            "best rate of",
+            "seeds that reach it",
+            "steps (median, limit where not reached)",
+            "ms a step",
+        ],
+        rows,
+    )

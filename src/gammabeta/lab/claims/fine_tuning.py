@@ -1,0 +1,456 @@
+"""Fine-tuning on a small target wants BatchNorm's statistics frozen.
+
+Question: When a trained network is fine-tuned on few images of another kind, is it better to freeze BatchNorm's
+statistics than to train on with those of small batches?
+
+Claim: Statistics of small batches of a small or different target harm; freezing the pretrained ones helps.
+
+Criterion: For each seed and cell (network × target × images a class × batch size): test accuracy with frozen statistics
+less that with everything trained on batch statistics. Margin 2 percentage points. The verdict goes by the median over
+cells of each seed's difference; every cell has a verdict of its own, and cells whose difference is below minus the
+margin are named in the sentence.
+
+Room: On the tuning seed the pretrained network gets above twice the accuracy of chance on what it was trained for, and,
+for each cell, some arm's training gains more than the margin over no training: where fine-tuning gains nothing, how it
+is done does not matter.
+
+Method: Two targets. Rotated: pretrained on three quarters of the training images as they are, the target is the last
+quarter, turned by 90° (180° where images are not square); the head is kept. New classes: pretrained on the first half
+of the classes, the target is the second half; the head is drawn anew. Pretraining: 200 steps of 32 at the best rate for
+the whole task, then running statistics recalibrated on the images it was trained on. Fine-tuning: 60 steps of SGD
+without momentum on a few images a class drawn by the seed, each arm's rate tuned in each cell on the target's
+validation split with a seed of its own. Arms: all trained with batch statistics; statistics frozen, γ and β trained;
+all of the norm frozen; statistics recalibrated on the target's training images, then frozen; a network pretrained with
+GroupNorm, all trained; and no training. The arm on batch statistics is evaluated by its moving averages or by exact
+statistics of the target's training images, whichever is better on the tuning seed: with few images neither is always
+right, and that choice is not to decide against it.
+
+Settings: batches of 2 and 8. Quick: MLP of 2 layers of 64 and the user's model, 2 and 16 images a class, 3 seeds. Full:
+also 4 images a class, and the small ResNet with 2 and 16, 10 seeds (5 at first, which left it open).
+
+Sources: Wu & Johnson 2021, Rethinking "Batch", sections 3 and 5 (arXiv 2105.07576); Wu & He 2018 (1803.08494); He et
+al. 2017, Mask R-CNN, which freezes (1703.06870)
+
+Known: In a trial on digits, frozen over all trained: batches of 2 +14 points; batches of 8 −9 to −28 on rotation, +19
+on new classes with one image each.
+"""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gammabeta as gb
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.networks import describe
+from gammabeta.lab.images.training import chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
+from gammabeta.lab.sources import load
+from gammabeta.lab.task import Split, Task
+from gammabeta.lab.trials.trial import Trial, canonical, versioned
+from gammabeta.lab.tuning import error_then_loss, tune
+
+EXACT = False
+KIND = "images"
+
+PRETRAINING, STEPS, BATCH = 200, 60, 32
+BATCH_SIZES = (2, 8)
+MARGIN = 2.0
+TARGETS = {"rotated": "rotated", "classes": "new classes"}
+ARMS = {
+    "all": "all trained, batch statistics",
+    "frozen": "statistics frozen",
+    "frozen_all": "all of the norm frozen",
+    "recalibrated": "recalibrated, then frozen",
+    "group": "GroupNorm, all trained",
+    "untrained": "no training",
+}
+TRAINED = tuple(arm for arm in ARMS if arm != "untrained")
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": (-MARGIN, MARGIN), "direction": "above"}
+
+
+# --- the trials ---
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What is pretrained on, and the target's images: a pool to draw from, validation and test."""
+
+    source: Split
+    source_validation: Split
+    pool: Split
+    validation: Split
+    test: Split
+
+
+def transfer(task: Task, target: str) -> Transfer:
+    """No image of the target's is pretrained on."""
+    if target == "rotated":
+        last = torch.arange(len(task.train)) % 4 == 3
+        return Transfer(
+            _chosen(task.train, ~last),
+            task.validation,
+            rotated(_chosen(task.train, last)),
+            rotated(task.validation),
+            rotated(task.test),
+        )
+    parts = (task.train, task.validation, task.test)
+    old, new = ([_chosen(part, (part.y_n < task.classes // 2) == first) for part in parts] for first in (True, False))
+    return Transfer(old[0], old[1], new[0], new[1], new[2])
+
+
+def _chosen(split: Split, which_n: Tensor) -> Split:
+    return Split(split.x_nchw[which_n], split.y_n[which_n])
+
+
+def rotated(split: Split) -> Split:
+    """Turned by 90°, which moves pixels and makes none; by 180° where the images are not square."""
+    square = split.x_nchw.shape[2] == split.x_nchw.shape[3]
+    return Split(split.x_nchw.rot90(1 if square else 2, (2, 3)).contiguous(), split.y_n)
+
+
+def few(pool: Split, per_class: int, seed: int) -> Split:
+    """``per_class`` images of every class in the pool, or all where it has fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(pool), generator=generator)
+    index = torch.cat([order[pool.y_n[order] == label][:per_class] for label in pool.y_n.unique()])
+    return Split(pool.x_nchw[index], pool.y_n[index])
+
+
+def stream(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """``steps`` batches of ``size`` out of one endless row of shuffled epochs, so that a batch may be larger than the
+    target."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-size * steps // len(split))
+    row = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(epochs)])
+    for index in row[: size * steps].split(size):
+        yield split.x_nchw[index], split.y_n[index]
+
+
+@lru_cache(maxsize=64)
+def pretrained(settings: str) -> nn.Module:
+    """The network after pretraining, its running statistics those of what it was trained on; to be copied.
+
+    Args:
+        settings: task, network, norm, rate, seed and target, as canonical JSON, so that they can be a key.
+    """
+    how = json.loads(settings)
+    data = load(how["task"])
+    source = transfer(data, how["target"]).source
+    chosen = {key: how[key] for key in ("network", "norm", "rate", "seed")}
+    model = fit(data, source, batch_size=BATCH, steps=PRETRAINING, **chosen).model
+    gb.recalibrate(model, source.x_nchw.split(256))
+    return model
+
+
+def head(model: nn.Module) -> nn.Linear | nn.Conv2d:
+    return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+
+
+def prepare(model: nn.Module, arm: str, x_nchw: Tensor) -> None:
+    """Freeze and recalibrate as the arm says."""
+    if arm == "recalibrated":
+        gb.recalibrate(model, [x_nchw])
+    if arm in ("frozen", "recalibrated"):
+        gb.freeze(model)
+    if arm == "frozen_all":
+        gb.freeze(model, affine=True)
+
+
+@versioned(1)
+def tuned_on(
+    *,
+    task: Mapping[str, Any],
+    network: Mapping[str, Any],
+    pretraining_rate: float,
+    target: str,
+    arm: str,
+    per_class: int,
+    batch_size: int,
+    rate: float,
+    seed: int,
+    report: str = "validation",
+) -> dict[str, Any]:
+    """Fine-tune one network.
+
+    Returns:
+        ``error``, ``loss``: on the target, with the layers' running statistics; ``exact_error``, ``exact_loss``: with
+        those of the target's training images, of the arm on batch statistics alone; ``source_accuracy``: of the
+        pretrained network on what it was trained for, where nothing is trained.
+    """
+    data = load(task)
+    parts = transfer(data, target)
+    how = {"task": task, "network": network, "rate": pretraining_rate, "seed": seed, "target": target}
+    model = copy.deepcopy(pretrained(canonical({**how, "norm": "group" if arm == "group" else "batch"})))
+    split: Split = getattr(parts, report)
+    result: dict[str, Any] = {"exact_error": None, "exact_loss": None}
+    if arm == "untrained":
+        model.eval()
+        result["source_accuracy"] = 1.0 - error_and_loss(model, parts.source_validation)[0]
+    if target == "classes":
+        torch.manual_seed(seed)
+        head(model).reset_parameters()
+    images = few(parts.pool, per_class, seed)
+    prepare(model, arm, images.x_nchw)
+    finite = arm == "untrained" or _train(model, images, rate, batch_size, seed)
+    model.eval()
+    result["error"], result["loss"] = error_and_loss(model, split) if finite else (1.0, None)
+    if arm == "all":
+        result["exact_error"] = 1.0
+        if finite:
+            with exact_statistics(model, images.x_nchw):
+                result["exact_error"], result["exact_loss"] = error_and_loss(model, split)
+    return result
+
+
+def _train(model: nn.Module, images: Split, rate: float, batch_size: int, seed: int) -> bool:
+    """Train in place; whether the loss stayed finite."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], rate, foreach=True)
+    model.train()
+    for x_nchw, y_n in stream(images, batch_size, STEPS, seed):
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x_nchw), y_n)
+        if not torch.isfinite(loss):
+            return False
+        loss.backward()
+        optimizer.step()
+    return True
+
+
+def score(result: Mapping[str, Any]) -> float:
+    """The lower of both evaluations."""
+    return min(error_then_loss(result), error_then_loss(_exact(result)) if result["exact_error"] is not None else 1e9)
+
+
+def _exact(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"error": result["exact_error"], "loss": result["exact_loss"]}
+
+
+def by_exact(result: Mapping[str, Any]) -> bool:
+    """Whether exact statistics are better than the moving averages; between equals the moving averages."""
+    return result["exact_error"] is not None and error_then_loss(_exact(result)) < error_then_loss(result)
+
+
+# --- the claim ---
+
+
+@dataclass(frozen=True)
+class Cell:
+    network: Mapping[str, Any]
+    target: str
+    per_class: int
+    batch_size: int
+
+    @property
+    def regime(self) -> str:
+        many = "image" if self.per_class == 1 else "images"
+        return f"{TARGETS[self.target]}, {self.per_class} {many} a class, batches of {self.batch_size}"
+
+    @property
+    def name(self) -> str:
+        return f"{describe(self.network)}, {self.regime}"
+
+
+def cells(experiment: Experiment) -> list[Cell]:
+    sizes: list[tuple[Mapping[str, Any], Sequence[int]]]
+    sizes = [(experiment.mlp(2), (2, 16) if experiment.quick else (2, 4, 16))]
+    if experiment.user or not experiment.quick:
+        sizes.append((experiment.convolutional, (2, 16)))
+    return [
+        Cell(network, target, per_class, batch_size)
+        for network, of_network in sizes
+        for target in TARGETS
+        for per_class in of_network
+        for batch_size in BATCH_SIZES
+    ]
+
+
+def pretraining_rates(experiment: Experiment, networks: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """The best rate for the whole task by network and norm; small_batch shares these trials on the MLP."""
+    keys = [(network, norm) for network in networks for norm in ("batch", "group")]
+    arms = [
+        {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": PRETRAINING} for network, norm in keys
+    ]
+    exponents = tune(experiment, arms, error_then_loss)
+    return {(describe(network), norm): 2.0**best for (network, norm), best in zip(keys, exponents, strict=True)}
+
+
+Found = dict[tuple[str, str], list[float]]  # (cell, arm) -> accuracy in percent, a seed
+
+
+def measure(experiment: Experiment) -> Outcome:
+    every, seeds = cells(experiment), experiment.seeds(3, 10)
+    of_name = {describe(cell.network): cell.network for cell in every}
+    rates = pretraining_rates(experiment, list(of_name.values()))
+
+    def trial(**settings: Any) -> Trial:
+        return Trial(f"{__name__}:tuned_on", {"task": dict(experiment.source), **settings})
+
+    def tuning_trial(arm: Mapping[str, Any], exponent: int) -> Trial:
+        return trial(**arm, rate=2.0**exponent, seed=experiment.tuning_seed)
+
+    keys = [(cell, arm) for cell in every for arm in ARMS]
+    arms = {
+        (cell.name, arm): {
+            "network": dict(cell.network),
+            "pretraining_rate": rates[describe(cell.network), "group" if arm == "group" else "batch"],
+            "target": cell.target,
+            "arm": arm,
+            "per_class": cell.per_class,
+            "batch_size": cell.batch_size,
+        }
+        for cell, arm in keys
+    }
+    trained = [key for key in arms if key[1] != "untrained"]
+    exponents = dict(zip(trained, tune(experiment, [arms[key] for key in trained], score, tuning_trial), strict=True))
+    best = {key: 2.0 ** exponents[key] if key in exponents else 0.0 for key in arms}
+    tuning = dict(
+        zip(
+            arms,
+            experiment.run([trial(**arms[key], rate=best[key], seed=experiment.tuning_seed) for key in arms]),
+            strict=True,
+        )
+    )
+    results = iter(
+        experiment.run([trial(**arms[key], rate=best[key], seed=seed, report="test") for key in arms for seed in seeds])
+    )
+    found: Found = {}
+    for key in arms:
+        which = "exact_error" if by_exact(tuning[key]) else "error"
+        found[key] = [100 * (1 - result[which]) for result in (next(results) for _ in seeds)]
+    judged, room = _room(experiment, every, tuning)
+    effects = [_effect(f"{ARMS[arm]}, median of {len(judged)} cells", found, judged, arm) for arm in _OTHERS if judged]
+    each = [_effect(cell.name, found, [cell], "frozen") for cell in judged]
+    return Outcome(
+        verdict=effects[0].verdict if judged else "no room here",
+        sentence=_sentence(effects, each, len(every) - len(judged)),
+        effects=[*effects, *each],
+        room=room,
+        pictures=[
+            bars(
+                "Accuracy with frozen statistics less with all trained on batch statistics",
+                "Above 0: freezing is better. 95 % interval over seeds.",
+                "cell",
+                Axis("difference of test accuracy", "percentage points"),
+                [*effects[:1], *each],
+            ),
+            *(_heat(name, [cell for cell in every if describe(cell.network) == name], found) for name in of_name),
+        ],
+        tables=[_table(every, found, best, tuning, each)],
+        settings=f"{len(seeds)} seeds, batches of {', '.join(map(str, BATCH_SIZES))}, {STEPS} steps",
+        trials=experiment.trials,
+    )
+
+
+_OTHERS = ("frozen", "frozen_all", "recalibrated", "group", "untrained")
+
+
+def _room(
+    experiment: Experiment, every: Sequence[Cell], tuning: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> tuple[list[Cell], Room]:
+    """The cells that can be judged, and what was seen."""
+    judged, least = [], 2 * chance(experiment.task)
+    gains = []
+    for cell in every:
+        still = tuning[cell.name, "untrained"]
+        gain = 100 * (still["error"] - min(score(tuning[cell.name, arm]) for arm in TRAINED))
+        gains.append(gain)
+        if still["source_accuracy"] > least and gain > MARGIN:
+            judged.append(cell)
+    before = {
+        f"{describe(cell.network)} before {TARGETS[cell.target]}": tuning[cell.name, "untrained"]["source_accuracy"]
+        for cell in every
+    }
+    seen = ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in before.items())
+    control = (
+        f"pretrained accuracy above {least:.2f}: {seen}; best arm's gain over no training {min(gains):.1f} to "
+        f"{max(gains):.1f} points, above {MARGIN:g} in {sum(gain > MARGIN for gain in gains)} of {len(every)} cells"
+    )
+    return judged, Room(bool(judged), control)
+
+
+def _effect(name: str, found: Found, judged: Sequence[Cell], arm: str) -> Effect:
+    """Accuracy of an arm above that of everything trained, the median over cells, seed by seed."""
+    differences = [
+        [a - b for a, b in zip(found[cell.name, arm], found[cell.name, "all"], strict=True)] for cell in judged
+    ]
+    return measured(name, [median(of_seed) for of_seed in zip(*differences, strict=True)], **SETTINGS)
+
+
+def _sentence(effects: Sequence[Effect], each: Sequence[Effect], without: int) -> str:
+    if not effects:
+        return "no cell has room: the network is not pretrained, or fine-tuning gains nothing over no training"
+    main = effects[0]
+    better = sum(effect.verdict == "supported" for effect in each)
+    against = [f"{effect.name} {effect.value:+.1f} ({effect.verdict})" for effect in each if effect.value < -MARGIN]
+    others = ", ".join(f"{effect.name.rpartition(', ')[0]} {effect.value:+.1f}" for effect in effects[1:])
+    return (
+        f"frozen statistics change test accuracy by {main.value:+.1f} points [{main.low:.1f}, {main.high:.1f}] against "
+        f"all trained on batch statistics, in the median of {len(each)} cells; better in {better}; "
+        + (f"the other way: {'; '.join(against)}" if against else "no cell goes the other way")
+        + f"; medians of the other arms: {others}"
+        + (f"; {without} cells without room" if without else "")
+    )
+
+
+def _heat(name: str, mine: Sequence[Cell], found: Found) -> Picture:
+    z = [[mean(found[cell.name, arm]) for arm in ARMS] for cell in mine]
+    return Picture(
+        f"{name}: test accuracy after fine-tuning",
+        "Each arm at its best rate in the cell; mean over seeds.",
+        "heatmap",
+        Axis("arm"),
+        Axis("target, images, batch size"),
+        heat=Heat(
+            list(ARMS.values()), [cell.regime for cell in mine], z, [[f"{value:.1f}" for value in row] for row in z]
+        ),
+    )
+
+
+def _table(
+    every: Sequence[Cell],
+    found: Found,
+    best: Mapping[tuple[str, str], float],
+    tuning: Mapping[tuple[str, str], Mapping[str, Any]],
+    each: Sequence[Effect],
+) -> Table:
+    verdicts = {effect.name: effect.verdict for effect in each}
+    rows = []
+    for cell in every:
+        for arm, label in ARMS.items():
+            key = (cell.name, arm)
+            rows.append(
+                [
+                    describe(cell.network),
+                    TARGETS[cell.target],
+                    cell.per_class,
+                    cell.batch_size,
+                    label,
+                    best[key] or None,
+                    mean(found[key]),
+                    "exact" if by_exact(tuning[key]) else "running",
+                    verdicts.get(cell.name, "no room here") if arm == "frozen" else "",
+                ]
+            )
+    return Table(
+        "Test accuracy after fine-tuning, mean over seeds",
+        [
+            "network",
+            "target",
+            "images a class",
+            "batch size",
+            "arm",
+            "rate",
+            "test accuracy, %",
+            "statistics in evaluation",
+            "frozen above all trained?",
+        ],
+        rows,
+    )

@@ -1,0 +1,425 @@
+"""BatchNorm smooths the loss surface.
+
+Question: Along the gradient, how far do the loss and the gradient stray from what the gradient promises, with BatchNorm
+and without?
+
+Claim: With BatchNorm the loss surface is smoother: along the gradient loss and gradient change less.
+
+Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, at equal training loss. Loss form:
+the range, over the steps, of the loss less the line that the gradient promises (what is beyond the wanted decrease).
+Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Both below
+1/1.25, by the median over cells (network × training loss) of each seed: supported; contradicted if one is wholly above
+1.25; equivalent if one is wholly between; else inconclusive. Cells decided the other way are named.
+
+Room: On the tuning seed the unnormalized network comes down to at least one of the training losses; a cell is judged
+where both arms come down to it with every seed. And the positive control holds: with the weights in front of every
+BatchNorm multiplied by 3 and 1/3, turn about, which changes no output (ε is scaled along), neither measure moves by
+more than 0.1 %. Where the control fails the measure sees the size of weights, and nothing is
+judged.
+
+Method: A fixed batch of 256 training images in training mode, float64, BatchNorm normalizing by that batch. Each arm is
+trained by SGD without momentum, batches of 32, at its own best rate (validation error after 100 steps); where the loss
+of the fixed batch first falls below the level, the point on the line between the weights before and after that step at
+which it is the level is found by bisection. Steps are relative to the layers' weight norms: the metric is Σ ‖dw‖²/‖w‖²
+over linear and convolutional weights, in which the steepest descent of layer l is −‖w‖² g, and a step of 0.05 moves all
+layers together by 5 % of their norms (root of the sum of squares). A step in absolute units would measure the size of
+weights instead; biases, γ and β stay. The gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The
+table has the control also for steps in an absolute unit, to show that it can fail.
+
+Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
+and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6
+seeds. (There were 8 in full at first, cut for time; the control scaled weights by 4 and 1/4, powers of two that made it
+trivially exact, and now by 3 and 1/3.)
+
+Sources: Santurkar et al. 2018, section 3.1 (arXiv 1805.11604); Li et al. 2018, Visualizing the Loss Landscape
+(1712.09913), on steps relative to weight norms; van Laarhoven 2017 (1706.05350)
+
+Known: Santurkar et al., steps in absolute units: loss and gradient vary less with BatchNorm. In a trial on digits the
+steepness that absolute steps give to BatchNorm was 18.8, 6.4 and 1.8 at initial gains of 1/3, 1 and 3: such steps
+measure the size of weights.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gammabeta as gb
+from gammabeta.lab.claims.covariate_shift import ARMS, BATCH, best_rates, is_layer, networks, same_draws, weight_of
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.networks import describe
+from gammabeta.lab.images.training import fit
+from gammabeta.lab.norms import NORMS
+from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.sources import load
+from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.verdict import weakest
+
+EXACT = False
+KIND = "images"
+
+TUNED_BY, LIMIT, IMAGES = 100, 300, 256
+STEPS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
+LEVELS = (1.0, 0.5, 0.2)
+SCALES = (3.0, 1 / 3)
+TOLERANCE = 1e-3
+MARGIN = (1 / 1.25, 1.25)
+FORMS = {"loss": "range of the loss beyond the wanted decrease", "gradient": "change of the gradient"}
+SETTINGS: dict[str, Any] = {"unit": "times", "margin": MARGIN, "direction": "below", "null": 1.0, "ratio": True}
+
+
+# --- the measure ---
+
+
+class Surface:
+    """The training loss of one batch as a function of a model's linear and convolutional weights."""
+
+    def __init__(self, model: nn.Module, x_nchw: Tensor, y_n: Tensor, seed: int) -> None:
+        self.model, self.x_nchw, self.y_n, self.seed = model, x_nchw, y_n, seed
+        self.weights = [weight_of(module) for module in model.modules() if is_layer(module)]
+
+    def loss(self) -> Tensor:
+        with gb.frozen_statistics(self.model), same_draws(self.model, self.seed):
+            return functional.cross_entropy(self.model(self.x_nchw), self.y_n)
+
+    def gradient(self) -> tuple[float, list[Tensor]]:
+        loss = self.loss()
+        return float(loss.detach()), list(torch.autograd.grad(loss, self.weights))
+
+    def unit(self) -> float:
+        """The root of the mean squared norm of the weights, for steps in absolute units."""
+        return float(torch.stack([weight.detach().norm() for weight in self.weights]).square().mean().sqrt())
+
+    def walk(self, unit: float | None = None) -> dict[str, Any]:
+        """Loss and gradient along steepest descent, and how far they stray.
+
+        Every layer's length is counted in its weight norm s = ‖w‖: the gradient in that metric is s g, the step of size
+        η is w − η s (s g)/‖s g‖. With a ``unit`` it is s for every layer instead: steps of an absolute size.
+
+        Returns:
+            ``promised`` and ``losses``: the line and the loss at each step; ``turns``: the change of the gradient at
+            each step relative to the gradient at the start; ``loss`` and ``gradient``: the two measures.
+        """
+        start = [weight.detach().clone() for weight in self.weights]
+        sizes = [float(weight.norm()) if unit is None else unit for weight in start]
+        height, gradients = self.gradient()
+        scaled = [s * g for s, g in zip(sizes, gradients, strict=True)]
+        slope = _length(scaled)
+        losses, promised, turns = [], [], []
+        for step in STEPS:
+            self._move(start, [-step * s * g / slope for s, g in zip(sizes, scaled, strict=True)])
+            there, gradients = self.gradient()
+            losses.append(there)
+            promised.append(height - step * slope)
+            turned = [s * g - was for s, g, was in zip(sizes, gradients, scaled, strict=True)]
+            turns.append(_length(turned) / slope)
+        self._move(start, [torch.zeros_like(weight) for weight in start])
+        beyond = [0.0, *(a - b for a, b in zip(losses, promised, strict=True))]
+        return {
+            "height": height,
+            "losses": losses,
+            "promised": promised,
+            "turns": turns,
+            "loss": max(beyond) - min(beyond),
+            "gradient": max(turns),
+        }
+
+    @torch.no_grad()
+    def _move(self, start: Sequence[Tensor], by: Sequence[Tensor]) -> None:
+        for weight, origin, step in zip(self.weights, start, by, strict=True):
+            weight.copy_(origin + step)
+
+
+def _length(parts: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(part.square().sum()) for part in parts))
+
+
+def in_front_of_norms(model: nn.Module, x_nchw: Tensor) -> list[tuple[nn.Module, nn.Module]]:
+    """(layer, BatchNorm) wherever a BatchNorm is given a layer's output itself, so that the layer's scale is
+    irrelevant."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: dict[nn.Module, nn.Module] = {}
+    hooks = []
+    for module in model.modules():
+        if is_layer(module):
+            hooks.append(module.register_forward_hook(lambda m, _, y: made.setdefault(id(y), (m, y)) and None))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+
+            def given(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+                layer, output = made.get(id(args[0]), (None, None))
+                if layer is not None and output is args[0]:
+                    found[layer] = norm
+
+            hooks.append(module.register_forward_pre_hook(given))
+    with gb.frozen_statistics(model), torch.no_grad():
+        model(x_nchw)
+    for hook in hooks:
+        hook.remove()
+    return list(found.items())
+
+
+def rescale(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+    """Multiply layers in front of norms by 3 and 1/3 in turn, and ε by the square: no output changes.
+
+    Source: van Laarhoven 2017, eq. 3, with ε, as BN(aWx; a²ε) = BN(Wx; ε).
+    """
+    with torch.no_grad():
+        for index, (layer, norm) in enumerate(pairs):
+            scale = SCALES[index % len(SCALES)]
+            for parameter in layer.parameters(recurse=False):
+                parameter.mul_(scale)
+            norm.eps *= scale**2  # type: ignore[operator, assignment]
+
+
+def lower_to(surface: Surface, before: Sequence[Tensor], after: Sequence[Tensor], level: float) -> None:
+    """Put the model where, between two states, the loss is the level: above it before, at or below it after."""
+    low, high = 0.0, 1.0
+    parameters = list(surface.model.parameters())
+    for _ in range(20):
+        middle = (low + high) / 2
+        _set(parameters, [a + middle * (b - a) for a, b in zip(before, after, strict=True)])
+        with torch.no_grad():
+            low, high = (middle, high) if float(surface.loss()) > level else (low, middle)
+
+
+@torch.no_grad()
+def _set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+@versioned(1)
+def landscape(
+    *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, rate: float, seed: int, levels: Sequence[float]
+) -> dict[str, Any]:
+    """The walk at each level of the training loss that is come down to: ``walk``, with steps in absolute units
+    ``absolute``, and the two measures of ``walk`` with weights rescaled, ``rescaled``; None without a BatchNorm."""
+    data = load(task)
+    x_nchw, y_n = data.train.x_nchw[:IMAGES], data.train.y_n[:IMAGES]
+    found: dict[str, Any] = {}
+    last: list[Tensor] = []
+
+    def look(step: int, model: nn.Module) -> bool:
+        nonlocal last
+        surface = Surface(model, x_nchw, y_n, seed)
+        now = [parameter.detach().clone() for parameter in model.parameters()]
+        with torch.no_grad():
+            height = float(surface.loss())
+        for level in levels:
+            if f"{level:g}" not in found and height <= level and last:
+                found[f"{level:g}"] = walks(copy.deepcopy(model).double(), x_nchw.double(), y_n, seed, last, now, level)
+        last = now
+        return len(found) == len(levels)
+
+    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed, look=look)
+    return {"levels": found}
+
+
+def walks(
+    model: nn.Module,
+    x_nchw: Tensor,
+    y_n: Tensor,
+    seed: int,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    level: float,
+) -> dict[str, Any]:
+    """The walk where the loss is the level, and its measures where weights are rescaled that the norm makes
+    irrelevant."""
+    surface = Surface(model, x_nchw, y_n, seed)
+    lower_to(surface, [value.double() for value in before], [value.double() for value in after], level)
+    unit = surface.unit()
+    found = {"walk": surface.walk(), "absolute": _measures(surface.walk(unit)), "rescaled": None}
+    pairs = in_front_of_norms(model, x_nchw)
+    if pairs:
+        rescale(pairs)
+        found["rescaled"] = _measures(surface.walk())
+        found["rescaled absolute"] = _measures(surface.walk(unit))
+    return found
+
+
+def _measures(walk: Mapping[str, Any]) -> dict[str, float]:
+    return {form: walk[form] for form in FORMS}
+
+
+def moved(before: Mapping[str, float], after: Mapping[str, float] | None) -> float | None:
+    """How far rescaled weights move a measure, as a share of it; the larger of the two. None without a control."""
+    if after is None:
+        return None
+    return max(abs(after[form] - before[form]) / max(abs(before[form]), 1e-12) for form in FORMS)
+
+
+# --- the claim ---
+
+
+Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> the levels a seed
+Cell = tuple[str, str]  # (network, level)
+
+
+def measure(experiment: Experiment) -> Outcome:
+    chosen, seeds = networks(experiment), experiment.seeds(3, 6)
+    rates = best_rates(experiment, chosen, TUNED_BY)
+
+    def trial(network: Mapping[str, Any], norm: str, seed: int) -> Trial:
+        rate = 2.0 ** rates[describe(network), norm]
+        settings = {"network": dict(network), "norm": norm, "rate": rate, "seed": seed, "levels": LEVELS}
+        return Trial(f"{__name__}:landscape", {"task": dict(experiment.source), **settings})
+
+    controls = experiment.run([trial(network, "none", experiment.tuning_seed) for network in chosen])
+    wanted = {
+        (describe(network), norm): [trial(network, norm, seed) for seed in seeds] for network in chosen for norm in ARMS
+    }
+    results = iter(experiment.run([one for trials in wanted.values() for one in trials]))
+    runs: Runs = {key: [next(results)["levels"] for _ in trials] for key, trials in wanted.items()}
+    names = [describe(network) for network in chosen]
+    reached = {name: list(control["levels"]) for name, control in zip(names, controls, strict=True)}
+    cells: list[Cell] = [
+        (name, level)
+        for name in names
+        for level in reached[name]
+        if all(level in run and _usable(run[level]) for norm in ARMS for run in runs[name, norm])
+    ]
+    shares = [moved(run[level]["walk"], run[level]["rescaled"]) for name, level in cells for run in runs[name, "batch"]]
+    worst = max((share for share in shares if share is not None), default=None)
+    blind = worst is not None and worst <= TOLERANCE and None not in shares
+    room = Room(
+        bool(cells) and blind,
+        "training losses that the unnormalized network comes down to: "
+        + "; ".join(f"{name} {', '.join(levels) or 'none'}" for name, levels in reached.items())
+        + f"; cells judged: {len(cells)}; rescaled weights in front of BatchNorm move a measure by "
+        + ("nothing: there are none" if worst is None else f"{worst:.1e} of itself at most"),
+    )
+    ratios = {form: {cell: _log_ratios(runs, cell, form) for cell in cells} for form in FORMS}
+    overall = [
+        measured(
+            f"{label}, median of {len(cells)} cells",
+            [median(of_seed) for of_seed in zip(*ratios[form].values(), strict=True)],
+            **SETTINGS,
+        )
+        for form, label in FORMS.items()
+        if cells
+    ]
+    each = [
+        measured(f"{name} at a loss of {level}, {form}", ratios[form][name, level], **SETTINGS)
+        for name, level in cells
+        for form in FORMS
+    ]
+    return Outcome(
+        verdict=weakest([effect.verdict for effect in overall]) if room.holds else "no room here",
+        sentence=_sentence(overall, each, room, bool(cells)),
+        effects=[*overall, *each],
+        room=room,
+        pictures=[
+            bars(
+                "With BatchNorm over without, at equal training loss",
+                "Below 1: smoother with BatchNorm. 95 % interval over seeds.",
+                "network, training loss and form",
+                Axis("ratio", log=True),
+                [*overall, *each],
+            ),
+            *(_along(name, level, runs) for name, level in cells),
+        ],
+        tables=[_table(runs, cells, rates)],
+        settings=f"{len(seeds)} seeds, training losses of {', '.join(f'{level:g}' for level in LEVELS)}",
+        trials=experiment.trials,
+    )
+
+
+def _usable(walks: Mapping[str, Any]) -> bool:
+    """Both measures finite and above 0, so that they have a log."""
+    values = [walks["walk"][form] for form in FORMS]
+    return all(value is not None and math.isfinite(value) and value > 0 for value in values)
+
+
+def _log_ratios(runs: Runs, cell: Cell, form: str) -> list[float]:
+    name, level = cell
+    return [
+        math.log(a[level]["walk"][form] / b[level]["walk"][form])
+        for a, b in zip(runs[name, "batch"], runs[name, "none"], strict=True)
+    ]
+
+
+def _sentence(overall: Sequence[Effect], each: Sequence[Effect], room: Room, any_cell: bool) -> str:
+    if not any_cell:
+        return "no network has room: both arms come down to none of the training losses with every seed"
+    if not room.holds:
+        return f"the measure sees the size of weights, or there is no BatchNorm to rescale: {room.control}"
+    parts = [
+        f"{name} {effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] ({effect.verdict})"
+        for name, effect in zip(("range of the loss", "change of the gradient"), overall, strict=True)
+    ]
+    along = sum(effect.verdict == "supported" for effect in each)
+    against = [f"{effect.name} {effect.value:.2f}" for effect in each if effect.verdict == "contradicted"]
+    return (
+        f"along the gradient, with BatchNorm over without at equal training loss: {', '.join(parts)}; of {len(each)} "
+        f"cells and forms smoother in {along}, rougher in {len(against)}"
+        + (f": {', '.join(against)}" if against else "")
+    )
+
+
+def _along(name: str, level: str, runs: Runs) -> Picture:
+    """Loss along the walk, and the line that the gradient promises."""
+    series = []
+    for norm in ARMS:
+        walks = [run[level]["walk"] for run in runs[name, norm]]
+        for what, label in (("losses", ""), ("promised", ", promised")):
+            at = [[walk["height"], *walk[what]] for walk in walks]
+            of_step = list(zip(*at, strict=True))
+            series.append(
+                Series(
+                    f"{NORMS[norm]}{label}",
+                    [0.0, *STEPS],
+                    [median(values) for values in of_step],
+                    [min(values) for values in of_step],
+                    [max(values) for values in of_step],
+                    dash=what == "promised",
+                )
+            )
+    return Picture(
+        f"{name}: loss along the gradient from a training loss of {level}",
+        "Steps relative to the layers' weight norms; median and range over seeds. Dashed: what the gradient promises.",
+        "line",
+        Axis("step over weight norm"),
+        Axis("training loss"),
+        series,
+    )
+
+
+def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], int]) -> Table:
+    rows = []
+    for name, level in cells:
+        for norm in ARMS:
+            walks = [run[level] for run in runs[name, norm]]
+            control = [
+                [moved(walk[before], walk.get(after)) for walk in walks]
+                for before, after in (("walk", "rescaled"), ("absolute", "rescaled absolute"))
+            ]
+            rows.append(
+                [
+                    name,
+                    level,
+                    NORMS[norm],
+                    2.0 ** rates[name, norm],
+                    *(mean(walk["walk"][form] for walk in walks) for form in FORMS),
+                    *(max((share for share in shares if share is not None), default=None) for shares in control),
+                ]
+            )
+    return Table(
+        "Smoothness at equal training loss, mean over seeds",
+        [
+            "network",
+            "training loss",
+            "arm",
+            "rate",
+            "range of the loss beyond the decrease, nats",
+            "change of the gradient, of itself",
+            "rescaled weights move it by, of itself",
+            "the same with absolute steps",
+        ],
+        rows,
+    )

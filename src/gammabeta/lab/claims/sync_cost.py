@@ -1,0 +1,442 @@
+"""Synchronizing BatchNorm is a communication bottleneck.
+
+Question: What does sharing BatchNorm's statistics between processes cost, and from how many on does it matter?
+
+Claim: Synchronizing is a communication bottleneck: every layer waits for all processes, forward and backward.
+
+Criterion: Reported, not judged: what is measured holds for processes of this machine, and what is said of other
+links rests on their assumed speed. Reported are the step's lengthening by synchronization in percent, and the
+number of ranks at which the modelled exchange passes 5 % of a step, for each link.
+
+Room: The network has BatchNorm layers that synchronize: at least one collective a step is counted in 2 processes.
+
+Method: Real gloo processes, each with its own batch, all in step. The same network with each process's own
+statistics and with synchronized ones, in turns: a whole step (forward, backward, gradients averaged in one
+collective, SGD), and its normalization layers alone, forward and backward on inputs of their shapes. Collectives
+and bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α +
+m/β, by least squares of relative errors. For more ranks, the step's counted messages m are sent one after another,
+without overlap or contention, by the cheaper algorithm of two: the ring, (P − 1)(α + m/β) for an all-gather and 2(P
+− 1)(α + m/(Pβ)) for an all-reduce; and recursive doubling, ⌈log₂ P⌉α + (P − 1)m/β and ⌈log₂ P⌉(α + m/β). Also by
+the ring alone. What is modelled leaves out waiting for each other, which the measured step has. The step is this
+machine's in one process, and ones 10 and 100 times longer, as of larger batches or images with as many layers.
+
+Settings: the small ResNet (or the user's model), 32 images a process; 1 and 2 processes, in full also 4, each with
+one thread; what has more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 8 rounds
+(quick), 40 (full). Links, assumed, with latency a message and bandwidth: NVLink 4, 3 µs, 900 GB/s; InfiniBand NDR,
+5 µs, 50 GB/s; 100 GbE, 20 µs, 12.5 GB/s; 25 GbE, 30 µs, 3.1 GB/s; 10 GbE, 50 µs, 1.25 GB/s.
+
+Sources: Thakur, Rabenseifner & Gropp 2005, section 4; Peng et al. 2018, MegDet (arXiv 1711.07240); Wu & He 2018
+(1803.08494)
+
+Known: A layer sends 2C + 2 values forward and 2C backward, so little that latency decides and not bandwidth.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy.optimize import nnls
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gammabeta as gb
+from gammabeta.distributed import processes
+from gammabeta.distributed.collectives import all_gather, all_reduce
+from gammabeta.distributed.process_groups import Peers
+from gammabeta.distributed.traffic import Traffic
+from gammabeta.lab.claims.group_norm_needs_no_sync import average_gradients
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.networks import build, describe
+from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
+from gammabeta.lab.sources import load
+from gammabeta.lab.trials.trial import Trial, cores, versioned
+from gammabeta.lab.verdict import interval
+from gammabeta.statistics import Synced
+
+EXACT = False
+KIND = "images"
+
+QUICK, FULL = (1, 2), (1, 2, 4)  # processes
+BATCH, WARM, REPEATS = 32, 2, 4
+MESSAGES = tuple(4**power for power in range(3, 11))  # bytes
+CALLS = 12
+PART = 0.05
+MOST_RANKS = 1024
+SHOWN_RANKS = (8, 64, 1024)
+LONGER = (1, 10, 100)  # steps: this machine's, and of more work between as many exchanges
+# Assumed: seconds a message, bytes a second.
+LINKS = {
+    "NVLink 4": (3e-6, 900e9),
+    "InfiniBand NDR": (5e-6, 50e9),
+    "100 GbE": (20e-6, 12.5e9),
+    "25 GbE": (30e-6, 3.1e9),
+    "10 GbE": (50e-6, 1.25e9),
+}
+GATHER, REDUCE = "all-gather", "all-reduce"
+NAMES = {"all_gather_into_tensor": GATHER, "all_reduce": REDUCE}
+ARMS = {"own": "each its own statistics", "synced": "synchronized"}
+
+
+# --- measured, in each process ---
+
+
+def own_times(*, task: Mapping[str, str], network: Mapping[str, Any], rounds: int) -> dict[str, Any]:
+    """Seconds of steps, of the norm layers in them and of single collectives; what collectives a step makes."""
+    data = load(task)
+    together = dist.is_initialized() and dist.get_world_size() > 1
+    rank = dist.get_rank() if together else 0
+    index = torch.arange(rank * BATCH, (rank + 1) * BATCH) % len(data.train)
+    x_nchw, y_n = data.train.x_nchw[index], data.train.y_n[index]
+    timed: dict[tuple[str, str], Callable[[], object]] = {}
+    found: dict[str, Any] = {"messages": [], "gradients": []}
+    for arm in ARMS:
+        model = build(data, network, "batch", 0).train()
+        if arm == "synced":
+            gb.set_statistics(model, Synced())
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+        def gradients(model: nn.Module = model, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.zero_grad()
+            functional.cross_entropy(model(x_nchw), y_n).backward()
+
+        def step(
+            model: nn.Module = model,
+            optimizer: torch.optim.Optimizer = optimizer,
+            gradients: Callable[[], None] = gradients,
+        ) -> None:
+            gradients()
+            if together:
+                average_gradients(model)
+            optimizer.step()
+
+        timed["step", arm] = step
+        timed["norms", arm] = norms_alone(model, x_nchw)
+        if arm == "synced" and together:
+            with Traffic() as traffic:
+                gradients()
+            found["messages"] = [(NAMES.get(name, name), count) for name, count in traffic.seen]
+            with Traffic() as traffic:
+                average_gradients(model)
+            found["gradients"] = [(NAMES.get(name, name), count) for name, count in traffic.seen]
+    found["timing"] = {"rounds": in_turns(timed, rounds), "messages": collectives_alone() if together else []}
+    return found
+
+
+def norms_alone(model: nn.Module, x_nchw: Tensor) -> Callable[[], None]:
+    """Forward and backward of each BatchNorm of the model, on an input of the shape it gets."""
+    shapes: list[tuple[nn.Module, torch.Size]] = []
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, given: shapes.append((layer, given[0].shape))) for layer in layers
+    ]
+    model(x_nchw)
+    for hook in hooks:
+        hook.remove()
+    given = [(layer, torch.randn(shape, requires_grad=True), torch.randn(shape)) for layer, shape in shapes]
+
+    def call() -> None:
+        for layer, x, direction in given:
+            torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
+
+    return call
+
+
+def in_turns(timed: Mapping[tuple[str, str], Callable[[], object]], rounds: int) -> list[list[Any]]:
+    """(what, arm, seconds a call of each round); all processes begin each turn together."""
+    seconds: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
+    for turn in range(WARM + rounds):
+        for key, call in timed.items():
+            if dist.is_initialized():
+                dist.barrier()
+            start = time.perf_counter()
+            for _ in range(REPEATS):
+                call()
+            if turn >= WARM:
+                seconds[key].append((time.perf_counter() - start) / REPEATS)
+    return [[*key, of_key] for key, of_key in seconds.items()]
+
+
+def collectives_alone() -> list[list[Any]]:
+    """(collective, bytes a process, median seconds), by the functions that the layers call."""
+    group = dist.group.WORLD
+    assert group is not None
+    peers = Peers(group.group_name, group.size())
+    found: list[list[Any]] = []
+    for name, call in ((GATHER, all_gather), (REDUCE, all_reduce)):
+        for size in MESSAGES:
+            message, times = torch.ones(size // 4), []
+            for turn in range(WARM + CALLS):
+                dist.barrier()
+                start = time.perf_counter()
+                call(message, peers)
+                if turn >= WARM:
+                    times.append(time.perf_counter() - start)
+            found.append([name, size, median(times)])
+    return found
+
+
+@versioned(1)
+def cost(*, task: Mapping[str, str], network: Mapping[str, Any], ranks: int, rounds: int) -> dict[str, Any]:
+    """What the first of ``ranks`` processes measured; one is this one, without a group."""
+    if ranks == 1:
+        return own_times(task=task, network=network, rounds=rounds)
+    settings = {"task": dict(task), "network": dict(network), "rounds": rounds}
+    whole: dict[str, Any] = processes.run(f"{__name__}:own_times", settings, ranks)[0]
+    return whole
+
+
+# --- modelled ---
+
+
+def fit(messages: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """α, seconds, and 1/β, seconds a byte, of t = α + m/β over (bytes, seconds); neither is below 0."""
+    sizes, seconds = np.array(list(messages), dtype=np.float64).T
+    (alpha, slope), _ = nnls(np.stack((1 / seconds, sizes / seconds), axis=1), np.ones(len(seconds)))
+    return float(alpha), float(slope)
+
+
+def exchange(messages: Iterable[tuple[str, float]], ranks: int, alpha: float, beta: float, *, ring: bool) -> float:
+    """Seconds that the messages take over a link, one after another; the ring alone or the cheaper algorithm.
+
+    Source: Thakur, Rabenseifner & Gropp 2005, section 4.
+    """
+    hops, total = math.ceil(math.log2(ranks)), 0.0
+    for name, m in messages:
+        if name == GATHER:
+            around = (ranks - 1) * (alpha + m / beta)
+            doubling = hops * alpha + (ranks - 1) * m / beta
+        else:
+            around = 2 * (ranks - 1) * (alpha + m / ranks / beta)
+            doubling = hops * (alpha + m / beta)
+        total += around if ring else min(around, doubling)
+    return total
+
+
+def passes_at(messages: Sequence[tuple[str, float]], step: float, link: str, *, ring: bool) -> int | None:
+    """The number of ranks from 2 to 1024 at which the exchange passes 5 % of the step; None where none does."""
+    return next(
+        (p for p in range(2, MOST_RANKS + 1) if exchange(messages, p, *LINKS[link], ring=ring) > PART * step), None
+    )
+
+
+# --- reported ---
+
+Seconds = Mapping[tuple[int, str, str], list[float]]  # by ranks, what and arm: of each round
+Fits = Mapping[tuple[int, str], tuple[float, float]]  # by ranks and collective: α and 1/β
+
+
+def measure(experiment: Experiment) -> Outcome:
+    if not processes.available():
+        return Outcome(
+            "no room here",
+            "this torch has no gloo, which processes would talk by",
+            [],
+            Room(False, "torch has no gloo"),
+        )
+    network = experiment.convolutional
+    counts = QUICK if experiment.quick else FULL
+    records: dict[int, dict[str, Any]] = {}
+    for ranks in counts:  # one after another: times beside each other would be each other's
+        trial = Trial(
+            f"{__name__}:cost",
+            {
+                "task": dict(experiment.source),
+                "network": dict(network),
+                "ranks": ranks,
+                "rounds": 8 if experiment.quick else 40,
+            },
+        )
+        records[ranks] = experiment.records([trial])[0]
+    messages: list[tuple[str, float]] = [(name, size) for name, size in records[2]["result"]["messages"]]
+    sent = round(sum(size for _, size in messages))
+    averaged = sum(size for _, size in records[2]["result"]["gradients"])
+    room = Room(bool(messages), f"{len(messages)} collectives of normalization a step in 2 processes")
+    seconds = {
+        (ranks, what, arm): of_rounds
+        for ranks, record in records.items()
+        for what, arm, of_rounds in record["timing"]["rounds"]
+    }
+    effects = [
+        _longer(f"a step longer by synchronization, {_processes(ranks)}", seconds, ranks)
+        for ranks in sorted(counts, key=lambda ranks: ranks != 2)
+    ]
+    step = median(seconds[1, "step", "own"])
+    fits = {
+        (ranks, name): fit([(size, t) for kind, size, t in record["timing"]["messages"] if kind == name])
+        for ranks, record in records.items()
+        if ranks > 1
+        for name in (GATHER, REDUCE)
+    }
+    if not room.holds:
+        sentence = f"{describe(network)} has no BatchNorm that would synchronize"
+    else:
+        first, alone = effects[0], _by_fit(messages, 2, fits) or 0.0
+        sentence = (
+            f"{describe(network)} sends {len(messages)} collectives of {sent} bytes together a step (its gradients, "
+            f"{averaged}); in 2 processes over gloo that makes a step {first.value:.0f} % longer [{first.low:.0f}, "
+            f"{first.high:.0f}]: {1e3 * (_synced(seconds, 2) - _own(seconds, 2)):.1f} ms, where "
+            f"as many collectives alone take {1e3 * alone:.1f}; modelled over assumed "
+            f"links the exchange passes 5 % of a step of {1e3 * step:.1f} ms at {_passing(messages, step)}, and of one "
+            f"100 times longer at {_passing(messages, 100 * step)}"
+        )
+    return Outcome(
+        verdict="reported" if room.holds else "no room here",
+        sentence=sentence,
+        effects=effects if room.holds else [],
+        room=room,
+        pictures=[
+            _bars(counts, seconds),
+            _over_sizes(records, fits),
+            *(_over_ranks(messages, step * longer, longer) for longer in LONGER[::2]),
+        ],
+        tables=[_measured(records, seconds, fits), _fitted(fits), _modelled(messages, step)],
+        settings=f"{', '.join(map(str, counts))} processes, {cores()} cores",
+        trials=experiment.trials,
+    )
+
+
+def _processes(ranks: int) -> str:
+    words = f"{ranks} process{'es' * (ranks > 1)}"
+    return f"{words}, oversubscribed" if ranks > cores() else words
+
+
+def _longer(name: str, seconds: Seconds, ranks: int) -> Effect:
+    """Round by round, in percent of the step with each process's own statistics."""
+    pairs = zip(seconds[ranks, "step", "synced"], seconds[ranks, "step", "own"], strict=True)
+    around = interval([100 * (synced / own - 1) for synced, own in pairs])
+    rounds = len(seconds[ranks, "step", "own"])
+    margin = (0.0, 100 * PART)
+    return Effect(name, around.value, around.low, around.high, "% of a step", margin, 0.0, "reported", rounds)
+
+
+def _own(seconds: Seconds, ranks: int) -> float:
+    return median(seconds[ranks, "step", "own"])
+
+
+def _synced(seconds: Seconds, ranks: int) -> float:
+    return median(seconds[ranks, "step", "synced"])
+
+
+def _by_fit(messages: Sequence[tuple[str, float]], ranks: int, fits: Fits) -> float | None:
+    """Seconds that a step's messages would take, each as fast as it is alone."""
+    known = [fits[ranks, name] for name, _ in messages if (ranks, name) in fits]
+    return sum(alpha + slope * m for (alpha, slope), (_, m) in zip(known, messages, strict=True)) if known else None
+
+
+def _passing(messages: Sequence[tuple[str, float]], step: float) -> str:
+    at = {link: passes_at(messages, step, link, ring=False) for link in LINKS}
+    reached = [f"{ranks} ranks over {link}" for link, ranks in at.items() if ranks]
+    beyond = [link for link, ranks in at.items() if not ranks]
+    if len(beyond) == len(at):
+        return f"more than {MOST_RANKS} ranks over any of them"
+    return ", ".join(reached + ([f"more than {MOST_RANKS} over {', '.join(beyond)}"] if beyond else []))
+
+
+def _bars(counts: Sequence[int], seconds: Seconds) -> Picture:
+    x = [f"{what}, {_processes(ranks)}" for what in ("step", "norms alone") for ranks in counts]
+    keys = [(ranks, what) for what in ("step", "norms") for ranks in counts]
+    series = []
+    for arm, name in ARMS.items():
+        of_arm = [np.array(seconds[ranks, what, arm]) * 1e3 for ranks, what in keys]
+        low, middle, high = ([float(np.percentile(values, q)) for values in of_arm] for q in (25, 50, 75))
+        series.append(Series(name, x, middle, low, high))
+    return Picture(
+        "Milliseconds of a step, and of its normalization layers alone",
+        "Median and quartiles over rounds, on this machine.",
+        "bar",
+        Axis("what"),
+        Axis("time", "ms"),
+        series,
+    )
+
+
+def _over_sizes(records: Mapping[int, Mapping[str, Any]], fits: Fits) -> Picture:
+    series = []
+    for (ranks, name), (alpha, slope) in fits.items():
+        of_kind = [(m, t) for kind, m, t in records[ranks]["timing"]["messages"] if kind == name]
+        sizes = [m for m, _ in of_kind]
+        label = f"{name}, {_processes(ranks)}"
+        series.append(Series(label, sizes, [1e6 * t for _, t in of_kind]))
+        series.append(Series(f"{label}: α + m/β", sizes, [1e6 * (alpha + slope * m) for m in sizes], dash=True))
+    return Picture(
+        "Time of one collective over the size of its message",
+        "Gloo between processes of this machine, median of calls; dashed: the fit.",
+        "line",
+        Axis("message of a process", "bytes", log=True),
+        Axis("time", "µs", log=True),
+        series,
+    )
+
+
+def _over_ranks(messages: Sequence[tuple[str, float]], step: float, longer: int) -> Picture:
+    ranks = [2**power for power in range(1, MOST_RANKS.bit_length())]
+    series = [
+        Series(link, ranks, [100 * exchange(messages, p, *LINKS[link], ring=False) / step for p in ranks])
+        for link in LINKS
+    ]
+    of_what = "this machine's step" if longer == 1 else f"a step {longer} times longer than this machine's"
+    return Picture(
+        f"Modelled: exchange of statistics as part of {of_what}",
+        f"Over links of assumed speed, a step of {1e3 * step:.2g} ms without it; the cheaper algorithm.",
+        "line",
+        Axis("ranks", log=True),
+        Axis("exchange", "% of a step", log=True),
+        series,
+        [Line("y", 100 * PART, "5 %")],
+    )
+
+
+def _measured(records: Mapping[int, Mapping[str, Any]], seconds: Seconds, fits: Fits) -> Table:
+    rows = []
+    for ranks, record in records.items():
+        found = record["result"]
+        times = [1e3 * median(seconds[ranks, what, arm]) for what in ("step", "norms") for arm in ARMS]
+        sent = [len(found["messages"]), sum(size for _, size in found["messages"])]
+        alone = _by_fit(found["messages"], ranks, fits)
+        gradients = sum(size for _, size in found["gradients"])
+        rows.append([_processes(ranks), *times, None if alone is None else 1e3 * alone, *sent, gradients])
+    return Table(
+        "Measured, medians",
+        [
+            "processes", "step, ms", "synchronized, ms", "norms alone, ms", "synchronized, ms",
+            "its collectives by the fit, ms",
+            "collectives a step", "bytes a process", "bytes of gradients",
+        ],
+        rows,
+    )  # fmt: skip
+
+
+def _fitted(fits: Fits) -> Table:
+    rows = [
+        [name, _processes(ranks), 1e6 * alpha, 1e-9 / slope if slope else None]
+        for (ranks, name), (alpha, slope) in fits.items()
+    ]
+    return Table("Fit of a collective's time, α + m/β", ["collective", "processes", "α, µs", "β, GB/s"], rows)
+
+
+def _modelled(messages: Sequence[tuple[str, float]], step: float) -> Table:
+    rows = []
+    for link, (alpha, beta) in LINKS.items():
+        for ring in (False, True):
+            at = [1e3 * exchange(messages, p, alpha, beta, ring=ring) for p in SHOWN_RANKS]
+            passing = [
+                passes_at(messages, step * longer, link, ring=ring) or f"above {MOST_RANKS}" for longer in LONGER
+            ]
+            rows.append([link, 1e6 * alpha, 1e-9 * beta, "ring" if ring else "the cheaper", *at, *passing])
+    return Table(
+        "Modelled over assumed links: milliseconds of exchange a step, and the ranks at which it passes 5 % of a step",
+        [
+            "link",
+            "latency, µs",
+            "GB/s",
+            "algorithm",
+            *(f"{p} ranks, ms" for p in SHOWN_RANKS),
+            *(f"ranks, step of {1e3 * step * longer:.3g} ms" for longer in LONGER),
+        ],
+        rows,
+    )

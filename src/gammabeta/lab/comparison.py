@@ -1,0 +1,205 @@
+"""Norms side by side on one network: what each reaches, by how much that differs, and what it costs."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.lab.outcome import Axis, Effect, Picture, Table, bars, measured
+from gammabeta.lab.task import Kind
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What arms are judged by; lower is better.
+
+    ``margin``: below this difference nobody would change the normalization; ``least`` says it in words.
+    """
+
+    name: str
+    unit: str
+    unit_of_differences: str
+    points: str
+    margin: tuple[float, float]
+    least: str
+    digits: int
+
+    def say(self, value: float) -> str:
+        return f"{self.name} {value:.{self.digits}f} {self.unit}"
+
+
+ERROR = Scale("test error", "%", "percentage points", "points", (-1.0, 1.0), "1 point", 1)
+LOSS = Scale("test loss", "nats a character", "nats a character", "nats", (-0.03, 0.03), "0.03 nats", 3)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One arm: its values on the comparison's scale, a seed each; seconds a step; bytes that a forward keeps for the
+    backward.
+
+    ``gain`` is the usual arm's value less this one's; None for the usual arm itself. ``exact``: the mean value where
+    evaluation is with exact statistics in place of moving averages, if ``values`` are with those.
+    """
+
+    norm: str
+    name: str
+    rate: float
+    values: tuple[float, ...]
+    seconds: float
+    saved: int
+    gain: Effect | None
+    exact: float | None = None
+
+    @property
+    def value(self) -> float:
+        return mean(self.values)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a recommendation rests on. The first arm is the usual one for such a network.
+
+    The arms stand in the order in which one takes them up where they are level. ``learned``: whether any trained well
+    enough for their differences to mean something. ``own``: whether the network is the user's. ``rates_by``: what each
+    arm's rate is the best by, where that is not what arms are judged by.
+    """
+
+    kind: Kind
+    data: str
+    network: str
+    batch_size: int
+    devices: int
+    steps: int
+    scale: Scale
+    learned: bool
+    arms: tuple[Compared, ...]
+    own: bool = False
+    rates_by: str = ""
+
+    @property
+    def usual(self) -> Compared:
+        return self.arms[0]
+
+    @property
+    def where(self) -> str:
+        each = f" on each of {self.devices} devices" if self.devices > 1 else " on one device"
+        return f"{self.network} on {self.data} with batches of {self.batch_size}{each}"
+
+    def picture(self) -> Picture:
+        effects = [arm.gain for arm in self.arms if arm.gain is not None]
+        return bars(
+            f"{self.scale.name.capitalize()} of {self.usual.name}, less each norm's",
+            f"{self.where}. Above 0: better than {self.usual.name}. 95 % interval over seeds.",
+            "norm",
+            Axis(f"difference of {self.scale.name}", self.scale.unit_of_differences),
+            effects,
+        )
+
+    def table(self) -> Table:
+        exact = any(arm.exact is not None for arm in self.arms)
+        rows = [
+            [
+                arm.name,
+                arm.rate,
+                arm.value,
+                min(arm.values),
+                max(arm.values),
+                *([arm.exact] if exact else []),
+                arm.seconds / self.usual.seconds,
+                arm.saved / self.usual.saved,
+            ]
+            for arm in sorted(self.arms, key=lambda arm: arm.value)
+        ]
+        columns = ["norm", "rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
+        columns += ["with exact statistics"] if exact else []
+        columns += ["time of a step", "memory for the backward"]
+        return Table(f"Norms side by side; time and memory in those of {self.usual.name}", columns, rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The part of ``results.json`` that is the comparison's own."""
+        named = ("kind", "data", "network", "batch_size", "devices", "steps")
+        return {
+            **{name: getattr(self, name) for name in named},
+            "picture": asdict(self.picture()),
+            "table": asdict(self.table()),
+        }
+
+
+def side_by_side(
+    named: Mapping[str, str],
+    exponents: Mapping[str, int],
+    values: Mapping[str, Sequence[float]],
+    seconds: Mapping[str, Sequence[float]],
+    saved: Mapping[str, int],
+    scale: Scale,
+    exact: Mapping[str, Sequence[float]] | None = None,
+) -> tuple[Compared, ...]:
+    """The arms, each against the first of ``named`` (norm: what a reader knows it by), paired by seed.
+
+    Args:
+        exponents: of 2, the arm's best rate.
+        values: one a seed, on the scale.
+        seconds: a step, of several timings; their median counts.
+        saved: bytes.
+        exact: values with exact statistics.
+    """
+    usual = next(iter(named))
+    arms = []
+    for norm, name in named.items():
+        gain = None
+        if norm != usual:
+            differences = [a - b for a, b in zip(values[usual], values[norm], strict=True)]
+            unit = scale.unit_of_differences
+            gain = measured(name, differences, unit=unit, margin=scale.margin, direction="above")
+        arms.append(
+            Compared(
+                norm,
+                name,
+                2.0 ** exponents[norm],
+                tuple(values[norm]),
+                median(seconds[norm]),
+                max(1, saved[norm]),
+                gain,
+                None if exact is None else mean(exact[norm]),
+            )
+        )
+    return tuple(arms)
+
+
+def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Bytes that one computation of the loss keeps for its backward, the parameters left out, each storage once."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss()
+    del value
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def seconds_a_step(
+    models: Mapping[str, nn.Module], loss: Callable[[nn.Module, Batch], Tensor], batches: Iterable[Batch]
+) -> dict[str, float]:
+    """Seconds of a training step by Adam, the median over the batches but for the first three, models in turns."""
+    optimizers = {name: torch.optim.Adam(model.parameters(), 1e-4, fused=True) for name, model in models.items()}
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    for batch in batches:
+        for name, model in models.items():
+            start = time.perf_counter()
+            optimizers[name].zero_grad()
+            loss(model, batch).backward()
+            optimizers[name].step()
+            taken[name].append(time.perf_counter() - start)
+    return {name: median(values[3:]) for name, values in taken.items()}

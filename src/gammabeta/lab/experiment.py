@@ -1,0 +1,101 @@
+"""What a claim measures on: the task, the networks, the seeds, and trials that are run or taken from disk."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gammabeta.lab.sources import load
+from gammabeta.lab.task import Kind, Task
+from gammabeta.lab.trials.store import Store
+from gammabeta.lab.trials.trial import Trial
+from gammabeta.lab.trials.workers import run_trials
+
+TRAIN = "gammabeta.lab.images.training:train"
+
+
+@dataclass
+class Experiment:
+    """One study's circumstances.
+
+    Attributes:
+        sources: the tasks as a trial's settings name them, by kind.
+        user: the user's network as settings name it; it takes the place of the small ResNet.
+        quick: few seeds and the smaller grids that each claim states.
+        seed: of the whole study; another number repeats it on other initializations and batches.
+        seed_count: how many seeds results are taken from, in place of each claim's own number; None for that.
+        trials: those that the claim at hand has asked for, in order.
+    """
+
+    sources: Mapping[Kind, Mapping[str, str]]
+    store: Store
+    user: Mapping[str, Any] | None = None
+    quick: bool = True
+    seed: int = 0
+    seed_count: int | None = None
+    jobs: int = 1
+    progress: Callable[[int, int], None] = lambda done, total: None
+    trials: list[Trial] = field(default_factory=list)
+
+    @property
+    def source(self) -> Mapping[str, str]:
+        """The images."""
+        return self.sources["images"]
+
+    @property
+    def task(self) -> Task:
+        """The images."""
+        return load(self.source)
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed rates are tuned on; never one that results are taken from."""
+        return 1000 * self.seed
+
+    def tuning_seeds(self, quick: int, full: int) -> list[int]:
+        """Several seeds to tune on, the first one ``tuning_seed``: for choices that one seed's luck would decide."""
+        return [
+            self.tuning_seed,
+            *(1000 * self.seed + 999 - index for index in range((quick if self.quick else full) - 1)),
+        ]
+
+    def seeds(self, quick: int, full: int) -> list[int]:
+        """The seeds that results are taken from."""
+        count = self.seed_count or (quick if self.quick else full)
+        return [1000 * self.seed + index + 1 for index in range(count)]
+
+    @property
+    def convolutional(self) -> Mapping[str, Any]:
+        """The user's model where there is one, else the small ResNet."""
+        return self.user or {"kind": "resnet", "init": "matched"}
+
+    def mlp(
+        self, depth: int, *, width: int = 64, activation: str = "relu", init: str = "matched", **more: Any
+    ) -> Mapping[str, Any]:
+        """An MLP; ``more``: gain, dropout, dropout_at."""
+        return {"kind": "mlp", "depth": depth, "width": width, "activation": activation, "init": init, **more}
+
+    def train(self, **settings: Any) -> Trial:
+        """A training trial on this study's task."""
+        return Trial(TRAIN, {"task": dict(self.source), **settings})
+
+    def run(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """The trials' results, in their order; what is on disk is not run again."""
+        return [record["result"] for record in self.records(trials)]
+
+    def records(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """The trials' records: ``result``, ``seconds`` and, where the trial measured times, ``timing``."""
+        self.trials += trials
+        distinct = {trial.key for trial in trials}
+        missing = {trial.key for trial in trials if trial not in self.store}
+        done = len(distinct) - len(missing)
+
+        def finished() -> None:
+            nonlocal done
+            done += 1
+            self.progress(done, len(distinct))
+
+        self.progress(done, len(distinct))
+        # Longest first, so that no worker is left with a long one while the others wait.
+        longest_first = sorted(trials, key=lambda trial: -int(trial.settings.get("steps", 0)))
+        run_trials(longest_first, self.store, jobs=self.jobs, finished=finished)
+        return [self.store[trial] for trial in trials]

@@ -1,0 +1,71 @@
+"""Images in four arrays become a task."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from gammabeta.lab.arrays import check_labels, check_numbers, parts
+from gammabeta.lab.task import Task, TaskError, standardized
+
+SMALLEST = 8
+
+
+def image_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> Task:
+    """At most 2,000 images to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report on.
+
+    The subsets are drawn once, with a fixed seed and equal shares of each class.
+
+    Args:
+        arrays: x_train, x_test: images (n, height, width) or (n, height, width, 1 or 3), of any real dtype, of 8 × 8
+            pixels or more; y_train, y_test: labels (n,), integers from 0 to the number of classes less one.
+        where: what an error's sentence begins with, as the file's name.
+
+    Raises:
+        TaskError: an array of the wrong shape, dtype, length or range.
+    """
+    for part in ("train", "test"):
+        _check(arrays, part, where)
+    shapes = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
+    if shapes[0] != shapes[1]:
+        raise TaskError(
+            f"{where}: expected images of one shape, got {shapes[0]} in x_train and {shapes[1]} in x_test: give both "
+            "the same."
+        )
+    classes = check_labels(arrays, where, "images")
+
+    def part_of(which: str, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x = arrays[f"x_{which}"][index].astype(np.float64)
+        x_nchw = x[:, None] if x.ndim == 3 else np.ascontiguousarray(np.moveaxis(x, 3, 1))
+        return x_nchw, arrays[f"y_{which}"][index]
+
+    train, validation, test = parts(arrays["y_train"], arrays["y_test"])
+    return standardized(
+        part_of("train", train),
+        part_of("train", validation),
+        part_of("test", test),
+        name=name,
+        description=description,
+        classes=classes,
+    )
+
+
+def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:
+    x = arrays[f"x_{part}"]
+    if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
+        first = x.ndim == 4 and x.shape[1] in (1, 3)
+        todo = "channels come last, where np.moveaxis(x, 1, 3) puts them" if first else "reshape it"
+        raise TaskError(
+            f"{where}: expected x_{part} of shape (n, height, width) or (n, height, width, 1 or 3), got {x.shape}: "
+            f"{todo}."
+        )
+    check_numbers(arrays, part, where, "images")
+    if min(x.shape[1:3]) < SMALLEST:
+        raise TaskError(
+            f"{where}: expected images of {SMALLEST} × {SMALLEST} pixels or more in x_{part}, got {x.shape}: enlarge "
+            "or pad them."
+        )
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise TaskError(
+            f"{where}: expected finite pixels in x_{part}, got NaN or infinity: replace them, or leave these images "
+            "out."
+        )

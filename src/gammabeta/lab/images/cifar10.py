@@ -1,0 +1,27 @@
+"""CIFAR-10 (Krizhevsky 2009), 32 × 32 colour images of 10 classes, from an .npz: x_train, y_train, x_test, y_test."""
+
+from pathlib import Path
+
+from gammabeta.lab.arrays import read_npz
+from gammabeta.lab.images.arrays import image_task
+from gammabeta.lab.task import Task
+
+
+def load(path: str | Path) -> Task:
+    """At most 2,000 images to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report on.
+
+    Args:
+        path: the .npz; images (n, height, width, 3), of any real dtype; labels (n,) or, as Keras hands them out,
+            (n, 1), integers from 0 to 9.
+
+    Raises:
+        TaskError: a missing array, or one of the wrong shape, dtype, length or range.
+    """
+    file = Path(path).name
+    arrays = read_npz(Path(path))
+    for key in ("y_train", "y_test"):
+        if arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
+            arrays[key] = arrays[key][:, 0]
+    return image_task(
+        arrays, name="cifar10", description=f"{file}: a fixed, stratified subset of its images", where=file
+    )

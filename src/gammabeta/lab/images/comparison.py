@@ -1,0 +1,107 @@
+"""Norms side by side on images: the user's network or the small ResNet, at the user's batch size and number of devices.
+
+Over d devices with b images each, BatchNorm of each device's own batch is ghost BatchNorm of b images in a batch of
+b·d, and synced BatchNorm is BatchNorm of the whole batch (the claim sync_equals_large_batch): so what many devices
+would learn is trained here on one. Time and memory are those of b images on one device, without communication. The
+usual norm is BatchNorm as each device computes it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.networks import build, describe, impossible_arms
+from gammabeta.lab.images.training import chance
+from gammabeta.lab.sources import load
+from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.tuning import at_best, error_then_loss
+
+BATCH = 32
+LEAST_STEPS, MOST_STEPS = 150, 800
+
+
+def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
+    """The arms by the name that a reader knows them by; the usual one first."""
+    if devices > 1:
+        found = {
+            f"ghost:{batch_size}": "BatchNorm of each device's own batch",
+            "batch": "BatchNorm synced over the devices",
+        }
+    else:
+        found = {"batch": "BatchNorm", "renorm": "batch renormalization"}
+    found |= {"group": "GroupNorm", "layer": "LayerNorm", "rms": "RMSNorm"}
+    return found | ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
+
+
+@versioned(1)
+def saved_bytes(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int) -> dict[str, Any]:
+    """Bytes that one forward on a batch keeps for its backward."""
+    data = load(task)
+    model = build(data, network, norm, 0).train()
+    index = torch.arange(batch_size) % len(data.train)
+    x_nchw, y_n = data.train.x_nchw[index], data.train.y_n[index]
+    return {"bytes": kept_bytes(model, lambda: functional.cross_entropy(model(x_nchw), y_n))}
+
+
+def is_flat(experiment: Experiment, network: Mapping[str, Any]) -> bool:
+    """Whether some norm of the network has one value a channel and image, where InstanceNorm has nothing to do."""
+    model = build(experiment.task, network, "batch", 0)
+    return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
+
+
+def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
+    """Train the network with every norm, each at its own best rate, and measure what it costs.
+
+    Rates are tuned on the validation split on seeds of their own, one (quick) or three, errors are of the test split
+    with exact statistics.
+    """
+    network = experiment.convolutional
+    batch_size = batch_size or BATCH
+    seeds = experiment.seeds(4, 10)
+    whole = batch_size * devices
+    images = 9_600 if experiment.quick else 25_600
+    steps = min(max(images // whole, LEAST_STEPS), MOST_STEPS)
+    impossible = impossible_arms(network, experiment.task)
+    named = {
+        norm: name
+        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network)).items()
+        if norm.partition(":")[0] not in impossible
+    }
+    arms = {norm: {"network": dict(network), "norm": norm, "batch_size": whole, "steps": steps} for norm in named}
+    rates, found = at_best(
+        experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
+    )
+    plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
+    # Of one device; a batch of one image is timed as two, of which every BatchNorm has statistics.
+    at = {"task": dict(experiment.source), "network": dict(network), "batch_size": max(batch_size, 2)}
+    timings = [
+        Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed})
+        for norm in named
+        for seed in seeds[:3]
+    ]
+    timed = iter(experiment.records(timings))
+    seconds = {norm: [next(timed)["timing"]["seconds_per_step"] for _ in seeds[:3]] for norm in named}
+    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
+    errors = {norm: [100 * result["error"] for result in results] for norm, results in found.items()}
+    saved = {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)}
+    compared = side_by_side(named, rates, errors, seconds, saved, ERROR)
+    by_chance = 100 * (1 - chance(experiment.task))
+    return [
+        Comparison(
+            "images",
+            experiment.task.name,
+            describe(network),
+            batch_size,
+            devices,
+            steps,
+            ERROR,
+            min(arm.value for arm in compared) <= 0.5 * by_chance,
+            compared,
+            own=experiment.user is not None,
+        )
+    ]

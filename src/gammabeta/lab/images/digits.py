@@ -1,0 +1,28 @@
+"""scikit-learn's digits: 1,797 images of handwritten digits, 8 × 8 (UCI, Alpaydin and Kaynak 1998). No download."""
+
+import numpy as np
+
+from gammabeta.lab.task import Task, standardized
+
+TRAIN, VALIDATION, TEST = 997, 400, 400
+
+
+def load() -> Task:
+    """997 images to train on, 400 to tune rates on, 400 to report on: fixed, with equal shares of each class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    x_nchw = images.reshape(-1, 1, 8, 8).astype(np.float64)
+    x_rest, x_test, y_rest, y_test = train_test_split(x_nchw, labels, test_size=TEST, stratify=labels, random_state=0)
+    x_train, x_validation, y_train, y_validation = train_test_split(
+        x_rest, y_rest, test_size=VALIDATION, stratify=y_rest, random_state=0
+    )
+    return standardized(
+        (x_train, y_train),
+        (x_validation, y_validation),
+        (x_test, y_test),
+        name="digits",
+        description="scikit-learn's digits: 8 × 8 grey images of handwritten digits, stratified fixed split",
+        classes=10,
+    )

@@ -1,0 +1,308 @@
+"""One training run: SGD without momentum, batches that depend on the seed alone."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gammabeta.lab.images.networks import build
+from gammabeta.lab.sources import load
+from gammabeta.lab.task import SequenceTask, Split, Task
+from gammabeta.lab.trials.trial import versioned
+from gammabeta.moments import Moments
+
+# Statistics for evaluation come from this many training images, in one batch.
+POPULATION = 256
+
+
+@contextlib.contextmanager
+def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
+    """In evaluation mode with every BatchNorm's statistics those of ``x_nchw`` under the present weights, instead of
+    the moving average, which lags behind them; on leaving, mode and statistics are as they were.
+
+    One pass is enough: each layer takes its statistics from its input just before it normalizes by them.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    ]
+    before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
+    training = model.training
+
+    def take(layer: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        moments = Moments.of(x, [axis for axis in range(x.dim()) if axis != 1])
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        layer.running_mean.copy_(moments.mean.reshape(-1))
+        layer.running_var.copy_(moments.var().reshape(-1))
+
+    hooks = [layer.register_forward_pre_hook(take) for layer in layers]
+    model.eval()
+    try:
+        with torch.no_grad():
+            if layers:
+                model(x_nchw)
+            for hook in hooks:
+                hook.remove()
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, buffers in zip(layers, before, strict=True):
+            for name, buffer in buffers.items():
+                getattr(layer, name).copy_(buffer)
+        model.train(training)
+
+
+def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Tensor:
+    """(steps, size): which samples each batch holds; decided by ``seed``.
+
+    Args:
+        order: ``"shuffled"``: each epoch a new order, without its incomplete last batch; ``"runs"``: each batch of one
+            class, as a stream brings them that is not shuffled, the classes in turn.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if order == "shuffled":
+        per_epoch = len(split) // size
+        epochs = -(-steps // per_epoch)
+        orders = [torch.randperm(len(split), generator=generator)[: per_epoch * size] for _ in range(epochs)]
+        return torch.cat(orders).reshape(-1, size)[:steps]
+    of_class = [torch.nonzero(split.y_n == label).flatten() for label in split.y_n.unique()]
+    rows = []
+    for step in range(steps):
+        if step % len(of_class) == 0:
+            turn = torch.randperm(len(of_class), generator=generator)
+        mine = of_class[int(turn[step % len(of_class)])]
+        rows.append(mine[torch.randint(len(mine), (size,), generator=generator)])
+    return torch.stack(rows)
+
+
+def batches(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Iterator[tuple[Tensor, Tensor]]:
+    """``steps`` batches of ``size``, as :func:`places` has them."""
+    for index in places(split, size, steps, seed, order):
+        yield split.x_nchw[index], split.y_n[index]
+
+
+@torch.no_grad()
+def scores_of(model: nn.Module, split: Split) -> Tensor:
+    return torch.cat([model(part) for part in split.x_nchw.split(512)])
+
+
+def error_and_loss(model: nn.Module, split: Split) -> tuple[float, float | None]:
+    """Share of wrong answers and mean cross entropy; a network whose scores are not finite is wrong everywhere."""
+    scores = scores_of(model, split)
+    if not bool(torch.isfinite(scores).all()):
+        return 1.0, None
+    wrong = (scores.argmax(dim=1) != split.y_n).float().mean()
+    return float(wrong), float(functional.cross_entropy(scores, split.y_n))
+
+
+def subset(split: Split, count: int, classes: int, label_noise: float, seed: int) -> Split:
+    """``count`` images drawn by ``seed``, that share of whose labels is exchanged for another class's."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randperm(len(split), generator=generator)[:count]
+    y_n = split.y_n[index].clone()
+    wrong = torch.randperm(len(index), generator=generator)[: round(label_noise * len(index))]
+    y_n[wrong] = (y_n[wrong] + torch.randint(1, classes, (len(wrong),), generator=generator)) % classes
+    return Split(split.x_nchw[index], y_n)
+
+
+@dataclass
+class Fitted:
+    """A network after training, and the step at which its loss was not finite, if any."""
+
+    model: nn.Module
+    diverged: int | None = None
+
+
+def fit(
+    data: Task,
+    train: Split,
+    *,
+    network: Mapping[str, Any],
+    norm: str,
+    rate: float,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    decay: float = 0.0,
+    schedule: str = "constant",
+    order: str = "shuffled",
+    only_last: bool = False,
+    look: Callable[[int, nn.Module], bool] = lambda step, model: False,
+) -> Fitted:
+    """Train one network on ``train`` by SGD without momentum, until ``look``, called before the first step and after
+    each, says to stop.
+
+    Args:
+        decay: of weights of linear and convolutional layers (L2, in the gradient); never of γ, β and biases.
+        schedule: ``"constant"``, or ``"cosine"``: the rate falls to 0 as half a cosine (Loshchilov & Hutter 2017).
+        order: ``"shuffled"`` epochs, or ``"runs"``: each batch of one class.
+        only_last: nothing but the last layer is trained.
+    """
+    model = build(data, network, norm, seed)
+    if only_last:
+        for parameter in list(model.parameters())[:-2]:
+            parameter.requires_grad_(False)
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            decayed = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
+            (weights if decayed else others).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}, {"params": others}]
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], rate, foreach=True)
+    fitted = Fitted(model)
+    if look(0, model):
+        return fitted
+    for step, (x_nchw, y_n) in enumerate(batches(train, batch_size, steps, seed, order), start=1):
+        if schedule == "cosine":
+            for group in optimizer.param_groups:
+                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x_nchw), y_n)
+        loss.backward()
+        optimizer.step()
+        if not torch.isfinite(loss):
+            fitted.diverged = step
+            break
+        if look(step, model):
+            break
+    return fitted
+
+
+@versioned(4, together="gammabeta.lab.images.together")
+def train(
+    *,
+    task: Mapping[str, Any],
+    network: Mapping[str, Any],
+    norm: str,
+    rate: float,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    target: float | None = None,
+    every: int = 5,
+    report: str = "validation",
+    images: int | None = None,
+    label_noise: float = 0.0,
+    curve: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train one network.
+
+    Args:
+        task, network: as :func:`gammabeta.lab.task.load` and :func:`gammabeta.lab.images.networks.build` take them.
+        norm: the arm.
+        rate: the learning rate of SGD, without momentum.
+        steps: the limit.
+        seed: of the initialization, the batches and the subset; arms of one seed share all three.
+        target: stop at this validation accuracy, looked at after ``every`` steps with exact statistics.
+        report: the split that the final error is taken from: ``"validation"`` while tuning, ``"test"`` after it.
+        images: train on this many images, drawn by ``seed``; all where None.
+        label_noise: share of the training labels that are wrong.
+        curve: look at the losses after every so many steps; never where 0.
+        options: decay, schedule, order, only_last, as :func:`fit` takes them.
+
+    Returns:
+        ``steps``: at which the target was reached, interpolated between the two looks around it; None where it was not.
+        ``accuracy``: (step, validation accuracy) at each look. ``error``, ``loss``: at the end, with exact statistics;
+        ``moving_error``: the error with the moving averages. ``train_loss``: on the images trained on, their labels as
+        trained, with exact statistics. ``curve``: (step, train_loss, loss) at each look of the curve. ``diverged``: the
+        step at which the loss was not finite.
+    """
+    data = load(task)
+    own = data.train if images is None else subset(data.train, images, data.classes, label_noise, seed)
+    population_nchw = own.x_nchw[:POPULATION]
+    split: Split = getattr(data, report)
+    looks: list[tuple[int, float]] = []
+    losses: list[tuple[int, float | None, float | None]] = []
+
+    def look(step: int, model: nn.Module) -> bool:
+        if curve and step % curve == 0:
+            with exact_statistics(model, population_nchw):
+                losses.append((step, error_and_loss(model, own)[1], error_and_loss(model, split)[1]))
+        if target is None or (step % every and step != steps):
+            return False
+        with exact_statistics(model, population_nchw):
+            looks.append((step, 1.0 - error_and_loss(model, data.validation)[0]))
+        return step > 0 and looks[-1][1] >= target
+
+    fitted = fit(
+        data, own, network=network, norm=norm, rate=rate, batch_size=batch_size, steps=steps, seed=seed, look=look,
+        **options,
+    )  # fmt: skip
+    reached = None
+    if target is not None and len(looks) > 1 and looks[-1][1] >= target and fitted.diverged is None:
+        reached = crossing(looks[-2], looks[-1], target)
+    error, final_loss, moving_error, train_loss = 1.0, None, 1.0, None
+    if fitted.diverged is None:
+        model = fitted.model.eval()
+        moving_error, _ = error_and_loss(model, split)
+        with exact_statistics(model, population_nchw):
+            error, final_loss = error_and_loss(model, split)
+            if images is not None or report == "train":
+                _, train_loss = error_and_loss(model, own)
+    return {
+        "steps": reached,
+        "accuracy": looks,
+        "error": error,
+        "loss": final_loss,
+        "moving_error": moving_error,
+        "train_loss": train_loss,
+        "curve": losses,
+        "diverged": fitted.diverged,
+    }
+
+
+def crossing(before: tuple[int, float], after: tuple[int, float], target: float) -> float:
+    """The step at which accuracy passed ``target``, on the line between two looks (step, accuracy)."""
+    if before[1] >= target:
+        return float(before[0]) or 1.0
+    return before[0] + (after[0] - before[0]) * (target - before[1]) / (after[1] - before[1])
+
+
+@versioned(1)
+def step_time(
+    *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int, seed: int, steps: int = 60
+) -> dict[str, Any]:
+    """``timing``: processor seconds a training step, the median of single ones, evaluation left out."""
+    data = load(task)
+    model = build(data, network, norm, seed)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, foreach=True)
+    taken = []
+    for x_nchw, y_n in batches(data.train, batch_size, steps, seed):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x_nchw), y_n).backward()
+        optimizer.step()
+        taken.append(time.perf_counter() - start)
+    return {"steps": steps, "timing": {"seconds_per_step": sorted(taken)[steps // 2]}}
+
+
+@versioned(1)
+def linear(*, task: Mapping[str, Any]) -> dict[str, Any]:
+    """A linear classifier's accuracy on the validation split: what every network's target is set by.
+
+    Multinomial logistic regression on the standardized pixels, scikit-learn's default L2 penalty.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    data = load(task)
+    model = LogisticRegression(max_iter=300)
+    model.fit(data.train.x_nchw.flatten(1).numpy(), data.train.y_n.numpy())
+    accuracy = model.score(data.validation.x_nchw.flatten(1).numpy(), data.validation.y_n.numpy())
+    return {"accuracy": float(accuracy), "chance": chance(data)}
+
+
+def chance(task: Task | SequenceTask) -> float:
+    """The accuracy of always answering the most frequent class."""
+    return float(torch.bincount(task.validation.y_n, minlength=task.classes).max()) / len(task.validation)

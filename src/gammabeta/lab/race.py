@@ -1,0 +1,115 @@
+"""The race to a target accuracy, which the claims on speed and on rates share: networks, arms, and their best rates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.networks import describe
+from gammabeta.lab.outcome import Room
+from gammabeta.lab.trials.trial import Trial
+from gammabeta.lab.tuning import tune
+
+BATCH_SIZE, LIMIT, EVERY = 32, 300, 5
+ARMS = ("none", "batch")
+# The target: this part of the way from chance to what a linear classifier reaches on the same data.
+PART = 0.9
+
+
+@dataclass(frozen=True)
+class Race:
+    """One network with and without BatchNorm, each at the exponent of 2 of its best rate."""
+
+    network: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]
+    best: Mapping[str, int]
+    room: Room
+    trains: bool
+
+    @property
+    def name(self) -> str:
+        return describe(self.network)
+
+    @property
+    def matched(self) -> bool:
+        """Whether the initialization is the one that suits the activation; a user's model brings its own."""
+        return bool(self.network.get("init", "matched") == "matched")
+
+
+def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
+    """MLPs of depth 4 and 12, relu, matched and torch's initialization; in full, or where a user gave one, a conv
+    net."""
+    chosen = [experiment.mlp(4), experiment.mlp(12), experiment.mlp(12, init="default")]
+    if not experiment.quick:
+        chosen.append(experiment.mlp(4, init="default"))
+    if experiment.user or not experiment.quick:
+        chosen.append(experiment.convolutional)
+    return chosen
+
+
+def target(experiment: Experiment) -> float:
+    """The validation accuracy to reach, fixed by a linear classifier before any network is trained."""
+    reference = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0]
+    return round(reference["chance"] + PART * (reference["accuracy"] - reference["chance"]), 4)
+
+
+def steps_or_more(result: Mapping[str, Any]) -> float:
+    """Steps to the target; where it was not reached, more than any that was, the less accurate the more."""
+    if result["steps"] is not None:
+        return float(result["steps"])
+    return LIMIT * (2.0 - best_accuracy(result))
+
+
+def best_accuracy(result: Mapping[str, Any]) -> float:
+    return max(accuracy for _, accuracy in result["accuracy"])
+
+
+def races(experiment: Experiment) -> list[Race]:
+    """Every network's arms, tuned, and whether there is room, by the unnormalized arm's tuning runs alone.
+
+    Room: at its best rate the unnormalized network gets above twice the accuracy of chance, and needs more than two
+    looks at the validation set to reach the target.
+    """
+    goal = target(experiment)
+    chosen = networks(experiment)
+    arms = [
+        {
+            "network": dict(network),
+            "norm": norm,
+            "batch_size": BATCH_SIZE,
+            "steps": LIMIT,
+            "target": goal,
+            "every": EVERY,
+        }
+        for network in chosen
+        for norm in ARMS
+    ]
+    best = tune(experiment, arms, steps_or_more)
+    found = []
+    chance = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0][
+        "chance"
+    ]
+    for index, network in enumerate(chosen):
+        pair = {norm: arms[len(ARMS) * index + place] for place, norm in enumerate(ARMS)}
+        rates = {norm: best[len(ARMS) * index + place] for place, norm in enumerate(ARMS)}
+        control = experiment.run(
+            [experiment.train(**pair["none"], rate=2.0 ** rates["none"], seed=experiment.tuning_seed)]
+        )[0]
+        accuracy, steps = best_accuracy(control), control["steps"]
+        seen = f"accuracy {accuracy:.2f}" + (f", target after {steps:.0f} steps" if steps else ", target not reached")
+        trains = accuracy > 2 * chance
+        holds = trains and (steps is None or steps > 2 * EVERY)
+        found.append(
+            Race(network, pair, rates, Room(holds, f"{describe(network)} without normalization: {seen}"), trains)
+        )
+    return found
+
+
+def without_room(every: Sequence[Race]) -> str:
+    """The end of a sentence that names the networks without room, or nothing."""
+    parts = [
+        f"{race.name} ({'at the target at once' if race.trains else 'untrained'} without normalization)"
+        for race in every
+        if not race.room.holds
+    ]
+    return f"; no room in {', '.join(parts)}" if parts else ""

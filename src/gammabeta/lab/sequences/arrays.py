@@ -1,0 +1,86 @@
+"""Sequences of variable length in padded arrays become a task."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from gammabeta.lab.arrays import check_labels, check_numbers, parts
+from gammabeta.lab.task import Sequences, SequenceTask, TaskError
+
+
+def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> SequenceTask:
+    """At most 2,000 sequences to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report
+    on.
+
+    The subsets are drawn once, with a fixed seed and equal shares of each class. Each feature is standardized by the
+    mean and the standard deviation (divided by the count) of the real values that are trained on, padding left out:
+    (x − μ)/σ up to each sequence's length and 0 from there on.
+
+    Args:
+        arrays: x_train, x_test: (n, time, features), of any real dtype, with one number of features; lengths_train,
+            lengths_test: (n,), integers from 1 to time, and what x holds from there on is not looked at; y_train,
+            y_test: labels (n,), integers from 0 to the number of classes less one.
+        where: what an error's sentence begins with, as the file's name.
+
+    Raises:
+        TaskError: an array of the wrong shape, dtype, length or range.
+    """
+    for part in ("train", "test"):
+        _check(arrays, part, where)
+    features = arrays["x_train"].shape[2], arrays["x_test"].shape[2]
+    if features[0] != features[1]:
+        raise TaskError(
+            f"{where}: expected one number of features, got {features[0]} in x_train and {features[1]} in x_test: "
+            "give both the same."
+        )
+    classes = check_labels(arrays, where, "sequences")
+    train, validation, test = parts(arrays["y_train"], arrays["y_test"])
+    real_nt = _real(arrays, "train")[train]
+    values_vf = arrays["x_train"][train][real_nt].astype(np.float64)
+    mean_f, std_f = values_vf.mean(axis=0), values_vf.std(axis=0)
+    if not np.all(std_f > 0):
+        raise TaskError(
+            f"{where}: expected features that vary, got one value throughout the training part in feature "
+            f"{int(np.argmin(std_f))}: leave that feature out."
+        )
+
+    def split(part: str, index: np.ndarray) -> Sequences:
+        real_nt1 = _real(arrays, part)[index][:, :, None]
+        x_ntf = arrays[f"x_{part}"][index].astype(np.float64)
+        scaled_ntf = np.where(real_nt1, (np.where(real_nt1, x_ntf, 0.0) - mean_f) / std_f, 0.0)
+        lengths_n, y_n = (arrays[f"{key}_{part}"][index].astype(np.int64) for key in ("lengths", "y"))
+        return Sequences(
+            torch.from_numpy(scaled_ntf.astype(np.float32)), torch.from_numpy(lengths_n), torch.from_numpy(y_n)
+        )
+
+    return SequenceTask(
+        name, description, classes, split("train", train), split("train", validation), split("test", test)
+    )
+
+
+def _real(arrays: Mapping[str, np.ndarray], part: str) -> np.ndarray:
+    """(n, time): what is no padding."""
+    return np.asarray(np.arange(arrays[f"x_{part}"].shape[1]) < arrays[f"lengths_{part}"][:, None])
+
+
+def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:
+    x, lengths = arrays[f"x_{part}"], arrays[f"lengths_{part}"]
+    if x.ndim != 3 or 0 in x.shape[1:]:
+        raise TaskError(f"{where}: expected x_{part} of shape (n, time, features), got {x.shape}: reshape it.")
+    check_numbers(arrays, part, where, "sequences")
+    if lengths.shape != (len(x),) or lengths.dtype.kind not in "ui":
+        raise TaskError(
+            f"{where}: expected lengths_{part} of shape ({len(x)},) with integers, got {lengths.shape} of "
+            f"{lengths.dtype}: give each sequence the number of its steps."
+        )
+    if len(x) and (lengths.min() < 1 or lengths.max() > x.shape[1]):
+        raise TaskError(
+            f"{where}: expected lengths_{part} from 1 to {x.shape[1]}, the time of x_{part}, got {lengths.min()} to "
+            f"{lengths.max()}: leave out what is empty, and pad x_{part} to the longest."
+        )
+    if x.dtype.kind == "f" and not np.isfinite(x[_real(arrays, part)]).all():
+        raise TaskError(
+            f"{where}: expected finite values in x_{part} up to each sequence's length, got NaN or infinity: replace "
+            "them, or leave these sequences out."
+        )

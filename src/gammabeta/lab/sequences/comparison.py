@@ -1,0 +1,109 @@
+"""Norms side by side on sequences of variable length: a GRU and Transformers, the trainings of the claim `sequences`.
+
+Errors are those of evaluation as the layers do it, BatchNorm with moving averages: one moving average over all steps
+fits none inside a recurrence, and this is what a user would get. Those with exact statistics, by which the claim goes
+and which rates are chosen by, stand beside. Over d devices with b sequences each a batch is one of b·d; time and memory
+are those of b on one device, without communication. The usual norm is LayerNorm.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gammabeta.lab.claims.sequences import BATCH, batch_of, networks_of, seeds_of, steps_of, trained
+from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.training import chance
+from gammabeta.lab.sequences.networks import ARMS, build_sequence_network
+from gammabeta.lab.sources import load_sequences
+from gammabeta.lab.trials.trial import Trial, versioned
+
+TIMED = 20
+
+
+def norms(batch_size: int, devices: int) -> dict[str, str]:
+    """The arms by the name that a reader knows them by; the usual one first."""
+    found = {norm: ARMS[norm] for norm in ("layer", "rms")}
+    # A step inside the recurrence has one value a statistic where the batch is one sequence.
+    if devices > 1:
+        found |= {f"masked:{batch_size}": "masked BatchNorm of each device's own batch"} if batch_size > 1 else {}
+        found |= {"masked": "masked BatchNorm synced over the devices"}
+    elif batch_size > 1:
+        found |= {norm: ARMS[norm] for norm in ("masked", "padded")}
+    return found | {"none": ARMS["none"]}
+
+
+@versioned(1)
+def costs(
+    *, task: Mapping[str, Any], network: str, norms: Sequence[str], batch_size: int, seed: int, steps: int = TIMED
+) -> dict[str, Any]:
+    """Bytes that a forward on a batch keeps for its backward, by norm; ``timing``: seconds of a training step, medians
+    of steps in turns."""
+    data = load_sequences(task)
+    longest = data.train.x_ntf.shape[1]
+    models = {
+        norm: build_sequence_network(network, data.features, data.classes, norm, 2 * longest, seed) for norm in norms
+    }
+    generator = torch.Generator().manual_seed(seed)
+    batches = [
+        batch_of(data.train, torch.randint(len(data.train), (batch_size,), generator=generator)) for _ in range(steps)
+    ]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, mask, y = batch
+        return functional.cross_entropy(model(x, mask), y)
+
+    kept = {norm: kept_bytes(model, lambda model=model: loss(model, batches[0])) for norm, model in models.items()}  # type: ignore[misc]
+    return {"bytes": kept, "steps": steps, "timing": seconds_a_step(models, loss, batches)}
+
+
+def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
+    """Train each network with every norm, each at its own best rate, and measure what it costs."""
+    batch_size = batch_size or BATCH
+    whole = batch_size * devices
+    named = norms(batch_size, devices)
+    networks = networks_of(experiment)
+    exponents, results, _ = trained(experiment, list(named), whole)
+    source = dict(experiment.sources["sequences"])
+    data = load_sequences(source)
+    by_chance = 100 * (1 - chance(data))
+    plain = {norm: norm.partition(":")[0] for norm in named}
+    # Of one device; a batch of one sequence is timed as two, of which BatchNorm has statistics.
+    at = {"task": source, "norms": sorted(set(plain.values())), "batch_size": max(batch_size, 2)}
+    seeds = seeds_of(experiment)[:3]
+    trials = [
+        Trial(f"{__name__}:costs", {**at, "network": network, "seed": seed}) for network in networks for seed in seeds
+    ]
+    records = iter(experiment.records(trials))
+    made = []
+    for network in networks:
+        of_network = [next(records) for _ in seeds]
+        found = {norm: results[network, norm] for norm in named}
+        compared = side_by_side(
+            named,
+            {norm: exponents[network, norm] for norm in named},
+            {norm: [100 * result["moving_error"] for result in of_norm] for norm, of_norm in found.items()},
+            {norm: [record["timing"][plain[norm]] for record in of_network] for norm in named},
+            {norm: of_network[0]["result"]["bytes"][plain[norm]] for norm in named},
+            ERROR,
+            {norm: [100 * result["error"] for result in of_norm] for norm, of_norm in found.items()},
+        )
+        learned = min(arm.value for arm in compared) <= 0.5 * by_chance
+        made.append(
+            Comparison(
+                "sequences",
+                data.name,
+                network,
+                batch_size,
+                devices,
+                steps_of(experiment),
+                ERROR,
+                learned,
+                compared,
+                rates_by="exact statistics",
+            )
+        )
+    return made

@@ -1,0 +1,59 @@
+"""Rows of digits read column by column: sequences of variable length, made of scikit-learn's digits. No download."""
+
+import numpy as np
+import torch
+
+from gammabeta.lab.images import digits
+from gammabeta.lab.task import Sequences, SequenceTask, Split
+
+MOST_DIGITS = 6
+TRAIN, VALIDATION, TEST = 1500, 400, 600
+
+
+def load() -> SequenceTask:
+    """1 to 6 digits in a row; each step is a column of 8 pixels, empty margin columns left out; the label is the first
+    digit. Training, validation and test rows are made of different images, those of the task digits.
+
+    One digit alone is nearly always 6 columns wide and would vary nothing. Pixels are standardized row by row by the
+    training part's columns.
+    """
+    images = digits.load()
+    raw = [
+        _rows(*part) for part in ((images.train, TRAIN, 0), (images.validation, VALIDATION, 1), (images.test, TEST, 2))
+    ]
+    columns = np.concatenate([row for row, _ in raw[0]])
+    mean, std = columns.mean(axis=0), np.maximum(columns.std(axis=0), 1e-6)
+    longest = max(len(row) for rows in raw for row, _ in rows)
+
+    def padded(rows: list[tuple[np.ndarray, int]]) -> Sequences:
+        x_ntf = np.zeros((len(rows), longest, 8), dtype=np.float32)
+        for index, (row, _) in enumerate(rows):
+            x_ntf[index, : len(row)] = (row - mean) / std
+        lengths = torch.tensor([len(row) for row, _ in rows])
+        return Sequences(torch.from_numpy(x_ntf), lengths, torch.tensor([label for _, label in rows]))
+
+    train, validation, test = (padded(rows) for rows in raw)
+    return SequenceTask(
+        "strokes",
+        "1 to 6 of scikit-learn's digits in a row, read column by column; the label is the first",
+        10,
+        train,
+        validation,
+        test,
+    )
+
+
+def _rows(part: Split, count: int, seed: int) -> list[tuple[np.ndarray, int]]:
+    """``count`` rows of columns (time, 8) with the label of their first digit, drawn with a fixed seed."""
+    rng = np.random.default_rng(seed)
+    images = part.x_nchw[:, 0].numpy().astype(np.float64)
+    empty = images.min()
+    trimmed = []
+    for image in images:
+        inked = np.flatnonzero((image > empty + 1e-6).any(axis=0))
+        trimmed.append(image[:, inked[0] : inked[-1] + 1].T)
+    rows = []
+    for _ in range(count):
+        chosen = rng.integers(0, len(images), rng.integers(1, MOST_DIGITS + 1))
+        rows.append((np.concatenate([trimmed[index] for index in chosen]), int(part.y_n[chosen[0]])))
+    return rows

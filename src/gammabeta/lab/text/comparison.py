@@ -1,0 +1,78 @@
+"""Norms side by side on text: a causal Transformer over characters, the trainings of the claim
+`layernorm_in_transformers`.
+
+Losses are those of evaluation, BatchNorm with moving averages and therefore causal. Over d devices with b windows each
+a batch is one of b·d; time and memory are those of b on one device, without communication. The usual norm is LayerNorm.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gammabeta.lab.claims.layernorm_in_transformers import (
+    BATCH,
+    NAMES,
+    blind_loss,
+    decoder,
+    loss_of,
+    shape_of,
+    steps_of,
+    timed,
+    trained,
+    windows,
+)
+from gammabeta.lab.comparison import LOSS, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.sources import load_text
+from gammabeta.lab.trials.trial import Trial, versioned
+
+
+def norms(batch_size: int, devices: int) -> dict[str, str]:
+    """The arms by the name that a reader knows them by; the usual one first."""
+    found = {norm: NAMES[norm] for norm in ("layer", "rms")}
+    if devices > 1:
+        found |= {
+            f"padded:{batch_size}": "BatchNorm of each device's own batch",
+            "padded": "BatchNorm synced over the devices",
+        }
+    else:
+        found |= {"padded": NAMES["padded"]}
+    return found | {"none": NAMES["none"]}
+
+
+@versioned(1)
+def saved_bytes(
+    *, task: Mapping[str, Any], norm: str, width: int, layers: int, context: int, batch: int
+) -> dict[str, Any]:
+    """Bytes that one forward on a batch keeps for its backward."""
+    data = load_text(task)
+    model = decoder(data, norm, width, layers, context, 0)
+    tokens = windows(data.train_n, batch, context, torch.Generator().manual_seed(0))
+    return {"bytes": kept_bytes(model, lambda: loss_of(model, tokens))}
+
+
+def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
+    """Train the decoder with every norm, each at its own best rate, and measure what it costs."""
+    batch_size = batch_size or BATCH
+    named = norms(batch_size, devices)
+    shape = shape_of(experiment, batch_size * devices)
+    exponents, results, _ = trained(experiment, list(named), shape)
+    source = dict(experiment.sources["text"])
+    data = load_text(source)
+    plain = {norm: norm.partition(":")[0] for norm in named}
+    of_one = shape_of(experiment, batch_size)
+    timings = timed(experiment, of_one)
+    at = {"task": source, **of_one}
+    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
+    compared = side_by_side(
+        named,
+        exponents,
+        {norm: [result["loss"] for result in of_norm] for norm, of_norm in results.items()},
+        {norm: [timing[plain[norm]] for timing in timings] for norm in named},
+        {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)},
+        LOSS,
+    )
+    learned = min(arm.value for arm in compared) < blind_loss(data) - 0.5
+    network = f"Transformer, {shape['layers']} layers"
+    return [Comparison("text", data.name, network, batch_size, devices, steps_of(experiment), LOSS, learned, compared)]

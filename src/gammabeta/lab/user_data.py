@@ -1,0 +1,136 @@
+"""Data of your own, from a function of your own.
+
+``gammabeta study --data package.module:function``, or ``file.py:function``, calls the function without arguments (or
+with literals that you write behind it, as ``file.py:load(3)``). It returns a dict, of one of three kinds:
+
+images
+    ``{"x_train", "y_train", "x_test", "y_test"}``: x is (n, height, width) or (n, height, width, 1 or 3), of any real
+    dtype, 8 × 8 pixels or more, all of one shape; y is (n,), integers from 0 to the number of classes less one.
+sequences
+    the same four and ``{"lengths_train", "lengths_test"}``: x is (n, time, features), padded at the end of time;
+    lengths is (n,), integers from 1 to time. What x holds from a sequence's length on is not looked at.
+text
+    ``{"text"}``: one str of 10,000 characters or more.
+
+Each array is a numpy array or a tensor. There are 10 training samples of each class or more, and 10 test samples or
+more; of many, the study takes a fixed, stratified subset of 2,000 to train on, 500 to tune rates on, both from x_train,
+and 1,000 of x_test to report on. It standardizes them, so that the function does not have to.
+
+The function is called in every process of the study and has to return the same each time: it seeds what it draws.
+Trials are kept under a hash of what it returns and of the file that defines it: a change of either makes new trials.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gammabeta.lab.arrays import NAMES
+from gammabeta.lab.task import Kind, TaskError
+from gammabeta.lab.text.characters import SHORTEST
+from gammabeta.target import TargetError, in_any_folder, load_value
+
+LENGTHS = ("lengths_train", "lengths_test")
+
+
+@dataclass(frozen=True)
+class UserData:
+    """What a user's function returned.
+
+    Attributes:
+        target: what names the function, from any working directory.
+        content: arrays by name, or the text under ``"text"``.
+        fingerprint: a hash of the content and of the file that defines the function.
+    """
+
+    target: str
+    kind: Kind
+    content: Mapping[str, Any]
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """The function and the last part of where it is, as ``load of data.py``."""
+        where, _, function = self.target.partition("(")[0].rpartition(":")
+        return f"{function} of {Path(where).name}"
+
+
+def read(target: str) -> UserData:
+    """Call the user's function, and look at what it returned.
+
+    Raises:
+        TaskError: the function cannot be called, or what it returned is not as this file's docstring says.
+    """
+    state = np.random.get_state()
+    try:
+        # The seeds that the function may set are its own, and no other trial's.
+        with torch.random.fork_rng(devices=[]):
+            made = load_value(target)
+    except TargetError as error:
+        raise TaskError(f"--data {error}") from error
+    finally:
+        np.random.set_state(state)
+    where = f"--data {target}"
+    kind, names = _kind(made.value, where)
+    content = {name: _array(name, made.value[name], where) for name in names} if kind != "text" else dict(made.value)
+    if kind == "text":
+        _check_text(content["text"], where)
+    code = Path(made.file).read_bytes() if made.file is not None else b""
+    return UserData(in_any_folder(target), kind, content, _hash(code, content))
+
+
+def _kind(value: Any, where: str) -> tuple[Kind, tuple[str, ...]]:
+    forms = f"{', '.join(NAMES)}; these and {', '.join(LENGTHS)}; or text"
+    if not isinstance(value, Mapping):
+        raise TaskError(
+            f"{where}: expected a dict with {forms}, got {type(value).__name__}: return the arrays under these names."
+        )
+    keys = set(value)
+    if keys == {"text"}:
+        return "text", ("text",)
+    if keys == set(NAMES):
+        return "images", NAMES
+    if keys == {*NAMES, *LENGTHS}:
+        return "sequences", (*NAMES, *LENGTHS)
+    got = ", ".join(str(key) for key in value) or "nothing"
+    raise TaskError(f"{where}: expected a dict with {forms}, got {got}: return these names and no others.")
+
+
+def _array(name: str, value: Any, where: str) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    if isinstance(value, np.ndarray):
+        return value
+    raise TaskError(
+        f"{where}: expected {name} as a numpy array or a tensor, got {type(value).__name__}: convert it, as "
+        f"np.asarray({name}) does."
+    )
+
+
+def _check_text(text: Any, where: str) -> None:
+    if not isinstance(text, str):
+        raise TaskError(
+            f"{where}: expected text as a str, got {type(text).__name__}: decode or join what the function returns."
+        )
+    if len(text) < SHORTEST:
+        raise TaskError(
+            f"{where}: expected a text of {SHORTEST:,} characters or more, got {len(text)}: return a longer one."
+        )
+
+
+def _hash(code: bytes, content: Mapping[str, Any]) -> str:
+    whole = hashlib.sha256(hashlib.sha256(code).digest())
+    for name in sorted(content):
+        value = content[name]
+        if isinstance(value, str):
+            whole.update(f"{name}\0".encode() + value.encode("utf-8", "surrogatepass"))
+        else:
+            whole.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
+            # Python objects have addresses, which say nothing of what they are; their dtype is refused later.
+            whole.update(b"" if value.dtype.hasobject else np.ascontiguousarray(value).tobytes())
+    return whole.hexdigest()[:16]

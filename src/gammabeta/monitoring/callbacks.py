@@ -1,0 +1,132 @@
+"""`watch` as a trainer's callback: Lightning's and transformers', each imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gammabeta.diagnostics.findings import Diagnosis
+from gammabeta.monitoring.watch import watch
+
+Log = Callable[[str, float, int], Any]
+
+
+class _Watching:
+    """What both callbacks have: a watch while training runs, its diagnosis and its page when it has ended."""
+
+    watch: watch | None = None
+
+    def __init__(self, log: Log | None, every: int, report: Path | str | None) -> None:
+        super().__init__()
+        self._log, self._every, self._report = log, every, report
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What was found so far.
+
+        Raises:
+            RuntimeError: the training has not begun.
+        """
+        if self.watch is None:
+            raise RuntimeError("diagnosis: expected a training that has begun, got none yet: hand it to the trainer.")
+        return self.watch.diagnosis()
+
+    def _begin(self, model: Any, optimizers: list[Any], log: Log | None) -> None:
+        self._end(report=False)
+        self.watch = watch(model, optimizers, log=log, every=self._every)
+        self.watch.__enter__()
+
+    def _end(self, *, report: bool) -> None:
+        if self.watch is None:
+            return
+        self.watch.__exit__()
+        if report and self._report is not None:
+            self.watch.report(self._report)
+
+
+def lightning_callback(*, every: int = 20, report: Path | str | None = None, log: Log | None = None) -> Any:
+    """A Lightning callback that watches the training: `Trainer(callbacks=[lightning_callback()])`.
+
+    Numbers go to the trainer's loggers, under the names that `watch` gives them. A batch counts from Lightning's own
+    `on_train_batch_start`, so that it does not matter whether `training_step` goes through the module's forward. What
+    is compiled in `configure_model` or before is watched as it is: hooks come on before the first step.
+
+    Args:
+        every: steps between measured ones.
+        report: where the health report is written when the training has ended.
+        log: called with name, value, step in place of the trainer's loggers.
+
+    Returns:
+        The callback, with `watch` and `diagnosis`.
+
+    Raises:
+        ImportError: neither lightning nor pytorch_lightning is installed.
+    """
+    base = _base(("lightning.pytorch", "pytorch_lightning"), "Callback", "lightning_callback", "lightning")
+
+    class LightningWatch(_Watching, base):  # type: ignore[misc, valid-type]
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            def logged(name: str, value: float, step: int) -> None:
+                for logger in trainer.loggers:
+                    logger.log_metrics({name: value}, step=step)
+
+            self._begin(pl_module, list(trainer.optimizers), self._log or logged)
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if self.watch is not None:
+                self.watch.begin(batch)
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            self._end(report=trainer.is_global_zero)
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            self._end(report=False)
+
+    return LightningWatch(log, every, report)
+
+
+def transformers_callback(*, every: int = 20, report: Path | str | None = None, log: Log | None = None) -> Any:
+    """A transformers `TrainerCallback` that watches the training: `Trainer(..., callbacks=[transformers_callback()])`.
+
+    Args:
+        every: steps between measured ones.
+        report: where the health report is written when the training has ended.
+        log: called with name, value, step at each measured step: `SummaryWriter.add_scalar`, or any function.
+
+    Returns:
+        The callback, with `watch` and `diagnosis`; `close()` takes the hooks off where a training has raised, for which
+        transformers has no event.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    base = _base(("transformers",), "TrainerCallback", "transformers_callback", "transformers")
+
+    class TransformersWatch(_Watching, base):  # type: ignore[misc, valid-type]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            optimizer = kwargs.get("optimizer")
+            while optimizer is not None and hasattr(optimizer, "optimizer"):  # accelerate's wrapper calls the inner one
+                optimizer = optimizer.optimizer
+            self._begin(kwargs["model"], [] if optimizer is None else [optimizer], self._log)
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self._end(report=state.is_world_process_zero)
+
+        def close(self) -> None:
+            self._end(report=False)
+
+    return TransformersWatch(log, every, report)
+
+
+def _base(modules: tuple[str, ...], name: str, caller: str, package: str) -> type:
+    for module in modules:
+        try:
+            found: type = getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
+                raise
+        else:
+            return found
+    raise ImportError(f"{caller}: expected {package} to be installed, and it is not: pip install {package}.")

@@ -1,1 +1,0 @@
-"""The data, models and training that the study's trials run on."""

@@ -1,0 +1,62 @@
+"""GB106: outputs that depend on the companions of a sample."""
+
+import pytest
+import torch
+from torch import nn
+
+import gammabeta as gb
+from gammabeta.diagnostics.rules import batch_dependent_inference
+
+
+def companions_matter(model, count=200):
+    """How much a sample's output varies with the three others of its batch, in standard deviations of the output."""
+    probe = torch.randn(1, 3, 8, 8)
+    outputs = torch.stack([model(torch.cat([probe, torch.randn(3, 3, 8, 8)]))[0] for _ in range(count)])
+    return (outputs.std(0).square().mean() / outputs.var()).sqrt().item()
+
+
+@torch.no_grad()
+def test_companions_move_the_output_and_after_the_fix_they_do_not():
+    torch.manual_seed(0)
+    example = batch_dependent_inference.flagged()
+    model = example.model
+    before = companions_matter(model)
+    assert before == pytest.approx(0.11, abs=0.03)
+    diagnosis = gb.check(model, loader=example.loader, select="GB106")
+    diagnosis.fix()
+    assert companions_matter(model) < 1e-6  # the rounding of a batch of four
+    stacked = torch.cat(example.loader)
+    mean = nn.functional.conv2d(stacked, model[0].weight, model[0].bias).mean((0, 2, 3))
+    # Exact moments of float32 values.
+    torch.testing.assert_close(model[1].running_mean, mean, rtol=0, atol=1e-5)
+    assert list(model.state_dict()) == [
+        "0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked",
+    ]  # fmt: skip
+
+
+def test_without_a_loader_nothing_is_done_and_it_is_said():
+    model = batch_dependent_inference.flagged().model
+    change = gb.check(model, select="GB106").fix()
+    assert change.changed == []
+    assert change.left["1"] == (
+        "GB106 batch-dependent-inference: attach running statistics and gammabeta.recalibrate(model, batches, "
+        "where='1'); given loader= the check can do it"
+    )
+    assert model[1].running_mean is None
+
+
+def test_switched_off_afterwards_is_a_warning_since_the_buffers_stand_still():
+    norm = nn.BatchNorm1d(4)
+    norm(torch.randn(16, 4))
+    norm.track_running_stats = False
+    before = norm.running_mean.clone()
+    norm(torch.randn(16, 4) + 3)
+    assert torch.equal(norm.running_mean, before)
+    (finding,) = gb.check(norm, select="GB106").findings
+    assert finding.severity == "warning"
+    assert finding.message.startswith("track_running_stats is off beside running statistics")
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4)])
+def test_norms_of_single_samples_are_not_found(norm):
+    assert not gb.check(norm.eval(), select="GB106").findings

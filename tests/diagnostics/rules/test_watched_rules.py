@@ -1,0 +1,142 @@
+"""The rules that see training: the harm that each speaks of, and that healthy training is left in peace."""
+
+import functools
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+
+import gammabeta as gb
+from gammabeta.diagnostics.rules import RULES
+from gammabeta.introspection.sampled import InputOrder, sample
+
+
+def trained(code, which):
+    torch.manual_seed(0)
+    rule = next(rule for rule in RULES if rule.code == code)
+    example = getattr(rule, which)()
+    with gb.watch(example.model, example.optimizer) as watch:
+        example.train()
+    return example.model, watch
+
+
+def test_forwards_without_gradient_pull_the_running_mean_away_and_held_ones_do_not():
+    far = {}
+    for which in ("flagged", "clean"):
+        model, watch = trained("GB110", which)
+        x = model[0](torch.randn(4096, 4)).detach()
+        far[which] = ((model[1].running_mean - x.mean(0)).abs() / x.std(0)).max().item()
+        assert watch.watched.norms["1"].polluting == (10 if which == "flagged" else 0)
+    assert far["flagged"] > 3
+    # After ten steps 0.35 of the initial zeros is left, of means of less than a deviation; and sampling of 32.
+    assert far["clean"] < 1
+
+
+def test_a_checkpoint_moves_torch_s_layer_twice_and_an_adopted_one_once():
+    for which, count in (("flagged", 20), ("clean", 10)):
+        model, _ = trained("GB111", which)
+        assert model[0][1].num_batches_tracked == count
+
+
+def test_micro_batches_move_the_statistics_each_and_gathered_ones_once_a_step():
+    for which, count in (("flagged", 32), ("clean", 8)):
+        model, _ = trained("GB204", which)
+        assert model[1].num_batches_tracked == count
+
+
+def test_the_running_mean_of_mixed_domains_fits_neither():
+    model, _ = trained("GB206", "flagged")
+    with torch.no_grad():
+        source, target = model[0](torch.randn(4096, 4)), model[0](torch.randn(4096, 4) + 5)
+    farthest = (target.mean(0) - source.mean(0)).abs().argmax()
+    for domain in (source, target):
+        distance = (model[1].running_mean - domain.mean(0)).abs() / domain.std(0)
+        assert distance[farthest] > 1
+
+
+def test_the_order_of_batches_is_told_from_shuffled_ones():
+    torch.manual_seed(0)
+    for ordered in (False, True):
+        order = InputOrder()
+        for step in range(64):
+            classes = torch.full((32, 1), step % 3) if ordered else torch.randint(3, (32, 1))
+            order.add(torch.randn(32, 4) + 2 * classes)
+        ratio, _ = order.measure()
+        assert ratio > 4 if ordered else 0.5 < ratio < 2
+
+
+@pytest.mark.parametrize("samples", [2, 8, 32])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_the_effective_number_is_that_of_the_variance_of_batch_means(samples, share):
+    """`share` of the variance is common to all positions of a sample."""
+    generator = torch.Generator().manual_seed(samples)
+    batches = [
+        share**0.5 * torch.randn(samples, 64, 1, generator=generator)
+        + (1 - share) ** 0.5 * torch.randn(samples, 64, 49, generator=generator)
+        for _ in range(200)
+    ]
+    means = torch.stack([x.mean((0, 2)) for x in batches])
+    found = torch.stack([sample(x).effective() for x in batches]).median()
+    true = 1 / means.var(0).mean()
+    # 64 channels of 200 batches: a standard error of 1 % of the truth. That of 2 samples is low by σ²'s own error.
+    torch.testing.assert_close(found, true, rtol=0.15 if samples > 2 else 0.6, atol=0)
+
+
+def small_network():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )  # fmt: skip
+
+
+# What the rules advise.
+CARE = ["frozen", "gathered", "checkpointed", "ghost"]
+
+
+@pytest.mark.parametrize("how", ["plain", "amp", "evaluated between", "adopted", "two views", "momentum none", *CARE])
+def test_healthy_training_is_left_in_peace(how):
+    torch.manual_seed(0)
+    datasets = pytest.importorskip("sklearn.datasets")
+    data = datasets.load_digits()
+    x = torch.tensor(data.images).float()[:, None] / 16
+    y = torch.tensor(data.target)
+    model = small_network()
+    if how == "adopted":
+        gb.adopt(model)
+    if how == "momentum none":
+        model[1].momentum = None
+    if how == "frozen":
+        gb.recalibrate(model, [x])
+        gb.freeze(model)
+    if how in ("gathered", "checkpointed"):
+        gb.adopt(model)
+    if how == "ghost":
+        gb.set_statistics(model, gb.statistics.Ghost(16))
+    if how == "checkpointed":
+        forward = model.forward
+        model.forward = functools.partial(torch.utils.checkpoint.checkpoint, forward, use_reentrant=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with gb.watch(model, optimizer) as watch:
+        for _ in range(3):
+            model.train()
+            for part in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                if how == "gathered":
+                    with gb.accumulate_statistics(model):
+                        for micro in part.split(16):
+                            nn.functional.cross_entropy(model(x[micro]), y[micro]).backward()
+                    optimizer.step()
+                    continue
+                with torch.autocast("cpu", enabled=how == "amp"):
+                    loss = nn.functional.cross_entropy(model(x[part]), y[part])
+                    if how == "two views":
+                        view = x[part] + 0.05 * torch.randn_like(x[part])
+                        loss = loss + nn.functional.cross_entropy(model(view), y[part])
+                loss.backward()
+                optimizer.step()
+            if how == "evaluated between":
+                with torch.no_grad():
+                    model.eval()(x[:100])
+    found = watch.diagnosis(select=[rule.code for rule in RULES if "W" in rule.sees]).findings
+    assert found == ()

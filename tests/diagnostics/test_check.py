@@ -1,0 +1,296 @@
+"""The check: what runs, what is ignored, how it reads, and that the model stays as it was."""
+
+import copy
+import pickle
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import gammabeta as gb
+from gammabeta.diagnostics.check import ForwardError, diagnose
+from gammabeta.diagnostics.findings import Diagnosis, Finding, Fix
+from gammabeta.diagnostics.record import kind_of, record_model
+from gammabeta.diagnostics.rules import RULES
+
+
+def faulty():
+    """A frozen stem in training mode, a momentum of TensorFlow's, and decay on all of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).requires_grad_(False)
+    model.body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, momentum=0.99))
+    return model, torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+
+
+def codes(diagnosis):
+    return [(finding.code, finding.where) for finding in diagnosis.findings]
+
+
+def test_errors_come_first_and_what_was_not_run_is_said():
+    model, optimizer = faulty()
+    diagnosis = gb.check(model, optimizer=optimizer)
+    assert codes(diagnosis) == [("GB101", "stem.1"), ("GB305", "body.1"), ("GB401", "body.1")]
+    assert [finding.code for finding in diagnosis.errors] == ["GB101"]
+    assert [finding.code for finding in diagnosis.warnings] == ["GB305", "GB401"]
+    assert diagnosis.notes == ()
+    assert diagnosis.norms == 2
+    assert "GB401" in gb.check(model).idle["the optimizer"]
+
+
+def test_it_prints_by_rule_with_modules_numbers_and_fixes():
+    model, optimizer = faulty()
+    diagnosis = gb.check(model, optimizer=optimizer, select=["GB101", "GB305", "GB401"])
+    assert str(diagnosis) == (
+        "GB101 frozen-norm-thaws (error, 1 module)\n"
+        "  stem.1  γ and β require no gradient and neither do the weights before it, yet it is in training mode: every "
+        "forward moves its running statistics by 0.1 of the batch's\n"
+        "  fix: gammabeta.freeze(model, where='stem.1')\n\n"
+        "GB305 tensorflow-momentum (warning, 1 module)\n"
+        "  body.1  momentum 0.99: 0.99 of the running statistics is the last batch's; in TensorFlow's convention that "
+        "would be torch's 0.01\n"
+        "  fix: momentum=0.01, then gammabeta.recalibrate(model, batches)\n\n"
+        "GB401 decay-on-norm (warning, 1 module)\n"
+        "  body.1  weight decay on weight by 0.1 and bias by 0.1 a step\n"
+        "  fix: hand the optimizer gammabeta.parameter_groups(model, weight_decay)\n\n"
+        "1 error, 2 warnings: 3 rules, 2 norms"
+    )
+    assert repr(diagnosis) == str(diagnosis)
+    assert str(diagnosis.errors[0]).startswith("stem.1: GB101 frozen-norm-thaws: γ and β")
+
+
+def test_a_model_without_findings_says_so():
+    diagnosis = gb.check(nn.Linear(2, 2), select="GB1")
+    assert str(diagnosis).splitlines()[0] == "nothing found: 7 rules, 0 norms"
+
+
+def test_many_modules_are_cut_and_counted():
+    model = nn.Sequential(*(nn.BatchNorm2d(2, momentum=0.9) for _ in range(20)))
+    text = str(gb.check(model, select="GB305"))
+    assert "GB305 tensorflow-momentum (warning, 20 modules)" in text
+    assert "  … and 12 more" in text
+    assert text.count("fix:") == 1
+
+
+def test_fixing_all_is_one_change_and_its_undo_restores_all():
+    model, optimizer = faulty()
+    classes = [type(module) for module in model.modules()]
+    diagnosis = gb.check(model, optimizer=optimizer)
+    change = diagnosis.fix()
+    assert sorted(set(change.changed)) == ["body.1", "stem.1"]
+    assert codes(gb.check(model, optimizer=optimizer)) == []
+    change.undo()
+    assert [type(module) for module in model.modules()] == classes
+    assert codes(gb.check(model, optimizer=optimizer)) == codes(diagnosis)
+
+
+def test_a_fix_that_raises_leaves_everything_as_it_was():
+    model, optimizer = faulty()
+    findings = gb.check(model, optimizer=optimizer).findings
+
+    def fail():
+        raise RuntimeError("in the middle")
+
+    broken = Finding("GB102", "poisoned-statistics", "error", "stem.1", "broken", fix=Fix("fail", fail))
+    state, classes = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+    with pytest.raises(RuntimeError, match="in the middle"):
+        Diagnosis((*findings, broken)).fix()
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert codes(gb.check(model, optimizer=optimizer)) == [(finding.code, finding.where) for finding in findings]
+
+
+def test_stale_layers_are_recalibrated_in_one_pass_over_the_batches():
+    class Batches(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(5)))
+    for norm in model:
+        norm.running_var[1] = float("inf")
+    loader = Batches(torch.randn(16, 4) for _ in range(3))
+    diagnosis = gb.check(model, loader=loader, select="GB102")
+    assert len(diagnosis.findings) == 5
+    loader.passes = 0
+    diagnosis.fix()
+    assert loader.passes == 1
+    assert not gb.check(model, select="GB102").findings
+
+
+def test_select_and_ignore_take_codes_beginnings_names_and_globs():
+    model, optimizer = faulty()
+    assert codes(gb.check(model, optimizer=optimizer, select="GB4")) == [("GB401", "body.1")]
+    assert codes(gb.check(model, optimizer=optimizer, select=["frozen-norm-thaws"])) == [("GB101", "stem.1")]
+    assert codes(gb.check(model, optimizer=optimizer, ignore=["GB1", "GB305:body.*"])) == [("GB401", "body.1")]
+    ignored = gb.check(model, optimizer=optimizer, ignore="*:body*").ignored
+    assert [(finding.code, reason) for finding, reason in ignored] == [
+        ("GB305", "by ignore=*:body*"),
+        ("GB401", "by ignore=*:body*"),
+    ]
+
+
+def test_a_module_is_ignored_with_a_reason_also_in_copies_and_pickles():
+    model, _ = faulty()
+    gb.ignore(model.stem, "frozen-norm-thaws", reason="adapts to the domain")
+    for version in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        diagnosis = gb.check(version, select="GB101")
+        assert diagnosis.findings == ()
+        ((finding, reason),) = diagnosis.ignored
+        assert (finding.where, reason) == ("stem.1", "adapts to the domain")
+        assert str(diagnosis).startswith("nothing found (1 ignored)")
+    clone = copy.deepcopy(model)
+    gb.ignore(clone.stem, "GB305", reason="of the copy alone")
+    assert gb.check(clone, select="GB101").ignored
+    assert "GB305" not in vars(model.stem)["_gammabeta_ignored"]
+
+
+def test_the_model_is_left_exactly_as_it_was():
+    model, optimizer = faulty()
+    model.body[1].register_forward_hook(lambda *_: None)
+    before = copy.deepcopy(model.state_dict())
+    attributes = [{key: id(value) for key, value in vars(module).items()} for module in model.modules()]
+    groups = copy.deepcopy(optimizer.state_dict())
+    random = torch.get_rng_state()
+    gb.check(model, torch.randn(2, 3, 8, 8), optimizer=optimizer)
+    random_after = torch.get_rng_state()
+    torch.set_rng_state(random)
+    torch.randn(2, 3, 8, 8)
+    assert torch.equal(torch.get_rng_state(), random_after), "only the test itself drew random numbers"
+    assert [{key: id(value) for key, value in vars(module).items()} for module in model.modules()] == attributes
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert str(optimizer.state_dict()) == str(groups)
+
+
+def test_a_forward_that_raises_is_told_with_the_shapes_and_leaves_the_model():
+    model, _ = faulty()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ForwardError) as caught:
+        gb.check(model, torch.randn(2, 4, 8, 8))
+    assert str(caught.value).startswith(
+        "check: expected inputs that the model takes, got tensors of shapes (2, 4, 8, 8), on which its forward raised "
+        "RuntimeError: Given groups=1"
+    )
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((nn.ReLU,), {}, "check: expected model as a torch.nn.Module, got the class ReLU: hand an instance."),
+        ((3,), {}, "check: expected model as a torch.nn.Module, got a int."),
+        ((nn.ReLU(),), {"batch_size": 0}, "check: expected batch_size of 1 or more, got 0."),
+        ((nn.ReLU(),), {"batch_size": 2.0}, "check: expected batch_size as a number of samples, got a float."),
+        (
+            (nn.ReLU(),),
+            {"intent": "fun"},
+            "check: expected intent as one of contrastive, gradient-penalty, private, got 'fun'.",
+        ),
+        (
+            (nn.ReLU(),),
+            {"optimizer": [1]},
+            "check: expected optimizer as a torch.optim.Optimizer or a list of them, got a int.",
+        ),
+        (
+            (nn.ReLU(),),
+            {"select": "GB40l"},
+            "select: expected codes or names of rules, or beginnings of codes, got 'GB40l': did you mean GB40",
+        ),
+        (
+            (nn.ReLU(),),
+            {"ignore": "decay-on-norms:x"},
+            "ignore: expected codes or names of rules, or beginnings of codes, got 'decay-on-norms': did you mean "
+            "decay-on-norm",
+        ),
+    ],
+)
+def test_what_it_cannot_do_with_is_refused(arguments, options, message):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        gb.check(*arguments, **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_ignoring_needs_a_rule_and_a_reason():
+    module = nn.ReLU()
+    with pytest.raises(ValueError, match=r"^ignore: expected a reason for ignoring GB101, got '': say why it is right"):
+        gb.ignore(module, "GB101", reason="")
+    with pytest.raises(
+        ValueError, match=r"^ignore: expected the code or name of a rule, as GB101 or frozen-norm-thaws"
+    ):
+        gb.ignore(module, "GB999", reason="x")
+    assert "_gammabeta_ignored" not in vars(module)
+
+
+class LlamaRMSNorm(nn.Module):
+    """As transformers has it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.variance_epsilon = 1e-6
+
+
+class NormalHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        (nn.BatchNorm1d(2), "batch"), (nn.SyncBatchNorm(2), "batch"), (gb.BatchNorm2d(2), "batch"),
+        (nn.InstanceNorm2d(2), "instance"), (nn.GroupNorm(1, 2), "group"), (nn.LayerNorm(2), "layer"),
+        (nn.RMSNorm(2), "rms"), (LlamaRMSNorm(2), "rms"), (NormalHead(), None), (nn.Linear(2, 2), None),
+        (nn.LocalResponseNorm(2), None),
+    ],
+)  # fmt: skip
+def test_norms_are_told_by_class_or_by_name_and_size(module, kind):
+    assert kind_of(module) == kind
+    record = record_model(nn.Sequential(module))
+    assert [norm.kind for norm in record.norms] == ([kind] if kind else [])
+
+
+def test_a_shared_norm_is_one_norm_with_two_names():
+    norm = nn.LayerNorm(2)
+    (found,) = record_model(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm)})).norms
+    assert found.names == ("a", "b.0")
+
+
+def test_lazy_parametrized_and_scripted_models_can_be_checked():
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    parametrized = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    nn.utils.parametrizations.spectral_norm(parametrized[0])
+    nn.utils.parametrize.register_parametrization(parametrized[1], "weight", nn.ReLU())
+    meta = nn.Sequential(nn.Linear(4, 4, device="meta"), nn.BatchNorm1d(4, device="meta"))
+    for model in (lazy, parametrized, meta, torch.jit.script(nn.Sequential(nn.BatchNorm1d(4)))):
+        assert gb.check(model).errors == ()
+
+
+def test_rules_are_functions_of_the_record_alone():
+    model, optimizer = faulty()
+    record = record_model(model, optimizers=(optimizer,))
+    first = [str(finding) for finding in diagnose(record).findings]
+    assert first == [str(finding) for finding in diagnose(record).findings]
+
+
+def test_fifty_norms_are_checked_in_under_a_second():
+    """The size of a ResNet-50: 53 norms, 25 million weights."""
+    layers = []
+    for i in range(53):
+        layers += [nn.Conv2d(256, 256, 3 if i % 3 else 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]
+    model = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    start = time.perf_counter()
+    diagnosis = gb.check(model, optimizer=optimizer)
+    assert time.perf_counter() - start < 1
+    assert len(diagnosis.findings) == 53
+
+
+def test_every_rule_that_sees_a_model_survives_an_empty_one():
+    for rule in RULES:
+        assert gb.check(nn.Module(), select=rule.code).findings == ()

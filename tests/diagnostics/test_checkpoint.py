@@ -1,0 +1,192 @@
+"""Checkpoint files: what is read of them, what is refused, and what the rules find in them."""
+
+import json
+import pickle
+import struct
+
+import pytest
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.check import diagnose
+from gammabeta.diagnostics.checkpoint import CheckpointError, record_checkpoint
+
+
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4), nn.LayerNorm(4))
+    model.norm_out = nn.RMSNorm(4)
+    model.act = nn.PReLU(4)
+    for norm in (model[1], model[4]):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 1.5)
+    return model
+
+
+def write_safetensors(path, state):
+    """The format by hand, so that the reader is not tested against itself alone where the package is missing."""
+    names = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for key, tensor in state.items():
+        content = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        header[key] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(content)],
+        }
+        data += content
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def save(path, state):
+    if path.suffix == ".safetensors":
+        write_safetensors(path, state)
+    else:
+        torch.save(state, path)
+
+
+def where(path):
+    return [(finding.code, finding.where) for finding in diagnose(record_checkpoint(path)).findings]
+
+
+suffixes = pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".ckpt"])
+
+
+@suffixes
+def test_norms_are_recognized_by_their_keys_with_their_values(tmp_path, suffix):
+    model = network()
+    path = tmp_path / f"weights{suffix}"
+    save(path, model.state_dict())
+    record = record_checkpoint(path)
+    assert [(norm.name, norm.kind) for norm in record.norms] == [("1", "batch"), ("4", "unknown"), ("norm_out", "rms")]
+    batch = record.norm("1")
+    assert torch.equal(batch.running_mean, model[1].running_mean)
+    assert torch.equal(batch.running_var, model[1].running_var)
+    assert torch.equal(batch.weight, model[1].weight)
+    assert batch.batches == 0
+    assert where(path) == []
+
+
+@suffixes
+def test_the_rules_marked_f_find_what_is_wrong(tmp_path, suffix):
+    model = network()
+    model[1].running_mean[3] = float("nan")
+    model[1].running_var[2] = 1e-9
+    with torch.no_grad():
+        model[4].weight[1] = 0
+    path = tmp_path / f"weights{suffix}"
+    save(path, model.state_dict())
+    assert where(path) == [("GB102", "1"), ("GB104", "1"), ("GB403", "4")]
+    model = network()
+    model[1].reset_running_stats()
+    save(path, model.state_dict())
+    assert where(path) == [("GB103", "1")]
+    # As a FrozenBatchNorm's is, whose statistics may be so on purpose.
+    save(path, {key: value for key, value in model.state_dict().items() if "tracked" not in key})
+    assert [finding.severity for finding in diagnose(record_checkpoint(path)).findings] == ["warning"]
+    model.bfloat16()
+    save(path, model.state_dict())
+    assert where(path) == [("GB103", "1"), ("GB105", "1")]
+
+
+def test_the_real_package_s_files_are_read(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = network()
+    model[1].running_var[0] = -1
+    safetensors.save_file(model.state_dict(), tmp_path / "a.safetensors", metadata={"format": "pt"})
+    assert where(tmp_path / "a.safetensors") == [("GB102", "1")]
+
+
+def test_state_dicts_inside_dicts_lose_a_common_beginning_and_keep_what_tells_them_apart(tmp_path):
+    state = network().state_dict()
+    poisoned = {key: torch.full_like(value, -1) if key == "1.running_var" else value for key, value in state.items()}
+    torch.save({"state_dict": poisoned, "epoch": 3}, tmp_path / "a.pt")
+    assert where(tmp_path / "a.pt") == [("GB102", "1")]
+    optimizer = torch.optim.Adam(network().parameters()).state_dict()
+    torch.save({"model": state, "ema": poisoned, "optimizer": optimizer}, tmp_path / "b.pt")
+    assert where(tmp_path / "b.pt") == [("GB102", "ema.1")]
+
+
+def test_of_large_tensors_nothing_is_read(tmp_path):
+    """A file that claims terabytes of weights and has none is still checked: only vectors are looked at."""
+    state = {key: value for key, value in network().state_dict().items() if value.ndim < 2}
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, state)
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + length])
+    header["0.weight"] = {
+        "dtype": "F32",
+        "shape": [10**6, 10**6],
+        "data_offsets": [len(content), len(content) + 4 * 10**12],
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    assert [norm.name for norm in record_checkpoint(path).norms] == ["1", "4", "norm_out"]
+
+
+class Evil:
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Evil, "ran", True)
+
+
+def test_files_that_need_code_are_refused_and_nothing_is_run(tmp_path):
+    torch.save({"state_dict": network().state_dict(), "x": Evil()}, tmp_path / "evil.pt")
+    torch.save(network(), tmp_path / "module.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    for name, cls in (("evil.pt", "setattr"), ("module.pt", "torch.nn.modules.container.Sequential"), ("plain.pt", "")):
+        with pytest.raises(CheckpointError) as caught:
+            record_checkpoint(tmp_path / name)
+        assert str(caught.value).startswith(
+            f"{tmp_path / name}: expected tensors and plain values, got objects that only code can build, which is not "
+            "run for a file that could hold any: save model.state_dict() instead"
+        )
+        assert cls in str(caught.value)
+    assert not Evil.ran
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.safetensors", b"", "expected a safetensors file, got one whose header cannot be read."),
+        ("a.safetensors", b"\xff" * 40, "expected a safetensors file, got one whose header cannot be read."),
+        ("a.safetensors", struct.pack("<Q", 2) + b"[]", "expected a safetensors file, got one whose header cannot be"),
+        (
+            "a.safetensors",
+            struct.pack("<Q", 62) + b'{"bn.running_mean":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'[:62],
+            "expected a safetensors file, got one whose header cannot be read.",
+        ),
+        ("a.pt", b"PK\x03\x04 torn", "expected a file that torch.save wrote, got one that is damaged or no such."),
+        ("a.txt", b"", "expected a checkpoint file (.safetensors, .pt, .pth, .bin, .ckpt), got one of another kind."),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        record_checkpoint(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
+
+
+def test_data_that_ends_early_is_refused(tmp_path):
+    write_safetensors(tmp_path / "a.safetensors", network().state_dict())
+    content = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "a.safetensors").write_bytes(content[:-8])
+    with pytest.raises(CheckpointError, match="header cannot be read"):
+        record_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_file_without_norms_and_one_that_is_not_there(tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        record_checkpoint(tmp_path / "a.pt")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.pt'}: expected keys of norms, as bn1.running_mean or norm.weight with norm.bias, got 2 "
+        "tensors without: is it a state_dict of a model?"
+    )
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        record_checkpoint(tmp_path / "b.pt")

@@ -1,0 +1,124 @@
+"""The control: a normalization that does nothing, in BatchNorm's place, gives no supported claim about training.
+
+Where a claim compares BatchNorm with another norm, that one does nothing either: else it would be told apart rightly.
+Claims are made small, so that all of them over several sets of seeds take a minute; GAMMABETA_CONTROL=1 takes the
+quick study's sizes, which is a matter of a quarter of an hour.
+"""
+
+import os
+
+import pytest
+from tests.lab.claims.idle import put_idle
+from tests.threads import one_thread
+
+from gammabeta.lab import race
+from gammabeta.lab.claims import (
+    CLAIMS,
+    covariate_shift,
+    fine_tuning,
+    gradient_flow,
+    init_robustness,
+    layernorm_in_transformers,
+    noise_regularizes,
+    replaces_dropout,
+    sequences,
+    shifting_data,
+    small_batch,
+    smoother_landscape,
+    weight_decay,
+)
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.sequences import networks as sequence_networks
+from gammabeta.lab.sources import source
+from gammabeta.lab.trials.store import Store
+
+WHOLE = os.environ.get("GAMMABETA_CONTROL") == "1"
+SEEDS = (0, 1, 2)
+
+# The others measure identities, what a layer does without training, or costs.
+NOT_ABOUT_TRAINING = {
+    "unit_distribution",
+    "axes",
+    "sync_equals_large_batch",
+    "batch_noise",
+    "moving_average",
+    "sync_cost",
+}
+TRAINING = [claim for claim in CLAIMS if claim.name not in NOT_ABOUT_TRAINING]
+
+
+@pytest.fixture(autouse=True)
+def as_a_trial():
+    fine_tuning.pretrained.cache_clear()  # which knows a network by its arm's name
+    with one_thread():
+        yield
+    fine_tuning.pretrained.cache_clear()
+
+
+@pytest.fixture
+def idle(monkeypatch, tmp_path):
+    """The embedded tasks in this process, where every norm does nothing."""
+    put_idle(monkeypatch)
+    sources = {kind: source(name) for kind, name in (("images", "digits"), ("sequences", "strokes"), ("text", "text"))}
+    store = Store(tmp_path)
+    yield Experiment(sources, store, quick=True, jobs=1)
+    store.close()
+
+
+def made_small(monkeypatch):
+    """Narrow networks, few steps, small grids: enough for a difference between the arms to show if there were one."""
+
+    def mlp_alone(experiment):
+        return [experiment.mlp(3, width=24)]
+
+    def shorter(module, name, steps):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda **given: whole(**{**given, "steps": min(given["steps"], steps)}))
+
+    monkeypatch.setattr(Experiment, "convolutional", property(lambda self: self.mlp(2, width=24)))
+    whole = Experiment.train
+    monkeypatch.setattr(
+        Experiment, "train", lambda self, **given: whole(self, **{**given, "steps": min(given["steps"], 80)})
+    )
+    for module in (race, covariate_shift, smoother_landscape):
+        monkeypatch.setattr(module, "networks", mlp_alone)
+    monkeypatch.setattr(gradient_flow, "STEPS", 1)
+    monkeypatch.setattr(init_robustness, "DECADES", (-1, 0, 1))
+    monkeypatch.setattr(init_robustness, "RATES", (-6, -3))
+    monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
+    monkeypatch.setattr(
+        small_batch,
+        "regimes",
+        lambda experiment: [small_batch.Regime(experiment.mlp(2, width=24), ("batch", "group"), steps=150)],
+    )
+    monkeypatch.setattr(
+        fine_tuning,
+        "cells",
+        lambda experiment: [
+            fine_tuning.Cell(experiment.mlp(2, width=24), target, 4, size)
+            for target, size in (("rotated", 2), ("classes", 8))
+        ],
+    )
+    monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
+    shorter(weight_decay, "decayed", 40)
+    shorter(shifting_data, "stream", 80)
+    monkeypatch.setattr(sequences, "RATES", (-7,))
+    shorter(sequences, "classified", 20)
+    monkeypatch.setattr(layernorm_in_transformers, "RATES", (-7,))
+    shorter(layernorm_in_transformers, "language_model", 20)
+    build = sequence_networks.build_sequence_network
+    monkeypatch.setattr(sequences, "build_sequence_network", lambda _, *given: build("Transformer, pre-norm", *given))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("claim", TRAINING, ids=lambda claim: claim.name)
+def test_a_norm_that_does_nothing_supports_no_claim(claim, seed, idle, monkeypatch):
+    # Statistics a value: there are none to count. A variance before a norm: the networks that are measured have none.
+    monkeypatch.setattr(small_batch, "values_per_image", lambda experiment, network: 1)
+    monkeypatch.setattr(replaces_dropout, "variance_ratio", lambda **_: {"log_ratios": [0.0]})
+    if not WHOLE:
+        made_small(monkeypatch)
+    idle.seed = seed
+    outcome = claim.measure(idle)
+    print(outcome.verdict, outcome.sentence)
+    assert outcome.verdict not in ("supported", "reported", "does not apply"), outcome.sentence

@@ -1,0 +1,70 @@
+"""The race to a target, and small pieces of other claims."""
+
+import pytest
+from tests.lab.claims.idle import Shuffle
+from torch import nn
+
+from gammabeta.lab import race
+from gammabeta.lab.claims import faster_convergence, gradient_flow, higher_learning_rate, small_batch
+from gammabeta.lab.images import networks
+from gammabeta.lab.outcome import Room
+from gammabeta.lab.race import Race
+
+
+@pytest.fixture
+def tiny(monkeypatch, experiment):
+    """One small network, and a BatchNorm that only shuffles channels."""
+    monkeypatch.setattr(
+        networks, "norm", lambda name, channels, *_: Shuffle(channels) if name == "batch" else nn.Identity()
+    )
+    monkeypatch.setattr(race, "networks", lambda experiment: [experiment.mlp(3, width=24)])
+    return experiment
+
+
+def test_the_trials_at_the_best_rates_are_run_once_for_both_claims(tiny):
+    higher_learning_rate.measure(tiny)
+    before = len(tiny.store)
+    faster_convergence.measure(tiny)
+    assert len(tiny.store) - before < 20
+
+
+def test_without_room_there_is_no_verdict(tiny, monkeypatch):
+    def untrained(experiment):
+        settings = {norm: {**found.settings[norm], "steps": 1} for norm in race.ARMS}
+        return [Race(found.network, settings, found.best, Room(False, "accuracy 0.10"), trains=False)]
+
+    found = race.races(tiny)[0]
+    monkeypatch.setattr(faster_convergence, "races", untrained)
+    monkeypatch.setattr(higher_learning_rate, "races", untrained)
+    for claim in (faster_convergence, higher_learning_rate):
+        assert claim.measure(tiny).verdict == "no room here"
+
+
+def test_where_no_rate_works_the_ratio_is_said_to_be_restricted(tiny, monkeypatch):
+    found = race.races(tiny)[0]
+    with_room = Race(found.network, found.settings, found.best, Room(True, ""), trains=True)
+    monkeypatch.setattr(higher_learning_rate, "races", lambda experiment: [with_room])
+    monkeypatch.setattr(
+        higher_learning_rate, "largest", lambda _, arms, *__: [None if arm["norm"] == "none" else -1 for arm in arms]
+    )
+    outcome = higher_learning_rate.measure(tiny)
+    seeds = len(tiny.seeds(3, 10))
+    assert f"; {seeds} runs in which no rate works count as the lowest tried)" in outcome.sentence
+    assert outcome.effects[0].value == pytest.approx(2.0**15)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"), [(1e-9, 1.0, -9.0), (0.0, 1.0, None), (1.0, float("inf"), None)]
+)
+def test_decades(first, last, expected):
+    assert gradient_flow.decades(first, last) == pytest.approx(expected)
+
+
+def test_rise_is_paired_by_seed():
+    cells = {("batch", 2): [10.0, 20.0], ("batch", 4): [4.0, 6.0], ("batch", 32): [1.0, 3.0]}
+    assert small_batch.rise(cells, "batch") == [6.0, 10.0]
+
+
+def test_values_of_an_image_in_the_layer_with_the_fewest(experiment):
+    assert small_batch.values_per_image(experiment, experiment.mlp(2)) == 1
+    assert small_batch.values_per_image(experiment, experiment.convolutional) == 16

@@ -1,0 +1,177 @@
+"""The claims on sequences and text (sequences, layernorm_in_transformers), their networks and their data."""
+
+import pytest
+import torch
+
+import gammabeta as gb
+from gammabeta.lab.claims import layernorm_in_transformers, sequences
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.sequences import networks as sequence_networks
+from gammabeta.lab.sequences.networks import ARMS, SequenceNorm, Transformer, build_sequence_network
+from gammabeta.lab.sources import load_sequences, load_text, source
+from gammabeta.lab.task import TaskError
+from gammabeta.lab.text import characters as text
+from gammabeta.lab.trials.store import Store
+
+STROKES = source("strokes")
+NETWORKS = ("GRU", "Transformer, pre-norm", "Transformer, post-norm")
+
+
+@pytest.fixture(scope="module")
+def strokes():
+    return load_sequences(STROKES)
+
+
+@pytest.fixture
+def other_data(tmp_path):
+    store = Store(tmp_path)
+    yield Experiment({"sequences": STROKES, "text": source("text")}, store, quick=True, jobs=1)
+    store.close()
+
+
+# --- data ---
+
+
+def test_strokes_vary_in_length_and_are_zero_from_there_on(strokes):
+    for part in (strokes.train, strokes.validation, strokes.test):
+        lengths = part.lengths_n
+        assert 3 <= int(lengths.min()) <= 8
+        assert 36 <= int(lengths.max()) <= 48
+        mask = gb.lengths_to_mask(lengths, part.x_ntf.shape[1])
+        assert float(part.x_ntf[~mask].abs().max()) == 0.0
+        assert (torch.bincount(part.y_n, minlength=10) > 0.05 * len(part)).all()
+    real = strokes.train.x_ntf[gb.lengths_to_mask(strokes.train.lengths_n, strokes.train.x_ntf.shape[1])]
+    # standardized where there is ink at all: the first and last row of pixels vary too
+    assert float(real.mean(dim=0).abs().max()) < 1e-4
+    assert float((real.std(dim=0) - 1).abs().max()) < 1e-2
+
+
+def test_no_row_of_digits_is_in_two_parts(strokes):
+    first = {tuple(row[:5].flatten().tolist()) for row in strokes.train.x_ntf}
+    shared = sum(tuple(row[:5].flatten().tolist()) in first for row in strokes.test.x_ntf)
+    assert shared == 0
+
+
+def test_text_is_cut_in_three_and_can_be_read_back(tmp_path):
+    task = load_text(source("text"))
+    assert 90 < len(task.vocabulary) <= text.CHARACTERS + 1
+    words = "".join(task.vocabulary[index] for index in task.train_n[:4000].tolist())
+    assert "assert" in words
+    sizes = [len(part) for part in (task.train_n, task.validation_n, task.test_n)]
+    assert sizes[0] / sum(sizes) == pytest.approx(0.9, abs=1e-3)
+    own = tmp_path / "own.txt"
+    own.write_text("ab\N{SNOWMAN} " * 4000, encoding="utf-8")
+    small = load_text(source(f"text:{own}"))
+    assert set(small.vocabulary) == {"a", "b", "\N{SNOWMAN}", " ", text.REPLACEMENT}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"short", "own: expected a text of 10,000 characters or more, got 5."),
+        (b"\xff\xfe" * 9000, "own.txt: expected UTF-8 text, got other bytes at 0. Convert it."),
+    ],
+)
+def test_a_text_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "own.txt").write_bytes(content)
+    with pytest.raises(TaskError) as refused:
+        text.load(str(tmp_path / "own.txt"))
+    assert str(refused.value) == message
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("arm", ARMS)
+def test_appended_padding_moves_batchnorm_over_padding_alone(network, arm):
+    moves = sequences.moved(task=STROKES, network=network, arm=arm, seed=1)
+    assert moves["evaluation"] < 1e-12
+    assert (moves["training"] > 1e-3) == (arm == "padded")
+
+
+def test_a_decoder_does_not_look_ahead_in_evaluation_and_batchnorm_does_in_training():
+    tokens = torch.randint(20, (4, 12), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, 8:] = (changed[:, 8:] + 7) % 20
+    for arm in ("none", "padded", "layer", "rms"):
+        torch.manual_seed(1)
+        model = Transformer(0, 20, arm, longest=12)
+        for training in (False, True):
+            model.train(training)
+            with torch.no_grad():
+                difference = float((model(tokens) - model(changed))[:, :8].abs().max())
+            assert (difference > 1e-3) == (training and arm == "padded"), (arm, training)
+
+
+def test_masked_batchnorm_takes_its_statistics_from_what_is_real():
+    layer = SequenceNorm("masked", 3).train()
+    x = torch.randn(5, 7, 3)
+    mask = gb.lengths_to_mask(torch.tensor([7, 3, 1, 5, 2]), 7)
+    y = layer(x, mask).detach()
+    assert float(y[mask].mean(dim=0).abs().max()) < 1e-5
+    assert float(y[mask].var(dim=0, correction=0).sub(1).abs().max()) < 1e-3
+    with pytest.raises(
+        ValueError, match=r"^SequenceNorm: expected one of none, padded, masked, layer, rms, got batch$"
+    ):
+        SequenceNorm("batch", 3)
+
+
+def test_a_seed_decides_a_network():
+    one, same, other = (build_sequence_network("GRU", 8, 10, "layer", 96, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.states.weight, same.states.weight)
+    assert not torch.equal(one.states.weight, other.states.weight)
+
+
+# --- claims ---
+
+
+def test_the_language_model_learns_from_its_characters():
+    settings = {"task": source("text"), "arm": "layer", "rate": 2.0**-7, "seed": 1, "report": "validation"}
+    shape = {"width": 16, "layers": 1, "context": 16, "batch": 8}
+    found = layernorm_in_transformers.language_model(**settings, **shape, steps=150)
+    assert found["loss"] < 3.2  # the characters' frequencies alone give 3.25
+    assert [step for step, _ in found["course"]] == [100, 150]
+
+
+# --- statistics of every step ---
+
+
+@pytest.mark.parametrize("arm", ["padded", "masked"])
+def test_exact_statistics_are_each_steps_own_and_leave_no_trace(arm):
+    torch.manual_seed(0)
+    model = sequence_networks.Recurrent(3, 4, arm, width=8).double()
+    x_ntf = torch.randn(64, 5, 3, dtype=torch.float64)
+    # 40 sequences of 5 steps and 24 of 4: at every step at least 32 count
+    mask_nt = gb.lengths_to_mask(torch.tensor([5] * 40 + [4] * 24), 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        in_training = model.train()(x_ntf, mask_nt)
+        model.load_state_dict(before)
+        with sequence_networks.exact_statistics(model, x_ntf, mask_nt):
+            assert not model.training
+            # the statistics of every call are those that training takes from the same batch
+            torch.testing.assert_close(model(x_ntf, mask_nt), in_training, rtol=0, atol=1e-12)
+            # and they do not depend on who else is in the batch
+            torch.testing.assert_close(model(x_ntf[:3], mask_nt[:3]), in_training[:3], rtol=0, atol=1e-12)
+        assert model.training
+        moving = model.eval()(x_ntf, mask_nt)
+    assert (moving - in_training).abs().max() > 1e-3
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_steps_at_which_few_are_alive_take_the_last_statistics_of_many():
+    torch.manual_seed(0)
+    model = sequence_networks.Recurrent(3, 4, "masked", width=8).double().train()
+    x_ntf = torch.randn(64, 6, 3, dtype=torch.float64)
+    mask_nt = gb.lengths_to_mask(torch.tensor([6] + [4] * 63), 6)
+    seen = []
+    with sequence_networks.exact_statistics(model, x_ntf, mask_nt):
+        model.state_norm.norm.register_forward_hook(lambda layer, *_: seen.append(layer.running_var.clone()))
+        model(x_ntf, mask_nt)
+    # one sequence alone has variance 0: steps 5 and 6 take step 4's
+    assert torch.equal(seen[4], seen[3])
+    assert torch.equal(seen[5], seen[3])
+    assert not torch.equal(seen[3], seen[2])
+    assert torch.isfinite(torch.stack(seen)).all()

@@ -1,0 +1,188 @@
+"""The claims on training: their measures on cases with a known answer, and what a norm that does nothing gives."""
+
+import math
+
+import pytest
+import torch
+
+from gammabeta.lab.claims import (
+    affine_restores,
+    init_robustness,
+    moving_average,
+    noise_regularizes,
+    replaces_dropout,
+    shifting_data,
+    weight_decay,
+)
+from gammabeta.lab.images.training import batches, fit, subset
+from gammabeta.lab.task import Split
+
+TASK = {"data": "digits", "fingerprint": "scikit-learn"}
+MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
+
+
+# --- moving_average ---
+
+
+def test_running_statistics_forget_by_the_law_and_not_by_its_rule_of_thumb(experiment):
+    outcome = moving_average.measure(experiment)
+    assert outcome.verdict == "supported", outcome.sentence
+    rows = {row[1]: row for row in outcome.tables[0].rows if row[0].startswith("MLP")}
+    assert rows[0.9][2] == pytest.approx(-1 / math.log(0.1), rel=0.01)
+    assert rows[0.9][2] < 0.5 * rows[0.9][4]
+
+
+def test_another_average_is_seen(experiment, monkeypatch):
+    monkeypatch.setattr(moving_average, "law", lambda momentum: 1 / momentum)
+    monkeypatch.setattr(moving_average, "MOMENTA", (0.5, 0.7, 0.9))
+    assert moving_average.measure(experiment).effects[0].verdict == "contradicted"
+
+
+# --- affine_restores ---
+
+
+def test_the_identity_fails_with_another_gamma(monkeypatch):
+    assert affine_restores.identity(mean=3.0, spread=0.5, eps=1e-2)["deviation"] < 1
+    whole = torch.var_mean
+    monkeypatch.setattr(torch, "var_mean", lambda x, dim, correction: whole(x, dim=dim, correction=1))
+    assert affine_restores.identity(mean=3.0, spread=0.5, eps=1e-2)["deviation"] > 1
+
+
+# --- init_robustness ---
+
+
+@pytest.mark.parametrize(
+    ("good", "expected"), [((0,), 1), ((-1, 0, 1), 3), ((-3, 0, 1, 2), 3), ((-1, 1), 0), (range(-6, 4), 10)]
+)
+def test_a_span_has_no_gap(good, expected):
+    assert init_robustness.span({decade: decade in good for decade in init_robustness.DECADES}) == expected
+
+
+# --- noise_regularizes ---
+
+
+def test_paths_are_compared_at_equal_training_loss():
+    one = [(1.0, 0.9), (0.1, 0.5), (0.01, 0.4)]
+    higher = [(train, test + 0.2) for train, test in one]
+    assert noise_regularizes.difference(higher, one, 0.5) == pytest.approx(0.2)
+    # one that is slower, but on the same curve, does not differ where both have been
+    assert noise_regularizes.difference(one[:2], one, 0.5) == pytest.approx(0.0)
+    assert noise_regularizes.difference([(1.0, 0.9)], one, 0.5) == 0.0
+
+
+def test_a_path_holds_falling_training_losses_alone():
+    result = {"curve": [(0, 2.3, 2.3), (10, 1.0, 1.1), (20, 1.2, 0.5), (30, None, 1.0), (40, 0.5, 0.8)]}
+    assert noise_regularizes.path(result) == [(2.3, 2.3), (1.0, 1.1), (0.5, 0.8)]
+
+
+# --- replaces_dropout ---
+
+
+@pytest.mark.parametrize(("place", "low", "high"), [("every", 0.2, 2.0), ("last", -1e-6, 1e-6)])
+def test_dropout_shifts_the_variance_of_later_norms_alone(place, low, high):
+    network = {**MLP, "depth": 3, "dropout": 0.5, "dropout_at": place}
+    logs = replaces_dropout.variance_ratio(task=TASK, network=network, steps=20, seed=1)["log_ratios"]
+    assert len(logs) == 2
+    assert all(low <= log <= high for log in logs)
+
+
+# --- shifting_data ---
+
+
+def test_corruptions_are_what_they_say():
+    x = torch.zeros(2, 1, 9, 9)
+    x[:, :, 4, 7] = 9.0
+    blurred = shifting_data.corrupted(x, "blur", 0)
+    assert blurred[0, 0, 4, 6] == pytest.approx(1.0)
+    turned = shifting_data.corrupted(x, "rotation", 0)
+    row, column = divmod(int(turned[0, 0].argmax()), 9)
+    assert math.hypot(row - 4, column - 4) == pytest.approx(3, abs=0.7)
+    assert row != 4
+    noisy = shifting_data.corrupted(torch.zeros(64, 1, 8, 8), "noise", 0)
+    assert float(noisy.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_batches_of_a_run_hold_one_class(digits):
+    seen = set()
+    for x, y in batches(digits.train, 8, 10, 3, "runs"):
+        assert len(x) == 8
+        assert len(y.unique()) == 1
+        seen.add(int(y[0]))
+    assert seen == set(range(10))
+
+
+# --- train_eval_mismatch ---
+
+
+# --- weight_decay ---
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0])
+def test_scaled_weights_give_the_same_output_and_a_gradient_over_the_scale(scale):
+    result = weight_decay.rescaled(scale=scale, seed=0)
+    assert result["output"] < 1
+    assert result["gradient"] < 1
+
+
+def test_an_epsilon_that_is_not_scaled_is_seen(monkeypatch):
+    whole = weight_decay.gb.functional.batch_norm
+    monkeypatch.setattr(weight_decay.gb.functional, "batch_norm", lambda *of, eps, **more: whole(*of, eps=1e-3, **more))
+    assert weight_decay.rescaled(scale=1e-2, seed=0)["output"] > 1
+
+
+def test_the_replay_of_no_decay_is_training_on_a_sphere():
+    base = {"task": TASK, "network": MLP, "rate": 0.1, "schedule": "constant", "steps": 30, "seed": 1}
+    shrunk = weight_decay.decayed(**base, decay=0.1, report="test")
+    kept = weight_decay.decayed(**base, decay=0.0, report="test")
+    assert shrunk["norms"][-1] < 0.8 * kept["norms"][-1]
+    # without decay there is next to nothing to replay, and both ways lead to the same place
+    replayed = weight_decay.decayed(**base, decay=0.0, report="test", replay=True)
+    assert replayed["loss"] == pytest.approx(kept["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 10.0])
+def test_the_trained_network_too_is_blind_to_the_scale_of_its_weights(scale):
+    result = weight_decay.rescaled_network(task=TASK, network=MLP, scale=scale, seed=0)
+    assert result["output"] < 1
+    assert result["gradient"] < 1
+
+
+# --- what they share ---
+
+
+def test_a_subset_has_the_share_of_wrong_labels(digits):
+    clean, noisy = (subset(digits.train, 200, 10, share, seed=5) for share in (0.0, 0.2))
+    assert torch.equal(clean.x_nchw, noisy.x_nchw)
+    assert int((clean.y_n != noisy.y_n).sum()) == 40
+    assert isinstance(clean, Split)
+
+
+def test_only_the_last_layer_moves_where_it_alone_is_trained(digits):
+    options = {"network": MLP, "norm": "batch", "rate": 0.5, "batch_size": 16, "seed": 2}
+    before = fit(digits, digits.train, **options, steps=1, look=lambda step, model: True).model
+    after = fit(digits, digits.train, **options, steps=5, only_last=True).model
+    moved = [
+        name
+        for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert moved == ["classifier.weight", "classifier.bias"]
+
+
+def test_decay_spares_gamma_and_beta_and_a_cosine_ends_at_zero(digits):
+    options = {"network": MLP, "norm": "batch", "rate": 0.1, "batch_size": 16, "seed": 2, "steps": 20}
+    seen = []
+
+    def look(step, model):
+        seen.append(float(model.classifier.weight.detach().norm()))
+        return False
+
+    fit(digits, digits.train, **options, schedule="cosine", look=look)
+    assert abs(seen[-1] - seen[-2]) < 0.05 * abs(seen[2] - seen[1])
+
+
+@pytest.fixture
+def digits():
+    from gammabeta.lab.sources import load
+
+    return load(TASK)

@@ -1,0 +1,200 @@
+"""What watch records, what it costs in memory, and that it leaves no trace."""
+
+import copy
+import gc
+import io
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import gammabeta as gb
+from gammabeta.monitoring.watched import MOST, History
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3), nn.LayerNorm(3))
+
+
+def train(model, optimizer, steps, call=None):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (call or model)(torch.randn(16, 4)).square().mean().backward()
+        optimizer.step()
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+def test_training_is_bit_for_bit_what_it_is_without_and_no_hook_stays():
+    plain, watched = network(), network()
+    for model in (plain, watched):
+        torch.manual_seed(1)
+        if model is plain:
+            train(model, sgd(model), 12)
+        else:
+            optimizer = sgd(model)
+            with gb.watch(model, optimizer, every=3):
+                train(model, optimizer, 12)
+            assert not optimizer._optimizer_step_post_hooks
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[key]), key
+    for module in watched.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert not any(p._post_accumulate_grad_hooks for p in watched.parameters())
+
+
+def test_numbers_are_those_of_the_step_and_go_to_the_log():
+    model, told = network(), {}
+    optimizer = sgd(model)
+    with gb.watch(model, optimizer, log=lambda name, value, step: told.__setitem__((name, step), value), every=4):
+        x = torch.randn(16, 4) * 3 + 1
+        h = model[0](x).detach()
+        model(x).square().mean().backward()
+        gradient = model[1].weight.grad.norm().item()
+        optimizer.step()
+    assert told["1/weight_grad", 0] == pytest.approx(gradient, rel=1e-6)  # one float32 norm, taken twice
+    assert told["1/updates", 0] == 1
+    mean, var = 0.1 * h.mean(0), 0.9 + 0.1 * h.var(0)
+    gap = ((h.mean(0) - mean) ** 2 / (var + 1e-5) + (0.5 * ((h.var(0, False) + 1e-5) / (var + 1e-5)).log()) ** 2).mean()
+    assert told["1/gap", 0] == pytest.approx(gap.sqrt().item(), rel=1e-4)  # float32 moments in another order
+    assert told["1/mean", 0] == pytest.approx(mean.square().mean().sqrt().item(), rel=1e-5)
+    assert ("4/weight_grad", 0) in told
+
+
+def test_tensorboard_takes_the_numbers(tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    model = network()
+    optimizer = sgd(model)
+    with tensorboard.SummaryWriter(str(tmp_path)) as writer, gb.watch(model, optimizer, log=writer.add_scalar, every=5):
+        train(model, optimizer, 11)
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("1/drift")] == [1, 2, 4, 5, 10]
+
+
+def test_the_record_has_a_bound_over_a_million_steps():
+    history = History()
+    for step in range(1_000_000):
+        history.add(step, {"a": float(step)})
+        assert len(history.steps) < MOST + 1
+    assert history.steps == [int(value) for value in history.columns["a"]]
+    assert history.steps[0] == 0
+    assert history.steps[-1] > 980_000
+    assert len({b - a for a, b in zip(history.steps, history.steps[1:], strict=False)}) == 1
+
+
+def test_tensors_do_not_gather_over_many_steps():
+    model = network()
+    optimizer = sgd(model)
+    with gb.watch(model, optimizer, every=1):
+        counts = []
+        for _ in range(4):
+            train(model, optimizer, 300)
+            gc.collect()
+            counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
+    # One a step would be 600 more; what other tests left may come and go.
+    assert counts[-1] - counts[1] < 20
+
+
+def test_a_copy_or_a_pickle_made_while_watching_is_not_watched():
+    model = network()
+    optimizer = sgd(model)
+    with gb.watch(model, optimizer) as watch:
+        twin = copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        for other in (twin, torch.load(file, weights_only=False)):
+            other(torch.randn(16, 4)).sum().backward()
+        assert watch.watched.norms["1"].calls == 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_is_counted_as_recomputation_and_not_as_pollution(reentrant):
+    model = network()
+    optimizer = sgd(model)
+    with gb.watch(model, optimizer) as watch:
+        for _ in range(5):
+            optimizer.zero_grad()
+            x = torch.randn(16, 4, requires_grad=True)
+            checkpoint(model, x, use_reentrant=reentrant).square().mean().backward()
+            optimizer.step()
+    record = watch.watched.norms["1"]
+    assert record.recomputed == record.moved_again == 5
+    assert record.polluting == 0
+
+
+def test_a_model_compiled_before_is_watched_by_its_buffers_and_said_so():
+    model = network()
+    optimizer = sgd(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    train(model, optimizer, 2, compiled)
+    with gb.watch(compiled, optimizer, every=1) as watch:
+        train(model, optimizer, 4, compiled)
+    assert watch.watched.norms["1"].history.known("updates") == [1, 1, 1, 1]
+    assert watch.watched.unseen == ("1",)
+
+
+def test_without_an_optimizer_each_forward_in_training_is_a_step():
+    model = network()
+    with gb.watch(model) as watch:
+        for _ in range(5):
+            model(torch.randn(8, 4)).sum().backward()
+        model.eval()(torch.randn(8, 4))
+    assert watch.watched.steps == 4  # the last ends with the next forward
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ((3,), TypeError, "watch: expected model as a torch.nn.Module, got a int."),
+        (
+            (nn.ReLU(), 3),
+            TypeError,
+            "watch: expected optimizer as a torch.optim.Optimizer or a list of them, got a int.",
+        ),
+    ],
+)
+def test_what_is_not_a_model_or_an_optimizer_is_refused(arguments, error, text):
+    with pytest.raises(error) as raised:
+        gb.watch(*arguments)
+    assert str(raised.value) == text
+
+
+@pytest.mark.parametrize("every", [0, 1.5, True])
+def test_an_interval_that_is_none_is_refused(every):
+    with pytest.raises(ValueError, match="expected every as a number of steps, 1 or more, got"):
+        gb.watch(nn.ReLU(), every=every)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: apt-get install chromium")
+def test_the_health_report_opens_in_a_browser_without_an_error_or_a_request(tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    model = network()
+    optimizer = sgd(model)
+    with gb.watch(model, optimizer, every=2) as watch:
+        for _ in range(10):
+            with torch.no_grad():
+                model(torch.randn(16, 4))
+            train(model, optimizer, 1)
+    address = watch.report(tmp_path / "health.html").as_uri()
+    wrong = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: request.url == address or wrong.append(request.url))
+        page.goto(address)
+        assert "GB110 statistics-polluted" in page.inner_text("main")
+        assert page.locator("svg.curve polyline").count() > 10
+        browser.close()
+    assert wrong == []
