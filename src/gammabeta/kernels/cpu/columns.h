@@ -16,7 +16,7 @@ class Columns {
 
   // m rows of c columns; mask has a value for each row, or is null.
   Columns(int64_t m, int64_t c, const uint8_t* mask, Finish<A> finish)
-      : m_(m), c_(c), mask_(mask), finish_(finish), rows_(gammabeta::rows<A>()), stored_(gammabeta::stored_rows<T>()) {
+      : m_(m), c_(c), mask_(mask), finish_(finish), rows_(gammabeta::loops<A>()), stored_(gammabeta::stored_loops<T>()) {
     if (!mask && c < kTile) {
       folds_ = kTile / c;
       const int64_t most = m / kRowsOfBlock;
@@ -271,7 +271,7 @@ class Columns {
         writer.put(out, g_x + at, w);
       }
     }
-    stored_rows<A>().column_gradient_sums(gs, xs, n, w, 0, &p.mean[size_t(first)], buffers_->sum, buffers_->sum_x);
+    stored_loops<A>().column_gradient_sums(gs, xs, n, w, 0, &p.mean[size_t(first)], buffers_->sum, buffers_->sum_x);
   }
 
   void store(const A* values, T* to, int64_t w, const Writer<T>& writer) {
@@ -291,8 +291,8 @@ class Columns {
   int64_t m_, c_, folds_ = 1, width_, folded_rows_, rest_, rows_of_chunk_, chunks_;
   const uint8_t* mask_;
   Finish<A> finish_;
-  const Rows<A>& rows_;
-  const StoredRows<T>& stored_;
+  const Loops<A>& rows_;
+  const StoredLoops<T>& stored_;
   // A thread's own copy has them.
   std::vector<A> zeros_;
   std::unique_ptr<ColumnBuffers> buffers_;

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <memory>
 
-#include "rows.h"
+#include "loops.h"
 
 namespace gammabeta {
 
@@ -31,10 +31,10 @@ void convert_rows(const float* from, int64_t from_stride, T* to, int64_t to_stri
   for (int64_t r = 0; r < n_rows; ++r) convert(from + r * from_stride, to + r * to_stride, n);
 }
 inline void convert_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows, int64_t n) {
-  rows<float>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
+  loops<float>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
 inline void convert_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t n_rows, int64_t n) {
-  rows<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
+  loops<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
 
 // Asks for n elements that are wanted soon.
@@ -88,7 +88,7 @@ class Writer {
 
   bool streamed() const { return streamed_; }
 
-  // Whether a loop of StoredRows may write there.
+  // Whether a loop of StoredLoops may write there.
   bool reaches(const T* to) const {
     return !streamed_ || reinterpret_cast<uintptr_t>(to) % (kConverts ? 32 : 64) == 0;
   }
@@ -134,6 +134,8 @@ struct RunningMoments {
     mean += delta * share;
     count = n;
   }
+
+  void merge(const RunningMoments& other) { merge(other.count, other.mean, other.m2); }
 
   // Of values that deviate from shift by sum, their squares by squares.
   void merge_deviations(double other_count, double shift, double sum, double squares) {

@@ -188,8 +188,8 @@ class LineWork {
   const Lines<T>& lines_;
   Plane<T> plane_;
   PlaneWork<T> work_;
-  const Rows<A>& rows_;
-  const StoredRows<T>& stored_;
+  const Loops<A>& rows_;
+  const StoredLoops<T>& stored_;
 };
 
 }  // namespace gammabeta

@@ -89,8 +89,8 @@ struct Backprop {
 template <class T>
 struct PlaneWork {
   typedef ArithmeticOf<T> A;
-  const Rows<A>& rows = gammabeta::rows<A>();
-  const StoredRows<T>& stored = gammabeta::stored_rows<T>();
+  const Loops<A>& rows = gammabeta::loops<A>();
+  const StoredLoops<T>& stored = gammabeta::stored_loops<T>();
   Plane<T> plane;
   const uint8_t* mask;
   Finish<A> finish;

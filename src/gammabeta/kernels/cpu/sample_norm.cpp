@@ -365,7 +365,7 @@ void line_backward(const Problem<T>& p, const std::vector<double>& mean, const s
   typedef ArithmeticOf<T> A;
   constexpr int64_t kLinesOfBlock = 64, kChunks = 64;  // lines whose sums are kept in A; parts that threads share out
   const Lines<T> lines = p.lines();
-  const Rows<A>& rows = gammabeta::rows<A>();
+  const Loops<A>& rows = gammabeta::loops<A>();
   const int64_t length = lines.length(), n = lines.n;
   const int64_t blocks = (n + kLinesOfBlock - 1) / kLinesOfBlock;
   const int64_t lines_of_chunk = (blocks + kChunks - 1) / kChunks * kLinesOfBlock;

@@ -1,7 +1,8 @@
-// The loops of rows.h down columns and along rows with a parameter for every element, over values as they are stored.
-// Included by stored_rows.inc.
+// The loops of loops.h down columns and along rows with a parameter for every element, over values as they are stored.
+// Included by stored_loops.inc.
 
 namespace gammabeta {
+namespace GAMMABETA_TARGET {
 namespace {
 
 // Down a strip of columns whose sums stay in registers. Rows far apart are not foreseen by the processor: each asks for
@@ -182,5 +183,22 @@ void stored_gradient_apply_v(const T* g, const T* x, T* g_x, int64_t n, const A*
   (streamed ? column_gradient_apply<true, T, A> : column_gradient_apply<false, T, A>)(g, x, g_x, n, mean, a, b, c);
 }
 
+template <class T>
+constexpr StoredLoops<T> kStoredLoops = {
+    stored_deviations<T, ArithmeticOf<T>>,
+    stored_apply_e<T, ArithmeticOf<T>>,
+    stored_gradient_sums_e<T, ArithmeticOf<T>>,
+    stored_gradient_apply_e<T, ArithmeticOf<T>>,
+    stored_apply_s<T, ArithmeticOf<T>>,
+    stored_gradient_sums_s<T, ArithmeticOf<T>>,
+    stored_gradient_apply_s<T, ArithmeticOf<T>>,
+    column_mean<T, ArithmeticOf<T>>,
+    column_deviations<T, ArithmeticOf<T>>,
+    column_gradient_sums<T, ArithmeticOf<T>>,
+    stored_apply_v<T, ArithmeticOf<T>>,
+    stored_gradient_apply_v<T, ArithmeticOf<T>>,
+};
+
 }  // namespace
+}  // namespace GAMMABETA_TARGET
 }  // namespace gammabeta

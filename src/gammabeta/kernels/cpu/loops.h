@@ -38,7 +38,7 @@ struct Finish {
 };
 
 template <class A>
-struct Rows {
+struct Loops {
   A (*sum)(const A* x, int64_t n);
   // Σ(x − shift) and Σ(x − shift)².
   void (*deviations)(const A* x, int64_t n, A shift, A* sum, A* squares);
@@ -79,11 +79,11 @@ struct Rows {
 };
 
 template <class A>
-const Rows<A>& rows();
+const Loops<A>& loops();
 template <>
-const Rows<float>& rows<float>();
+const Loops<float>& loops<float>();
 template <>
-const Rows<double>& rows<double>();
+const Loops<double>& loops<double>();
 
 // What one channel of x goes through forward: (x − mean)·scale + shift.
 template <class A>
@@ -101,7 +101,7 @@ constexpr int kLinesAtOnce = 4;
 // Loops over values as they are stored: 16 bits are converted in registers, on the way in and out. "streamed" writes past
 // the caches, which asks for a y or g_x that stands at a multiple of 64 bytes (16-bit values: 32).
 template <class T>
-struct StoredRows {
+struct StoredLoops {
   typedef ArithmeticOf<T> A;
   // Σ(x − shift) and Σ(x − shift)².
   void (*deviations)(const T* x, int64_t n, A shift, A* sum, A* squares);
@@ -138,15 +138,15 @@ struct StoredRows {
 };
 
 template <class T>
-const StoredRows<T>& stored_rows();
+const StoredLoops<T>& stored_loops();
 template <>
-const StoredRows<float>& stored_rows<float>();
+const StoredLoops<float>& stored_loops<float>();
 template <>
-const StoredRows<double>& stored_rows<double>();
+const StoredLoops<double>& stored_loops<double>();
 template <>
-const StoredRows<bfloat16>& stored_rows<bfloat16>();
+const StoredLoops<bfloat16>& stored_loops<bfloat16>();
 template <>
-const StoredRows<float16>& stored_rows<float16>();
+const StoredLoops<float16>& stored_loops<float16>();
 
 // Conversions of 16-bit floating point, by their bits, and stores that leave the caches alone.
 struct Storage {

@@ -1,17 +1,10 @@
-// The loops of rows.h, for the instruction set that the file which includes this one has switched on. All of it has
+// The loops of loops.h, for the instruction set that the file which includes this one has switched on. All of it has
 // internal linkage: an inline function shared between instruction sets would be taken from any of them.
 //
 // Sums are kept in a fixed number of lanes whatever the width of the registers, and added up in a fixed order.
 
-#include "rows.h"
-
-#include <cstring>
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 namespace gammabeta {
+namespace GAMMABETA_TARGET {
 namespace {
 
 // One register: as many values as the instruction set has room for.
@@ -120,7 +113,7 @@ inline __attribute__((always_inline)) V<A> last(V<A> v, int64_t n) {
   return lanes(all + kLanes<A>);
 }
 
-// Two sums at once over i in [0, n): of the pairs that terms.lanes(i) and terms.one(i) give, zeros where unwanted.
+// Two sums at once over i in [0, n): of the pairs that terms.vector(i) and terms.scalar(i) give, zeros where unwanted.
 template <class A, class Terms>
 inline __attribute__((always_inline)) void two_sums_of(int64_t n, const Terms& terms, A* first, A* second) {
   constexpr int w = kLanes<A>;
@@ -128,7 +121,7 @@ inline __attribute__((always_inline)) void two_sums_of(int64_t n, const Terms& t
     A s = 0, q = 0;
     for (int64_t i = 0; i < n; ++i) {
       A a, b;
-      terms.one(i, a, b);
+      terms.scalar(i, a, b);
       s += a;
       q += b;
     }
@@ -139,21 +132,21 @@ inline __attribute__((always_inline)) void two_sums_of(int64_t n, const Terms& t
   V<A> a0 = {}, a1 = {}, b0 = {}, b1 = {}, a, b;
   int64_t i = 0;
   for (; i + 2 * w <= n; i += 2 * w) {
-    terms.lanes(i, a, b);
+    terms.vector(i, a, b);
     a0 += a;
     b0 += b;
-    terms.lanes(i + w, a, b);
+    terms.vector(i + w, a, b);
     a1 += a;
     b1 += b;
   }
   if (i + w <= n) {
-    terms.lanes(i, a, b);
+    terms.vector(i, a, b);
     a0 += a;
     b0 += b;
     i += w;
   }
   if (i < n) {
-    terms.lanes(n - w, a, b);
+    terms.vector(n - w, a, b);
     a1 += last(a, n - i);
     b1 += last(b, n - i);
   }
@@ -186,12 +179,12 @@ template <class A>
 struct Deviations {
   const A* x;
   A shift;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    V<A> d = gammabeta::lanes(x + i) - shift;
+  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
+    V<A> d = lanes(x + i) - shift;
     s = d;
     q = d * d;
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     A d = x[i] - shift;
     s = d;
     q = d * d;
@@ -207,12 +200,12 @@ template <class A>
 struct GradientProducts {
   const A *g, *x;
   A mean;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    V<A> g_ = gammabeta::lanes(g + i);
+  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
+    V<A> g_ = lanes(g + i);
     s = g_;
-    q = g_ * (gammabeta::lanes(x + i) - mean);
+    q = g_ * (lanes(x + i) - mean);
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     s = g[i];
     q = g[i] * (x[i] - mean);
   }
@@ -227,12 +220,12 @@ template <class A>
 struct WeightedGradientProducts {
   const A *g, *x, *weight;
   A mean;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    V<A> g_ = gammabeta::lanes(g + i) * gammabeta::lanes(weight + i);
+  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
+    V<A> g_ = lanes(g + i) * lanes(weight + i);
     s = g_;
-    q = g_ * (gammabeta::lanes(x + i) - mean);
+    q = g_ * (lanes(x + i) - mean);
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     A g_ = g[i] * weight[i];
     s = g_;
     q = g_ * (x[i] - mean);
@@ -601,7 +594,7 @@ void copy_rows(const A* from, int64_t from_stride, A* to, int64_t to_stride, int
 }
 
 template <class A>
-constexpr Rows<A> kRows = {
+constexpr Loops<A> kLoops = {
     sum<A>,           deviations<A>,       apply_s<A>,          apply_v<A>,          apply_e<A>,
     finish_gradient_s<A>, finish_gradient_v<A>, finish_gradient_e<A>, gradient_sums_s<A>,  gradient_sums_e<A>,
     gradient_apply_s<A>,  gradient_apply_v<A>,  gradient_apply_e<A>, 
@@ -660,6 +653,8 @@ void load_float16(const uint16_t* from, float* __restrict to, int64_t n) {
 #elif defined(GAMMABETA_AVX2)
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#elif defined(GAMMABETA_NEON)
+  for (; i + 4 <= n; i += 4) vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
 #endif
   for (; i < n; ++i) to[i] = widen(from[i]);
 }
@@ -674,6 +669,8 @@ void store_float16(const float* from, uint16_t* __restrict to, int64_t n) {
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(GAMMABETA_NEON)
+  for (; i + 4 <= n; i += 4) vst1_u16(to + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(from + i))));
 #endif
   for (; i < n; ++i) to[i] = narrow(from[i]);
 }
@@ -715,4 +712,5 @@ void fence() {
 constexpr Storage kStorage = {load_bfloat16, load_float16, store_bfloat16, store_float16, stream, fence};
 
 }  // namespace
+}  // namespace GAMMABETA_TARGET
 }  // namespace gammabeta

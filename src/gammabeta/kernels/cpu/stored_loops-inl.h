@@ -1,6 +1,7 @@
-// The loops of rows.h over values as they are stored. Included by rows.inc, after the loops that it builds on.
+// The loops of loops.h over values as they are stored. Included by loops-inl.h, after the loops that it builds on.
 
 namespace gammabeta {
+namespace GAMMABETA_TARGET {
 namespace {
 
 typedef uint32_t Words __attribute__((vector_size(kRegister)));
@@ -15,6 +16,8 @@ inline __attribute__((always_inline)) Words words_of(const void* x) {
   return reinterpret_cast<Words>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(x))));
 #elif defined(__SSE2__)
   return reinterpret_cast<Words>(_mm_unpacklo_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(x)), __m128i{}));
+#elif defined(GAMMABETA_NEON)
+  return reinterpret_cast<Words>(vmovl_u16(vld1_u16(static_cast<const uint16_t*>(x))));
 #else
   return __builtin_convertvector(*static_cast<const Halves*>(x), Words);
 #endif
@@ -29,6 +32,8 @@ inline __attribute__((always_inline)) Register<float> load(const float16* x) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
 #elif defined(GAMMABETA_AVX2)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+#elif defined(GAMMABETA_NEON)
+  return reinterpret_cast<Register<float>>(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&x->bits))));
 #else
   // As widen().
   const Words half = words_of(x), sign = (half & 0x8000) << 16, rest = (half & 0x7fff) << 13;
@@ -50,6 +55,8 @@ inline __attribute__((always_inline)) Halves upper_halves(Words v) {
 #elif defined(__SSE2__)
   const __m128i words = reinterpret_cast<__m128i>(v);
   return reinterpret_cast<Halves>(_mm_cvtsi128_si64(_mm_packs_epi32(_mm_srai_epi32(words, 16), words)));
+#elif defined(GAMMABETA_NEON)
+  return reinterpret_cast<Halves>(vshrn_n_u32(reinterpret_cast<uint32x4_t>(v), 16));
 #else
   return __builtin_convertvector(v >> 16, Halves);
 #endif
@@ -65,6 +72,8 @@ inline __attribute__((always_inline)) Halves halves_of(const float16*, Register<
   return reinterpret_cast<Halves>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #elif defined(GAMMABETA_AVX2)
   return reinterpret_cast<Halves>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(GAMMABETA_NEON)
+  return reinterpret_cast<Halves>(vcvt_f16_f32(reinterpret_cast<float32x4_t>(v)));
 #else
   // As narrow().
   const Words bits = reinterpret_cast<Words>(v), rest = bits & 0x7fffffff;
@@ -140,11 +149,11 @@ struct StoredDeviations {
   typedef ArithmeticOf<T> A;
   const T* x;
   A shift;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    s = gammabeta::lanes(x + i) - shift;
+  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
+    s = lanes(x + i) - shift;
     q = s * s;
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     s = value(x[i]) - shift;
     q = s * s;
   }
@@ -161,11 +170,11 @@ struct StoredWeightedProducts {
   const T *g, *x;
   const A* weight;
   A mean;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    s = gammabeta::lanes(g + i) * gammabeta::lanes(weight + i);
-    q = s * (gammabeta::lanes(x + i) - mean);
+  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
+    s = lanes(g + i) * lanes(weight + i);
+    q = s * (lanes(x + i) - mean);
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     s = value(g[i]) * weight[i];
     q = s * (value(x[i]) - mean);
   }
@@ -321,7 +330,7 @@ struct PlaneGradient {
     return (z > 0) & (z < high) ? value(g[i]) : A(0);
   }
 
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
+  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
     for (int p = 0; p < kParts; ++p) {
       const int64_t j = i + p * kInRegister<A>;
       const Register<A> d = load(x + j) - f.mean;
@@ -329,7 +338,7 @@ struct PlaneGradient {
       q.part[p] = s.part[p] * d;
     }
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     const A d = value(x[i]) - f.mean;
     s = at_one(i, d);
     q = s * d;
@@ -388,28 +397,5 @@ void stored_gradient_apply_s(const T* g, const T* x, const T* residual, T* g_x, 
 }
 
 }  // namespace
-}  // namespace gammabeta
-
-#include "stored_columns.inc"
-
-namespace gammabeta {
-namespace {
-
-template <class T>
-constexpr StoredRows<T> kStoredRows = {
-    stored_deviations<T, ArithmeticOf<T>>,
-    stored_apply_e<T, ArithmeticOf<T>>,
-    stored_gradient_sums_e<T, ArithmeticOf<T>>,
-    stored_gradient_apply_e<T, ArithmeticOf<T>>,
-    stored_apply_s<T, ArithmeticOf<T>>,
-    stored_gradient_sums_s<T, ArithmeticOf<T>>,
-    stored_gradient_apply_s<T, ArithmeticOf<T>>,
-    column_mean<T, ArithmeticOf<T>>,
-    column_deviations<T, ArithmeticOf<T>>,
-    column_gradient_sums<T, ArithmeticOf<T>>,
-    stored_apply_v<T, ArithmeticOf<T>>,
-    stored_gradient_apply_v<T, ArithmeticOf<T>>,
-};
-
-}  // namespace
+}  // namespace GAMMABETA_TARGET
 }  // namespace gammabeta
