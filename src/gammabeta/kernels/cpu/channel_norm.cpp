@@ -18,7 +18,7 @@ Geometry geometry_of(const Tensor& x) {
   geo.n = sizes[0], geo.groups = sizes[1];
   for (size_t i = 2; i < sizes.size(); ++i) geo.s *= sizes[i];
   geo.columns =
-      geo.s == 1 || (geo.groups > 1 && !laid_out(x, sizes, contiguous_strides(sizes)) && laid_out(x, sizes, last));
+      geo.s == 1 || (geo.groups > 1 && !has_layout(x, sizes, contiguous_strides(sizes)) && has_layout(x, sizes, last));
   geo.strides = geo.columns ? last : contiguous_strides(sizes);
   return geo;
 }
@@ -28,7 +28,10 @@ template <class T>
 class ChannelAxes {
  public:
   ChannelAxes(const Problem<T>& p, const Statistics& statistics, const std::vector<double>& count)
-      : p_(p), geo_(p.geometry), plane_(geo_.n, geo_.channels() * geo_.s, geo_.s, geo_.s), statistics_(statistics),
+      : p_(p),
+        geo_(p.geometry),
+        plane_(geo_.n, geo_.channels() * geo_.s, geo_.s, geo_.s),
+        statistics_(statistics),
         count_(count) {}
 
   // tensors: how many both passes read.
@@ -37,7 +40,7 @@ class ChannelAxes {
     const int64_t size = geo_.n * geo_.s;
     // Decided by the shape, not by how many threads there are.
     const bool whole = geo_.groups >= 32 || size <= 65536;
-    return {geo_.groups, plane_.pieces(), kPiecesPerPart, size, plane_.abreast(tensors), whole};
+    return {geo_.groups, plane_.pieces(), kPiecesPerPart, size, plane_.interleaved(tensors), whole};
   }
   PlaneWorker<T> worker() const { return {plane_, p_.mask.data(), p_.finish}; }
 
@@ -105,8 +108,9 @@ MaybeTensor forward(const Tensor& x, const NormArguments& arguments, Passes pass
     if (passes.write) y.emplace(x, dtype, dtype, geo.sizes, geo.strides);
     if (x.numel() > 0) {
       const std::vector<double> no_count;
-      (geo.columns ? column_forward<T, ChannelAxes<T>> : plane_forward<T, ChannelAxes<T>>)(
-          p, ChannelAxes<T>(p, statistics, no_count), passes, statistics, y ? static_cast<T*>(y->data()) : nullptr);
+      (geo.columns ? column_forward<T, ChannelAxes<T>>
+                   : plane_forward<T, ChannelAxes<T>>)(p, ChannelAxes<T>(p, statistics, no_count), passes, statistics,
+                                                       y ? static_cast<T*>(y->data()) : nullptr);
     }
     return y ? MaybeTensor(y->result()) : std::nullopt;
   });
@@ -146,12 +150,12 @@ std::tuple<MaybeTensor, MaybeTensor> backward(const Tensor& g_y, const Tensor& x
     const Problem<T> p(geo, x, g_y, arguments, dtype);
     std::optional<Output> g_x, g_residual;
     if (passes.write) g_x.emplace(x, x.scalar_type(), dtype, geo.sizes, geo.strides);
-    if (passes.write && residual)
-      g_residual.emplace(*residual, residual->scalar_type(), dtype, geo.sizes, geo.strides);
+    if (passes.write && residual) g_residual.emplace(*residual, residual->scalar_type(), dtype, geo.sizes, geo.strides);
     if (x.numel() > 0)
-      (geo.columns ? column_backward<T, ChannelAxes<T>> : plane_backward<T, ChannelAxes<T>>)(
-          p, ChannelAxes<T>(p, statistics, count), passes, sums, g_x ? static_cast<T*>(g_x->data()) : nullptr,
-          g_residual ? static_cast<T*>(g_residual->data()) : nullptr);
+      (geo.columns ? column_backward<T, ChannelAxes<T>>
+                   : plane_backward<T, ChannelAxes<T>>)(p, ChannelAxes<T>(p, statistics, count), passes, sums,
+                                                        g_x ? static_cast<T*>(g_x->data()) : nullptr,
+                                                        g_residual ? static_cast<T*>(g_residual->data()) : nullptr);
     return {g_x ? MaybeTensor(g_x->result()) : std::nullopt,
             g_residual ? MaybeTensor(g_residual->result()) : std::nullopt};
   });
@@ -159,7 +163,7 @@ std::tuple<MaybeTensor, MaybeTensor> backward(const Tensor& g_y, const Tensor& x
 
 std::vector<GradientSums> no_sums(const Tensor& x) { return std::vector<GradientSums>(size_t(x.size(1))); }
 
-std::vector<double> sums_of(const std::vector<GradientSums>& sums, double GradientSums::*which) {
+std::vector<double> sums_of(const std::vector<GradientSums>& sums, double GradientSums::* which) {
   std::vector<double> values;
   for (const GradientSums& one : sums) values.push_back(one.*which);
   return values;
@@ -170,7 +174,7 @@ std::vector<double> sums_of(const std::vector<GradientSums>& sums, double Gradie
 std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_forward(Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                                 MaybeTensor residual, MaybeTensor mask, double eps,
                                                                 std::string activation, double slope) {
-  Arguments("channel_norm_forward", "x", x)
+  CheckNorm("channel_norm_forward", "x", x)
       .parameter("weight", weight)
       .parameter("bias", bias)
       .like_x("residual", residual)
@@ -178,15 +182,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_forward(Tensor x, MaybeT
       .activation(activation)
       .eps(eps);
   Statistics statistics(static_cast<size_t>(x.size(1)));
-  const MaybeTensor y =
-      forward(x, {weight, bias, residual, mask, eps, activation, slope}, {true, true}, statistics);
+  const MaybeTensor y = forward(x, {weight, bias, residual, mask, eps, activation, slope}, {true, true}, statistics);
   auto [mean, var, count] = tensors_of(statistics, x.scalar_type(), true);
   return {*y, mean, var, count};
 }
 
 Tensor channel_apply_forward(Tensor x, Tensor mean, Tensor var, MaybeTensor weight, MaybeTensor bias,
                              MaybeTensor residual, MaybeTensor mask, double eps, std::string activation, double slope) {
-  Arguments("channel_apply_forward", "x", x)
+  CheckNorm("channel_apply_forward", "x", x)
       .statistic("mean", mean)
       .statistic("var", var)
       .parameter("weight", weight)
@@ -200,7 +203,7 @@ Tensor channel_apply_forward(Tensor x, Tensor mean, Tensor var, MaybeTensor weig
 }
 
 std::tuple<Tensor, Tensor, Tensor> channel_moments(Tensor x, MaybeTensor mask) {
-  Arguments("channel_moments", "x", x).mask(mask);
+  CheckNorm("channel_moments", "x", x).mask(mask);
   Statistics statistics(static_cast<size_t>(x.size(1)));
   forward(x, {kAbsent, kAbsent, kAbsent, mask, 0, kNoActivation, 0}, {true, false}, statistics);
   return tensors_of(statistics, x.scalar_type(), false);
@@ -211,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_backward(Tensor g_y, Ten
                                                                  MaybeTensor mask, Tensor mean, Tensor var,
                                                                  MaybeTensor count, double eps, std::string activation,
                                                                  double slope) {
-  Arguments("channel_norm_backward", "x", x)
+  CheckNorm("channel_norm_backward", "x", x)
       .like_x("g_y", g_y)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -223,19 +226,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_backward(Tensor g_y, Ten
       .activation(activation)
       .eps(eps);
   std::vector<GradientSums> sums = no_sums(x);
-  auto [g_x, g_residual] = backward(g_y, x, {weight, bias, residual, mask, eps, activation, slope}, {mean, var, count},
-                                    {true, true}, sums);
+  auto [g_x, g_residual] =
+      backward(g_y, x, {weight, bias, residual, mask, eps, activation, slope}, {mean, var, count}, {true, true}, sums);
   const Sizes sizes{x.size(1)};
   return {*g_x,
-          weight ? tensor_of(sums_of(sums, &GradientSums::sum_x), sizes, weight->scalar_type()) : nothing_like(x),
-          bias ? tensor_of(sums_of(sums, &GradientSums::sum), sizes, bias->scalar_type()) : nothing_like(x),
-          g_residual ? *g_residual : nothing_like(x)};
+          weight ? tensor_of(sums_of(sums, &GradientSums::sum_x), sizes, weight->scalar_type()) : absent_gradient(x),
+          bias ? tensor_of(sums_of(sums, &GradientSums::sum), sizes, bias->scalar_type()) : absent_gradient(x),
+          g_residual ? *g_residual : absent_gradient(x)};
 }
 
 std::tuple<Tensor, Tensor> channel_backward_reduce(Tensor g_y, Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                    MaybeTensor residual, MaybeTensor mask, Tensor mean, Tensor var,
                                                    double eps, std::string activation, double slope) {
-  Arguments("channel_backward_reduce", "x", x)
+  CheckNorm("channel_backward_reduce", "x", x)
       .like_x("g_y", g_y)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -257,7 +260,7 @@ std::tuple<Tensor, Tensor> channel_backward_apply(Tensor g_y, Tensor x, MaybeTen
                                                   MaybeTensor residual, MaybeTensor mask, Tensor mean, Tensor var,
                                                   Tensor sum_g, Tensor sum_g_xhat, Tensor count, double eps,
                                                   std::string activation, double slope) {
-  Arguments("channel_backward_apply", "x", x)
+  CheckNorm("channel_backward_apply", "x", x)
       .like_x("g_y", g_y)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -276,7 +279,7 @@ std::tuple<Tensor, Tensor> channel_backward_apply(Tensor g_y, Tensor x, MaybeTen
   const MaybeTensor counts = count;
   auto [g_x, g_residual] = backward(g_y, x, {weight, bias, residual, mask, eps, activation, slope}, {mean, var, counts},
                                     {false, true}, sums);
-  return {*g_x, g_residual ? *g_residual : nothing_like(x)};
+  return {*g_x, g_residual ? *g_residual : absent_gradient(x)};
 }
 
 }  // namespace gammabeta

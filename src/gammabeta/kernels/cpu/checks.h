@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 
+#include "activation.h"
+
 namespace gammabeta {
 
 using torch::stable::Tensor;
@@ -47,26 +49,26 @@ struct Check {
 };
 
 // The arguments of a norm, x = (*samples, *channels, *positions), in the order of its schema; x comes first.
-class Arguments {
+class CheckNorm {
  public:
   // A channel norm: statistics are of each channel, x's axis 1.
-  Arguments(const char* op, const char* name, const Tensor& x);
+  CheckNorm(const char* op, const char* name, const Tensor& x);
   // A sample norm: statistics are of each sample and group of channels.
-  Arguments(const char* op, const char* name, const Tensor& x, int64_t sample_axes, int64_t channel_axes,
+  CheckNorm(const char* op, const char* name, const Tensor& x, int64_t sample_axes, int64_t channel_axes,
             int64_t groups);
   // A sample norm over the last axes.
-  Arguments(const char* op, const char* name, const Tensor& x, int64_t channel_axes);
-  Arguments(const Arguments&) = delete;
+  CheckNorm(const char* op, const char* name, const Tensor& x, int64_t channel_axes);
+  CheckNorm(const CheckNorm&) = delete;
 
-  const Arguments& like_x(const char* name, const Tensor& t) const;
-  const Arguments& like_x(const char* name, const MaybeTensor& t) const;
-  const Arguments& parameter(const char* name, const MaybeTensor& t) const;
-  const Arguments& mask(const MaybeTensor& t) const;
-  const Arguments& statistic(const char* name, const Tensor& t) const;
-  const Arguments& count(const Tensor& t) const;
-  const Arguments& count(const MaybeTensor& t) const;
-  const Arguments& activation(const std::string& name) const;
-  const Arguments& eps(double eps) const;
+  const CheckNorm& like_x(const char* name, const Tensor& t) const;
+  const CheckNorm& like_x(const char* name, const MaybeTensor& t) const;
+  const CheckNorm& parameter(const char* name, const MaybeTensor& t) const;
+  const CheckNorm& mask(const MaybeTensor& t) const;
+  const CheckNorm& statistic(const char* name, const Tensor& t) const;
+  const CheckNorm& count(const Tensor& t) const;
+  const CheckNorm& count(const MaybeTensor& t) const;
+  const CheckNorm& activation(const std::string& name) const;
+  const CheckNorm& eps(double eps) const;
 
  private:
   void set_shapes();
@@ -82,27 +84,24 @@ class Arguments {
 };
 
 // The arguments of an op on vectors of channels, in the order of its schema; mean comes first.
-class OfChannels {
+class CheckChannelVectors {
  public:
-  OfChannels(const char* op, const char* name, const Tensor& mean);
-  OfChannels(const OfChannels&) = delete;
+  CheckChannelVectors(const char* op, const char* name, const Tensor& mean);
+  CheckChannelVectors(const CheckChannelVectors&) = delete;
 
-  const OfChannels& values(const char* name, const MaybeTensor& t, bool written = false) const;
-  const OfChannels& values(const char* name, const Tensor& t) const;
-  const OfChannels& count(const char* name, const MaybeTensor& t) const;
+  const CheckChannelVectors& values(const char* name, const MaybeTensor& t, bool written = false) const;
+  const CheckChannelVectors& values(const char* name, const Tensor& t) const;
+  const CheckChannelVectors& count(const char* name, const MaybeTensor& t) const;
   // Written: two more than channels, and one number.
-  const OfChannels& skipped(const char* name, const MaybeTensor& t) const;
-  const OfChannels& number(const char* name, const MaybeTensor& t) const;
+  const CheckChannelVectors& skipped(const char* name, const MaybeTensor& t) const;
+  const CheckChannelVectors& number(const char* name, const MaybeTensor& t) const;
 
  private:
   Check check_;
   int64_t skipped_ = 0;
 };
 
-// The names of the activations, in the order of Activation. Loading compares them with gammabeta/activations.py.
-constexpr const char* kActivations[] = {"none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"};
-
-// Their names in one text, with `last` before the last one.
+// The names of the activations in one text, with `last` before the last one.
 std::string activations(const char* separator, const char* last = nullptr);
 
 }  // namespace gammabeta

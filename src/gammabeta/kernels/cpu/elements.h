@@ -30,10 +30,12 @@ template <class T>
 void convert_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride, int64_t n_rows, int64_t n) {
   for (int64_t r = 0; r < n_rows; ++r) convert(from + r * from_stride, to + r * to_stride, n);
 }
-inline void convert_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows, int64_t n) {
+inline void convert_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows,
+                         int64_t n) {
   loops<float>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
-inline void convert_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t n_rows, int64_t n) {
+inline void convert_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t n_rows,
+                         int64_t n) {
   loops<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
 
@@ -62,14 +64,14 @@ class Writer {
 
   explicit Writer(bool streamed) : streamed_(streamed) {}
 
-  A* place(T* to, A* buffer) const {
+  A* destination(T* to, A* buffer) const {
     if constexpr (!kConverts)
       if (!streamed_) return to;
     return buffer;
   }
 
-  // What stands at place(to, buffer) goes to `to`.
-  void put(const A* buffer, T* to, int64_t n) const {
+  // What stands at destination(to, buffer) goes to `to`.
+  void flush(const A* buffer, T* to, int64_t n) const {
     if constexpr (kConverts) {
       if (!streamed_) return convert(buffer, to, n);
       constexpr int64_t kPart = 512;
@@ -89,7 +91,7 @@ class Writer {
   bool streamed() const { return streamed_; }
 
   // Whether a loop of StoredLoops may write there.
-  bool reaches(const T* to) const {
+  bool can_store_to(const T* to) const {
     return !streamed_ || reinterpret_cast<uintptr_t>(to) % (kConverts ? 32 : 64) == 0;
   }
 
@@ -109,7 +111,7 @@ constexpr int64_t kPiece = (Writer<T>::kConverts ? 16384 : 8192) / sizeof(Arithm
 template <class T>
 struct Buffers {
   typedef ArithmeticOf<T> A;
-  alignas(64) A x[kPiece<T>], g[kPiece<T>], residual[kPiece<T>], selected_x[kPiece<T>], z[kPiece<T>], out[kPiece<T>];
+  alignas(64) A x[kPiece<T>], g[kPiece<T>], residual[kPiece<T>], masked_x[kPiece<T>], z[kPiece<T>], out[kPiece<T>];
   alignas(64) uint8_t mask[kPiece<T>];
 };
 

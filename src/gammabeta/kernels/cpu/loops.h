@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "activation.h"
+
 namespace gammabeta {
 
 struct bfloat16 {
@@ -29,8 +31,6 @@ struct Arithmetic<double> {
 template <class T>
 using ArithmeticOf = typename Arithmetic<T>::type;
 
-enum Activation : int { kNone, kRelu, kRelu6, kLeakyRelu, kSilu, kHardswish, kGelu };
-
 template <class A>
 struct Finish {
   Activation activation;
@@ -43,35 +43,35 @@ struct Loops {
   // Σ(x − shift) and Σ(x − shift)².
   void (*deviations)(const A* x, int64_t n, A shift, A* sum, A* squares);
   // y = activation((x − mean)·scale + shift + residual); residual may be null.
-  void (*apply_s)(const A* x, const A* residual, A* y, int64_t n, A mean, A scale, A shift, Finish<A> finish);
-  void (*apply_v)(const A* x, const A* residual, A* y, int64_t n, const A* mean, const A* scale, const A* shift,
-                  Finish<A> finish);
+  void (*apply_plane)(const A* x, const A* residual, A* y, int64_t n, A mean, A scale, A shift, Finish<A> finish);
+  void (*apply_columns)(const A* x, const A* residual, A* y, int64_t n, const A* mean, const A* scale, const A* shift,
+                        Finish<A> finish);
   // y = activation((x − mean)·rstd·weight + bias + residual); bias and residual may be null.
-  void (*apply_e)(const A* x, const A* residual, A* y, int64_t n, A mean, A rstd, const A* weight, const A* bias,
-                  Finish<A> finish);
+  void (*apply_line)(const A* x, const A* residual, A* y, int64_t n, A mean, A rstd, const A* weight, const A* bias,
+                     Finish<A> finish);
   // g_z = g·activation'(z), z as the apply of the same ending makes it.
-  void (*finish_gradient_s)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A scale, A shift,
-                            Finish<A> finish);
-  void (*finish_gradient_v)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, const A* mean,
-                            const A* scale, const A* shift, Finish<A> finish);
-  void (*finish_gradient_e)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A rstd,
-                            const A* weight, const A* bias, Finish<A> finish);
+  void (*finish_gradient_plane)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A scale, A shift,
+                                Finish<A> finish);
+  void (*finish_gradient_columns)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, const A* mean,
+                                  const A* scale, const A* shift, Finish<A> finish);
+  void (*finish_gradient_line)(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A rstd,
+                               const A* weight, const A* bias, Finish<A> finish);
   // Σg and Σg·(x − mean).
-  void (*gradient_sums_s)(const A* g, const A* x, int64_t n, A mean, A* sum, A* sum_x);
+  void (*gradient_sums_plane)(const A* g, const A* x, int64_t n, A mean, A* sum, A* sum_x);
   // Σg·weight and Σg·weight·(x − mean).
-  void (*gradient_sums_e)(const A* g, const A* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x);
+  void (*gradient_sums_line)(const A* g, const A* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x);
   // g_x = a·g + b·(x − mean) + c.
-  void (*gradient_apply_s)(const A* g, const A* x, A* g_x, int64_t n, A mean, A a, A b, A c);
-  void (*gradient_apply_v)(const A* g, const A* x, A* g_x, int64_t n, const A* mean, const A* a, const A* b,
-                           const A* c);
+  void (*gradient_apply_plane)(const A* g, const A* x, A* g_x, int64_t n, A mean, A a, A b, A c);
+  void (*gradient_apply_columns)(const A* g, const A* x, A* g_x, int64_t n, const A* mean, const A* a, const A* b,
+                                 const A* c);
   // g_x = a·g·weight + b·(x − mean) + c and, unless null, g_weight += g·(x − mean)·a, g_bias += g.
-  void (*gradient_apply_e)(const A* g, const A* x, const A* weight, A* g_x, int64_t n, A mean, A a, A b, A c,
-                           A* g_weight, A* g_bias);
+  void (*gradient_apply_line)(const A* g, const A* x, const A* weight, A* g_x, int64_t n, A mean, A a, A b, A c,
+                              A* g_weight, A* g_bias);
   // Moments (mean, m2) of `count` values, merged with those of `more` values that deviate from shift by sum, squares.
   void (*merge_deviations)(int64_t n, double count, double more, const A* shift, const A* sum, const A* squares,
                            double* mean, double* m2);
   // total += part; part = 0.
-  void (*drain)(A* part, double* total, int64_t n);
+  void (*add_and_clear)(A* part, double* total, int64_t n);
   // y = mask ? x : fill.
   void (*select)(const A* x, const uint8_t* mask, A fill, A* y, int64_t n);
   // n_rows rows of n values, each a stride from the one before.
@@ -106,22 +106,23 @@ struct StoredLoops {
   // Σ(x − shift) and Σ(x − shift)².
   void (*deviations)(const T* x, int64_t n, A shift, A* sum, A* squares);
   // y = (x − mean)·rstd·weight + bias; bias may be null. What comes `ahead` elements later is asked for.
-  void (*apply_e)(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead,
-                  bool streamed);
+  void (*apply_line)(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead,
+                     bool streamed);
   // Σg·weight and Σg·weight·(x − mean).
-  void (*gradient_sums_e)(const T* g, const T* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x);
+  void (*gradient_sums_line)(const T* g, const T* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x);
   // Of `lines` lines, one or kLinesAtOnce, each a stride after the one before: g_x as LineBackprop has it, plus g_total
   // unless that is null; g_weight += Σa·g·(x − mean) and, unless null, g_bias += Σg, over these lines.
-  void (*gradient_apply_e)(int lines, int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n,
-                           const A* weight, const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed);
+  void (*gradient_apply_line)(int lines, int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n,
+                              const A* weight, const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed);
   // For no activation, relu and relu6: y = activation(z), z = (x − mean)·scale + shift + residual; residual may be null.
-  void (*apply_s)(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, Finish<A> finish, bool streamed);
+  void (*apply_plane)(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, Finish<A> finish,
+                      bool streamed);
   // Σg_z and Σg_z·(x − mean), g_z = g·activation'(z).
-  void (*gradient_sums_s)(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f, Finish<A> finish,
-                          A* sum, A* sum_x);
+  void (*gradient_sums_plane)(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f,
+                              Finish<A> finish, A* sum, A* sum_x);
   // g_x = a·g_z + b·(x − mean) + c and g_residual = g_z; residual and g_residual are null both or neither.
-  void (*gradient_apply_s)(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
-                           ChannelAffine<A> f, A a, A b, A c, Finish<A> finish, bool streamed);
+  void (*gradient_apply_plane)(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
+                               ChannelAffine<A> f, A a, A b, A c, Finish<A> finish, bool streamed);
   // For every column: the mean of the first 8, 4, 2 or 1 of the rows.
   void (*column_mean)(const T* const* rows, int64_t n_rows, int64_t n, A* mean);
   // For every column: sum += Σ(x − shift), squares += Σ(x − shift)². What comes `ahead` bytes later is asked for; 0: nothing.
@@ -130,11 +131,11 @@ struct StoredLoops {
   // For every column: sum += Σg, sum_x += Σg·(x − mean).
   void (*column_gradient_sums)(const T* const* g, const T* const* x, int64_t n_rows, int64_t n, int64_t ahead,
                                const A* mean, A* sum, A* sum_x);
-  // As apply_s, and g_x = a·g + b·(x − mean) + c, with a parameter for every element.
-  void (*apply_v)(const T* x, const T* residual, T* y, int64_t n, const A* mean, const A* scale, const A* shift,
-                  Finish<A> finish, bool streamed);
-  void (*gradient_apply_v)(const T* g, const T* x, T* g_x, int64_t n, const A* mean, const A* a, const A* b, const A* c,
-                           bool streamed);
+  // As apply_plane, and g_x = a·g + b·(x − mean) + c, with a parameter for every element.
+  void (*apply_columns)(const T* x, const T* residual, T* y, int64_t n, const A* mean, const A* scale, const A* shift,
+                        Finish<A> finish, bool streamed);
+  void (*gradient_apply_columns)(const T* g, const T* x, T* g_x, int64_t n, const A* mean, const A* a, const A* b,
+                                 const A* c, bool streamed);
 };
 
 template <class T>

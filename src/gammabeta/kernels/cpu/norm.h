@@ -56,7 +56,7 @@ struct Problem {
   Problem(const Geometry& geometry_, const Tensor& x_, const MaybeTensor& g_, const NormArguments& arguments,
           ScalarType dtype)
       : geometry(geometry_),
-        x(brought_to(x_, dtype, geometry.sizes, geometry.strides)),
+        x(converted_to(x_, dtype, geometry.sizes, geometry.strides)),
         mask(arguments.mask),
         finish{activation_of(arguments.activation), A(arguments.slope)},
         center(arguments.center),
@@ -64,8 +64,8 @@ struct Problem {
         eps(arguments.eps),
         weight(values_of(arguments.weight, geometry.channels(), 1)),
         bias(values_of(arguments.bias, geometry.channels(), 0)) {
-    if (arguments.residual) residual = brought_to(*arguments.residual, dtype, geometry.sizes, geometry.strides);
-    if (g_) g = brought_to(*g_, dtype, geometry.sizes, geometry.strides);
+    if (arguments.residual) residual = converted_to(*arguments.residual, dtype, geometry.sizes, geometry.strides);
+    if (g_) g = converted_to(*g_, dtype, geometry.sizes, geometry.strides);
   }
 
   static const T* data(const MaybeTensor& t) { return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr; }
@@ -74,7 +74,6 @@ struct Problem {
   const T* residual_data() const { return data(residual); }
   // The mask of one sample's positions.
   const uint8_t* mask_of(int64_t sample) const { return mask.data() ? mask.data() + sample * geometry.s : nullptr; }
-  bool expensive_activation() const { return finish.activation == kSilu || finish.activation == kGelu; }
 };
 
 template <class T>
@@ -210,7 +209,8 @@ void plane_backward(const Problem<T>& p, const Axes& axes, Passes passes, std::v
   const T *x = p.x_data(), *g = p.g_data(), *residual = p.residual_data();
   // ∂ℓ/∂z is kept in g_residual between the passes, where it has to be written anyway, unless that would round it or it
   // is cheaper to compute again than to write before its time.
-  const bool g_z_kept = passes.reduce && passes.write && g_residual && p.expensive_activation() && !Writer<T>::kConverts;
+  const bool g_z_kept =
+      passes.reduce && passes.write && g_residual && is_expensive(p.finish.activation) && !Writer<T>::kConverts;
   const Writer<T> writer(p.streamed), cached(false);
   walk(
       axes.partition(residual && p.finish.activation != kNone ? 3 : 2), passes, writer, sums,
@@ -233,8 +233,8 @@ void plane_backward(const Problem<T>& p, const Axes& axes, Passes passes, std::v
           if (g_z_kept) {
             PlaneWork<T>& work = worker.second_with(worker.work.plane, {kNone, A(0)});
             work.mask = part.mask;
-            work.gradient_apply(g_residual + part.at, x + part.at, nullptr, g_x + part.at, nullptr, part.begin, part.end,
-                                f, back, writer);
+            work.gradient_apply(g_residual + part.at, x + part.at, nullptr, g_x + part.at, nullptr, part.begin,
+                                part.end, f, back, writer);
           } else {
             worker.work.mask = part.mask;
             worker.work.gradient_apply(g + part.at, x + part.at, offset(residual, part.at), g_x + part.at,
@@ -297,7 +297,8 @@ void column_forward(const Problem<T>& p, const Axes& axes, Passes passes, Statis
       });
       Statistics of_channel(static_cast<size_t>(c));
       columns.merge(x, means.data(), m2s.data(), counts.data(), of_channel.data());
-      for (int64_t i = 0; i < c; ++i) statistics[size_t(block.first_statistic + i / geo.d)].merge(of_channel[size_t(i)]);
+      for (int64_t i = 0; i < c; ++i)
+        statistics[size_t(block.first_statistic + i / geo.d)].merge(of_channel[size_t(i)]);
     }
     if (!passes.write) return;
     const auto parameters = column_parameters(axes, columns, geo, block);

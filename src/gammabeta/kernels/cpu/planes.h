@@ -16,7 +16,7 @@ class Plane {
     rows_of_piece_ = s < kPiece<T> ? kPiece<T> / (s > 0 ? s : 1) : 1;
     if (rows_of_piece_ > n) rows_of_piece_ = n > 0 ? n : 1;
     // A row of some length is worked on where it stands; gathering is for short ones.
-    if (s >= kGathered) rows_of_piece_ = 1;
+    if (s >= kNotGathered) rows_of_piece_ = 1;
     pieces_of_row_ = rows_of_piece_ > 1 || s <= kPiece<T> ? 1 : (s + kPiece<T> - 1) / kPiece<T>;
     n_ = n;
     pieces_ = rows_of_piece_ > 1 ? (n + rows_of_piece_ - 1) / rows_of_piece_ : n * pieces_of_row_;
@@ -41,11 +41,11 @@ class Plane {
 
   // How many neighbouring channels are worth taking together, piece by piece, so that what is read at a stretch is longer
   // than a short row: as many as stay in the second cache between the passes, `tensors` read by both.
-  int64_t abreast(int tensors) const {
+  int64_t interleaved(int tensors) const {
     if (gathers()) return 1;
     const int64_t channel = n_ * s_ * int64_t(sizeof(T)) * tensors, row = s_ * int64_t(sizeof(T));
     int64_t together = 1;
-    while (2 * together * channel <= kAbreastBytes && together * row < kStretchBytes) together *= 2;
+    while (2 * together * channel <= kInterleavedBytes && together * row < kStretchBytes) together *= 2;
     return together;
   }
 
@@ -64,17 +64,18 @@ class Plane {
     return buffer;
   }
 
-  A* place(const Writer<T>& writer, T* plane, const Piece& p, A* buffer) const {
-    return gathers() ? buffer : writer.place(plane + p.row * stride_ + p.first, buffer);
+  A* destination(const Writer<T>& writer, T* plane, const Piece& p, A* buffer) const {
+    return gathers() ? buffer : writer.destination(plane + p.row * stride_ + p.first, buffer);
   }
 
-  void put(const Writer<T>& writer, const A* values, T* plane, const Piece& p) const {
-    if (!gathers()) return writer.put(values, plane + p.row * stride_ + p.first, p.length);
+  void flush(const Writer<T>& writer, const A* values, T* plane, const Piece& p) const {
+    if (!gathers()) return writer.flush(values, plane + p.row * stride_ + p.first, p.length);
     convert_rows(values, s_, plane + p.row * stride_, stride_, p.rows, s_);
   }
 
  private:
-  static constexpr int64_t kGathered = 512, kAbreastBytes = int64_t(512) << 10, kStretchBytes = int64_t(16) << 10;
+  static constexpr int64_t kNotGathered = 512, kInterleavedBytes = int64_t(512) << 10,
+                           kStretchBytes = int64_t(16) << 10;
   int64_t n_, stride_, s_, mask_stride_, rows_of_piece_, pieces_of_row_, pieces_;
 };
 
@@ -89,7 +90,7 @@ struct Backprop {
 template <class T>
 struct PlaneWork {
   typedef ArithmeticOf<T> A;
-  const Loops<A>& rows = gammabeta::loops<A>();
+  const Loops<A>& loops = gammabeta::loops<A>();
   const StoredLoops<T>& stored = gammabeta::stored_loops<T>();
   Plane<T> plane;
   const uint8_t* mask;
@@ -99,8 +100,8 @@ struct PlaneWork {
   PlaneWork(const Plane<T>& plane_, const uint8_t* mask_, Finish<A> finish_)
       : plane(plane_), mask(mask_), finish(finish_) {}
 
-  // Moments of the pieces [begin, end), into m, about a value near the mean: that of the first kFew values, later that of
-  // the pieces before. What is subtracted from the squares for it is at most n/kFew times the piece's own m2, or twice
+  // Moments of the pieces [begin, end), into m, about a value near the mean: that of the first kFirst values, later that of
+  // the pieces before. What is subtracted from the squares for it is at most n/kFirst times the piece's own m2, or twice
   // the m2 of all so far, whatever the values are.
   void moments(const T* x, int64_t begin, int64_t end, bool center, RunningMoments& m) {
     Buffers<T>& b = *buffers;
@@ -119,19 +120,19 @@ struct PlaneWork {
         count = double(count_true(valid, n));
         if (count == 0) continue;
         if (center) {
-          rows.select(v, valid, A(0), b.z, n);
-          shift = A(double(rows.sum(b.z, n)) / count);
+          loops.select(v, valid, A(0), b.z, n);
+          shift = A(double(loops.sum(b.z, n)) / count);
         }
-        rows.select(v, valid, shift, b.selected_x, n);
-        v = b.selected_x;
+        loops.select(v, valid, shift, b.masked_x, n);
+        v = b.masked_x;
       } else if (center) {
-        shift = m.count > 0 ? A(m.mean) : mean_of_few(v, n);
+        shift = m.count > 0 ? A(m.mean) : mean_of_first(v, n);
       }
-      rows.deviations(v, n, shift, &sum, &squares);
+      loops.deviations(v, n, shift, &sum, &squares);
       // Far from this piece's mean after all: once more about that.
       if (center && 32 * double(sum) * double(sum) > count * double(squares) && !mask) {
         shift += A(double(sum) / count);
-        rows.deviations(v, n, shift, &sum, &squares);
+        loops.deviations(v, n, shift, &sum, &squares);
       }
       if (center)
         m.merge_deviations(count, double(shift), double(sum), double(squares));
@@ -146,7 +147,7 @@ struct PlaneWork {
     if (center && m.count > 0) {
       shift = A(m.mean);
     } else if (center) {
-      int64_t few = kFew;
+      int64_t few = kFirst;
       while (few > n) few /= 2;
       stored.deviations(x, few < 16 ? 1 : few, A(0), &sum, &squares);
       shift = few < 16 ? sum : sum / A(few);
@@ -170,19 +171,19 @@ struct PlaneWork {
       const int64_t n = p.size();
       if (in_place(y, p, writer)) {
         const int64_t at = plane.begin(p);
-        stored.apply_s(x + at, residual ? residual + at : nullptr, y + at, n, f, finish, writer.streamed());
+        stored.apply_plane(x + at, residual ? residual + at : nullptr, y + at, n, f, finish, writer.streamed());
         continue;
       }
       const A* v = load_x(x, p);
       const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
-      A* out = plane.place(writer, y, p, b.out);
+      A* out = plane.destination(writer, y, p, b.out);
       if (mask) {
-        rows.apply_s(v, r, b.z, n, f.mean, f.scale, f.shift, finish);
-        rows.select(b.z, plane.load_mask(mask, p, b.mask), A(0), out, n);
+        loops.apply_plane(v, r, b.z, n, f.mean, f.scale, f.shift, finish);
+        loops.select(b.z, plane.load_mask(mask, p, b.mask), A(0), out, n);
       } else {
-        rows.apply_s(v, r, out, n, f.mean, f.scale, f.shift, finish);
+        loops.apply_plane(v, r, out, n, f.mean, f.scale, f.shift, finish);
       }
-      plane.put(writer, out, y, p);
+      plane.flush(writer, out, y, p);
     }
   }
 
@@ -191,29 +192,29 @@ struct PlaneWork {
                      const A** g_z, const A** v) {
     Buffers<T>& b = *buffers;
     const int64_t n = p.size();
-    if (held_gradient_ && held_gradient_ == x) {
-      *g_z = held_g_z_;
-      *v = held_;
+    if (loaded_gradient_ && loaded_gradient_ == x) {
+      *g_z = loaded_g_z_;
+      *v = loaded_;
       return;
     }
     *g_z = plane.load(g, p, b.g);
     *v = plane.load(x, p, b.x);
     if (finish.activation != kNone) {
       const A* r = residual ? plane.load(residual, p, b.residual) : nullptr;
-      rows.finish_gradient_s(*g_z, *v, r, b.z, n, f.mean, f.scale, f.shift, finish);
+      loops.finish_gradient_plane(*g_z, *v, r, b.z, n, f.mean, f.scale, f.shift, finish);
       *g_z = b.z;
     }
     if (mask) {
       const uint8_t* valid = plane.load_mask(mask, p, b.mask);
-      rows.select(*g_z, valid, A(0), b.residual, n);
-      rows.select(*v, valid, f.mean, b.selected_x, n);
+      loops.select(*g_z, valid, A(0), b.residual, n);
+      loops.select(*v, valid, f.mean, b.masked_x, n);
       *g_z = b.residual;
-      *v = b.selected_x;
+      *v = b.masked_x;
     }
     if (plane.pieces() > 1) return;
-    held_gradient_ = x;
-    held_ = *v;
-    held_g_z_ = *g_z;
+    loaded_gradient_ = x;
+    loaded_ = *v;
+    loaded_g_z_ = *g_z;
   }
 
   // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean), added to sum and sum_x; ∂ℓ/∂z is written to g_residual unless that is null.
@@ -225,13 +226,13 @@ struct PlaneWork {
       A s, q;
       if (!g_residual && in_place(p)) {
         const int64_t at = plane.begin(p);
-        stored.gradient_sums_s(g + at, x + at, residual ? residual + at : nullptr, p.size(), f, finish, &s, &q);
+        stored.gradient_sums_plane(g + at, x + at, residual ? residual + at : nullptr, p.size(), f, finish, &s, &q);
         *sum += double(s);
         *sum_x += double(q);
         continue;
       }
       load_gradient(g, x, residual, p, f, &g_z, &v);
-      rows.gradient_sums_s(g_z, v, p.size(), f.mean, &s, &q);
+      loops.gradient_sums_plane(g_z, v, p.size(), f.mean, &s, &q);
       *sum += double(s);
       *sum_x += double(q);
       if (g_residual) store(g_z, g_residual, p, writer);
@@ -243,65 +244,65 @@ struct PlaneWork {
     Buffers<T>& b = *buffers;
     // Where the statistics are constants x has no part in its gradient. g is read in its place: 0·x would be NaN where x
     // is not finite. Behind an activation x is needed for z, and so not there.
-    const bool constant = back.b == A(0), plain = finish.activation == kNone;
+    const bool constant = back.b == A(0), unfinished = finish.activation == kNone;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const A *g_z, *v;
-      if (!residual == !g_residual && (plain || !constant) && in_place(g_x, p, writer) &&
+      if (!residual == !g_residual && (unfinished || !constant) && in_place(g_x, p, writer) &&
           (!g_residual || in_place(g_residual, p, writer))) {
         const int64_t at = plane.begin(p);
-        stored.gradient_apply_s(g + at, (constant ? g : x) + at, residual ? residual + at : nullptr, g_x + at,
-                                g_residual ? g_residual + at : nullptr, p.size(), f, back.a, back.b, back.c, finish,
-                                writer.streamed());
+        stored.gradient_apply_plane(g + at, (constant ? g : x) + at, residual ? residual + at : nullptr, g_x + at,
+                                    g_residual ? g_residual + at : nullptr, p.size(), f, back.a, back.b, back.c, finish,
+                                    writer.streamed());
         continue;
       }
       load_gradient(g, x, residual, p, f, &g_z, &v);
       if (constant) v = g_z;
-      A* out = plane.place(writer, g_x, p, b.out);
+      A* out = plane.destination(writer, g_x, p, b.out);
       if (mask) {
-        rows.gradient_apply_s(g_z, v, b.g, p.size(), f.mean, back.a, back.b, back.c);
-        rows.select(b.g, plane.load_mask(mask, p, b.mask), A(0), out, p.size());
+        loops.gradient_apply_plane(g_z, v, b.g, p.size(), f.mean, back.a, back.b, back.c);
+        loops.select(b.g, plane.load_mask(mask, p, b.mask), A(0), out, p.size());
       } else {
-        rows.gradient_apply_s(g_z, v, out, p.size(), f.mean, back.a, back.b, back.c);
+        loops.gradient_apply_plane(g_z, v, out, p.size(), f.mean, back.a, back.b, back.c);
       }
-      plane.put(writer, out, g_x, p);
+      plane.flush(writer, out, g_x, p);
       if (g_residual) store(g_z, g_residual, p, writer);
     }
   }
 
  private:
-  static constexpr int64_t kFew = 128;
+  static constexpr int64_t kFirst = 128;
 
   // Whether a piece is worked on where it stands, without buffers.
   bool in_place(const typename Plane<T>::Piece&) const {
-    return !mask && !plane.gathers() && (finish.activation == kNone || finish.activation == kRelu || finish.activation == kRelu6);
+    return !mask && !plane.gathers() && is_clamp(finish.activation);
   }
   bool in_place(const T* to, const typename Plane<T>::Piece& p, const Writer<T>& writer) const {
-    return in_place(p) && writer.reaches(to + plane.begin(p));
+    return in_place(p) && writer.can_store_to(to + plane.begin(p));
   }
 
   // The mean of the first values, as many as are added up without rounding where all are equal.
-  A mean_of_few(const A* v, int64_t n) const {
-    int64_t few = kFew;
+  A mean_of_first(const A* v, int64_t n) const {
+    int64_t few = kFirst;
     while (few > n) few /= 2;
-    return few < 16 ? v[0] : rows.sum(v, few) / A(few);
+    return few < 16 ? v[0] : loops.sum(v, few) / A(few);
   }
 
   // What is one piece stays loaded from one pass to the next.
   const A* load_x(const T* x, const typename Plane<T>::Piece& p) {
-    if (held_x_ && held_x_ == x) return held_;
+    if (loaded_x_ && loaded_x_ == x) return loaded_;
     const A* v = plane.load(x, p, buffers->x);
-    if (plane.pieces() == 1) held_x_ = x, held_ = v;
+    if (plane.pieces() == 1) loaded_x_ = x, loaded_ = v;
     return v;
   }
 
-  const T *held_x_ = nullptr, *held_gradient_ = nullptr;
-  const A *held_ = nullptr, *held_g_z_ = nullptr;
+  const T *loaded_x_ = nullptr, *loaded_gradient_ = nullptr;
+  const A *loaded_ = nullptr, *loaded_g_z_ = nullptr;
 
   void store(const A* values, T* to, const typename Plane<T>::Piece& p, const Writer<T>& writer) {
-    A* out = plane.place(writer, to, p, buffers->out);
+    A* out = plane.destination(writer, to, p, buffers->out);
     if (out != values) std::memcpy(out, values, size_t(p.size()) * sizeof(A));
-    plane.put(writer, out, to, p);
+    plane.flush(writer, out, to, p);
   }
 };
 

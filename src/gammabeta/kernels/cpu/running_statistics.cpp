@@ -60,7 +60,7 @@ void move(const Tensor& running, const std::vector<char>& finite, const Share& s
 void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor num_batches_tracked,
                              MaybeTensor skipped_counts, Tensor mean, Tensor var, MaybeTensor count,
                              std::optional<double> momentum) {
-  OfChannels("move_running_statistics_", "mean", mean)
+  CheckChannelVectors("move_running_statistics_", "mean", mean)
       .values("running_mean", running_mean, true)
       .values("running_var", running_var, true)
       .number("num_batches_tracked", num_batches_tracked)
@@ -83,8 +83,7 @@ void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, 
     finite[size_t(c)] = std::isfinite(means[c]) && std::isfinite(unbiased(c));
     counted = counted || finite[size_t(c)];
   }
-  int64_t* tracked =
-      num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
+  int64_t* tracked = num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
   // Of each channel, then of whole batches, then what `tracked` was: see running_statistics.py.
   int64_t* skipped = nullptr;
   int64_t stride = 0;

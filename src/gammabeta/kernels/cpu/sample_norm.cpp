@@ -24,7 +24,7 @@ Geometry geometry_of(const Tensor& x, const SampleAxesArguments& axes, bool cent
   geo.d /= axes.groups;
   if (axes.sample_axes != 1 || axes.channel_axes != 1 || geo.s == 1 || !center || geo.channels() == 1) return geo;
   const Sizes last = channels_last_strides(sizes);
-  geo.columns = !laid_out(x, sizes, geo.strides) && laid_out(x, sizes, last);
+  geo.columns = !has_layout(x, sizes, geo.strides) && has_layout(x, sizes, last);
   if (geo.columns) geo.strides = last;
   return geo;
 }
@@ -35,9 +35,7 @@ bool is_lines(const Geometry& geo, bool masked) {
   return geo.s == 1 || (!geo.columns && !masked && geo.s <= 256 && geo.channels() * geo.s <= 65536);
 }
 
-double rstd_of(const RunningMoments& m, double eps) {
-  return 1 / std::sqrt(m.m2 / (m.count > 1 ? m.count : 1) + eps);
-}
+double rstd_of(const RunningMoments& m, double eps) { return 1 / std::sqrt(m.m2 / (m.count > 1 ? m.count : 1) + eps); }
 
 // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of every sample and channel: what the parameters' gradients are made of.
 struct ChannelSums {
@@ -168,7 +166,7 @@ void line_backward(const Problem<T>& p, const Lines<T>& lines, const LineStatist
                    std::vector<double>& g_weight, std::vector<double>& g_bias) {
   typedef ArithmeticOf<T> A;
   constexpr int64_t kLinesOfBlock = 64, kChunks = 64;  // lines whose sums are kept in A; parts that threads share out
-  const Loops<A>& rows = gammabeta::loops<A>();
+  const Loops<A>& loops = gammabeta::loops<A>();
   const int64_t length = lines.length(), n = lines.n;
   const int64_t blocks = (n + kLinesOfBlock - 1) / kLinesOfBlock;
   const int64_t lines_of_chunk = (blocks + kChunks - 1) / kChunks * kLinesOfBlock;
@@ -176,27 +174,28 @@ void line_backward(const Problem<T>& p, const Lines<T>& lines, const LineStatist
   const T *x = p.x_data(), *g = p.g_data(), *residual = p.residual_data();
   const Writer<T> writer(p.streamed);
   const bool wants_weight = !g_weight.empty(), wants_bias = !g_bias.empty();
-  const bool plain = LineWork<T>::plain(lines, residual);
+  const bool of_z = LineWork<T>::gradient_is_of_z(lines, residual);
   std::vector<double> partial_weight(wants_weight ? size_t(chunks * length) : 0);
   std::vector<double> partial_bias(wants_bias ? size_t(chunks * length) : 0);
   in_parallel(chunks, 2 * lines_of_chunk * length, [&](int64_t begin, int64_t end) {
     LineWork<T> work(lines);
-    std::vector<A> in_block(wants_weight || plain ? size_t(length) : 0), bias_in_block(wants_bias ? size_t(length) : 0);
+    std::vector<A> in_block(wants_weight || of_z ? size_t(length) : 0), bias_in_block(wants_bias ? size_t(length) : 0);
     A* sum_bias = wants_bias ? bias_in_block.data() : nullptr;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t last = std::min(n, (chunk + 1) * lines_of_chunk);
       for (int64_t i = chunk * lines_of_chunk; i < last;) {
         const double *mean_G = &given.mean[size_t(i * lines.groups)], *var_G = &given.var[size_t(i * lines.groups)];
-        const int count = plain ? LineWork<T>::at_once(lines, i, last) : 1;
-        if (plain)
-          work.backward_lines(count, g, x, of.g_total, of.g_x, i, mean_G, var_G, p.eps, writer, in_block.data(), sum_bias);
+        const int count = of_z ? LineWork<T>::lines_together(lines, i, last) : 1;
+        if (of_z)
+          work.backward_lines(count, g, x, of.g_total, of.g_x, i, mean_G, var_G, p.eps, writer, in_block.data(),
+                              sum_bias);
         else
           work.backward(g, x, residual, of.g_total, of.g_x, of.g_residual, i, mean_G, var_G, p.eps, writer,
                         wants_weight ? in_block.data() : nullptr, sum_bias);
         i += count;
         if (i % kLinesOfBlock != 0 && i < last) continue;
-        if (wants_weight) rows.drain(in_block.data(), &partial_weight[size_t(chunk * length)], length);
-        if (wants_bias) rows.drain(bias_in_block.data(), &partial_bias[size_t(chunk * length)], length);
+        if (wants_weight) loops.add_and_clear(in_block.data(), &partial_weight[size_t(chunk * length)], length);
+        if (wants_bias) loops.add_and_clear(bias_in_block.data(), &partial_bias[size_t(chunk * length)], length);
       }
     }
     writer.done();
@@ -224,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> tensors_of(const Statistics& statistics, cons
 }
 
 Tensor parameter_gradient(const std::vector<double>& values, const MaybeTensor& parameter, const Tensor& x) {
-  return parameter ? tensor_of(values, vector_of(parameter->sizes()), parameter->scalar_type()) : nothing_like(x);
+  return parameter ? tensor_of(values, vector_of(parameter->sizes()), parameter->scalar_type()) : absent_gradient(x);
 }
 
 // Gradients by x, weight, bias and residual, g_total added to that by x.
@@ -252,8 +251,9 @@ Gradients backward(const Tensor& g_y, const Tensor& x, const Geometry& geo, cons
     T *g_x_data = static_cast<T*>(g_x.data()), *g_r = g_residual ? static_cast<T*>(g_residual->data()) : nullptr;
     if (geo.elements() > 0 && is_lines(geo, arguments.mask.has_value())) {
       MaybeTensor total;
-      if (g_total) total = brought_to(*g_total, dtype, geo.sizes, geo.strides);
-      line_backward(p, lines_of(p, bias.has_value()), {mean_NG, var_NG}, {p.data(total), g_x_data, g_r}, g_weight, g_bias);
+      if (g_total) total = converted_to(*g_total, dtype, geo.sizes, geo.strides);
+      line_backward(p, lines_of(p, bias.has_value()), {mean_NG, var_NG}, {p.data(total), g_x_data, g_r}, g_weight,
+                    g_bias);
     } else if (geo.elements() > 0) {
       const std::vector<double> count_NG = values_of(given.count);
       Statistics statistics(mean_NG.size());
@@ -261,8 +261,9 @@ Gradients backward(const Tensor& g_y, const Tensor& x, const Geometry& geo, cons
         statistics[i] = {count_NG[i], mean_NG[i], var_NG[i] * (count_NG[i] > 1 ? count_NG[i] : 1)};
       ChannelSums of_channels{std::vector<double>(size_t(geo.n * c)), std::vector<double>(size_t(geo.n * c))};
       std::vector<GradientSums> sums(statistics.size());
-      (geo.columns ? column_backward<T, SampleAxes<T>> : plane_backward<T, SampleAxes<T>>)(
-          p, SampleAxes<T>(p, statistics, &of_channels), {true, true}, sums, g_x_data, g_r);
+      (geo.columns ? column_backward<T, SampleAxes<T>>
+                   : plane_backward<T, SampleAxes<T>>)(p, SampleAxes<T>(p, statistics, &of_channels), {true, true},
+                                                       sums, g_x_data, g_r);
       for (int64_t i = 0; i < geo.n * c; ++i) {
         const double rstd = rstd_of(statistics[size_t(i / geo.d)], p.eps);
         if (weight) g_weight[size_t(i % c)] += rstd * of_channels.sum_x[size_t(i)];
@@ -270,7 +271,7 @@ Gradients backward(const Tensor& g_y, const Tensor& x, const Geometry& geo, cons
       }
     }
     return {g_x.result(), parameter_gradient(g_weight, weight, x), parameter_gradient(g_bias, bias, x),
-            g_residual ? g_residual->result() : nothing_like(x)};
+            g_residual ? g_residual->result() : absent_gradient(x)};
   });
 }
 
@@ -280,7 +281,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_forward(Tensor x, int64_t
                                                                int64_t groups, MaybeTensor weight, MaybeTensor bias,
                                                                MaybeTensor residual, MaybeTensor mask, double eps,
                                                                std::string activation, double slope, bool center) {
-  Arguments("sample_norm_forward", "x", x, sample_axes, channel_axes, groups)
+  CheckNorm("sample_norm_forward", "x", x, sample_axes, channel_axes, groups)
       .parameter("weight", weight)
       .parameter("bias", bias)
       .like_x("residual", residual)
@@ -299,8 +300,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_forward(Tensor x, int64_t
       if (is_lines(geo, mask.has_value()))
         line_forward<T>(p, lines_of(p, bias.has_value()), nullptr, y_data, statistics);
       else
-        (geo.columns ? column_forward<T, SampleAxes<T>> : plane_forward<T, SampleAxes<T>>)(
-            p, SampleAxes<T>(p, statistics, nullptr), {true, true}, statistics, y_data);
+        (geo.columns ? column_forward<T, SampleAxes<T>>
+                     : plane_forward<T, SampleAxes<T>>)(p, SampleAxes<T>(p, statistics, nullptr), {true, true},
+                                                        statistics, y_data);
     }
     auto [mean, var, count] = tensors_of(statistics, geo, x.scalar_type());
     return {y.result(), mean, var, count};
@@ -313,7 +315,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_backward(Tensor g_y, Tens
                                                                 MaybeTensor residual, MaybeTensor mask, Tensor mean,
                                                                 Tensor var, Tensor count, double eps,
                                                                 std::string activation, double slope, bool center) {
-  Arguments("sample_norm_backward", "x", x, sample_axes, channel_axes, groups)
+  CheckNorm("sample_norm_backward", "x", x, sample_axes, channel_axes, groups)
       .like_x("g_y", g_y)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -332,7 +334,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_backward(Tensor g_y, Tens
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> add_sample_norm_forward(Tensor x, Tensor residual,
                                                                            int64_t channel_axes, MaybeTensor weight,
                                                                            MaybeTensor bias, double eps, bool center) {
-  Arguments("add_sample_norm_forward", "x", x, channel_axes)
+  CheckNorm("add_sample_norm_forward", "x", x, channel_axes)
       .like_x("residual", residual)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -357,7 +359,7 @@ std::tuple<Tensor, Tensor, Tensor> add_sample_norm_backward(Tensor g_y, Tensor g
                                                             int64_t channel_axes, MaybeTensor weight, MaybeTensor bias,
                                                             Tensor mean, Tensor var, Tensor count, double eps,
                                                             bool center) {
-  Arguments("add_sample_norm_backward", "total", total, channel_axes)
+  CheckNorm("add_sample_norm_backward", "total", total, channel_axes)
       .like_x("g_y", g_y)
       .like_x("g_total", g_total)
       .parameter("weight", weight)

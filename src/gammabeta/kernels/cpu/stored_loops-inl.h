@@ -46,8 +46,8 @@ inline __attribute__((always_inline)) Register<float> load(const float16* x) {
 // The upper halves of words.
 inline __attribute__((always_inline)) Halves upper_halves(Words v) {
 #if defined(GAMMABETA_AVX512)
-  const __m512i odd = _mm512_set_epi16(
-      31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  const __m512i odd = _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 31, 29, 27, 25, 23,
+                                       21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   return reinterpret_cast<Halves>(_mm512_castsi512_si256(_mm512_permutexvar_epi16(odd, reinterpret_cast<__m512i>(v))));
 #elif defined(GAMMABETA_AVX2)
   const __m256i words = reinterpret_cast<__m256i>(v >> 16);
@@ -126,42 +126,42 @@ inline __attribute__((always_inline)) void store(float16* to, Register<float> v)
 }
 
 // A single value.
-inline float value(float x) { return x; }
-inline double value(double x) { return x; }
-inline float value(bfloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
-inline float value(float16 x) { return widen(x.bits); }
-inline void put(float* to, float v) { *to = v; }
-inline void put(double* to, double v) { *to = v; }
-inline void put(bfloat16* to, float v) { store_bfloat16(&v, &to->bits, 1); }
-inline void put(float16* to, float v) { to->bits = narrow(v); }
+inline float load_one(float x) { return x; }
+inline double load_one(double x) { return x; }
+inline float load_one(bfloat16 x) { return from_bits(uint32_t(x.bits) << 16); }
+inline float load_one(float16 x) { return widen(x.bits); }
+inline void store_one(float* to, float v) { *to = v; }
+inline void store_one(double* to, double v) { *to = v; }
+inline void store_one(bfloat16* to, float v) { store_bfloat16(&v, &to->bits, 1); }
+inline void store_one(float16* to, float v) { to->bits = narrow(v); }
 
 template <class T>
-inline __attribute__((always_inline)) V<float> lanes_of_halves(const T* x) {
-  V<float> v;
-  for (int i = 0; i < kParts; ++i) v.part[i] = load(x + i * kInRegister<float>);
+inline __attribute__((always_inline)) Vector<float> load_vector_of_halves(const T* x) {
+  Vector<float> v;
+  for (int i = 0; i < kRegistersOfVector; ++i) v.part[i] = load(x + i * kLanesOfRegister<float>);
   return v;
 }
-inline __attribute__((always_inline)) V<float> lanes(const bfloat16* x) { return lanes_of_halves(x); }
-inline __attribute__((always_inline)) V<float> lanes(const float16* x) { return lanes_of_halves(x); }
+inline __attribute__((always_inline)) Vector<float> load_vector(const bfloat16* x) { return load_vector_of_halves(x); }
+inline __attribute__((always_inline)) Vector<float> load_vector(const float16* x) { return load_vector_of_halves(x); }
 
 template <class T>
 struct StoredDeviations {
   typedef ArithmeticOf<T> A;
   const T* x;
   A shift;
-  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
-    s = lanes(x + i) - shift;
+  __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {
+    s = load_vector(x + i) - shift;
     q = s * s;
   }
   __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
-    s = value(x[i]) - shift;
+    s = load_one(x[i]) - shift;
     q = s * s;
   }
 };
 
 template <class T, class A>
 void stored_deviations(const T* x, int64_t n, A shift, A* sum, A* squares) {
-  two_sums_of<A>(n, StoredDeviations<T>{x, shift}, sum, squares);
+  sum_pairs<A>(n, StoredDeviations<T>{x, shift}, sum, squares);
 }
 
 template <class T>
@@ -170,24 +170,24 @@ struct StoredWeightedProducts {
   const T *g, *x;
   const A* weight;
   A mean;
-  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
-    s = lanes(g + i) * lanes(weight + i);
-    q = s * (lanes(x + i) - mean);
+  __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {
+    s = load_vector(g + i) * load_vector(weight + i);
+    q = s * (load_vector(x + i) - mean);
   }
   __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
-    s = value(g[i]) * weight[i];
-    q = s * (value(x[i]) - mean);
+    s = load_one(g[i]) * weight[i];
+    q = s * (load_one(x[i]) - mean);
   }
 };
 
 template <class T, class A>
-void stored_gradient_sums_e(const T* g, const T* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x) {
-  two_sums_of<A>(n, StoredWeightedProducts<T>{g, x, weight, mean}, sum, sum_x);
+void stored_gradient_sums_line(const T* g, const T* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x) {
+  sum_pairs<A>(n, StoredWeightedProducts<T>{g, x, weight, mean}, sum, sum_x);
 }
 
 template <bool kBias, bool kStreamed, class T, class A>
-void apply_line(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead) {
-  constexpr int w = kInRegister<A>;
+void apply_line_loop(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead) {
+  constexpr int w = kLanesOfRegister<A>;
   int64_t i = 0;
   for (; i + w <= n; i += w) {
     __builtin_prefetch(x + i + ahead, 0, 2);
@@ -196,25 +196,27 @@ void apply_line(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, co
     store<kStreamed>(y + i, z);
   }
   for (; i < n; ++i) {
-    const A z = (value(x[i]) - mean) * rstd * weight[i];
-    put(y + i, kBias ? z + bias[i] : z);
+    const A z = (load_one(x[i]) - mean) * rstd * weight[i];
+    store_one(y + i, kBias ? z + bias[i] : z);
   }
 }
 
 template <class T, class A>
-void stored_apply_e(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead,
-                    bool streamed) {
+void stored_apply_line(const T* x, T* y, int64_t n, A mean, A rstd, const A* weight, const A* bias, int64_t ahead,
+                       bool streamed) {
   if (bias)
-    (streamed ? apply_line<true, true, T, A> : apply_line<true, false, T, A>)(x, y, n, mean, rstd, weight, bias, ahead);
+    (streamed ? apply_line_loop<true, true, T, A> : apply_line_loop<true, false, T, A>)(x, y, n, mean, rstd, weight,
+                                                                                        bias, ahead);
   else
-    (streamed ? apply_line<false, true, T, A> : apply_line<false, false, T, A>)(x, y, n, mean, rstd, weight, bias, ahead);
+    (streamed ? apply_line_loop<false, true, T, A> : apply_line_loop<false, false, T, A>)(x, y, n, mean, rstd, weight,
+                                                                                          bias, ahead);
 }
 
 // The parameters' sums are loaded and stored once for all lines: beside a line alone they are most of the work.
 template <int kLines, bool kBias, bool kStreamed, class T, class A>
-void gradient_lines(int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n, const A* weight,
-                    const LineBackprop<A>* back, A* __restrict g_weight, A* __restrict g_bias) {
-  constexpr int w = kInRegister<A>;
+void gradient_lines_loop(int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n, const A* weight,
+                         const LineBackprop<A>* back, A* __restrict g_weight, A* __restrict g_bias) {
+  constexpr int w = kLanesOfRegister<A>;
   LineBackprop<A> of[kLines];
   for (int r = 0; r < kLines; ++r) of[r] = back[r];
   int64_t i = 0;
@@ -239,78 +241,82 @@ void gradient_lines(int64_t stride, const T* g, const T* x, const T* g_total, T*
   for (; i < n; ++i)
     for (int r = 0; r < kLines; ++r) {
       const int64_t at = i + r * stride;
-      const A g_y = value(g[at]), d = value(x[at]) - of[r].mean, scaled = g_y * of[r].a;
+      const A g_y = load_one(g[at]), d = load_one(x[at]) - of[r].mean, scaled = g_y * of[r].a;
       const A out = scaled * weight[i] + (d * of[r].b + of[r].c);
-      put(g_x + at, g_total ? out + value(g_total[at]) : out);
+      store_one(g_x + at, g_total ? out + load_one(g_total[at]) : out);
       g_weight[i] += scaled * d;
       if (kBias) g_bias[i] += g_y;
     }
 }
 
 template <int kLines, class T, class A>
-void gradient_lines_of(int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n, const A* weight,
-                       const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed) {
-  auto loop = g_bias ? (streamed ? gradient_lines<kLines, true, true, T, A> : gradient_lines<kLines, true, false, T, A>)
-                     : (streamed ? gradient_lines<kLines, false, true, T, A> : gradient_lines<kLines, false, false, T, A>);
+void gradient_lines_with(int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n, const A* weight,
+                         const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed) {
+  auto loop =
+      g_bias
+          ? (streamed ? gradient_lines_loop<kLines, true, true, T, A> : gradient_lines_loop<kLines, true, false, T, A>)
+          : (streamed ? gradient_lines_loop<kLines, false, true, T, A>
+                      : gradient_lines_loop<kLines, false, false, T, A>);
   loop(stride, g, x, g_total, g_x, n, weight, back, g_weight, g_bias);
 }
 
 template <class T, class A>
-void stored_gradient_apply_e(int lines, int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n,
-                             const A* weight, const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed) {
-  (lines == kLinesAtOnce ? gradient_lines_of<kLinesAtOnce, T, A> : gradient_lines_of<1, T, A>)(
-      stride, g, x, g_total, g_x, n, weight, back, g_weight, g_bias, streamed);
+void stored_gradient_apply_line(int lines, int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n,
+                                const A* weight, const LineBackprop<A>* back, A* g_weight, A* g_bias, bool streamed) {
+  (lines == kLinesAtOnce
+       ? gradient_lines_with<kLinesAtOnce, T, A>
+       : gradient_lines_with<1, T, A>)(stride, g, x, g_total, g_x, n, weight, back, g_weight, g_bias, streamed);
 }
 
 // Planes: relu and relu6 hold z between 0 and `high`, and let g through where it is.
 
 template <class A>
-struct Between {
-  bool held;
+struct Clamp {
+  bool clamps;
   A high;
 
-  explicit Between(Finish<A> finish)
-      : held(finish.activation != kNone), high(finish.activation == kRelu6 ? A(6) : A(__builtin_inf())) {}
+  explicit Clamp(Finish<A> finish)
+      : clamps(finish.activation != kNone), high(finish.activation == kRelu6 ? A(6) : A(__builtin_inf())) {}
 };
 
-template <bool kHeld, bool kResidual, bool kStreamed, class T, class A>
-void apply_plane(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, A high) {
-  constexpr int w = kInRegister<A>;
+template <bool kClamped, bool kResidual, bool kStreamed, class T, class A>
+void apply_plane_loop(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, A high) {
+  constexpr int w = kLanesOfRegister<A>;
   const Register<A> zero = {}, most = zero + high;
   int64_t i = 0;
   for (; i + w <= n; i += w) {
     Register<A> z = (load(x + i) - f.mean) * f.scale + f.shift;
     if (kResidual) z += load(residual + i);
-    if (kHeld) {
+    if (kClamped) {
       z = z < zero ? zero : z;
       z = z > most ? most : z;
     }
     store<kStreamed>(y + i, z);
   }
   for (; i < n; ++i) {
-    A z = (value(x[i]) - f.mean) * f.scale + f.shift;
-    if (kResidual) z += value(residual[i]);
-    put(y + i, kHeld ? clamp_to(z, A(0), high) : z);
+    A z = (load_one(x[i]) - f.mean) * f.scale + f.shift;
+    if (kResidual) z += load_one(residual[i]);
+    store_one(y + i, kClamped ? clamp_to(z, A(0), high) : z);
   }
 }
 
-template <bool kHeld, bool kResidual, class T, class A>
-void apply_plane_of(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, A high, bool streamed) {
-  (streamed ? apply_plane<kHeld, kResidual, true, T, A> : apply_plane<kHeld, kResidual, false, T, A>)(x, residual, y, n,
-                                                                                                     f, high);
+template <bool kClamped, bool kResidual, class T, class A>
+void apply_plane_with(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, A high, bool streamed) {
+  (streamed ? apply_plane_loop<kClamped, kResidual, true, T, A>
+            : apply_plane_loop<kClamped, kResidual, false, T, A>)(x, residual, y, n, f, high);
 }
 
 template <class T, class A>
-void stored_apply_s(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, Finish<A> finish,
-                    bool streamed) {
-  const Between<A> between(finish);
-  auto loop = between.held ? (residual ? apply_plane_of<true, true, T, A> : apply_plane_of<true, false, T, A>)
-                           : (residual ? apply_plane_of<false, true, T, A> : apply_plane_of<false, false, T, A>);
-  loop(x, residual, y, n, f, between.high, streamed);
+void stored_apply_plane(const T* x, const T* residual, T* y, int64_t n, ChannelAffine<A> f, Finish<A> finish,
+                        bool streamed) {
+  const Clamp<A> clamp(finish);
+  auto loop = clamp.clamps ? (residual ? apply_plane_with<true, true, T, A> : apply_plane_with<true, false, T, A>)
+                           : (residual ? apply_plane_with<false, true, T, A> : apply_plane_with<false, false, T, A>);
+  loop(x, residual, y, n, f, clamp.high, streamed);
 }
 
-// g where z is between, 0 elsewhere.
-template <bool kHeld, bool kResidual, class T, class A>
+// g where z is between them, 0 elsewhere.
+template <bool kClamped, bool kResidual, class T, class A>
 struct PlaneGradient {
   const T *g, *x, *residual;
   ChannelAffine<A> f;
@@ -318,54 +324,54 @@ struct PlaneGradient {
 
   __attribute__((always_inline)) Register<A> at(int64_t i, Register<A> d) const {
     const Register<A> g_y = load(g + i), zero = {}, most = zero + high;
-    if (!kHeld) return g_y;
+    if (!kClamped) return g_y;
     Register<A> z = d * f.scale + f.shift;
     if (kResidual) z += load(residual + i);
     return (z > zero) & (z < most) ? g_y : zero;
   }
   __attribute__((always_inline)) A at_one(int64_t i, A d) const {
-    if (!kHeld) return value(g[i]);
+    if (!kClamped) return load_one(g[i]);
     A z = d * f.scale + f.shift;
-    if (kResidual) z += value(residual[i]);
-    return (z > 0) & (z < high) ? value(g[i]) : A(0);
+    if (kResidual) z += load_one(residual[i]);
+    return (z > 0) & (z < high) ? load_one(g[i]) : A(0);
   }
 
-  __attribute__((always_inline)) void vector(int64_t i, V<A>& s, V<A>& q) const {
-    for (int p = 0; p < kParts; ++p) {
-      const int64_t j = i + p * kInRegister<A>;
+  __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {
+    for (int p = 0; p < kRegistersOfVector; ++p) {
+      const int64_t j = i + p * kLanesOfRegister<A>;
       const Register<A> d = load(x + j) - f.mean;
       s.part[p] = at(j, d);
       q.part[p] = s.part[p] * d;
     }
   }
   __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
-    const A d = value(x[i]) - f.mean;
+    const A d = load_one(x[i]) - f.mean;
     s = at_one(i, d);
     q = s * d;
   }
 };
 
-template <bool kHeld, bool kResidual, class T, class A>
-void plane_gradient_sums(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f, A high, A* sum,
-                         A* sum_x) {
-  two_sums_of<A>(n, PlaneGradient<kHeld, kResidual, T, A>{g, x, residual, f, high}, sum, sum_x);
+template <bool kClamped, bool kResidual, class T, class A>
+void plane_sums_loop(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f, A high, A* sum,
+                     A* sum_x) {
+  sum_pairs<A>(n, PlaneGradient<kClamped, kResidual, T, A>{g, x, residual, f, high}, sum, sum_x);
 }
 
 template <class T, class A>
-void stored_gradient_sums_s(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f, Finish<A> finish,
-                            A* sum, A* sum_x) {
-  const Between<A> between(finish);
-  auto loop = !between.held ? plane_gradient_sums<false, false, T, A>
-              : residual    ? plane_gradient_sums<true, true, T, A>
-                            : plane_gradient_sums<true, false, T, A>;
-  loop(g, x, residual, n, f, between.high, sum, sum_x);
+void stored_gradient_sums_plane(const T* g, const T* x, const T* residual, int64_t n, ChannelAffine<A> f,
+                                Finish<A> finish, A* sum, A* sum_x) {
+  const Clamp<A> clamp(finish);
+  auto loop = !clamp.clamps ? plane_sums_loop<false, false, T, A>
+              : residual    ? plane_sums_loop<true, true, T, A>
+                            : plane_sums_loop<true, false, T, A>;
+  loop(g, x, residual, n, f, clamp.high, sum, sum_x);
 }
 
-template <bool kHeld, bool kResidual, bool kStreamed, class T, class A>
-void plane_gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
-                          ChannelAffine<A> f, A a, A b, A c, A high) {
-  constexpr int w = kInRegister<A>;
-  const PlaneGradient<kHeld, kResidual, T, A> gradient{g, x, residual, f, high};
+template <bool kClamped, bool kResidual, bool kStreamed, class T, class A>
+void gradient_plane_loop(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
+                         ChannelAffine<A> f, A a, A b, A c, A high) {
+  constexpr int w = kLanesOfRegister<A>;
+  const PlaneGradient<kClamped, kResidual, T, A> gradient{g, x, residual, f, high};
   int64_t i = 0;
   for (; i + w <= n; i += w) {
     const Register<A> d = load(x + i) - f.mean, g_z = gradient.at(i, d);
@@ -373,27 +379,28 @@ void plane_gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* 
     if (kResidual) store<kStreamed>(g_residual + i, g_z);
   }
   for (; i < n; ++i) {
-    const A d = value(x[i]) - f.mean, g_z = gradient.at_one(i, d);
-    put(g_x + i, g_z * a + (d * b + c));
-    if (kResidual) put(g_residual + i, g_z);
+    const A d = load_one(x[i]) - f.mean, g_z = gradient.at_one(i, d);
+    store_one(g_x + i, g_z * a + (d * b + c));
+    if (kResidual) store_one(g_residual + i, g_z);
   }
 }
 
-template <bool kHeld, bool kResidual, class T, class A>
-void plane_gradient_apply_of(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
-                             ChannelAffine<A> f, A a, A b, A c, A high, bool streamed) {
-  (streamed ? plane_gradient_apply<kHeld, kResidual, true, T, A> : plane_gradient_apply<kHeld, kResidual, false, T, A>)(
-      g, x, residual, g_x, g_residual, n, f, a, b, c, high);
+template <bool kClamped, bool kResidual, class T, class A>
+void gradient_plane_with(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
+                         ChannelAffine<A> f, A a, A b, A c, A high, bool streamed) {
+  (streamed
+       ? gradient_plane_loop<kClamped, kResidual, true, T, A>
+       : gradient_plane_loop<kClamped, kResidual, false, T, A>)(g, x, residual, g_x, g_residual, n, f, a, b, c, high);
 }
 
 template <class T, class A>
-void stored_gradient_apply_s(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
-                             ChannelAffine<A> f, A a, A b, A c, Finish<A> finish, bool streamed) {
-  const Between<A> between(finish);
-  auto loop = between.held
-                  ? (g_residual ? plane_gradient_apply_of<true, true, T, A> : plane_gradient_apply_of<true, false, T, A>)
-                  : (g_residual ? plane_gradient_apply_of<false, true, T, A> : plane_gradient_apply_of<false, false, T, A>);
-  loop(g, x, residual, g_x, g_residual, n, f, a, b, c, between.high, streamed);
+void stored_gradient_apply_plane(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t n,
+                                 ChannelAffine<A> f, A a, A b, A c, Finish<A> finish, bool streamed) {
+  const Clamp<A> clamp(finish);
+  auto loop = clamp.clamps
+                  ? (g_residual ? gradient_plane_with<true, true, T, A> : gradient_plane_with<true, false, T, A>)
+                  : (g_residual ? gradient_plane_with<false, true, T, A> : gradient_plane_with<false, false, T, A>);
+  loop(g, x, residual, g_x, g_residual, n, f, a, b, c, clamp.high, streamed);
 }
 
 }  // namespace

@@ -46,20 +46,21 @@ inline int32_t dtype_code(ScalarType dtype) {
 }
 
 // torch has said on stderr what went wrong; its C functions hand on no more than that something did.
-inline void done(AOTITorchError error, const char* what) {
-  if (error != AOTI_TORCH_SUCCESS) refuse(std::string("gammabeta: torch could not ") + what + ": is there memory for it?");
+inline void check(AOTITorchError error, const char* what) {
+  if (error != AOTI_TORCH_SUCCESS)
+    refuse(std::string("gammabeta: torch could not ") + what + ": is there memory for it?");
 }
 
 inline Tensor allocate(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
   AtenTensorHandle handle;
-  done(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_code(dtype),
-                                aoti_torch_device_type_cpu(), 0, &handle),
-       "allocate a result");
+  check(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_code(dtype),
+                                 aoti_torch_device_type_cpu(), 0, &handle),
+        "allocate a result");
   return Tensor(handle);
 }
 
 inline void copy(const Tensor& to, const Tensor& from) {
-  done(aoti_torch_copy_(to.get(), from.get(), 0), "copy a tensor");
+  check(aoti_torch_copy_(to.get(), from.get(), 0), "copy a tensor");
 }
 
 inline Sizes contiguous_strides(const Sizes& sizes) {
@@ -86,7 +87,7 @@ inline Sizes channels_last_strides(const Sizes& sizes) {
 }
 
 // Whether t is laid out so; an axis of one element has no layout.
-inline bool laid_out(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
+inline bool has_layout(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
   auto own = t.strides();
   for (size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i] != 1 && own[i] != strides[i]) return false;
@@ -94,8 +95,8 @@ inline bool laid_out(const Tensor& t, const Sizes& sizes, const Sizes& strides) 
 }
 
 // t itself where dtype and layout are those, else a copy that has them.
-inline Tensor brought_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
-  if (t.scalar_type() == dtype && laid_out(t, sizes, strides)) return t;
+inline Tensor converted_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
+  if (t.scalar_type() == dtype && has_layout(t, sizes, strides)) return t;
   Tensor brought = allocate(sizes, strides, dtype);
   copy(brought, t);
   return brought;
@@ -105,20 +106,19 @@ inline Tensor brought_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, 
 class Output {
  public:
   Output(const Tensor& like, ScalarType dtype, ScalarType computed, const Sizes& sizes, const Sizes& strides) {
-    if (dtype == computed && laid_out(like, sizes, strides)) {
+    if (dtype == computed && has_layout(like, sizes, strides)) {
       result_ = written_ = allocate(sizes, vector_of(like.strides()), dtype);
       return;
     }
-    std::array<StableIValue, 6> stack{
-        torch::stable::detail::from(like),
-        torch::stable::detail::from(std::optional<ScalarType>(dtype)),
-        torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
-        torch::stable::detail::from(std::optional<torch::stable::Device>()),
-        torch::stable::detail::from(std::optional<bool>()),
-        torch::stable::detail::from(std::optional<torch::headeronly::MemoryFormat>())};
-    done(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION), "allocate a result");
+    std::array<StableIValue, 6> stack{torch::stable::detail::from(like),
+                                      torch::stable::detail::from(std::optional<ScalarType>(dtype)),
+                                      torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
+                                      torch::stable::detail::from(std::optional<torch::stable::Device>()),
+                                      torch::stable::detail::from(std::optional<bool>()),
+                                      torch::stable::detail::from(std::optional<torch::headeronly::MemoryFormat>())};
+    check(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION), "allocate a result");
     result_ = torch::stable::detail::to<Tensor>(stack[0]);
-    written_ = dtype == computed && laid_out(result_, sizes, strides) ? result_ : allocate(sizes, strides, computed);
+    written_ = dtype == computed && has_layout(result_, sizes, strides) ? result_ : allocate(sizes, strides, computed);
   }
 
   void* data() const { return written_.mutable_data_ptr(); }
@@ -132,7 +132,7 @@ class Output {
   Tensor result_, written_;
 };
 
-inline Tensor nothing_like(const Tensor& t) { return allocate({0}, {1}, t.scalar_type()); }
+inline Tensor absent_gradient(const Tensor& t) { return allocate({0}, {1}, t.scalar_type()); }
 
 inline ScalarType promoted(ScalarType a, ScalarType b) {
   if (a == b) return a;
@@ -146,7 +146,7 @@ inline std::vector<double> values_of(const Tensor& tensor) {
   Sizes sizes = vector_of(tensor.sizes());
   const ScalarType dtype = tensor.scalar_type();
   const bool wide = dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Long;
-  Tensor t = brought_to(tensor, wide ? dtype : ScalarType::Float, sizes, contiguous_strides(sizes));
+  Tensor t = converted_to(tensor, wide ? dtype : ScalarType::Float, sizes, contiguous_strides(sizes));
   const int64_t n = t.numel();
   std::vector<double> values(static_cast<size_t>(n));
   const void* data = t.const_data_ptr();
@@ -174,10 +174,8 @@ inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, S
     else
       static_cast<float*>(data)[i] = float(values[i]);
   }
-  return narrow ? brought_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
+  return narrow ? converted_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
 }
-
-static_assert(sizeof(kActivations) / sizeof(*kActivations) == kGelu + 1, "a name for each Activation");
 
 // Of a name that was checked.
 inline Activation activation_of(const std::string& name) {
@@ -192,7 +190,7 @@ class Mask {
   explicit Mask(const MaybeTensor& mask) {
     if (!mask) return;
     const Sizes sizes = vector_of(mask->sizes());
-    dense_ = brought_to(*mask, ScalarType::Bool, sizes, contiguous_strides(sizes));
+    dense_ = converted_to(*mask, ScalarType::Bool, sizes, contiguous_strides(sizes));
     data_ = static_cast<const uint8_t*>(dense_->const_data_ptr());
   }
   const uint8_t* data() const { return data_; }
