@@ -1,7 +1,7 @@
 // The activations that a kernel can end in: the one place in C++ that lists them.
 //
-// A new one comes first in gammabeta/activations.py. Then it gets its enumerator and its name here, and its function and
-// derivative in `activate` and `differentiate` (loops-inl.h), whose switches the compiler checks for completeness.
+// A new one comes first in gammabeta/activations.py. Then it gets its enumerator and its name here, and its function
+// and derivative in `activate` and `differentiate` (loops-inl.h), whose switches the compiler checks for completeness.
 #pragma once
 
 namespace gammabeta {

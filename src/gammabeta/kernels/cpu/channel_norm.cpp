@@ -1,8 +1,8 @@
 // Channel norms: one statistic for each channel, over batch and positions. BatchNorm.
 //
-// Channels whose positions are contiguous are taken one after the other, both passes over each while it is in the cache;
-// few and large ones are cut into parts. Where the channels are contiguous (channels_last, and (N, C)) each pass goes over
-// the whole tensor.
+// Where positions are contiguous, channels are taken one after the other, with both passes over a channel while it is
+// cached; few large channels are cut into parts. Where channels are contiguous (channels_last, and (N, C)), each pass
+// goes over the whole tensor.
 
 #include "channel_norm.h"
 
@@ -11,7 +11,7 @@
 namespace gammabeta {
 namespace {
 
-// x has one group for each channel.
+// Each channel is a group of its own.
 Geometry geometry_of(const Tensor& x) {
   Geometry geo(x);
   const Sizes &sizes = geo.sizes, last = channels_last_strides(sizes);
@@ -23,7 +23,7 @@ Geometry geometry_of(const Tensor& x) {
   return geo;
 }
 
-// The policy of the walks in norm.h. `count`, for backward, is empty where the statistics are constants.
+// The policy for the walks of norm.h. `count` is used by backward; it is empty where the statistics are constants.
 template <class T>
 class ChannelAxes {
  public:
@@ -34,11 +34,11 @@ class ChannelAxes {
         statistics_(statistics),
         count_(count) {}
 
-  // tensors: how many both passes read.
+  // tensors: how many are read by both passes.
   Partition partition(int tensors) const {
     constexpr int64_t kPiecesPerPart = 32;
     const int64_t size = geo_.n * geo_.s;
-    // Decided by the shape, not by how many threads there are.
+    // Decided by the shape, not by the number of threads.
     const bool whole = geo_.groups >= 32 || size <= 65536;
     return {geo_.groups, plane_.pieces(), kPiecesPerPart, size, plane_.interleaved(tensors), whole};
   }
@@ -88,7 +88,7 @@ class ChannelAxes {
   const std::vector<double>& count_;
 };
 
-// Statistics that are given: m2 of one value is the variance.
+// Given statistics. With a count of 1, m2 is the variance.
 Statistics given_statistics(const Tensor& mean, const Tensor& var) {
   const std::vector<double> mean_C = values_of(mean), var_C = values_of(var);
   Statistics statistics(mean_C.size());
@@ -96,7 +96,7 @@ Statistics given_statistics(const Tensor& mean, const Tensor& var) {
   return statistics;
 }
 
-// y, or none where only the statistics are asked for.
+// Returns y, or nothing where only the statistics are reduced.
 MaybeTensor forward(const Tensor& x, const NormArguments& arguments, Passes passes, Statistics& statistics) {
   const MaybeTensor& residual = arguments.residual;
   const ScalarType dtype = residual ? promoted(x.scalar_type(), residual->scalar_type()) : x.scalar_type();
@@ -129,13 +129,13 @@ std::tuple<Tensor, Tensor, Tensor> tensors_of(const Statistics& statistics, Scal
   return {tensor_of(mean, sizes, dtype), tensor_of(spread, sizes, dtype), tensor_of(count, sizes, ScalarType::Long)};
 }
 
-// What the gradient is taken by: statistics, and how many values each is of (none where they are constants).
+// The statistics of the forward pass. count, the number of values of each, is absent where they are constants.
 struct GivenStatistics {
   const Tensor &mean, &var;
   const MaybeTensor& count;
 };
 
-// Sums where they are reduced, ∂ℓ/∂x and ∂ℓ/∂residual where they are written.
+// Reduces the sums, and returns ∂ℓ/∂x and ∂ℓ/∂residual where they are written.
 std::tuple<MaybeTensor, MaybeTensor> backward(const Tensor& g_y, const Tensor& x, const NormArguments& arguments,
                                               const GivenStatistics& given, Passes passes,
                                               std::vector<GradientSums>& sums) {

@@ -18,7 +18,7 @@ const Dtype kFloatingDtypes[] = {{aoti_torch_dtype_float64(), 8},
 const Dtype kInt64Dtype{aoti_torch_dtype_int64(), 8}, kBoolDtype{aoti_torch_dtype_bool(), 1};
 const int32_t kCpu = aoti_torch_device_type_cpu(), kStrided = aoti_torch_layout_strided();
 
-// The dtype's bytes, 0 where it is none of these.
+// Bytes per element of the dtype, 0 where it is none of these.
 int64_t bytes_of(int32_t code, Dtypes dtypes) {
   if (dtypes == Dtypes::kInt64) return code == kInt64Dtype.code ? kInt64Dtype.bytes : 0;
   if (dtypes == Dtypes::kBool) return code == kBoolDtype.code ? kBoolDtype.bytes : 0;
@@ -100,13 +100,13 @@ std::string text_of(const Shape& shape) {
   refuse(std::string("gammabeta::") + op + ": expected " + name + " " + expected + ", got " + got + ".");
 }
 
-// torch's answers; it has none for a tensor that is no plain one.
+// Raise where torch's C function has no answer, which is so for a tensor that is not a plain one.
 void ask(AOTITorchError error, const char* op, const char* name) {
   if (error != AOTI_TORCH_SUCCESS)
     refuse_argument(op, name, "that is a plain tensor", "one that torch tells nothing of");
 }
 
-// A tensor's sizes, where it and its dtype are what they have to be; the dtype's bytes.
+// Check device, layout and dtype. Returns the sizes, and the bytes per element.
 Shape sizes_of(const Check& check, const char* name, const Tensor& t, Dtypes dtypes, int64_t* bytes) {
   int32_t device = 0, layout = 0, dtype = 0;
   const AtenTensorHandle handle = t.get();
@@ -129,7 +129,7 @@ Shape sizes_of(const Check& check, const char* name, const Tensor& t, Dtypes dty
   return {sizes, axes};
 }
 
-// Whether the storage reaches as far as sizes and strides do: one that was resized or freed does not.
+// Check that the storage reaches as far as sizes and strides: one that was resized or freed does not.
 void check_memory(const Check& check, const char* name, const Tensor& t, const Shape& shape, int64_t bytes,
                   bool written) {
   int64_t *strides = nullptr, offset = 0, storage = 0;
@@ -158,7 +158,7 @@ void refuse(const std::string& message) { throw std::runtime_error(message); }
 Shape Check::base(const char* name, const Tensor& t, Dtypes dtypes) const {
   int64_t bytes = 0;
   const Shape sizes = sizes_of({op, beside, {}}, name, t, dtypes, &bytes);
-  // The number of elements, each empty axis taken as one: what geometries multiply.
+  // The number of elements, counting each empty axis as 1, must not overflow: geometries multiply these sizes.
   int64_t elements = 1;
   for (int64_t i = 0; i < sizes.axes(); ++i)
     if (sizes[i] > 1 && __builtin_mul_overflow(elements, sizes[i], &elements))
@@ -209,7 +209,7 @@ void CheckNorm::set_shapes() {
   };
   if (channel_axes_ < 1) refuse_number("channel_axes", channel_axes_);
   if (sample_axes_ < 0) refuse_number("sample_axes", sample_axes_);
-  // Not by a sum, which may overflow.
+  // Written without a sum, which may overflow.
   if (channel_axes_ > x_.axes() || sample_axes_ > x_.axes() - channel_axes_) {
     const uint64_t axes = uint64_t(sample_axes_) + uint64_t(channel_axes_);
     refuse_argument(check_.op, check_.beside,

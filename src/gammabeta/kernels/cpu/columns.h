@@ -1,5 +1,6 @@
-// A tensor whose channels are contiguous: rows of C columns, one for every sample and position. Narrow rows are taken
-// several as one, so that the loops are long; sums are kept for each column, in A over some rows and then in double.
+// A tensor whose channels are contiguous: one row of C columns for every sample and position. Several narrow rows are
+// folded into one, so that the loops are long. Each column has its own sums, in A over a block of rows and then in
+// double.
 #pragma once
 
 #include <vector>
@@ -14,7 +15,7 @@ class Columns {
  public:
   typedef ArithmeticOf<T> A;
 
-  // m rows of c columns; mask has a value for each row, or is null.
+  // m rows of c columns. mask has a value for each row, or is null.
   Columns(int64_t m, int64_t c, const uint8_t* mask, Finish<A> finish)
       : n_rows_(m),
         c_(c),
@@ -36,7 +37,7 @@ class Columns {
     if (chunks_ == 0) chunks_ = 1;
   }
 
-  // For another thread: with buffers of its own.
+  // A copy for another thread, with its own buffers.
   Columns(const Columns& other)
       : n_rows_(other.n_rows_),
         c_(other.c_),
@@ -57,7 +58,7 @@ class Columns {
   int64_t width() const { return width_; }
   int64_t elements_of_chunk() const { return (rows_of_chunk_ + 1) * width_; }
 
-  // A vector with a value for each column, repeated for the rows that are taken as one.
+  // A vector with a value for each column, repeated for the rows that are folded into one.
   std::vector<A> repeated(const double* values) const {
     std::vector<A> all(static_cast<size_t>(width_));
     for (int64_t i = 0; i < width_; ++i) all[size_t(i)] = A(values[i % c_]);
@@ -71,7 +72,7 @@ class Columns {
     std::vector<A> a, b, c;
   };
 
-  // Moments of one chunk: mean and m2 have width() values; the count is the same for all.
+  // Moments of one chunk. mean and m2 have width() values; all columns have the same count.
   void moments(const T* x, int64_t chunk, double* mean, double* m2, double* count) {
     A *shift = buffers_->shift, *sum = buffers_->sum, *squares = buffers_->sum_x;
     const std::vector<int64_t> valid = valid_rows(chunk);
@@ -86,7 +87,7 @@ class Columns {
         const T* group[kRowsOfBlock];
         const int64_t n = end - block;
         for (int64_t i = 0; i < n; ++i) group[i] = x + valid[size_t(block + i)] * width_ + first;
-        // About the mean of some of the values themselves: what is taken from the squares is at most 8 times m2.
+        // The shift is the mean of some of the values themselves: at most 8 times m2 is subtracted from the squares.
         stored_.column_mean(group, n, w, shift);
         stored_.column_deviations(group, n, w, ahead(first), shift, sum, squares);
         loops_.merge_deviations(w, double(block), double(end - block), shift, sum, squares, mean + first, m2 + first);
@@ -94,11 +95,11 @@ class Columns {
     }
   }
 
-  // Of the chunks' moments (width() values each) and the tail of x those of the c columns.
+  // Merge the chunks' moments (width() values each) and the tail of x into the moments of the c columns.
   void merge(const T* x, const double* means, const double* m2s, const double* counts, RunningMoments* out) const {
     std::vector<A> buffer(static_cast<size_t>(tail_ > 0 ? tail_ : 1));
     const A* tail = tail_ > 0 ? read(x + folded_rows_ * width_, tail_, buffer.data()) : nullptr;
-    // Chunk by chunk for all columns, since the counts are those of the chunk.
+    // Chunk by chunk for all columns, since a chunk has one count.
     std::vector<double> mean(means, means + width_), m2(m2s, m2s + width_);
     double count = counts[0];
     for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
@@ -135,8 +136,8 @@ class Columns {
     writer.done();
   }
 
-  // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of one chunk, width() values each, into sum and sum_x. Unless null, ∂ℓ/∂z goes to
-  // g_residual and scale·∂ℓ/∂z, rows is ∂ℓ/∂x where the statistics are constants, to g_x.
+  // Write Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of one chunk to sum and sum_x, width() values each. Unless null, g_residual gets
+  // ∂ℓ/∂z, and g_x gets scale·∂ℓ/∂z, which is ∂ℓ/∂x where the statistics are constants.
   void gradient_sums(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, int64_t chunk,
                      const Parameters& p, const Writer<T>& writer, double* sum, double* sum_x) {
     A *part = buffers_->sum, *part_x = buffers_->sum_x;
@@ -170,7 +171,7 @@ class Columns {
     writer.done();
   }
 
-  // The chunks' sums, width() values each, added up for each of the c columns.
+  // Add up the chunks' sums (width() values each) for each of the c columns.
   void add_up(const double* sums, double* out) const {
     for (int64_t i = 0; i < c_; ++i) out[i] = 0;
     for (int64_t chunk = 0; chunk < chunks_; ++chunk)
@@ -202,19 +203,20 @@ class Columns {
   }
 
  private:
-  static constexpr int64_t kTile = 2048 / sizeof(A);  // columns at once
-  static constexpr int64_t kRowsOfBlock = 64;         // rows whose sums are kept in A
-  // So many at once where there is an activation: converted what stays in the nearest cache.
+  static constexpr int64_t kTile = 2048 / sizeof(A);  // columns per tile
+  static constexpr int64_t kRowsOfBlock = 64;         // rows whose sums are taken in A
+  // Rows taken together where there is an activation: what stays in the nearest cache when converted.
   static constexpr int64_t kRowsAtOnce = Writer<T>::kConverts ? 8 : kRowsOfBlock;
-  static constexpr int64_t kChunks = 64;  // parts that threads share out: how many there are fixes the result
+  // Parts that threads share out. Their number is fixed, since the result depends on it.
+  static constexpr int64_t kChunks = 64;
 
   struct ColumnBuffers {
-    // x and g are used where they are converted, z under an activation.
+    // x and g are used for conversions, z for activations.
     alignas(64) A x[kTile * 8], g[kTile * 8], z[kTile * kRowsAtOnce];
     alignas(64) A residual[kTile], out[kTile], shift[kTile], sum[kTile], sum_x[kTile];
   };
 
-  // The rows of a chunk that count.
+  // The rows of a chunk that the mask keeps.
   std::vector<int64_t> valid_rows(int64_t chunk) const {
     std::vector<int64_t> rows;
     const int64_t begin = chunk * rows_of_chunk_, end = end_of(chunk);
@@ -229,7 +231,7 @@ class Columns {
     return end < folded_rows_ ? end : folded_rows_;
   }
 
-  // f(position of the first element, first column, columns, whether it counts) for all tiles of all rows.
+  // Call f(position of the first element, first column, columns, whether the mask keeps it) for each tile of each row.
   template <class F>
   void for_each_tile(int64_t chunk, const F& f) {
     for (int64_t r = chunk * rows_of_chunk_; r < end_of(chunk); ++r)
@@ -240,14 +242,14 @@ class Columns {
         f(folded_rows_ * width_ + first, first, tail_ - first < kTile ? tail_ - first : kTile, true);
   }
 
-  // Whether the loops over stored values serve.
+  // Whether the loops over stored values can apply the finish.
   bool applies_in_place() const { return is_clamp(finish_.activation); }
   bool reduces_in_place(const T* g_residual, const T* g_x) const {
     return finish_.activation == kNone && !g_residual && !g_x;
   }
 
-  // How many bytes later the same row is wanted next, where rows are read in place and all of them count: for the next
-  // tile, or for the first one of the next block.
+  // How many bytes ahead to prefetch in each row: the next tile, or the first tile of the next block. With a mask 0, as
+  // the next row that counts is not known.
   int64_t ahead(int64_t first) const {
     if (mask_) return 0;
     return (first + kTile < width_ ? kTile : kRowsOfBlock * width_ - first) * int64_t(sizeof(T));
@@ -284,7 +286,7 @@ class Columns {
       if (g_residual) store(gs[i], g_residual + at, w, writer);
       if (g_x) {
         A* out = writer.destination(g_x + at, buffers_->out);
-        // The statistics are constants: of x nothing is read, 0·x being NaN where x is not finite.
+        // The statistics are constants. x is not read, since 0·x is NaN where x is not finite.
         loops_.gradient_apply_columns(gs[i], gs[i], out, w, &p.mean[size_t(first)], &p.scale[size_t(first)],
                                       zeros_.data(), zeros_.data());
         writer.flush(out, g_x + at, w);
@@ -312,7 +314,7 @@ class Columns {
   Finish<A> finish_;
   const Loops<A>& loops_;
   const StoredLoops<T>& stored_;
-  // A thread's own copy has them.
+  // Only a thread's own copy has these.
   std::vector<A> zeros_;
   std::unique_ptr<ColumnBuffers> buffers_;
 };

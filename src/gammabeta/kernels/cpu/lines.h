@@ -1,5 +1,5 @@
-// Samples without positions, for LayerNorm and RMSNorm: lines of G groups of D elements, each element with parameters of
-// its own. A line is walked in pieces that stay in the nearest cache for all that is done to it.
+// Lines: samples without positions (LayerNorm, RMSNorm), as G groups of D elements, each element with its own
+// parameters. A line is walked in pieces that stay in the nearest cache from the first pass to the last.
 #pragma once
 
 #include <vector>
@@ -34,7 +34,7 @@ class LineWork {
         loops_(work_.loops),
         stored_(work_.stored) {}
 
-  // total = x + residual, as it is stored.
+  // total = x + residual, rounded as it is stored.
   void add(const T* x, const T* residual, T* total, int64_t line) {
     Buffers<T>& b = *work_.buffers;
     const Writer<T> writer(false);
@@ -73,18 +73,18 @@ class LineWork {
     }
   }
 
-  // Whether backward_lines serves: the gradient that comes is ∂ℓ/∂z itself.
+  // Whether the incoming gradient is ∂ℓ/∂z itself. Then backward_lines can be used.
   static bool gradient_is_of_z(const Lines<T>& lines, const T* residual) {
     return !residual && !lines.mask && lines.finish.activation == kNone;
   }
-  // How many of the lines [i, end) it takes at once: the next pass finds them in the cache.
+  // How many of the lines [i, end) backward_lines takes together: as many as are still cached for the second pass.
   static int lines_together(const Lines<T>& lines, int64_t i, int64_t end) {
     constexpr int64_t kBytes = int64_t(256) << 10;  // of x and g
     const int64_t bytes = 2 * kLinesAtOnce * lines.d * int64_t(sizeof(T));
     return end - i >= kLinesAtOnce && bytes <= kBytes ? kLinesAtOnce : 1;
   }
 
-  // backward() of as many lines, mean_G and var_G of the first one. g_weight is not null.
+  // backward() of `count` lines. mean_G and var_G are those of the first line. g_weight is not null.
   void backward_lines(int count, const T* g, const T* x, const T* g_total, T* g_x, int64_t line, const double* mean_G,
                       const double* var_G, double eps, const Writer<T>& writer, A* g_weight, A* g_bias) {
     const int64_t d = lines_.d, length = lines_.length();
@@ -113,7 +113,8 @@ class LineWork {
     }
   }
 
-  // ∂ℓ/∂x to g_x, plus g_total unless that is null; ∂ℓ/∂z to g_residual unless null; those of the parameters are added.
+  // Write ∂ℓ/∂x (plus g_total unless null) to g_x and ∂ℓ/∂z to g_residual unless null. Add the gradients of the
+  // parameters.
   void backward(const T* g, const T* x, const T* residual, const T* g_total, T* g_x, T* g_residual, int64_t line,
                 const double* mean_G, const double* var_G, double eps, const Writer<T>& writer, A* g_weight,
                 A* g_bias) {
@@ -159,7 +160,7 @@ class LineWork {
   }
 
  private:
-  // y of a group's d values, no residual and no activation; c: the first one's place in the line.
+  // y of a group's d values, without residual and activation. c: the position of the first value in the line.
   void forward_without_finish(const T* x, T* y, int64_t c, A mean, A rstd, const Writer<T>& writer) {
     const int64_t d = lines_.d;
     const A* weight = &lines_.weight[size_t(c)];

@@ -1,13 +1,14 @@
-// The loops of loops.h, for the instruction set that the file which includes this one has switched on. All of it has
-// internal linkage: an inline function shared between instruction sets would be taken from any of them.
+// The loops of loops.h over values of the arithmetic's type, for the instruction set of the current pass
+// (foreach_target.h). Everything here has internal linkage: of an inline function shared between instruction sets the
+// linker would keep any one.
 //
-// Sums are kept in a fixed number of lanes whatever the width of the registers, and added up in a fixed order.
+// Sums are taken in a fixed number of lanes, whatever the width of the registers, and added up in a fixed order.
 
 namespace gammabeta {
 namespace GAMMABETA_TARGET {
 namespace {
 
-// One register: as many values as the instruction set has room for.
+// One register: as many bytes as the instruction set has.
 #if defined(GAMMABETA_AVX512)
 constexpr int kRegister = 64;
 #elif defined(GAMMABETA_AVX2)
@@ -36,8 +37,8 @@ inline __attribute__((always_inline)) Register<A> load(const A* x) {
   return *reinterpret_cast<const Register<A>*>(x);
 }
 
-// The lanes of a sum, 64 bytes in as many registers as that takes: a compiler would keep a vector type that is wider than
-// its registers in memory.
+// The lanes of a sum: 64 bytes, in as many registers as that takes. A compiler would keep a vector type that is wider
+// than its registers in memory.
 template <class A>
 constexpr int kLanes = 64 / sizeof(A);
 constexpr int kRegistersOfVector = 64 / kRegister;
@@ -78,7 +79,7 @@ inline __attribute__((always_inline)) void store_vector(A* x, Vector<A> v) {
   for (int i = 0; i < kRegistersOfVector; ++i) *reinterpret_cast<Register<A>*>(x + i * kLanesOfRegister<A>) = v.part[i];
 }
 
-// Its lanes added up, the halves of each other.
+// The sum of all lanes, adding one half to the other each time.
 template <class A>
 inline __attribute__((always_inline)) A sum_of_lanes(Vector<A> v) {
   typedef A Quarter __attribute__((vector_size(16), aligned(sizeof(A))));
@@ -104,7 +105,7 @@ inline __attribute__((always_inline)) A sum_of_lanes(Vector<A> v) {
     return q[0] + q[1];
 }
 
-// The last n lanes of v, 0 in the others: what is left of a row, read together with what went before it.
+// v with 0 in all lanes but the last n. Used for the end of a row, which is read together with what precedes it.
 template <class A>
 inline __attribute__((always_inline)) Vector<A> last_lanes(Vector<A> v, int64_t n) {
   A all[2 * kLanes<A>] = {};
@@ -113,7 +114,7 @@ inline __attribute__((always_inline)) Vector<A> last_lanes(Vector<A> v, int64_t 
   return load_vector(all + kLanes<A>);
 }
 
-// Two sums at once over i in [0, n): of the pairs that terms.vector(i) and terms.scalar(i) give, zeros where unwanted.
+// Two sums over i in [0, n), of the pairs that terms.vector(i) and terms.scalar(i) give.
 template <class A, class Terms>
 inline __attribute__((always_inline)) void sum_pairs(int64_t n, const Terms& terms, A* first, A* second) {
   constexpr int w = kLanes<A>;
@@ -263,8 +264,8 @@ inline A bits_to(typename Exponential<A>::bits b) {
   return a;
 }
 
-// eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial: 1.2e-7 relative (float), 4e-16 (double). x beyond the range is
-// clamped to it, NaN stays.
+// eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial. Relative error 1.2e-7 (float), 4e-16 (double). x is clamped to the
+// range of the type; NaN stays NaN.
 template <class A>
 inline __attribute__((always_inline)) A exponential(A x) {
   typedef Exponential<A> E;
@@ -302,8 +303,8 @@ inline __attribute__((always_inline)) A sigmoid(A z) {
   return A(1) / (A(1) + exponential(-z));
 }
 
-// erfc(u)·e^{u²}/t with t = 3/(3 + u), a polynomial in s = 2t − 1: interpolation in Chebyshev's nodes, made with
-// mpmath; relative error 2e-8 (float), 1e-17 (double).
+// erfc(u)·e^{u²}/t with t = 3/(3 + u), as a polynomial in s = 2t − 1. Interpolated at Chebyshev's nodes with mpmath.
+// Relative error 2e-8 (float), 1e-17 (double).
 inline __attribute__((always_inline)) float scaled_erfc(float s) {
   float p = 2.346841841e-5f;
   p = p * s + 7.026003744e-5f;
@@ -339,7 +340,7 @@ inline __attribute__((always_inline)) double scaled_erfc(double s) {
   return s * b1 - b2 + kErfc[0];
 }
 
-// Φ(z), and the density's e^{−z²/2} beside it.
+// Φ(z), and e^{−z²/2} for the density.
 template <class A>
 inline __attribute__((always_inline)) A normal_cdf(A z, A* gauss) {
   A u = (z < 0 ? -z : z) * A(0.70710678118654752440);
@@ -361,7 +362,7 @@ void activate(Activation activation, A slope, A* z, int64_t n) {
     case kNone:
     case kRelu:
     case kRelu6:
-      break;  // done while z was made
+      break;  // done where z is computed
     case kLeakyRelu:
       for (int64_t i = 0; i < n; ++i) z[i] = z[i] > 0 ? z[i] : slope * z[i];
       break;
@@ -390,7 +391,7 @@ void differentiate(Activation activation, A slope, const A* g, A* __restrict z, 
       break;
     case kRelu:
     case kRelu6:
-      break;  // done while z was made
+      break;  // done where z is computed
     case kLeakyRelu:
       for (int64_t i = 0; i < n; ++i) z[i] = z[i] > 0 ? g[i] : slope * g[i];
       break;
@@ -578,7 +579,7 @@ void select(const A* x, const uint8_t* mask, A fill, A* __restrict y, int64_t n)
   for (int64_t i = 0; i < n; ++i) y[i] = mask[i] ? x[i] : fill;
 }
 
-// One row, its last lanes twice where it does not fill them.
+// Copy one row. Where the last lanes are not full, they overlap with those before.
 template <class A>
 inline __attribute__((always_inline)) void copy_row(const A* from, A* to, int64_t n) {
   constexpr int w = kLanes<A>;
@@ -642,7 +643,8 @@ void store_bfloat16(const float* from, uint16_t* __restrict to, int64_t n) {
   }
 }
 
-// Without instructions for it, by the bits: the exponent is moved by a multiplication, so that subnormals come right.
+// Conversion by bits, without instructions for it. A multiplication moves the exponent, so that subnormals come out
+// right.
 inline float widen(uint16_t half) {
   uint32_t sign = uint32_t(half & 0x8000) << 16, rest = uint32_t(half & 0x7fff) << 13;
   float f = rest >= (0x7c00u << 13) ? from_bits(rest | 0x7f800000) : from_bits(rest) * from_bits(0x77800000);
@@ -690,7 +692,7 @@ void store_float16(const float* from, uint16_t* __restrict to, int64_t n) {
   for (; i < n; ++i) to[i] = narrow(from[i]);
 }
 
-// Past the caches: a line that is written whole need not be read first, nor push out what is still wanted.
+// Copy past the caches: a cache line that is written whole need not be read first, nor evict what is still needed.
 void stream(const void* from, void* to, int64_t bytes) {
   const char* source = static_cast<const char*>(from);
   char* target = static_cast<char*>(to);

@@ -1,8 +1,9 @@
-// The walk that all norms share: a first pass reduces the elements of every statistic, a second pass writes the results.
+// The walk that all norms share: a first pass reduces the elements of every statistic, a second pass writes the
+// results.
 //
-// Which elements share a statistic is the policy: ChannelAxes (channel_norm.cpp) or SampleAxes (sample_norm.cpp). A policy
-// says how many statistics there are, which planes or columns belong to each, and what follows from the sums. How often
-// the tensor is read, by which thread and in which order is decided here, once for both.
+// Which elements share a statistic is a policy: ChannelAxes (channel_norm.cpp) or SampleAxes (sample_norm.cpp). The
+// policy says how many statistics there are, which planes or columns belong to each, and which coefficients follow from
+// the sums. How often the tensor is read, by which thread and in which order is decided here, once for both.
 //
 // How a tensor is cut depends on its shape, layout and dtype only, never on the number of threads.
 #pragma once
@@ -19,7 +20,7 @@ namespace gammabeta {
 struct Geometry {
   int64_t n = 1, groups = 1, d = 1, s = 1;
   bool columns = false;  // channels are contiguous in memory, not positions
-  Sizes sizes, strides;  // strides: of the layout computed in
+  Sizes sizes, strides;  // strides: of the layout that the kernel works on
 
   explicit Geometry(const Tensor& x) : sizes(vector_of(x.sizes())) {}
 
@@ -27,7 +28,7 @@ struct Geometry {
   int64_t elements() const { return n * channels() * s; }
 };
 
-// The arguments that the ops share. The tensors are the op's own.
+// The arguments that all ops share, as references to those of the op.
 struct NormArguments {
   const MaybeTensor &weight, &bias, &residual, &mask;
   double eps;
@@ -40,7 +41,7 @@ inline const std::string kNoActivation = "none";
 
 using Statistics = std::vector<RunningMoments>;
 
-// One op's inputs in one dtype and layout.
+// The inputs of an op, in one dtype and layout.
 template <class T>
 struct Problem {
   typedef ArithmeticOf<T> A;
@@ -81,7 +82,7 @@ T* offset(T* data, int64_t elements) {
   return data ? data + elements : nullptr;
 }
 
-// The two sums over ∂ℓ/∂z that ∂ℓ/∂x needs. What they are weighted with is the policy's.
+// The two sums over ∂ℓ/∂z that ∂ℓ/∂x needs. Their weights depend on the policy.
 struct GradientSums {
   double sum = 0, sum_x = 0;
 
@@ -94,19 +95,20 @@ struct PlanePart {
   const uint8_t* mask;
 };
 
-// Rows of all channels that are reduced together, `at` elements into the tensor: all samples, or one.
+// Rows of all channels that are reduced together: those of all samples, or of one. They begin `at` elements into the
+// tensor.
 struct ColumnBlock {
   int64_t at, rows, first_statistic;
   const uint8_t* mask;
   bool serial;  // whether other threads are busy with other blocks
 };
 
-// What is done in one call: reduce only, write by given statistics or sums only, or both.
+// The passes of one call: reduce only, write only (by given statistics or sums), or both.
 struct Passes {
   bool reduce, write;
 };
 
-// How threads share the statistics out.
+// How the statistics are distributed over threads.
 struct Partition {
   int64_t statistics;      // how many there are
   int64_t steps;           // of each: the pieces of a channel, or the channels of a group
@@ -120,7 +122,7 @@ struct Partition {
   int64_t end(int64_t part) const { return std::min(begin(part) + steps_per_part, steps); }
 };
 
-// What one thread works with. The second work is made where a walk needs one: for whole groups, or without the finish.
+// The state of one thread. The second one is created where a walk needs it: for whole groups, or without the finish.
 template <class T>
 struct PlaneWorker {
   PlaneWork<T> work;
@@ -134,9 +136,9 @@ struct PlaneWorker {
   }
 };
 
-// Calls reduce(worker, statistic, first step, last step, result) for everything, then write(worker, statistic, first
-// step, last step). Where a statistic is cut, the parts' results are merged in the parts' order, and the second pass
-// runs backwards: what was read last is in the cache.
+// Call reduce(worker, statistic, first step, last step, result) for all steps, then write(worker, statistic, first
+// step, last step). Where a statistic is cut into parts, their results are merged in order, and the second pass runs
+// backwards, since what was read last is still cached.
 template <class T, class Result, class MakeWorker, class Reduce, class Write>
 void walk(const Partition& p, Passes passes, const Writer<T>& writer, std::vector<Result>& results,
           const MakeWorker& make_worker, const Reduce& reduce, const Write& write) {
@@ -207,8 +209,8 @@ void plane_backward(const Problem<T>& p, const Axes& axes, Passes passes, std::v
                     T* g_residual) {
   typedef ArithmeticOf<T> A;
   const T *x = p.x_data(), *g = p.g_data(), *residual = p.residual_data();
-  // ∂ℓ/∂z is kept in g_residual between the passes, where it has to be written anyway, unless that would round it or it
-  // is cheaper to compute again than to write before its time.
+  // g_residual is written anyway, so it can hold ∂ℓ/∂z between the passes. Not where that would round it, nor where
+  // computing ∂ℓ/∂z again is cheaper than writing it early.
   const bool g_z_kept =
       passes.reduce && passes.write && g_residual && is_expensive(p.finish.activation) && !Writer<T>::kConverts;
   const Writer<T> writer(p.streamed), cached(false);
@@ -246,7 +248,8 @@ void plane_backward(const Problem<T>& p, const Axes& axes, Passes passes, std::v
 
 // Columns: channels are contiguous.
 
-// f(first chunk, last chunk) for the chunks of one block: in threads unless the blocks are.
+// Call f(first chunk, last chunk) for the chunks of one block, in threads unless the blocks are distributed over
+// threads.
 template <class F>
 void for_chunks(const ColumnBlock& block, int64_t chunks, int64_t elements, const F& f) {
   if (block.serial)
@@ -255,7 +258,7 @@ void for_chunks(const ColumnBlock& block, int64_t chunks, int64_t elements, cons
     in_parallel(chunks, elements, f);
 }
 
-// The channels' parameters of one block, repeated as its columns are.
+// The parameters of a block's channels, repeated where rows are folded.
 template <class T, class Axes>
 typename Columns<T>::Parameters column_parameters(const Axes& axes, const Columns<T>& columns, const Geometry& geo,
                                                   const ColumnBlock& block) {
@@ -315,10 +318,10 @@ void column_backward(const Problem<T>& p, const Axes& axes, Passes passes, std::
   typedef ArithmeticOf<T> A;
   const Geometry& geo = p.geometry;
   const int64_t c = geo.channels();
-  // By constant statistics ∂ℓ/∂x does not depend on the sums: one pass is enough.
+  // With constant statistics ∂ℓ/∂x does not depend on the sums, so one pass is enough.
   const bool one_pass = passes.reduce && passes.write && axes.constant();
   const bool g_z_kept = passes.reduce && passes.write && g_residual && (one_pass || !Writer<T>::kConverts);
-  // A sample that is walked alone may still be in the cache for the second pass.
+  // A block of one sample may still be cached in the second pass, one of all samples is not.
   const Writer<T> writer(p.streamed), cached(false), &first_writer = axes.block_of_all() ? writer : cached;
   axes.for_each_block([&](const ColumnBlock& block) {
     const T *x = p.x_data() + block.at, *g = p.g_data() + block.at, *residual = offset(p.residual_data(), block.at);

@@ -1,5 +1,5 @@
-// One channel (or group) of a tensor whose positions are contiguous: N rows of S elements, a stride apart. It is walked
-// in pieces, a part of a long row or several short ones gathered.
+// A plane: one channel (or group) of a tensor whose positions are contiguous, that is N rows of S elements, a stride
+// apart. It is walked in pieces: a part of a long row, or several short rows gathered into one buffer.
 #pragma once
 
 #include "elements.h"
@@ -11,11 +11,11 @@ class Plane {
  public:
   typedef ArithmeticOf<T> A;
 
-  // mask_stride: from one row's mask to the next one's.
+  // mask_stride: the distance from one row's mask to the next.
   Plane(int64_t n, int64_t stride, int64_t s, int64_t mask_stride) : stride_(stride), s_(s), mask_stride_(mask_stride) {
     rows_of_piece_ = s < kPiece<T> ? kPiece<T> / (s > 0 ? s : 1) : 1;
     if (rows_of_piece_ > n) rows_of_piece_ = n > 0 ? n : 1;
-    // A row of some length is worked on where it stands; gathering is for short ones.
+    // Only short rows are gathered; longer ones are worked on in place.
     if (s >= kNotGathered) rows_of_piece_ = 1;
     pieces_of_row_ = rows_of_piece_ > 1 || s <= kPiece<T> ? 1 : (s + kPiece<T> - 1) / kPiece<T>;
     n_ = n;
@@ -26,7 +26,7 @@ class Plane {
   bool gathers() const { return rows_of_piece_ > 1; }
 
   struct Piece {
-    int64_t row, rows, first, length;  // length elements of each of the rows, from `first` on
+    int64_t row, rows, first, length;  // `length` elements of each row, starting at `first`
     int64_t size() const { return rows * length; }
   };
 
@@ -39,8 +39,8 @@ class Plane {
     return {row, 1, first, pieces_of_row_ == 1 ? s_ : left < kPiece<T> ? left : kPiece<T>};
   }
 
-  // How many neighbouring channels are worth taking together, piece by piece, so that what is read at a stretch is longer
-  // than a short row: as many as stay in the second cache between the passes, `tensors` read by both.
+  // How many neighbouring channels to take together, piece by piece, so that memory is read in longer stretches than a
+  // short row. As many as stay in the second-level cache between the two passes, which both read `tensors` tensors.
   int64_t interleaved(int tensors) const {
     if (gathers()) return 1;
     const int64_t channel = n_ * s_ * int64_t(sizeof(T)) * tensors, row = s_ * int64_t(sizeof(T));
@@ -49,7 +49,7 @@ class Plane {
     return together;
   }
 
-  // Where a piece that is not gathered begins.
+  // The first element of a piece that is not gathered.
   int64_t begin(const Piece& p) const { return p.row * stride_ + p.first; }
 
   const A* load(const T* plane, const Piece& p, A* buffer) const {
@@ -81,7 +81,7 @@ class Plane {
 
 template <class A>
 using Affine = ChannelAffine<A>;
-// And in the gradient: a·g + b·(x − mean) + c.
+// The backward map of one channel: g_x = a·g + b·(x − mean) + c.
 template <class A>
 struct Backprop {
   A a, b, c;
@@ -100,9 +100,9 @@ struct PlaneWork {
   PlaneWork(const Plane<T>& plane_, const uint8_t* mask_, Finish<A> finish_)
       : plane(plane_), mask(mask_), finish(finish_) {}
 
-  // Moments of the pieces [begin, end), into m, about a value near the mean: that of the first kFirst values, later that of
-  // the pieces before. What is subtracted from the squares for it is at most n/kFirst times the piece's own m2, or twice
-  // the m2 of all so far, whatever the values are.
+  // Merge the moments of the pieces [begin, end) into m. Deviations are taken from a shift near the mean: the mean of
+  // the first kFirst values, later that of all pieces so far. What the shift makes us subtract from the squares is
+  // bounded for any values: by n/kFirst times the piece's own m2, or by twice the m2 of all pieces so far.
   void moments(const T* x, int64_t begin, int64_t end, bool center, RunningMoments& m) {
     Buffers<T>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
@@ -129,7 +129,7 @@ struct PlaneWork {
         shift = m.count > 0 ? A(m.mean) : mean_of_first(v, n);
       }
       loops.deviations(v, n, shift, &sum, &squares);
-      // Far from this piece's mean after all: once more about that.
+      // The shift was far from this piece's mean after all: take the deviations again, from that mean.
       if (center && 32 * double(sum) * double(sum) > count * double(squares) && !mask) {
         shift += A(double(sum) / count);
         loops.deviations(v, n, shift, &sum, &squares);
@@ -141,7 +141,7 @@ struct PlaneWork {
     }
   }
 
-  // The same for n values where they stand.
+  // The same for n values in place.
   void piece_moments(const T* x, int64_t n, bool center, RunningMoments& m) {
     A shift = 0, sum, squares;
     if (center && m.count > 0) {
@@ -187,7 +187,7 @@ struct PlaneWork {
     }
   }
 
-  // x and ∂ℓ/∂z of a piece; where masked ∂ℓ/∂z is 0 and x the mean.
+  // Load x and ∂ℓ/∂z of a piece. Where masked out, ∂ℓ/∂z is 0 and x is the mean.
   void load_gradient(const T* g, const T* x, const T* residual, const typename Plane<T>::Piece& p, const Affine<A>& f,
                      const A** g_z, const A** v) {
     Buffers<T>& b = *buffers;
@@ -217,7 +217,7 @@ struct PlaneWork {
     loaded_g_z_ = *g_z;
   }
 
-  // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean), added to sum and sum_x; ∂ℓ/∂z is written to g_residual unless that is null.
+  // Add Σ∂ℓ/∂z to sum and Σ∂ℓ/∂z·(x − mean) to sum_x. Write ∂ℓ/∂z to g_residual unless that is null.
   void gradient_sums(const T* g, const T* x, const T* residual, T* g_residual, int64_t begin, int64_t end,
                      const Affine<A>& f, const Writer<T>& writer, double* sum, double* sum_x) {
     for (int64_t i = begin; i < end; ++i) {
@@ -242,8 +242,8 @@ struct PlaneWork {
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
                       const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
     Buffers<T>& b = *buffers;
-    // Where the statistics are constants x has no part in its gradient. g is read in its place: 0·x would be NaN where x
-    // is not finite. Behind an activation x is needed for z, and so not there.
+    // Where the statistics are constants, ∂ℓ/∂x does not depend on x. Then g is read in place of x, since 0·x is NaN
+    // where x is not finite. With an activation x is needed for z, so this holds only without one.
     const bool constant = back.b == A(0), unfinished = finish.activation == kNone;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
@@ -273,7 +273,7 @@ struct PlaneWork {
  private:
   static constexpr int64_t kFirst = 128;
 
-  // Whether a piece is worked on where it stands, without buffers.
+  // Whether a piece is worked on in place, without buffers.
   bool in_place(const typename Plane<T>::Piece&) const {
     return !mask && !plane.gathers() && is_clamp(finish.activation);
   }
@@ -281,14 +281,14 @@ struct PlaneWork {
     return in_place(p) && writer.can_store_to(to + plane.begin(p));
   }
 
-  // The mean of the first values, as many as are added up without rounding where all are equal.
+  // The mean of the first values: of a power of 2 of them, so that equal values have exactly their value as mean.
   A mean_of_first(const A* v, int64_t n) const {
     int64_t few = kFirst;
     while (few > n) few /= 2;
     return few < 16 ? v[0] : loops.sum(v, few) / A(few);
   }
 
-  // What is one piece stays loaded from one pass to the next.
+  // A plane of a single piece stays loaded from one pass to the next.
   const A* load_x(const T* x, const typename Plane<T>::Piece& p) {
     if (loaded_x_ && loaded_x_ == x) return loaded_;
     const A* v = plane.load(x, p, buffers->x);

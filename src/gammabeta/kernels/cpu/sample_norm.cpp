@@ -1,5 +1,5 @@
-// Sample norms: one statistic for each sample and group of channels, over the group's channels and positions. LayerNorm,
-// RMSNorm, GroupNorm, InstanceNorm. Nothing crosses samples but the sums for the parameters' gradients.
+// Sample norms: one statistic for each sample and group of channels, over the group's channels and positions.
+// LayerNorm, RMSNorm, GroupNorm, InstanceNorm. Samples are independent except in the gradients of the parameters.
 
 #include "sample_norm.h"
 
@@ -29,24 +29,24 @@ Geometry geometry_of(const Tensor& x, const SampleAxesArguments& axes, bool cent
   return geo;
 }
 
-// Whether the elements of a group are one line, each with parameters of its own. Short channels are taken so too, their
-// parameters repeated: a group is one loop then.
+// Whether a group is taken as one line, each element with its own parameters. This includes groups of short channels,
+// whose parameters are then repeated, so that a group is one loop.
 bool is_lines(const Geometry& geo, bool masked) {
   return geo.s == 1 || (!geo.columns && !masked && geo.s <= 256 && geo.channels() * geo.s <= 65536);
 }
 
 double rstd_of(const RunningMoments& m, double eps) { return 1 / std::sqrt(m.m2 / (m.count > 1 ? m.count : 1) + eps); }
 
-// Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of every sample and channel: what the parameters' gradients are made of.
+// Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of every sample and channel, for the gradients of the parameters.
 struct ChannelSums {
   std::vector<double> sum, sum_x;
 };
 
-// The policy of the walks in norm.h. The statistic of sample n and group g stands at n·groups + g.
+// The policy for the walks of norm.h. The index of the statistic of sample n and group g is n·groups + g.
 template <class T>
 class SampleAxes {
  public:
-  // sums, for backward, are filled.
+  // sums: filled by backward, else null.
   SampleAxes(const Problem<T>& p, const Statistics& statistics, ChannelSums* sums)
       : p_(p), geo_(p.geometry), channel_plane_(1, 0, geo_.s, 0), statistics_(statistics), sums_(sums) {}
 
@@ -96,7 +96,7 @@ class SampleAxes {
     sums.sum += p_.weight[size_t(channel)] * sum;
     sums.sum_x += p_.weight[size_t(channel)] * sum_x;
   }
-  // ∂ℓ/∂x = rstd·(γ·∂ℓ/∂z − Σγ·∂ℓ/∂z/n − x̂·Σx̂·γ·∂ℓ/∂z/n); without the first mean where x is not centered
+  // ∂ℓ/∂x = rstd·(γ·∂ℓ/∂z − Σγ·∂ℓ/∂z/n − x̂·Σx̂·γ·∂ℓ/∂z/n); without the first mean if x is not centered.
   Backprop<double> backprop(int64_t i, int64_t channel, const GradientSums& sums) const {
     const RunningMoments& m = statistics_[size_t(i)];
     const double rstd = rstd_of(m, p_.eps), n = m.count > 1 ? m.count : 1;
@@ -105,7 +105,7 @@ class SampleAxes {
   }
 
  private:
-  // All of a group: with a mask channel by channel, as the mask repeats.
+  // A whole group. With a mask it is walked channel by channel, as the mask repeats.
   Plane<T> group_plane() const {
     return p_.mask.data() ? Plane<T>(geo_.d, geo_.s, geo_.s, 0) : Plane<T>(1, 0, geo_.d * geo_.s, 0);
   }
@@ -117,7 +117,7 @@ class SampleAxes {
   ChannelSums* sums_;
 };
 
-// Lines: samples whose elements each have parameters of their own.
+// Lines: each element has its own parameters.
 
 template <class T>
 Lines<T> lines_of(const Problem<T>& p, bool has_bias) {
@@ -133,7 +133,7 @@ Lines<T> lines_of(const Problem<T>& p, bool has_bias) {
   return lines;
 }
 
-// y, and x + residual as well where `total` is given: then that is normalized.
+// Writes y. Where `total` is given, x + residual is written to it and normalized.
 template <class T>
 void line_forward(const Problem<T>& p, const Lines<T>& lines, T* total, T* y, Statistics& statistics) {
   const Writer<T> writer(p.streamed);
@@ -160,12 +160,12 @@ struct LineGradients {
   T *g_x, *g_residual;
 };
 
-// Gradients of the parameters from lines: sums of x̂·∂ℓ/∂z and ∂ℓ/∂z for each element.
+// Writes ∂ℓ/∂x and ∂ℓ/∂residual, and sums x̂·∂ℓ/∂z and ∂ℓ/∂z of each element over the lines for the parameters.
 template <class T>
 void line_backward(const Problem<T>& p, const Lines<T>& lines, const LineStatistics& given, const LineGradients<T>& of,
                    std::vector<double>& g_weight, std::vector<double>& g_bias) {
   typedef ArithmeticOf<T> A;
-  constexpr int64_t kLinesOfBlock = 64, kChunks = 64;  // lines whose sums are kept in A; parts that threads share out
+  constexpr int64_t kLinesOfBlock = 64, kChunks = 64;  // lines summed in A; parts that threads share out
   const Loops<A>& loops = gammabeta::loops<A>();
   const int64_t length = lines.length(), n = lines.n;
   const int64_t blocks = (n + kLinesOfBlock - 1) / kLinesOfBlock;
@@ -226,7 +226,7 @@ Tensor parameter_gradient(const std::vector<double>& values, const MaybeTensor& 
   return parameter ? tensor_of(values, vector_of(parameter->sizes()), parameter->scalar_type()) : absent_gradient(x);
 }
 
-// Gradients by x, weight, bias and residual, g_total added to that by x.
+// Gradients by x (plus g_total), weight, bias and residual.
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 struct GivenStatistics {

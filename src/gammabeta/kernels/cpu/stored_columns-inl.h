@@ -1,12 +1,12 @@
-// The loops of loops.h down columns and along rows with a parameter for every element, over values as they are stored.
-// Included by stored_loops.inc.
+// The loops of loops.h over values as they are stored: down columns, and along rows with a parameter for every element.
+// Builds on stored_loops-inl.h, included before it.
 
 namespace gammabeta {
 namespace GAMMABETA_TARGET {
 namespace {
 
-// Down a strip of columns whose sums stay in registers. Rows far apart are not foreseen by the processor: each asks for
-// the same of the row that comes `ahead` bytes later.
+// Down a strip of columns whose sums stay in registers. The processor does not predict rows that are far apart, so each
+// row prefetches `ahead` bytes later.
 #if defined(GAMMABETA_AVX512)
 constexpr int kStrip = 4;
 #elif defined(GAMMABETA_AVX2)
@@ -106,7 +106,7 @@ void column_deviations(const T* const* rows, int64_t n_rows, int64_t n, int64_t 
   }
 }
 
-// Of 8, 4, 2 or 1 rows, pairwise: of equal values it is that value, without rounding.
+// Of 8, 4, 2 or 1 rows, added pairwise: the mean of equal values is exactly that value.
 template <class T, class A>
 void column_mean(const T* const* rows, int64_t n_rows, int64_t n, A* __restrict mean) {
   const int64_t few = n_rows >= 8 ? 8 : n_rows >= 4 ? 4 : n_rows >= 2 ? 2 : 1;

@@ -1,4 +1,4 @@
-// The loops of loops.h over values as they are stored. Included by loops-inl.h, after the loops that it builds on.
+// The loops of loops.h over values as they are stored: planes and lines. Builds on loops-inl.h, included before it.
 
 namespace gammabeta {
 namespace GAMMABETA_TARGET {
@@ -8,7 +8,7 @@ typedef uint32_t Words __attribute__((vector_size(kRegister)));
 typedef int32_t SignedWords __attribute__((vector_size(kRegister)));
 typedef uint16_t Halves __attribute__((vector_size(kRegister / 2), aligned(2), may_alias));
 
-// Each in the lower half of a word.
+// 16-bit values, each in the lower half of a word.
 inline __attribute__((always_inline)) Words words_of(const void* x) {
 #if defined(GAMMABETA_AVX512)
   return reinterpret_cast<Words>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(x))));
@@ -212,7 +212,7 @@ void stored_apply_line(const T* x, T* y, int64_t n, A mean, A rstd, const A* wei
                                                                                           bias, ahead);
 }
 
-// The parameters' sums are loaded and stored once for all lines: beside a line alone they are most of the work.
+// The parameters' sums are loaded and stored once for all lines: for a single line they would be most of the work.
 template <int kLines, bool kBias, bool kStreamed, class T, class A>
 void gradient_lines_loop(int64_t stride, const T* g, const T* x, const T* g_total, T* g_x, int64_t n, const A* weight,
                          const LineBackprop<A>* back, A* __restrict g_weight, A* __restrict g_bias) {
@@ -268,7 +268,7 @@ void stored_gradient_apply_line(int lines, int64_t stride, const T* g, const T* 
        : gradient_lines_with<1, T, A>)(stride, g, x, g_total, g_x, n, weight, back, g_weight, g_bias, streamed);
 }
 
-// Planes: relu and relu6 hold z between 0 and `high`, and let g through where it is.
+// Planes: relu and relu6 clamp z to [0, high], and pass g through where z is inside.
 
 template <class A>
 struct Clamp {
@@ -315,7 +315,7 @@ void stored_apply_plane(const T* x, const T* residual, T* y, int64_t n, ChannelA
   loop(x, residual, y, n, f, clamp.high, streamed);
 }
 
-// g where z is between them, 0 elsewhere.
+// g where z is inside, 0 elsewhere.
 template <bool kClamped, bool kResidual, class T, class A>
 struct PlaneGradient {
   const T *g, *x, *residual;

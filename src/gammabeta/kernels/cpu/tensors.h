@@ -1,5 +1,5 @@
-// torch's tensors as the kernels want them: one dtype and layout for all that is read element by element, vectors of
-// parameters in double, and results in the dtype and layout that the schemas promise.
+// Conversions between torch's tensors and what the kernels work on. Tensors that are read element by element get one
+// dtype and layout; parameters become vectors of double; results get the dtype and layout that the schemas promise.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -45,7 +45,7 @@ inline int32_t dtype_code(ScalarType dtype) {
   }
 }
 
-// torch has said on stderr what went wrong; its C functions hand on no more than that something did.
+// Raise where torch's C function failed. It returns no reason; torch has printed that on stderr.
 inline void check(AOTITorchError error, const char* what) {
   if (error != AOTI_TORCH_SUCCESS)
     refuse(std::string("gammabeta: torch could not ") + what + ": is there memory for it?");
@@ -86,7 +86,7 @@ inline Sizes channels_last_strides(const Sizes& sizes) {
   return strides;
 }
 
-// Whether t is laid out so; an axis of one element has no layout.
+// Whether t has these strides. An axis of one element may have any.
 inline bool has_layout(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
   auto own = t.strides();
   for (size_t i = 0; i < sizes.size(); ++i)
@@ -94,7 +94,7 @@ inline bool has_layout(const Tensor& t, const Sizes& sizes, const Sizes& strides
   return true;
 }
 
-// t itself where dtype and layout are those, else a copy that has them.
+// t itself where it has this dtype and layout, else a copy that has them.
 inline Tensor converted_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
   if (t.scalar_type() == dtype && has_layout(t, sizes, strides)) return t;
   Tensor brought = allocate(sizes, strides, dtype);
@@ -102,7 +102,8 @@ inline Tensor converted_to(const Tensor& t, ScalarType dtype, const Sizes& sizes
   return brought;
 }
 
-// A result as torch.empty_like would lay it out: what the kernel writes is it, or is copied into it.
+// A result with the layout of torch.empty_like. The kernel writes to it directly, or to a tensor that is copied into
+// it.
 class Output {
  public:
   Output(const Tensor& like, ScalarType dtype, ScalarType computed, const Sizes& sizes, const Sizes& strides) {
@@ -161,7 +162,7 @@ inline std::vector<double> values_of(const MaybeTensor& tensor, int64_t n, doubl
   return tensor ? values_of(*tensor) : std::vector<double>(size_t(n), otherwise);
 }
 
-// A small tensor of those values.
+// A small tensor with these values.
 inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, ScalarType dtype) {
   const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   Tensor t = allocate(sizes, contiguous_strides(sizes), narrow ? ScalarType::Float : dtype);
@@ -177,14 +178,14 @@ inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, S
   return narrow ? converted_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
 }
 
-// Of a name that was checked.
+// The activation of this name, which was checked.
 inline Activation activation_of(const std::string& name) {
   int i = 0;
   while (name != kActivations[i]) ++i;
   return Activation(i);
 }
 
-// A boolean mask of n elements, its axes in their own order, dense; null where there is none.
+// A boolean mask, made contiguous; null where there is none.
 class Mask {
  public:
   explicit Mask(const MaybeTensor& mask) {
@@ -200,7 +201,7 @@ class Mask {
   const uint8_t* data_ = nullptr;
 };
 
-// f(T{}) for the element type.
+// Call f(T{}) with the element type of the dtype.
 template <class F>
 inline auto with_type(ScalarType dtype, const F& f) {
   switch (dtype) {
@@ -215,7 +216,7 @@ inline auto with_type(ScalarType dtype, const F& f) {
   }
 }
 
-// f(begin, end) over [0, n) in torch's threads, so many items a thread at the least that waking it pays.
+// Call f(begin, end) over [0, n) in torch's threads. Each thread gets at least as much work as waking it costs.
 template <class F>
 void in_parallel(int64_t n, int64_t elements_of_item, const F& f) {
   constexpr int64_t kElementsOfThread = 16384;
