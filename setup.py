@@ -1,8 +1,9 @@
 """The build of the native kernels. Everything else is in pyproject.toml.
 
 One extension, `gammabeta.kernels._cpu`, against PyTorch's stable ABI and Python's limited API: one binary for every
-Python from 3.10 and every torch from 2.10, on x86-64 and aarch64. It needs torch and a C++ compiler at build time. Where
-either is missing, or the compiler fails, the package installs without the extension and says so. Environment variables:
+Python from 3.10 and every torch from 2.10, on x86-64 and aarch64. It needs torch and a C++ compiler at build time.
+Where either is missing, or the compiler fails, the package installs without the extension and says so. Environment
+variables:
 
     GAMMABETA_KERNELS=0     do not build it
     GAMMABETA_KERNELS=1     fail where it cannot be built
@@ -69,8 +70,8 @@ class Kernels(COMMAND):  # type: ignore[misc, valid-type]
             try:
                 super().build_extensions()
                 return
-            # torch raises RuntimeError if ninja fails and CalledProcessError if the compiler does not report its version;
-            # distutils has its own errors. After any of them there is no extension.
+            # torch raises RuntimeError if ninja fails and CalledProcessError if the compiler does not report its
+            # version; distutils has its own errors. After any of them there is no extension.
             except Exception as error:
                 reason = f"building them failed ({type(error).__name__}: {error})"
         if KERNELS == "1":

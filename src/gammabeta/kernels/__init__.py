@@ -1,13 +1,14 @@
 """The native kernels. Importing this package registers them under the schemas of `ops.py`, for the CPU and for CUDA.
 
-The CPU kernels are one compiled extension, `_cpu`, built into this folder (`setup.py`). Without it everything still runs,
-on torch's own ops and the reference; `missing` says why the extension is missing, None where it is loaded. The CUDA
-kernels are written in Triton (`cuda/`) and imported when the first CUDA tensor comes.
+The CPU kernels are one compiled extension, `_cpu`, built into this folder (`setup.py`). Without it everything still
+runs, on torch's own ops and the reference; `missing` says why the extension is missing, None where it is loaded. The
+CUDA kernels are written in Triton (`cuda/`) and imported when the first CUDA tensor comes.
 
 The environment variable GAMMABETA_KERNELS is read once:
 
 - `0` leaves the kernels out, without a warning.
-- `1` requires them: a missing CPU kernel is an ImportError, a missing CUDA kernel a RuntimeError at the first CUDA tensor.
+- `1` requires them: a missing CPU kernel is an ImportError, a missing CUDA kernel a RuntimeError at the first CUDA
+  tensor.
 - Unset, they are used where they are available. If not, there is one RuntimeWarning per process.
 """
 
@@ -74,17 +75,17 @@ def _tell(reason: str) -> None:
         )
 
 
-# The number of elements of x below which torch's op runs; 0: never. torch's op must be as accurate, and faster for forward
-# and backward together. A call of ours costs some 10 µs more. Only torch's RMSNorm is accurate enough
+# The number of elements of x below which torch's op runs; 0: never. torch's op must be as accurate, and faster for
+# forward and backward together. A call of ours costs some 10 µs more. Only torch's RMSNorm is accurate enough
 # (docs/conventions.md): it is composed of elementwise operations. The others lose too much accuracy once the mean is 10
 # times the spread, in some layout, forward or backward.
 WORTH_IT = {"batch_norm": 0, "instance_norm": 0, "group_norm": 0, "layer_norm": 0, "rms_norm": 4096}
 if "GAMMABETA_WORTH_IT" in os.environ:  # for tests: the choice may change nothing but the time
     WORTH_IT = dict.fromkeys(WORTH_IT, int(os.environ["GAMMABETA_WORTH_IT"]))
 
-# The same for CUDA, in all dtypes. Neither the accuracy nor the speed of torch's ops was measured there. Derived: torch's
-# launch takes a few µs on the host, ours some tens. At 4.3 TB/s a norm of 2²² values in float32 (traffic of three tensors,
-# 50 MB) takes 12 µs, so that the host no longer matters.
+# The same for CUDA, in all dtypes. Neither the accuracy nor the speed of torch's ops was measured there. Derived:
+# torch's launch takes a few µs on the host, ours some tens. At 4.3 TB/s a norm of 2²² values in float32 (traffic of
+# three tensors, 50 MB) takes 12 µs, so that the host no longer matters.
 WORTH_IT_ON_CUDA = 1 << 22
 
 

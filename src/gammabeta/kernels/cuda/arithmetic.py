@@ -40,7 +40,7 @@ def store(pointer, offsets, x, where):
 
 @triton.jit
 def multiple(a, UNIT: tl.constexpr):
-    """Return a, telling the compiler that it is a multiple of UNIT (a power of 2), which is how wide accesses can be."""
+    """Return a, telling the compiler that it is a multiple of UNIT, a power of 2: that wide can accesses be."""
     if UNIT > 1:
         return a // UNIT * UNIT
     else:
@@ -61,12 +61,11 @@ def root_reciprocal(var, EPS: tl.constexpr, DOUBLE: tl.constexpr):
         return tl.where(rest == rest, r + 0.5 * r * rest, r)
 
 
-# Moments of a lane: count n, and mean and m2 of deviations from a shift, which is a value that the lane saw.
-# Deviations are as small as the spread, whatever the mean is. Welford's update from zero would stop moving a large mean.
-# Each lane has its own shift, so that an outlier affects the rounding of that lane only.
-# All values that a thread has loaded for a lane are one step: their mean and m2, taken in two passes over registers, are
-# merged with the lane's. That takes some 8 instructions per value. Welford's update takes 20, for which a GPU has no time
-# at its bandwidth in 16 bits.
+# Moments of a lane: count n, and mean and m2 of deviations from a shift, which is a value that the lane saw. Deviations
+# are as small as the spread, whatever the mean is. Welford's update from zero would stop moving a large mean. Each lane
+# has its own shift, so that an outlier affects the rounding of that lane only. All values that a thread has loaded for
+# a lane are one step: their mean and m2, taken in two passes over registers, are merged with the lane's. That takes
+# some 8 instructions per value. Welford's update takes 20, for which a GPU has no time at its bandwidth in 16 bits.
 
 
 @triton.constexpr_function

@@ -7,8 +7,8 @@ x is (O, V, C): outer samples, values of a channel in one of them, channels, eac
   of the channels is 1.
 
 A tile is (K, V, C): the same values of K consecutive outer samples. Tiles are numbered along the values first, and a
-program takes a run of tiles for one block of channels. All tensors of x's shape have x's layout, each its own dtype. The
-mask is (O, V).
+program takes a run of tiles for one block of channels. All tensors of x's shape have x's layout, each its own dtype.
+The mask is (O, V).
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ def moments_of_tiles(
     values = shape[0]
     value_stride = shape[4]
     # Tiles are flat here, with K beside the axis that is not contiguous. Then no version of the compiler distributes K
-    # over threads, and one thread has all that a lane gets at once. With positions contiguous that includes the G values
-    # of an access: they belong to one channel, and either all exist or none.
+    # over threads, and one thread has all that a lane gets at once. With positions contiguous that includes the G
+    # values of an access: they belong to one channel, and either all exist or none.
     G: tl.constexpr = 1 if LAST else accessed_at_once(UNIT, V)
     LANES: tl.constexpr = (K, V, 1, 1, C) if LAST else (1, V // G, G, K, C)
     if LAST:

@@ -44,7 +44,7 @@ class View:
         return ceil_div(self.channels, tiles.channels)
 
     def geometry(self, tiles: Tiles) -> tuple[Any, ...]:
-        """Return values and tiles of an outer sample, all values, the strides of outer, values and channels, and channels."""
+        """Return values and tiles of an outer sample, all values, strides (outer, values, channels), and channels."""
         if self.layout.channels_contiguous:
             values, strides = tiles.values, (tiles.values * self.channels, self.channels, 1)
         else:

@@ -2,9 +2,10 @@
 
 A group is (D, V): channels and values of one sample, each with a stride. Positions are contiguous (the stride of the
 values is 1), or channels are (LAST); the other strides are multiples of UNIT. A tile is (K, V, D): K times (V, D), side
-by side along the channels (ALONG_D) or along the values. Tiles are numbered along the values first. γ and β have D values
-for each of the G groups, the mask has V values for each sample. Where there are few groups, several programs share each.
-They write partial moments, which `channel_merge_kernel` merges (a group takes the place of a channel), and partial sums.
+by side along the channels (ALONG_D) or along the values. Tiles are numbered along the values first. γ and β have D
+values for each of the G groups, the mask has V values for each sample. Where there are few groups, several programs
+share each. They write partial moments, which `channel_merge_kernel` merges (a group takes the place of a channel), and
+partial sums.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def sums_of_group(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr,
     ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Compute Σ∂ℓ/∂x̂ and Σx̂·∂ℓ/∂x̂ of a range of tiles. Write Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of its channels to (2, parts, G·D)."""
+    """Compute Σ∂ℓ/∂x̂ and Σx̂·∂ℓ/∂x̂ of a range of tiles. Write its channels' Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z to (2, parts, G·D)."""
     channels, groups = shape[1], shape[2]
     DEEP: tl.constexpr = K if ALONG_D else 1
     total = widen(tl.zeros([DEEP, 1, D], tl.float32), DOUBLE)

@@ -7,8 +7,8 @@ Nothing here has been measured on a GPU. Every value follows from the derivation
 - 50 MB of L2 cache.
 - Some 1,000 cycles from a load to its value. So 19 KB must be in flight on each multiprocessor, twice that to be safe.
 
-"Counted" is what the compiled kernels were found to need of these (`tests/kernels/cuda/test_compiled.py`, which prints the
-table in `benchmarks/results/`). That page names the command that measures them.
+"Counted" is what the compiled kernels were found to need of these (`tests/kernels/cuda/test_compiled.py`, which prints
+the table in `benchmarks/results/`). That page names the command that measures them.
 
 The number of multiprocessors is a constant, not a property of the device. How a tensor is cut decides the order of its
 sums, so all GPUs cut alike, and a traced graph needs no device.

@@ -1,11 +1,12 @@
 """Registration of the Triton kernels as the ops' implementation for CUDA, and when they are used.
 
-It does for ops that are already declared what `torch.library.triton_op` does for an op that it declares itself. Eagerly,
-the kernels are launched. While torch.compile traces, an op is replaced by its launches (`wrap_triton`), so that the
-compiler sees kernels and not an opaque op. An exported graph keeps the op. Fakes and autograd are those of the op.
+It does for ops that are already declared what `torch.library.triton_op` does for an op that it declares itself.
+Eagerly, the kernels are launched. While torch.compile traces, an op is replaced by its launches (`wrap_triton`), so
+that the compiler sees kernels and not an opaque op. An exported graph keeps the op. Fakes and autograd are those of the
+op.
 
-The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where they cannot be used, the default
-implementations run, and `missing()` says why.
+The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where they cannot be used, the
+default implementations run, and `missing()` says why.
 """
 
 from __future__ import annotations

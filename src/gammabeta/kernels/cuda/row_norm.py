@@ -1,8 +1,8 @@
 """The Triton kernels of norms over rows that fit into registers: LayerNorm and RMSNorm, and both of x + residual.
 
-x is (R, D), contiguous; γ and β are (D,), the mask is (R,), and D is a multiple of UNIT. A tile is (R, D) with all of D,
-so that everything is read once. In backward a program takes a run of rows and writes one partial sum of the parameters'
-gradients.
+x is (R, D), contiguous; γ and β are (D,), the mask is (R,), and D is a multiple of UNIT. A tile is (R, D) with all of
+D, so that everything is read once. In backward a program takes a run of rows and writes one partial sum of the
+parameters' gradients.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def row_backward_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Compute ∂ℓ/∂x of a run of tiles, and its part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, programs, D). ADD: `g_total` is added."""
+    """Write ∂ℓ/∂x of a run of tiles, and its part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, programs, D). ADD: plus `g_total`."""
     length = multiple(length, UNIT)
     program = tl.program_id(0)
     first = program * each

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from gammabeta import reference
-from gammabeta.kernels.cuda import channel_norm, group_norm, row_norm
-from gammabeta.kernels.cuda import launch
+from gammabeta.kernels.cuda import channel_norm, group_norm, launch, row_norm
 from gammabeta.kernels.cuda.launch import GroupTiles, ceil_div, power_of_2, unit_of
 from gammabeta.kernels.cuda.sums import sum_partials
 from gammabeta.kernels.cuda.tensors import Layout, Outputs, dense, finish_constants, layout_of, or_empty

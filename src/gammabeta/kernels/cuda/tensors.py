@@ -40,7 +40,7 @@ class Layout:
 
 
 def layout_of(x: Tensor) -> Layout:
-    """Choose the layout of x: channels contiguous where they are so in x, or x has no positions; else positions."""
+    """Choose the layout for x: channels contiguous where x has them so or no positions; else positions."""
     contiguous = x.is_contiguous()
     if x.ndim == 2:
         return Layout(contiguous)
@@ -48,7 +48,7 @@ def layout_of(x: Tensor) -> Layout:
 
 
 class Outputs:
-    """The results that a kernel writes: written in the layout of x, returned with the strides that the fakes promise."""
+    """The results of a kernel: written in the layout of x, returned with the strides that the fakes promise."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
