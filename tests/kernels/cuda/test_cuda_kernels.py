@@ -113,7 +113,7 @@ def failing(monkeypatch):
             launches.append(name)
             raise error
 
-        monkeypatch.setattr(cuda, "launched", launched)
+        monkeypatch.setattr(cuda, "launch", launched)
         return launches
 
     return put
