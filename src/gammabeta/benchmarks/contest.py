@@ -170,7 +170,8 @@ class Subject:
 
     @classmethod
     def of(cls, module: Any) -> Subject:
-        """Return a module's subject: its docstring, `UNIT`, `rows(quick)`; where needed `missing()`, `NAMES`, `OTHERS`."""
+        """Return a module's subject: its docstring, `UNIT`, `rows(quick)` and, if it has them, `missing()`, `NAMES`
+        and `OTHERS`."""
         title, _, text = (inspect.getdoc(module) or "").partition("\n")
         missing = getattr(module, "missing", lambda: None)
         name, names = module.__name__.rpartition(".")[2], getattr(module, "NAMES", {})
