@@ -1,4 +1,4 @@
-"""The benchmarks: turns, percentiles, rings, tables and files; nothing here asserts a time."""
+"""The benchmarks: turns, percentiles, rings, tables and files. Nothing here asserts a time."""
 
 import datetime
 import functools
@@ -44,7 +44,7 @@ def subject(*rows, unit="copies", missing=lambda: None):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the engine with these subjects; what it printed and wrote."""
+    """Run the engine with these subjects. What it printed is in `text`."""
     monkeypatch.setattr(gb, "warm_allocator", lambda: "kept warm for the test")
 
     def call(*subjects, **options):
@@ -77,7 +77,7 @@ def test_contestants_are_timed_in_turns_each_on_the_next_buffer():
 
     contest.contest(row(build=build), 1, 3, False)
     assert timed[:9] == [(name, number) for name in (OURS, TORCH, COPY) for number in range(3)], "warmed up"
-    # Twice round the ring of two with results held, so in two rounds; then three that are timed, the order moving on.
+    # Two rounds of warm-up: twice the ring of two, with results held. Then three timed rounds, the order rotating.
     turns = [(OURS, TORCH, COPY), (TORCH, COPY, OURS), *((OURS, TORCH, COPY), (TORCH, COPY, OURS), (COPY, OURS, TORCH))]
     assert timed[9:] == list(zip([name for turn in turns for name in turn], range(15), strict=True))
 
@@ -97,7 +97,7 @@ def test_results_are_held_as_long_as_the_ring_goes_round():
         return Field({name: lambda number: Output for name in (OURS, TORCH, COPY)}, slots=4)
 
     contest.contest(row(build=build), 1, 5, False)
-    # Four that are held and the one that has just come.
+    # Four that are held, and the newest.
     assert (Output.most, Output.alive) == (4 + 1, 0)
 
 
@@ -164,7 +164,7 @@ def test_a_ring_s_contestants_compute_the_norm_on_tensors_in_turn(backward, grad
         assert g_x.shape == (2, 6, 3, 3)
         torch.testing.assert_close(g_x / 2 * seen[0], g_x * seen[0] / 2)
         torch.testing.assert_close((g_x / 2 * seen[0].detach()).sum((0, 2, 3)), g_weight)
-        # Round once: the same buffer, the kept graph.
+        # After a full turn: the same buffer and the kept graph.
         torch.testing.assert_close(outs[-1][0], g_x)
     else:
         torch.testing.assert_close(outs[0], seen[-field.slots - 1] * 2)
@@ -365,7 +365,7 @@ def test_ctrl_c_leaves_the_command_with_130(monkeypatch):
 
 def test_help_names_the_subjects_without_importing_them():
     script = (
-        "import sys; from gammabeta import cli\n"
+        "import sys; from gammabeta.cli import main as cli\n"
         "try: cli.app(['bench', '--help'])\n"
         "except SystemExit: pass\n"
         "print('gammabeta.benchmarks.subjects' in sys.modules)"
@@ -414,7 +414,7 @@ def test_the_limits_are_those_that_were_set():
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Built as timm's: a norm that applies its activation itself."""
+    """A copy of timm's class: a norm that applies its activation itself."""
 
     def __init__(self, channels, act, drop=None):
         super().__init__(channels)
@@ -449,7 +449,7 @@ def test_the_swap_keeps_modules_parameters_and_results():
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x, labels = torch.randn(7, 6, 12, 12), torch.randint(5, (7,))
     training_step.check_equal(ours, theirs, x, labels)
-    # Nothing was moved by the comparison.
+    # The comparison changed no statistics.
     assert all(int(norm.num_batches_tracked) == 0 for norm in norms)
 
 

@@ -1,4 +1,4 @@
-"""How the native kernels are loaded: there, not built, broken, switched off, and asked for.
+"""Loading of the native kernels: present, not built, broken, switched off, required.
 
 Each in a process of its own. What is missing is missing by an import hook that takes the extension's place.
 """
@@ -14,7 +14,7 @@ import torch
 import gammabeta
 from gammabeta import kernels, ops
 
-# An extension that is not there, or not loadable, as Python's import tells it.
+# An extension that is missing or cannot be loaded, as Python's import reports it.
 HOOK = """
 import importlib.abc, sys
 class Hook(importlib.abc.MetaPathFinder):
@@ -57,7 +57,7 @@ OFF = "switched off by GAMMABETA_KERNELS=0"
 
 
 def run(script, **variables):
-    """A process with these variables, and none of the kernels' that the tests were started with."""
+    """Run a process with these variables, without the kernels' variables of this process."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GAMMABETA_")}
     return subprocess.run(
         [sys.executable, "-c", script], env={**own, **variables}, capture_output=True, text=True, timeout=120

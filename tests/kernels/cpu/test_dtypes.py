@@ -1,4 +1,4 @@
-"""Any mix of the dtypes of input, parameters, residual, gradient and given statistics."""
+"""Any mix of dtypes of input, parameters, residual, gradient and given statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPE = (5, 6, 37)
 
 
 def layouts(mode: str) -> list[dict[str, object]]:
-    """Of x and all of its shape: contiguous, and for the channel norms channels_last, which is another kernel."""
+    """Contiguous, and for the channel norms also channels_last, which is another kernel."""
     return [{}, {"layout": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)}] if "channel" in mode else [{}]
 
 
@@ -42,7 +42,7 @@ def test_input_residual_and_parameters(mode: str, x: torch.dtype) -> None:
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if "rms" not in mode])
 def test_weight_and_bias_of_two_dtypes(mode: str, x: torch.dtype) -> None:
-    """And one of the two alone."""
+    """Also with only one of the two."""
     for weight, bias in itertools.permutations(DTYPES, 2):
         call = op_call(mode, SHAPE, x, dtypes={"weight": weight, "bias": bias})
         assert_equals_reference(call)
@@ -53,7 +53,7 @@ def test_weight_and_bias_of_two_dtypes(mode: str, x: torch.dtype) -> None:
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient(mode: str, x: torch.dtype) -> None:
-    """The gradient of y is of y's dtype from autograd, and may be of any for the op."""
+    """Autograd gives the gradient of y in y's dtype; the op takes it in any."""
     for gradient, masked in itertools.product(DTYPES, (False, True)):
         if mode not in FINISHED and masked:
             continue

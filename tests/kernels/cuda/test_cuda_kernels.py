@@ -1,4 +1,4 @@
-"""When the Triton kernels serve CUDA tensors, and what is said where they do not. Nothing here needs a GPU."""
+"""When the Triton kernels are used for CUDA tensors, and the messages where they are not. Needs no GPU."""
 
 import contextlib
 import subprocess
@@ -16,7 +16,7 @@ A_GPU = {"hip": None, "cuda": "13.0", "triton": True, "capabilities": [(9, 0)]}
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine as it would be seen: its torch, whether Triton is there, its GPUs."""
+    """Simulate a machine: its torch, whether Triton is installed, its GPUs."""
 
     def put(**changed):
         seen = A_GPU | changed
@@ -101,7 +101,7 @@ def test_an_op_without_a_triton_kernel_would_be_noticed():
 
 @pytest.fixture
 def failing(monkeypatch):
-    """An op's launch, on a machine where kernels serve, raises what it is told to."""
+    """Make an op's launch raise an error, on a machine that supports the kernels."""
     monkeypatch.setattr(cuda, "serves", lambda: True)
     monkeypatch.setattr(cuda, "_refused", set())
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
