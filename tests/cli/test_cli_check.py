@@ -133,7 +133,7 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
         (("absent.pt",), "absent.pt: there is no such file."),
         (("mine_for_cli.py:nothing",), "mine_for_cli.py:nothing: mine_for_cli has no nothing."),
         (("mine_for_cli.py:good", "--select", "XY9"), "select: expected codes or names of rules, or beginnings of "
-                                                      "codes, got 'XY9': `gammabeta rules` lists them."),
+                                                      "codes, got 'XY9': `gammabeta rules` lists all rules."),
         (("mine_for_cli.py:good", "--fail-on", "fatal"), "--fail-on: expected error, warning or note, got 'fatal'."),
         (("mine_for_cli.py:good", "--format", "xml"), "--format: expected text, json, sarif, github, got 'xml'."),
         (("mine_for_cli.py:good", "--batch-size", "0"), "check: expected batch_size of 1 or more, got 0."),

@@ -34,7 +34,7 @@ def test_data_as_in_training_is_within_sampling_error():
     assert gap.first is None
     assert [layer.name for layer in gap.layers] == ["1", "4"]
     assert [layer.samples for layer in gap.layers] == [128, 128]
-    assert str(gap).endswith("no layer of 2 beyond 4 standard errors")
+    assert str(gap).endswith("none of 2 layers beyond 4 standard errors")
 
 
 def test_the_numbers_are_those_of_the_definition():
@@ -58,7 +58,7 @@ def test_the_first_layer_in_the_order_of_the_data_is_named():
     model[4].running_mean.add_(3)
     gap = gb.train_eval_gap(model, batches(8))
     assert gap.first.name == "4"
-    assert "1 of 2 layers (*) beyond 4 standard errors, the first 4" in str(gap)
+    assert "1 of 2 layers (*) beyond 4 standard errors, the first being 4" in str(gap)
     model[1].running_var.mul_(9)
     gap = gb.train_eval_gap(model, batches(8))
     assert gap.first.name == "1"

@@ -61,7 +61,7 @@ def test_the_average_is_worse_with_its_source_s_statistics_than_with_its_own():
     diagnosis = gb.check(both, loader=[x], select="GB108")
     (finding,) = diagnosis.errors
     assert finding.where == "net_swa.module.1"
-    assert finding.message == "running statistics are bit by bit those of net.1, beside other weights"
+    assert finding.message == "running statistics equal those of net.1 bit for bit, although the weights differ"
     before = accuracy(average, x, y)
     diagnosis.fix()
     after = accuracy(average, x, y)
@@ -96,4 +96,4 @@ def test_an_average_alone_with_statistics_of_0_and_1(use_buffers):
     for _ in range(3):
         average.update_parameters(model)
     (finding,) = gb.check(average, select="GB108").findings
-    assert finding.message == "running statistics are 0 and 1 after 3 averages"
+    assert finding.message == "running statistics are still 0 and 1 after 3 averages"

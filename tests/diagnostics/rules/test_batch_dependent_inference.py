@@ -54,7 +54,7 @@ def test_switched_off_afterwards_is_a_warning_since_the_buffers_stand_still():
     assert torch.equal(norm.running_mean, before)
     (finding,) = gb.check(norm, select="GB106").findings
     assert finding.severity == "warning"
-    assert finding.message.startswith("track_running_stats is off beside running statistics")
+    assert finding.message.startswith("track_running_stats is off although it has running statistics")
 
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4)])

@@ -15,7 +15,7 @@ def test_a_variance_of_a_hundredth_of_epsilon_gives_an_output_of_a_hundredth_of_
     # σ²/(σ² + ε) = 1/101; the other channels lack but ε.
     assert norm(x).var(0, correction=0).tolist() == pytest.approx([1, 1 / 101, 1], rel=2e-5)
     (finding,) = gb.check(norm, select="GB104").findings
-    assert finding.message == "variance under ε (1e-05) in 1 of 3 channels, down to 1e-07: 1; ε decides their output"
+    assert finding.message == "variance below ε (1e-05) in 1 of 3 channels, down to 1e-07: 1; ε decides their output"
 
 
 def test_a_variance_that_float16_cannot_hold_gives_zeros():

@@ -59,13 +59,13 @@ def test_a_degenerate_layer_norm_is_found():
     model = nn.Sequential(nn.Linear(4, 1), nn.LayerNorm(1))
     for inputs in (None, torch.randn(3, 4)):
         (finding,) = gb.check(model, inputs, select="GB303").findings
-        assert finding.message == "each of its groups has 1 value: the output is β, whatever comes in"
+        assert finding.message == "each of its groups has 1 value: the output is β for every input"
 
 
 def test_an_rms_norm_of_one_value_leaves_the_sign():
     model = nn.Sequential(nn.Linear(4, 1), nn.RMSNorm(1, elementwise_affine=False))
     (finding,) = gb.check(model, select="GB303").findings
-    assert finding.message == "each of its groups has 1 value: of the input only the sign is left"
+    assert finding.message == "each of its groups has 1 value: only the input's sign is left"
     y = model(torch.randn(64, 4) * 100)
     torch.testing.assert_close(y.abs(), torch.ones_like(y), rtol=1e-3, atol=0)  # ε is 1e-7 of inputs of 1 and more
 

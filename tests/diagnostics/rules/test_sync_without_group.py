@@ -19,7 +19,10 @@ def test_adopting_changes_no_output():
     diagnosis = gb.check(model, select="GB501")
     (finding,) = diagnosis.findings
     assert finding.severity == "warning"
-    assert finding.message == "SyncBatchNorm on cpu, and no process group is initialized: it synchronizes with nobody"
+    assert (
+        finding.message
+        == "SyncBatchNorm on cpu, and no process group is initialized: it synchronizes with no other process"
+    )
     diagnosis.fix()
     assert type(model[1]) is not nn.SyncBatchNorm
     # Two float32 ways to the same: some units in the last place of values of size 3.

@@ -22,9 +22,9 @@ def test_the_running_mean_s_error_is_the_batch_s_by_the_derived_factor(momentum)
 @pytest.mark.parametrize(
     ("momentum", "message"),
     [
-        (0.9, "momentum 0.9: 0.9 of the running statistics is the last batch's; in TensorFlow's convention that would "
-              "be torch's 0.1"),
-        (1.0, "momentum 1: the running statistics are those of the last batch alone"),
+        (0.9, "momentum 0.9: 0.9 of the running statistics come from the last batch; in TensorFlow's convention that "
+              "would be torch's 0.1"),
+        (1.0, "momentum 1: the running statistics are those of the last batch only"),
         (0.0, "momentum 0: the running statistics never move from 0 and 1"),
     ],
 )  # fmt: skip
