@@ -83,7 +83,7 @@ def test_help_of_study_names_every_option_and_every_claim():
 
 def test_help_does_not_load_the_study(tmp_path):
     script = (
-        "import sys; from gammabeta import cli\n"
+        "import sys; from gammabeta.cli import main as cli\n"
         "try: cli.app(['study', '--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'sklearn', 'plotly', 'scipy', 'jinja2', 'joblib'} & set(sys.modules)))"
@@ -198,7 +198,7 @@ def test_an_interrupted_study_leaves_a_report_and_says_how_to_continue(monkeypat
     result = run("study", "--out", str(tmp_path))
     assert result.exit_code == 130
     assert result.stderr == (
-        f"report of what was decided: {tmp_path / 'report.html'}\n"
+        f"report of the claims decided so far: {tmp_path / 'report.html'}\n"
         "Interrupted; 3 finished trials are kept. Continue with: gammabeta study\n"
     )
     assert (tmp_path / "report.html").is_file()
@@ -232,7 +232,7 @@ def test_report_of_a_folder_without_results(tmp_path):
     result = run("report", str(tmp_path))
     assert result.exit_code == 2
     assert result.stderr == (
-        f"gammabeta: {tmp_path}/results.json: no such file; name the folder that `gammabeta study --out` wrote to.\n"
+        f"gammabeta: {tmp_path}/results.json: no such file; name the folder to which `gammabeta study --out` wrote.\n"
     )
 
 

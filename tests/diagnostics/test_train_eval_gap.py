@@ -135,7 +135,7 @@ def test_the_plot_has_both_gaps_beside_their_bounds():
             nn.BatchNorm1d(2),
             ["text"],
             TypeError,
-            "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got str: hand "
+            "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got str: pass "
             "a generator of what the model takes.",
         ),
     ],

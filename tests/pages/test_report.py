@@ -225,7 +225,8 @@ def first(results):
         ),
         (
             lambda r: r["claims"][5]["pictures"][0]["heat"]["z"].pop(),
-            "claim axes, picture 'What leaves the output as it is': expected z of 5 rows of 5, as y and x have labels.",
+            "claim axes, picture 'What leaves the output as it is': expected z of 5 rows of 5, "
+            "as many as y and x have labels.",
         ),
         (
             lambda r: first(r)["effects"][0].update(high=math.inf),
@@ -250,7 +251,7 @@ def test_read_results_says_what_is_missing(tmp_path):
     with pytest.raises(ReportError) as error:
         read_results(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}/results.json: no such file; name the folder that `gammabeta study --out` wrote to."
+        f"{tmp_path}/results.json: no such file; name the folder to which `gammabeta study --out` wrote."
     )
     (tmp_path / "results.json").write_text("{", encoding="utf-8")
     with pytest.raises(ReportError) as error:
