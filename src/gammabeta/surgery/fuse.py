@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gammabeta.activations import MODULES
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
@@ -20,14 +21,7 @@ from gammabeta.surgery.refusal import Refusal
 _OURS = (_BatchNorm, _InstanceNorm, GroupNorm, LayerNorm, RMSNorm)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # Exact classes: a subclass may do more.
-_NAMES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.GELU: "gelu",
-}
+_NAMES = {module: name for module, name in MODULES.items() if name != "none"}
 
 
 def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Change:

@@ -29,7 +29,7 @@ from gammabeta.diagnostics.findings import Finding, Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example
 from gammabeta.layers.batch_norm import BatchNorm1d
-from gammabeta.lengths import lengths_to_mask
+from gammabeta.masks import lengths_to_mask
 
 code = "GB205"
 name = "padding-in-statistics"
