@@ -27,7 +27,8 @@ from torch import nn
 from gammabeta.diagnostics.findings import Finding, Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example
-from gammabeta.surgery.adopt import adopt, is_ours
+from gammabeta.introspection.norms import is_ours
+from gammabeta.surgery.adopt import adopt
 
 code = "GB501"
 name = "sync-without-group"
