@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Kind, Task
+from gammabeta.lab.task import Kind
 from gammabeta.lab.trials.store import Store
 from gammabeta.lab.trials.trial import Trial
 from gammabeta.lab.trials.workers import run_trials
