@@ -50,10 +50,10 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.task import Split, Task
+from gammabeta.lab.images.training import Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split, Task
 from gammabeta.lab.trials.trial import Trial, canonical, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -145,7 +145,7 @@ def pretrained(settings: str) -> nn.Module:
     data = load(how["task"])
     source = transfer(data, how["target"]).source
     chosen = {key: how[key] for key in ("network", "norm", "rate", "seed")}
-    model = fit(data, source, batch_size=BATCH, steps=PRETRAINING, **chosen).model
+    model = fit(data, source, Training(batch_size=BATCH, steps=PRETRAINING, **chosen)).model
     gb.recalibrate(model, source.x_nchw.split(256))
     return model
 

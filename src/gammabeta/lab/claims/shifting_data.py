@@ -41,11 +41,11 @@ from torch.nn import functional
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.task import Split
+from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -80,9 +80,8 @@ def stream(
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the stream; error and loss on the split that is reported, and its error under each corruption."""
     data = load(task)
-    fitted = fit(
-        data, data.train, network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order
-    )
+    training = Training(network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order)
+    fitted = fit(data, data.train, training)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "corrupted": dict.fromkeys(CORRUPTIONS, 1.0)}
     split: Split = getattr(data, report)

@@ -34,10 +34,10 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.task import Split
+from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -55,7 +55,8 @@ def mismatch(
 ) -> dict[str, Any]:
     """Errors with moving averages and recalibrated, and the gap of each layer: (shift of the mean, its error)."""
     data = load(task)
-    fitted = fit(data, data.train, network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
+    training = Training(network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
+    fitted = fit(data, data.train, training)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "moving_error": 1.0, "gaps": []}
     model = fitted.model.eval()
