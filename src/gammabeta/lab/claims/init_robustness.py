@@ -1,25 +1,27 @@
 """Initialization matters less with BatchNorm.
 
-Question: Over how many decades of the initial weights' size does training succeed, with BatchNorm and without?
+Question: Over how many decades of the initial weights' scale does training succeed, with BatchNorm and without?
 
 Claim: With BatchNorm training succeeds from a wider range of initial scales.
 
-Criterion: Decades of gain, without a gap around 1, from which training succeeds, with BatchNorm less without, paired
-by seed, above 1. The gains are a decade apart, and one decade is added to the interval on both sides. A run succeeds if
-its test accuracy reaches the target of faster_convergence, and is 2 points above what training nothing but the last
-layer of the same network reaches at gain 1: a random network's features are not what the claim is about.
+Criterion: The number of decades of gain from which training succeeds, without a gap around 1, with BatchNorm minus
+without, paired by seed, is above 1. The gains are a decade apart, so one decade is added to the interval on both sides.
+A run succeeds if its test accuracy reaches the target of faster_convergence. It must also be 2 points above what
+training only the last layer of the same network reaches at gain 1, because the claim is not about the features of a
+random network.
 
-Room: At gain 1 the unnormalized network succeeds, and at some gain of the grid it does not, in the median of seeds.
+Room: In the median of seeds the unnormalized network succeeds at gain 1 and fails at some gain of the grid.
 
-Method: MLP, SGD, batches of 32. All weights but the last layer's are He's times the gain. The rate is tuned for each
-arm at each gain on a seed of its own: every sixteenfold rate from 2⁻¹⁶ to 2⁸, then factor-2 neighbours until the best
-has both tried; so no arm fails for want of a rate. Exact statistics.
+Method: An MLP, SGD, batches of 32. All weights except the last layer's are He's initialization times the gain. The
+learning rate is tuned for each arm at each gain on a separate seed. Every sixteenfold rate from 2⁻¹⁶ to 2⁸ is tried,
+then factor-2 neighbours until both neighbours of the best rate are tried, so no arm fails for lack of a suitable rate.
+Evaluation uses exact statistics.
 
 Settings: 4 layers of 48, relu; gains 10⁻⁶ to 10³; 150 steps, 3 seeds (quick); also tanh, 300 steps, 8 seeds (full).
 
 Sources: Ioffe & Szegedy 2015 (arXiv 1502.03167); Glorot & Bengio 2010; Yang et al. 2019 (1902.08129)
 
-Known: In a trial: without only near gain 1; with BatchNorm and relu from 10⁻⁵ to 10³.
+Known: In a pilot run: without BatchNorm only near gain 1; with BatchNorm and relu from 10⁻⁵ to 10³.
 """
 
 from statistics import median

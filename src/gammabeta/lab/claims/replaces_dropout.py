@@ -1,34 +1,34 @@
-"""With BatchNorm Dropout does less, and before BatchNorm it shifts the variance.
+"""With BatchNorm Dropout gains less, and Dropout before BatchNorm shifts the variance.
 
 Question: How much does Dropout gain with BatchNorm and without, and what does it do to the variance that BatchNorm
 sees?
 
-Claim: With BatchNorm Dropout's gain is smaller; where Dropout stands before a BatchNorm, the variance in training is
-not that in evaluation.
+Claim: With BatchNorm Dropout's gain is smaller; where Dropout stands before a BatchNorm, the variance in training
+differs from that in evaluation.
 
-Criterion: Dropout's gain in test accuracy, in percentage points, without BatchNorm less with it, paired by seed, above
-1; and the variance of a BatchNorm's input in training over that in evaluation, where Dropout stands before it, above
-1.1. Supported if both are, contradicted if one is decided the other way. The first goes by clean labels; 20 % wrong
-labels are an effect of its own, which the sentence names. Where Dropout stands after the last BatchNorm the ratio is
-reported too, and should be 1.
+Criterion: Two conditions. Dropout's gain in test accuracy, in percentage points, without BatchNorm minus with it,
+paired by seed, is above 1. The variance of a BatchNorm's input in training over that in evaluation, with Dropout before
+it, is above 1.1. Supported if both hold, contradicted if one is decided the other way. The first rests on clean labels;
+20 % wrong labels are reported as a separate effect, which the sentence names. The ratio with Dropout after the last
+BatchNorm is reported too, and should be 1.
 
-Room: Without either the network's training loss is below half its test loss: it overfits, so that Dropout has
+Room: Without either, the network's training loss is below half its test loss: it overfits, so that Dropout has
 something to gain.
 
-Method: MLP, 300 training images, batches of 32, SGD; Dropout after each activation. Learning rates of each arm, and the
-rate of Dropout where several are tried, are tuned on two (quick) or six seeds of their own (rates on one at first: two
-sets of seeds then disagreed). Exact statistics. The ratio is measured on trained networks, in the BatchNorms after the
-first, geometric mean over channels: training mode against evaluation with exact statistics, on the same images, so that
-Dropout is the only difference.
+Method: An MLP, 300 training images, batches of 32, SGD, Dropout after each activation. Each arm's learning rate, and
+the Dropout rate where several are tried, are tuned on two (quick) or six separate seeds. (The rates were tuned on one
+seed at first; two sets of seeds then disagreed.) Evaluation uses exact statistics. The ratio is measured on trained
+networks, in the BatchNorms after the first, as a geometric mean over channels. It compares training mode with
+evaluation by exact statistics on the same images, so that Dropout is the only difference.
 
 Settings: 3 layers of 64, relu. Quick: Dropout of 0.3, 400 steps, 6 seeds. Full: Dropout of 0.1, 0.3, 0.5, 800 steps, 64
-seeds (16 and 40 at first, which left it open). The ratio at Dropout of 0.5.
+seeds (16 and 40 at first, which was inconclusive). The ratio at Dropout of 0.5.
 
 Sources: Ioffe & Szegedy 2015, section 4.2.1 (arXiv 1502.03167); Li et al. 2019, Understanding the Disharmony between
 Dropout and Batch Normalization by Variance Shift (1801.05134)
 
-Known: In a trial with clean labels the gain is 3.9 ± 1.8 without and 0.1 ± 0.8 with BatchNorm; with wrong labels 4.7
-and 10.5; ratio 2.5 to 3.2.
+Known: In a pilot run with clean labels the gain was 3.9 ± 1.8 without and 0.1 ± 0.8 with BatchNorm; with wrong labels
+4.7 and 10.5; the ratio was 2.5 to 3.2.
 """
 
 import math

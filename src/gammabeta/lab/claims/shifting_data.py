@@ -1,24 +1,25 @@
-"""Shifting data hurt BatchNorm.
+"""Shifting data hurts BatchNorm.
 
-Question: What do a stream that is not shuffled, and test images unlike the training images, cost BatchNorm, beside
+Question: What do an unshuffled stream, and test images unlike the training images, cost BatchNorm compared with
 GroupNorm?
 
-Claim: Few shots, online and shifting streams hurt BatchNorm more than a norm that looks at one sample.
+Claim: Few-shot, online and shifting streams hurt BatchNorm more than a norm that looks at one sample.
 
-Criterion: For each seed and cell (network × shift), BatchNorm's loss less GroupNorm's, in percentage points of test
-accuracy, margin 2. For the stream: the loss from shuffled batches to batches of one class each. For test images: the
-loss from clean to corrupted ones. Supported if above the margin by the median over cells of each seed's difference;
-MLP and conv net, and each shift, are effects of their own, and cells that go the other way are named.
+Criterion: For each seed and cell (network × shift), BatchNorm's loss minus GroupNorm's, in percentage points of test
+accuracy, with a margin of 2. For the stream it is the loss from shuffled batches to batches of one class each. For test
+images it is the loss from clean to corrupted ones. Supported if the median over cells of each seed's difference is
+above the margin. The MLP, the convolutional network and each shift are reported as separate effects, and cells that go
+the other way are named.
 
-Room: On shuffled batches both norms get above three times the accuracy of chance, by the median over seeds, and at
-least one shift costs one of them more than the margin.
+Room: On shuffled batches both norms exceed three times the accuracy of chance, by the median over seeds, and at least
+one shift costs one of them more than the margin.
 
-Method: SGD, batches of 8, the rate tuned for each norm and each order of the stream on a seed of its own. In the
-stream of runs every batch holds 8 images of one class, the classes in turn. Evaluated with exact statistics (of 256
-shuffled training images), so that what is lost was lost in training. Corruptions of the test images, for networks that
-were trained on shuffled batches: normal noise of 1 standard deviation, a 3 × 3 mean filter, rotation by 30 degrees;
-BatchNorm evaluates with the statistics of the clean training images, as it would in use. Gain and offset are left out
-of the judgement: recalibrating undoes them exactly, and GroupNorm is immune to gain.
+Method: SGD, batches of 8, the learning rate tuned for each norm and each order of the stream on a separate seed. In the
+stream of runs every batch holds 8 images of one class, and the classes take turns. Evaluation uses exact statistics (of
+256 shuffled training images), so that what is lost was lost in training. Networks trained on shuffled batches are also
+tested on corrupted images: normal noise of 1 standard deviation, a 3 × 3 mean filter, or a rotation by 30 degrees.
+There BatchNorm evaluates with the statistics of the clean training images, as it would in use. Gain and offset are not
+judged: recalibrating undoes them exactly, and GroupNorm is immune to gain.
 
 Settings: MLP of 2 layers and the small ResNet (or the user's model); 250 steps and 4 seeds (quick), 500 steps and 10
 seeds (full).
@@ -26,8 +27,8 @@ seeds (full).
 Sources: Ioffe 2017, Batch Renormalization, section 4.3 (arXiv 1702.03275); Wu & Johnson 2021, Rethinking "Batch",
 section 6 (2105.07576); Hendrycks & Dietterich 2019 (1903.12261)
 
-Known: runs of 8 on digits: MLP 78 with BatchNorm, 95 with GroupNorm; ResNet 94 and 86. At a shared rate 72 and 9.5: a
-shared rate decides by itself.
+Known: With runs of 8 on digits: MLP 78 with BatchNorm, 95 with GroupNorm; ResNet 94 and 86. At a shared learning rate
+it is 72 and 9.5: a shared rate decides the outcome on its own.
 """
 
 import math

@@ -2,19 +2,21 @@
 
 Question: Does the accuracy change when the moving averages are replaced by the final network's own statistics?
 
-Claim: Moving averages lag behind the weights and remember noisy batches, so that evaluation by them differs from
-evaluation by the trained network's statistics.
+Claim: Moving averages lag behind the weights and remember noisy batches, so that evaluation with them differs from
+evaluation with the trained network's statistics.
 
-Criterion: Test accuracy with recalibrated statistics less that with the moving averages, in percentage points, paired
-by seed, above 1, by the median over regimes (network × rate) of each seed's difference; each regime is an effect of its
-own. Apart from it: the gap between running and recalibrated statistics by layer, beyond what sampling explains.
+Criterion: Test accuracy with recalibrated statistics minus that with the moving averages, in percentage points, paired
+by seed, is above 1. The verdict rests on the median over regimes (network × learning rate) of each seed's difference;
+each regime is reported as a separate effect. The gap between running and recalibrated statistics, beyond what sampling
+explains, is reported by layer.
 
-Room: With recalibrated statistics every network gets above three times the accuracy of chance in its best regime.
+Room: With recalibrated statistics every network exceeds three times the accuracy of chance in its best regime.
 
-Method: SGD, batches of 32, momentum 0.1 and at least 10/0.1 steps, so that no average is still filled by its start.
-Rates: each network's best by the recalibrated validation error on a seed of its own, and four times that. Recalibrated
-are statistics of 256 training images under the final weights, layer by layer. The gap is that of `gammabeta.
-train_eval_gap` on the training images: root mean square over channels of the mean's shift in standard deviations.
+Method: SGD, batches of 32, momentum 0.1 and at least 10/0.1 steps, so that no average still depends on its initial
+value. The learning rates are each network's best by the recalibrated validation error on a separate seed, and four
+times that. Recalibrated statistics are those of 256 training images under the final weights, layer by layer. The gap is
+that of `gammabeta.train_eval_gap` on the training images: the root mean square over channels of the mean's shift, in
+standard deviations.
 
 Settings: MLP of 2 layers and the small ResNet (or the user's model); 200 steps and 4 seeds (quick), 400 steps and 10
 seeds (full).
@@ -22,7 +24,7 @@ seeds (full).
 Sources: Ioffe & Szegedy 2015, algorithm 2 (arXiv 1502.03167); Wu & Johnson 2021, Rethinking "Batch", section 3
 (2105.07576)
 
-Known: In a trial a ResNet at rate 0.5 went from 82.3 to 87.2 %, at 0.1 nothing changed.
+Known: In a pilot run a ResNet at a learning rate of 0.5 went from 82.3 to 87.2 %; at 0.1 nothing changed.
 """
 
 from collections.abc import Mapping

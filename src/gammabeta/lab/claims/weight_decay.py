@@ -1,35 +1,36 @@
 """Weight decay acts through the learning rate.
 
-Question: Is a network with BatchNorm insensitive to the scale of its weights, and does weight decay matter all the
-same?
+Question: Is a network with BatchNorm insensitive to the scale of its weights, and does weight decay matter
+nevertheless?
 
-Claim: What BatchNorm follows may be scaled without effect on the output, while the gradient shrinks by as much; decay
-still changes what is learned, since smaller weights make a larger effective learning rate.
+Claim: Weights that BatchNorm follows may be scaled without effect on the output, while the gradient shrinks by the same
+factor. Decay still changes what is learned, since smaller weights make a larger effective learning rate.
 
-Criterion: Exactly, in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with respect to W,
-divided by a; and so for the network that is trained, all of whose layers that a norm follows are scaled; else
-contradicted. (The network was added so that a norm in BatchNorm's place that does nothing cannot pass.) And decay at
-its best strength lowers or raises the test loss by more than 5 %: the ratio of test losses without over with decay,
-paired by seed, outside [1/1.05, 1.05] on the side of improvement; a constant and a decaying rate are effects of their
-own, the verdict goes by the median of the two. Test accuracy is an effect of its own.
+Criterion: First an identity in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with
+respect to W, divided by a. The same must hold for the trained network with every layer scaled that a norm follows. If
+the identity fails, the claim is contradicted. (The network was added so that a norm that does nothing cannot pass in
+BatchNorm's place.) Then the effect: decay at its best strength changes the test loss by more than 5 %. The ratio of
+test losses without decay over with it, paired by seed, must lie outside [1/1.05, 1.05] on the side of improvement. A
+constant and a decaying learning rate are separate effects, and the verdict rests on the median of the two. Test
+accuracy is reported as a separate effect.
 
 Room: Without decay the network's training error is below half of that of chance, and its test loss is above 0.02.
 
-Method: MLP with BatchNorm, SGD, batches of 32, 300 training images. Rates are tuned without decay on a seed of its
-own, the same rate then serves with decay, whose strength is tuned over four values on the same seed (full: on six
-seeds of their own, by the mean log loss; with one, its luck chose a strength that did harm). Decay is L2 on
-weights, never on γ and β. Replay: a third arm has no decay; its weights are put back to the norm they started with
-after each step, and each layer's rate is multiplied by the square of that norm over that of the same layer under decay
-at the same step, which is the effective rate that decay brought about (van Laarhoven 2017). The part of decay's effect
-on the loss that it reproduces is reported; decay of the last layer, which no norm follows, is left as it is in both.
+Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Learning rates are tuned without decay on a
+separate seed, and the same rate then serves with decay. Its strength is tuned over four values on the same seed. (In
+full it is tuned on six separate seeds, by the mean log loss; with one seed, luck chose a strength that did harm.) Decay
+is L2 on weights, never on γ and β. Replay: a third arm has no decay. Its weights are reset to their initial norm after
+each step. Each layer's learning rate is multiplied by the square of that norm over that of the same layer under decay
+at the same step, which is the effective rate that decay caused (van Laarhoven 2017). The fraction of decay's effect on
+the loss that the replay reproduces is reported. Decay of the last layer, which no norm follows, stays the same in both.
 
 Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 600 steps and 5 seeds (quick), 1,200 steps and
-40 seeds (full; 10 at first, which left it open); constant rate, and half a cosine down to 0.
+40 seeds (full; 10 at first, which was inconclusive); constant learning rate, and half a cosine down to 0.
 
-Sources: van Laarhoven 2017 (arXiv 1706.05350); Zhang et al. 2018, Three Mechanisms of Weight Decay (1810.12281);
-Hoffer et al. 2018, Norm Matters (1803.01814)
+Sources: van Laarhoven 2017 (arXiv 1706.05350); Zhang et al. 2018, Three Mechanisms of Weight Decay (1810.12281); Hoffer
+et al. 2018, Norm Matters (1803.01814)
 
-Known: In a trial on digits the test loss falls from 0.244 to 0.205 with decay, at 0.076 of ‖w‖².
+Known: In a pilot run on digits the test loss fell from 0.244 to 0.205 with decay, at 0.076 of ‖w‖².
 """
 
 import math
