@@ -14,8 +14,8 @@ from gammabeta.lab.claims import (
     shifting_data,
     weight_decay,
 )
+from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import batches, fit, subset
-from gammabeta.lab.task import Split
 
 TASK = {"data": "digits", "fingerprint": "scikit-learn"}
 MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}

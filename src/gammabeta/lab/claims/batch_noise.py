@@ -25,16 +25,15 @@ Sources: Ioffe & Szegedy 2015, section 3.4 (arXiv 1502.03167); Luo et al. 2019 (
 Known: −0.49 (MLP) and −0.46 (ResNet) in a pilot run on digits.
 """
 
-import contextlib
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.layers import first_norm, output_of
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
 from gammabeta.lab.sources import load
@@ -49,31 +48,6 @@ FITTED = 16
 PROBES = 4
 MARGIN = (-0.6, -0.4)
 LEAST = 1e-3
-
-
-def first_norm(model: nn.Module) -> nn.Module:
-    return next(module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-
-
-class _Reached(Exception):  # noqa: N818
-    """Ends a forward at the layer that is looked at: what comes after it is not needed."""
-
-
-def output_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
-    """What ``layer`` puts out when the model runs on x."""
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output)
-        raise _Reached
-
-    hook = layer.register_forward_hook(look)
-    try:
-        with torch.no_grad(), contextlib.suppress(_Reached):
-            model(x_nchw)
-    finally:
-        hook.remove()
-    return seen[0]
 
 
 @versioned(1)

@@ -36,9 +36,8 @@ learning rate of 0.1, 1 − CKA was 0.026 without and 0.013 with BatchNorm, and 
 BatchNorm's shift was larger, 0.009 and 0.013.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -48,21 +47,21 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.best_rates import ARMS, BATCH, accuracy_without, best_rates, networks
+from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import batches, chance, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import error_then_loss, tune
 from gammabeta.lab.verdict import weakest
 
 EXACT = False
 KIND = "images"
 
-BATCH, STEPS, EVERY, PROBE = 32, 100, 10, 256
+STEPS, EVERY, PROBE = 100, 10, 256
 MARGIN = (1 / 1.25, 1.25)
-ARMS = ("none", "batch")
 EQUAL = "batch at the other's rate"
 # What must be there without normalization for a shift to be reduced.
 LEAST = {"input": 1e-3, "l2": 1e-2}
@@ -118,26 +117,6 @@ def called(model: nn.Module, x_nchw: Tensor) -> list[nn.Module]:
     for hook in hooks:
         hook.remove()
     return list(order)
-
-
-def is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer.weight
-
-
-@contextlib.contextmanager
-def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout, if a user's model has any, drops the same in every forward that begins so."""
-    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def inputs(model: nn.Module, layers: Sequence[nn.Module], x_nchw: Tensor) -> list[Tensor]:
@@ -247,40 +226,6 @@ def size(result: Mapping[str, list[list[float | None]]], form: str) -> float | N
 
 
 # --- the claim ---
-
-
-def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
-    depths = (4,) if experiment.quick else (4, 8)
-    chosen = [experiment.mlp(depth, activation=activation) for depth in depths for activation in ("relu", "tanh")]
-    if experiment.user or not experiment.quick:
-        chosen.append(experiment.convolutional)
-    return chosen
-
-
-def best_rates(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], steps: int) -> dict[tuple[str, str], int]:
-    """The exponent of the best rate by network and arm; the validation error after ``steps`` decides."""
-    keys = [(describe(network), norm) for network in chosen for norm in ARMS]
-    return dict(zip(keys, tune(experiment, arms(chosen, steps), error_then_loss), strict=True))
-
-
-def arms(chosen: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    return [
-        {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": steps}
-        for network in chosen
-        for norm in ARMS
-    ]
-
-
-def accuracy_without(
-    experiment: Experiment, chosen: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], int], steps: int
-) -> list[float]:
-    """Each unnormalized network's validation accuracy at its best rate on the tuning seed."""
-    trials = [
-        experiment.train(**arm, rate=2.0 ** rates[describe(arm["network"]), "none"], seed=experiment.tuning_seed)
-        for arm in arms(chosen, steps)
-        if arm["norm"] == "none"
-    ]
-    return [1.0 - float(result["error"]) for result in experiment.run(trials)]
 
 
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> a result a seed

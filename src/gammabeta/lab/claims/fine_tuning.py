@@ -51,10 +51,10 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
+from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.images.training import chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split, Task
 from gammabeta.lab.trials.trial import Trial, canonical, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 

@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import gammabeta as gb
@@ -48,7 +48,7 @@ from gammabeta.distributed import processes
 from gammabeta.distributed.traffic import Traffic
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
-from gammabeta.lab.images.training import chance
+from gammabeta.lab.images.training import average_gradients, chance
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
 from gammabeta.lab.sources import load
@@ -86,16 +86,6 @@ def own_traffic(
                 average_gradients(model)
             found.append([index, norm, len(of_pass.seen), of_pass.bytes, len(of_gradients.seen)])
     return found
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Every parameter's gradient becomes the mean over processes, by one collective."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.reshape(gradient.shape))
 
 
 @versioned(1)

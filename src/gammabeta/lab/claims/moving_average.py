@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gammabeta.lab.claims.batch_noise import first_norm, output_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.layers import first_norm, output_of
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import batches
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.layers import dropout_of
 from gammabeta.lab.norms import named
 from gammabeta.lab.outcome import Axis, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.tuning import at_best
@@ -49,10 +50,6 @@ HIGHEST = {"clean": 0.5, "20 % wrong labels": 1.0}
 MARGIN = (-0.01, 0.01)
 LEVELS = 8
 Points = list[tuple[float, float]]  # (training loss, test loss)
-
-
-def dropout_of(rate: float) -> dict[str, Any]:
-    return {"dropout": rate} if rate else {}
 
 
 def lowest_loss(result: dict[str, Any]) -> float:

@@ -39,8 +39,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.lab.claims.noise_regularizes import dropout_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.layers import dropout_of
 from gammabeta.lab.images.training import POPULATION, exact_statistics, fit, subset
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Outcome, Room, Table, bars, measured

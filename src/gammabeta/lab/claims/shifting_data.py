@@ -42,11 +42,11 @@ from torch.nn import functional
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
+from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 

@@ -49,8 +49,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gammabeta as gb
-from gammabeta.lab.claims.covariate_shift import ARMS, BATCH, best_rates, is_layer, networks, same_draws, weight_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.best_rates import ARMS, BATCH, best_rates, networks
+from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import fit
 from gammabeta.lab.norms import NORMS

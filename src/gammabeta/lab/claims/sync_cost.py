@@ -51,9 +51,9 @@ from gammabeta.distributed import processes
 from gammabeta.distributed.collectives import all_gather, all_reduce
 from gammabeta.distributed.process_groups import Peers
 from gammabeta.distributed.traffic import Traffic
-from gammabeta.lab.claims.group_norm_needs_no_sync import average_gradients
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
+from gammabeta.lab.images.training import average_gradients
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, cores, versioned

@@ -47,9 +47,9 @@ from gammabeta.distributed.process_groups import Peers
 from gammabeta.functional import Finish
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Task
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.running_statistics import RunningStatistics
 from gammabeta.statistics import Statistics, Synced

@@ -36,10 +36,10 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
+from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.images.task import Split, Task
+from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import SequenceTask, Split, Task
 from gammabeta.lab.trials.trial import versioned
 from gammabeta.moments import Moments
 
@@ -200,7 +202,7 @@ def train(
     """Train one network.
 
     Args:
-        task, network: as :func:`gammabeta.lab.task.load` and :func:`gammabeta.lab.images.networks.build` take them.
+        task, network: as :func:`gammabeta.lab.sources.load` and :func:`gammabeta.lab.images.networks.build` take them.
         norm: the arm.
         rate: the learning rate of SGD, without momentum.
         steps: the limit.
@@ -301,6 +303,16 @@ def linear(*, task: Mapping[str, Any]) -> dict[str, Any]:
     model.fit(data.train.x_nchw.flatten(1).numpy(), data.train.y_n.numpy())
     accuracy = model.score(data.validation.x_nchw.flatten(1).numpy(), data.validation.y_n.numpy())
     return {"accuracy": float(accuracy), "chance": chance(data)}
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Every parameter's gradient becomes the mean over processes, by one collective."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.reshape(gradient.shape))
 
 
 def chance(task: Task | SequenceTask) -> float:
