@@ -28,8 +28,7 @@ Known: In a pilot run on digits with sigmoid, the training loss was 0.082 withou
 next linear layer can rescale on its own, so a smaller effect is expected there.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -40,6 +39,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.paired import logs_of_ratios, median_by_seed
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import at_best
 from gammabeta.lab.verdict import weakest
@@ -50,12 +50,22 @@ KIND = "images"
 ARMS = ("batch_plain", "batch")
 MARGIN = (1 / 1.1, 1.1)
 LEAST = 0.005
-WORST = 10.0  # what a loss that is not finite counts as
+WORST = 10.0  # the value of a loss that is not finite
+# Inputs on which BatchNorm must be the identity.
+CASES = [
+    {"mean": mean, "spread": spread, "eps": eps}
+    for mean in (0.0, 1.0, 1e3)
+    for spread in (1e-3, 1.0, 1e3)
+    for eps in (1e-5, 1e-2)
+]
+SETTINGS: dict[str, Any] = {
+    "unit": "times the training loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
+}  # fmt: skip
 
 
 @versioned(1)
 def identity(*, mean: float, spread: float, eps: float) -> dict[str, Any]:
-    """The largest deviation of BatchNorm with γ = √(σ² + ε), β = μ from its input, in units of rounding."""
+    """Return the largest deviation of BatchNorm with γ = √(σ² + ε), β = μ from its input, in units of rounding."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((64, 8), generator=generator, dtype=torch.float64) * spread + mean
     layer = gb.BatchNorm1d(8, eps=eps, dtype=torch.float64).train()
@@ -70,14 +80,53 @@ def identity(*, mean: float, spread: float, eps: float) -> dict[str, Any]:
 
 
 def training_loss(result: Mapping[str, Any]) -> float:
+    """Return the training loss, at most ``WORST``."""
     loss = result["train_loss"]
     return WORST if loss is None else min(float(loss), WORST)
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the training loss with and without γ and β, and check the identity."""
     seeds = experiment.seeds(5, 20)
     activations = ("sigmoid", "relu") if experiment.quick else ("sigmoid", "relu", "tanh")
-    arms = {
+    rates, found = at_best(experiment, _arms(experiment, activations), training_loss, seeds)
+    exact = _identity_holds(experiment)
+    losses = {name: [training_loss(result) for result in results] for name, results in found.items()}
+    logs = {a: logs_of_ratios(*(losses[f"{a}, {arm}"] for arm in ARMS)) for a in activations}
+    overall = measured(
+        f"training loss without γ and β over that with them, median of {', '.join(activations)}",
+        median_by_seed(logs.values()),
+        **SETTINGS,
+    )
+    each = [measured(activation, values, **SETTINGS) for activation, values in logs.items()]
+    accuracy = min(1 - median(r["error"] for r in found[f"{a}, {ARMS[0]}"]) for a in activations)
+    least = min(median(losses[f"{a}, {ARMS[0]}"]) for a in activations)
+    room = Room(
+        accuracy > 2 * chance(experiment.task) and least > LEAST,
+        f"without γ and β: accuracy at least {accuracy:.2f}, training loss at least {least:.4f} (above {LEAST})",
+    )
+    return Outcome(
+        verdict=weakest([overall.verdict, exact.verdict]) if room.holds else "no room here",
+        sentence=_sentence(overall, each, exact),
+        effects=[overall, *each, exact],
+        room=room,
+        pictures=[
+            bars(
+                "Training loss without γ and β over that with them",
+                "Above 1: γ and β let the network fit better. 95 % interval over seeds.",
+                "activation",
+                Axis("ratio of training losses", log=True),
+                [overall, *each],
+            )
+        ],
+        tables=[_table(rates, found, losses)],
+        settings=f"{len(seeds)} seeds",
+        trials=experiment.trials,
+    )
+
+
+def _arms(experiment: Experiment, activations: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {
         f"{activation}, {arm}": {
             "network": experiment.mlp(3, width=16, activation=activation),
             "norm": arm,
@@ -89,76 +138,36 @@ def measure(experiment: Experiment) -> Outcome:
         for activation in activations
         for arm in ARMS
     }
-    rates, found = at_best(experiment, arms, training_loss, seeds)
-    cases = [
-        {"mean": mean, "spread": spread, "eps": eps}
-        for mean in (0.0, 1.0, 1e3)
-        for spread in (1e-3, 1.0, 1e3)
-        for eps in (1e-5, 1e-2)
-    ]
-    deviations = [r["deviation"] for r in experiment.run([Trial(f"{__name__}:identity", case) for case in cases])]
-    exact = Effect.exactly(
-        "inputs on which γ = √(σ² + ε), β = μ is not the identity", sum(d > 1 for d in deviations), len(cases), "inputs"
+
+
+def _identity_holds(experiment: Experiment) -> Effect:
+    """Count the inputs on which the identity fails."""
+    deviations = [r["deviation"] for r in experiment.run([Trial(f"{__name__}:identity", case) for case in CASES])]
+    wrong = sum(deviation > 1 for deviation in deviations)
+    return Effect.exactly("inputs on which γ = √(σ² + ε), β = μ is not the identity", wrong, len(CASES), "inputs")
+
+
+def _sentence(overall: Effect, each: Sequence[Effect], exact: Effect) -> str:
+    return (
+        f"without γ and β the training loss is {overall.value:.2f} times as high [{overall.low:.2f}, "
+        f"{overall.high:.2f}]: "
+        + ", ".join(f"{effect.name} {effect.value:.2f} ({effect.verdict})" for effect in each)
+        + f"; the identity holds on {len(CASES) - int(exact.value)} of {len(CASES)} inputs"
     )
-    losses = {name: [training_loss(result) for result in results] for name, results in found.items()}
-    logs = {
-        activation: [
-            math.log(a / b)
-            for a, b in zip(losses[f"{activation}, {ARMS[0]}"], losses[f"{activation}, {ARMS[1]}"], strict=True)
+
+
+def _table(
+    rates: Mapping[str, int], found: Mapping[str, Sequence[Mapping[str, Any]]], losses: Mapping[str, list[float]]
+) -> Table:
+    rows = [
+        [
+            name.partition(", ")[0],
+            NORMS[name.partition(", ")[2]],
+            2.0 ** rates[name],
+            median(losses[name]),
+            100 * median(result["error"] for result in results),
         ]
-        for activation in activations
-    }
-    settings: dict[str, Any] = {
-        "unit": "times the training loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
-    }  # fmt: skip
-    overall = measured(
-        f"without over with γ and β, median of {', '.join(activations)}",
-        [median(of_seed) for of_seed in zip(*logs.values(), strict=True)],
-        **settings,
-    )
-    each = [measured(activation, values, **settings) for activation, values in logs.items()]
-    accuracy = min(1 - median(r["error"] for r in found[f"{a}, {ARMS[0]}"]) for a in activations)
-    least = min(median(losses[f"{a}, {ARMS[0]}"]) for a in activations)
-    room = Room(
-        accuracy > 2 * chance(experiment.task) and least > LEAST,
-        f"without γ and β: accuracy at least {accuracy:.2f}, training loss at least {least:.4f} (above {LEAST})",
-    )
-    verdict = "contradicted" if exact.verdict == "contradicted" else weakest([overall.verdict, exact.verdict])
-    return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            f"without γ and β the training loss is {overall.value:.2f} times as high [{overall.low:.2f}, "
-            f"{overall.high:.2f}]: "
-            + ", ".join(f"{effect.name} {effect.value:.2f} ({effect.verdict})" for effect in each)
-            + f"; the identity holds on {len(cases) - int(exact.value)} of {len(cases)} inputs"
-        ),
-        effects=[overall, *each, exact],
-        room=room,
-        pictures=[
-            bars(
-                "Training loss without over with γ and β",
-                "Above 1: γ and β let the network fit better. 95 % interval over seeds.",
-                "activation",
-                Axis("ratio of training losses", log=True),
-                [overall, *each],
-            )
-        ],
-        tables=[
-            Table(
-                "Training loss, median over seeds",
-                ["activation", "arm", "rate", "training loss", "training error, %"],
-                [
-                    [
-                        name.partition(", ")[0],
-                        NORMS[name.partition(", ")[2]],
-                        2.0 ** rates[name],
-                        median(losses[name]),
-                        100 * median(result["error"] for result in found[name]),
-                    ]
-                    for name in arms
-                ],
-            )
-        ],
-        settings=f"{len(seeds)} seeds",
-        trials=experiment.trials,
-    )
+        for name, results in found.items()
+    ]
+    columns = ["activation", "arm", "learning rate", "training loss", "training error, %"]
+    return Table("Training loss, median over seeds", columns, rows)

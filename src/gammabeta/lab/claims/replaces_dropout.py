@@ -32,7 +32,8 @@ Known: In a pilot run with clean labels the gain was 3.9 ± 1.8 without and 0.1 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
@@ -43,7 +44,8 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import dropout_of
 from gammabeta.lab.images.training import POPULATION, exact_statistics, fit, subset
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Outcome, Room, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import at_best, error_then_loss
@@ -59,11 +61,16 @@ MARGIN = (-1.0, 1.0)
 RATIO = (1 / 1.1, 1.1)
 RATIO_DROPOUT = 0.5
 PLACES = {"every": "before BatchNorm", "last": "after the last BatchNorm"}
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+Regime = tuple[str, str]  # labels, norm
+
+
+# --- the trials ---
 
 
 @versioned(1)
 def variance_ratio(*, task: Mapping[str, Any], network: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
-    """Log of the variance of the later BatchNorms' inputs in training over that in evaluation, mean over channels."""
+    """Return the log of the later BatchNorms' input variance in training over evaluation, mean over channels."""
     data = load(task)
     own = subset(data.train, IMAGES, data.classes, 0.0, seed)
     model = fit(
@@ -96,86 +103,53 @@ def variance_ratio(*, task: Mapping[str, Any], network: Mapping[str, Any], steps
     return {"log_ratios": logs}
 
 
+# --- the claim ---
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The runs of every arm at its best learning rate; arms are named "labels|norm|Dropout".
+
+    Attributes:
+        rates: the exponent of each arm's learning rate.
+        found: one result per seed, by arm.
+        chosen: the best rate of Dropout.
+    """
+
+    rates: Mapping[str, int]
+    found: Mapping[str, list[dict[str, Any]]]
+    chosen: Mapping[Regime, float]
+
+    def accuracy(self, arm: str) -> list[float]:
+        return [100 * (1 - result["error"]) for result in self.found[arm]]
+
+    def gain(self, labels: str, norm: str) -> list[float]:
+        """Return the accuracy with Dropout at its chosen rate minus that without, in percentage points."""
+        arm = f"{labels}|{norm}"
+        return differences(self.accuracy(f"{arm}|{self.chosen[labels, norm]:g}"), self.accuracy(f"{arm}|0"))
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Compare Dropout's gain with and without BatchNorm, and measure the variance that BatchNorm sees."""
     seeds = experiment.seeds(6, 64)
     steps = 400 if experiment.quick else 800
-    dropouts = (0.3,) if experiment.quick else (0.1, 0.3, 0.5)
-    arms = {
-        f"{regime}|{norm}|{dropout:g}": {
-            "network": experiment.mlp(3, **dropout_of(dropout)),
-            "norm": norm,
-            "batch_size": BATCH,
-            "steps": steps,
-            "images": IMAGES,
-            "label_noise": share,
-        }
-        for regime, share in REGIMES.items()
-        for norm in ARMS
-        for dropout in (0.0, *dropouts)
-    }
-    several = experiment.tuning_seeds(2, 6)
-    rates, found = at_best(experiment, arms, error_then_loss, seeds, tuning=several, report="test")
-    tuned = iter(
-        experiment.run(
-            [
-                experiment.train(**arm, rate=2.0 ** rates[name], seed=seed)
-                for name, arm in arms.items()
-                for seed in several
-            ]
-        )
-    )
-    score = {name: mean(error_then_loss(next(tuned)) for _ in several) for name in arms}
-    accuracy = {name: [100 * (1 - result["error"]) for result in results] for name, results in found.items()}
-    chosen = {(r, n): min(dropouts, key=lambda d: score[f"{r}|{n}|{d:g}"]) for r in REGIMES for n in ARMS}
-    gains = {
-        (r, n): [a - b for a, b in zip(accuracy[f"{r}|{n}|{chosen[r, n]:g}"], accuracy[f"{r}|{n}|0"], strict=True)]
-        for r in REGIMES
-        for n in ARMS
-    }
+    trained = _trained(experiment, seeds, steps)
+    gains = {(labels, norm): trained.gain(labels, norm) for labels in REGIMES for norm in ARMS}
     less = [
         measured(
-            f"{regime}: Dropout's gain without less with BatchNorm",
-            [a - b for a, b in zip(gains[regime, "none"], gains[regime, "batch"], strict=True)],
-            unit="percentage points", margin=MARGIN, direction="above",
+            f"{labels}: Dropout's gain without BatchNorm minus that with it",
+            differences(gains[labels, "none"], gains[labels, "batch"]),
+            **SETTINGS,
         )
-        for regime in REGIMES
-    ]  # fmt: skip
-    own = [
-        measured(
-            f"{regime}: Dropout's gain, {NORMS[norm]}",
-            values, unit="percentage points", margin=MARGIN, direction="above",
-        )
-        for (regime, norm), values in gains.items()
-    ]  # fmt: skip
-    trials = [
-        Trial(
-            f"{__name__}:variance_ratio",
-            {
-                "task": dict(experiment.source),
-                "network": dict(experiment.mlp(3, dropout=RATIO_DROPOUT, dropout_at=place)),
-                "steps": steps // 2,
-                "seed": seed,
-            },
-        )
-        for place in PLACES
-        for seed in seeds
+        for labels in REGIMES
     ]
-    results = iter(experiment.run(trials))
-    ratios = {
-        place: measured(
-            f"variance in training over evaluation, Dropout {where}",
-            [mean(next(results)["log_ratios"]) for _ in seeds],
-            unit="times the variance", margin=RATIO, direction="above", null=1.0, ratio=True,
-        )
-        for place, where in PLACES.items()
-    }  # fmt: skip
-    train_loss = median(result["train_loss"] or math.inf for result in found["clean|none|0"])
-    test_loss = median(result["loss"] or 0.0 for result in found["clean|none|0"])
-    room = Room(
-        train_loss < 0.5 * test_loss, f"without either: training loss {train_loss:.3f}, test loss {test_loss:.3f}"
-    )
+    own = [
+        measured(f"{labels}: Dropout's gain, {NORMS[norm]}", values, **SETTINGS)
+        for (labels, norm), values in gains.items()
+    ]
+    before, after = _variance_ratios(experiment, seeds, steps // 2)
+    room = _room(trained.found["clean|none|0"])
     clean, noisy = less
-    before, after = ratios["every"], ratios["last"]
     return Outcome(
         verdict=weakest([clean.verdict, before.verdict]) if room.holds else "no room here",
         sentence=(
@@ -204,17 +178,77 @@ def measure(experiment: Experiment) -> Outcome:
                 [before, after],
             ),
         ],
-        tables=[
-            Table(
-                "Test accuracy, %, mean over seeds",
-                ["labels", "norm", "Dropout", "rate", "accuracy", "chosen"],
-                [
-                    [r, NORMS[n], float(d), 2.0 ** rates[name], mean(accuracy[name]), chosen[r, n] == float(d)]
-                    for name in arms
-                    for r, n, d in [name.split("|")]
-                ],
-            )
-        ],
+        tables=[_table(trained)],
         settings=f"{len(seeds)} seeds, {steps} steps",
         trials=experiment.trials,
     )
+
+
+def _trained(experiment: Experiment, seeds: Sequence[int], steps: int) -> Trained:
+    """Tune each arm's learning rate, run every arm, and choose the rate of Dropout on the tuning seeds."""
+    dropouts = (0.3,) if experiment.quick else (0.1, 0.3, 0.5)
+    arms = {
+        f"{labels}|{norm}|{dropout:g}": {
+            "network": experiment.mlp(3, **dropout_of(dropout)),
+            "norm": norm,
+            "batch_size": BATCH,
+            "steps": steps,
+            "images": IMAGES,
+            "label_noise": share,
+        }
+        for labels, share in REGIMES.items()
+        for norm in ARMS
+        for dropout in (0.0, *dropouts)
+    }
+    several = experiment.tuning_seeds(2, 6)
+    rates, found = at_best(experiment, arms, error_then_loss, seeds, tuning=several, report="test")
+    tuned = experiment.grid(
+        list(arms), several, lambda name, seed: experiment.train(**arms[name], rate=2.0 ** rates[name], seed=seed)
+    )
+    score = {name: mean(error_then_loss(result) for result in results) for name, results in tuned.items()}
+    regimes = [(labels, norm) for labels in REGIMES for norm in ARMS]
+    chosen = {(r, n): min(dropouts, key=lambda d: score[f"{r}|{n}|{d:g}"]) for r, n in regimes}
+    return Trained(rates, found, chosen)
+
+
+def _variance_ratios(experiment: Experiment, seeds: Sequence[int], steps: int) -> tuple[Effect, Effect]:
+    """Measure the ratio of variances with Dropout before BatchNorm, and after the last one."""
+
+    def trial(place: str, seed: int) -> Trial:
+        network = dict(experiment.mlp(3, dropout=RATIO_DROPOUT, dropout_at=place))
+        settings = {"task": dict(experiment.source), "network": network, "steps": steps, "seed": seed}
+        return Trial(f"{__name__}:variance_ratio", settings)
+
+    before, after = (
+        measured(
+            f"variance in training over that in evaluation, Dropout {PLACES[place]}",
+            [mean(result["log_ratios"]) for result in results],
+            unit="times the variance",
+            margin=RATIO,
+            direction="above",
+            null=1.0,
+            ratio=True,
+        )
+        for place, results in experiment.grid(list(PLACES), seeds, trial).items()
+    )
+    return before, after
+
+
+def _room(plain: Sequence[Mapping[str, Any]]) -> Room:
+    """Judge whether the network without BatchNorm and Dropout overfits."""
+    train_loss = median(result["train_loss"] or math.inf for result in plain)
+    test_loss = median(result["loss"] or 0.0 for result in plain)
+    return Room(
+        train_loss < 0.5 * test_loss, f"without either: training loss {train_loss:.3f}, test loss {test_loss:.3f}"
+    )
+
+
+def _table(trained: Trained) -> Table:
+    rows = []
+    for name in trained.found:
+        labels, norm, dropout = name.split("|")
+        chosen = trained.chosen[labels, norm] == float(dropout)
+        rate, accuracy = 2.0 ** trained.rates[name], mean(trained.accuracy(name))
+        rows.append([labels, NORMS[norm], float(dropout), rate, accuracy, chosen])
+    columns = ["labels", "norm", "Dropout", "learning rate", "accuracy", "chosen"]
+    return Table("Test accuracy, %, mean over seeds", columns, rows)

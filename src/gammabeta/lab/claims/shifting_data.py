@@ -32,7 +32,7 @@ it is 72 and 9.5: a shared rate decides the outcome on its own.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -46,6 +46,7 @@ from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
@@ -58,10 +59,16 @@ ORDERS = ("shuffled", "runs")
 MARGIN = (-2.0, 2.0)
 RUN = 8
 CORRUPTIONS = ("noise", "blur", "rotation")
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+Arm = tuple[str, str, str]  # network, norm, order of the stream
+Losses = dict[str, dict[str, list[float]]]  # by cell and norm: points of accuracy, one value per seed
+
+
+# --- the trials ---
 
 
 def corrupted(x_nchw: Tensor, how: str, seed: int) -> Tensor:
-    """Standardized images with noise of 1 standard deviation, blurred 3 × 3, or rotated by 30 degrees."""
+    """Add noise of 1 standard deviation to standardized images, blur them 3 × 3, or rotate them by 30 degrees."""
     if how == "noise":
         return x_nchw + torch.randn(x_nchw.shape, generator=torch.Generator().manual_seed(seed))
     if how == "blur":
@@ -79,7 +86,7 @@ def stream(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, order: str, rate: float, steps: int, seed: int,
     report: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train on the stream; error and loss on the split that is reported, and its error under each corruption."""
+    """Train on the stream; return error and loss on the reported split, and its error under each corruption."""
     data = load(task)
     fitted = fit(
         data, data.train, network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order
@@ -98,66 +105,28 @@ def stream(
     return {"error": error, "loss": loss, "corrupted": wrong}
 
 
+# --- the claim ---
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Compare what each shift costs BatchNorm and GroupNorm."""
     seeds = experiment.seeds(4, 10)
-    networks = [experiment.mlp(2), experiment.convolutional]
     steps = 250 if experiment.quick else 500
-    arms = {
-        (describe(network), norm, order): {
-            "task": dict(experiment.source), "network": dict(network), "norm": norm, "order": order, "steps": steps,
-        }
-        for network in networks
-        for norm in ARMS
-        for order in ORDERS
-    }  # fmt: skip
-
-    def trial(arm: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
-        return Trial(f"{__name__}:stream", {**arm, "rate": 2.0**exponent, "seed": seed, "report": report})
-
-    exponents = tune(
-        experiment,
-        list(arms.values()),
-        error_then_loss,
-        make=lambda arm, exponent: trial(arm, exponent, experiment.tuning_seed, "validation"),
-    )
-    results = iter(
-        experiment.run(
-            [trial(arm, e, seed, "test") for arm, e in zip(arms.values(), exponents, strict=True) for seed in seeds]
-        )
-    )
-    found = {key: [next(results) for _ in seeds] for key in arms}
+    exponents, found = _runs(experiment, seeds, steps)
     accuracy = {key: [100 * (1 - result["error"]) for result in of_key] for key, of_key in found.items()}
-    cells: dict[str, list[float]] = {}
-    losses: dict[str, dict[str, list[float]]] = {}
-    for name in dict.fromkeys(key[0] for key in arms):
-        cost = {}
-        for norm in ARMS:
-            shuffled = accuracy[name, norm, "shuffled"]
-            cost[norm] = {
-                f"runs of {RUN}": [a - b for a, b in zip(shuffled, accuracy[name, norm, "runs"], strict=True)]
-            } | {
-                how: [
-                    a - 100 * (1 - result["corrupted"][how])
-                    for a, result in zip(shuffled, found[name, norm, "shuffled"], strict=True)
-                ]
-                for how in CORRUPTIONS
-            }
-        for shift in cost["batch"]:
-            cells[f"{name}, {shift}"] = [a - b for a, b in zip(cost["batch"][shift], cost["group"][shift], strict=True)]
-            losses[f"{name}, {shift}"] = {norm: cost[norm][shift] for norm in ARMS}
-    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
-    each = [measured(name, values, **settings) for name, values in cells.items()]
+    losses = _losses(found, accuracy)
+    cells = {name: differences(of_norm["batch"], of_norm["group"]) for name, of_norm in losses.items()}
+    each = [measured(name, values, **SETTINGS) for name, values in cells.items()]
     overall = measured(
-        f"BatchNorm's loss less GroupNorm's, median of {len(cells)} cells",
-        [median(of_seed) for of_seed in zip(*cells.values(), strict=True)],
-        **settings,
+        f"BatchNorm's loss minus GroupNorm's, median of {len(cells)} cells", median_by_seed(cells.values()), **SETTINGS
     )
-    least = min(median(values) for key, values in accuracy.items() if key[2] == "shuffled") / 100
+    least = min(median(values) for (_, _, order), values in accuracy.items() if order == "shuffled") / 100
     worst = max(mean(values) for of_norm in losses.values() for values in of_norm.values())
+    bound = 3 * chance(experiment.task)
     room = Room(
-        least > 3 * chance(experiment.task) and worst > MARGIN[1],
-        f"shuffled: accuracy at least {least:.2f}, above {3 * chance(experiment.task):.2f}; the largest loss by a "
-        f"shift is {worst:.1f} points",
+        least > bound and worst > MARGIN[1],
+        f"shuffled: accuracy at least {least:.2f}, above {bound:.2f}; the largest loss by a shift is {worst:.1f} "
+        "points",
     )
     return Outcome(
         verdict=overall.verdict if room.holds else "no room here",
@@ -166,7 +135,7 @@ def measure(experiment: Experiment) -> Outcome:
         room=room,
         pictures=[
             bars(
-                "BatchNorm's loss by a shift, less GroupNorm's",
+                "BatchNorm's loss by a shift minus GroupNorm's",
                 "Above 0: the shift costs BatchNorm more. 95 % interval over seeds.",
                 "network and shift",
                 Axis("difference of losses", "percentage points"),
@@ -181,10 +150,10 @@ def measure(experiment: Experiment) -> Outcome:
             ),
             Table(
                 "Test accuracy, %, mean over seeds",
-                ["network", "norm", "stream", "rate", "accuracy"],
+                ["network", "norm", "stream", "learning rate", "accuracy"],
                 [
-                    [key[0], NORMS[key[1]], key[2], 2.0**e, mean(accuracy[key])]
-                    for key, e in zip(arms, exponents, strict=True)
+                    [network, NORMS[norm], order, 2.0 ** exponents[network, norm, order], mean(values)]
+                    for (network, norm, order), values in accuracy.items()
                 ],
             ),
         ],
@@ -193,8 +162,50 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _runs(
+    experiment: Experiment, seeds: Sequence[int], steps: int
+) -> tuple[dict[Arm, int], dict[Arm, list[dict[str, Any]]]]:
+    """Run every arm at its best learning rate; return that rate's exponent and the results of each arm."""
+    arms: dict[Arm, dict[str, Any]] = {
+        (describe(network), norm, order): {
+            "task": dict(experiment.source), "network": dict(network), "norm": norm, "order": order, "steps": steps,
+        }
+        for network in (experiment.mlp(2), experiment.convolutional)
+        for norm in ARMS
+        for order in ORDERS
+    }  # fmt: skip
+
+    def trial(arm: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
+        return Trial(f"{__name__}:stream", {**arm, "rate": 2.0**exponent, "seed": seed, "report": report})
+
+    best = tune(
+        experiment,
+        list(arms.values()),
+        error_then_loss,
+        make=lambda arm, exponent: trial(arm, exponent, experiment.tuning_seed, "validation"),
+    )
+    exponents = dict(zip(arms, best, strict=True))
+    found = experiment.grid(list(arms), seeds, lambda key, seed: trial(arms[key], exponents[key], seed, "test"))
+    return exponents, found
+
+
+def _losses(found: Mapping[Arm, list[dict[str, Any]]], accuracy: Mapping[Arm, list[float]]) -> Losses:
+    """Return what each shift costs each norm."""
+    losses: Losses = {}
+    for network in dict.fromkeys(network for network, _, _ in found):
+        for norm in ARMS:
+            shuffled = accuracy[network, norm, "shuffled"]
+            shifted = {f"runs of {RUN}": accuracy[network, norm, "runs"]} | {
+                how: [100 * (1 - result["corrupted"][how]) for result in found[network, norm, "shuffled"]]
+                for how in CORRUPTIONS
+            }
+            for shift, values in shifted.items():
+                losses.setdefault(f"{network}, {shift}", {})[norm] = differences(shuffled, values)
+    return losses
+
+
 def _sentence(overall: Effect, each: list[Effect]) -> str:
-    """The median, then which cells were decided, and which way."""
+    """Tell the median, then which cells were decided, and which way."""
     more = [f"{effect.name} {effect.value:+.1f}" for effect in each if effect.verdict == "supported"]
     less = [f"{effect.name} {effect.value:+.1f}" for effect in each if effect.verdict == "contradicted"]
     return (
