@@ -1,32 +1,32 @@
-"""Language models take LayerNorm or RMSNorm.
+"""Language models use LayerNorm or RMSNorm.
 
-Question: In a small language model, what do no normalization, BatchNorm, LayerNorm and RMSNorm reach, and what do they
-cost?
+Question: In a small language model, what do no normalization, BatchNorm, LayerNorm and RMSNorm achieve, and what do
+they cost?
 
 Claim: Transformers for language use LayerNorm or RMSNorm; RMSNorm is as good and cheaper.
 
-Criterion: Test loss in nats a character, paired by seed: RMSNorm less LayerNorm within ±0.03; BatchNorm less
-LayerNorm, and BatchNorm less RMSNorm, above 0.03; and the time of LayerNorm over that of RMSNorm, forward and backward,
-by the same kind of kernel, above 1.05. Supported if all are, contradicted if one is decided the other way. Time with
-torch's kernels, and of a whole training step, are effects of their own.
+Criterion: Four conditions. Test loss in nats per character, paired by seed: RMSNorm minus LayerNorm is within ±0.03,
+BatchNorm minus LayerNorm is above 0.03, and so is BatchNorm minus RMSNorm. The time of LayerNorm over that of RMSNorm,
+forward and backward, by the same kind of kernel, is above 1.05. Supported if all hold, contradicted if one is decided
+the other way. Time with torch's kernels, and of a whole training step, are separate effects.
 
 Room: With LayerNorm the validation loss on the tuning seed is 0.5 nats below that of always predicting the characters'
 frequencies.
 
-Method: A causal decoder over characters, pre-norm, Adam with 50 steps of warm-up and then half a cosine down to 0 (a
-constant rate at first, whose last batches' noise was as large as the margin), tuned for each arm on a seed of its own.
-BatchNorm takes its statistics over batch and positions: in training they include later positions, so it sees the
-future; in evaluation they are moving averages and causal. LayerNorm and RMSNorm see one position alone. Times are
-medians of calls in turns on (4096, 256), one thread, one value a seed.
+Method: A causal pre-norm decoder over characters, trained by Adam with 50 steps of warm-up and then half a cosine down
+to 0. (At the constant learning rate used first, the noise of the last batches was as large as the margin.) The learning
+rate is tuned for each arm on a separate seed. BatchNorm takes its statistics over batch and positions. In training they
+include later positions, so it sees the future; in evaluation they are moving averages and causal. LayerNorm and RMSNorm
+see only one position. Times are medians of calls in turns on (4096, 256), one thread, one value per seed.
 
-Settings: quick: width 32, 2 layers, context 32, batches of 16, 500 steps (rates tuned at 200), 3 seeds. Full: width 48,
-3 layers, context 48, 800 steps, 16 seeds (6 at first, which left it open).
+Settings: quick: width 32, 2 layers, context 32, batches of 16, 500 steps (learning rates tuned at 200), 3 seeds. Full:
+width 48, 3 layers, context 48, 800 steps, 16 seeds (6 at first, which was inconclusive).
 
 Sources: Vaswani et al. 2017 (arXiv 1706.03762); Ba et al. 2016 (1607.06450); Zhang & Sennrich 2019 (1910.07467); Shen
 et al. 2020, PowerNorm (2003.07845)
 
-Known: In a trial with 3 layers and 500 steps: LayerNorm 1.70, RMSNorm 1.71, BatchNorm 1.74, none 1.79; at 150 steps
-nothing differs.
+Known: In a pilot run with 3 layers and 500 steps: LayerNorm 1.70, RMSNorm 1.71, BatchNorm 1.74, none 1.79; at 150 steps
+nothing differed.
 """
 
 import math
