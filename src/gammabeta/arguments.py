@@ -170,33 +170,6 @@ def check_values_per_instance(x: Tensor) -> None:
         )
 
 
-def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Tensor:
-    """The mask expanded to x's shape without axes `first` to `last`.
-
-    Raises:
-        TypeError: it is not boolean.
-        ValueError: it does not broadcast to that shape.
-    """
-    shape = (*x.shape[:first], *x.shape[last:])
-    if mask.device != x.device:
-        raise RuntimeError(
-            f"{norm}: Expected all tensors to be on the same device, but found at least two devices, {x.device} "
-            f"(input) and {mask.device} (mask): move it with mask.to(input.device)."
-        )
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool()."
-        )
-    padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
-    if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
-        axes = "the channel axis" if (first, last) == (1, 2) else "the normalized axes"
-        raise ValueError(
-            f"{norm}: expected mask of shape {shape} or broadcastable to it, got {_shape(mask)}: "
-            f"that is input {_shape(x)} without {axes}."
-        )
-    return mask.reshape(padded).expand(shape)
-
-
 def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
     """x, copied where its axes are permuted.
 

@@ -17,6 +17,7 @@ from gammabeta import ops, reference
 from gammabeta.arguments import laid_out
 from gammabeta.distributed.collectives import all_reduce
 from gammabeta.distributed.process_groups import Peers
+from gammabeta.masks import insert_axes
 from gammabeta.moments import Moments
 from gammabeta.subclasses import parts as subclasses
 
@@ -94,7 +95,7 @@ class _ChannelNorm(torch.autograd.Function):
                 g_y, x, weight, bias, residual, mask, mean, var, count, eps, activation, slope
             )
         if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+            g_residual = _of_residual(g_y, insert_axes(mask, 1, 2), ctx.residual_dtype)
         return g_x, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
 
 
@@ -144,7 +145,7 @@ class _ChannelNormGiven(torch.autograd.Function):
         if ctx.needs_input_grad[0] or residual is not None:
             g_x, g_residual = apply(*given, sum_g, sum_g_xhat, count, *ctx.settings)
         if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+            g_residual = _of_residual(g_y, insert_axes(mask, 1, 2), ctx.residual_dtype)
         return g_x, None, None, None, g_weight, g_bias, g_residual, None, None, None, None, None, None
 
 
@@ -183,7 +184,7 @@ class _ChannelApply(torch.autograd.Function):
             g_y, x, weight, bias, residual, mask, mean, var, None, eps, activation, slope
         )
         if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+            g_residual = _of_residual(g_y, insert_axes(mask, 1, 2), ctx.residual_dtype)
         return g_x, None, None, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
 
 
@@ -226,12 +227,7 @@ class _SampleNorm(torch.autograd.Function):
             g_y, x, *ctx.axes, weight, bias, residual, mask, mean, var, count, *ctx.settings
         )
         if residual is None:
-            positions = (1,) * channel_axes
-            broadcast = (
-                None
-                if mask is None
-                else mask.reshape(*x.shape[:sample_axes], *positions, *x.shape[sample_axes + channel_axes :])
-            )
+            broadcast = insert_axes(mask, sample_axes, sample_axes + channel_axes)
             g_residual = _of_residual(g_y, broadcast, ctx.residual_dtype)
         gradients = _given(g_weight, weight), _given(g_bias, bias), g_residual
         return g_x, None, None, None, *gradients, None, None, None, None, None, None

@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 
 from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
+from gammabeta.masks import expand_mask
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.running_statistics import RunningStatistics
 from gammabeta.subclasses.parts import by_channels, by_parts, in_parts, knows_only_torch, overrides_torch
@@ -73,12 +74,12 @@ class Finish:
 
     def of_channels(self, x: Tensor, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
         """residual, mask, ε, activation, slope as the ops take them, the mask without axis 1 of x."""
-        mask = None if self.mask is None else arguments.expand_mask(self.norm, self.mask, x, 1, 2)
+        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, 1, 2)
         return self.residual, mask, eps, self._activation(), self.slope
 
     def of_samples(self, x: Tensor, axes: int, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
         """The same, the mask without the last `axes` axes of x."""
-        mask = None if self.mask is None else arguments.expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
+        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
         return self.residual, mask, eps, self._activation(), self.slope
 
     def _activation(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gammabeta.distributed.collectives import all_gather
 from gammabeta.distributed.process_groups import Group, Peers, group_setting, peers_of
+from gammabeta.masks import full_rank_mask
 
 _LOW = 2**24  # integers below are exact in float32
 
@@ -74,7 +75,7 @@ class Moments:
             m2 = (deviation - correction).square().sum(reduced)
             mean = (shift + correction).squeeze(reduced)
             return cls(count.expand(mean.shape), mean, m2)
-        mask = _full_rank(mask, x)
+        mask = full_rank_mask("Moments.of", mask, x)
         # Counted before the mask is expanded: an axis over which it is broadcast multiplies.
         repeats = math.prod([x.shape[axis] for axis in reduced if mask.shape[axis] == 1])
         count = mask.sum(reduced, keepdim=True) * repeats
@@ -166,17 +167,3 @@ def _merge_rows(rows: Moments) -> Moments:
             count = torch.cat((merged.count, count[-1:]))
             mean, m2 = torch.cat((merged.mean, mean[-1:])), torch.cat((merged.m2, m2[-1:]))
     return Moments(count[0], mean[0], m2[0])
-
-
-def _full_rank(mask: Tensor, x: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"Moments.of: expected mask of dtype torch.bool, got {mask.dtype}: convert it with mask.bool()."
-        )
-    shape = (1,) * (x.ndim - mask.ndim) + tuple(mask.shape)
-    if len(shape) != x.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape, strict=True)):
-        raise ValueError(
-            f"Moments.of: expected mask broadcastable to x {tuple(x.shape)}, got {tuple(mask.shape)}: "
-            "True marks the values of x that count."
-        )
-    return mask.reshape(shape)

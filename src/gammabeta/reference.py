@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.activations import activate, derivative
+from gammabeta.masks import insert_axes
 from gammabeta.moments import Moments, statistics_dtype
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -43,7 +44,7 @@ def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 
 def channel_moments(x_NCS: Tensor, mask_NS: Tensor | None) -> Moments:
     """μ_B and σ_B² of every channel (Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2), as moments."""
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    mask_N1S = insert_axes(mask_NS, 1, 2)
     return Moments.of(x_NCS, _all_but_channel(x_NCS), mask_N1S)
 
 
@@ -79,7 +80,7 @@ def channel_apply_forward(
     slope: float,
 ) -> Tensor:
     """y from statistics that are given: Algorithm 1, lines 3 and 4; with running statistics Algorithm 2, line 11."""
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    mask_N1S = insert_axes(mask_NS, 1, 2)
     xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
     z_NCS = _scale_and_shift(xhat_NCS, _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS))
     return _finish(z_NCS, residual_NCS, mask_N1S, activation, slope, output_dtype(x_NCS, residual_NCS))
@@ -106,7 +107,7 @@ def channel_norm_backward(
     ∂ℓ/∂μ_B put in. Where the statistics are constants, ∂ℓ/∂x = ∂ℓ/∂x̂ / σ'. ∂ℓ/∂γ = Σ x̂·∂ℓ/∂z, ∂ℓ/∂β = Σ ∂ℓ/∂z.
     """
     axes = _all_but_channel(x_NCS)
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    mask_N1S = insert_axes(mask_NS, 1, 2)
     gamma, var = _over_channels(weight_C, x_NCS), _over_channels(var_C, x_NCS)
     xhat_NCS, g_z_NCS = _channel_gradient(
         g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
@@ -170,7 +171,7 @@ def channel_backward_apply(
         scale_C = scale_C * weight_C.to(dtype)
     g_x_NCS = (g_z_NCS - mean_g - xhat_NCS * mean_g_xhat) * _over_channels(scale_C, x_NCS)
     if mask_NS is not None:
-        g_x_NCS = torch.where(mask_NS.unsqueeze(1), g_x_NCS, 0.0)
+        g_x_NCS = torch.where(insert_axes(mask_NS, 1, 2), g_x_NCS, 0.0)
     return g_x_NCS.to(x_NCS.dtype), None if residual_NCS is None else g_z_NCS.to(residual_NCS.dtype)
 
 
@@ -188,7 +189,7 @@ def _channel_gradient(
     slope: float,
 ) -> tuple[Tensor, Tensor]:
     """x̂ and ∂ℓ/∂z."""
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    mask_N1S = insert_axes(mask_NS, 1, 2)
     gamma, beta = _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS)
     xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
     return xhat_NCS, _backward_of_finish(g_y_NCS, xhat_NCS, gamma, beta, residual_NCS, mask_N1S, activation, slope)

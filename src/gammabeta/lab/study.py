@@ -29,9 +29,10 @@ from gammabeta.lab.images.networks import user_network
 from gammabeta.lab.kinds import COMPARE
 from gammabeta.lab.outcome import Outcome, Room
 from gammabeta.lab.recommendation import failed, not_compared, recommend
+from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.sources import kind, load, load_sequences, load_text
 from gammabeta.lab.sources import source as task_source
-from gammabeta.lab.task import Kind, SequenceTask, TaskError
+from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores, plain
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected

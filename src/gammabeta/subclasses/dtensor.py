@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gammabeta import arguments
+from gammabeta.masks import expand_mask
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
 
 Placements = tuple[Placement, ...]
@@ -168,9 +169,9 @@ def _part_of_mask(
     first, last = without
     if not isinstance(mask, DTensor):
         everywhere = (Replicate(),) * x.device_mesh.ndim
-        mask = DTensor.from_local(arguments.expand_mask(norm, mask, x, first, last), x.device_mesh, everywhere)
+        mask = DTensor.from_local(expand_mask(norm, mask, x, first, last), x.device_mesh, everywhere)
     elif mask.shape != (*x.shape[:first], *x.shape[last:]):
-        mask = arguments.expand_mask(norm, mask, x, first, last)
+        mask = expand_mask(norm, mask, x, first, last)
     return _part(
         norm, "mask", mask, x.device_mesh,
         tuple(p if isinstance(p, Shard) and p.dim < first else Replicate() for p in placements),

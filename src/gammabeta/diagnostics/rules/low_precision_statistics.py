@@ -28,8 +28,9 @@ from torch import nn
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.norms import is_ours
 from gammabeta.layers.batch_norm import _BatchNorm
-from gammabeta.surgery.adopt import adopt_module, is_ours
+from gammabeta.surgery.adopt import adopt_module
 from gammabeta.surgery.change import Change, transaction
 
 severity = "warning"

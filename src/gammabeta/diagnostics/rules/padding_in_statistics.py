@@ -30,7 +30,7 @@ from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.batch_norm import BatchNorm1d
-from gammabeta.lengths import lengths_to_mask
+from gammabeta.masks import lengths_to_mask
 
 severity = "warning"
 sees = "D"

@@ -27,7 +27,8 @@ from torch import nn
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
-from gammabeta.surgery.adopt import adopt, is_ours
+from gammabeta.introspection.norms import is_ours
+from gammabeta.surgery.adopt import adopt
 
 severity = "warning"
 sees = "S"

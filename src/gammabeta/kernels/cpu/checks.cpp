@@ -250,10 +250,17 @@ const Arguments& Arguments::count(const MaybeTensor& t) const {
   return *this;
 }
 
+std::string activations(const char* separator, const char* last) {
+  const size_t n = sizeof(kActivations) / sizeof(*kActivations);
+  std::string text = kActivations[0];
+  for (size_t i = 1; i < n; ++i) text += std::string(last && i == n - 1 ? last : separator) + kActivations[i];
+  return text;
+}
+
 const Arguments& Arguments::activation(const std::string& name) const {
   for (const char* one : kActivations)
     if (name == one) return *this;
-  refuse_argument(check_.op, "activation", "none, relu, relu6, leaky_relu, silu, hardswish or gelu", name);
+  refuse_argument(check_.op, "activation", activations(", ", " or "), name);
 }
 
 const Arguments& Arguments::eps(double eps) const {

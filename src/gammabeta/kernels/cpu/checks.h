@@ -99,7 +99,10 @@ class OfChannels {
   int64_t skipped_ = 0;
 };
 
-// The names of the activations, in the order of Activation.
+// The names of the activations, in the order of Activation. Loading compares them with gammabeta/activations.py.
 constexpr const char* kActivations[] = {"none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"};
+
+// Their names in one text, with `last` before the last one.
+std::string activations(const char* separator, const char* last = nullptr);
 
 }  // namespace gammabeta

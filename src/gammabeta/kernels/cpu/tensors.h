@@ -177,6 +177,8 @@ inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, S
   return narrow ? brought_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
 }
 
+static_assert(sizeof(kActivations) / sizeof(*kActivations) == kGelu + 1, "a name for each Activation");
+
 // Of a name that was checked.
 inline Activation activation_of(const std::string& name) {
   int i = 0;
