@@ -1,4 +1,4 @@
-"""gammabeta check, explain and rules: exit codes, what is handed on, what is printed, and how they fail."""
+"""gammabeta check, explain and rules: exit codes, what is passed on, what is printed, and how they fail."""
 
 import importlib.util
 import json
@@ -66,7 +66,7 @@ def test_exit_codes_are_0_without_and_1_with_findings_as_grave_as_asked(folder):
     assert found.exit_code == 1
     assert "GB101 frozen-norm-thaws  error, 1 module" in found.stdout
     assert "0.1" in found.stdout
-    assert run("check", "mine_for_cli.py:bad", "--ignore", "GB101").exit_code == 0  # a warning is left
+    assert run("check", "mine_for_cli.py:bad", "--ignore", "GB101").exit_code == 0  # a warning remains
     assert run("check", "mine_for_cli.py:bad", "--ignore", "GB101", "--fail-on", "warning").exit_code == 1
     assert (
         run("check", "mine_for_cli.py:bad", "--ignore", "GB101,tensorflow-momentum", "--fail-on", "note").exit_code == 0
@@ -210,7 +210,7 @@ def test_help_names_the_commands_and_their_options():
 
 
 def test_a_resnet_50_is_checked_in_under_a_second():
-    """The check alone, without the seconds that importing torch and building the model take."""
+    """Time only the check, without importing torch and building the model."""
     if any(importlib.util.find_spec(name) is None for name in ("timm", "torchvision")):
         pytest.skip("timm and torchvision are not installed")
     model = load_timm().create_model("resnet50")

@@ -1,4 +1,4 @@
-"""[tool.gammabeta] of pyproject.toml."""
+"""The table [tool.gammabeta] of pyproject.toml."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_the_nearest_table_upwards_counts(tmp_path):
     (tmp_path / "a" / "b").mkdir()
     expected = Configuration(["GB1", "GB4"], ["GB401:head.*"], "warning")
     assert configuration(tmp_path / "a" / "b") == expected
-    write(tmp_path / "a", "[tool.other]\n")  # without a table of ours it is passed by
+    write(tmp_path / "a", "[tool.other]\n")  # without our table it is skipped
     assert configuration(tmp_path / "a" / "b") == expected
     write(tmp_path / "a", "[tool.gammabeta]\n")
     assert configuration(tmp_path / "a" / "b") == Configuration()

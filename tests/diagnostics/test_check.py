@@ -1,4 +1,4 @@
-"""The check: what runs, what is ignored, how it reads, and that the model stays as it was."""
+"""The check: what runs, what is ignored, what it prints, and that the model stays as it was."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ from gammabeta.introspection.norms import kind_of
 
 
 def faulty():
-    """A frozen stem in training mode, a momentum of TensorFlow's, and decay on all of it."""
+    """Return a model with a frozen stem in training mode, TensorFlow's momentum, and weight decay on everything."""
     torch.manual_seed(0)
     model = nn.Sequential()
     model.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).requires_grad_(False)
@@ -227,7 +227,7 @@ def test_ignoring_needs_a_rule_and_a_reason():
 
 
 class LlamaRMSNorm(nn.Module):
-    """As transformers has it."""
+    """A norm as transformers defines it."""
 
     def __init__(self, size):
         super().__init__()
@@ -280,7 +280,7 @@ def test_rules_are_functions_of_the_record_alone():
 
 
 def test_fifty_norms_are_checked_in_under_a_second():
-    """The size of a ResNet-50: 53 norms, 25 million weights."""
+    """Check a model of the size of a ResNet-50: 53 norms, 25 million weights."""
     layers = []
     for i in range(53):
         layers += [nn.Conv2d(256, 256, 3 if i % 3 else 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]

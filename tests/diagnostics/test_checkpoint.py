@@ -1,4 +1,4 @@
-"""Checkpoint files: what is read of them, what is refused, and what the rules find in them."""
+"""Checkpoint files: what is read from them, what is refused, and what the rules find in them."""
 
 import json
 import pickle
@@ -26,7 +26,7 @@ def network():
 
 
 def write_safetensors(path, state):
-    """The format by hand, so that the reader is not tested against itself alone where the package is missing."""
+    """Write the format by hand, so that the reader is tested without the package too."""
     names = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for key, tensor in state.items():
@@ -84,7 +84,7 @@ def test_the_rules_marked_f_find_what_is_wrong(tmp_path, suffix):
     model[1].reset_running_stats()
     save(path, model.state_dict())
     assert where(path) == [("GB103", "1")]
-    # As a FrozenBatchNorm's is, whose statistics may be so on purpose.
+    # Like a FrozenBatchNorm, whose statistics may be 0 and 1 on purpose.
     save(path, {key: value for key, value in model.state_dict().items() if "tracked" not in key})
     assert [finding.severity for finding in diagnose(record_checkpoint(path)).findings] == ["warning"]
     model.bfloat16()
@@ -111,7 +111,7 @@ def test_state_dicts_inside_dicts_lose_a_common_beginning_and_keep_what_tells_th
 
 
 def test_of_large_tensors_nothing_is_read(tmp_path):
-    """A file that claims terabytes of weights and has none is still checked: only vectors are looked at."""
+    """A file that claims terabytes of weights and has none is still checked: only vectors are read."""
     state = {key: value for key, value in network().state_dict().items() if value.ndim < 2}
     path = tmp_path / "a.safetensors"
     write_safetensors(path, state)

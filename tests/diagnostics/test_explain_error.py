@@ -1,4 +1,4 @@
-"""The error translator, on the errors that torch itself raises."""
+"""`explain_error` on the errors that torch itself raises."""
 
 import copy
 import traceback
@@ -162,7 +162,7 @@ def jit_script(model):
         return torch.jit.script(model)
 
 
-# Tools that take torch's classes only, each as its users call it, and how the explanation calls them.
+# Tools that accept only torch's classes, each as its users call it, and their names in explanations.
 TOOLS = {
     "fx": (torch.fx.symbolic_trace, "torch.fx"),
     "fx fusion": (optimization.fuse, "torch.fx"),
@@ -177,7 +177,7 @@ TOOLS = {
 }  # fmt: skip
 
 
-# torch.ao fuses BatchNorms only, and torch.fx traces what calls torch.nn.functional for its proxies.
+# torch.ao fuses only BatchNorms, and torch.fx can trace norms that call torch.nn.functional on its proxies.
 MET = [
     *((tool, nn.BatchNorm2d) for tool in TOOLS),
     *((tool, nn.GroupNorm) for tool in ("script", "quantized")),
@@ -214,7 +214,7 @@ class TestToolsThatTakeTorchsClassesOnly:
         torch.testing.assert_close(model.eval()(x), expected, rtol=1e-6, atol=1e-6)
 
     def test_classes_that_handle_torch_s_functions_themselves_are_not_met(self):
-        """torch.fx's proxies and ExpandedWeight, by norms without running statistics and additions."""
+        """torch.fx's proxies and ExpandedWeight work with norms that have no running statistics and no additions."""
         ours = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.LayerNorm(5), nn.RMSNorm(5))
         theirs = copy.deepcopy(ours)
         gb.adopt(ours)

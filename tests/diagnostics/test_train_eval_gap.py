@@ -1,4 +1,4 @@
-"""train_eval_gap: the numbers against their definition, the first layer, the table, the plot, and what is refused."""
+"""`train_eval_gap`: the numbers against their definition, the first layer, the table, the plot, and refusals."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ def network():
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU(),
         nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU(),
     )  # fmt: skip
-    for _ in range(2):  # the second norm is given what the first makes of it
+    for _ in range(2):  # the second norm gets the first one's output
         for module in model:
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_definition():
     ratio = torch.log(x.var((0, 2, 3), correction=1) / var)
     assert gap.mean_shift == pytest.approx(float(shift.square().mean().sqrt()), rel=1e-9)
     assert gap.log_variance_ratio == pytest.approx(float(ratio.square().mean().sqrt()), rel=1e-9)
-    # As often as the sample means spread, positions of one image being alike.
+    # The spread of sample means decides, since positions of one image are alike.
     means = x.mean((2, 3))
     error = (means.var(0) / len(means) / x.var((0, 2, 3))).mean().sqrt()
     assert gap.mean_error == pytest.approx(float(error), rel=0.1)

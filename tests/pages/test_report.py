@@ -1,4 +1,4 @@
-"""The report as a file: what it says, what it escapes, and what it refuses. How it looks is test_browser.py's."""
+"""The report as a file: what it says, what it escapes, and what it refuses. test_browser.py tests how it looks."""
 
 import copy
 import json
@@ -144,7 +144,7 @@ def test_plotly_is_handed_escaped_texts():
     ]
     assert all("<b>" not in text and "<script>" not in text for text in texts)
     assert "&lt;b&gt;" in trace["name"]
-    # A template of the user's would be filled in by plotly: their texts stand in the data, not in the template.
+    # Plotly would fill in a user's template: their texts are in the data, not in the template.
     assert "%{y}" not in trace["hovertemplate"]
 
 

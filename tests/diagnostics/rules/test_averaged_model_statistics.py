@@ -1,4 +1,4 @@
-"""GB108: averaged weights under statistics of other weights."""
+"""GB108: averaged weights with statistics of other weights."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_the_average_is_worse_with_its_source_s_statistics_than_with_its_own():
     source = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
     average = AveragedModel(source)
     for _ in range(4):
-        # Between two averages the weights before the norm wander, as they may: the norm takes their scale out.
+        # Between two averages the weights before the norm may drift: the norm removes their scale.
         trained(x, y, 60, source.train())
         with torch.no_grad():
             scale = torch.rand(32) * 3 + 0.2

@@ -1,4 +1,4 @@
-"""GB106: outputs that depend on the companions of a sample."""
+"""GB106: outputs that depend on the other samples of the batch."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gammabeta.diagnostics.rules import batch_dependent_inference
 
 
 def companions_matter(model, count=200):
-    """How much a sample's output varies with the three others of its batch, in standard deviations of the output."""
+    """Return how much a sample's output varies with the three others of its batch, in standard deviations."""
     probe = torch.randn(1, 3, 8, 8)
     outputs = torch.stack([model(torch.cat([probe, torch.randn(3, 3, 8, 8)]))[0] for _ in range(count)])
     return (outputs.std(0).square().mean() / outputs.var()).sqrt().item()

@@ -1,4 +1,4 @@
-"""GB403: channels that pass β alone."""
+"""GB403: channels that only output β."""
 
 import pytest
 import torch

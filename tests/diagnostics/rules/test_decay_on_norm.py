@@ -1,4 +1,4 @@
-"""GB401: what decay does to γ, and that the fix spares it and keeps the optimizer's state."""
+"""GB401: what decay does to γ, and that the fix removes it and keeps the optimizer's state."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""GB306: what an ε of 0.8 leaves of standardizing."""
+"""GB306: how little an ε of 0.8 standardizes."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def test_the_output_s_variance_under_a_large_epsilon(eps, variance):
     norm = nn.BatchNorm1d(3, eps)
     x = torch.randn(512, 3)
     x = x / x.std(0, correction=0) * 0.1**0.5
-    # σ²/(σ² + ε), to float32's rounding and the 10⁻⁴ that ε = 10⁻⁵ is of 0.1.
+    # σ²/(σ² + ε), up to float32's rounding and the ratio 10⁻⁴ of ε = 10⁻⁵ to 0.1.
     assert norm(x).var(0, correction=0).tolist() == pytest.approx([variance] * 3, rel=2e-4)
 
 
