@@ -1,7 +1,7 @@
 """BatchNorms of a model in evaluation that could be folded into a neighbour.
 
 What it does: Counts the BatchNorms that `gammabeta.fold` would fold into the layer before or behind them, by the flow
-of data on the inputs, and measures their share of a forward's time.
+of data on the inputs. Measures their share of a forward's time.
 
 Why it matters: In evaluation a BatchNorm is a scale and a shift per channel, which a convolution or linear layer can
 carry in its weight and bias. Each fold saves a pass over memory.

@@ -1,14 +1,14 @@
 """A frozen BatchNorm whose running statistics keep moving.
 
-What it does: In a model of which something else trains, finds BatchNorms in training mode whose γ and β require no
-gradient, or that have none and stand among weights that require none. Given inputs, finds only those whose running
-statistics a forward does move. It is an error if the weights before the norm are frozen too, and a warning if they
-train.
+What it does: In a model in which something else trains, finds BatchNorms in training mode whose γ and β require no
+gradient. BatchNorms without γ and β are found if the weights around them require none. Given inputs, finds only those
+whose running statistics a forward does move. It is an error if the weights before the norm are frozen too, and a
+warning if they train.
 
-Why it matters: `requires_grad_(False)` does not affect buffers. In training mode the layer normalizes by the batch and
-moves its running statistics at every forward, towards the new data and away from what the frozen weights were trained
-with. Evaluation then uses statistics of another distribution. `eval()` on the layers helps until the next
-`model.train()`, which every training loop calls (pytorch#66073, Lightning#15062).
+Why it matters: `requires_grad_(False)` does not affect buffers. In training mode the layer normalizes by the batch.
+Every forward moves its running statistics towards the new data, away from what the frozen weights were trained with.
+Evaluation then uses statistics of another distribution. `eval()` on the layers helps until the next `model.train()`,
+which every training loop calls (pytorch#66073, Lightning#15062).
 
 Example: A backbone with gradients off, a head that trains, the model in training mode.
 

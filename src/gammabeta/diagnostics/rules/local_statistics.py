@@ -1,6 +1,6 @@
 """Several processes, each with its own statistics of few values.
 
-What it does: If torch.distributed has more than one process, finds BatchNorms in training mode that take statistics
+What it does: If torch.distributed has more than one process, finds BatchNorms in training mode whose statistics come
 only from their own process's batch, worth fewer than 32 values per channel.
 
 Why it matters: Gradients are averaged over the processes, statistics are not. The batch that BatchNorm sees is that of

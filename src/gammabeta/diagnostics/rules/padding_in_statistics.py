@@ -16,8 +16,9 @@ is zero in the output. Or LayerNorm over the channels, which looks at one positi
 Evidence: tests/diagnostics/rules/test_probed_rules.py: more padding moves the flagged example's output by at least a
 tenth of its size, the clean one's by rounding.
 
-Limits: Padding is recognized by zeros in the inputs, in floats (N, L, C) or (N, C, L) and tokens (N, L), and by an axis
-of the same length at the norm: after downsampling it is not found. Silence at the end of a recording looks the same.
+Limits: Padding is recognized by zeros in the inputs, which may be floats (N, L, C) or (N, C, L), or tokens (N, L). The
+norm's input must have an axis of the same length: after downsampling nothing is found. Silence at the end of a
+recording looks the same.
 """
 
 from collections.abc import Iterator

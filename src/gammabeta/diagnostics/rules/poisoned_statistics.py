@@ -12,9 +12,9 @@ Example: A channel's running mean is NaN.
 Use instead: gammabeta's BatchNorm (`gammabeta.adopt(model)`): a batch that is not finite leaves its statistics
 unchanged. For statistics that are already poisoned, `gammabeta.recalibrate(model, batches)`.
 
-Evidence: tests/diagnostics/rules/test_poisoned_statistics.py: after one batch with a single NaN and 1,000 finite ones,
-the running mean of torch's layer is still NaN, and so are all of its channel's outputs in evaluation; the adopted
-layer's is right.
+Evidence: tests/diagnostics/rules/test_poisoned_statistics.py: after one batch with a single NaN and 1,000 finite
+batches, torch's layer still has a running mean of NaN, and its channel's outputs in evaluation are NaN. The adopted
+layer's mean is right.
 
 Limits: None known: such statistics are never intended.
 """

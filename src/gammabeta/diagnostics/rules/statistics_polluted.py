@@ -2,9 +2,9 @@
 
 What it does: Finds BatchNorms whose running statistics were moved by forwards in training mode with gradients off.
 
-Why it matters: A summary, a warm-up, a teacher's pass or an evaluation that forgot `eval()` moves the running
-statistics as much as a training step does, towards whatever it was run on: `no_grad` does not affect buffers.
-Evaluation then normalizes by a mixture.
+Why it matters: `no_grad` does not affect buffers. A summary, a warm-up, a teacher's pass or an evaluation that forgot
+`eval()` moves the running statistics as much as a training step does, towards its own inputs. Evaluation then
+normalizes by a mixture.
 
 Example: Between the steps, another batch goes through the model under `no_grad`, in training mode.
 

@@ -1,7 +1,8 @@
 """A BatchNorm that follows a layer and must not be folded into it.
 
 What it does: In a model in evaluation, finds BatchNorms whose input is the output of a convolution or linear layer that
-is called again, shares its weight, is parametrized, has hooks, or whose output something else reads too.
+cannot be folded. Such a layer is called again, shares its weight, is parametrized, has hooks, or feeds other readers
+too.
 
 Why it matters: Tools that fold by order of registration or by a pattern of names fold there all the same, and the
 outputs are silently wrong (pytorch#104593 and #197539: a convolution used twice; #180995: a grouped, transposed one).
