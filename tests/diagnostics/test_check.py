@@ -11,8 +11,9 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.diagnostics.check import ForwardError, diagnose
 from gammabeta.diagnostics.findings import Diagnosis, Finding, Fix
-from gammabeta.diagnostics.record import kind_of, record_model
+from gammabeta.diagnostics.record import record_model
 from gammabeta.diagnostics.rules import RULES
+from gammabeta.introspection.norms import kind_of
 
 
 def faulty():

@@ -19,8 +19,8 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.benchmarks.subjects.training_step import load_timm
-from gammabeta.diagnostics.record import kind_of
 from gammabeta.diagnostics.rules import RULES
+from gammabeta.introspection.norms import kind_of
 
 EVERYTHING = os.environ.get("GAMMABETA_ZOO") == "1"
 STATIC = [rule.code for rule in RULES if "S" in rule.sees]

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.record import kind_of
-from gammabeta.surgery.adopt import is_ours
+from gammabeta.introspection.norms import is_ours, kind_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.record import kind_of
+from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import arguments_of, unchanged
 from gammabeta.moments import Moments

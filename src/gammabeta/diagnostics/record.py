@@ -14,20 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gammabeta.statistics import Running
-from gammabeta.surgery.adopt import is_frozen_batch_norm, is_norm
+from gammabeta.introspection.norms import NormLayer, norm_of
 
-# What other libraries call ε.
-_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 _KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-# How norms of other libraries are told by the name of their class, the longest first.
-_KINDS = (
-    ("rmsnorm", "rms"),
-    ("layernorm", "layer"),
-    ("groupnorm", "group"),
-    ("instancenorm", "instance"),
-    ("batchnorm", "batch"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +135,7 @@ def record_model(model: nn.Module, **parts: Any) -> Record:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    norms = {module: kind for module in names if (kind := kind_of(module)) is not None}
+    norms = {module: norm for module in names if (norm := norm_of(module)) is not None and norm.kind is not None}
     of_norms = {id(p) for module in norms for p in module.parameters()}
     trains = _weights_that_train(model, of_norms)
     before: bool | None = None
@@ -181,48 +170,23 @@ def record_state(state: Mapping[str, Tensor]) -> Record:
     return Record(None, tuple(found))
 
 
-def kind_of(module: nn.Module) -> str | None:
-    """Which norm a module is, None for none: by torch's classes, else by its class's name and that it is small."""
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return "instance"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen_batch_norm(module):
-        return "batch"
-    for cls, kind in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
-        if isinstance(module, cls):
-            return kind
-    name = str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
-    found = next((kind for part, kind in _KINDS if part in name.lower().replace("_", "")), None)
-    if found is None or any(True for _ in module.children()) or not (is_norm(module) or _is_affine(module)):
-        return None
-    return found
-
-
-def _is_affine(module: nn.Module) -> bool:
-    parameters = dict(module.named_parameters(recurse=False))
-    return bool(parameters) and set(parameters) <= {"weight", "bias"} and all(p.ndim == 1 for p in parameters.values())
-
-
-def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | None, around: bool | None) -> Norm:
+def _norm(
+    module: nn.Module, layer: NormLayer, names: tuple[str, ...], before: bool | None, around: bool | None
+) -> Norm:
+    assert layer.kind is not None
     affine = list(module.parameters())
     mean, var = _vector(module, "running_mean"), _vector(module, "running_var")
-    frozen = is_frozen_batch_norm(module) or getattr(module, "statistics", None) == Running()
-    tracks = (
-        getattr(module, "running_mean", None) is not None
-        and bool(getattr(module, "track_running_stats", False))
-        and not frozen
-    )
-    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     return Norm(
         name=names[0],
-        kind=kind,
+        kind=layer.kind,
         names=names,
         module=module,
         class_name=type(module).__name__,
-        eps=eps,
+        eps=layer.eps,
         momentum=getattr(module, "momentum", None),
         training=module.training,
-        frozen=frozen,
-        tracks=tracks,
+        frozen=layer.frozen,
+        tracks=layer.tracks,
         weight=_vector(module, "weight"),
         bias=_vector(module, "bias"),
         running_mean=mean,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import SEVERITIES, Finding
+from gammabeta.diagnostics.findings import SEVERITIES, Finding, Fix
 from gammabeta.diagnostics.record import Record
 
 HEADINGS = ("What it does", "Why it matters", "Example", "Use instead", "Evidence", "Limits")
@@ -57,6 +57,22 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Match:
+    """What a rule's `check` yields: a `Finding` without what the rule itself knows.
+
+    Attributes:
+        where, message, evidence, fix: those of the `Finding`.
+        severity: that of this match; None is the rule's own.
+    """
+
+    where: str
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    fix: Fix | None = None
+    severity: str | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """What a rule's module says.
 
@@ -65,9 +81,8 @@ class Rule:
         sees: letters of `SEES`; it runs where any of them is there.
         title: the docstring's first line.
         sections: the docstring's text by heading.
-        check: from a record to the findings.
-        flagged, clean: the examples.
-        source: of `flagged` and `clean`, their bodies.
+        flagged, clean: the builders of the examples.
+        module: the module.
     """
 
     code: str
@@ -76,35 +91,40 @@ class Rule:
     sees: str
     title: str
     sections: dict[str, str]
-    check: Callable[[Record], Iterator[Finding]]
     flagged: Callable[[], Example]
     clean: Callable[[], Example]
     module: ModuleType
 
     @classmethod
-    def of(cls, module: ModuleType) -> Rule:
-        """Reads a module of `rules/`; the headings must all be there, in order."""
+    def of(cls, code: str, module: ModuleType) -> Rule:
+        """Read a module of `rules/`; the headings must all be there, in order."""
+        file = module.__name__.rpartition(".")[2]
         text = inspect.cleandoc(module.__doc__ or "")
         title, _, rest = text.partition("\n")
         parts = re.split(rf"^({'|'.join(HEADINGS)}):\s*", rest, flags=re.MULTILINE)
-        names = tuple(parts[1::2])
-        assert names == HEADINGS, f"{module.__name__}: expected the headings {HEADINGS}, got {names}"
-        assert module.severity in SEVERITIES, module.__name__
-        assert set(module.sees) <= set(SEES), module.__name__
-        assert module.__name__.rpartition(".")[2] == module.name.replace("-", "_"), module.__name__
-        sections = {name: inspect.cleandoc(body).strip() for name, body in zip(names, parts[2::2], strict=True)}
+        headings = tuple(parts[1::2])
+        assert headings == HEADINGS, f"{file}: expected the headings {HEADINGS}, got {headings}"
+        assert module.severity in SEVERITIES, file
+        assert set(module.sees) <= set(SEES), file
         return cls(
-            module.code,
-            module.name,
-            module.severity,
-            module.sees,
-            title.rstrip("."),
-            sections,
-            module.check,
-            module.flagged,
-            module.clean,
-            module,
+            code=code,
+            name=file.replace("_", "-"),
+            severity=module.severity,
+            sees=module.sees,
+            title=title.rstrip("."),
+            sections={
+                heading: inspect.cleandoc(body).strip() for heading, body in zip(headings, parts[2::2], strict=True)
+            },
+            flagged=module.flagged,
+            clean=module.clean,
+            module=module,
         )
+
+    def check(self, record: Record) -> Iterator[Finding]:
+        """Yield what the rule finds in a record."""
+        for match in self.module.check(record):
+            severity = match.severity or self.severity
+            yield Finding(self.code, self.name, severity, match.where, match.message, match.evidence, match.fix)
 
     def line(self, heading: str) -> str:
         """A section as one line of text."""

@@ -11,11 +11,17 @@ from typing import Any
 from gammabeta.lab import user_data
 from gammabeta.lab.images import cifar10, digits, folder, mnist
 from gammabeta.lab.images.arrays import image_task
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.sequences import strokes, vowels
 from gammabeta.lab.sequences.arrays import sequence_task
-from gammabeta.lab.task import AnyTask, Kind, SequenceTask, Task, TaskError, TextTask
+from gammabeta.lab.sequences.task import SequenceTask
+from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.text import characters as text
+from gammabeta.lab.text.task import TextTask
 from gammabeta.target import is_target
+
+AnyTask = Task | SequenceTask | TextTask
+
 
 ARRAYS = "an .npz with x_train, y_train, x_test, y_test"
 

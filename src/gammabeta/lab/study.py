@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import difflib
 import json
-import os
 import platform
 import shlex
 import time
@@ -30,12 +29,14 @@ from gammabeta.lab.images.networks import user_network
 from gammabeta.lab.kinds import COMPARE
 from gammabeta.lab.outcome import Outcome, Room
 from gammabeta.lab.recommendation import failed, not_compared, recommend
+from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.sources import kind, load, load_sequences, load_text
 from gammabeta.lab.sources import source as task_source
-from gammabeta.lab.task import Kind, SequenceTask, TaskError
+from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores, plain
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
+from gammabeta.pages.atomic import write_atomically
 
 # A study's seeds and those that it tunes on share a thousand numbers.
 SEEDS = range(2, 901)
@@ -344,13 +345,10 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
 
 def write(results: dict[str, Any], path: Path) -> None:
     """Write the results in one step: a reader never sees half a file."""
-    part = path.with_suffix(".part")
+    text = json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False)
     try:
-        part.write_text(json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise StoreError(
             f"cannot write {path}: {error.strerror}. Finished trials are kept: make room and run the same command "
             "again."

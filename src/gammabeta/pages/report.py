@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.pages import picture as pictures
+from gammabeta.pages.atomic import write_atomically
 from gammabeta.pages.picture import Json, number
 
 SCHEMA = 2
@@ -116,12 +117,7 @@ def write_report(results: Json, path: Path | str) -> Path:
         script=_resource("report.js"),
         plotly=packed(get_plotlyjs()),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_atomically(path, page)
 
 
 def check(results: Any) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from gammabeta.functional import batch_norm, group_norm
 from gammabeta.introspection.forward import Forward
-from gammabeta.surgery.adopt import is_ours
+from gammabeta.introspection.norms import is_norm_act, is_ours
 from gammabeta.surgery.change import transaction
-from gammabeta.surgery.norm_act import activation_of, is_norm_act
+from gammabeta.surgery.norm_act import activation_of
 
 
 @dataclass

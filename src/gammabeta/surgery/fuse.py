@@ -8,18 +8,12 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gammabeta.activations import MODULES
+from gammabeta.introspection.norms import is_norm, is_ours
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
 from gammabeta.introspection.where import Where, select
-from gammabeta.layers.batch_norm import _BatchNorm
-from gammabeta.layers.group_norm import GroupNorm
-from gammabeta.layers.instance_norm import _InstanceNorm
-from gammabeta.layers.layer_norm import LayerNorm
-from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.refusal import Refusal
 
-_OURS = (_BatchNorm, _InstanceNorm, GroupNorm, LayerNorm, RMSNorm)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # Exact classes: a subclass may do more.
 _NAMES = {module: name for module, name in MODULES.items() if name != "none"}
 
@@ -45,7 +39,7 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
         ValueError: `where` chooses no norm, or the model has uninitialized parameters.
         Exception: whatever the model's forward raises in the mode in which it is.
     """
-    chosen = select(model, where, lambda module: isinstance(module, _NORMS), operation="fuse", kind="norms")
+    chosen = select(model, where, is_norm, operation="fuse", kind="norms")
     observations = _in_both_modes(model, example_inputs)
     modules = dict(model.named_modules())
     with transaction("fuse") as change:
@@ -90,7 +84,7 @@ def _in_both_modes(model: nn.Module, example_inputs: Any) -> list[Observation]:
 
 def _reader(norm: nn.Module, name: str, modules: dict[str, nn.Module], observation: Observation) -> str:
     """The name of the activation module that alone reads what the norm gives."""
-    if not isinstance(norm, _OURS):
+    if not is_ours(norm):
         raise Refusal(f"it is {type(norm).__module__}.{type(norm).__qualname__}, not ours: gammabeta.adopt first")
     if norm.activation is not None:
         raise Refusal(f"it has an activation already ({norm.activation})")

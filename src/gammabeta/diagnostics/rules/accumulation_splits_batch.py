@@ -23,22 +23,20 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.diagnostics.rules import mixed_domains
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.contexts import accumulate_statistics
 
-code = "GB204"
-name = "accumulation-splits-batch"
 severity = "warning"
 sees = "W"
 # Parts a step: between 1 and 2, since a skipped step now and then joins two.
 LEAST = 1.5
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     mixed = {finding.where for finding in mixed_domains.check(record)}
     steps = record.watched.steps
     for norm in record.of_kind("batch"):
@@ -48,10 +46,7 @@ def check(record: Record) -> Iterator[Finding]:
         parts, updates = watched.parts / steps, watched.history.median("updates")
         if parts < LEAST or updates is None or updates < LEAST:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"{parts:.3g} forwards, each with a backward, for each step of the optimizer: it normalizes by "
             f"{watched.samples} samples at a time, and its running statistics move {updates:.3g} times a step",

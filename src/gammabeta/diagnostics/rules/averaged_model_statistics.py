@@ -25,20 +25,17 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB108"
-name = "averaged-model-statistics"
 severity = "error"
 sees = "S"
 
 _AVERAGES = ("ema", "swa", "average", "teacher", "target", "momentum", "shadow", "slow")
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None:
         return
     modules = dict(record.model.named_modules(remove_duplicate=False))
@@ -61,7 +58,7 @@ def check(record: Record) -> Iterator[Finding]:
         if norm.name in found:
             averaged, message = found[norm.name]
             fix = recalibration(record, norm, model=modules[averaged])
-            yield Finding(code, name, severity, norm.name, message, {"batches": norm.batches}, fix)
+            yield Match(norm.name, message, {"batches": norm.batches}, fix)
 
 
 def _twins(record: Record) -> Iterator[tuple[Norm, Norm]]:

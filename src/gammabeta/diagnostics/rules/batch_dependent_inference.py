@@ -29,14 +29,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB106"
-name = "batch-dependent-inference"
 severity = "error"
 sees = "SD"
 
@@ -44,26 +42,26 @@ LEAST = 1e-6  # rounding in float32
 _OWN = Fix("a forward of its own takes the batch's statistics: let it take the running ones in evaluation")
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         module: Any = norm.module
         shown = _across(record, norm)
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             if shown is not None and shown > LEAST:
-                yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+                yield Match(norm.name, _message(shown), {"companions": shown}, _OWN)
             continue
         if module.running_mean is None and module.running_var is None:
             message = "it has no running statistics: in evaluation too it normalizes by the batch"
             evidence = {} if shown is None else {"companions": shown}
-            yield Finding(code, name, severity, norm.name, message, evidence, _fix(record, norm))
+            yield Match(norm.name, message, evidence, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:
             message = (
                 "track_running_stats is off beside running statistics: training leaves them as they are, and "
                 "evaluation uses them"
             )
-            yield Finding(code, name, "warning", norm.name, message, {"batches": norm.batches}, _fix(record, norm))
+            yield Match(norm.name, message, {"batches": norm.batches}, _fix(record, norm), severity="warning")
         elif shown is not None and shown > LEAST:
-            yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+            yield Match(norm.name, _message(shown), {"companions": shown}, _OWN)
 
 
 def _across(record: Record, norm: Norm) -> float | None:

@@ -24,13 +24,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.group_norm import GroupNorm
 
-code = "GB207"
-name = "batch-leak"
 severity = "error"
 sees = "D"
 
@@ -42,7 +40,7 @@ HARM = {
 LEAST = 1e-6  # rounding in float32
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.intent is None or record.probe is None:
         return
     for norm in record.of_kind("batch"):
@@ -54,7 +52,7 @@ def check(record: Record) -> Iterator[Finding]:
             f"{record.intent}: {HARM[record.intent]}"
         )
         fix = Fix(f'gammabeta.convert(model, to="group", where={norm.name!r}), before training')
-        yield Finding(code, name, severity, norm.name, message, {"companions": seen.training}, fix)
+        yield Match(norm.name, message, {"companions": seen.training}, fix)
 
 
 def flagged() -> Example:

@@ -23,19 +23,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of, layer_before
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB301"
-name = "bias-before-norm"
 severity = "note"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm, call, _ in calls_of(record, "batch", "instance"):
         before = None if norm.frozen else layer_before(record, call)
         if before is None or before[1].bias is None or "bias" not in before[1]._parameters:
@@ -43,7 +41,7 @@ def check(record: Record) -> Iterator[Finding]:
         layer, module = before
         message = f"{norm.name} takes off its bias again with the mean: {module.bias.numel()} parameters without effect"
         fix = Fix("bias=False", partial(_remove, norm, layer, module))
-        yield Finding(code, name, severity, layer, message, {"norm": norm.name, "bias": module.bias.numel()}, fix)
+        yield Match(layer, message, {"norm": norm.name, "bias": module.bias.numel()}, fix)
 
 
 def _remove(norm: Norm, layer: str, module: Any) -> Change:

@@ -26,20 +26,18 @@ from typing import Any
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.batch_norm import BatchNorm2d, _BatchNorm
 from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB308"
-name = "conversion-drops-forward"
 severity = "note"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     found: dict[str, list[Norm]] = {}
     for norm in record.of_kind("batch"):
         lost = _lost(norm)
@@ -49,7 +47,7 @@ def check(record: Record) -> Iterator[Finding]:
         others = f", of {len(norms)} layers" if len(norms) > 1 else ""
         message = f"torch's convert_sync_batchnorm would drop {lost}{others}"
         evidence = {"layers": [norm.name for norm in norms]}
-        yield Finding(code, name, severity, norms[0].name, message, evidence, _fix(record, norms))
+        yield Match(norms[0].name, message, evidence, _fix(record, norms))
 
 
 def _lost(norm: Norm) -> str:

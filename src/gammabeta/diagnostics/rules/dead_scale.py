@@ -23,17 +23,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record, channels
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB403"
-name = "dead-scale"
 severity = "warning"
 sees = "SF"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     scales = [(norm, norm.weight.flatten()) for norm in record.norms if _readable(norm.weight)]  # type: ignore[union-attr]
     trained = any(not bool((scale == scale[0]).all()) for _, scale in scales)
     for norm, scale in scales:
@@ -42,7 +40,7 @@ def check(record: Record) -> Iterator[Finding]:
             message = f"γ is 0 in {len(dead)} of {scale.numel()} channels, which pass β alone: {channels(dead)}"
             evidence = {"dead": len(dead), "channels": scale.numel()}
             fix = Fix("no weight decay on γ; channels that stay dead can be pruned")
-            yield Finding(code, name, severity, norm.name, message, evidence, fix)
+            yield Match(norm.name, message, evidence, fix)
 
 
 def _readable(scale: Tensor | None) -> bool:

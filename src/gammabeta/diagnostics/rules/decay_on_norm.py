@@ -25,19 +25,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.parameter_groups import parameter_groups
 
-code = "GB401"
-name = "decay-on-norm"
 severity = "warning"
 sees = "O"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if norm.module is None:
             continue
@@ -54,7 +52,7 @@ def check(record: Record) -> Iterator[Finding]:
                 "hand the optimizer gammabeta.parameter_groups(model, weight_decay)",
                 partial(_spare, record, norm, tuple(decays)),
             )
-            yield Finding(code, name, severity, norm.name, f"weight decay on {said} a step", decays, fix)
+            yield Match(norm.name, f"weight decay on {said} a step", decays, fix)
 
 
 def _spare(record: Record, norm: Norm, keys: tuple[str, ...]) -> Change:

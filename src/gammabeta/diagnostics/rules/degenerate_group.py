@@ -24,18 +24,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB303"
-name = "degenerate-group"
 severity = "error"
 sees = "SD"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     told: set[str] = set()
     for norm in record.of_kind("layer", "rms"):  # which need no input to tell
         if prod(getattr(norm.module, "normalized_shape", (2,))) == 1:
@@ -43,7 +41,7 @@ def check(record: Record) -> Iterator[Finding]:
             message = "each of its groups has 1 value: the output is β, whatever comes in"
             if norm.kind == "rms":
                 message = "each of its groups has 1 value: of the input only the sign is left"
-            yield Finding(code, name, severity, norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
+            yield Match(norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
     if record.observed is None:
         return
     for norm, _, x in calls_of(record, "group", "instance", "layer"):
@@ -60,7 +58,7 @@ def check(record: Record) -> Iterator[Finding]:
         if values == 1 and norm.name not in told:
             told.add(norm.name)
             message = f"each group of input {x.shape} has 1 value: the output is β, whatever comes in"
-            yield Finding(code, name, severity, norm.name, message, {"values": values}, Fix(cure))
+            yield Match(norm.name, message, {"values": values}, Fix(cure))
 
 
 def flagged() -> Example:

@@ -24,19 +24,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB302"
-name = "dropout-before-norm"
 severity = "warning"
 sees = "D"
 
 BOUND = 0.1
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         off, on = (calls.get(norm.name, ()) for calls in (record.given or {}, record.given_with_dropout or {}))
         if norm.frozen or len(off) != 1 or len(on) != 1:
@@ -45,7 +43,7 @@ def check(record: Record) -> Iterator[Finding]:
         if abs(ratio - 1) > BOUND:
             message = f"dropout before it makes the variance of its input {ratio:.2f} times that of evaluation"
             fix = Fix("move the dropout behind the last BatchNorm")
-            yield Finding(code, name, severity, norm.name, message, {"ratio": ratio}, fix)
+            yield Match(norm.name, message, {"ratio": ratio}, fix)
 
 
 def flagged() -> Example:

@@ -23,18 +23,16 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB604"
-name = "exported-in-training"
 severity = "warning"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     model = record.model
     if model is None:
         return
@@ -48,7 +46,7 @@ def check(record: Record) -> Iterator[Finding]:
         f"{f' and {len(moving) - 1} more' if len(moving) > 1 else ''}"
     )
     evidence = {"parameters": len(parameters), "moving": len(moving)}
-    yield Finding(code, name, severity, "", message, evidence, Fix("model.eval()", partial(_evaluate, model)))
+    yield Match("", message, evidence, Fix("model.eval()", partial(_evaluate, model)))
 
 
 def _evaluate(model: nn.Module) -> Change:

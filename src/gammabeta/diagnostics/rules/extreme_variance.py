@@ -24,12 +24,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record, channels
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB104"
-name = "extreme-variance"
 severity = "warning"
 sees = "SF"
 
@@ -37,7 +35,7 @@ _LARGEST = torch.finfo(torch.float16).max
 _EPS = 1e-5  # torch's, where a checkpoint does not say
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if not norm.has_statistics:
             continue
@@ -66,7 +64,7 @@ def check(record: Record) -> Iterator[Finding]:
             evidence |= {"beyond float16": len(large), "largest": most}
         if said:
             advice = "keep ε and the norms' float32; channels that are dead can be pruned"
-            yield Finding(code, name, severity, norm.name, "; ".join(said), evidence, Fix(advice))
+            yield Match(norm.name, "; ".join(said), evidence, Fix(advice))
 
 
 def flagged() -> Example:

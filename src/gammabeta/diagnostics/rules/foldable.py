@@ -22,20 +22,18 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import ALONE, Sites
 from gammabeta.surgery.refusal import Refusal
 
-code = "GB602"
-name = "foldable"
 severity = "note"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None or record.model.training:
         return
     observation: Observation = record.observed
@@ -56,7 +54,7 @@ def check(record: Record) -> Iterator[Finding]:
     what = "it" if len(found) == 1 else f"it and {len(found) - 1} more BatchNorms"
     message = f"{what} could be folded into their neighbours{share}"
     evidence = {"norms": len(found), "seconds": taken}
-    yield Finding(code, name, severity, found[0], message, evidence, Fix("gammabeta.fold(model, example_inputs).model"))
+    yield Match(found[0], message, evidence, Fix("gammabeta.fold(model, example_inputs).model"))
 
 
 def flagged() -> Example:

@@ -27,18 +27,16 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.freeze import freeze
 
-code = "GB101"
-name = "frozen-norm-thaws"
 severity = "error"
 sees = "SD"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     model = record.model
     if model is None or not any(parameter.requires_grad for parameter in model.parameters()):
         return
@@ -54,15 +52,13 @@ def check(record: Record) -> Iterator[Finding]:
         frozen_before = alone or norm.before_trains is False
         what = "the weights around it require no gradient" if alone else "γ and β require no gradient"
         also = "" if alone else " and neither do the weights before it" if frozen_before else ""
-        yield Finding(
-            code,
-            name,
-            severity if frozen_before else "warning",
+        yield Match(
             norm.name,
             f"{what}{also}, yet it is in training mode: every forward moves its running statistics by "
             f"{_share(norm)} of the batch's",
             {"momentum": norm.momentum, "batches": norm.batches},
             Fix(f"gammabeta.freeze(model, where={norm.name!r})", partial(freeze, model, where=[*norm.names])),
+            severity=None if frozen_before else "warning",
         )
 
 

@@ -24,21 +24,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Batch, Synced
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB502"
-name = "local-statistics"
 severity = "warning"
 sees = "D"
 
 FEWEST = 32.0
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world == 1 or record.model is None:
         return
@@ -60,7 +58,7 @@ def check(record: Record) -> Iterator[Finding]:
             f"gammabeta.set_statistics(model, gammabeta.statistics.Synced(), where={norm.name!r}) in every process",
             partial(set_statistics, record.model, Synced(), where=[*norm.names]),
         )
-        yield Finding(code, name, severity, norm.name, message, {"values": values, "processes": world}, fix)
+        yield Match(norm.name, message, {"values": values, "processes": world}, fix)
 
 
 def flagged() -> Example:

@@ -25,22 +25,21 @@ from functools import partial
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.norms import is_ours
 from gammabeta.layers.batch_norm import _BatchNorm
-from gammabeta.surgery.adopt import adopt_module, is_ours
+from gammabeta.surgery.adopt import adopt_module
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB105"
-name = "low-precision-statistics"
 severity = "warning"
 sees = "SF"
 
 _LOW = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         dtype = next(
             (t.dtype for t in (norm.running_mean, norm.running_var) if t is not None and t.dtype in _LOW), None
@@ -53,14 +52,12 @@ def check(record: Record) -> Iterator[Finding]:
         consequence = (
             f"a batch within {stalls:.2%} of the running value leaves it as it is" if moving else "training would stall"
         )
-        yield Finding(
-            code,
-            name,
-            severity if moving else "note",
+        yield Match(
             norm.name,
             f"running statistics in {_LOW[dtype]}: {consequence}",
             {"dtype": _LOW[dtype], "stalls within": stalls},
             _fix(norm),
+            severity=None if moving else "note",
         )
 
 

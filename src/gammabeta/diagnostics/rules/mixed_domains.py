@@ -23,19 +23,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB206"
-name = "mixed-domains"
 severity = "warning"
 sees = "W"
 # Squared standard errors; standard deviations.
 ERRORS, APART = 25.0, 0.25
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not norm.tracks:
@@ -43,10 +41,7 @@ def check(record: Record) -> Iterator[Finding]:
         squared, apart = watched.history.median("domains"), watched.history.median("apart")
         if squared is None or apart is None or squared < ERRORS or apart < APART:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"successive forwards of one step have means {squared**0.5:.0f} standard errors apart ({apart:.2g} "
             "standard deviations): its running statistics become a mixture of both",

@@ -20,21 +20,19 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
 
-code = "GB307"
-name = "norm-after-norm"
 severity = "warning"
 sees = "D"
 
 KINDS = ("batch", "instance", "group", "layer", "rms")
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     observation: Observation = record.observed
     kinds = {known: norm.kind for norm in record.norms for known in norm.names}
     told: set[str] = set()
@@ -45,7 +43,7 @@ def check(record: Record) -> Iterator[Finding]:
                 continue
             told.add(norm.name)
             message = f"its input is what {first}, of the same kind, gave: it undoes that one's scale and shift"
-            yield Finding(code, name, severity, norm.name, message, {"first": first}, Fix("remove one of the two"))
+            yield Match(norm.name, message, {"first": first}, Fix("remove one of the two"))
             break
 
 

@@ -24,18 +24,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB402"
-name = "norm-not-optimized"
 severity = "warning"
 sees = "O"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None:
         return
     times: dict[int, int] = {}
@@ -60,11 +58,11 @@ def check(record: Record) -> Iterator[Finding]:
             fix = Fix(
                 "add it: optimizer.add_param_group({…}), without weight decay", partial(_add, last, norm, missing)
             )
-            yield Finding(code, name, severity, norm.name, message, dict.fromkeys(missing, 0), fix)
+            yield Match(norm.name, message, dict.fromkeys(missing, 0), fix)
         if twice:
             message = f"{' and '.join(twice)}: in {max(counts.values())} groups, and stepped as often"
             fix = Fix("leave it in one group")
-            yield Finding(code, name, severity, norm.name, message, {key: counts[key] for key in twice}, fix)
+            yield Match(norm.name, message, {key: counts[key] for key in twice}, fix)
 
 
 def _optimized_around(where: str, modules: dict[str, nn.Module], times: dict[int, int]) -> bool:

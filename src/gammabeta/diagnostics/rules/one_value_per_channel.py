@@ -24,18 +24,16 @@ from math import prod
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB201"
-name = "one-value-per-channel"
 severity = "error"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     told: set[str] = set()
     for norm, _, x in calls_of(record, "batch"):
         if norm.frozen or norm.name in told or len(x.shape) < 2 or not (norm.training or record.batch_size):
@@ -47,7 +45,7 @@ def check(record: Record) -> Iterator[Finding]:
         shape = (samples, *x.shape[1:])
         message = f"in training it gets 1 value per channel, from {shape}: torch raises; the smallest batch is 2"
         fix = Fix("batches of at least 2 samples (drop_last=True), or GroupNorm or LayerNorm there")
-        yield Finding(code, name, severity, norm.name, message, {"samples": samples, "positions": positions}, fix)
+        yield Match(norm.name, message, {"samples": samples, "positions": positions}, fix)
 
 
 def flagged() -> Example:

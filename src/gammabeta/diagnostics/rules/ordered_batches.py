@@ -24,26 +24,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB208"
-name = "ordered-batches"
 severity = "warning"
 sees = "W"
 RATIO, APART = 4.0, 0.2
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     watched = record.watched
     ratio, apart = watched.inputs.median("order"), watched.inputs.median("apart")
     if watched.first is None or ratio is None or apart is None or ratio < RATIO or apart < APART:
         return
-    yield Finding(
-        code,
-        name,
-        severity,
+    yield Match(
         watched.first,
         f"the inputs' means vary {ratio:.1f} times as much between batches as shuffled data would ({apart:.2g} "
         "standard deviations): its statistics are those of one part of the data at a time",

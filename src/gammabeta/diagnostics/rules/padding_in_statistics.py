@@ -25,21 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.batch_norm import BatchNorm1d
 from gammabeta.masks import lengths_to_mask
 
-code = "GB205"
-name = "padding-in-statistics"
 severity = "warning"
 sees = "D"
 
 SHIFT, RATIO = 0.05, 1.1
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.probe is None:
         return
     for norm in record.of_kind("batch", "instance"):
@@ -59,7 +57,7 @@ def check(record: Record) -> Iterator[Finding]:
             "variance_ratio": padding.variance_ratio,
         }
         fix = Fix("adopt it and call it with mask=gammabeta.lengths_to_mask(lengths, L)")
-        yield Finding(code, name, severity, norm.name, message, evidence, fix)
+        yield Match(norm.name, message, evidence, fix)
 
 
 def sequences() -> Tensor:

@@ -25,18 +25,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.record import Record, channels
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB102"
-name = "poisoned-statistics"
 severity = "error"
 sees = "SF"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if not norm.has_statistics:
             continue
@@ -55,10 +52,7 @@ def check(record: Record) -> Iterator[Finding]:
         found = {what: _where(bad) for what, bad in kinds.items() if bool(bad.any())}
         size = norm.running_mean.numel()
         said = "; ".join(f"{what} in {len(at)} of {size} channels: {channels(at)}" for what, at in found.items())
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             said,
             {what: len(at) for what, at in found.items()},

@@ -23,21 +23,19 @@ from collections.abc import Iterator
 import torch
 from torch import distributed, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Synced
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB112"
-name = "ranks-diverge"
 severity = "warning"
 sees = "W"
 FARTHEST = 0.01
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     ranks = record.watched.ranks
     for norm in record.of_kind("batch"):
         distances = {rank: said.distance[norm.name] for rank, said in ranks.items() if norm.name in said.distance}
@@ -46,10 +44,7 @@ def check(record: Record) -> Iterator[Finding]:
         rank = max(distances, key=distances.__getitem__)
         if not distances[rank] > FARTHEST:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"its running statistics on rank {rank} are {distances[rank]:.2g} standard deviations from those of rank "
             f"{record.watched.rank}, at step {record.watched.rank_step}",

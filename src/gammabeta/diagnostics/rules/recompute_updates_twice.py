@@ -25,26 +25,21 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.adopt import adopt
 
-code = "GB111"
-name = "recompute-updates-twice"
 severity = "warning"
 sees = "W"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.moved_again or record.model is None:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"{watched.moved_again} forwards ran again inside a backward (activation checkpointing) and moved its "
             f"running statistics a second time",

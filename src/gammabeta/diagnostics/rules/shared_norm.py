@@ -22,18 +22,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.gap import gap_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB107"
-name = "shared-norm"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         calls = (record.given or {}).get(norm.name, ())
         if norm.frozen or len(calls) < 2:
@@ -44,7 +42,7 @@ def check(record: Record) -> Iterator[Finding]:
             worst = max(gaps, key=lambda gap: gap.mean_shift + gap.log_variance_ratio)
             message = f"a forward calls it {len(calls)} times, on inputs that differ: {worst}"
             evidence = {"calls": len(calls), "mean_shift": worst.mean_shift}
-            yield Finding(code, name, severity, norm.name, message, evidence, Fix("one layer a call site"))
+            yield Match(norm.name, message, evidence, Fix("one layer a call site"))
 
 
 class Twice(nn.Module):

@@ -24,19 +24,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB203"
-name = "small-last-batch"
 severity = "warning"
 sees = "L"
 
 SHARE = 1 / 8
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     loader: Any = record.loader
     if not isinstance(loader, DataLoader) or loader.batch_size is None or loader.drop_last:
         return
@@ -50,7 +48,7 @@ def check(record: Record) -> Iterator[Finding]:
     if last and total > loader.batch_size and (last == 1 or last < SHARE * loader.batch_size):
         message = f"the last of its batches has {last} of {loader.batch_size} samples"
         evidence = {"last": last, "batch_size": loader.batch_size}
-        yield Finding(code, name, severity, "", message, evidence, Fix("DataLoader(..., drop_last=True)"))
+        yield Match("", message, evidence, Fix("DataLoader(..., drop_last=True)"))
 
 
 def flagged() -> Example:

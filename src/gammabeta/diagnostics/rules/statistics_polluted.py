@@ -23,27 +23,22 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.contexts import frozen_statistics
 
-code = "GB110"
-name = "statistics-polluted"
 severity = "warning"
 sees = "W"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.calls or not watched.polluting:
             continue
         share = watched.polluting / (watched.polluting + watched.calls)
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"{watched.polluting} forwards in training mode with gradients off moved its running statistics, beside "
             f"{watched.calls} that it learns from: {share:.0%} of its updates",

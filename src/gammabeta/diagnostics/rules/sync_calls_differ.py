@@ -24,30 +24,25 @@ from collections.abc import Iterator
 import torch
 from torch import distributed, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Synced
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB503"
-name = "sync-calls-differ"
 severity = "error"
 sees = "W"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     ranks = record.watched.ranks
     for norm in record.of_kind("batch"):
         calls = {rank: said.calls[norm.name] for rank, said in ranks.items() if norm.name in said.calls}
         if len(set(calls.values())) < 2:
             continue
         told = ", ".join(f"rank {rank} {count} times" for rank, count in sorted(calls.items()))
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"it shares its statistics, yet ranks called it a different number of times up to step "
             f"{record.watched.rank_step}: {told}",

@@ -24,18 +24,17 @@ from functools import partial
 import torch.distributed as dist
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
-from gammabeta.surgery.adopt import adopt, is_ours
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.norms import is_ours
+from gammabeta.surgery.adopt import adopt
 
-code = "GB501"
-name = "sync-without-group"
 severity = "warning"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     ready = dist.is_available() and dist.is_initialized()
     size = dist.get_world_size() if ready else 1
     for norm in record.norms:
@@ -51,7 +50,7 @@ def check(record: Record) -> Iterator[Finding]:
         else:
             continue
         fix = Fix(f"gammabeta.adopt(model, where={norm.name!r})", partial(adopt, record.model, where=[*norm.names]))  # type: ignore[arg-type]
-        yield Finding(code, name, level, norm.name, message, {"processes": size, "device": device}, fix)
+        yield Match(norm.name, message, {"processes": size, "device": device}, fix, severity=level)
 
 
 def flagged() -> Example:

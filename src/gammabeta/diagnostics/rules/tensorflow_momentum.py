@@ -24,18 +24,16 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB305"
-name = "tensorflow-momentum"
 severity = "warning"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if not norm.tracks or norm.momentum is None or 0 < norm.momentum < 0.5:
             continue
@@ -49,7 +47,7 @@ def check(record: Record) -> Iterator[Finding]:
                 f"momentum {momentum:g}: {momentum:.4g} of the running statistics is the last batch's; in TensorFlow's "
                 f"convention that would be torch's {1 - momentum:.2g}"
             )
-        yield Finding(code, name, severity, norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
+        yield Match(norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
 
 
 def _fix(norm: Norm, momentum: float) -> Fix:

@@ -25,13 +25,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Batch, Ghost, Renorm
 
-code = "GB202"
-name = "tiny-batch"
 severity = "warning"
 sees = "DW"
 
@@ -39,7 +37,7 @@ sees = "DW"
 FEWEST = 8.0
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         source = getattr(norm.module, "statistics", Batch())
         worth = _watched(record, norm) or _given(record, norm, source)
@@ -52,7 +50,7 @@ def check(record: Record) -> Iterator[Finding]:
         )
         evidence = {"values": values, "standard_error": values**-0.5, "samples": samples}
         fix = Fix("gammabeta.statistics.Synced() over processes, Renorm(), GroupNorm, or a larger batch")
-        yield Finding(code, name, severity, norm.name, message, evidence, fix)
+        yield Match(norm.name, message, evidence, fix)
 
 
 def _watched(record: Record, norm: Norm) -> tuple[float, int] | None:

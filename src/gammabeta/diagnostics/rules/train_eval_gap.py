@@ -24,20 +24,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.gap import Gap, gap_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
 
-code = "GB109"
-name = "train-eval-gap"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     observation: Observation = record.observed
     order = {call.module: call.index for call in reversed(observation.calls)}
     found: list[tuple[int, str, Gap]] = []
@@ -54,9 +51,7 @@ def check(record: Record) -> Iterator[Finding]:
         behind = f", and {len(found) - 1} layers behind it" if len(found) > 1 else ""
         message = f"its running statistics are not those of the inputs: {gap}{behind}"
         evidence = {"mean_shift": gap.mean_shift, "log_variance_ratio": gap.log_variance_ratio, "layers": len(found)}
-        yield Finding(
-            code, name, severity, first, message, evidence, recalibration(record, record.norm(first))
-        )  # fmt: skip
+        yield Match(first, message, evidence, recalibration(record, record.norm(first)),)  # fmt: skip
 
 
 def flagged() -> Example:

@@ -22,19 +22,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.adopt import adopt
 
-code = "GB601"
-name = "unfused-mixed-dtype"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     assert record.model is not None
     told: set[str] = set()
     for norm, _, x in calls_of(record, "rms"):
@@ -48,7 +46,7 @@ def check(record: Record) -> Iterator[Finding]:
         fix = Fix(
             f"gammabeta.adopt(model, where={norm.name!r})", partial(adopt, record.model, where=[*norm.names])
         )  # fmt: skip
-        yield Finding(code, name, severity, norm.name, message, {"input": given, "weight": own}, fix)
+        yield Match(norm.name, message, {"input": given, "weight": own}, fix)
 
 
 def flagged() -> Example:

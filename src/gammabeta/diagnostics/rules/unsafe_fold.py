@@ -22,21 +22,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import LAYERS
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import Sites
 from gammabeta.surgery.refusal import Refusal
 
-code = "GB603"
-name = "unsafe-fold"
 severity = "note"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None or record.model.training:
         return
     observation: Observation = record.observed
@@ -55,7 +53,7 @@ def check(record: Record) -> Iterator[Finding]:
         except Refusal as refusal:
             fix = Fix("gammabeta.fold leaves it alone; a layer of its own makes it foldable")
             message = f"it must not be folded into {layers[0]}: {refusal}"
-            yield Finding(code, name, severity, norm.name, message, {"layer": layers[0]}, fix)
+            yield Match(norm.name, message, {"layer": layers[0]}, fix)
 
 
 class Twice(nn.Module):

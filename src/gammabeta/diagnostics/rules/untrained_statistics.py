@@ -26,18 +26,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB103"
-name = "untrained-statistics"
 severity = "error"
 sees = "SF"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     tracking = [norm for norm in record.norms if norm.has_statistics and not norm.frozen]
     initial = {norm for norm in tracking if norm.has_initial_statistics}
     moved = len(tracking) - len(initial)
@@ -46,25 +43,21 @@ def check(record: Record) -> Iterator[Finding]:
             if _varies(norm.bias) or (moved and _varies(norm.weight)):
                 # A checkpoint does not say whether it is of a FrozenBatchNorm, but those count no batches.
                 sure = record.model is not None or norm.batches is not None
-                yield Finding(
-                    code,
-                    name,
-                    severity if sure else "warning",
+                yield Match(
                     norm.name,
                     f"running mean and variance are exactly 0 and 1, {_trained(norm)}",
                     {"batches": norm.batches, "others that moved": moved},
                     recalibration(record, norm),
+                    severity=None if sure else "warning",
                 )
         elif norm.batches == 0 and record.model is not None and norm.tracks and norm.momentum is None:
-            yield Finding(
-                code,
-                name,
-                "warning",
+            yield Match(
                 norm.name,
                 "num_batches_tracked is 0 beside statistics that have moved, and momentum=None averages by that count: "
                 "the next batch in training replaces them",
                 {"batches": 0},
                 recalibration(record, norm),
+                severity="warning",
             )
 
 

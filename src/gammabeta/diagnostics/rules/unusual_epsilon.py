@@ -24,13 +24,11 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB306"
-name = "unusual-epsilon"
 severity = "warning"
 sees = "S"
 
@@ -39,7 +37,7 @@ _LEAST, _MOST, _USUAL = 1e-6, 1e-2, 1e-5
 _ROUNDING = 1e-6
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     by_class: dict[str, Counter[float]] = {}
     small: dict[tuple[str, str], list[Norm]] = {}
     for norm in record.norms:
@@ -50,13 +48,13 @@ def check(record: Record) -> Iterator[Finding]:
         if not said:
             by_class.setdefault(norm.class_name, Counter())[eps] += 1
         elif level == severity:
-            yield Finding(code, name, level, norm.name, f"ε is {eps:g}{said}", {"eps": eps}, _fix(norm))
+            yield Match(norm.name, f"ε is {eps:g}{said}", {"eps": eps}, _fix(norm), severity=level)
         else:
             small.setdefault((norm.class_name, f"ε is {eps:g}{said}"), []).append(norm)
     for (class_name, message), norms in small.items():
         of = f", of {len(norms)} layers {class_name}" if len(norms) > 1 else ""
         evidence = {"eps": norms[0].eps, "layers": [norm.name for norm in norms]}
-        yield Finding(code, name, "note", norms[0].name, message + of, evidence, _fix(*norms))
+        yield Match(norms[0].name, message + of, evidence, _fix(*norms), severity="note")
     for class_name, counts in by_class.items():
         if len(counts) > 1:
             (usual, count), *others = counts.most_common()
@@ -67,7 +65,7 @@ def check(record: Record) -> Iterator[Finding]:
             message = f"{class_name} has an ε of {usual:g} in {count} of its layers and {', '.join(rest)}"
             evidence = {f"{eps:g}": number for eps, number in counts.items()}
             fix = Fix("compare with what the model was trained with")
-            yield Finding(code, name, "note", "", message, evidence, fix)
+            yield Match("", message, evidence, fix, severity="note")
 
 
 def _judged(norm: Norm, eps: float) -> tuple[str, str]:

@@ -1,34 +1,34 @@
-"""Each norm's axes decide what it is blind to.
+"""Each norm's axes decide which changes it ignores.
 
-Question: Which changes of the input leave a norm's output as it was?
+Question: Which changes of the input leave a norm's output unchanged?
 
-Claim: BatchNorm normalizes one channel over samples and positions, LayerNorm one sample over channels and
-positions, GroupNorm a sample's group of channels, InstanceNorm one channel of one sample, RMSNorm a position's
-channels without centering. From that alone it follows which scalings, shifts, exchanges and permutations each is
-blind to.
+Claim: BatchNorm normalizes one channel over samples and positions, LayerNorm one sample over channels and positions,
+GroupNorm one group of channels of a sample, InstanceNorm one channel of one sample, and RMSNorm the channels of one
+position, without centering. From that alone it follows which scalings, shifts, exchanges and permutations each norm
+ignores.
 
-Criterion: An identity in float64. Derived: with every element labelled by the statistic it belongs to, scaling or
-shifting some elements leaves the output as it was if and only if each statistic's elements are all among them or
-all not (a shift, only if the norm centers); exchanging companions leaves a sample as it was if and only if it
-shares no statistic with them; a permutation passes through if and only if it carries statistics to statistics.
-Scaling by a scales ε by a², for the scaled elements. Measured: the largest change of the output over its largest
-value, below 10⁻¹⁰ where derived blind (rounding of 64 values in float64 is below 10⁻¹³) and above 10⁻³ where not.
-Supported if every cell of the table agrees, else contradicted.
+Criterion: An identity in float64. The derived table labels every element with the statistic it belongs to. A scaling or
+shift of some elements leaves the output unchanged if and only if each statistic's elements are all among them or all
+not among them; a shift also requires that the norm centers. Exchanging companions leaves a sample unchanged if and only
+if it shares no statistic with them. A permutation passes through if and only if it maps statistics to statistics.
+Scaling by a also scales ε by a² for the scaled elements. Measured is the largest change of the output over its largest
+value. It must be below 10⁻¹⁰ where the norm is derived to ignore the change (rounding of 64 values in float64 is below
+10⁻¹³), and above 10⁻³ where it is not. Supported if every cell of the table agrees, otherwise contradicted.
 
 Room: Always: an identity needs none.
 
-Method: Every norm without affine on one random input (N, C, H, W) in training mode; BatchNorm also in evaluation
-mode, where its statistics are constants and every label is an element's own, so that it is blind to companions
-only. Each norm is applied to the changed input, and compared with the (equally permuted) output on the input
-itself.
+Method: Every norm without affine parameters runs on one random input (N, C, H, W) in training mode. BatchNorm also runs
+in evaluation mode: its statistics are then constants and every element has its own label, so it ignores only
+companions. Each norm is applied to the changed input. The result is compared with the output on the original input,
+permuted in the same way where the change is a permutation.
 
-Settings: 4 samples, 8 channels, 3 × 3 positions, 2 groups, spread 2, mean 1; scaling by 3, shifting by 2; float64;
-the same for quick and full.
+Settings: 4 samples, 8 channels, 3 × 3 positions, 2 groups, spread 2, mean 1; scaling by 3, shifting by 2; float64; the
+same for quick and full.
 
-Sources: Wu & He 2018, figure 2 (arXiv 1803.08494); Ba et al. 2016, table 1 (1607.06450); Zhang & Sennrich 2019,
-table 1 (1910.07467)
+Sources: Wu & He 2018, figure 2 (arXiv 1803.08494); Ba et al. 2016, table 1 (1607.06450); Zhang & Sennrich 2019, table 1
+(1910.07467)
 
-Known: It follows from the definitions. Without scaling ε, LayerNorm changes by 7·10⁻⁶ under scaling.
+Known: It follows from the definitions. If ε is not scaled, LayerNorm changes by 7·10⁻⁶ under scaling.
 """
 
 from collections.abc import Callable

@@ -1,28 +1,28 @@
 """BatchNorm reduces internal covariate shift.
 
-Question: As the layers before it learn, how much does a layer's input change, and how much the gradient by which the
-layer learns, with BatchNorm and without?
+Question: As earlier layers learn, how much does a layer's input change, and how much the gradient by which it learns,
+with BatchNorm and without?
 
 Claim: While earlier layers learn, the distribution of a later layer's inputs changes; normalizing reduces that.
 
-Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, each arm at its own best rate.
-Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before and after 10
-steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after the earlier
-layers' update, of which the larger ratio by the median over networks counts. Below 1/1.25 by the median over networks
-on both forms: supported; where one form alone is below, the sentence says which. Contradicted if one is wholly above
-1.25; equivalent if one is wholly between; else inconclusive.
+Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, each arm at its own best learning
+rate. Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before and after
+10 steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after the earlier
+layers' update; of the two, the larger ratio by the median over networks counts. Supported if both forms are below
+1/1.25 by the median over networks; where only one is, the sentence says which. Contradicted if one is entirely above
+1.25, equivalent if one is entirely between, otherwise inconclusive.
 
-Room: A network is judged if, on the tuning seed and without normalization, it gets above twice the accuracy of chance
-and there is a shift to reduce: 1 − CKA above 0.001 and the relative l2 distance above 0.01.
+Room: A network is judged if, on the tuning seed and without normalization, it exceeds twice the accuracy of chance and
+there is a shift to reduce. That requires 1 − CKA above 0.001 and a relative l2 distance above 0.01.
 
-Method: SGD without momentum, batches of 32, 100 steps, rates tuned on validation error. CKA is blind to rotation, scale
-and mean of the input, which a norm fixes by construction; what the moments do is drawn and not judged. Probe: 256
-validation images in evaluation mode, normalized by their own statistics. Inputs are those of every linear or
-convolutional layer but the first called, whose input never changes. The gradient form is that of Santurkar et al.: at
-every tenth step, on that step's own batch, the gradient of a layer's weights at the weights as they are, and at the
-same weights but for all earlier layers' parameters (norms' too), which are those after the step. Each number is the
-mean over layers, then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best rate is
-an effect of its own: a larger rate alone moves inputs further.
+Method: SGD without momentum, batches of 32, 100 steps, learning rates tuned on validation error. CKA ignores rotation,
+scale and mean of the input, which a norm fixes by construction; the change of the moments is plotted and not judged.
+The probe is 256 validation images in evaluation mode, normalized by their own statistics. Inputs are those of every
+linear or convolutional layer except the first one called, whose input never changes. The gradient form is that of
+Santurkar et al. At every tenth step, on that step's own batch, a layer's weight gradient is taken twice: at the current
+weights, and with all earlier layers' parameters (norms' too) as they are after the step. Each number is the mean over
+layers, then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best learning rate is
+a separate effect, because a larger learning rate alone moves inputs further.
 
 Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
 also 8 layers and the small ResNet, 16 seeds. (The medians at equal rates were added to the sentence after first runs;
@@ -31,13 +31,13 @@ the criterion did not change.)
 Sources: Ioffe & Szegedy 2015, section 2 (arXiv 1502.03167); Santurkar et al. 2018, definition 2.1 (1805.11604);
 Kornblith et al. 2019, equation 4 (1905.00414)
 
-Known: Santurkar et al. find the gradient form not reduced by BatchNorm. In a trial on digits with relu at a rate of
-0.1: 1 − CKA 0.026 without and 0.013 with, cosine 0.41 and 0.94; with tanh BatchNorm has more, 0.009 and 0.013.
+Known: Santurkar et al. find that BatchNorm does not reduce the gradient form. In a pilot run on digits with relu at a
+learning rate of 0.1, 1 − CKA was 0.026 without and 0.013 with BatchNorm, and the cosine 0.41 and 0.94. With tanh
+BatchNorm's shift was larger, 0.009 and 0.013.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -47,21 +47,21 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.best_rates import ARMS, BATCH, accuracy_without, best_rates, networks
+from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import batches, chance, exact_statistics, fit
+from gammabeta.lab.images.training import Training, batches, chance, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import error_then_loss, tune
 from gammabeta.lab.verdict import weakest
 
 EXACT = False
 KIND = "images"
 
-BATCH, STEPS, EVERY, PROBE = 32, 100, 10, 256
+STEPS, EVERY, PROBE = 100, 10, 256
 MARGIN = (1 / 1.25, 1.25)
-ARMS = ("none", "batch")
 EQUAL = "batch at the other's rate"
 # What must be there without normalization for a shift to be reduced.
 LEAST = {"input": 1e-3, "l2": 1e-2}
@@ -117,26 +117,6 @@ def called(model: nn.Module, x_nchw: Tensor) -> list[nn.Module]:
     for hook in hooks:
         hook.remove()
     return list(order)
-
-
-def is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer.weight
-
-
-@contextlib.contextmanager
-def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout, if a user's model has any, drops the same in every forward that begins so."""
-    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def inputs(model: nn.Module, layers: Sequence[nn.Module], x_nchw: Tensor) -> list[Tensor]:
@@ -234,7 +214,8 @@ def shift(
                 gradients.before(*stream[step])
         return False
 
-    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=STEPS, seed=seed, look=look)
+    training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=STEPS, seed=seed)
+    fit(data, data.train, training, look)
     return found
 
 
@@ -246,40 +227,6 @@ def size(result: Mapping[str, list[list[float | None]]], form: str) -> float | N
 
 
 # --- the claim ---
-
-
-def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
-    depths = (4,) if experiment.quick else (4, 8)
-    chosen = [experiment.mlp(depth, activation=activation) for depth in depths for activation in ("relu", "tanh")]
-    if experiment.user or not experiment.quick:
-        chosen.append(experiment.convolutional)
-    return chosen
-
-
-def best_rates(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], steps: int) -> dict[tuple[str, str], int]:
-    """The exponent of the best rate by network and arm; the validation error after ``steps`` decides."""
-    keys = [(describe(network), norm) for network in chosen for norm in ARMS]
-    return dict(zip(keys, tune(experiment, arms(chosen, steps), error_then_loss), strict=True))
-
-
-def arms(chosen: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    return [
-        {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": steps}
-        for network in chosen
-        for norm in ARMS
-    ]
-
-
-def accuracy_without(
-    experiment: Experiment, chosen: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], int], steps: int
-) -> list[float]:
-    """Each unnormalized network's validation accuracy at its best rate on the tuning seed."""
-    trials = [
-        experiment.train(**arm, rate=2.0 ** rates[describe(arm["network"]), "none"], seed=experiment.tuning_seed)
-        for arm in arms(chosen, steps)
-        if arm["norm"] == "none"
-    ]
-    return [1.0 - float(result["error"]) for result in experiment.run(trials)]
 
 
 Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> a result a seed

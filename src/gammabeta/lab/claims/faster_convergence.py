@@ -1,35 +1,36 @@
 """BatchNorm converges in far fewer steps.
 
-Question: How many steps, and how much time, does a network need to a target accuracy with BatchNorm and without?
+Question: How many steps, and how much time, does a network need to reach a target accuracy, with BatchNorm and without?
 
 Claim: With BatchNorm training reaches the target in far fewer steps.
 
-Criterion: The ratio of steps without over steps with BatchNorm, each at its own best rate, paired by seed, above
-1.25. The verdict goes by the median over the networks with matched initialization (a user's model counts as such)
-of each seed's log ratio; networks with torch's initialization, seconds, and equal rates are effects of their own.
+Criterion: The ratio of steps without BatchNorm over steps with it is above 1.25. Each arm runs at its own best learning
+rate, and ratios are paired by seed. The verdict rests on the median over the networks with matched initialization (a
+user's model counts as one) of each seed's log ratio. Networks with torch's initialization, seconds, and equal learning
+rates are reported as separate effects.
 
-Room: For each network: at its best rate on the tuning seed the unnormalized one gets above twice the accuracy of
-chance, and needs more than 10 steps to the target. One that never trains decides the claim by itself, and says
-nothing about speed.
+Room: For each network, at its best learning rate on the tuning seed, the unnormalized arm exceeds twice the accuracy of
+chance and needs more than 10 steps to the target. A network that never trains would decide the claim on its own without
+saying anything about speed.
 
-Method: SGD without momentum, batches of 32. The target is a validation accuracy fixed before any network is
-trained: nine tenths of the way from chance to a linear classifier on the same data. It is looked at every 5 steps,
-BatchNorm with exact statistics of 256 training images (a moving average lags behind in so few steps and would
-decide the outcome), and the step of the crossing is interpolated. Rates: a factor-4 grid on a seed of its own, then
-factor-2 neighbours until the best has both tried. A run that has not reached the target counts with the limit,
-which can only hide a difference; with any such run "equivalent" is not concluded. Seconds are steps times the
-median time of a step, one thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and
-both at BatchNorm's.
+Method: SGD without momentum, batches of 32. The target is a validation accuracy fixed before any network is trained:
+nine tenths of the way from chance to a linear classifier on the same data. The accuracy is measured every 5 steps, and
+the step at which it crosses the target is interpolated. BatchNorm uses exact statistics of 256 training images; a
+moving average lags behind in so few steps and would decide the outcome. Learning rates are tuned on a separate seed,
+first on a factor-4 grid, then on factor-2 neighbours until both neighbours of the best rate are tried. A run that does
+not reach the target counts with the step limit, which can only hide a difference; if there is any such run,
+"equivalent" is never concluded. Seconds are the number of steps times the median time per step on one thread, without
+evaluation. For equal rates both arms run at the unnormalized arm's best rate, and both at BatchNorm's.
 
-Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's and depth 12 with torch's initialization, width
-64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds. (The
-coarse grid of rates had four at first and has three, cut for time after a look; it widens by itself.)
+Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's initialization and of depth 12 with torch's, width 64,
+relu, and the user's model, 5 seeds. Full: also depth 4 with torch's initialization and the small ResNet, 10 seeds. (The
+coarse grid of learning rates had four at first and now has three, cut for time after a look; it widens on its own.)
 
-Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al.
-2018 (1805.11604)
+Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al. 2018
+(1805.11604)
 
-Known: Ioffe & Szegedy: 14 times fewer. In a trial on digits: depth 4 55–75 steps without, 15–20 with; depth 12
-120–135 and 45–50.
+Known: Ioffe & Szegedy report 14 times fewer steps. In a pilot run on digits, depth 4 took 55–75 steps without and 15–20
+with BatchNorm; depth 12 took 120–135 and 45–50.
 """
 
 import math

@@ -1,38 +1,39 @@
-"""Fine-tuning on a small target wants BatchNorm's statistics frozen.
+"""Fine-tuning on a small target set works best with frozen BatchNorm statistics.
 
-Question: When a trained network is fine-tuned on few images of another kind, is it better to freeze BatchNorm's
-statistics than to train on with those of small batches?
+Question: When a trained network is fine-tuned on a few images of another kind, is it better to freeze BatchNorm's
+statistics than to keep training with those of small batches?
 
-Claim: Statistics of small batches of a small or different target harm; freezing the pretrained ones helps.
+Claim: Statistics of small batches of a small or different target set do harm; freezing the pretrained ones helps.
 
-Criterion: For each seed and cell (network × target × images a class × batch size): test accuracy with frozen statistics
-less that with everything trained on batch statistics. Margin 2 percentage points. The verdict goes by the median over
-cells of each seed's difference; every cell has a verdict of its own, and cells whose difference is below minus the
-margin are named in the sentence.
+Criterion: For each seed and cell (network × target × images per class × batch size), test accuracy with frozen
+statistics minus that with everything trained on batch statistics. The margin is 2 percentage points. The verdict rests
+on the median over cells of each seed's difference. Every cell also has its own verdict, and the sentence names cells
+whose difference is below minus the margin.
 
-Room: On the tuning seed the pretrained network gets above twice the accuracy of chance on what it was trained for, and,
-for each cell, some arm's training gains more than the margin over no training: where fine-tuning gains nothing, how it
-is done does not matter.
+Room: On the tuning seed the pretrained network exceeds twice the accuracy of chance on what it was trained for. In each
+cell, training some arm also gains more than the margin over no training: where fine-tuning gains nothing, the way it is
+done does not matter.
 
-Method: Two targets. Rotated: pretrained on three quarters of the training images as they are, the target is the last
-quarter, turned by 90° (180° where images are not square); the head is kept. New classes: pretrained on the first half
-of the classes, the target is the second half; the head is drawn anew. Pretraining: 200 steps of 32 at the best rate for
-the whole task, then running statistics recalibrated on the images it was trained on. Fine-tuning: 60 steps of SGD
-without momentum on a few images a class drawn by the seed, each arm's rate tuned in each cell on the target's
-validation split with a seed of its own. Arms: all trained with batch statistics; statistics frozen, γ and β trained;
-all of the norm frozen; statistics recalibrated on the target's training images, then frozen; a network pretrained with
-GroupNorm, all trained; and no training. The arm on batch statistics is evaluated by its moving averages or by exact
-statistics of the target's training images, whichever is better on the tuning seed: with few images neither is always
-right, and that choice is not to decide against it.
+Method: Two targets. Rotated: the network is pretrained on three quarters of the training images; the target is the last
+quarter, rotated by 90° (180° where images are not square), and the head is kept. New classes: the network is pretrained
+on the first half of the classes; the target is the second half, and the head is reinitialized. Pretraining takes 200
+steps of 32 images at the best learning rate for the whole task. Running statistics are then recalibrated on the
+pretraining images. Fine-tuning takes 60 steps of SGD without momentum on a few images per class, drawn by the seed.
+Each arm's learning rate is tuned in each cell on the target's validation split, with a separate seed. The arms are:
+everything trained with batch statistics; statistics frozen, γ and β trained; the whole norm frozen; statistics
+recalibrated on the target's training images, then frozen; a network pretrained with GroupNorm, everything trained; and
+no training. The arm on batch statistics is evaluated with its moving averages or with exact statistics of the target's
+training images, whichever is better on the tuning seed. With few images neither is always right, and that choice should
+not decide against the arm.
 
-Settings: batches of 2 and 8. Quick: MLP of 2 layers of 64 and the user's model, 2 and 16 images a class, 3 seeds. Full:
-also 4 images a class, and the small ResNet with 2 and 16, 10 seeds (5 at first, which left it open).
+Settings: batches of 2 and 8. Quick: MLP of 2 layers of 64 and the user's model, 2 and 16 images per class, 3 seeds.
+Full: also 4 images per class, and the small ResNet with 2 and 16, 10 seeds (5 at first, which was inconclusive).
 
 Sources: Wu & Johnson 2021, Rethinking "Batch", sections 3 and 5 (arXiv 2105.07576); Wu & He 2018 (1803.08494); He et
 al. 2017, Mask R-CNN, which freezes (1703.06870)
 
-Known: In a trial on digits, frozen over all trained: batches of 2 +14 points; batches of 8 −9 to −28 on rotation, +19
-on new classes with one image each.
+Known: In a pilot run on digits, frozen minus everything trained was +14 points with batches of 2. With batches of 8 it
+was −9 to −28 on rotated images and +19 on new classes with one image each.
 """
 
 import copy
@@ -50,10 +51,10 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.task import Split, Task
+from gammabeta.lab.images.training import Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split, Task
 from gammabeta.lab.trials.trial import Trial, canonical, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -145,7 +146,7 @@ def pretrained(settings: str) -> nn.Module:
     data = load(how["task"])
     source = transfer(data, how["target"]).source
     chosen = {key: how[key] for key in ("network", "norm", "rate", "seed")}
-    model = fit(data, source, batch_size=BATCH, steps=PRETRAINING, **chosen).model
+    model = fit(data, source, Training(batch_size=BATCH, steps=PRETRAINING, **chosen)).model
     gb.recalibrate(model, source.x_nchw.split(256))
     return model
 

@@ -1,32 +1,32 @@
 """BatchNorm relieves vanishing and exploding gradients.
 
-Question: How different are the gradients of the first and the last layer of a deep network, with BatchNorm and
-without?
+Question: How different are the gradients of the first and the last layer of a deep network, with BatchNorm and without?
 
 Claim: With BatchNorm the gradient's norm is more even over depth.
 
-Criterion: For each seed and cell (activation × initialization × depth × moment), |log₁₀(gradient norm of the first
-hidden layer's weights over that of the last of the same shape)| without BatchNorm less the same with it: decades
-nearer to even. Margin 0.5 decades, a factor 3. The verdict goes by the median over all cells of each seed's
-difference; every cell has a verdict of its own, and cells decided the other way are named in the sentence.
+Criterion: The unevenness is |log₁₀(gradient norm of the first hidden layer's weights over that of the last layer of the
+same shape)|. For each seed and cell (activation × initialization × depth × moment in training), the effect is the
+unevenness without BatchNorm minus that with it, in decades. The margin is 0.5 decades, a factor of 3. The verdict rests
+on the median over all cells of each seed's difference. Every cell also has its own verdict, and the sentence names
+cells decided the other way.
 
-Room: Without BatchNorm, at least one cell is uneven by more than the margin in the median of its seeds, so that
-there is something to relieve.
+Room: Without BatchNorm at least one cell is uneven by more than the margin in the median of its seeds, so that there is
+something to relieve.
 
-Method: MLP of equal width, BatchNorm before the activation or none, in float64 so that 10⁻³⁰⁰ is still a number;
-one batch of 64 training images at the start; then 20 steps of SGD at a rate of 0.05 for every arm, and again on the
-same batch. That rate is not tuned: 20 steps are to show the state into which training moves, not its end. Same
-initialization and batches in both arms. A gradient of zero or of no finite size counts as 30 decades, and every
-value is restricted to that.
+Method: An MLP of equal width, with BatchNorm before the activation or none, in float64 so that 10⁻³⁰⁰ is still a
+number. The gradient is taken on one batch of 64 training images at the start, and on the same batch after 20 steps of
+SGD at a learning rate of 0.05 in every arm. That rate is not tuned: 20 steps should show the state into which training
+moves, not its end. Both arms share initialization and batches. A gradient that is zero or not finite counts as 30
+decades, and every value is clamped to that.
 
-Settings: width 32; sigmoid, tanh and relu; matched initialization (He, Xavier with gain) and torch's default;
-depths 10 and 20 with 3 seeds (quick), 10, 20 and 50 with 6 seeds (full).
+Settings: width 32; sigmoid, tanh and relu; matched initialization (He, Xavier with gain) and torch's default; depths 10
+and 20 with 3 seeds (quick), 10, 20 and 50 with 6 seeds (full).
 
 Sources: Ioffe & Szegedy 2015, section 3.3 (arXiv 1502.03167); Yang et al. 2019, A Mean Field Theory of Batch
 Normalization (1902.08129); Glorot & Bengio 2010; He et al. 2015 (1502.01852)
 
-Known: sigmoid at depth 20: −11 decades without, 0.23 with; tanh with Xavier a tie; relu with He 0.18 without, 1.5
-with: BatchNorm is worse there, as Yang et al. derive.
+Known: sigmoid at depth 20: −11 decades without, 0.23 with BatchNorm; tanh with Xavier is a tie. relu with He: 0.18
+without, 1.5 with; here BatchNorm is worse, as Yang et al. derive.
 """
 
 import itertools

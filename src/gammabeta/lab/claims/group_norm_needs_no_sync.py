@@ -1,37 +1,37 @@
 """GroupNorm needs no synchronization, and is slightly worse than large-batch BatchNorm.
 
-Question: What does a norm that takes its statistics from one sample save between processes, and what does it cost
-in accuracy?
+Question: What does a norm that takes its statistics from one sample save between processes, and what does it cost in
+accuracy?
 
 Claim: GroupNorm is independent of the batch and needs no communication; its accuracy is slightly below that of
 BatchNorm with a large batch.
 
-Criterion: First an identity: in a forward and a backward of each network in two processes GroupNorm makes no
-collective, and in training a sample's output and the gradient of its input change by no more than 10⁻⁶ of the
-largest value when all its companions are exchanged at equal batch size (exactly 0 but for kernels that round by
-place in the batch). Then the accuracy: GroupNorm's test error less BatchNorm's at batches of 32, by the median over
-networks of each seed's difference; margin 1 percentage point. Supported if the identity holds and the difference is
-wholly above the margin; contradicted if the identity fails or the difference is wholly below minus the margin;
-equivalent if it is wholly within: GroupNorm then saves the communication for nothing.
+Criterion: First an identity. In a forward and backward pass of each network in two processes, GroupNorm makes no
+collective. In training, a sample's output and the gradient of its input change by at most 10⁻⁶ of the largest value
+when all its companions are exchanged at equal batch size. (The change is exactly 0 except with kernels whose rounding
+depends on the place in the batch.) Then the accuracy: GroupNorm's test error minus BatchNorm's at batches of 32, by the
+median over networks of each seed's difference, with a margin of 1 percentage point. Supported if the identity holds and
+the difference is entirely above the margin. Contradicted if the identity fails or the difference is entirely below
+minus the margin. Equivalent if it is entirely within: GroupNorm then saves the communication at no cost.
 
 Room: Two controls. Synchronized BatchNorm in the same networks and processes makes collectives and depends on its
-companions by more than 10⁻³, so the count and the comparison can see. And both norms train: validation errors on
-the tuning seed below half of that of chance.
+companions by more than 10⁻³, so that the count and the comparison can detect both. Both norms also train: validation
+errors on the tuning seed are below half of that of chance.
 
-Method: Real gloo processes, one batch each; collectives are counted as torch dispatches them, in forward and backward
-of the loss alone; averaging the gradients, which every norm needs alike, is counted apart. Accuracy: one process with
-the whole batch of 32, which is what synchronized processes compute (sync_equals_large_batch); SGD without momentum,
-each arm's rate tuned on the validation split on one (quick) or six seeds of its own, the result from the test split,
-exact statistics.
+Method: Real gloo processes with one batch each. Collectives are counted as torch dispatches them, only in forward and
+backward of the loss; averaging the gradients, which every norm needs alike, is counted separately. Accuracy: one
+process with the whole batch of 32, which is what synchronized processes compute (sync_equals_large_batch). It is
+trained by SGD without momentum and evaluated with exact statistics. Each arm's learning rate is tuned on the validation
+split with one (quick) or six separate seeds, and the result comes from the test split.
 
 Settings: 2 processes of 16 images; MLP of 2 layers and the small ResNet (or the user's model). Quick: MLP with 200
-steps, 3 seeds, the ResNet for the identity alone, or the user's model in the MLP's place. Full: MLP with 300 steps
-and the ResNet with 400, 60 seeds (6 and 20 at first, which left it open).
+steps, 3 seeds; the ResNet only for the identity, or the user's model in place of the MLP. Full: MLP with 300 steps and
+the ResNet with 400, 60 seeds (6 and 20 at first, which was inconclusive).
 
 Sources: Wu & He 2018, table 1 (arXiv 1803.08494); Peng et al. 2018, MegDet (1711.07240)
 
-Known: Wu & He, ImageNet, batches of 32: BatchNorm 23.6 %, GroupNorm 24.1 % error. In a trial on digits, MLP:
-BatchNorm 2.4, GroupNorm 5.4.
+Known: Wu & He, ImageNet, batches of 32: BatchNorm 23.6 %, GroupNorm 24.1 % error. In a pilot run on digits with the
+MLP: BatchNorm 2.4, GroupNorm 5.4.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import gammabeta as gb
@@ -48,7 +48,7 @@ from gammabeta.distributed import processes
 from gammabeta.distributed.traffic import Traffic
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
-from gammabeta.lab.images.training import chance
+from gammabeta.lab.images.training import average_gradients, chance
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
 from gammabeta.lab.sources import load
@@ -86,16 +86,6 @@ def own_traffic(
                 average_gradients(model)
             found.append([index, norm, len(of_pass.seen), of_pass.bytes, len(of_gradients.seen)])
     return found
-
-
-def average_gradients(model: nn.Module) -> None:
-    """Every parameter's gradient becomes the mean over processes, by one collective."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.reshape(gradient.shape))
 
 
 @versioned(1)

@@ -4,23 +4,22 @@ Question: What is the largest learning rate at which training still reaches a ta
 
 Claim: With BatchNorm much larger learning rates work.
 
-Criterion: The ratio of the largest rates with over without BatchNorm, paired by seed, above 2. Rates are read off a
-grid of powers of two, so one step of the grid is added to the interval on both sides. The verdict goes by the
-median over the networks with matched initialization (a user's model counts as such) of each seed's log ratio.
+Criterion: The ratio of the largest learning rates, with BatchNorm over without, paired by seed, is above 2. Rates lie
+on a grid of powers of two, so one step of the grid is added to the interval on both sides. The verdict rests on the
+median over the networks with matched initialization (a user's model counts as one) of each seed's log ratio.
 
-Room: As for faster_convergence: without normalization the network trains at its best rate; and on every seed
-something on the grid fails, so that a largest rate exists.
+Room: As for faster_convergence: without normalization the network trains at its best learning rate. Also, on every seed
+some rate of the grid fails, so that a largest rate exists.
 
 Method: The networks, batches and target of faster_convergence. For each seed the rates above the arm's best one are
-tried, doubling, until two in a row fail to reach the target within the limit; the largest that reached it counts.
-Where none reaches it the lowest rate tried counts (restricted).
+tried, doubling each time, until two in a row fail to reach the target within the limit; the largest that reached it
+counts. Where none reaches it, the lowest rate tried counts (the value is censored).
 
-Settings: limit 300 steps, grid from 2⁻¹⁶ to 2²⁰; 3 seeds (quick), 10 seeds (full); networks as in
-faster_convergence.
+Settings: limit 300 steps, grid from 2⁻¹⁶ to 2²⁰; 3 seeds (quick), 10 seeds (full); networks as in faster_convergence.
 
 Sources: Ioffe & Szegedy 2015, section 3.3 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375)
 
-Known: 8 times at depth 4, 32 times at depth 12, 4 times with tanh and in a ResNet, in a trial on digits.
+Known: In a pilot run on digits: 8 times at depth 4, 32 times at depth 12, 4 times with tanh and in a ResNet.
 """
 
 import math

@@ -2,27 +2,28 @@
 
 Question: How fast do the running statistics forget, and is the output in evaluation independent of the batch?
 
-Claim: Inference normalizes by moving averages of the batches' statistics: it is deterministic, independent of
+Claim: Inference normalizes by moving averages of the batch statistics. It is deterministic and independent of
 companions, and an average with momentum m forgets with a time constant of −1/ln(1 − m) batches.
 
-Criterion: The time constant that is measured over the one of the law, by the median over momenta of each seed's log
-ratio, within 10 %. And exactly: in evaluation, companions exchanged at equal batch size, a sample's output changes by
-0; else contradicted.
+Criterion: The measured time constant over that of the law, by the median over momenta of each seed's log ratio, is
+within 10 % of 1. In addition an identity must hold: in evaluation, with companions exchanged at equal batch size, a
+sample's output changes by 0. If it fails, the claim is contradicted.
 
-Room: The law and the rule of thumb 1/m differ by more than the margin at the largest momentum, so that the two can be
-told apart.
+Room: At the largest momentum the law and the rule of thumb 1/m differ by more than the margin, so that the two can be
+distinguished.
 
-Method: The first BatchNorm of an MLP and of the ResNet (or of the user's model) with weights frozen, so that nothing
-but the average moves. Its running mean starts 1,000 standard deviations away and sees batches of 32; the distance to
-the batches' own average falls as exp(−t/τ), and 1/τ is the least squares slope of its logarithm, root mean square over
-channels, over the batches in which it is above 10 standard deviations, where the batches' own noise plays no part.
+Method: The first BatchNorm of an MLP and of the ResNet (or of the user's model), with weights frozen, so that only the
+average moves. Its running mean starts 1,000 standard deviations away and sees batches of 32. The distance to the
+average over the batches falls as exp(−t/τ), where distance is the root mean square over channels. 1/τ is the
+least-squares slope of its logarithm, over the batches at which the distance exceeds 10 standard deviations, where the
+noise of the batches plays no part.
 
 Settings: momentum 0.03, 0.1, 0.3, 0.5, 0.9; 3 seeds (quick), 10 seeds (full).
 
 Sources: Ioffe & Szegedy 2015, algorithm 2 (arXiv 1502.03167)
 
-Known: It follows from the recursion r ← (1 − m) r + m x. In a trial: 0.95 of 1/m at 0.1 and 0.39 at 0.9, so 1/m is
-the wrong law for large momenta.
+Known: It follows from the recursion r ← (1 − m) r + m x. In a pilot run the time constant was 0.95 of 1/m at 0.1 and
+0.39 at 0.9, so 1/m is the wrong law for large momenta.
 """
 
 import math
@@ -33,8 +34,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gammabeta.lab.claims.batch_noise import first_norm, output_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.layers import first_norm, output_of
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import batches
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured

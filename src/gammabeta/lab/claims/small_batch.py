@@ -2,43 +2,43 @@
 
 Question: How does the test error change as batches get smaller, with each normalization?
 
-Claim: With few images a batch BatchNorm's statistics are too noisy and its error rises; GroupNorm and LayerNorm,
+Claim: With few images per batch BatchNorm's statistics are too noisy and its error rises. GroupNorm and LayerNorm,
 which take their statistics from one image, do not suffer.
 
-Criterion: For each seed and regime (network × equal steps or equal epochs): BatchNorm's rise, its test error at
-batches of 2 and 4 (mean) less its own at 32; and its excess, that rise less GroupNorm's: smaller batches also
-change how much data a step sees and how noisy the gradient is, for every norm alike, and that is no fault of the
-statistics. Margin 2 percentage points. Supported if both rise and excess, by the median over regimes, are wholly
-above the margin; contradicted if one is wholly below minus the margin; equivalent if one is wholly within; else
-inconclusive. Regimes are named.
+Criterion: Two quantities for each seed and regime (network × equal steps or equal epochs). BatchNorm's rise is its test
+error at batches of 2 and 4 (mean) minus its own at 32. Its excess is that rise minus GroupNorm's. For every norm alike,
+smaller batches also change how much data a step sees and how noisy the gradient is, which is no fault of the
+statistics. The margin is 2 percentage points. Supported if both rise and excess, by the median over regimes, are
+entirely above the margin. Contradicted if one is entirely below minus the margin, equivalent if one is entirely within,
+otherwise inconclusive. Regimes are named.
 
-Room: A regime is judged if, on the tuning seed, the validation errors of BatchNorm at 32 and of GroupNorm at 4 and
-at 32 are below half of that of chance: a budget that leaves the network untrained at some batch size says nothing
-about statistics. (GroupNorm's part was added after two first looks at quick settings for the ResNet that had no
-room: 200 steps of 2 images trained neither norm, and 2 epochs, 62 steps of 32, left GroupNorm untrained. The quick
-setting was then made 400 equal steps, and 300 to save time.)
+Room: A regime is judged if three validation errors on the tuning seed are below half of that of chance: BatchNorm's at
+32, and GroupNorm's at 4 and at 32. A budget that leaves the network untrained at some batch size says nothing about
+statistics. (GroupNorm's part was added after two first looks at quick settings for the ResNet that had no room: 200
+steps of 2 images trained neither norm, and 2 epochs, 62 steps of 32, left GroupNorm untrained. The quick setting then
+became 400 equal steps, and 300 to save time.)
 
-Method: SGD without momentum, each arm's rate tuned at each batch size and budget on the validation split with a
-seed of its own (factor-4 grid, then factor-2 neighbours), the result from the test split. Evaluated with exact
-statistics (of 256 training images, under the final weights), not with the moving average: over batches of 2 it
-remembers some 40 images, and its own noise would decide the outcome. That is generous to BatchNorm, so that a rise
-is the harm done in training; the error with the moving average, which a user would see, is an effect of its own.
-LayerNorm of images is over channels and positions; InstanceNorm is left out of the MLP, where it has one value a
-statistic; ghost BatchNorm takes statistics of 4 images within a batch of 32 (and of 8), so that BatchNorm's
-statistics of 4 meet the gradient of 32; Renorm has r ≤ 3, d ≤ 5 from the first step, without the paper's warm-up.
-Values a statistic are those of the norm with the fewest.
+Method: SGD without momentum. Each arm's learning rate is tuned at each batch size and budget on the validation split
+with a separate seed (factor-4 grid, then factor-2 neighbours); the result comes from the test split. Evaluation uses
+exact statistics (of 256 training images, under the final weights), not the moving average. Over batches of 2 the moving
+average remembers some 40 images, and its own noise would decide the outcome. This favours BatchNorm, so a rise is harm
+done in training; the error with the moving average, which a user would see, is reported as a separate effect. LayerNorm
+of images normalizes over channels and positions. InstanceNorm is left out of the MLP, where it has one value per
+statistic. Ghost BatchNorm takes statistics of 4 images within a batch of 32 (and of 8), so that BatchNorm's statistics
+of 4 meet the gradient of 32. Renorm has r ≤ 3, d ≤ 5 from the first step, without the paper's warm-up. Values per
+statistic are those of the norm with the fewest.
 
-Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: batches of 2, 4, 32, 3 seeds; MLP
-at 200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group;
-ResNet at 300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at
-equal steps, 300 and 400; none, batch, group and layer at 4 equal epochs in both.
+Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: batches of 2, 4, 32, 3 seeds; MLP at
+200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group; ResNet at
+300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at equal steps,
+300 and 400; none, batch, group and layer at 4 equal epochs in both.
 
-Sources: Wu & He 2018, table 2 (arXiv 1803.08494); Ioffe 2017, Batch Renormalization (1702.03275); Hoffer et al.
-2017 (1705.08741); Wu & Johnson 2021, Rethinking "Batch" (2105.07576)
+Sources: Wu & He 2018, table 2 (arXiv 1803.08494); Ioffe 2017, Batch Renormalization (1702.03275); Hoffer et al. 2017
+(1705.08741); Wu & Johnson 2021, Rethinking "Batch" (2105.07576)
 
-Known: Wu & He, ImageNet, batches of 32/16/8/4/2: BatchNorm 23.6 23.7 24.8 27.3 34.7 % error; GroupNorm 24.1 24.2
-24.0 24.2 24.1. In a trial on digits, MLP, 2/4/32: BatchNorm 68/9.9/2.4, GroupNorm 4.3/3.7/5.4; a small ResNet,
-which has 64 positions to draw on, BatchNorm 1.3/1.2/1.0.
+Known: Wu & He, ImageNet, batches of 32/16/8/4/2: BatchNorm 23.6 23.7 24.8 27.3 34.7 % error; GroupNorm 24.1 24.2 24.0
+24.2 24.1. In a pilot run on digits with the MLP at 2/4/32: BatchNorm 68/9.9/2.4, GroupNorm 4.3/3.7/5.4. A small ResNet,
+whose statistics also draw on 64 positions: BatchNorm 1.3/1.2/1.0.
 """
 
 from collections.abc import Mapping, Sequence

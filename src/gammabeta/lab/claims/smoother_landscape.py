@@ -1,42 +1,41 @@
 """BatchNorm smooths the loss surface.
 
-Question: Along the gradient, how far do the loss and the gradient stray from what the gradient promises, with BatchNorm
-and without?
+Question: Along the gradient direction, how far do the loss and the gradient depart from the gradient's linear
+prediction, with BatchNorm and without?
 
-Claim: With BatchNorm the loss surface is smoother: along the gradient loss and gradient change less.
+Claim: With BatchNorm the loss surface is smoother: along the gradient, loss and gradient change less.
 
 Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, at equal training loss. Loss form:
-the range, over the steps, of the loss less the line that the gradient promises (what is beyond the wanted decrease).
-Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Both below
-1/1.25, by the median over cells (network × training loss) of each seed: supported; contradicted if one is wholly above
-1.25; equivalent if one is wholly between; else inconclusive. Cells decided the other way are named.
+the range, over the steps, of the loss minus the line that the gradient predicts (what exceeds the wanted decrease).
+Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Supported if
+both are below 1/1.25, by the median over cells (network × training loss) of each seed. Contradicted if one is entirely
+above 1.25, equivalent if one is entirely between, otherwise inconclusive. Cells decided the other way are named.
 
-Room: On the tuning seed the unnormalized network comes down to at least one of the training losses; a cell is judged
-where both arms come down to it with every seed. And the positive control holds: with the weights in front of every
-BatchNorm multiplied by 3 and 1/3, turn about, which changes no output (ε is scaled along), neither measure moves by
-more than 0.1 %. Where the control fails the measure sees the size of weights, and nothing is
-judged.
+Room: On the tuning seed the unnormalized network reaches at least one of the training losses; a cell is judged where
+both arms reach it with every seed. A positive control must also hold. The weights before every BatchNorm are multiplied
+by 3 and 1/3 in alternation, which changes no output (ε is scaled along), and neither measure may move by more than 0.1
+%. Where the control fails, the measure depends on the size of the weights, and nothing is judged.
 
-Method: A fixed batch of 256 training images in training mode, float64, BatchNorm normalizing by that batch. Each arm is
-trained by SGD without momentum, batches of 32, at its own best rate (validation error after 100 steps); where the loss
-of the fixed batch first falls below the level, the point on the line between the weights before and after that step at
-which it is the level is found by bisection. Steps are relative to the layers' weight norms: the metric is Σ ‖dw‖²/‖w‖²
-over linear and convolutional weights, in which the steepest descent of layer l is −‖w‖² g, and a step of 0.05 moves all
-layers together by 5 % of their norms (root of the sum of squares). A step in absolute units would measure the size of
-weights instead; biases, γ and β stay. The gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The
-table has the control also for steps in an absolute unit, to show that it can fail.
+Method: A fixed batch of 256 training images in training mode, in float64; BatchNorm normalizes by that batch. Each arm
+is trained by SGD without momentum on batches of 32, at its own best learning rate (by the validation error after 100
+steps). The walk starts where the loss of the fixed batch first falls below the level: bisection finds the point of that
+loss on the line between the weights before and after that step. Steps are relative to the layers' weight norms. The
+metric is Σ ‖dw‖²/‖w‖² over linear and convolutional weights, in which the steepest descent of layer l is −‖w‖² g. A
+step of 0.05 moves all layers together by 5 % of their norms (root of the sum of squares). A step in absolute units
+would measure the size of the weights instead; biases, γ and β stay fixed. The gradient is compared in the same metric,
+‖w‖ g with ‖w‖ at the start. The table also gives the control for steps in an absolute unit, to show that it can fail.
 
 Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
 and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6
-seeds. (There were 8 in full at first, cut for time; the control scaled weights by 4 and 1/4, powers of two that made it
-trivially exact, and now by 3 and 1/3.)
+seeds. (There were 8 in full at first, cut for time. The control first scaled weights by 4 and 1/4, powers of two that
+made it trivially exact, and now by 3 and 1/3.)
 
 Sources: Santurkar et al. 2018, section 3.1 (arXiv 1805.11604); Li et al. 2018, Visualizing the Loss Landscape
 (1712.09913), on steps relative to weight norms; van Laarhoven 2017 (1706.05350)
 
-Known: Santurkar et al., steps in absolute units: loss and gradient vary less with BatchNorm. In a trial on digits the
-steepness that absolute steps give to BatchNorm was 18.8, 6.4 and 1.8 at initial gains of 1/3, 1 and 3: such steps
-measure the size of weights.
+Known: Santurkar et al., with steps in absolute units: loss and gradient vary less with BatchNorm. In a pilot run on
+digits, the steepness that absolute steps assign to BatchNorm was 18.8, 6.4 and 1.8 at initial gains of 1/3, 1 and 3.
+Such steps measure the size of the weights.
 """
 
 import copy
@@ -50,10 +49,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gammabeta as gb
-from gammabeta.lab.claims.covariate_shift import ARMS, BATCH, best_rates, is_layer, networks, same_draws, weight_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.best_rates import ARMS, BATCH, best_rates, networks
+from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import fit
+from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.sources import load
@@ -216,7 +216,8 @@ def landscape(
         last = now
         return len(found) == len(levels)
 
-    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed, look=look)
+    training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed)
+    fit(data, data.train, training, look)
     return {"levels": found}
 
 

@@ -1,34 +1,36 @@
 """Synchronizing BatchNorm is a communication bottleneck.
 
-Question: What does sharing BatchNorm's statistics between processes cost, and from how many on does it matter?
+Question: What does sharing BatchNorm's statistics between processes cost, and from how many processes on does it
+matter?
 
 Claim: Synchronizing is a communication bottleneck: every layer waits for all processes, forward and backward.
 
-Criterion: Reported, not judged: what is measured holds for processes of this machine, and what is said of other
-links rests on their assumed speed. Reported are the step's lengthening by synchronization in percent, and the
-number of ranks at which the modelled exchange passes 5 % of a step, for each link.
+Criterion: Reported, not judged: what is measured holds for processes of this machine, and what is said of other links
+rests on their assumed speed. Two figures are reported. One is how much synchronization lengthens a step, in percent.
+The other, for each link, is the number of ranks at which the modelled exchange exceeds 5 % of a step.
 
-Room: The network has BatchNorm layers that synchronize: at least one collective a step is counted in 2 processes.
+Room: The network has BatchNorm layers that synchronize: at least one collective per step is counted in 2 processes.
 
-Method: Real gloo processes, each with its own batch, all in step. The same network with each process's own
-statistics and with synchronized ones, in turns: a whole step (forward, backward, gradients averaged in one
-collective, SGD), and its normalization layers alone, forward and backward on inputs of their shapes. Collectives
-and bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α +
-m/β, by least squares of relative errors. For more ranks, the step's counted messages m are sent one after another,
-without overlap or contention, by the cheaper algorithm of two: the ring, (P − 1)(α + m/β) for an all-gather and 2(P
-− 1)(α + m/(Pβ)) for an all-reduce; and recursive doubling, ⌈log₂ P⌉α + (P − 1)m/β and ⌈log₂ P⌉(α + m/β). Also by
-the ring alone. What is modelled leaves out waiting for each other, which the measured step has. The step is this
-machine's in one process, and ones 10 and 100 times longer, as of larger batches or images with as many layers.
+Method: Real gloo processes, each with its own batch, in lockstep. The same network runs with each process's own
+statistics and with synchronized ones, in turns. Timed are a whole step (forward, backward, gradients averaged in one
+collective, SGD), and the normalization layers alone, forward and backward on inputs of their shapes. Collectives and
+bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α + m/β, by
+least squares of relative errors. For more ranks, the step's counted messages m are sent one after another, without
+overlap or contention, by the cheaper of two algorithms. The ring takes (P − 1)(α + m/β) for an all-gather and 2(P −
+1)(α + m/(Pβ)) for an all-reduce. Recursive doubling takes ⌈log₂ P⌉α + (P − 1)m/β and ⌈log₂ P⌉(α + m/β). The ring is
+also reported on its own. The model leaves out waiting for each other, which the measured step includes. The step is
+this machine's in one process, and also one 10 and one 100 times longer, as with larger batches or images and as many
+layers.
 
-Settings: the small ResNet (or the user's model), 32 images a process; 1 and 2 processes, in full also 4, each with
-one thread; what has more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 8 rounds
-(quick), 40 (full). Links, assumed, with latency a message and bandwidth: NVLink 4, 3 µs, 900 GB/s; InfiniBand NDR,
-5 µs, 50 GB/s; 100 GbE, 20 µs, 12.5 GB/s; 25 GbE, 30 µs, 3.1 GB/s; 10 GbE, 50 µs, 1.25 GB/s.
+Settings: the small ResNet (or the user's model), 32 images per process; 1 and 2 processes, in full also 4, each with
+one thread; a setting with more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 8 rounds
+(quick), 40 (full). Links, assumed, with latency per message and bandwidth: NVLink 4, 3 µs, 900 GB/s; InfiniBand NDR, 5
+µs, 50 GB/s; 100 GbE, 20 µs, 12.5 GB/s; 25 GbE, 30 µs, 3.1 GB/s; 10 GbE, 50 µs, 1.25 GB/s.
 
 Sources: Thakur, Rabenseifner & Gropp 2005, section 4; Peng et al. 2018, MegDet (arXiv 1711.07240); Wu & He 2018
 (1803.08494)
 
-Known: A layer sends 2C + 2 values forward and 2C backward, so little that latency decides and not bandwidth.
+Known: A layer sends 2C + 2 values forward and 2C backward, so few that latency decides and not bandwidth.
 """
 
 import math
@@ -49,9 +51,9 @@ from gammabeta.distributed import processes
 from gammabeta.distributed.collectives import all_gather, all_reduce
 from gammabeta.distributed.process_groups import Peers
 from gammabeta.distributed.traffic import Traffic
-from gammabeta.lab.claims.group_norm_needs_no_sync import average_gradients
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
+from gammabeta.lab.images.training import average_gradients
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, cores, versioned

@@ -1,32 +1,32 @@
-"""Synchronized BatchNorm over k processes is BatchNorm on the whole batch.
+"""Synchronized BatchNorm over k processes equals BatchNorm on the whole batch.
 
 Question: Do k processes that share BatchNorm's statistics compute what one process computes on all their samples?
 
 Claim: Synchronized BatchNorm over k ranks is BatchNorm on the whole batch: the same outputs, gradients and running
 statistics, for batches of equal and of different sizes.
 
-Criterion: An identity in float64. On each of the cases, the outputs, the gradients of the input and of all
-parameters and the running statistics differ from those of the whole batch by less than 10⁻¹⁰ of the largest value
-of their kind: sums of some hundred values in another order err by 10⁻¹⁴, which several layers, forward and
-backward, magnify. Supported if all agree, else contradicted.
+Criterion: An identity in float64. In each case the outputs, the gradients of the input and of all parameters, and the
+running statistics differ from those of the whole batch by less than 10⁻¹⁰ of the largest value of their kind. Sums of
+some hundred values in another order err by 10⁻¹⁴, which several layers, forward and backward, magnify. Supported if all
+agree, otherwise contradicted.
 
-Room: The control: with the ranks' means and variances averaged, which leaves out the variance between the means and
-counts a small batch as much as a large one, the outputs are off by more than 10⁻⁶ in every case, 10⁴ times what is
-allowed. So the ranks' batches do differ, and the check can fail. (10⁻³ at first; a first run of the ResNet, whose
-statistics have 64 positions an image, came to 1.3·10⁻³, too near to leave other data room.)
+Room: The control averages the ranks' means and variances, which leaves out the variance between the means and weighs a
+small batch as much as a large one. Its outputs must be off by more than 10⁻⁶ in every case, 10⁴ times what is allowed.
+Then the ranks' batches do differ, and the check can fail. (The bound was 10⁻³ at first. A first run of the ResNet,
+whose statistics have 64 positions per image, came to 1.3·10⁻³, too close to leave room for other data.)
 
-Method: Real gloo processes, each with its own samples, ordered by class so that ranks differ, against torch.nn's
-own BatchNorm on all samples in one process. Layers of (N, C) and (N, C, H, W) alone with random γ, β and running
-statistics, and two networks on the task's images. Each rank's loss is the mean over its own n_r samples times n_r /
-n, taken before backward, since gradients cross between ranks inside of it; parameters' gradients are then summed
-over ranks, as DistributedDataParallel does with k times as much.
+Method: Real gloo processes, each with its own samples, ordered by class so that ranks differ, against torch.nn's own
+BatchNorm on all samples in one process. Cases are single layers of (N, C) and (N, C, H, W) with random γ, β and running
+statistics, and two networks on the task's images. Each rank's loss is the mean over its own n_r samples times n_r / n,
+scaled before backward because gradients cross between ranks inside it. Parameter gradients are then summed over ranks,
+as DistributedDataParallel does with k times as much.
 
-Settings: 2 and 3 processes (quick), also 4 (full); ranks of 8 samples each, and of 13, 3, 8 and 1; 6 channels, 5 ×
-4 positions; MLP of 2 layers and the small ResNet.
+Settings: 2 and 3 processes (quick), also 4 (full); ranks of 8 samples each, and of 13, 3, 8 and 1; 6 channels, 5 × 4
+positions; MLP of 2 layers and the small ResNet.
 
 Sources: Chan, Golub & LeVeque 1983, eq. 2.1; Peng et al. 2018, MegDet (arXiv 1711.07240)
 
-Known: It follows from the formula for merging moments. In a trial averaging rank means and variances was off by
+Known: It follows from the formula for merging moments. In a pilot run, averaging rank means and variances was off by
 0.23.
 """
 
@@ -47,9 +47,9 @@ from gammabeta.distributed.process_groups import Peers
 from gammabeta.functional import NormCall
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Task
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.statistics import Statistics, Synced
 

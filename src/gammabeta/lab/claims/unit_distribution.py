@@ -2,29 +2,29 @@
 
 Question: What is the distribution of a normalization layer's output, over the axes that it normalizes?
 
-Claim: Standardized inputs have mean 0 and variance 1; more exactly variance σ²/(σ² + ε), and for RMSNorm, which
-does not center, mean square m/(m + ε) with m the input's mean square and no mean of 0.
+Claim: Standardized inputs have mean 0 and variance 1, more exactly variance σ²/(σ² + ε). RMSNorm does not center: its
+output has mean square m/(m + ε), with m the input's mean square, and its mean is not 0.
 
-Criterion: An identity in float64, over every norm's own axes. The mean is within (64 + n)·u·(1 + |μ|/s) of 0 and
-the variance within (64 + n)·u·(1 + |μ|/σ) of σ²/(σ² + ε), relatively, where n is the number of values a statistic,
-s² = σ² + ε and u = 2⁻⁵³: a sum of n squares taken one by one errs by n·u at the most (Higham 2002, eq. 4.4), x − μ
-loses as many digits as |μ| is larger than the spread, and 64 covers the rest. Supported if it holds for every
-statistic of every norm on every input, else contradicted. (The bound was corrected after first runs: the variance's
-had s in place of σ, which is too narrow where σ² is below ε, since there the variance itself is small; and it did
-not grow with n, which failed at 6,272 values, where the kernel sums one by one.)
+Criterion: An identity in float64, over every norm's own axes. The mean is within (64 + n)·u·(1 + |μ|/s) of 0, and the
+variance within (64 + n)·u·(1 + |μ|/σ) of σ²/(σ² + ε), relatively. Here n is the number of values per statistic, s² = σ²
++ ε and u = 2⁻⁵³. A sum of n squares taken one by one errs by at most n·u (Higham 2002, eq. 4.4), x − μ loses as many
+digits as |μ| exceeds the spread, and 64 covers the rest. Supported if it holds for every statistic of every norm on
+every input, otherwise contradicted. (The bound was corrected after first runs. The variance's bound had s in place of
+σ, which is too narrow where σ² is below ε, since the variance itself is small there. It also did not grow with n, and
+failed at 6,272 values, where the kernel sums one by one.)
 
 Room: Always: an identity needs none.
 
-Method: BatchNorm of (N, C) and (N, C, H, W), LayerNorm, GroupNorm, InstanceNorm and RMSNorm, γ = 1 and β = 0, in
-training mode, on random inputs whose mean and spread vary over nine and six decades, and on the real task: its
-images after the first linear or convolutional layer of a network that was trained for 20 steps. Means and variances
-of the output are taken here by torch.mean in float64, not by the library's own Moments.
+Method: BatchNorm of (N, C) and (N, C, H, W), LayerNorm, GroupNorm, InstanceNorm and RMSNorm run in training mode with γ
+= 1 and β = 0. Their inputs are random, with means and spreads over nine and six decades. They are also the real task's
+images after the first linear or convolutional layer of a network trained for 20 steps. Means and variances of the
+output are computed here by torch.mean in float64, not by the library's own Moments.
 
-Settings: ε of 10⁻⁵ and 10⁻²; |μ| of 0, 1, 10³, 10⁶; σ of 10⁻³, 1, 10³; 32 samples, 16 channels, 4 × 4 positions;
-the same for quick and full.
+Settings: ε of 10⁻⁵ and 10⁻²; |μ| of 0, 1, 10³, 10⁶; σ of 10⁻³, 1, 10³; 32 samples, 16 channels, 4 × 4 positions; the
+same for quick and full.
 
-Sources: Ioffe & Szegedy 2015, algorithm 1 (arXiv 1502.03167); Ba et al. 2016, eq. 3 (1607.06450); Wu & He 2018, eq.
-1 (1803.08494); Zhang & Sennrich 2019, eq. 4 (1910.07467)
+Sources: Ioffe & Szegedy 2015, algorithm 1 (arXiv 1502.03167); Ba et al. 2016, eq. 3 (1607.06450); Wu & He 2018, eq. 1
+(1803.08494); Zhang & Sennrich 2019, eq. 4 (1910.07467)
 
 Known: It follows from the definition; at σ² below ε the variance is far from 1.
 """
