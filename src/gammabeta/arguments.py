@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.activations import ACTIVATIONS
+from gammabeta.reference import Affine
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 """The dtypes that norms compute with."""
@@ -50,15 +51,18 @@ def nested_refusal(norm: str) -> ValueError:
 def check_channels(
     norm: str,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    affine: Affine,
+    statistics: tuple[Tensor | None, Tensor | None],
     residual: Tensor | None,
 ) -> None:
-    """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device."""
+    """Check what a channel norm gets; `statistics` are running mean and variance.
+
+    x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device.
+    """
     if x.is_nested:
         raise nested_refusal(norm)
+    weight, bias = affine
+    running_mean, running_var = statistics
     shape, device = x.shape[1:2], x.device
     if (
         residual is None
