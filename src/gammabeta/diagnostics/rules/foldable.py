@@ -25,9 +25,9 @@ from torch import nn
 from gammabeta.diagnostics.findings import Finding, Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example
+from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import ALONE, Sites
-from gammabeta.surgery.refusal import Refusal
 
 code = "GB602"
 name = "foldable"
