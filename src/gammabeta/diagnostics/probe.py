@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.unchanged import arguments_of, modes_kept, unchanged
 from gammabeta.moments import Moments
 
 # Samples whose dependence on each other is looked at, and how often the model is timed.
@@ -156,13 +156,12 @@ def _forward(model: nn.Module, inputs: Any, *, evaluation: bool) -> None:
 
 def _companions(module: nn.Module, x: Tensor) -> Companions:
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    mode = module.training
     found: dict[bool, float | None] = {}
     for training in (False, True):
-        module.train(training)
         # What a norm raises on part of its batch, or on x alone, is not what was asked.
         try:
-            with torch.enable_grad():
+            with modes_kept(module), torch.enable_grad():
+                module.train(training)
                 leaf = x.clone().requires_grad_()
                 y = type(module).forward(module, leaf)
                 direction = torch.randn(y[0].shape, generator=torch.Generator().manual_seed(0)).to(y)
@@ -172,7 +171,6 @@ def _companions(module: nn.Module, x: Tensor) -> Companions:
         except Exception:
             found[training] = None
         finally:
-            module.train(mode)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)

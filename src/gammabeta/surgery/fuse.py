@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch.nn.utils import parametrize
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.norms import is_norm, is_ours
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change, transaction
 
@@ -74,17 +76,13 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
 def _in_both_modes(model: nn.Module, example_inputs: Any) -> list[Observation]:
     """As the model is; and all in training, and all in evaluation, where it runs so."""
     found = [observe(model, example_inputs)]
-    modes = [(module, module.training) for module in model.modules()]
+    modes = {module.training for module in model.modules()}
     for mode in (True, False):
-        if any(was is not mode for _, was in modes):
-            try:
+        if modes != {mode}:
+            # These inputs may be none for training: one sample, no targets.
+            with suppress(Exception), modes_kept(model):
                 model.train(mode)
                 found.append(observe(model, example_inputs))
-            except Exception:  # these inputs may be none for training: one sample, no targets
-                continue
-            finally:
-                for module, was in modes:
-                    module.training = was
     return found
 
 
