@@ -5,7 +5,6 @@ Every finished trial is on disk before the next begins, so that a study that was
 
 import contextlib
 import datetime
-import difflib
 import json
 import platform
 import shlex
@@ -20,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import gammabeta
+from gammabeta.arguments import did_you_mean
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import Comparison
@@ -246,9 +246,9 @@ def _chosen(names: Sequence[str] | None) -> list[Claim]:
         return list(CLAIMS)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-            meant = f"Did you mean {near[0]}?" if near else f"Claims: {', '.join(known)}."
-            raise StudyError(f"there is no claim {name}. {meant}")
+            every = f"there are {', '.join(known)}."
+            meant = did_you_mean(name.replace("-", "_"), known, every, cutoff=0.4, show=str)
+            raise StudyError(f"there is no claim {name}: {meant}")
     return [claim for claim in CLAIMS if claim.name in names]
 
 
