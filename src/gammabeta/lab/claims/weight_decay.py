@@ -255,9 +255,7 @@ def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
         experiment,
         [{"schedule": schedule} for schedule in SCHEDULES],
         test_loss,
-        make=lambda arm, exponent: trial(
-            arm["schedule"], 0.0, exponent, experiment.tuning_seed, report="validation"
-        ),
+        make=lambda arm, exponent: trial(arm["schedule"], 0.0, exponent, experiment.tuning_seed, report="validation"),
     )
     rate = dict(zip(SCHEDULES, exponents, strict=True))
     tried = experiment.grid(
