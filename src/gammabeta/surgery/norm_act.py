@@ -19,15 +19,6 @@ _ACTIVATIONS = {
 _TOLERANCE = 1e-4  # relative, in float32: kernels differ by some units in the last place, activations by far more
 
 
-def is_norm_act(module: nn.Module) -> bool:
-    """Whether it is such a subclass of torch's BatchNorm2d or SyncBatchNorm."""
-    return (
-        isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
-        and type(module) not in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        and {*module._modules} == {"drop", "act"}
-    )
-
-
 def activation_of(module: nn.Module) -> tuple[str | None, float]:
     """The activation's name and slope; of a module that `why_not_act` has nothing against."""
     act = module._modules["act"]
