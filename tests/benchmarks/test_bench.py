@@ -61,7 +61,7 @@ def run(monkeypatch, tmp_path):
 
 def test_every_round_begins_with_another_contestant():
     names = ["a", "b", "c"]
-    assert [contest.in_turn(names, turn) for turn in range(4)] == [
+    assert [contest.rotated(names, turn) for turn in range(4)] == [
         ["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"],
     ]  # fmt: skip
 
@@ -122,16 +122,16 @@ def test_copies_ratios_and_limits():
     assert this.copies() == (1.0, 1.5, 2.0)
     assert this.copies(TORCH) == (2.5, 3.0, 3.5)
     assert this.ratio() == 0.5
-    assert this.met() is True
-    assert result((2.0, 3.1, 4.0), (5.0, 6.0, 7.0), copy=2.0, at_most=1.5).met() is False
-    assert result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0)).met() is None
-    assert result((2.0, 3.0, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).met() is True
-    assert result((2.0, 3.2, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).met() is False
+    assert this.within_limit() is True
+    assert result((2.0, 3.1, 4.0), (5.0, 6.0, 7.0), copy=2.0, at_most=1.5).within_limit() is False
+    assert result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0)).within_limit() is None
+    assert result((2.0, 3.0, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).within_limit() is True
+    assert result((2.0, 3.2, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).within_limit() is False
 
 
 def test_where_we_are_not_ahead():
-    assert result((2.0, 3.0, 4.0), (3.0, 3.1, 4.0), compiled=(8.0, 9.0, 9.0)).ahead_of_us() == {}
-    assert result((2.0, 3.0, 4.0), (1.0, 3.0, 4.0), compiled=(1.0, 1.5, 1.9)).ahead_of_us() == {
+    assert result((2.0, 3.0, 4.0), (3.0, 3.1, 4.0), compiled=(8.0, 9.0, 9.0)).at_least_as_fast() == {}
+    assert result((2.0, 3.0, 4.0), (1.0, 3.0, 4.0), compiled=(1.0, 1.5, 1.9)).at_least_as_fast() == {
         TORCH: "1.00 of its time, ranges overlap",
         COMPILED: "2.00 of its time, ranges apart",
     }

@@ -197,7 +197,7 @@ def _show(subject: Subject, results: Sequence[Result], console: Console) -> None
     """Print the medians; the file has the rest."""
     for threads in dict.fromkeys(result.threads for result in results):
         table = Table(title=f"{subject.name}, {_threads(threads)}: medians {_unit(subject)}")
-        ours, theirs = subject.called(OURS), subject.called(TORCH)
+        ours, theirs = subject.name_of(OURS), subject.name_of(TORCH)
         for i, head in enumerate(("operation", "x", ours, "at most", theirs, COMPILED, f"/ {theirs}")):
             table.add_column(head, justify="right" if i > 1 else "left")
         for result in results:
@@ -206,9 +206,11 @@ def _show(subject: Subject, results: Sequence[Result], console: Console) -> None
                 x = f"{row.shape} {_name(row.dtype)}" + ("" if row.layout == "contiguous" else f" {row.layout}")
                 mine, torchs, compiled = (_median(subject, result, name) for name in (OURS, TORCH, COMPILED))
                 cells = (row.operation, x, mine, _limit(result), torchs, compiled, f"{result.ratio():.2f}")
-                table.add_row(*(escape(cell) for cell in cells), style="yellow" if result.met() is False else "")
+                table.add_row(
+                    *(escape(cell) for cell in cells), style="yellow" if result.within_limit() is False else ""
+                )
         console.print(table)
-    behind, broken = _behind(subject, results), sum(result.met() is False for result in results)
+    behind, broken = _as_fast(subject, results), sum(result.within_limit() is False for result in results)
     console.print(
         f"{broken} of {len(results)} rows over their limit; torch as fast or faster {len(behind)} times",
         highlight=False,
@@ -264,12 +266,12 @@ def page(subject: Subject, plan: Plan, results: Sequence[Result], warmed: str, e
             f"|{'---|' * 3}{'---:|' * (len(heads) - 3)}",
             *(f"| {' | '.join(_cells(subject, result))} |" for result in results if result.threads == threads),
         ]
-    broken = [result for result in results if result.met() is False]
+    broken = [result for result in results if result.within_limit() is False]
     lines += ["", "## Over the limit", ""]
     lines += [f"- {_label(result)}: {_figure(subject, result, OURS)}, at most {_limit(result)}" for result in broken]
     lines += [] if broken else ["None."]
     lines += ["", "## Where torch is as fast or faster", ""]
-    behind = _behind(subject, results)
+    behind = _as_fast(subject, results)
     lines += [f"- {line}" for line in behind] or ["Nowhere."]
     refused = [
         f"- {_label(result)}, {name}: {why}" for result in results for name, why in sorted(result.refused.items())
@@ -283,7 +285,7 @@ def _heads(subject: Subject) -> list[str]:
     heads = ["operation", "shape", "dtype, layout"]
     if subject.unit == "copies":
         heads += ["traffic, MiB", "saved, MiB", "copy, ms", "floor"]
-    ours, theirs = subject.called(OURS), subject.called(TORCH)
+    ours, theirs = subject.name_of(OURS), subject.name_of(TORCH)
     return [*heads, "at most", ours, theirs, COMPILED, *subject.others, f"{ours} / {theirs}", "limit kept"]
 
 
@@ -295,7 +297,7 @@ def _cells(subject: Subject, result: Result) -> list[str]:
         saved = " / ".join(f"{result.saved[name] / 2**20:.1f}" for name in (OURS, TORCH) if name in result.saved)
         floor = "" if row.floor is None else f"{row.floor:g}"
         cells += [traffic, saved, f"{1e3 * result.seconds[COPY][1]:.2f}", floor]
-    kept = {True: "yes", False: "**no**", None: ""}[result.met()]
+    kept = {True: "yes", False: "**no**", None: ""}[result.within_limit()]
     figures = [_figure(subject, result, name) for name in (OURS, TORCH, COMPILED, *subject.others)]
     return [*cells, _limit(result), *figures, f"{result.ratio():.2f}", kept]
 
@@ -329,12 +331,12 @@ def _limit(result: Result) -> str:
     return "" if row.at_most_of_torch is None else f"{row.at_most_of_torch:.2f} of torch"
 
 
-def _behind(subject: Subject, results: Sequence[Result]) -> list[str]:
+def _as_fast(subject: Subject, results: Sequence[Result]) -> list[str]:
     return [
         f"{_label(result)}: {_figure(subject, result, OURS)}; "
-        f"{subject.called(name)} {_figure(subject, result, name)}: {how}"
+        f"{subject.name_of(name)} {_figure(subject, result, name)}: {how}"
         for result in results
-        for name, how in result.ahead_of_us().items()
+        for name, how in result.at_least_as_fast().items()
     ]
 
 

@@ -122,7 +122,7 @@ class Result:
         unit = self.seconds[COPY][1]
         return low / unit, middle / unit, high / unit
 
-    def met(self) -> bool | None:
+    def within_limit(self) -> bool | None:
         """Return whether our median is within the row's limit; None where it has none."""
         if self.row.at_most is not None:
             return self.copies()[1] <= self.row.at_most
@@ -130,7 +130,7 @@ class Result:
             return self.ratio() <= self.row.at_most_of_torch
         return None
 
-    def ahead_of_us(self) -> dict[str, str]:
+    def at_least_as_fast(self) -> dict[str, str]:
         """Return whose median is not above ours, and by how much; "apart" where the ranges p20 to p80 are disjoint."""
         others = (name for name in self.seconds if name not in (OURS, COPY))
         return {
@@ -164,7 +164,7 @@ class Subject:
     names: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
 
-    def called(self, contestant: str) -> str:
+    def name_of(self, contestant: str) -> str:
         """Return the name of a contestant in this subject's tables."""
         return self.names.get(contestant, contestant)
 
@@ -199,14 +199,14 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
     # Warm up with twice as many results as will be held: pages that malloc must first get cost more than the
     # arithmetic.
     for turn in range(math.ceil(2 * parts.slots / len(contestants))):
-        for name in in_turn(list(contestants), turn):
+        for name in rotated(list(contestants), turn):
             held.append(contestants[name](number)())
             number += 1
     collected = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
-            for name in in_turn(list(contestants), turn):
+            for name in rotated(list(contestants), turn):
                 call = contestants[name](number)
                 took, result = parts.clock(call, repeats)
                 seconds[name].append(took)
@@ -218,7 +218,7 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
     return Result(row, threads, {name: percentiles(took) for name, took in seconds.items()}, parts.saved, parts.refused)
 
 
-def in_turn(names: list[str], turn: int) -> list[str]:
+def rotated(names: list[str], turn: int) -> list[str]:
     """Return the names, beginning with another one each round."""
     first = turn % len(names)
     return names[first:] + names[:first]

@@ -47,8 +47,8 @@ def op_call(mode: str, shape: Sequence[int], dtype: torch.dtype = torch.float32,
 STATISTICS_ROUNDINGS = 32
 """Tolerance: of a mean, times the mean of |x|; of a variance, times itself, whatever the mean is.
 
-2e-6 in float32. The sums are over up to millions of values, in blocks: some ten roundings (the reference's own in
-float32 were measured to be up to 10). Taken plainly, or about a mean that is off, they would be thousands.
+2e-6 in float32. Sums of up to millions of values in blocks have some ten roundings (up to 10 were measured for the
+reference in float32). Plain sums, or sums of deviations from a wrong mean, would have thousands.
 """
 
 

@@ -1,7 +1,7 @@
 """Ops check everything: they refuse an argument in words or return the reference's result, and write nothing else.
 
-Every op by its schema, from valid arguments of which some are damaged, by everything that implements it. With
-`make sanitize` this runs under AddressSanitizer, where reading beyond a tensor ends the process.
+Arguments are derived from every op's schema: valid ones, of which some are damaged. Every implementation of the op gets
+them. With `make sanitize` this runs under AddressSanitizer, where reading beyond a tensor ends the process.
 """
 
 from __future__ import annotations

@@ -77,10 +77,10 @@ def test_given_statistics(x: torch.dtype) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_long_sum_in_16_bits(mode: str) -> None:
-    """15,000 and more terms of one size: a sum kept in 16 bits stops at some hundred.
+    """15,000 and more terms of equal size: a sum in 16 bits stops growing at some hundred.
 
-    A sum of equal terms in float32 rounds to the same side each time, so that its error grows with the number of terms
-    in one accumulator: 1e-4 of the terms together is what some hundred terms at a time stay far below.
+    A float32 sum of equal terms rounds to the same side each time, so its error grows with the number of terms in one
+    accumulator. Accumulators of some hundred terms stay far below 1e-4 of the total.
     """
     shape = (3000, 4, 5) if mode in OVER_CHANNELS else (3000, 37)
     for dtype in (torch.bfloat16, torch.float16):

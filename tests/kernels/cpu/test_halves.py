@@ -29,7 +29,7 @@ def channels_last(t: Tensor) -> Tensor:
 def by_halves(ranks: Sequence[Call]) -> Results:
     """Compute the channel norm of all samples by the halves, each rank's share separately.
 
-    Between them what synchronizing would exchange: moments are merged, the two sums of the backward added up.
+    Between the halves it does what synchronization does: it merges moments, and adds up the two sums of backward.
     """
     merged = Moments.merge_all([moments(*ops.channel_moments(c.input, mask_of(c))) for c in ranks])
     var = merged.m2 / merged.count.clamp(min=1)

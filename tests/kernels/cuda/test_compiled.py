@@ -1,7 +1,8 @@
 """Every kernel compiles for GPUs that need not be present, and memory, not instructions, limits its loops.
 
-The interpreter takes what the compiler refuses, so that it alone proves too little. Shapes are those for which the cuts
-are made: nothing is computed, tensors are fake. CUDA_REPORT=1 prints the table in `benchmarks/results/`.
+The interpreter accepts code that the compiler refuses, so interpreting alone proves too little. The shapes are those
+for which the launch choices were made. Nothing is computed: tensors are fake. CUDA_REPORT=1 prints the table in
+`benchmarks/results/`.
 """
 
 from __future__ import annotations
