@@ -1,8 +1,8 @@
 """What a kernel's machine code needs of a multiprocessor: instructions against bytes, in its loops.
 
-Counted, not measured: a lower bound of the time that a kernel takes, and no more. A multiprocessor issues four
-instructions of warps a cycle, and in an H200 has 19 bytes a cycle of the memory's bandwidth (4.3 TB/s over 132 of them
-at 1.7 GHz). A loop whose instructions take longer than its bytes cannot come near that bandwidth.
+Counted, not measured: only a lower bound of the time that a kernel takes. A multiprocessor issues four warp
+instructions per cycle. In an H200 its share of the memory's bandwidth is 19 bytes per cycle (4.3 TB/s over 132
+multiprocessors at 1.7 GHz). A loop whose instructions take longer than its bytes cannot come near that bandwidth.
 """
 
 from __future__ import annotations

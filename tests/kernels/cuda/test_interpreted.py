@@ -1,7 +1,7 @@
 """Every kernel, interpreted on small CPU tensors, equals the reference in float64, and gives the same bits again.
 
-TRITON_INTERPRET=1 runs them. The conformance suite runs so too (`TRITON_INTERPRET=1 pytest tests/conformance`), at some
-fifty times the cost: this is the part that no commit goes without.
+Runs with TRITON_INTERPRET=1, for every commit. The conformance suite can be interpreted too (`TRITON_INTERPRET=1 pytest
+tests/conformance`), at some fifty times the cost.
 """
 
 from __future__ import annotations
