@@ -60,5 +60,6 @@ def test_every_module_gets_its_own_mode_back(training):
             model.train(not training)
             raise RuntimeError("inside")
 
-    pytest.raises(RuntimeError, change_modes)
+    with pytest.raises(RuntimeError, match="inside"):
+        change_modes()
     assert [module.training for module in model.modules()] == [training, training, training, not training]
