@@ -109,7 +109,7 @@ class Neighbours:
         Raises:
             Refusal: something else reads it, a hook sees it, or it leaves the forward.
         """
-        what = f"what {producer.call.module} gives"
+        what = f"the output of {producer.call.module}"
         copies = {id(self.observation.maker(seen.data)) for seen in producer.path}
         for seen in producer.path:
             for op in self.readers(seen.data, call):

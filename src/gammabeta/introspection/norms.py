@@ -175,28 +175,28 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def is_ours(module: nn.Module) -> bool:
-    """Whether it is a norm of gammabeta's, or of a subclass."""
+    """Return whether it is a norm of gammabeta's, or of a subclass."""
     return isinstance(module, (_BatchNorm, *TORCHS))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
+    """Return whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
     evidence = _evidence(module)
     return evidence is not None and evidence[1] in (CLASS, FROZEN)
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether it is such a norm and a BatchNorm."""
+    """Return whether it is such a norm and a BatchNorm."""
     return _evidence(module) in (("batch", CLASS), ("batch", FROZEN))
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
-    """Whether it is a frozen BatchNorm of another library, by the name of its class."""
+    """Return whether it is a frozen BatchNorm of another library, by the name of its class."""
     return _evidence(module) == ("batch", FROZEN)
 
 
 def is_norm_act(module: nn.Module) -> bool:
-    """Whether it is a subclass of torch's BatchNorm2d or SyncBatchNorm that holds its activation."""
+    """Return whether it is a subclass of torch's BatchNorm2d or SyncBatchNorm that holds its activation."""
     return _has_activation(module, CLASS)
 
 
@@ -243,7 +243,7 @@ def _kind_by_name(name: str) -> str | None:
 
 
 def _is_small(module: nn.Module) -> bool:
-    """Whether a module is a weight and a bias of one axis and nothing else: γ and β, by all that can be seen."""
+    """Return whether a module is a weight and a bias of one axis and nothing else: γ and β, by all that can be seen."""
     parameters = dict(module.named_parameters(recurse=False))
     return (
         not any(True for _ in module.children())
@@ -284,7 +284,7 @@ def _uses_running(module: nn.Module) -> bool:
 
 
 def _holds_statistics(module: nn.Module) -> bool:
-    """Whether there are buffers for a running mean and variance of the same channels."""
+    """Return whether there are buffers for a running mean and variance of the same channels."""
     if _is_scripted(module):
         mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     else:

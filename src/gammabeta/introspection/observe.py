@@ -147,7 +147,7 @@ class Observation:
         return found
 
     def is_within(self, event: Operation | Call, call: Call) -> bool:
-        """Whether an operation or call runs within the call, or is the call."""
+        """Return whether an operation or call runs within the call, or is the call."""
         index = event.index if isinstance(event, Call) else event.call
         return call in self.stack(index)
 
@@ -236,7 +236,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def hooks_of(module: nn.Module) -> bool:
-    """Whether the module has hooks that see or change its inputs or outputs."""
+    """Return whether the module has hooks that see or change its inputs or outputs."""
     return any(vars(module).get(name) for name in HOOKS)
 
 

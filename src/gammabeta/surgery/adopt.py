@@ -246,13 +246,13 @@ def _finish(change: Change, name: str, module: nn.Module, activation: str | None
 def _why_not_frozen(module: nn.Module) -> str | None:
     name = type(module).__name__
     if module._parameters or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
-        return f"{name} is a frozen BatchNorm with more to it than weight, bias, running_mean and running_var"
+        return f"{name} is a frozen BatchNorm with more than weight, bias, running_mean and running_var"
     if module._modules:
         return why_not_act(module)
     if any(b is None or b.ndim != 1 for key, b in module._buffers.items() if key in _FROZEN_BUFFERS):
         return f"{name} is a frozen BatchNorm whose buffers are not vectors of the channels"
     if module._buffers["weight"].is_meta:  # type: ignore[union-attr]
-        return f"{name} is on the meta device, where what it computes cannot be looked at"
+        return f"{name} is on the meta device, where its computation cannot be compared"
     return None
 
 
@@ -351,7 +351,7 @@ def _release_synced(change: Change, name: str, module: nn.Module, source: Synced
         except RuntimeError as error:
             return str(error)
         if peers is None:
-            return f"{source} is of this process alone, which SyncBatchNorm cannot say"
+            return f"{source} is of this process only, which SyncBatchNorm cannot express"
         group = torch.distributed.distributed_c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
     _leave_ours(change, name, module, cls)
     change.set_attribute(module, "process_group", group, name)

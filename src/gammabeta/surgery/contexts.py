@@ -64,7 +64,7 @@ def accumulate_statistics(model: nn.Module) -> Iterator[None]:
 
     Use it for gradient accumulation: the micro-batches of an optimizer step count as one batch, though each is still
     normalized by its own statistics. `num_batches_tracked` counts one. A channel that is not finite in a micro-batch is
-    left out of the merge; `skipped_updates` counts a channel that was not finite in any of them. An exception inside
+    left out of the merge; `skipped_updates` counts a channel that was finite in none of them. An exception inside
     discards the gathered moments.
 
     Args:

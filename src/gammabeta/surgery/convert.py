@@ -165,7 +165,7 @@ def _refused(change: Change, site: Site) -> bool:
     elif site.groups is None and not site.calls:
         change.leave(site.name, "no batch reached it, whose statistics it would have")
     elif site.groups is not None and site.positions is not None and site.positions * site.channels == site.groups:
-        change.leave(site.name, "a group would have one value, and the output would be β whatever comes in")
+        change.leave(site.name, "a group would have one value, and the output would be β for any input")
     elif site.groups == site.channels and site.positions is None and site.rank is None:
         change.leave(site.name, "a group of one channel has one value where there are no positions: hand batches")
     else:

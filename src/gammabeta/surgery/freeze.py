@@ -81,7 +81,7 @@ def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affi
     reason = None
     if statistics and is_batch_norm(module):
         if is_frozen_batch_norm(module):
-            reason = f"{type(module).__name__} is frozen by itself"
+            reason = f"{type(module).__name__} is frozen by its class"
         elif not own(change, name, module):
             reason = change.entries.pop().what
         else:
@@ -124,7 +124,9 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
         taken = ()
     if not done:
         foreign = is_frozen_batch_norm(module) and not is_ours(module)
-        change.leave(name, f"{type(module).__name__} is frozen by itself: adopt it first" if foreign else "not frozen")
+        change.leave(
+            name, f"{type(module).__name__} is frozen by its class: adopt it first" if foreign else "not frozen"
+        )
         return
     if source is None and not taken:
         if "frozen" in module.__dict__:

@@ -55,7 +55,7 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
             try:
                 found = {_reader(norm, name, Neighbours(modules, observation)) for observation in observations}
                 if len(found) != 1:
-                    raise Refusal("training and evaluation mode lead from it to different activations")
+                    raise Refusal("training and evaluation mode lead to different activations")
                 act_name = found.pop()
             except Refusal as refusal:
                 change.leave(name, str(refusal))
@@ -69,7 +69,7 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
                 for key, child in list(parent._modules.items()):
                     if child is act:
                         change.set_child(parent, key, idle)
-            change.note(name, f"took in {act_name} ({_NAMES[type(act)]})")
+            change.note(name, f"absorbed {act_name} ({_NAMES[type(act)]})")
     return change
 
 
@@ -98,26 +98,26 @@ def _reader(norm: Any, name: str, neighbours: Neighbours) -> str:
     if norm.activation is not None:
         raise Refusal(f"it has an activation already ({norm.activation})")
     if hooks_of(norm):
-        raise Refusal("it has hooks, which would see what the activation gives")
+        raise Refusal("it has hooks, which would see the activation's output")
     call = neighbours.only_call(name, "it")
     if len(call.outputs) != 1:
-        raise Refusal(f"it gives {len(call.outputs)} tensors, where one was expected")
+        raise Refusal(f"it returns {len(call.outputs)} tensors, where one was expected")
     data = call.outputs[0].data
     escape = neighbours.escape(data)
     if escape is not None:
-        raise Refusal(f"what it gives is {escape}")
+        raise Refusal(f"its output is {escape}")
     readers = neighbours.readers(data, call)
     if not readers:
-        raise Refusal("nothing reads what it gives")
+        raise Refusal("nothing reads its output")
     by = sorted({observation.stack(op.call)[0].module if op.call is not None else "" for op in readers})
     if len(by) > 1:
-        raise Refusal(f"what it gives is read by {', '.join(sorted(module or 'the model' for module in by))}")
+        raise Refusal(f"its output is read by {', '.join(sorted(module or 'the model' for module in by))}")
     act = modules[by[0]]
     if type(act) not in _NAMES:
         ops = ", ".join(sorted({op.name for op in readers}))
-        raise Refusal(f"what it gives is read by {ops} in {by[0] or 'the model'} ({type(act).__qualname__})")
+        raise Refusal(f"its output is read by {ops} in {by[0] or 'the model'} ({type(act).__qualname__})")
     if isinstance(act, nn.GELU) and act.approximate != "none":
-        raise Refusal(f"{by[0]} is a gelu by approximation ({act.approximate}); a norm's is the exact one")
+        raise Refusal(f"{by[0]} is an approximate gelu ({act.approximate}); a norm's is exact")
     if hooks_of(act) or parametrize.is_parametrized(act):
         raise Refusal(f"{by[0]} has hooks")
     reader = neighbours.only_call(by[0], by[0])
@@ -136,6 +136,6 @@ def _check_nothing_between(neighbours: Neighbours, call: Call, reader: Call) -> 
         got, gave = (any(seen.data == data for seen in side) for side in (other.inputs, other.outputs))
         module = neighbours.modules[other.module]
         if (got or gave) and hooks_of(module):
-            raise Refusal(f"what it gives is seen by the hooks of {other.module or 'the model'}")
+            raise Refusal(f"its output is seen by the hooks of {other.module or 'the model'}")
         if got and gave and other not in around and type(module) is not nn.Identity:
             raise Refusal(f"{other.module} ({type(module).__qualname__}) stands between it and {reader.module}")

@@ -50,7 +50,7 @@ def why_not_norm_act(module: nn.BatchNorm2d) -> str | None:
         return reason
     weight = module.running_mean if module.weight is None else module.weight
     if weight is None or weight.is_meta:
-        return f"{name} has a forward of its own, and nothing here to compare it by"
+        return f"{name} has a forward of its own, and no values to compare it by"
     return None if _same(module) else f"{name} has a forward of its own, which computes something else than ours"
 
 

@@ -114,7 +114,7 @@ def recalibrate(
 
 def _why_not_recalibrated(module: nn.Module) -> str | None:
     if is_frozen_batch_norm(module):
-        return f"{type(module).__name__} is frozen by itself"
+        return f"{type(module).__name__} is frozen by its class"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted: recalibrate before torch.jit.script"
     if isinstance(module, LazyModuleMixin):

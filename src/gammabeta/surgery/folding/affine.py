@@ -105,7 +105,7 @@ def affine_of(norm: nn.Module) -> Affine:
     """
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if mean is None or var is None:
-        raise Refusal("it has no running statistics: what it gives depends on the batch")
+        raise Refusal("it has no running statistics: its output depends on the batch")
     if norm.training:
         raise Refusal("it is in training mode: call model.eval() first")
     if isinstance(norm, _TORCH):
@@ -206,5 +206,5 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
             f"{type(module).__qualname__}.forward does not take one tensor (N, C, …): {type(error).__name__}: {error}"
         ) from error
     if not isinstance(out, Tensor):
-        raise Refusal(f"{type(module).__qualname__}.forward gives {type(out).__qualname__}, not one tensor")
+        raise Refusal(f"{type(module).__qualname__}.forward returns {type(out).__qualname__}, not one tensor")
     return out

@@ -66,7 +66,7 @@ class Sites:
         affine = affine_of(norm)
         call = self._neighbours.only_call(name, "it")
         if len(call.outputs) != 1 or not call.inputs:
-            raise Refusal(f"it gives {len(call.outputs)} tensors, where one was expected")
+            raise Refusal(f"it returns {len(call.outputs)} tensors, where one was expected")
         if len(call.inputs) > 1:
             if (
                 not isinstance(affine.rest, Finish)
@@ -129,7 +129,7 @@ class Sites:
             if not _is_plain(layer):
                 raise Refusal(f"{what} has a forward of its own ({type(layer).__qualname__})")
         self._check_layer(reader.module, reader)
-        self._neighbours.check_unseen(out.data, "what the norm gives")
+        self._neighbours.check_unseen(out.data, "the norm's output")
         return reader.module
 
     def _check_layer(self, name: str, call: Call) -> None:
