@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.activations import ACTIVATIONS
+from gammabeta.reference import Affine
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 """The dtypes that norms compute with."""
@@ -72,15 +73,18 @@ def nested_refusal(norm: str) -> ValueError:
 def check_channels(
     norm: str,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    affine: Affine,
+    statistics: tuple[Tensor | None, Tensor | None],
     residual: Tensor | None,
 ) -> None:
-    """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device."""
+    """Check what a channel norm gets; `statistics` are running mean and variance.
+
+    x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device.
+    """
     if x.is_nested:
         raise nested_refusal(norm)
+    weight, bias = affine
+    running_mean, running_var = statistics
     shape, device = x.shape[1:2], x.device
     if (
         residual is None
@@ -190,33 +194,6 @@ def check_values_per_instance(x: Tensor) -> None:
             "variance of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or "
             "GroupNorm there."
         )
-
-
-def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Tensor:
-    """The mask expanded to x's shape without axes `first` to `last`.
-
-    Raises:
-        TypeError: it is not boolean.
-        ValueError: it does not broadcast to that shape.
-    """
-    shape = (*x.shape[:first], *x.shape[last:])
-    if mask.device != x.device:
-        raise RuntimeError(
-            f"{norm}: Expected all tensors to be on the same device, but found at least two devices, {x.device} "
-            f"(input) and {mask.device} (mask): move it with mask.to(input.device)."
-        )
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool()."
-        )
-    padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
-    if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
-        axes = "the channel axis" if (first, last) == (1, 2) else "the normalized axes"
-        raise ValueError(
-            f"{norm}: expected mask of shape {shape} or broadcastable to it, got {_shape(mask)}: "
-            f"that is input {_shape(x)} without {axes}."
-        )
-    return mask.reshape(padded).expand(shape)
 
 
 def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:

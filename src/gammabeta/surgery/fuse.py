@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gammabeta.activations import MODULES
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.norms import is_norm, is_ours
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
@@ -16,14 +17,7 @@ from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change, transaction
 
 # Exact classes, because a subclass may do more.
-_NAMES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.GELU: "gelu",
-}
+_NAMES = {module: name for module, name in MODULES.items() if name != "none"}
 
 
 def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Change:

@@ -7,18 +7,14 @@ import torch.distributed as dist
 from torch import nn
 
 import gammabeta.layers.integrations.timm  # noqa: F401  (registers our layers with timm before it builds a model)
+from gammabeta.activations import TABLE
 from gammabeta.layers.batch_norm import BatchNorm2d
 
 # The classes of `act` by name, "Swish" being timm's SiLU. What they compute is compared before adoption.
 _ACTIVATIONS = {
-    "Identity": None,
-    "ReLU": "relu",
-    "ReLU6": "relu6",
-    "LeakyReLU": "leaky_relu",
-    "SiLU": "silu",
-    "Swish": "silu",
-    "Hardswish": "hardswish",
-    "GELU": "gelu",
+    class_name: None if row.name == "none" else row.name
+    for row in TABLE.values()
+    for class_name in (*(module.__name__ for module in row.modules), *row.other_modules)
 }
 _TOLERANCE = 1e-4  # relative, in float32: kernels differ by a few units in the last place, activations by far more
 

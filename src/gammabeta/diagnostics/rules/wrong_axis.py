@@ -25,20 +25,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import LAYERS, Neighbours
 from gammabeta.introspection.observe import Call, axis_in
 
-code = "GB304"
-name = "wrong-axis"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     told: set[str] = set()
     for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
         last = norm.kind in ("layer", "rms")
@@ -55,7 +53,7 @@ def check(record: Record) -> Iterator[Finding]:
             f"axis {at}, {x.shape[at]} long"
         )
         evidence = {"axis": axis, "features": at, "layer": layer}
-        yield Finding(code, name, severity, norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
+        yield Match(norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
 
 
 def _own_forward(module: Any) -> bool:

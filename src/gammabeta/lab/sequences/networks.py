@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.introspection.unchanged import modes_kept
+from gammabeta.lab.experiment import Experiment
 from gammabeta.moments import Moments
 
 # name: what it is, for legends and tables
@@ -217,6 +218,10 @@ class Transformer(nn.Module):
             h = (h * real).sum(dim=1) / real.sum(dim=1)
         scores: Tensor = self.classifier(h)
         return scores
+
+
+def networks_of(experiment: Experiment) -> list[str]:
+    return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
 
 
 def build_sequence_network(kind: str, features: int, classes: int, arm: str, longest: int, seed: int) -> nn.Module:
