@@ -31,7 +31,7 @@ def distance(found, expected):
 @pytest.mark.parametrize("name", NETWORKS)
 class TestConverters:
     def model(self, name):
-        """Return an adopted model, an input, the former output, and the classes that release restores."""
+        """Return an adopted model, an input, and the output before adoption."""
         m, (x, _) = build(f"timm {name}")
         expected, classes = m(x), [type(module) for module in m.modules()]
         change = gb.adopt(m)

@@ -1,6 +1,6 @@
-"""Folding on real models: everything folded or refused with a reason, right, and no fewer than torch's own fusion.
+"""fold on real models: every norm folded or refused with a reason, correct, and no fewer than by torch's own fusion.
 
-In the default run a few; GAMMABETA_ZOO=1 takes them all (some ten minutes).
+The default run takes a few models; GAMMABETA_ZOO=1 takes all (about ten minutes).
 """
 
 import os
