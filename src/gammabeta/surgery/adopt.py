@@ -67,9 +67,11 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
 
     The last two kinds are first compared with ours, on inputs made for the purpose.
 
-    Left alone, each with the reason: other subclasses (their own forward would be lost), parametrized modules, lazy
-    modules that have not seen a batch, scripted modules, modules with a `forward` set on the instance, and those that
-    FSDP2 manages.
+    Left alone, each with the reason, are:
+
+    - other subclasses, whose own forward would be lost
+    - modules that are parametrized, scripted, or lazy and have not seen a batch
+    - modules with a `forward` set on the instance, and those that FSDP2 manages
 
     Args:
         model: any module. It may be wrapped by torch.compile, which compiles again, or by DistributedDataParallel.

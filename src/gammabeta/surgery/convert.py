@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
-from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
@@ -69,9 +69,9 @@ def convert(
         former one, ‖difference‖/‖former − its channels' means‖; `kept`, the same with γ and β unchanged.
 
     Raises:
-        ValueError: `to` is none of the four, `groups` does not divide a layer's channels, "batch" has no batches, there
-            is no batch, an optimizer lacks a converted layer's γ or β, or `where` chooses nothing. The model is as
-            before.
+        ValueError: `to` is none of the four; `groups` does not divide a layer's channels; "batch" is asked for without
+            batches, or `batches` is empty; an optimizer lacks a converted layer's γ or β; or `where` chooses nothing.
+            The model is as before.
         TypeError: a batch is none of the above.
 
     Source: Wu & He 2018 (1803.08494), eq. 2 to 6: the four kinds differ by the values that they average over.
@@ -119,7 +119,8 @@ def _check(to: str, batches: Iterable[Any] | None, groups: int | None) -> None:
 def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None) -> Site | None:
     """Return the layer as a `Site` to convert; None where it is left alone, with the reason."""
     described = type(module).__name__
-    if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and hasattr(module, "normalized_shape"):
+    norm = norm_of(module)
+    if norm is not None and norm.axes is not None and norm.axes.last:
         change.leave(name, f"{described} normalizes the last axes, and not channels at axis 1")
         return None
     ours = is_ours(module)
