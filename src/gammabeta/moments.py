@@ -153,6 +153,15 @@ class Moments:
         return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))
 
 
+def squared_distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """Compute how far other statistics are from these: (μ' − μ)²/σ² + ln²(σ'/σ), for each element.
+
+    The root of its mean over channels is a distance in standard deviations σ of these statistics. Whoever wants ε in
+    the variances adds it before.
+    """
+    return (mean - other_mean).square() / var + (0.5 * torch.log(other_var / var)).square()
+
+
 def _merge_rows(rows: Moments) -> Moments:
     """All rows in one, neighbours in pairs, all pairs at once: few operations for many rows."""
     count, mean, m2 = rows.count, rows.mean, rows.m2

@@ -267,7 +267,7 @@ def build(input_shape, classes, norm):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("small-bach",), "gammabeta: there is no claim small-bach. Did you mean small_batch?\n"),
+        (("small-bach",), "gammabeta: there is no claim small-bach: did you mean small_batch?\n"),
         (("--data", "mnist:nowhere.npz"), "nowhere.npz"),
         (("--data", "mnist:broken.npz"), "broken.npz"),
         (("--model", "nowhere.py:build"), "nowhere.py"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gammabeta.arguments import did_you_mean
 from gammabeta.diagnostics.findings import SEVERITIES
 
 _KEYS = ("select", "ignore", "fail-on")
@@ -63,8 +63,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parse(path: Path, table: dict[str, Any]) -> Configuration:
     for key in table:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(_KEYS)}."
+            hint = did_you_mean(key, _KEYS, f"known keys are {', '.join(_KEYS)}.", show=str)
             raise ConfigurationError(f"{path}: [tool.gammabeta] has an unknown key {key}: {hint}")
     lists = {}
     for key in ("select", "ignore"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gammabeta.diagnostics.measurement import Given, measure
 from gammabeta.diagnostics.record import record_model
+from gammabeta.introspection.forward import input_of
 
 # Standard errors, root mean square over channels, above which a difference is more than sampling.
 SIGNIFICANT = 4.0
@@ -215,14 +216,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
     found: dict[str, list[Given]] = {}
     taken = 0
     for batch in batches:
-        inputs = (
-            batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        )
-        if not isinstance(inputs, (Tensor, Mapping)):
-            raise TypeError(
-                "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got "
-                f"{type(batch).__name__}: pass a generator of what the model takes."
-            )
+        inputs = input_of(batch, "train_eval_gap", "pass a generator of what the model takes.")
         for name, calls in measure(model, inputs if isinstance(inputs, Tensor) else dict(inputs)).items():
             found.setdefault(name, []).extend(calls)
         taken += 1

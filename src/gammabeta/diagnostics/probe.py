@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.unchanged import arguments_of, modes_kept, unchanged
 from gammabeta.moments import Moments
 
 # Number of samples whose dependence on each other is measured, and number of timed forwards.
@@ -164,13 +164,12 @@ def _forward(model: nn.Module, inputs: Any, *, evaluation: bool) -> None:
 def _companions(module: nn.Module, x: Tensor) -> Companions:
     """Measure the gradient across samples in both modes; the module stays as it was."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    mode = module.training
     found: dict[bool, float | None] = {}
     for training in (False, True):
-        module.train(training)
         # Errors of a norm on part of its batch, or on x alone, do not concern the model.
         try:
-            with torch.enable_grad():
+            with modes_kept(module), torch.enable_grad():
+                module.train(training)
                 leaf = x.clone().requires_grad_()
                 y = type(module).forward(module, leaf)
                 direction = torch.randn(y[0].shape, generator=torch.Generator().manual_seed(0)).to(y)
@@ -180,7 +179,6 @@ def _companions(module: nn.Module, x: Tensor) -> Companions:
         except Exception:
             found[training] = None
         finally:
-            module.train(mode)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)

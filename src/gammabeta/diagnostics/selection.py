@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
+from gammabeta.arguments import did_you_mean
 from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.rule import Rule
 from gammabeta.diagnostics.rules import RULES
@@ -122,8 +122,7 @@ def _require_known(operation: str, pattern: str) -> None:
 
 def _got(text: str) -> str:
     every = [known for rule in RULES for known in (rule.code, rule.name)]
-    near = difflib.get_close_matches(text, every, n=2, cutoff=0.6)
-    return f"got {text!r}: " + (f"did you mean {' or '.join(near)}?" if near else "`gammabeta rules` lists all rules.")
+    return f"got {text!r}: " + did_you_mean(text, every, "`gammabeta rules` lists all rules.", most=2, show=str)
 
 
 def _matches(rule: Rule, pattern: str) -> bool:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from gammabeta.diagnostics.record import Norm
 from gammabeta.introspection.sampled import Sampled, apart, sample
 from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.moments import squared_distance
 from gammabeta.monitoring.watched import Watched, WatchedNorm
 from gammabeta.running_statistics import recomputing
 from gammabeta.statistics import Ghost, Synced
@@ -228,9 +229,7 @@ def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor, e
 
     ε is added to both variances.
     """
-    var, other_var = var + eps, other_var + eps
-    squared = (mean - other_mean).square() / other_var + (0.5 * torch.log(var / other_var)).square()
-    return squared.mean().sqrt()
+    return squared_distance(other_mean, other_var + eps, mean, var + eps).mean().sqrt()
 
 
 def _local(tensor: Tensor) -> Tensor:

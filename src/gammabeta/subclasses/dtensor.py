@@ -19,21 +19,14 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from gammabeta import arguments
 from gammabeta.masks import expand_mask
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
+from gammabeta.subclasses.operands import Operands
 
 Placements = tuple[Placement, ...]
 
 
-def by_samples(
-    norm: str,
-    compute: Callable[..., Tensor],
-    axes: int | None,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def by_samples(norm: str, compute: Callable[..., Tensor], axes: int | None, x: Tensor, operands: Operands) -> Tensor:
     """See `subclasses.by_parts`; `compute(x, weight, bias, residual, mask)` of plain tensors."""
+    weight, bias, residual, mask = operands
     mesh = _mesh(x, weight)
     x = _distributed(norm, "input", x, mesh)
     samples = 1 if axes is None else x.ndim - axes
@@ -53,16 +46,10 @@ def by_samples(
 
 
 def by_channels(
-    norm: str,
-    compute: Callable[..., Tensor],
-    x: Tensor,
-    running: RunningStatistics,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
+    norm: str, compute: Callable[..., Tensor], x: Tensor, running: RunningStatistics, operands: Operands
 ) -> Tensor:
     """See `subclasses.by_channels`; `compute(x, running, weight, bias, residual, mask)`."""
+    weight, bias, residual, mask = operands
     mesh = _mesh(x, weight)
     x = _distributed(norm, "input", x, mesh)
     # An instance norm's running statistics move by the averages over all samples.

@@ -25,9 +25,9 @@ from torch import nn
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import ALONE, Sites
-from gammabeta.surgery.refusal import Refusal
 
 severity = "note"
 sees = "D"

@@ -37,8 +37,8 @@ def check(record: Record) -> Iterator[Match]:
     kinds = {known: norm.kind for norm in record.norms for known in norm.names}
     found: set[str] = set()
     for norm, _, x in calls_of(record, *KINDS):
-        for seen, _axis in observation.trail(x, min(1, len(x.shape) - 1)):
-            first = next((giver.module for giver in observation.givers(seen.data) if giver.module in kinds), None)
+        for seen, _axis in observation.trace_back(x, min(1, len(x.shape) - 1)):
+            first = next((giver.module for giver in observation.producers(seen.data) if giver.module in kinds), None)
             if first is None or kinds[first] != norm.kind or norm.name in found:
                 continue
             found.add(norm.name)

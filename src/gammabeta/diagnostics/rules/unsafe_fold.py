@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.flow import LAYERS
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.neighbours import LAYERS, Refusal
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import Sites
-from gammabeta.surgery.refusal import Refusal
 
 severity = "note"
 sees = "D"
@@ -44,8 +43,10 @@ def check(record: Record) -> Iterator[Match]:
         calls = observation.calls_of(norm.name)
         if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
             continue
-        seen = {seen.data for seen, _ in observation.trail(calls[0].inputs[0], 1)}
-        layers = [g.module for data in seen for g in observation.givers(data) if isinstance(modules[g.module], LAYERS)]
+        seen = {seen.data for seen, _ in observation.trace_back(calls[0].inputs[0], 1)}
+        layers = [
+            g.module for data in seen for g in observation.producers(data) if isinstance(modules[g.module], LAYERS)
+        ]
         if not layers:
             continue
         try:
