@@ -121,7 +121,11 @@ class Own(nn.BatchNorm2d):
             "group",
             "0: LazyBatchNorm2d has not been initialized: run a batch through the model first",
         ),
-        (nn.BatchNorm1d(4), "instance", "0: InstanceNorm of (N, C), a BatchNorm1d's input, has one value a statistic"),
+        (
+            nn.BatchNorm1d(4),
+            "instance",
+            "0: InstanceNorm of (N, C), a BatchNorm1d's input, has one value per statistic",
+        ),
         (
             nn.BatchNorm2d(4, track_running_stats=False),
             "renorm",
@@ -188,7 +192,7 @@ def test_a_model_with_batch_norms_is_trained_with_each_arm(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(weights[0], other, strict=True))
     text = (
         f"--model {network['model']}: InstanceNorm cannot stand in place of 5: InstanceNorm of (N, C), a BatchNorm1d's "
-        "input, has one value a statistic."
+        "input, has one value per statistic."
     )
     assert impossible_arms(network, task) == {"instance": text}
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from gammabeta.lab.comparison import ERROR, LOSS, Compared, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.comparison import ERROR, LOSS, Compared, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.norms import norm
 from gammabeta.lab.sequences import comparison as sequences
@@ -77,7 +77,7 @@ def test_every_model_takes_a_step_on_every_batch_in_turns():
         calls.append((next(name for name, one in models.items() if one is model), batch))
         return model(torch.ones(1, 2)).sum()
 
-    seconds = seconds_a_step(models, loss, range(5))
+    seconds = seconds_per_step(models, loss, range(5))
     assert calls == [(name, batch) for batch in range(5) for name in ("a", "b")]
     assert all(not torch.equal(before[name], model.weight) for name, model in models.items())
     assert seconds.keys() == {"a", "b"}
@@ -163,7 +163,7 @@ def test_on_sequences_each_network_has_its_own_and_the_claim_trains_nothing_agai
     gru, transformer = results["recommendations"]
     assert (gru["network"], transformer["network"]) == ("GRU", "Transformer, pre-norm")
     assert printed.count("recommended") == 2
-    assert gru["picture"]["title"] == "Test error of LayerNorm, less each norm's"
+    assert gru["picture"]["title"] == "Test error of LayerNorm minus that of each norm"
     assert "with exact statistics" in gru["table"]["columns"]
     assert {row[0] for row in gru["table"]["rows"]} == set(sequences.norms(32, 1).values())
     of_layernorm = next(row for row in gru["table"]["rows"] if row[0] == "LayerNorm")

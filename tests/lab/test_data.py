@@ -175,17 +175,17 @@ def _torn(folder):
         ),
         (
             _few,
-            "expected 20 images of each class or more, got 14 in dog: bring more, or take that folder away.",
+            "expected 20 images of each class or more, got 14 in dog: add more, or remove that folder.",
         ),
         (
             _broken,
             f"expected an image in {Path('dog', '003.png')}, and could not read it as one (UnidentifiedImageError): "
-            "replace the file, or take it away.",
+            "replace or remove the file.",
         ),
         (
             _torn,
             f"expected an image in {Path('dog', '003.png')}, and could not read it as one (OSError): "
-            "replace the file, or take it away.",
+            "replace or remove the file.",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_class_that_few_of_many_images_have_is_refused(tmp_path):
         (tmp_path / "usual" / f"{index}.png").touch()
     text = (
         f"folder:{tmp_path}: expected 20 images of each class or more among the 3500 that the study takes, got 17 in "
-        "rare: name a folder with fewer classes, or of more equal sizes."
+        "rare: name a folder with fewer classes, or with classes of more similar sizes."
     )
     with pytest.raises(TaskError, match=exactly(text)):
         source(f"folder:{tmp_path}")
@@ -282,7 +282,7 @@ def test_japanese_vowels_go_in():
     [
         (
             HEADER.replace("@timeStamps false", "@timeStamps true"),
-            "Made_TRAIN.ts: expected values without time stamps, got @timeStamps true: take them out.",
+            "Made_TRAIN.ts: expected values without time stamps, got @timeStamps true: remove them.",
         ),
         (
             HEADER.replace("@classLabel true 2 10", "@classLabel false"),
@@ -301,20 +301,20 @@ def test_japanese_vowels_go_in():
         (
             HEADER + "1,2:3,?:2\n",
             "Made_TRAIN.ts, line 6: expected numbers separated by \",\", got '?' in dimension 2: fill in missing "
-            "values, or take the line out.",
+            "values, or remove the line.",
         ),
         (
             HEADER + "1,2:3:2\n",
             "Made_TRAIN.ts, line 6: expected dimensions of one length, got 1 and 2 values: the dimensions of a case "
-            "have to share their steps.",
+            "must have the same number of steps.",
         ),
         (
             HEADER + "1,2:3,4:2\n1,2:2\n",
-            "Made_TRAIN.ts, line 7: expected 2 dimensions as in the first case, got 1: mend the line, or take it out.",
+            "Made_TRAIN.ts, line 7: expected 2 dimensions as in the first case, got 1: correct the line, or remove it.",
         ),
         (
             HEADER + "".join(cases(50)).replace(":10\n", ":2\n"),
-            "Made_TEST.ts: expected the classes of Made_TRAIN.ts, got 10 besides: leave out the cases of that class.",
+            "Made_TEST.ts: expected the classes of Made_TRAIN.ts, got 10 too: leave out the cases of that class.",
         ),
         (
             HEADER + "".join(cases(12)),
@@ -487,7 +487,7 @@ FORMS = "x_train, y_train, x_test, y_test; these and lengths_train, lengths_test
         ),
         (
             "{**images, 'y_test': np.arange(30) % 4}",
-            "expected the labels of y_test among those of y_train, got 3 besides: leave out the test images of these "
+            "expected the labels of y_test among those of y_train, got 3 too: leave out the test images of these "
             "classes.",
         ),
         (

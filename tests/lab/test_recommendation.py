@@ -103,7 +103,7 @@ def test_the_recommendation_says_what_is_not_distinguished():
 
 def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     effect = Effect(
-        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats a character", (-0.03, 0.03), 0.0, "supported", 2
+        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats per character", (-0.03, 0.03), 0.0, "supported", 2
     )
     outcomes = {
         "layernorm_in_transformers": Outcome("supported", "", [effect], Room(True, "")),
@@ -112,13 +112,14 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     values = {"layer": (1.70, 1.71, 1.72), "rms": (1.66, 1.67, 1.679), "padded": (1.80, 1.81, 1.83)}
     said = recommend(compared(values, scale=LOSS, kind="text"), outcomes)
     assert said["headline"].startswith(
-        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats a character, 0.040 nats ["
+        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats per character, 0.040 "
+        "nats ["
     )
     assert said["how"] == "gb.RMSNorm"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
-    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats a character, the usual choice."
+    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats per character, the usual choice."
     assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of what was chosen
-    assert said["avoid"][0].startswith("padded: test loss 1.813 nats a character, 0.103 nats [")
+    assert said["avoid"][0].startswith("padded: test loss 1.813 nats per character, 0.103 nats [")
     # A tenth of a point of test error would be nothing; of the loss it is three margins.
     assert recommend(compared(values), {})["headline"].count("LayerNorm, test error 1.7 %, the usual choice") == 1
 

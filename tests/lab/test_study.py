@@ -205,7 +205,7 @@ def test_ten_kills_change_nothing(tmp_path):
 
 
 def test_a_folder_without_a_study_cannot_be_resumed(tmp_path):
-    expected = f"there is no study in {tmp_path} to go on with: {tmp_path / 'study.json'} cannot be read."
+    expected = f"there is no study in {tmp_path} to continue: {tmp_path / 'study.json'} cannot be read."
     with pytest.raises(StudyError, match=exactly(expected)):
         asked_for(tmp_path)
 

@@ -112,7 +112,7 @@ def test_mnist_itself_goes_in():
         ),
         (
             {"y_train": np.arange(50) % 3},
-            "expected as many labels as images, got 60 in x_train, 50 in y_train: leave out what has no partner.",
+            "expected as many labels as images, got 60 in x_train, 50 in y_train: remove what has no counterpart.",
         ),
         (
             {"x_train": np.full((60, 8, 8), np.nan)},
@@ -121,16 +121,16 @@ def test_mnist_itself_goes_in():
         (
             {"y_train": np.arange(60) % 3 + 1},
             "expected labels 0 to k − 1 in y_train, k at least 2, each present, got 1, 2, 3: "
-            "number the classes anew, as np.unique(y, return_inverse=True)[1] does.",
+            "renumber the classes, as np.unique(y, return_inverse=True)[1] does.",
         ),
         (
             {"y_test": np.arange(30) % 4},
-            "expected the labels of y_test among those of y_train, got 3 besides: leave out the test "
+            "expected the labels of y_test among those of y_train, got 3 too: leave out the test "
             "images of these classes.",
         ),
         (
             {"y_train": np.array([0] * 55 + [1] * 5)},
-            "expected the labels of y_test among those of y_train, got 2 besides: leave out the test "
+            "expected the labels of y_test among those of y_train, got 2 too: leave out the test "
             "images of these classes.",
         ),
         (
@@ -277,7 +277,7 @@ def test_a_users_model_is_built_with_each_norm(tmp_path):
             "from torch import nn\nclass Own(nn.Module):\n    def forward(self, x): return {'scores': x}\n"
             "def build(a, b): return nn.Sequential(nn.BatchNorm2d(1), Own())",
             "expected scores of shape (8, 10) for a batch of 8, got dict: wrap the model in one whose forward returns "
-            "the scores alone.",
+            "only the scores.",
         ),
         ("def build(a, b, c): return 1", "expected build((1, 8, 8), 10, norm) to return an nn.Module, got int."),
         (

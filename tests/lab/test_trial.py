@@ -382,7 +382,7 @@ def test_a_cluster_of_two_workers_gives_the_same_results(tmp_path, name):
     ("name", "address", "text"),
     [
         ("spark", None, "--engine spark: expected one of loky, dask, ray."),
-        ("loky", "tcp://x:1", "--address tcp://x:1: loky runs on this machine alone. Name --engine dask or ray."),
+        ("loky", "tcp://x:1", "--address tcp://x:1: loky runs only on this machine. Name --engine dask or ray."),
     ],
 )
 def test_an_engine_that_cannot_be_is_refused(name, address, text):

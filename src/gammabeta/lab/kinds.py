@@ -27,7 +27,7 @@ ARRAYS = "an .npz with x_train, y_train, x_test, y_test"
 
 @dataclass(frozen=True)
 class Form:
-    """One way to name data: ``prefix``, or ``prefix:argument``.
+    """One form of data, named ``prefix`` or ``prefix:argument``.
 
     Attributes:
         load: reads the task; called with the argument's path where there is one.
