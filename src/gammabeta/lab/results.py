@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from gammabeta.lab.recommendation import failed, not_compared, recommend
 from gammabeta.lab.task import Kind
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores, plain
+from gammabeta.pages.atomic import write_atomically
 
 
 class Results:
@@ -148,13 +148,10 @@ def _facts(claim: Claim) -> dict[str, Any]:
 
 def write(results: dict[str, Any], path: Path) -> None:
     """Write the results in one step, so that a reader never sees half a file."""
-    part = path.with_suffix(".part")
+    text = json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False)
     try:
-        part.write_text(json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, path)
+        write_atomically(path, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise StoreError(
             f"cannot write {path}: {error.strerror}. Finished trials are kept: make room and run the same command "
             "again."

@@ -4,7 +4,6 @@ Every finished trial is on disk before the next begins, so that an interrupted s
 """
 
 import contextlib
-import difflib
 import json
 import shlex
 import time
@@ -18,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import gammabeta
+from gammabeta.arguments import did_you_mean
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import compare
@@ -200,9 +200,9 @@ def _chosen(names: Sequence[str] | None) -> list[Claim]:
         return list(CLAIMS)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-            meant = f"Did you mean {near[0]}?" if near else f"Claims: {', '.join(known)}."
-            raise StudyError(f"there is no claim {name}. {meant}")
+            every = f"there are {', '.join(known)}."
+            meant = did_you_mean(name.replace("-", "_"), known, every, cutoff=0.4, show=str)
+            raise StudyError(f"there is no claim {name}: {meant}")
     return [claim for claim in CLAIMS if claim.name in names]
 
 
