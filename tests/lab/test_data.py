@@ -1,4 +1,4 @@
-"""Data that a user names or brings: images, sequences of variable length, and what a function of theirs returns."""
+"""Data that a user names or brings: images, sequences of variable length, and what the user's function returns."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_cifar10_goes_in_with_labels_as_keras_has_them(tmp_path):
     assert (plain.name, plain.shape, plain.classes) == ("cifar10", (3, 8, 9), 3)
     assert torch.equal(plain.train.x_nchw, keras.train.x_nchw)
     assert torch.equal(plain.test.y_n, keras.test.y_n)
-    # Channels moved in front, values standardized: the images are those of the file.
+    # With channels moved to the front and values standardized, the images are those of the file.
     given = whole["x_test"].astype(np.float64)
     own = plain.test.x_nchw.permute(0, 2, 3, 1).double().numpy()
     for channel in range(3):
@@ -58,7 +58,7 @@ def test_cifar10_goes_in_with_labels_as_keras_has_them(tmp_path):
 
 
 def painted(folder, count=24, classes=("cat", "dog"), size=(20, 10), mode="L"):
-    """Images by class, each its own shade."""
+    """Write images by class, each with its own shade."""
     image = pytest.importorskip("PIL.Image")
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -226,7 +226,7 @@ HEADER = "# made up\n@problemName Made\n@timeStamps false\n@classLabel true 2 10
 
 
 def cases(count, dimensions=2):
-    """Lines whose lengths and classes go round: 3 to 5 steps, classes 2 and 10."""
+    """Make lines whose lengths and classes alternate: 3 to 5 steps, classes 2 and 10."""
     rng = np.random.default_rng(0)
     lines = []
     for index in range(count):
@@ -249,7 +249,7 @@ def test_sequences_of_the_archive_go_in(tmp_path):
     assert (task.name, task.features, task.classes) == ("Made", 2, 2)
     assert task.description == "Made: sequences of 3 to 5 steps, 2 features, 2 classes; its own test part"
     assert [len(part) for part in (task.train, task.validation, task.test)] == [40, 10, 20]
-    # Classes in the order of their numbers: 2 is 0, 10 is 1, as the lines go round.
+    # Classes are in numeric order: 2 is 0 and 10 is 1, alternating as the lines do.
     assert task.test.y_n.tolist() == [0, 1] * 10
     assert task.test.lengths_n.tolist() == [3 + index % 3 for index in range(20)]
     real_nt = torch.arange(5) < task.train.lengths_n[:, None]
@@ -368,7 +368,7 @@ sequences = {
 
 
 def function(folder, returned):
-    """The target of a function that returns what the expression says."""
+    """Return the target of a function that returns the expression's value."""
     (folder / "own.py").write_text(f"{PREFACE}\ndef data():\n    return {returned}\n")
     return f"{folder / 'own.py'}:data"
 

@@ -1,4 +1,4 @@
-"""The data and models that a user may bring, and every error that can be made with them, in full text."""
+"""The data and models that a user may bring, and the full text of every error that can be made with them."""
 
 import re
 from pathlib import Path
@@ -211,7 +211,7 @@ def test_every_norm_standardizes_what_it_is_given(name, positions):
     x = torch.randn((64, 16, 4, 4)[: 2 + positions]) * 3 + 2
     layer = norm(name, 16, positions).train()
     with torch.no_grad():
-        for _ in range(60):  # renorm standardizes once its running statistics have come near the batch's
+        for _ in range(60):  # renorm standardizes once its running statistics are near the batch's
             y = layer(x)
     assert y.shape == x.shape
     if name == "none":
@@ -343,7 +343,7 @@ def test_exact_statistics_are_those_of_the_data_and_leave_no_trace():
         exact = model(x_nchw)
     with torch.no_grad():
         in_training = model(x_nchw)
-    # One batch in training normalizes by its own statistics: the same numbers, to rounding.
+    # In training a batch is normalized by its own statistics: the same numbers, to rounding.
     assert torch.allclose(exact, in_training, atol=1e-4)
     with exact_statistics(model, x_nchw):
         pass

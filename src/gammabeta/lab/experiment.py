@@ -100,7 +100,7 @@ class Experiment:
             make: makes the trial of one arm on one replicate.
 
         Raises:
-            ValueError: two arms are equal, so that their results could not be told apart.
+            ValueError: two arms are equal, so their results could not be distinguished.
         """
         return _by_arm(arms, replicates, self.run(_trials(arms, replicates, make)))
 

@@ -72,8 +72,8 @@ def best_accuracy(result: Mapping[str, Any]) -> float:
 def races(experiment: Experiment) -> list[Race]:
     """Tune every network's arms, and decide by the unnormalized arm's tuning runs whether there is room.
 
-    There is room where the unnormalized network, at its best learning rate, gets above twice the accuracy of chance and
-    needs more than two looks at the validation set to reach the target.
+    There is room where the unnormalized network trains at its best learning rate, but not at once. It must get above
+    twice the accuracy of chance, and need more than two looks at the validation set to reach the target.
     """
     goal = target(experiment)
     chosen = networks(experiment)

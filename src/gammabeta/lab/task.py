@@ -5,4 +5,4 @@ Kind = str
 
 
 class TaskError(ValueError):
-    """Data or a model that the study cannot use; the message says what was expected, what came and what to do."""
+    """Data or a model that the study cannot use; the message says what was expected, what was received and what to do."""

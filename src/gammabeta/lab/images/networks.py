@@ -313,13 +313,13 @@ def _call(target: str, builder: Callable[..., nn.Module], task: Task, arm: str, 
         made.append(norm(arm, channels, positions))
         return made[-1]
 
-    handed = _takes_norm(target, builder)
-    called = f"build({task.shape}, {task.classes}{', norm' if handed else ''})"
+    with_norm = _takes_norm(target, builder)
+    called = f"build({task.shape}, {task.classes}{', norm' if with_norm else ''})"
     arguments: dict[str, Any] = {}
     positional: list[Any] = [task.shape, task.classes]
-    if handed and _has(builder, "norm"):
+    if with_norm and _has(builder, "norm"):
         arguments["norm"] = norm_of_arm
-    elif handed:
+    elif with_norm:
         positional.append(norm_of_arm)
     try:
         model = builder(*positional, **arguments)

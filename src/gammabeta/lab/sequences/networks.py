@@ -58,10 +58,10 @@ class SequenceNorm(nn.Module):
         masks = [None] * (1 + len(others)) if counted is None else counted.split(self.each)
         outs = [norm(first, mask=masks[0])]
         for part, of_part in zip(others, masks[1:], strict=True):
-            alone = gb.functional.batch_norm(
+            of_device = gb.functional.batch_norm(
                 part, None, None, norm.weight, norm.bias, training=True, eps=norm.eps, mask=of_part
             )
-            outs.append(alone)
+            outs.append(of_device)
         return torch.cat(outs).movedim(1, -1)
 
 
