@@ -510,8 +510,8 @@ FORMS = "x_train, y_train, x_test, y_test; these and lengths_train, lengths_test
         ),
         (
             "{**sequences, 'lengths_test': torch.arange(30) % 11}",
-            "expected lengths_test from 1 to 9, the time of x_test, got 0 to 10: leave out what is empty, and pad "
-            "x_test to the longest.",
+            "expected lengths_test from 1 to 9, the time of x_test, got 0 to 10: leave out empty sequences, and "
+            "pad x_test to the longest.",
         ),
         (
             "{**sequences, 'x_test': torch.full((30, 9, 2), torch.nan)}",

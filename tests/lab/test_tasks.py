@@ -205,7 +205,7 @@ def test_matched_initialization(activation, std):
 @pytest.mark.parametrize("name", sorted(NORMS))
 def test_every_norm_standardizes_what_it_is_given(name, positions):
     if (name, positions) == ("instance", 0):
-        with pytest.raises(ValueError, match="has one value a statistic"):
+        with pytest.raises(ValueError, match="has one value per statistic"):
             norm(name, 16, positions)
         return
     x = torch.randn((64, 16, 4, 4)[: 2 + positions]) * 3 + 2

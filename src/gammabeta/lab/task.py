@@ -5,4 +5,4 @@ Kind = str
 
 
 class TaskError(ValueError):
-    """Data or a model that the study cannot use; the message says what was expected, what was received and what to do."""
+    """The study cannot use the data or the model; the message says what was expected and received, and what to do."""
