@@ -67,7 +67,7 @@ def idle(monkeypatch, tmp_path):
 
 
 def made_small(monkeypatch):
-    """Use narrow networks, few steps and small grids: enough to show a difference between the arms if there were one."""
+    """Use narrow networks, few steps and small grids: enough to show a difference between the arms."""
 
     def mlp_alone(experiment):
         return [experiment.mlp(3, width=24)]
