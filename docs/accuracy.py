@@ -1,13 +1,14 @@
-"""How far each norm is from exact arithmetic, by who computes it; docs/conventions.md has the table.
+"""Measure how far each norm is from exact arithmetic, for each implementation.
 
-    python docs/accuracy.py    measures again and keeps the figures in docs/accuracy.json
+    python docs/accuracy.py    measure again, and keep the figures in docs/accuracy.json
 
-and docs/generate.py draws the table from what was kept. tests/test_accuracy.py measures with what is here, and holds
-the rule for the routes that calls take.
+docs/generate.py draws the table of docs/conventions.md from these figures. tests/test_accuracy.py measures with the
+functions of this file, and holds every route that a call takes to the rule.
 
-An error is the largest deviation of a tensor from the same result in 80-bit arithmetic on the same, rounded inputs,
-over the largest value of that tensor, in units of its dtype's spacing at 1: about ulp of the largest output. A figure
-is the worst of output, statistics and gradients, over several shapes and seeds, since one statistic alone may be lucky.
+An error compares a tensor with the same result in 80-bit arithmetic on the same, rounded inputs. It is the largest
+deviation divided by the largest value of that tensor, in units of its dtype's spacing at 1: about ulp of the largest
+output. A figure is the worst of output, statistics and gradients, over several shapes and seeds, since a single
+statistic may be lucky.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ EPS = 1e-5
 GROUPS = 4
 
 TIMES_OURS, ULP = 4.0, 2.0
-"""A route is taken where its error is at most so many times that of our own, or at most so many ulp."""
+"""A route serves where its error is at most TIMES_OURS times that of our kernel, or at most ULP ulp."""
 
-# A few values to a statistic, and more than 1,024; several samples, and one; each with many statistics.
+# A few values per statistic and more than 1,024, several samples and one; each shape has many statistics.
 _PLANES = ((8, 16, 4, 4), (16, 16, 12, 12), (1, 32, 24, 24))
 _LAYOUTS_OF_CHANNELS = {
     "contiguous": _PLANES,
@@ -87,7 +88,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def inputs(norm: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, ratio: float, seed: int) -> Inputs:
-    """Normal values of spread 1 about a mean of about `ratio`, of either sign, for each statistic."""
+    """Draw normal values of standard deviation 1 around a mean of about ±`ratio` for each statistic."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
@@ -117,16 +118,16 @@ def inputs(norm: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, r
     return Inputs(norm, x, weight, bias, laid_out(normal(*shape).to(dtype), layout), running)
 
 
-# Who computes.
+# The implementations.
 
 
 def ours(given: Inputs) -> Results:
-    """By our ops, whatever is registered for them."""
+    """Compute by our ops, with whatever is registered for them."""
     return _by_ops(given, torch.ops.gammabeta)
 
 
 def by_reference(given: Inputs) -> Results:
-    """By the two passes of the reference."""
+    """Compute by the two passes of the reference."""
     return _by_ops(given, reference)
 
 
@@ -158,7 +159,7 @@ def _named(given: Inputs, y: Tensor, gradients: tuple[Tensor | None, ...]) -> Re
 
 
 def by_torch(given: Inputs) -> Results:
-    """By torch's op as it is, in float32 where x has 16 bits; InstanceNorm by its group norm."""
+    """Compute by torch's own op, in float32 where x has 16 bits; InstanceNorm by torch's group norm."""
     run = given.running or (torch.zeros_like(given.weight), torch.zeros_like(given.weight))
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -177,12 +178,12 @@ def by_torch(given: Inputs) -> Results:
 
 
 def chosen(given: Inputs) -> Results:
-    """By whatever `gammabeta.functional` chooses."""
+    """Compute by whatever `gammabeta.functional` chooses."""
     return _differentiated(given, *_called(given))
 
 
 def _called(given: Inputs) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
-    """The call of a user, and the running statistics that it moves."""
+    """Return the call that a user makes, and the running statistics that it moves."""
     run = given.running or (torch.zeros_like(given.weight), torch.zeros_like(given.weight))
 
     def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -212,11 +213,11 @@ ROUTES: dict[str, Callable[[Inputs], Results]] = {
 }  # fmt: skip
 
 
-# What is exact.
+# The exact results.
 
 
 def exact(given: Inputs) -> dict[str, tuple[Any, float]]:
-    """The results in numpy's widest arithmetic, by the definitions; each with its largest absolute value."""
+    """Compute the results by their definitions in numpy's widest arithmetic, each with its largest absolute value."""
     x, weight, bias, g_y = (_wide(t) for t in (given.x, given.weight, given.bias, given.g_y))
     shape = x.shape
     channel = (1, -1, *(1,) * (x.ndim - 2))
@@ -260,12 +261,12 @@ def _wide(tensor: Tensor) -> Any:
 
 
 def is_exact(dtype: torch.dtype) -> bool:
-    """Whether this machine has an arithmetic that is exact beside that dtype."""
+    """Return whether this machine has an arithmetic that is exact compared with that dtype."""
     return bool(np.finfo(np.longdouble).eps < torch.finfo(dtype).eps / 1000)
 
 
 def errors(results: Results, right: dict[str, tuple[Any, float]]) -> dict[str, float]:
-    """In ulp of the largest value, by the tensor's name."""
+    """Return the error of each tensor in ulp of its largest value, by its name."""
     found = {}
     for name, tensor in results.items():
         value, largest = right[name]
@@ -276,6 +277,7 @@ def errors(results: Results, right: dict[str, tuple[Any, float]]) -> dict[str, f
 
 
 def cases(norm: str, layout: str, dtype: torch.dtype, ratio: float) -> Iterator[Inputs]:
+    """Yield inputs of every shape and seed."""
     for shape in SHAPES[norm][layout]:
         for seed in range(SEEDS):
             yield inputs(norm, shape, layout, dtype, ratio, seed)
@@ -284,7 +286,7 @@ def cases(norm: str, layout: str, dtype: torch.dtype, ratio: float) -> Iterator[
 def measure(
     norm: str, layout: str, dtype: torch.dtype, ratio: float, routes: tuple[str, ...]
 ) -> dict[str, dict[str, float]]:
-    """By route and tensor the worst over shapes and seeds."""
+    """Return the worst error over shapes and seeds, by route and tensor."""
     worst: dict[str, dict[str, float]] = {route: {} for route in routes}
     for given in cases(norm, layout, dtype, ratio):
         right = exact(given)
@@ -295,7 +297,7 @@ def measure(
 
 
 def breaks_the_rule(errors_of_route: dict[str, float], errors_of_own: dict[str, float]) -> list[str]:
-    """The tensors that the route loses too much of."""
+    """Return the names of the tensors whose error breaks the rule."""
     return [name for name, error in errors_of_route.items() if error > max(TIMES_OURS * errors_of_own[name], ULP)]
 
 
@@ -310,7 +312,7 @@ class _Calls(TorchDispatchMode):
 
 
 def who(given: Inputs) -> str:
-    """Who computes what a user calls: "ours", "reference" or "torch", by the operations that the call makes."""
+    """Return who computes a user's call, "ours", "reference" or "torch", from the operations that it makes."""
     norm, _ = _called(given)
     with _Calls() as calls:
         norm(given.x, given.weight, given.bias)
@@ -320,16 +322,16 @@ def who(given: Inputs) -> str:
 
 
 def taken(norm: str, layout: str, dtype: torch.dtype) -> list[str]:
-    """`who` for each shape, in their order, without repeats."""
+    """Return `who` for each shape, in their order, without repetition."""
     found = (who(inputs(norm, shape, layout, dtype, 1, 0)) for shape in SHAPES[norm][layout])
     return list(dict.fromkeys(found))
 
 
-# The figures that are kept, and the table.
+# The kept figures, and the table.
 
 
 def measured() -> list[dict[str, Any]]:
-    """An entry for each norm, layout and dtype: the worst errors by route, who computes, where torch fails."""
+    """Measure each norm, layout and dtype: the worst errors by route, who computes, where torch fails."""
     kernels = ops.has_kernel("cpu")
     routes = ("ours", "torch", "reference", "chosen") if kernels else ("chosen", "reference")
     rows = []
@@ -351,9 +353,9 @@ def _coarse(error: float) -> float:
 
 
 def keep() -> None:
-    """Measure with kernels here and without them in another process, and write what was found."""
+    """Measure with kernels in this process and without them in another, and write the figures."""
     if not ops.has_kernel("cpu"):
-        sys.exit("docs/accuracy.py: expected gammabeta's kernels to be built, they are not: run make test first.")
+        sys.exit("docs/accuracy.py: expected gammabeta's kernels to be built, found none: run make test first.")
     torch.set_num_threads(1)
     rows = measured()
     code = "import json, sys; sys.path.insert(0, sys.argv[1]); import accuracy; print(json.dumps(accuracy.measured()))"
@@ -374,7 +376,7 @@ def keep() -> None:
 
 
 def table() -> str:
-    """The section of docs/conventions.md, from what was kept."""
+    """Return the generated section of docs/conventions.md."""
     kept = json.loads(KEPT.read_text(encoding="utf-8"))
     rows = kept["rows"]
     wide = [row for row in rows if row["dtype"] == "float32"]

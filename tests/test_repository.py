@@ -20,6 +20,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     "activations",
     "distributed",
+    "masks",
     "moments",
     "op_checks",
     "running_statistics",
@@ -33,7 +34,6 @@ ORDER = (
     "functional",
     "statistics",
     "layers",
-    "lengths",
     "introspection",
     "surgery",
     "pages",
@@ -105,8 +105,8 @@ def test_the_public_names_are_there_and_are_all():
     assert named <= public
 
 
-def test_the_public_names_are_those_of_the_design():
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+def test_the_public_names_are_those_of_the_architecture():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.split("## Public names", 1)[1].split("\n## ", 1)[0]
     cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
     documented = set()
@@ -114,6 +114,13 @@ def test_the_public_names_are_those_of_the_design():
         stem = re.match(r"[A-Za-z]+", name)[0]
         documented |= {stem + d for d in re.findall(r"\dd", name.replace("/", "d/"))} if "1d/" in name else {name}
     assert documented == set(gb.__all__)
+
+
+def test_the_architecture_names_the_wings_in_the_order_of_imports():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## The wings", 1)[1].split("\n## ", 1)[0]
+    wings = [name for name in ORDER if (SOURCE / name).is_dir()]
+    assert re.findall(r"^\| `(\w+)/` \|", table, re.MULTILINE) == wings
 
 
 def test_the_version_is_said_once():

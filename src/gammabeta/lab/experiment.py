@@ -99,17 +99,13 @@ class Experiment:
         Raises:
             ValueError: two arms are equal, so that their results could not be told apart.
         """
-        by_arm = self.grid_of_records(arms, replicates, make)
-        return {arm: [record["result"] for record in records] for arm, records in by_arm.items()}
+        return _by_arm(arms, replicates, self.run(_trials(arms, replicates, make)))
 
     def grid_of_records(
         self, arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
     ) -> dict[Arm, list[dict[str, Any]]]:
         """As :meth:`grid`, with whole records, of which :meth:`records` says what they hold."""
-        if len(set(arms)) < len(arms):
-            raise ValueError(f"grid: expected arms that differ, got {list(arms)}.")
-        records = iter(self.records([make(arm, replicate) for arm in arms for replicate in replicates]))
-        return {arm: [next(records) for _ in replicates] for arm in arms}
+        return _by_arm(arms, replicates, self.records(_trials(arms, replicates, make)))
 
     def records(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """The trials' records: ``result``, ``seconds`` and, where the trial measured times, ``timing``."""
@@ -128,3 +124,20 @@ class Experiment:
         longest_first = sorted(trials, key=lambda trial: -int(trial.settings.get("steps", 0)))
         run_trials(longest_first, self.store, jobs=self.jobs, finished=finished)
         return [self.store[trial] for trial in trials]
+
+
+def _trials(
+    arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
+) -> list[Trial]:
+    """The trials of a grid, arm after arm."""
+    if len(set(arms)) < len(arms):
+        raise ValueError(f"grid: expected arms that differ, got {list(arms)}.")
+    return [make(arm, replicate) for arm in arms for replicate in replicates]
+
+
+def _by_arm(
+    arms: Sequence[Arm], replicates: Sequence[Any], found: Sequence[dict[str, Any]]
+) -> dict[Arm, list[dict[str, Any]]]:
+    """What was found for the trials of a grid, under each arm."""
+    each = iter(found)
+    return {arm: [next(each) for _ in replicates] for arm in arms}

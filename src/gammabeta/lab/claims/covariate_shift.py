@@ -50,7 +50,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.best_rates import ARMS, BATCH, accuracy_without, best_rates, networks
 from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import batches, chance, exact_statistics, fit
+from gammabeta.lab.images.training import Training, batches, chance, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.paired import median_by_seed
@@ -221,7 +221,8 @@ def shift(
                 gradients.before(*stream[step])
         return False
 
-    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=STEPS, seed=seed, look=look)
+    training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=STEPS, seed=seed)
+    fit(data, data.train, training, look)
     return found
 
 

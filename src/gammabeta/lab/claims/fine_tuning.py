@@ -52,7 +52,7 @@ import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split, Task
-from gammabeta.lab.images.training import chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.training import Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
@@ -146,7 +146,7 @@ def pretrained(settings: str) -> nn.Module:
     data = load(how["task"])
     source = transfer(data, how["target"]).source
     chosen = {key: how[key] for key in ("network", "norm", "rate", "seed")}
-    model = fit(data, source, batch_size=BATCH, steps=PRETRAINING, **chosen).model
+    model = fit(data, source, Training(batch_size=BATCH, steps=PRETRAINING, **chosen)).model
     gb.recalibrate(model, source.x_nchw.split(256))
     return model
 

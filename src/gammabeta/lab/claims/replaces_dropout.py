@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import dropout_of
-from gammabeta.lab.images.training import POPULATION, exact_statistics, fit, subset
+from gammabeta.lab.images.training import POPULATION, Training, exact_statistics, fit, subset
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
 from gammabeta.lab.paired import differences
@@ -73,9 +73,8 @@ def variance_ratio(*, task: Mapping[str, Any], network: Mapping[str, Any], steps
     """Return the log of the later BatchNorms' input variance in training over evaluation, mean over channels."""
     data = load(task)
     own = subset(data.train, IMAGES, data.classes, 0.0, seed)
-    model = fit(
-        data, own, network=network, norm="batch", rate=0.1, batch_size=BATCH, steps=steps, seed=seed
-    ).model.train()
+    training = Training(network=network, norm="batch", rate=0.1, batch_size=BATCH, steps=steps, seed=seed)
+    model = fit(data, own, training).model.train()
     torch.manual_seed(seed)
     later = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)][1:]
     x_nchw = own.x_nchw[:POPULATION]

@@ -43,7 +43,7 @@ from torch.nn import functional
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split
-from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
 from gammabeta.lab.paired import differences, median_by_seed
@@ -88,9 +88,8 @@ def stream(
 ) -> dict[str, Any]:  # fmt: skip
     """Train on the stream; return error and loss on the reported split, and its error under each corruption."""
     data = load(task)
-    fitted = fit(
-        data, data.train, network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order
-    )
+    training = Training(network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order)
+    fitted = fit(data, data.train, training)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "corrupted": dict.fromkeys(CORRUPTIONS, 1.0)}
     split: Split = getattr(data, report)

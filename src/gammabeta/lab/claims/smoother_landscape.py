@@ -54,7 +54,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.best_rates import ARMS, BATCH, best_rates, networks
 from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import fit
+from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.paired import median_by_seed
@@ -226,7 +226,8 @@ def landscape(
         last = now
         return len(found) == len(levels)
 
-    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed, look=look)
+    training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed)
+    fit(data, data.train, training, look)
     return {"levels": found}
 
 

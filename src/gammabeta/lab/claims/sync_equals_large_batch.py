@@ -44,14 +44,13 @@ import gammabeta as gb
 from gammabeta.distributed import processes
 from gammabeta.distributed.collectives import all_reduce
 from gammabeta.distributed.process_groups import Peers
-from gammabeta.functional import Finish
+from gammabeta.functional import NormCall
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.running_statistics import RunningStatistics
 from gammabeta.statistics import Statistics, Synced
 
 EXACT = True
@@ -78,22 +77,15 @@ class Averaged:
 
     peers: Peers
 
-    def normalize(
-        self,
-        x: Tensor,
-        running: RunningStatistics,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        finish: Finish,
-    ) -> Tensor:
+    def normalize(self, call: NormCall) -> Tensor:
+        x, (weight, bias) = call.x, call.affine
         axes = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x, axes, correction=0)
         mean, variance = all_reduce(torch.stack((mean, variance)), self.peers).div(self.peers.size)
         shape = (1, -1) + (1,) * (x.dim() - 2)
-        y = (x - mean.reshape(shape)) * (variance.reshape(shape) + eps).rsqrt()
+        y = (x - mean.reshape(shape)) * (variance.reshape(shape) + call.eps).rsqrt()
         count = all_reduce(torch.full_like(mean, x.numel() // x.shape[1], requires_grad=False), self.peers)
-        running.update(mean.detach(), variance.detach(), count.long())
+        call.running.update(mean.detach(), variance.detach(), count.long())
         assert weight is not None
         assert bias is not None
         return y * weight.reshape(shape) + bias.reshape(shape)

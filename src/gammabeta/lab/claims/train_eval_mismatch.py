@@ -37,7 +37,7 @@ import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split
-from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
@@ -63,7 +63,8 @@ def mismatch(
     A gap is (layer, shift of the mean, its sampling error).
     """
     data = load(task)
-    fitted = fit(data, data.train, network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
+    training = Training(network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
+    fitted = fit(data, data.train, training)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "moving_error": 1.0, "gaps": []}
     model = fitted.model.eval()
