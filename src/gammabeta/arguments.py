@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import transforms_active
 from gammabeta.activations import ACTIVATIONS
 from gammabeta.reference import Affine
 
@@ -180,7 +181,7 @@ def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
     y is laid out as x, and whoever takes a view of torch's output takes one of y. Of such layouts torch's norms keep
     channels_last, where `channels_last` says so, and no other.
     """
-    if x.is_contiguous() or torch._C._are_functorch_transforms_active():
+    if x.is_contiguous() or transforms_active():
         return x
     if x.ndim in (4, 5):
         last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d

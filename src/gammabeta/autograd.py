@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gammabeta import ops, reference
+from gammabeta._torch_private import forward_mode_active, transforms_active
 from gammabeta.arguments import laid_out
 from gammabeta.distributed.collectives import all_reduce
 from gammabeta.distributed.process_groups import Peers
@@ -41,9 +41,7 @@ def plain_math(x: Tensor) -> bool:
             return True
     elif torch.jit.is_tracing():
         return True
-    return (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or subclasses.knows_only_torch(x)
-    )
+    return transforms_active() or forward_mode_active() or subclasses.knows_only_torch(x)
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
@@ -290,7 +288,7 @@ def channel_moments(x: Tensor, mask: Tensor | None, peers: Peers | None = None) 
 
 
 def _refuse_transforms(peers: Peers) -> None:
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active() or forward_mode_active():
         raise RuntimeError(
             "batch_norm: expected statistics of this process alone inside a torch.func transform or forward-mode AD, "
             f"got Synced over {peers.size} processes, which neither differentiates through: use torch.autograd, or "

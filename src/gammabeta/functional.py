@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gammabeta import arguments, aten, autograd, kernels, ops
+from gammabeta._torch_private import forward_mode_active, transforms_active
 from gammabeta.activations import activate
 from gammabeta.masks import expand_mask
 from gammabeta.moments import Moments, statistics_dtype
@@ -48,7 +48,7 @@ class Finish:
         """
         if self.mask is not None:
             return False
-        if self.norm in ("batch_norm", "layer_norm") and forward_ad._current_level >= 0:
+        if self.norm in ("batch_norm", "layer_norm") and forward_mode_active():
             return False  # torch's ops take mean and variance for constants in the gradient of a tangent
         if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
             return True
@@ -202,7 +202,7 @@ def normalize_by_batch(call: NormCall) -> Tensor:
                 running.num_batches_tracked.add_(1)
             y = aten.batch_norm(x_, (running.mean, running.var), affine_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
-        if not torch._C._are_functorch_transforms_active():
+        if not transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             var = torch.zeros_like(mean)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import has_storage, parse_schema
 from gammabeta.activations import ACTIVATIONS
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -105,7 +106,7 @@ class OpCheck:
     """
 
     def __init__(self, schema: str, **kinds: Kind) -> None:
-        parsed = torch._C.parse_schema(f"gammabeta::{schema}")
+        parsed = parse_schema(f"gammabeta::{schema}")
         self.op = parsed.name
         names = [argument.name for argument in parsed.arguments]
         self._at = {name: i for i, name in enumerate(names)}
@@ -158,7 +159,7 @@ class OpCheck:
         """
         for argument in self._tensors:
             t: Tensor | None = args[argument.at]
-            if t is None or not torch._C._has_storage(t) or t.numel() == 0:
+            if t is None or not has_storage(t) or t.numel() == 0:
                 continue
             last = t.storage_offset() + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
             held = t.untyped_storage().nbytes()

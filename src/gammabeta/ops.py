@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gammabeta import reference
+from gammabeta._torch_private import has_dispatch_kernel
 from gammabeta.moments import statistics_dtype
 from gammabeta.op_checks import OpCheck
 
@@ -57,7 +58,7 @@ def has_kernel(device_type: str) -> bool:
     """Whether a kernel of ours serves that device type. What meta tensors have are the fakes."""
     if device_type not in _has_kernel:
         key, name = device_type.upper(), "gammabeta::channel_norm_forward"
-        has = device_type != "meta" and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        has = device_type != "meta" and has_dispatch_kernel(name, key)
         has = has and serves.get(device_type, lambda: True)()
         _has_kernel[device_type] = has
     return _has_kernel[device_type]

@@ -16,6 +16,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import backward_running, is_wrapped, transforms_active
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.op_checks import ANY_NUMBER, Kind, OpCheck
 
@@ -39,7 +40,7 @@ def skipped_counts(running: Tensor | None) -> Tensor | None:
     counts: Tensor | None = getattr(running, _SKIPPED, None)
     if counts is not None and counts.shape[0] == running.shape[0] + 2 and counts.device == running.device:
         return counts
-    if running.is_meta or torch._C._are_functorch_transforms_active():
+    if running.is_meta or transforms_active():
         return None
     if torch.compiler.is_compiling() or running.is_inference():
         counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
@@ -177,7 +178,7 @@ class RunningStatistics:
             return
         update: Callable[..., None] = _update
         tracked = self.num_batches_tracked
-        if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
+        if torch.jit.is_tracing() or (torch.compiler.is_compiling() and transforms_active()):
             update = _move  # a traced graph has standard ops, and a transform no rule for ours
         elif torch.compiler.is_compiling():
             # Through one op, since the check for a recomputation has to run each time and not while tracing.
@@ -195,7 +196,7 @@ def recomputing() -> bool:
     of torch.utils.checkpoint, or in compiled autograd. What a tensor's hook computes there is new, and so is what runs
     outside of a backward. That a Function's backward computes on new data is not told.
     """
-    return torch._C._current_graph_task_id() != -1 and _inside_recomputation()
+    return backward_running() and _inside_recomputation()
 
 
 def _inside_recomputation() -> bool:
@@ -224,7 +225,7 @@ def _update(
 ) -> None:
     if recomputing():
         return
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         _refuse_captured(running_mean if running_mean is not None else running_var, mean)
         _move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
         return
@@ -293,8 +294,7 @@ def _move(
 
 
 def _count(num_batches_tracked: Tensor, counts: Tensor) -> None:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    if wrapped(counts) and not wrapped(num_batches_tracked):
+    if is_wrapped(counts) and not is_wrapped(num_batches_tracked):
         # One count for all calls of a transform: as torch's layer, it can't say which of them counted.
         num_batches_tracked.add_(1)
     else:
@@ -313,7 +313,7 @@ def _gather(
 ) -> None:
     if recomputing():
         return
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         _refuse_captured(mean, batch_mean)
     forwards.add_(1)
     finite = (batch_mean - batch_mean) + (batch_var - batch_var) == 0
@@ -329,8 +329,7 @@ def _gather(
 
 def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
     """Before anything has changed: a transform would move a captured buffer for one of its calls, or for none."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    if running is not None and wrapped(batch) and not wrapped(running):
+    if running is not None and is_wrapped(batch) and not is_wrapped(running):
         raise RuntimeError(
             "running statistics: expected some that are arguments of the torch.func transform, got "
             "captured ones: "

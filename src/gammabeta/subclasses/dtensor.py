@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gammabeta import arguments
+from gammabeta._torch_private import replicates_implicitly
 from gammabeta.masks import expand_mask
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
 from gammabeta.subclasses.operands import Operands
@@ -112,7 +113,7 @@ def _distributed(norm: str, name: str, tensor: Tensor, mesh: DeviceMesh) -> DTen
                 "them over the same mesh."
             )
         return tensor
-    if tensor.numel() == 1 or DTensor._op_dispatcher._allow_implicit_replication:
+    if tensor.numel() == 1 or replicates_implicitly(DTensor):
         return DTensor.from_local(tensor, mesh, (Replicate(),) * mesh.ndim)
     raise ValueError(
         f"{norm}: expected DTensors only, got mixed torch.Tensor and DTensor, {name} is a plain tensor: a plain "

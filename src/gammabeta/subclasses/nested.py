@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import known_lengths, ragged_axis
 from gammabeta.arguments import nested_refusal
 from gammabeta.subclasses.operands import Operands
 
@@ -36,7 +37,7 @@ def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: 
 def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) -> Tensor:
     """Of x's values: a plain tensor in which the samples lie one after the other."""
     weight, bias, residual, mask = operands
-    ragged = x._ragged_idx
+    ragged = ragged_axis(x)
     if x.ndim - axes <= ragged:
         raise ValueError(
             f"{norm}: expected normalized axes of the same size in every sample, got the last {axes} of {x.ndim} axes, "
@@ -56,8 +57,9 @@ def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) 
         inside = inside.reshape(-1, *(1,) * (values.ndim - axes - ragged))
         real = inside if real is None else real & inside
     y = compute(values, weight, bias, None if residual is None else residual.values(), real)
+    shortest, longest = known_lengths(x)
     return torch.nested.nested_tensor_from_jagged(
-        y, offsets, lengths, jagged_dim=ragged, min_seqlen=x._maybe_min_seqlen, max_seqlen=x._maybe_max_seqlen
+        y, offsets, lengths, jagged_dim=ragged, min_seqlen=shortest, max_seqlen=longest
     )
 
 

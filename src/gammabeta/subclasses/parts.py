@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
+from gammabeta._torch_private import no_torch_dispatch
 from gammabeta.reference import Affine
 from gammabeta.subclasses import nested
 from gammabeta.subclasses.operands import Operands
@@ -48,7 +48,7 @@ def knows_only_torch(x: Tensor) -> bool:
     kind = type(x)
     if kind is Tensor or kind is Parameter or not isinstance(x, Tensor):
         return False
-    if kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
+    if kind.__torch_dispatch__ is no_torch_dispatch:
         return False
     return not _is_transparent(kind)
 
