@@ -1,4 +1,4 @@
-"""Norms of NestedTensors, samples of different lengths: the rows of all samples as one plain tensor, and back."""
+"""Norms of NestedTensors, whose samples differ in length: all samples' rows become one plain tensor, and back."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Compute = Callable[..., Tensor]
 
 
 def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: Operands) -> Tensor:
-    """See `subclasses.by_parts`.
+    """Do the work of `parts.by_parts` for NestedTensors.
 
     Raises:
-        ValueError: the norm's axes are those in which the samples differ, or what goes with x is not nested like it.
+        ValueError: the samples differ in the norm's axes, or the residual or mask is not nested as x is.
     """
     if axes is None:
         raise nested_refusal(norm)
@@ -35,7 +35,7 @@ def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: 
 
 
 def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) -> Tensor:
-    """Of x's values: a plain tensor in which the samples lie one after the other."""
+    """Normalize the values of x: a plain tensor in which the samples lie one after the other."""
     weight, bias, residual, mask = operands
     ragged = ragged_axis(x)
     if x.ndim - axes <= ragged:
@@ -52,7 +52,7 @@ def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) 
             )
     real = None if mask is None else mask.values()
     if lengths is not None:
-        # Between the samples stands what belongs to none, and may be NaN.
+        # The values between the samples belong to none of them, and may be NaN.
         inside = _inside(offsets, lengths, values.shape[ragged - 1])
         inside = inside.reshape(-1, *(1,) * (values.ndim - axes - ragged))
         real = inside if real is None else real & inside
@@ -64,14 +64,14 @@ def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) 
 
 
 def _inside(offsets: Tensor, lengths: Tensor, rows: int) -> Tensor:
-    """Whether each row belongs to a sample."""
+    """Return whether each row belongs to a sample."""
     row = torch.arange(rows, device=offsets.device)
     sample = torch.searchsorted(offsets[1:], row, right=True).clamp(max=lengths.shape[0] - 1)
     return row < (offsets[:-1] + lengths)[sample]
 
 
 def _strided(norm: str, compute: Compute, axes: int, x: Tensor, operands: Operands) -> Tensor:
-    """Of the samples' rows in one copy: torch's layer norm wants x contiguous, with weight and bias; no other does."""
+    """Normalize the samples' rows in one copy. torch's layer norm needs x contiguous and weight and bias; others differ."""
     weight, bias, residual, mask = operands
     samples = x.unbind()
     if len(samples) == 0:
