@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +30,31 @@ def activation_name(norm: str, activation: str | None) -> str:
     if activation in ACTIVATIONS and activation != "none":
         return activation
     names = [a for a in ACTIVATIONS if a != "none"]
-    near = difflib.get_close_matches(str(activation), names, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ": apply any other yourself, after the norm."
-    raise ValueError(f"{norm}: expected activation None or one of {', '.join(names)}, got {activation!r}{hint}")
+    hint = did_you_mean(str(activation), names, "apply any other yourself, after the norm.")
+    raise ValueError(f"{norm}: expected activation None or one of {', '.join(names)}, got {activation!r}: {hint}")
+
+
+def did_you_mean(
+    given: str,
+    known: Iterable[str],
+    otherwise: str,
+    *,
+    most: int = 1,
+    cutoff: float = 0.6,
+    show: Callable[[str], str] = repr,
+) -> str:
+    """Suggest the known names nearest to what was given, as "did you mean 'relu'?".
+
+    Args:
+        given: what was given, which is none of the known names.
+        known: the names that there are.
+        otherwise: the hint where no name is near.
+        most: how many names are suggested at most.
+        cutoff: how near a name has to be, from 0 to 1, as `difflib.get_close_matches` counts.
+        show: how a name is written; `str` leaves the quotes out.
+    """
+    near = difflib.get_close_matches(given, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(show, near))}?" if near else otherwise
 
 
 def check_rank(layer: str, x: Tensor, shapes: str, ranks: tuple[int, ...]) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from gammabeta.lab.comparison import ERROR, LOSS, kept_bytes, seconds_a_step, side_by_side
 from gammabeta.lab.images import comparison as images
-from gammabeta.lab.kinds import COMPARE
 from gammabeta.lab.norms import norm
 from gammabeta.lab.sequences import comparison as sequences
 from gammabeta.lab.sequences import training as sequence_training
@@ -209,8 +208,8 @@ def test_a_comparison_that_fails_is_told_and_the_others_go_on(tmp_path, short, m
     def fails(*_):
         raise TrialError("it died three times")
 
-    monkeypatch.setitem(COMPARE, "images", fails)
-    monkeypatch.setitem(COMPARE, "text", fails)
+    monkeypatch.setattr(images, "compare", fails)
+    monkeypatch.setattr(text, "compare", fails)
     results, printed = compared(out=tmp_path, seeds=2)
     headlines = [said["headline"] for said in results["recommendations"]]
     assert [headline.split(" with ")[0] for headline in headlines[:2]] == [

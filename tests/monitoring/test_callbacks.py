@@ -1,4 +1,4 @@
-"""watch as a callback, in real trainers."""
+"""The callbacks in real trainers."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from gammabeta.monitoring.callbacks import lightning_callback, transformers_call
 
 
 def package(name):
-    """It, or a skip; both import torchvision if it is there, which has to be importable first."""
+    """Import a trainer's package or skip; both import torchvision if it is installed, so it must be importable."""
     with contextlib.suppress(ImportError):
         load_timm()
     return pytest.importorskip(name, exc_type=ImportError)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gammabeta.cli.configuration import Configuration, ConfigurationError, configuration, severity
+from gammabeta.cli.configuration import Configuration, ConfigurationError, read_configuration, severity
 from gammabeta.diagnostics.check import ArgumentError, ForwardError, check, diagnose
 from gammabeta.diagnostics.checkpoint import SUFFIXES, CheckpointError, record_checkpoint
 from gammabeta.diagnostics.findings import SEVERITIES, Diagnosis
@@ -88,7 +88,7 @@ def inspect(request: Request) -> Inspection:
 
 def _with_project_defaults(given: Configuration) -> Configuration:
     """Fill in from pyproject.toml, then from the defaults, what the command line leaves open."""
-    project = configuration(Path.cwd())
+    project = read_configuration(Path.cwd())
     fail_on = project.fail_on or "error"
     return Configuration(
         select=project.select if given.select is None else given.select,

@@ -1,4 +1,4 @@
-"""The command line: arguments in, the library's functions called, errors said in one sentence."""
+"""The command line: read arguments, call the library's functions, report errors in one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gammabeta.cli import options
 if TYPE_CHECKING:
     from types import ModuleType
 
-# Exit codes: findings; something asked for cannot be done; Ctrl-C.
+# Exit codes: findings; the request cannot be carried out; Ctrl-C.
 FOUND, WRONG, STOPPED = 1, 2, 130
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def gammabeta_command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Normalization for PyTorch: what does it do, on your model and data?"""
@@ -64,7 +64,7 @@ def study(
 ) -> None:
     """Measure what normalization does, claim by claim, and write a report.
 
-    Every trial is kept as soon as it has finished: after Ctrl-C the same command goes on where it stopped.
+    Every trial is stored as soon as it has finished: after Ctrl-C, the same command continues where it stopped.
     """
     engine = _need("jinja2", "plotly", "gammabeta.lab.study")
     wanted = [name.strip() for part in [*(names or []), *(claims or [])] for name in part.split(",") if name.strip()]
@@ -93,10 +93,10 @@ def study(
 @app.command()
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder that `gammabeta study --out` wrote to.")
+        Path, typer.Argument(metavar="DIR", help="The folder to which `gammabeta study --out` wrote.")
     ] = Path("gammabeta-study"),
 ) -> None:
-    """Draw report.html again from the results.json of a study."""
+    """Redraw report.html from a study's results.json."""
     _need("jinja2", "plotly")
     from gammabeta.pages.report import ReportError, read_results
 
@@ -121,9 +121,10 @@ def check(
     fail_on: options.FailOn = None,
     output: options.Output = "text",
 ) -> None:
-    """Find what is wrong with a model's normalization: exit code 0 clean, 1 findings, 2 it could not be checked.
+    """Find what is wrong with a model's normalization.
 
-    The table \\[tool.gammabeta] of pyproject.toml may hold select, ignore and fail-on.
+    Exit codes: 0 clean, 1 findings, 2 the check could not be run. The table \\[tool.gammabeta] of pyproject.toml may
+    set select, ignore and fail-on.
     """
     from gammabeta.cli import formats, inspection
     from gammabeta.cli.configuration import Configuration
@@ -145,9 +146,9 @@ def check(
 
 @app.command()
 def explain(
-    rule: Annotated[str, typer.Argument(metavar="RULE", help="Its code or name.", show_default=False)],
+    rule: Annotated[str, typer.Argument(metavar="RULE", help="The rule's code or name.", show_default=False)],
 ) -> None:
-    """Say what a rule finds, why it matters, what to do instead, and when it is wrong."""
+    """Explain a rule: what it finds, why it matters, what to do instead, and its limits."""
     from rich.markdown import Markdown
 
     from gammabeta.diagnostics.selection import rule_of
@@ -181,7 +182,7 @@ def bench(
     no_compile: options.NoCompile = False,
     quick: options.BenchQuick = False,
 ) -> None:
-    """Time gammabeta's norms beside torch's and torch.compile's, in turns in this process."""
+    """Time gammabeta's norms against torch's and torch.compile's, in turns in this process."""
     from gammabeta.benchmarks import bench as engine
 
     try:
@@ -201,7 +202,7 @@ def bench(
 
 @app.command()
 def env() -> None:
-    """Show versions, processor, devices, and which kernels are there and why not."""
+    """Show versions, processor, devices, and which kernels are available, or why not."""
     from gammabeta.environment import environment
 
     console = Console(highlight=False, soft_wrap=True)
@@ -212,7 +213,7 @@ def env() -> None:
 
 
 def main() -> None:
-    """The console script ``gammabeta``."""
+    """Run the console script ``gammabeta``."""
     app()
 
 
@@ -221,7 +222,7 @@ def _list(text: str | None) -> list[str] | None:
 
 
 def _need(*modules: str) -> ModuleType:
-    """Import modules that the extra ``study`` brings, or say that it is missing; returns the last."""
+    """Import modules of the extra ``study``, and return the last one; leave the command if one is missing."""
     for name in modules:
         try:
             module = importlib.import_module(name)
@@ -272,14 +273,14 @@ def _draw(results: dict[str, object], out: Path, console: Console) -> None:
 
 
 def _draw_what_is_there(out: Path) -> None:
-    """After Ctrl-C: a report of the claims that were decided, if there are any."""
+    """Write a report of the claims that were decided before Ctrl-C, if there are any."""
     from gammabeta.pages.report import ReportError, read_results, write_report
 
     try:
         page = write_report(read_results(out), out / "report.html")
     except (ReportError, OSError):
         return
-    _say(f"report of what was decided: {page}")
+    _say(f"report of the claims decided so far: {page}")
 
 
 def _say(text: str) -> None:

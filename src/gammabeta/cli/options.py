@@ -1,4 +1,4 @@
-"""Options of the commands `study`, `check` and `bench`, as typer reads them."""
+"""Options of the commands `study`, `check` and `bench`, as types that typer reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 
 def _names_in(part: str) -> str:
-    """Names of claims or subjects by their files: importing them would load scikit-learn for every ``--help``."""
+    """Return the claims' or subjects' names from their files: imports would load scikit-learn for every ``--help``."""
     folder = files("gammabeta").joinpath(part)
     return ", ".join(sorted(name[:-3] for f in folder.iterdir() if (name := f.name).endswith(".py") and name[0] != "_"))
 
@@ -20,15 +20,15 @@ ClaimNames = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CLAIM",
-        help=f"The claims to measure, all where none is named: {_names_in('lab/claims')}.",
+        help=f"The claims to measure (default: all): {_names_in('lab/claims')}.",
         show_default=False,
     ),
 ]
 Claims = Annotated[
     list[str] | None,
-    typer.Option("--claims", metavar="A,B", help="The same as an option, separated by commas.", show_default=False),
+    typer.Option("--claims", metavar="A,B", help="The claims as an option, separated by commas.", show_default=False),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Few seeds and small grids: minutes in place of half an hour.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few seeds and small grids: minutes instead of half an hour.")]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
 ]
@@ -37,8 +37,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="What to train on: [bold]digits[/], [bold]strokes[/] or [bold]text[/] (built in; all three where not "
-        "given), [bold]mnist:FILE[/], [bold]cifar10:FILE[/], [bold]folder:DIR[/], [bold]vowels:DIR[/], "
+        help="What to train on: [bold]digits[/], [bold]strokes[/] or [bold]text[/] (built in; default: all three), "
+        "[bold]mnist:FILE[/], [bold]cifar10:FILE[/], [bold]folder:DIR[/], [bold]vowels:DIR[/], "
         "[bold]text:FILE[/], or [bold]package.module:function[/].",
         show_default=False,
     ),
@@ -53,45 +53,42 @@ Model = Annotated[
         show_default=False,
     ),
 ]
-Compare = Annotated[bool, typer.Option("--compare", help="Only what the recommendation needs: the norms side by side.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Only measure what the recommendation needs: the norms side by side.")
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
         "--batch-size",
         metavar="N",
-        help="Images, sequences or windows of text a batch on one device, for the recommendation; 32 where not "
-        "given, of text 16.",
+        help="Images, sequences or windows of text per batch on one device, for the recommendation (default: 32; "
+        "text: 16).",
         show_default=False,
     ),
 ]
-Devices = Annotated[int, typer.Option("--devices", metavar="N", help="How many devices, for the recommendation.")]
+Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Number of devices, for the recommendation.")]
 Jobs = Annotated[
     int | None,
-    typer.Option(
-        "--jobs", metavar="N", help="Worker processes; one for each core where not given.", show_default=False
-    ),
+    typer.Option("--jobs", metavar="N", help="Worker processes (default: one per core).", show_default=False),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Other initializations, batches and subsets.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of initializations, batches and subsets.")]
 Seeds = Annotated[
     int | None,
     typer.Option(
         "--seeds",
         metavar="N",
-        help="How many seeds each result is taken from, as many as would settle it; each claim's own number where "
-        "not given.",
+        help="Number of seeds per result, for example as many as would settle it (default: each claim's own).",
         show_default=False,
     ),
 ]
-Fresh = Annotated[
-    bool, typer.Option("--fresh", help="Forget the finished trials in DIR; without it they are not run again.")
-]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the finished trials in DIR instead of reusing them.")]
 Resume = Annotated[
     Path | None,
     typer.Option(
         "--resume",
         metavar="DIR",
-        help="Go on with the study in DIR as it was asked for; other options, but for --jobs, --engine, "
-        "--address and more --seeds, are not needed.",
+        help="Continue the study in DIR with its own options; only --jobs, --engine, --address and more --seeds may "
+        "change.",
         show_default=False,
     ),
 ]
@@ -100,7 +97,7 @@ Engine = Annotated[
     typer.Option(
         "--engine",
         metavar="NAME",
-        help="What runs the trials: [bold]loky[/], processes of this machine; [bold]dask[/] or [bold]ray[/].",
+        help="What runs the trials: [bold]loky[/] (processes on this machine), [bold]dask[/] or [bold]ray[/].",
     ),
 ]
 Address = Annotated[
@@ -108,7 +105,7 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="ADDRESS",
-        help="Of the Dask scheduler or Ray cluster; one is started on this machine where not given.",
+        help="Address of the Dask scheduler or Ray cluster (default: one is started on this machine).",
         show_default=False,
     ),
 ]
@@ -119,8 +116,8 @@ Target = Annotated[
     str,
     typer.Argument(
         metavar="TARGET",
-        help="A model: [bold]package.module:name[/] or [bold]file.py:name[/], an instance or what a function "
-        "returns, with literal arguments in parentheses if need be; or a checkpoint file.",
+        help="A model: [bold]package.module:name[/] or [bold]file.py:name[/], an instance or a function that returns "
+        "one, optionally with literal arguments in parentheses; or a checkpoint file.",
         show_default=False,
     ),
 ]
@@ -136,37 +133,42 @@ Inputs = Annotated[
 ]
 Loader = Annotated[
     str | None,
-    typer.Option("--loader", metavar="TARGET", help="Batches of what the model takes.", show_default=False),
+    typer.Option("--loader", metavar="TARGET", help="Batches in the form that the model takes.", show_default=False),
 ]
 Optimizer = Annotated[
     str | None,
     typer.Option(
         "--optimizer",
         metavar="TARGET",
-        help="The optimizer, or a function that is called with the model and returns it.",
+        help="The optimizer, or a function that gets the model and returns the optimizer.",
         show_default=False,
     ),
 ]
 CheckBatchSize = Annotated[
     int | None,
-    typer.Option("--batch-size", metavar="N", help="Samples a batch on one device.", show_default=False),
+    typer.Option("--batch-size", metavar="N", help="Samples per batch on one device in training.", show_default=False),
 ]
 Intent = Annotated[
     str | None,
-    typer.Option("--intent", metavar="WHAT", help="contrastive, gradient-penalty or private.", show_default=False),
+    typer.Option(
+        "--intent",
+        metavar="WHAT",
+        help="The model's purpose: contrastive, gradient-penalty or private.",
+        show_default=False,
+    ),
 ]
 Train = Annotated[
     bool | None,
     typer.Option(
         "--train/--eval",
-        help="Check the model in training or in evaluation mode; in the mode it has where not given.",
+        help="Check the model in training or in evaluation mode (default: the mode that it is in).",
         show_default=False,
     ),
 ]
 Select = Annotated[
     str | None,
     typer.Option(
-        "--select", metavar="A,B", help="Rules that run, by code or its beginning, or name.", show_default=False
+        "--select", metavar="A,B", help="Rules to run, by code, prefix of a code, or name.", show_default=False
     ),
 ]
 Ignore = Annotated[
@@ -174,7 +176,7 @@ Ignore = Annotated[
     typer.Option(
         "--ignore",
         metavar="A,B",
-        help="Rules that do not; [bold]GB401:head.*[/] for some modules.",
+        help="Rules not to run; [bold]GB401:head.*[/] ignores one for some modules.",
         show_default=False,
     ),
 ]
@@ -183,11 +185,11 @@ FailOn = Annotated[
     typer.Option(
         "--fail-on",
         metavar="SEVERITY",
-        help="Exit with 1 from findings of this severity on: error, warning or note; error where not given.",
+        help="Exit with 1 if a finding has at least this severity: error (default), warning or note.",
         show_default=False,
     ),
 ]
-Output = Annotated[str, typer.Option("--format", metavar="FORMAT", help="text, json, sarif or github.")]
+Output = Annotated[str, typer.Option("--format", metavar="FORMAT", help="Output format: text, json, sarif or github.")]
 
 
 # bench
@@ -195,7 +197,7 @@ SubjectNames = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="SUBJECT",
-        help=f"The subjects to measure, all where none is named: {_names_in('benchmarks/subjects')}.",
+        help=f"The subjects to measure (default: all): {_names_in('benchmarks/subjects')}.",
         show_default=False,
     ),
 ]
@@ -204,20 +206,18 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         metavar="1,2",
-        help="Numbers of threads; one, then as many as torch has, where not given.",
+        help="Numbers of threads (default: one, then as many as torch uses).",
         show_default=False,
     ),
 ]
 Rounds = Annotated[
     int | None,
     typer.Option(
-        "--rounds", metavar="N", help="Timings of each contestant: 15, or 5 with --quick.", show_default=False
+        "--rounds", metavar="N", help="Timings of each contestant (default: 15, or 5 with --quick).", show_default=False
     ),
 ]
 BenchOut = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="The folder for a dated Markdown file of each subject.")
+    Path, typer.Option("--out", metavar="DIR", help="The folder for one dated Markdown file per subject.")
 ]
-NoCompile = Annotated[
-    bool, typer.Option("--no-compile", help="Leave torch.compile out, which compiles once for each row.")
-]
+NoCompile = Annotated[bool, typer.Option("--no-compile", help="Leave out torch.compile, which compiles once per row.")]
 BenchQuick = Annotated[bool, typer.Option("--quick", help="Few rows and few rounds.")]

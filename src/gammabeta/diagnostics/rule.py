@@ -1,4 +1,4 @@
-"""A rule is a module: its docstring says what it finds and why, its `check` finds it, two builders show it."""
+"""Rules as modules: the docstring says what a rule finds and why, `check` finds it, and two builders show it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gammabeta.diagnostics.findings import SEVERITIES, Finding, Fix
 from gammabeta.diagnostics.record import Record
 
 HEADINGS = ("What it does", "Why it matters", "Example", "Use instead", "Evidence", "Limits")
-# What a rule sees, and what the user gives for it.
+# What a rule can see, and what the user gives for it.
 SEES = {
     "S": "the model",
     "F": "a checkpoint",
@@ -29,14 +29,14 @@ SEES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A case that a rule finds, or does not.
+    """A case that a rule finds, or a clean one.
 
     Attributes:
         model: the model.
-        where: the modules that are found, by qualified name; () in a clean example.
-        inputs, loader, optimizer, batch_size, intent: what `check` is handed besides.
-        train: for rules that see W: runs the training of the model, some steps, while it is watched.
-        processes: how many run it, under torch.distributed.
+        where: qualified names of the modules that the rule finds; () in a clean example.
+        inputs, loader, optimizer, batch_size, intent: further arguments of `check`.
+        train: for rules that see W, trains the model for a few steps while it is watched.
+        processes: number of processes that run it, under torch.distributed.
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class Example:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `check` is handed besides the model."""
+        """The arguments of `check` besides the model."""
         names = ("inputs", "loader", "optimizer", "batch_size", "intent")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -74,11 +74,11 @@ class Match:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rule's module says.
+    """A rule, read from its module.
 
     Attributes:
-        code, name, severity: "GB101", "frozen-norm-thaws", the severity of most of its findings.
-        sees: letters of `SEES`; it runs where any of them is there.
+        code, name, severity: "GB101", "frozen-norm-thaws", and the severity of most of its findings.
+        sees: letters of `SEES`; the rule runs if any of them is available.
         title: the docstring's first line.
         sections: the docstring's text by heading.
         flagged, clean: the builders of the examples.
@@ -127,11 +127,11 @@ class Rule:
             yield Finding(self.code, self.name, severity, match.where, match.message, match.evidence, match.fix)
 
     def line(self, heading: str) -> str:
-        """A section as one line of text."""
+        """Return a section as one line of text."""
         return " ".join(self.sections[heading].split())
 
     def page(self) -> str:
-        """What the rule says of itself, in Markdown, with its examples as they are tested."""
+        """Return the rule's page in Markdown, with its examples as they are tested."""
         sees = " or ".join(SEES[letter] for letter in self.sees)
         parts = [f"*{self.title}.* {self.severity.capitalize()}; sees {sees}."]
         for heading in HEADINGS:
@@ -142,11 +142,11 @@ class Rule:
 
 
 def _body(builder: Callable[[], Example]) -> str:
-    """The lines of a builder, up to what it returns, which is for the tests."""
+    """Return the lines of a builder without its return statement, which is for the tests."""
     lines = inspect.getsource(builder).splitlines()[1:]
     end = next(i for i, line in enumerate(lines) if line.startswith("    return "))
     last = lines[end].partition("Example(")[2]
     shown = lines[:end]
-    # model.eval() where the example is handed on so.
+    # The return statement may set the mode: Example(model.eval(), …).
     mode = re.match(r"(\w+)\.(eval|train)\(\)", last)
     return textwrap.dedent("\n".join([*shown, f"    {mode[0]}"] if mode else shown))

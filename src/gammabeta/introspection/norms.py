@@ -206,9 +206,9 @@ def _evidence(module: nn.Module) -> tuple[str | None, str] | None:
         name = str(getattr(module, "original_name", ""))
         if name in _SCRIPTED:
             return _kind_by_name(name), CLASS
-    for cls, kind in _BY_CLASS:
-        if isinstance(module, cls):
-            return kind, CLASS
+    by_class = next((kind for cls, kind in _BY_CLASS if isinstance(module, cls)), None)
+    if by_class is not None:
+        return by_class, CLASS
     name = type(module).__name__.lower()
     if "frozen" in name and "batchnorm" in name:
         return "batch", FROZEN

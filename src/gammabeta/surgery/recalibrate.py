@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
 from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.running_statistics import forget_skipped
@@ -236,9 +237,9 @@ def _measuring(
     With `by_batch` the layers normalize by the batch, and move copies of their running statistics. Everything is as
     before on leaving.
     """
-    with transaction("recalibrate") as temporary:
+    with modes_kept(model), transaction("recalibrate") as temporary:
         for module in model.modules():
-            temporary.set_attribute(module, "training", False, "")
+            module.training = False
         for name, layer in layers.items():
             if by_batch:
                 if type(layer) is nn.SyncBatchNorm:
@@ -246,7 +247,7 @@ def _measuring(
                 if isinstance(layer, _BatchNorm):
                     temporary.set_attribute(layer, "statistics", Batch(), name)
                     temporary.set_attribute(layer, "gathered", None, name)  # of `accumulate_statistics`
-                temporary.set_attribute(layer, "training", True, name)
+                layer.training = True
                 for key in _BUFFERS:
                     buffer = layer._buffers.get(key)
                     if buffer is not None:

@@ -1,20 +1,20 @@
 """Running statistics that activation checkpointing moves twice.
 
-What it does: Finds BatchNorms of torch's whose forward ran again inside a backward and moved the running statistics
-once more.
+What it does: Finds torch's BatchNorms whose forward ran again inside a backward and moved the running statistics once
+more.
 
 Why it matters: Checkpointing computes a forward again in the backward, and torch's layer takes it for another batch
-(pytorch#96136): every batch counts twice, so that the average reaches back half as far: at momentum m the effective one
-is 1 − (1 − m)².
+(pytorch#96136). Every batch counts twice, so the average reaches back half as far: at momentum m the effective one is 1
+− (1 − m)².
 
 Example: A block under `torch.utils.checkpoint`.
 
-Use instead: `gammabeta.adopt(model)`: our layers tell a recomputation and move once.
+Use instead: `gammabeta.adopt(model)`: its layers recognize a recomputation and move once.
 
 Evidence: tests/diagnostics/rules/test_watched_rules.py: ten steps of the flagged example count 20 batches, of the clean
 one 10.
 
-Limits: A forward that is run on purpose inside a backward, by a tensor hook or a custom Function, is taken for a
+Limits: A forward that runs inside a backward on purpose, by a tensor hook or a custom Function, counts as a
 recomputation.
 """
 

@@ -1,4 +1,4 @@
-// The kernels under the names of gammabeta/ops.py, and the module that importing loads.
+// Registers the kernels under the names of gammabeta/ops.py, and defines the module that Python imports.
 
 #include <Python.h>
 

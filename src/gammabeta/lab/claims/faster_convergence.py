@@ -33,13 +33,14 @@ Known: Ioffe & Szegedy report 14 times fewer steps. In a pilot run on digits, de
 with BatchNorm; depth 12 took 120–135 and 45–50.
 """
 
-import math
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.paired import logs_of_ratios, median_by_seed
 from gammabeta.lab.race import ARMS, BATCH_SIZE, LIMIT, Race, races, target, without_room
 from gammabeta.lab.trials.trial import Trial
 from gammabeta.lab.verdict import log_ratios
@@ -48,53 +49,37 @@ EXACT = False
 KIND = "images"
 
 MARGIN = (1 / 1.25, 1.25)
-Runs = dict[tuple[int, str, int], list[dict[str, Any]]]  # (network, arm, exponent of the rate) -> a record a seed
+STEP_TIME = "gammabeta.lab.images.training:step_time"
+Runs = dict[tuple[int, str, int], list[dict[str, Any]]]  # (network, arm, exponent of the rate) -> a record per seed
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the steps and seconds to the target with BatchNorm and without."""
     every = races(experiment)
     seeds = experiment.seeds(5, 10)
-    wanted = [
-        (index, norm, exponent)
-        for index, race in enumerate(every)
-        for norm in ARMS
-        for exponent in sorted(set(race.best.values()) if race.room.holds else {race.best[norm]})
-    ]
-    trials = [
-        experiment.train(**every[index].settings[norm], rate=2.0**exponent, seed=seed)
-        for index, norm, exponent in wanted
-        for seed in seeds
-    ]
-    records = iter(experiment.records(trials))
-    runs: Runs = {key: [next(records) for _ in seeds] for key in wanted}
+    runs = experiment.grid_of_records(
+        [
+            (index, norm, exponent)
+            for index, race in enumerate(every)
+            for norm in ARMS
+            for exponent in sorted(set(race.best.values()) if race.room.holds else {race.best[norm]})
+        ],
+        seeds,
+        lambda arm, seed: experiment.train(**every[arm[0]].settings[arm[1]], rate=2.0 ** arm[2], seed=seed),
+    )
     best = {(index, norm): runs[index, norm, race.best[norm]] for index, race in enumerate(every) for norm in ARMS}
     judged = [index for index, race in enumerate(every) if race.room.holds and race.matched]
     room = Room(
         bool(judged), "; ".join(f"{race.room.control} ({'room' if race.room.holds else 'no room'})" for race in every)
     )
-    timings = [
-        Trial(
-            "gammabeta.lab.images.training:step_time",
-            {
-                "task": dict(experiment.source),
-                "network": dict(race.network),
-                "norm": norm,
-                "batch_size": BATCH_SIZE,
-                "seed": seed,
-            },
-        )
-        for race in every
-        for norm in ARMS
-        for seed in seeds[:3]
-    ]
-    taken = iter(record["timing"]["seconds_per_step"] for record in experiment.records(timings))
-    seconds = {(index, norm): median(next(taken) for _ in seeds[:3]) for index in range(len(every)) for norm in ARMS}
+    seconds = _step_times(experiment, every, seeds[:3])
     effects = []
     if judged:
         of_network = [log_ratios(steps(best[index, "none"]), steps(best[index, "batch"]), LIMIT) for index in judged]
-        overall = [median(of_seed) for of_seed in zip(*(ratios.log_ratios for ratios in of_network), strict=True)]
+        overall = median_by_seed(ratios.log_ratios for ratios in of_network)
         names = ", ".join(every[index].name for index in judged)
-        effects.append(ratio(f"best rates, median of {names}", overall, sum(ratios.censored for ratios in of_network)))
+        censored = sum(ratios.censored for ratios in of_network)
+        effects.append(ratio(f"best learning rates, median of {names}", overall, censored))
     for index, race in enumerate(every):
         if race.room.holds:
             effects += _of_network(race, index, runs, seconds)
@@ -111,55 +96,69 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _step_times(experiment: Experiment, every: Sequence[Race], seeds: Sequence[int]) -> dict[tuple[int, str], float]:
+    """Return the median seconds of a step of each network and arm."""
+
+    def trial(arm: tuple[int, str], seed: int) -> Trial:
+        index, norm = arm
+        settings = {"network": dict(every[index].network), "norm": norm, "batch_size": BATCH_SIZE, "seed": seed}
+        return Trial(STEP_TIME, {"task": dict(experiment.source), **settings})
+
+    timed = experiment.grid_of_records([(index, norm) for index in range(len(every)) for norm in ARMS], seeds, trial)
+    return {arm: median(record["timing"]["seconds_per_step"] for record in records) for arm, records in timed.items()}
+
+
 def steps(records: list[dict[str, Any]]) -> list[float | None]:
+    """Return each run's steps to the target; None where it was not reached."""
     return [record["result"]["steps"] for record in records]
 
 
 def ratio(name: str, values: list[float], censored: int, unit: str = "times fewer steps") -> Effect:
+    """Return the effect of one log ratio per seed."""
     return measured(name, values, unit=unit, margin=MARGIN, direction="above", null=1.0, censored=censored, ratio=True)
 
 
 def _of_network(race: Race, index: int, runs: Runs, seconds: dict[tuple[int, str], float]) -> list[Effect]:
     own = [runs[index, norm, race.best[norm]] for norm in ARMS]
     found = log_ratios(steps(own[0]), steps(own[1]), LIMIT)
-    effects = [ratio(f"{race.name}, best rates", found.log_ratios, found.censored)]
-    # Both arms' limits in seconds: what each would have spent on all its steps.
+    effects = [ratio(f"{race.name}, best learning rates", found.log_ratios, found.censored)]
+    # A run that did not reach the target counts with the seconds of all its steps.
     time = [
         [(record["result"]["steps"] or LIMIT) * seconds[index, norm] for record in records]
         for norm, records in zip(ARMS, own, strict=True)
     ]
-    ratios = [math.log(a / b) for a, b in zip(*time, strict=True)]
-    effects.append(ratio(f"{race.name}, best rates, seconds", ratios, found.censored, "times less time"))
+    ratios = logs_of_ratios(*time)
+    effects.append(ratio(f"{race.name}, best learning rates, seconds", ratios, found.censored, "times less time"))
     for norm in ARMS if race.best["none"] != race.best["batch"] else ("none",):
         exponent = race.best[norm]
         equal = log_ratios(steps(runs[index, "none", exponent]), steps(runs[index, "batch", exponent]), LIMIT)
-        whose = f"both at the best rate of {NORMS[norm]}, {2.0**exponent:g}"
+        whose = f"both at the best learning rate of {NORMS[norm]}, {2.0**exponent:g}"
         effects.append(ratio(f"{race.name}, {whose}", equal.log_ratios, equal.censored))
     return effects
 
 
 def _sentence(main: Effect | None, effects: list[Effect], every: list[Race]) -> str:
     if main is None:
-        return "no network has room: without normalization it does not train, or is at the target at once"
+        return "no network has room: without normalization it does not train, or it reaches the target at once"
     each = []
     for race in every:
         for effect in effects:
-            if effect.name == f"{race.name}, best rates":
+            if effect.name == f"{race.name}, best learning rates":
                 each.append(f"{race.name} {effect.value:.1f} ({effect.verdict})")
     time = [effect.value for effect in effects if effect.name.endswith("seconds")]
     return (
-        f"{main.value:.2f} times fewer steps [{main.low:.2f}, {main.high:.2f}] with BatchNorm at best rates: "
+        f"{main.value:.2f} times fewer steps [{main.low:.2f}, {main.high:.2f}] with BatchNorm at best learning rates: "
         f"{', '.join(each)}; in processor time {min(time):.1f} to {max(time):.1f} times less" + without_room(every)
     )
 
 
 def _ratios(effects: list[Effect]) -> Picture:
     return Picture(
-        "Steps and seconds to the target, without over with BatchNorm",
+        "Steps and seconds to the target, without BatchNorm over with it",
         "Above 1: BatchNorm is faster. 95 % interval over seeds; a run that did not reach the target counts with the "
         "limit.",
         "bar",
-        Axis("network and rates"),
+        Axis("network and learning rates"),
         Axis("ratio", log=True),
         [
             Series(
@@ -175,7 +174,7 @@ def _ratios(effects: list[Effect]) -> Picture:
 
 
 def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, Any]]]) -> Picture:
-    """Validation accuracy by step at best rates; a run that has reached the target stays at its last value."""
+    """Draw the validation accuracy by step at best rates; a run that has reached the target keeps its last value."""
     series = []
     for norm in ARMS:
         looks = [dict(map(tuple, record["result"]["accuracy"])) for record in best[index, norm]]
@@ -183,7 +182,7 @@ def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, A
         values = [[look[max(known for known in look if known <= step)] for look in looks] for step in at]
         series.append(
             Series(
-                f"{NORMS[norm]}, rate {2.0 ** race.best[norm]:g}",
+                f"{NORMS[norm]}, learning rate {2.0 ** race.best[norm]:g}",
                 at,
                 [median(of_step) for of_step in values],
                 [min(of_step) for of_step in values],
@@ -193,7 +192,7 @@ def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, A
     goal = race.settings["none"]["target"]
     return Picture(
         f"{race.name}: accuracy by step",
-        "Validation accuracy at each arm's best rate until the target; median and range over seeds.",
+        "Validation accuracy at each arm's best learning rate until the target; median and range over seeds.",
         "line",
         Axis("step"),
         Axis("validation accuracy"),
@@ -224,11 +223,11 @@ def _table(every: list[Race], runs: Runs, seconds: dict[tuple[int, str], float])
         [
             "network",
             "arm",
-            "rate",
-            "best rate of",
+            "learning rate",
+            "best learning rate of",
             "seeds that reach it",
             "steps (median, limit where not reached)",
-            "ms a step",
+            "ms per step",
         ],
         rows,
     )

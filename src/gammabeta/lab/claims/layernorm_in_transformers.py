@@ -31,6 +31,8 @@ nothing differed.
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
@@ -39,12 +41,13 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.outcome import Axis, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import ARMS
 from gammabeta.lab.text.training import JUDGED, blind_loss, seeds_of, shape_of, steps_of, timed, trained
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.verdict import weakest
+from gammabeta.lab.verdict import Direction, weakest
 
 EXACT = False
 KIND = "text"
@@ -55,7 +58,7 @@ FASTER = (1 / 1.05, 1.05)
 
 @versioned(1)
 def times(*, seed: int, repeats: int = 40) -> dict[str, Any]:
-    """``timing``: seconds of LayerNorm and RMSNorm, ours and torch's, forward and backward, medians in turns."""
+    """Time LayerNorm and RMSNorm, ours and torch's, forward and backward; medians in turns, in seconds."""
     layers: dict[str, nn.Module] = {
         "layer, gammabeta": gb.LayerNorm(256), "rms, gammabeta": gb.RMSNorm(256),
         "layer, torch": nn.LayerNorm(256), "rms, torch": nn.RMSNorm(256, eps=1e-5),
@@ -73,95 +76,130 @@ def times(*, seed: int, repeats: int = 40) -> dict[str, Any]:
     return {"repeats": repeats, "timing": {name: median(values) for name, values in taken.items()}}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of every arm.
+
+    Attributes:
+        rates: the exponent of the learning rate.
+        found: one result per seed.
+        of_norms: seconds of LayerNorm and RMSNorm, gammabeta's and torch's, one mapping per seed.
+        of_steps: seconds of a training step of each arm, one mapping per seed.
+    """
+
+    rates: Mapping[str, int]
+    found: Mapping[str, list[dict[str, Any]]]
+    of_norms: Sequence[Mapping[str, float]]
+    of_steps: Sequence[Mapping[str, float]]
+
+    def losses(self, arm: str) -> list[float]:
+        return [result["loss"] for result in self.found[arm]]
+
+    def difference(self, one: str, other: str, direction: Direction) -> Effect:
+        """Return the effect of one arm's test loss minus the other's."""
+        return measured(
+            f"{ARMS[one]} minus {ARMS[other]}",
+            differences(self.losses(one), self.losses(other)),
+            unit="nats per character",
+            margin=MARGIN,
+            direction=direction,
+        )
+
+
 def measure(experiment: Experiment) -> Outcome:
-    seeds = seeds_of(experiment)
-    source = dict(experiment.sources["text"])
-    shape = shape_of(experiment)
-    rate, found, tuned = trained(experiment, JUDGED, shape)
-    control = tuned["layer"]["loss"]
-    losses = {arm: [result["loss"] for result in of_arm] for arm, of_arm in found.items()}
-    timings = [r["timing"] for r in experiment.records([Trial(f"{__name__}:times", {"seed": seed}) for seed in seeds])]
-    of_steps = timed(experiment, shape)
-
-    def difference(one: str, other: str, direction: Any) -> Any:
-        values = [a - b for a, b in zip(losses[one], losses[other], strict=True)]
-        name = f"{ARMS[one]} less {ARMS[other]}"
-        return measured(name, values, unit="nats a character", margin=MARGIN, direction=direction)
-
-    def ratio(name: str, values: list[float]) -> Any:
-        logs = [math.log(value) for value in values]
-        return measured(name, logs, unit="times", margin=FASTER, direction="above", null=1.0, ratio=True)
-
-    same = difference("rms", "layer", "within")
-    below = [difference("padded", "layer", "above"), difference("padded", "rms", "above")]
-    faster = ratio(
-        "time of LayerNorm over RMSNorm, gammabeta", [t["layer, gammabeta"] / t["rms, gammabeta"] for t in timings]
+    """Compare the losses of the norms and the times of LayerNorm and RMSNorm."""
+    seeds, shape = seeds_of(experiment), shape_of(experiment)
+    rates, found, tuned = trained(experiment, JUDGED, shape)
+    trials = [Trial(f"{__name__}:times", {"seed": seed}) for seed in seeds]
+    of_norms = [record["timing"] for record in experiment.records(trials)]
+    seen = Measured(rates, found, of_norms, timed(experiment, shape))
+    same = seen.difference("rms", "layer", "within")
+    below = [seen.difference("padded", "layer", "above"), seen.difference("padded", "rms", "above")]
+    none = seen.difference("none", "layer", "above")
+    faster, by_torch = (
+        _ratio(f"time of LayerNorm over RMSNorm, {whose}", seen.of_norms, f", {whose}")
+        for whose in ("gammabeta", "torch")
     )
-    other = [
-        difference("none", "layer", "above"),
-        ratio("time of LayerNorm over RMSNorm, torch", [t["layer, torch"] / t["rms, torch"] for t in timings]),
-        ratio("time of a step, LayerNorm over RMSNorm", [t["layer"] / t["rms"] for t in of_steps]),
-    ]
-    blind = blind_loss(load_text(source))
-    room = Room(
-        control < blind - 0.5,
-        f"validation loss with LayerNorm {control:.2f}, of the characters' frequencies {blind:.2f}",
-    )
-    verdict = weakest([same.verdict, *(effect.verdict for effect in below), faster.verdict])
+    of_step = _ratio("time of a step, LayerNorm over RMSNorm", seen.of_steps)
+    room = _room(experiment, tuned["layer"]["loss"])
     return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            ", ".join(f"{ARMS[arm]} {mean(losses[arm]):.3f}" for arm in ("layer", "rms", "padded", "none"))
-            + f" nats a character; RMSNorm less LayerNorm {same.value:+.3f} [{same.low:.3f}, {same.high:.3f}] "
-            f"({same.verdict}), BatchNorm less LayerNorm {below[0].value:+.3f} [{below[0].low:.3f}, "
-            f"{below[0].high:.3f}] ({below[0].verdict}); LayerNorm takes {faster.value:.2f} times RMSNorm's time "
-            f"[{faster.low:.2f}, {faster.high:.2f}], a step {other[2].value:.2f} times"
+        verdict=(
+            weakest([same.verdict, *(effect.verdict for effect in below), faster.verdict])
+            if room.holds
+            else "no room here"
         ),
-        effects=[same, *below, faster, *other],
+        sentence=(
+            ", ".join(f"{ARMS[arm]} {mean(seen.losses(arm)):.3f}" for arm in ("layer", "rms", "padded", "none"))
+            + f" nats per character; RMSNorm minus LayerNorm {same.value:+.3f} [{same.low:.3f}, {same.high:.3f}] "
+            f"({same.verdict}), BatchNorm minus LayerNorm {below[0].value:+.3f} [{below[0].low:.3f}, "
+            f"{below[0].high:.3f}] ({below[0].verdict}); LayerNorm takes {faster.value:.2f} times RMSNorm's time "
+            f"[{faster.low:.2f}, {faster.high:.2f}], a step {of_step.value:.2f} times"
+        ),
+        effects=[same, *below, faster, none, by_torch, of_step],
         room=room,
         pictures=[
             Picture(
                 "Test loss by step",
-                "Each arm at its best rate; mean and range over seeds.",
+                "Each arm at its best learning rate; mean and range over seeds.",
                 "line",
                 Axis("step"),
-                Axis("test loss", "nats a character"),
+                Axis("test loss", "nats per character"),
                 [_course(arm, found[arm]) for arm in JUDGED],
             ),
             bars(
                 "Differences of the test loss",
                 "95 % interval over seeds.",
                 "pair",
-                Axis("difference", "nats a character"),
-                [same, *below, other[0]],
+                Axis("difference", "nats per character"),
+                [same, *below, none],
             ),
         ],
-        tables=[
-            Table(
-                "Loss and time",
-                ["arm", "rate", "test loss, nats", "ms a step", "µs of the norm, gammabeta", "µs of the norm, torch"],
-                [
-                    [
-                        ARMS[arm],
-                        2.0 ** rate[arm],
-                        mean(losses[arm]),
-                        1e3 * median(t[arm] for t in of_steps),
-                        *(
-                            1e6 * median(t[f"{arm}, {whose}"] for t in timings) if arm in ("layer", "rms") else None
-                            for whose in ("gammabeta", "torch")
-                        ),
-                    ]
-                    for arm in JUDGED
-                ],
-            )
-        ],
+        tables=[_table(seen)],
         settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps, {shape}",
         trials=experiment.trials,
     )
 
 
+def _ratio(name: str, seconds: Sequence[Mapping[str, float]], whose: str = "") -> Effect:
+    """Return the effect of the time of LayerNorm over that of RMSNorm."""
+    logs = [math.log(of_seed[f"layer{whose}"] / of_seed[f"rms{whose}"]) for of_seed in seconds]
+    return measured(name, logs, unit="times", margin=FASTER, direction="above", null=1.0, ratio=True)
+
+
+def _room(experiment: Experiment, reached: float) -> Room:
+    blind = blind_loss(load_text(dict(experiment.sources["text"])))
+    return Room(
+        reached < blind - 0.5,
+        f"validation loss with LayerNorm {reached:.2f}, of the characters' frequencies {blind:.2f}",
+    )
+
+
 def _course(arm: str, runs: list[dict[str, Any]]) -> Series:
+    """Draw the test loss by step, over the runs that did not end early."""
     whole = [run["course"] for run in runs if len(run["course"]) == max(len(r["course"]) for r in runs)]
     at = [step for step, _ in whole[0]]
     values = [[loss for _, loss in of_step] for of_step in zip(*whole, strict=True)]
     return Series(ARMS[arm], at, [mean(v) for v in values], [min(v) for v in values], [max(v) for v in values])
+
+
+def _table(seen: Measured) -> Table:
+    rows: list[list[Any]] = []
+    for arm in JUDGED:
+        of_step = 1e3 * median(seconds[arm] for seconds in seen.of_steps)
+        of_norm = [
+            1e6 * median(seconds[f"{arm}, {whose}"] for seconds in seen.of_norms) if arm in ("layer", "rms") else None
+            for whose in ("gammabeta", "torch")
+        ]
+        rows.append([ARMS[arm], 2.0 ** seen.rates[arm], mean(seen.losses(arm)), of_step, *of_norm])
+    return Table(
+        "Loss and time",
+        [
+            "arm",
+            "learning rate",
+            "test loss, nats",
+            "ms per step",
+            "µs of the norm, gammabeta",
+            "µs of the norm, torch",
+        ],
+        rows,
+    )

@@ -35,8 +35,9 @@ recurrence: LayerNorm 74, BatchNorm 49 to 59 (with moving averages). Padded Batc
 nothing moves in evaluation.
 """
 
-from collections.abc import Mapping
-from statistics import mean, median
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ from torch.nn import functional
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
 from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
@@ -57,11 +59,13 @@ KIND = "sequences"
 JUDGED = ("none", "padded", "masked", "layer")
 MARGIN = (-2.0, 2.0)
 ROUNDING = 1e-9
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+Cell = tuple[str, str]  # network, arm
 
 
 @versioned(1)
 def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict[str, Any]:
-    """The largest change of a score, in training and in evaluation, when as much padding is appended again; float64."""
+    """Double a batch's padding; return the largest change of a score in training and in evaluation, in float64."""
     data = load_sequences(task)
     longest = data.train.x_ntf.shape[1]
     found = {}
@@ -79,128 +83,171 @@ def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict
     return found
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of every cell.
+
+    Attributes:
+        rates: the exponent of the learning rate.
+        accuracy, moving: test accuracy in percent with exact statistics and with moving averages, one value per seed.
+        reached: validation accuracy on the tuning seed, as a fraction.
+        moves: the largest change of a score in training and in evaluation.
+    """
+
+    networks: Sequence[str]
+    rates: Mapping[Cell, int]
+    accuracy: Mapping[Cell, list[float]]
+    moving: Mapping[Cell, list[float]]
+    reached: Mapping[Cell, float]
+    moves: Mapping[Cell, Mapping[str, float]]
+
+    @property
+    def wrong(self) -> int:
+        """The number of networks whose masked BatchNorm moves with padding."""
+        return sum(self.moves[network, "masked"]["training"] > ROUNDING for network in self.networks)
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Compare LayerNorm with padded and masked BatchNorm, and measure what padding moves."""
     seeds = seeds_of(experiment)
-    networks = networks_of(experiment)
-    source = dict(experiment.sources["sequences"])
-    rates, found, tuned = trained(experiment, JUDGED)
-    keys = [(network, arm) for network in networks for arm in JUDGED]
-    accuracy = {key: [100 * (1 - result["error"]) for result in found[key]] for key in keys}
-    moving = {key: [100 * (1 - result["moving_error"]) for result in found[key]] for key in keys}
-    moves = dict(
-        zip(
-            keys,
-            experiment.run(
-                [
-                    Trial(f"{__name__}:moved", {"task": source, "network": n, "arm": a, "seed": seeds[0]})
-                    for n, a in keys
-                ]
-            ),
-            strict=True,
+    found = _measured(experiment, seeds[0])
+    overall, by_moving = (
+        measured(name, _above(accuracy, found.networks), **SETTINGS)
+        for name, accuracy in (
+            (f"LayerNorm minus {ARMS['padded']}, median of the networks", found.accuracy),
+            (f"with moving averages, LayerNorm minus {ARMS['padded']}, median of the networks", found.moving),
         )
     )
-    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
-
-    def less(network: str, other: str) -> list[float]:
-        return [a - b for a, b in zip(accuracy[network, "layer"], accuracy[network, other], strict=True)]
-
     by_other = {
         other: [
-            measured(f"{network}: LayerNorm less {ARMS[other]}", less(network, other), **settings)
-            for network in networks
+            measured(
+                f"{network}: LayerNorm minus {ARMS[other]}",
+                differences(found.accuracy[network, "layer"], found.accuracy[network, other]),
+                **SETTINGS,
+            )
+            for network in found.networks
         ]
         for other in ("padded", "masked")
     }
-    overall = measured(
-        f"LayerNorm less {ARMS['padded']}, median of the networks",
-        [median(of_seed) for of_seed in zip(*(less(network, "padded") for network in networks), strict=True)],
-        **settings,
+    exact = Effect.exactly(
+        "networks whose masked BatchNorm moves with padding", found.wrong, len(found.networks), "networks"
     )
-    by_moving = measured(
-        f"with moving averages, LayerNorm less {ARMS['padded']}, median of the networks",
-        [
-            median(
-                a - b
-                for a, b in zip(
-                    (moving[n, "layer"][seed] for n in networks),
-                    (moving[n, "padded"][seed] for n in networks),
-                    strict=True,
-                )
-            )
-            for seed in range(len(seeds))
+    compared = [overall, *by_other["padded"], *by_other["masked"], by_moving]
+    room = _room(experiment, found)
+    verdict: Verdict = "contradicted" if found.wrong else overall.verdict
+    return Outcome(
+        verdict=verdict if room.holds else "no room here",
+        sentence=_sentence(overall, by_moving, by_other["padded"], found),
+        effects=[*compared, exact],
+        room=room,
+        pictures=[
+            bars(
+                "Test accuracy with LayerNorm minus that with BatchNorm",
+                "Above 0: LayerNorm is better. 95 % interval over seeds.",
+                "network and arm",
+                Axis("difference", "percentage points"),
+                compared,
+            ),
+            _moves(found),
         ],
-        **settings,
+        tables=[_table(found)],
+        settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps",
+        trials=experiment.trials,
     )
-    wrong = sum(moves[network, "masked"]["training"] > ROUNDING for network in networks)
-    exact = Effect.exactly("networks whose masked BatchNorm moves with padding", wrong, len(networks), "networks")
-    data = load_sequences(source)
-    by_chance = chance(data)
-    reached = {network: 1 - tuned[network, "layer"]["error"] for network in networks}
-    room = Room(
+
+
+def _measured(experiment: Experiment, seed: int) -> Measured:
+    """Train every cell, and append padding in freshly initialized networks."""
+    networks = networks_of(experiment)
+    rates, found, tuned = trained(experiment, JUDGED)
+    source = dict(experiment.sources["sequences"])
+    cells = [(network, arm) for network in networks for arm in JUDGED]
+    moves = experiment.grid(
+        cells,
+        [seed],
+        lambda cell, seed: Trial(
+            f"{__name__}:moved", {"task": source, "network": cell[0], "arm": cell[1], "seed": seed}
+        ),
+    )
+    return Measured(
+        networks,
+        rates,
+        {cell: [100 * (1 - result["error"]) for result in found[cell]] for cell in cells},
+        {cell: [100 * (1 - result["moving_error"]) for result in found[cell]] for cell in cells},
+        {cell: 1 - result["error"] for cell, result in tuned.items()},
+        {cell: result for cell, (result,) in moves.items()},
+    )
+
+
+def _above(accuracy: Mapping[Cell, list[float]], networks: Sequence[str]) -> list[float]:
+    """Return LayerNorm's accuracy minus that of padded BatchNorm, the median over networks for each seed."""
+    return median_by_seed(differences(accuracy[n, "layer"], accuracy[n, "padded"]) for n in networks)
+
+
+def _room(experiment: Experiment, found: Measured) -> Room:
+    by_chance = chance(load_sequences(dict(experiment.sources["sequences"])))
+    reached = {network: found.reached[network, "layer"] for network in found.networks}
+    return Room(
         all(value > 2 * by_chance for value in reached.values()),
         "validation accuracy with LayerNorm: "
         + ", ".join(f"{network} {value:.2f}" for network, value in reached.items())
         + f"; twice chance is {2 * by_chance:.2f}",
     )
-    verdict: Verdict = "contradicted" if wrong else overall.verdict
+
+
+def _sentence(overall: Effect, by_moving: Effect, by_network: Sequence[Effect], found: Measured) -> str:
+    accuracy = {cell: mean(values) for cell, values in found.accuracy.items()}
     each = ", ".join(
-        f"{network}: LayerNorm {mean(accuracy[network, 'layer']):.1f}, padded BatchNorm "
-        f"{mean(accuracy[network, 'padded']):.1f} ({effect.verdict}), masked {mean(accuracy[network, 'masked']):.1f}, "
-        f"none {mean(accuracy[network, 'none']):.1f} %"
-        for network, effect in zip(networks, by_other["padded"], strict=True)
+        f"{network}: LayerNorm {accuracy[network, 'layer']:.1f}, padded BatchNorm "
+        f"{accuracy[network, 'padded']:.1f} ({effect.verdict}), masked {accuracy[network, 'masked']:.1f}, "
+        f"none {accuracy[network, 'none']:.1f} %"
+        for network, effect in zip(found.networks, by_network, strict=True)
     )
-    most = max(moves[network, "padded"]["training"] for network in networks)
-    return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            f"LayerNorm is {overall.value:+.1f} points [{overall.low:.1f}, {overall.high:.1f}] above BatchNorm over "
-            f"padding (with moving averages {by_moving.value:+.1f}); {each}; "
-            f"appended padding moves padded BatchNorm's training outputs by up to {most:.2f}, masked "
-            f"BatchNorm's {'not at all' if not wrong else f'in {wrong} networks'}"
-        ),
-        effects=[overall, *by_other["padded"], *by_other["masked"], by_moving, exact],
-        room=room,
-        pictures=[
-            bars(
-                "Test accuracy with LayerNorm, less that with BatchNorm",
-                "Above 0: LayerNorm is better. 95 % interval over seeds.",
-                "network and arm",
-                Axis("difference", "percentage points"),
-                [overall, *by_other["padded"], *by_other["masked"], by_moving],
-            ),
-            Picture(
-                "Change of a score when padding is appended",
-                "Largest change over a batch, freshly initialized, in training; in evaluation nothing moves.",
-                "bar",
-                Axis("network"),
-                Axis("change of a score"),
-                [
-                    Series(ARMS[arm], networks, [moves[network, arm]["training"] for network in networks])
-                    for arm in JUDGED
-                ],
-            ),
+    most = max(found.moves[network, "padded"]["training"] for network in found.networks)
+    return (
+        f"LayerNorm is {overall.value:+.1f} points [{overall.low:.1f}, {overall.high:.1f}] above BatchNorm that "
+        f"includes padding (with moving averages {by_moving.value:+.1f}); {each}; "
+        f"appended padding moves padded BatchNorm's training outputs by up to {most:.2f}, masked "
+        f"BatchNorm's {f'in {found.wrong} networks' if found.wrong else 'not at all'}"
+    )
+
+
+def _moves(found: Measured) -> Picture:
+    return Picture(
+        "Change of a score when padding is appended",
+        "Largest change over a batch, freshly initialized, in training; in evaluation nothing moves.",
+        "bar",
+        Axis("network"),
+        Axis("change of a score"),
+        [
+            Series(ARMS[arm], found.networks, [found.moves[network, arm]["training"] for network in found.networks])
+            for arm in JUDGED
         ],
-        tables=[
-            Table(
-                "Test accuracy, mean over seeds, and movement",
-                [
-                    "network",
-                    "arm",
-                    "rate",
-                    "accuracy, %",
-                    "with moving averages, %",
-                    "moves in training",
-                    "moves in evaluation",
-                ],
-                [
-                    [
-                        *(n, ARMS[a], 2.0 ** rates[n, a], mean(accuracy[n, a]), mean(moving[n, a])),
-                        *(moves[n, a]["training"], moves[n, a]["evaluation"]),
-                    ]
-                    for n, a in keys
-                ],
-            )
+    )
+
+
+def _table(found: Measured) -> Table:
+    return Table(
+        "Test accuracy, mean over seeds, and movement",
+        [
+            "network",
+            "arm",
+            "learning rate",
+            "accuracy, %",
+            "with moving averages, %",
+            "moves in training",
+            "moves in evaluation",
         ],
-        settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps",
-        trials=experiment.trials,
+        [
+            [
+                network,
+                ARMS[arm],
+                2.0 ** found.rates[network, arm],
+                mean(accuracy),
+                mean(found.moving[network, arm]),
+                found.moves[network, arm]["training"],
+                found.moves[network, arm]["evaluation"],
+            ]
+            for (network, arm), accuracy in found.accuracy.items()
+        ],
     )

@@ -68,12 +68,12 @@ CASES: dict[str, Mapping[str, Any] | tuple[int, ...]] = {
 }
 KINDS = ("outputs", "gradients", "running statistics")
 JUDGED, CONTROL = "synced", "averaged"
-FLOOR = 1e-17  # where an error of 0 is drawn
+FLOOR = 1e-17  # where the plot shows an error of 0
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """The mistake: means and variances of the ranks averaged, each rank counting alike."""
+    """The mistake: the ranks' means and variances averaged with equal weights."""
 
     peers: Peers
 
@@ -98,7 +98,7 @@ SOURCES: dict[str, Callable[[Peers, tuple[int, ...]], Statistics]] = {
 
 
 def problem(case: str, samples: int, data: Task) -> tuple[nn.Module, Tensor, Callable[[Tensor, slice], Tensor]]:
-    """A case's model and input, the same in every process, and the loss of each of a part's samples."""
+    """Build a case's model and input, the same in every process, and the loss of each sample of a part."""
     what = CASES[case]
     generator = torch.Generator().manual_seed(0)
     if isinstance(what, Mapping):
@@ -114,13 +114,13 @@ def problem(case: str, samples: int, data: Task) -> tuple[nn.Module, Tensor, Cal
                 tensor.uniform_(0.5, 2.0, generator=generator)
     shape = (samples, CHANNELS, *what)
     x, direction = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    # Means far from 0, and apart between ranks.
+    # Means are far from 0 and differ between ranks.
     x = 2 * x + 30 + torch.arange(samples, dtype=torch.float64).reshape(-1, *(1,) * (len(shape) - 1))
     return layer, x, lambda y, part: (y * direction[part]).flatten(1).sum(1)
 
 
 def pass_over(model: nn.Module, x: Tensor, part: slice, loss_of: Callable[[Tensor, slice], Tensor]) -> dict[str, Any]:
-    """Forward and backward over a part of the samples, its loss weighted by its share of them."""
+    """Run forward and backward over a part of the samples, its loss weighted by its share of them."""
     own = x[part].requires_grad_()
     y = model.train()(own)
     (loss_of(y, part).sum() / len(x)).backward()
@@ -133,15 +133,16 @@ def pass_over(model: nn.Module, x: Tensor, part: slice, loss_of: Callable[[Tenso
 
 
 def part_of(sizes: Sequence[int], rank: int) -> slice:
+    """Return the rank's part of all samples."""
     return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
 
 
 def shares(*, task: Mapping[str, str], counts: Sequence[int], sources: Sequence[str]) -> dict[Any, Any]:
-    """In each process: what it gets for its part of every (processes, sizes, case, source) that it has a part of."""
+    """Compute this process's part of every (processes, sizes, case, source) that it takes part in."""
     data, found = load(task), {}
     rank = dist.get_rank()
     for count in counts:
-        group = dist.new_group(list(range(count)))  # by all processes, members or not
+        group = dist.new_group(list(range(count)))  # called by all processes, members or not
         if rank >= count:
             continue
         peers = Peers(group.group_name, count)
@@ -155,15 +156,15 @@ def shares(*, task: Mapping[str, str], counts: Sequence[int], sources: Sequence[
     return found
 
 
-def off(found: Sequence[Tensor], whole: Sequence[Tensor]) -> float:
-    """Largest difference over the largest value."""
+def distance(found: Sequence[Tensor], whole: Sequence[Tensor]) -> float:
+    """Return the largest difference over the largest value."""
     largest = max(float(b.abs().max()) for b in whole)
     return max(float((a - b).abs().max()) for a, b in zip(found, whole, strict=True)) / largest
 
 
 @versioned(1)
 def compare(*, task: Mapping[str, str], counts: Sequence[int], sources: Sequence[str]) -> dict[str, Any]:
-    """The errors of every comparison of all ranks with the whole batch."""
+    """Compare all ranks with the whole batch; return the errors of every comparison."""
     settings = {"task": dict(task), "counts": list(counts), "sources": list(sources)}
     of_rank = processes.run(f"{__name__}:shares", settings, max(counts))
     data, rows = load(task), []
@@ -171,26 +172,28 @@ def compare(*, task: Mapping[str, str], counts: Sequence[int], sources: Sequence
         count, sizes, case, source = key
         own = SIZES[sizes][:count]
         model, x, loss_of = problem(case, sum(own), data)
-        gb.release(model)  # torch's own layers, of the whole batch
+        gb.release(model)  # torch's own layers, on the whole batch
         whole = pass_over(model, x, slice(None), loss_of)
         ours = [found[key] for found in of_rank[:count]]
         summed = [sum(parts) for parts in zip(*(share["gradients"] for share in ours), strict=True)]
         errors = {
-            "outputs": off([torch.cat([share["y"] for share in ours])], [whole["y"]]),
+            "outputs": distance([torch.cat([share["y"] for share in ours])], [whole["y"]]),
             "gradients": max(
-                off([torch.cat([share["g_x"] for share in ours])], [whole["g_x"]]), off(summed, whole["gradients"])
+                distance([torch.cat([share["g_x"] for share in ours])], [whole["g_x"]]),
+                distance(summed, whole["gradients"]),
             ),
-            "running statistics": max(off(share["running"], whole["running"]) for share in ours),
+            "running statistics": max(distance(share["running"], whole["running"]) for share in ours),
         }
         rows.append({"processes": count, "sizes": sizes, "case": case, "source": source, "errors": errors})
     return {"rows": rows}
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Count the comparisons in which ranks and the whole batch differ."""
     if not processes.available():
         return Outcome(
             "no room here",
-            "this torch has no gloo, which processes would talk by",
+            "this build of torch has no gloo, which the processes need to communicate",
             [],
             Room(False, "torch has no gloo"),
         )
@@ -207,15 +210,18 @@ def measure(experiment: Experiment) -> Outcome:
     least = min(_number(row["errors"]["outputs"]) for row in control)
     room = Room(
         least > SEEN,
-        f"averaging ranks' means and variances is off by {least:.2g} of the largest output or more (above {SEEN:g})",
+        f"averaging the ranks' means and variances is off by at least {least:.2g} of the largest output (above "
+        f"{SEEN:g})",
     )
-    effect = Effect.exactly("comparisons in which ranks and the whole batch differ", len(wrong), len(errors), "of them")
+    effect = Effect.exactly(
+        "comparisons in which ranks and the whole batch differ", len(wrong), len(errors), "comparisons"
+    )
     worst = max(error for *_, error in errors)
     where = ", ".join(dict.fromkeys(f"{row['case']} {row['sizes']}" for row, _ in wrong))
     sentence = (
         f"over {' or '.join(map(str, counts))} processes outputs, gradients and running statistics are those of the "
-        f"whole batch (largest difference {worst:.1g}); with ranks' means and variances averaged instead outputs are "
-        f"off by {least:.2g} to {max(_number(row['errors']['outputs']) for row in control):.2g}"
+        f"whole batch (largest difference {worst:.1g}); with the ranks' means and variances averaged instead, outputs "
+        f"are off by {least:.2g} to {max(_number(row['errors']['outputs']) for row in control):.2g}"
         if not wrong
         else f"ranks and the whole batch differ in {len(wrong)} of {len(errors)} comparisons, by up to {worst:.2g}: "
         f"{where}"
@@ -246,13 +252,13 @@ def _picture(judged: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str,
         for name, rows in (("synchronized", judged), ("rank means and variances averaged", control))
     ]
     return Picture(
-        "How far the ranks' outputs are from the whole batch's",
-        "Over the largest output, float64, by number of processes and by batches of even and uneven size.",
+        "Difference of the ranks' outputs from the whole batch's",
+        "Relative to the largest output, float64, by number of processes and by batches of even and uneven size.",
         "bar",
         Axis("case"),
         Axis("largest difference", log=True),
         series,
-        [Line("y", TOLERANCE, "allowed"), Line("y", SEEN, "the control's least")],
+        [Line("y", TOLERANCE, "allowed"), Line("y", SEEN, "smallest for the control")],
     )
 
 
@@ -264,4 +270,4 @@ def _table(judged: Sequence[Mapping[str, Any]], control: Sequence[Mapping[str, A
         for row, other in zip(judged, control, strict=True)
     ]
     columns = ["case", "processes", "batches", *KINDS, *(f"averaged: {kind}" for kind in KINDS)]
-    return Table("Largest difference from the whole batch, over the largest value", columns, rows)
+    return Table("Largest difference from the whole batch, relative to the largest value", columns, rows)

@@ -69,7 +69,7 @@ CASES = (
 
 
 def statistics_of(name: str, x: Tensor, groups: int) -> Tensor:
-    """x (N, C) or (N, C, H, W) as (statistics, values): each row holds what one statistic of the norm is taken over."""
+    """Reshape x, (N, C) or (N, C, H, W), to (statistics, values): a row holds the values of one statistic."""
     if name == "batch":
         return x.movedim(1, 0).flatten(1)
     if name == "group":
@@ -82,7 +82,7 @@ def statistics_of(name: str, x: Tensor, groups: int) -> Tensor:
 
 
 def deviation(name: str, layer: nn.Module, x: Tensor, eps: float) -> dict[str, float]:
-    """How far the layer's output is from the identity, in units of the tolerance: at most 1 where it holds."""
+    """Return the distance of the layer's output from the identity, in units of the tolerance: at most 1 if it holds."""
     for module in layer.modules():
         if hasattr(module, "eps"):
             setattr(module, "eps", eps)  # noqa: B010 (a norm's, which nn.Module does not declare)
@@ -114,7 +114,7 @@ def deviation(name: str, layer: nn.Module, x: Tensor, eps: float) -> dict[str, f
 
 @versioned(4)
 def on_random_inputs(*, name: str, positions: int, eps: float, mean: float, spread: float) -> dict[str, Any]:
-    """The deviation on normal inputs of this mean and spread, whose sign and size vary by sample and channel."""
+    """Return the deviation on normal inputs of this mean and spread."""
     generator = torch.Generator().manual_seed(0)
     shape = (SAMPLES, CHANNELS) + (SIDE,) * positions
     x = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
@@ -125,7 +125,7 @@ def on_random_inputs(*, name: str, positions: int, eps: float, mean: float, spre
 def on_task(
     *, task: Mapping[str, Any], network: Mapping[str, Any], name: str, positions: int, eps: float
 ) -> dict[str, Any]:
-    """The deviation on what the first layer of a briefly trained network makes of the task's images."""
+    """Return the deviation on the output of a briefly trained network's first layer for the task's images."""
     data = load(task)
     model = build(data, network, "none", 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -141,6 +141,7 @@ def on_task(
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Count the inputs on which the identity fails."""
     here = __name__
     trials = [
         Trial(f"{here}:on_random_inputs", {"name": name, "positions": axes, "eps": eps, "mean": mean, "spread": spread})
@@ -191,7 +192,7 @@ def measure(experiment: Experiment) -> Outcome:
         pictures=[_picture(trials, results)],
         tables=[
             Table(
-                "Largest deviation, in units of what rounding allows (1 is the bound)",
+                "Largest deviation, in units of the rounding allowed (1 is the bound)",
                 ["norm", "inputs", "failed", "of the mean", "of the variance (RMSNorm: mean square)"],
                 rows,
             )
@@ -201,6 +202,7 @@ def measure(experiment: Experiment) -> Outcome:
 
 
 def holds(result: Mapping[str, Any]) -> bool:
+    """Tell whether mean and variance are within the tolerance."""
     return _number(result["mean"]) <= 1 and _number(result["variance"]) <= 1
 
 
@@ -209,7 +211,7 @@ def _number(value: float | None) -> float:
 
 
 def _picture(trials: list[Trial], results: list[dict[str, Any]]) -> Picture:
-    """The output's variance against the input's spread, beside what the formula says."""
+    """Draw the output's variance against the input's spread, beside the formula."""
     series = []
     for name, axes in (("batch", 0), ("layer", 0), ("group", 0), ("instance", 2)):
         points = {
@@ -224,7 +226,7 @@ def _picture(trials: list[Trial], results: list[dict[str, Any]]) -> Picture:
     return Picture(
         "Variance of the output",
         "Against the spread σ of the input, at ε = 10⁻⁵ and mean 0. Where σ² is not far above ε the output's variance "
-        "is below 1, as the formula says.",
+        "is below 1, as the formula predicts.",
         "line",
         Axis("spread of the input, σ", log=True),
         Axis("variance of the output"),

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.sequences.task import SequenceTask
@@ -36,7 +37,6 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
-    training = model.training
 
     def take(layer: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
@@ -47,9 +47,9 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         layer.running_var.copy_(moments.var().reshape(-1))
 
     hooks = [layer.register_forward_pre_hook(take) for layer in layers]
-    model.eval()
     try:
-        with torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             if layers:
                 model(x_nchw)
             for hook in hooks:
@@ -61,7 +61,6 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         for layer, buffers in zip(layers, before, strict=True):
             for name, buffer in buffers.items():
                 getattr(layer, name).copy_(buffer)
-        model.train(training)
 
 
 def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Tensor:

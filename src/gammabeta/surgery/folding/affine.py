@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.activations import ACTIVATIONS, activate
+from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.norms import CLASS, norm_of
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
-from gammabeta.surgery.refusal import Refusal
 
 _TORCH = nn.modules.batchnorm._NormBase
 # Forwards that are known: normalize by the running statistics and nothing else.

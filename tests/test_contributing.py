@@ -1,0 +1,342 @@
+"""CONTRIBUTING's recipes, followed: made-up additions to a copy of the tree pass the repository's own checks.
+
+A recipe's table lists the places to touch. Each test here touches exactly those places, so a table that misses one, or
+names one too many, makes its test fail.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COPIED = (
+    "src", "tests", "docs", "benchmarks", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml",
+    "setup.py", "LICENSE",
+)  # fmt: skip
+# One process imports torch once: it writes the generated pages, as `make docs`, and runs the checks.
+CHECKS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "docs")
+import pytest
+import gammabeta
+import generate
+assert Path(gammabeta.__file__).is_relative_to(Path.cwd()), gammabeta.__file__
+generate.main([])
+sys.exit(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *sys.argv[1:]]))
+"""
+# What holds for any new module: its place in the order of imports, no circle, no public name hidden.
+REPOSITORY = "one_way or circle or place_in_the_order or hides or init_is_empty or public_names"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the repository, without what git leaves out but with the kernels that were built."""
+    copy = tmp_path / "gammabeta"
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    return copy
+
+
+def places(title):
+    """Return the places that CONTRIBUTING's recipe of that title names, in order."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = re.search(rf"^### {re.escape(title)}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"CONTRIBUTING.md: no recipe {title}"
+    return re.findall(r"^\| `([^`]+)` \|", section[1], re.MULTILINE)
+
+
+def follow(tree, title, name, steps):
+    """Take the steps of a recipe: one for each place, each from the file's text, "" for a new file, to its new text."""
+    assert list(steps) == places(title), f"CONTRIBUTING.md names other places for {title}"
+    for place, step in steps.items():
+        path = tree / place.replace("NAME", name)
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        after = step(before)
+        assert after != before, f"{place}: nothing was written"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(after, encoding="utf-8")
+
+
+def check(tree, *arguments, **variables):
+    """Write the generated pages, and run tests of the copy."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHECKS, *arguments],
+        cwd=tree, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1", **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def write(text):
+    """Return the step that makes a new file of that text."""
+
+    def step(before):
+        assert before == "", "expected a new file"
+        return text
+
+    return step
+
+
+def insert(*pairs):
+    """Return the step that writes the second text of each pair before its first, which is there exactly once."""
+
+    def step(before):
+        for mark, text in pairs:
+            assert before.count(mark) == 1, f"expected {mark!r} once, found it {before.count(mark)} times"
+            before = before.replace(mark, text + mark)
+        return before
+
+    return step
+
+
+RULE = '''"""Running statistics that never move.
+
+What it does: Finds BatchNorms whose momentum is 0.
+
+Why it matters: Their running statistics stay at mean 0 and variance 1, and evaluation normalizes by these.
+
+Example: `nn.BatchNorm2d(8, momentum=0.0)`.
+
+Use instead: 0.1, torch's default.
+
+Evidence: tests/diagnostics/rules/test_momentum_of_zero.py: after a batch of mean 5 the running mean is still 0.
+
+Limits: None.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.rule import Example
+
+code = "GB399"
+name = "momentum-of-zero"
+severity = "warning"
+sees = "S"
+
+
+def check(record: Record) -> Iterator[Finding]:
+    for norm in record.norms:
+        if getattr(norm.module, "momentum", None) == 0:
+            yield Finding(code, name, severity, norm.name, "momentum is 0", {"momentum": 0.0}, Fix("momentum=0.1"))
+
+
+def flagged() -> Example:
+    return Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=0.0)), where=("1",))
+
+
+def clean() -> Example:
+    return Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+'''
+RULE_TEST = '''"""GB399: what a momentum of 0 does to the running mean."""
+
+import torch
+from torch import nn
+
+
+def test_the_running_mean_stays():
+    norm = nn.BatchNorm1d(2, momentum=0.0)
+    norm(torch.randn(8, 2) + 5)
+    assert not norm.running_mean.any()
+'''
+
+
+def test_a_rule(tree):
+    steps = {
+        "src/gammabeta/diagnostics/rules/NAME.py": write(RULE),
+        "src/gammabeta/diagnostics/rules/__init__.py": lambda text: text.replace(
+            "    mixed_domains,\n", "    mixed_domains,\n    momentum_of_zero,\n"
+        ),
+        "tests/diagnostics/rules/test_NAME.py": write(RULE_TEST),
+    }
+    follow(tree, "A rule", "momentum_of_zero", steps)
+    check(
+        tree,
+        "tests/diagnostics/rules/test_momentum_of_zero.py",
+        "tests/diagnostics/rules/test_every_rule.py",
+        "tests/test_repository.py",
+        "-k", f"GB399 or codes or every_file or in_the_documentation or momentum_of_zero or {REPOSITORY}",
+    )  # fmt: skip
+    assert "## GB399 momentum-of-zero" in (tree / "docs" / "rules.md").read_text(encoding="utf-8")
+
+
+CLAIM = '''"""Adding a constant to the input changes nothing.
+
+Question: Does BatchNorm in training depend on the mean of its input?
+
+Claim: It does not.
+
+Criterion: An identity: outputs on x and on x + 1 are equal within 10⁻⁹ in float64. Supported if they are, else
+contradicted.
+
+Room: Always: an identity needs none.
+
+Method: BatchNorm1d in training mode, on 16 random samples of 4 channels.
+
+Settings: The same for quick and full.
+
+Sources: Ioffe & Szegedy 2015, algorithm 1 (arXiv 1502.03167)
+
+Known: It follows from the definition.
+"""
+
+from typing import Any
+
+import torch
+
+import gammabeta as gb
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.outcome import Effect, Outcome, Room
+from gammabeta.lab.trials.trial import Trial, versioned
+
+EXACT = True
+KIND = "any"
+
+
+@versioned(1)
+def shifted(*, seed: int) -> dict[str, Any]:
+    """Measure how far a constant moves the output."""
+    x = torch.randn(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    norm = gb.BatchNorm1d(4).double()
+    with torch.no_grad():
+        return {"distance": float((norm(x + 1) - norm(x)).abs().max())}
+
+
+def measure(experiment: Experiment) -> Outcome:
+    """Count the seeds on which the identity fails."""
+    results = experiment.run([Trial(f"{__name__}:shifted", {"seed": seed}) for seed in experiment.seeds(3, 6)])
+    wrong = sum(result["distance"] > 1e-9 for result in results)
+    effect = Effect.exactly("inputs on which the identity fails", wrong, len(results), "inputs")
+    sentence = f"the identity fails on {wrong} of {len(results)} inputs"
+    return Outcome(effect.verdict, sentence, [effect], Room(True, "an identity needs none"))
+'''
+CLAIM_TEST = '''"""The claim constant_shift holds for BatchNorm."""
+
+from gammabeta.lab.claims import constant_shift
+
+
+def test_constant_shift_holds(experiment):
+    assert constant_shift.measure(experiment).verdict == "supported"
+'''
+
+
+def test_a_claim(tree):
+    steps = {
+        "src/gammabeta/lab/claims/NAME.py": write(CLAIM),
+        "src/gammabeta/lab/claims/__init__.py": lambda text: re.sub(
+            r"^( +)(covariate_shift),\n", r"\1constant_shift,\n\1\2,\n", text, flags=re.MULTILINE
+        ),
+        "tests/lab/claims/test_NAME.py": write(CLAIM_TEST),
+    }
+    follow(tree, "A claim", "constant_shift", steps)
+    check(
+        tree,
+        "tests/lab/claims/test_constant_shift.py",
+        "tests/test_repository.py",
+        "-k", f"constant_shift or every_claim_is_in or {REPOSITORY}",
+    )  # fmt: skip
+    assert "## constant_shift\n" in (tree / "docs" / "claims.md").read_text(encoding="utf-8")
+
+
+OPERATION = '''"""One ε for the norms of a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from gammabeta.introspection.where import Where, select
+from gammabeta.surgery.change import Change, transaction
+
+
+def level_epsilon(model: nn.Module, eps: float, *, where: Where = None) -> Change:
+    """Give every norm of the model the same ε.
+
+    y = γ·(x − mean)/√(var + ε) + β, so a larger ε shrinks outputs whose variance is small.
+
+    Args:
+        model: any module.
+        eps: added to the variance, in the squared unit of x.
+        where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+
+    Returns:
+        The `Change`.
+
+    Raises:
+        ValueError: eps is negative, or `where` chooses nothing.
+    """
+    if eps < 0:
+        raise ValueError(f"level_epsilon: expected an ε of 0 or more, got {eps}: it is added to a variance.")
+    with transaction("level_epsilon") as change:
+        for name, module in select(model, where, _has_epsilon, operation="level_epsilon", kind="norms"):
+            if module.eps == eps:
+                change.leave(name, f"its ε is {eps:g} already")
+            else:
+                before = module.eps
+                change.set_attribute(module, "eps", eps, name)
+                change.note(name, f"ε {eps:g} in place of {before:g}")
+    return change
+
+
+def _has_epsilon(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "eps", None), float)
+'''
+OPERATION_TEST = '''"""level_epsilon: one ε everywhere, and back."""
+
+import pytest
+import torch
+from torch import nn
+
+import gammabeta as gb
+
+
+def test_every_norm_gets_it_and_undo_reverts_it():
+    model = nn.Sequential(nn.LayerNorm(4, eps=1e-3), nn.BatchNorm1d(4))
+    change = gb.level_epsilon(model, 1e-5)
+    assert change.changed == ["0"]
+    assert list(change.left) == ["1"]
+    assert model[0].eps == 1e-5
+    change.undo()
+    assert model[0].eps == 1e-3
+
+
+def test_a_negative_one_is_refused():
+    with pytest.raises(ValueError, match="expected an ε of 0 or more, got -1"):
+        gb.level_epsilon(nn.LayerNorm(4), -1)
+'''
+
+
+def test_an_operation_of_surgery(tree):
+    steps = {
+        "src/gammabeta/surgery/NAME.py": write(OPERATION),
+        "src/gammabeta/__init__.py": insert(
+            (
+                "from gammabeta.surgery.parameter_groups",
+                "from gammabeta.surgery.level_epsilon import level_epsilon\n",
+            ),
+            ('    "parameter_groups",\n', '    "level_epsilon",\n'),
+        ),
+        "docs/architecture.md": insert(("| `fuse` |", "| `level_epsilon` | give every norm the same ε |\n")),
+        "tests/surgery/test_NAME.py": write(OPERATION_TEST),
+    }
+    follow(tree, "An operation of surgery", "level_epsilon", steps)
+    check(
+        tree,
+        "tests/surgery/test_level_epsilon.py",
+        "tests/test_docstrings.py",
+        "tests/test_repository.py",
+        "-k", f"level_epsilon or {REPOSITORY}",
+    )  # fmt: skip
+    assert "level_epsilon.py" in (tree / "docs" / "files.md").read_text(encoding="utf-8")
