@@ -33,7 +33,7 @@ def files(*patterns: str) -> list[str]:
 
 def extension() -> tuple[Extension, type[build_ext], str | None]:
     """The extension, the command that builds it, and why it cannot be built (None where it can be tried)."""
-    name, sources, depends = "gammabeta.kernels._cpu", files("*.cpp"), files("*.h", "*.inc")
+    name, sources, depends = "gammabeta.kernels._cpu", files("*.cpp"), files("*.h")
     bare = Extension(name, sources, depends=depends, optional=True, py_limited_api=True)
     if KERNELS == "0":
         return bare, build_ext, "GAMMABETA_KERNELS=0 is set"

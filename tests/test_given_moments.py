@@ -5,6 +5,7 @@ import torch
 
 import gammabeta
 from gammabeta.autograd import channel_moments, channel_norm, channel_norm_given
+from gammabeta.reference import OpFinish
 
 ACTIVATIONS = ("none", "silu")
 
@@ -19,11 +20,11 @@ def tensors(dtype=torch.float64):
 
 def given(x, weight, bias, residual, mask, activation):
     moments = channel_moments(x, mask)
-    return channel_norm_given(x, moments, weight, bias, residual, mask, 0.1, activation, 0.01)
+    return channel_norm_given(x, moments, (weight, bias), OpFinish(residual, mask, 0.1, activation, 0.01))
 
 
 def taken(x, weight, bias, residual, mask, activation):
-    return channel_norm(x, weight, bias, residual, mask, 0.1, activation, 0.01)[0]
+    return channel_norm(x, (weight, bias), OpFinish(residual, mask, 0.1, activation, 0.01))[0]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -20,6 +20,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ORDER = (
     "activations",
     "distributed",
+    "masks",
     "moments",
     "op_checks",
     "running_statistics",
@@ -33,7 +34,6 @@ ORDER = (
     "functional",
     "statistics",
     "layers",
-    "lengths",
     "introspection",
     "surgery",
     "pages",

@@ -12,7 +12,7 @@ from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.layers.layer_norm import LayerNorm
 from gammabeta.layers.rms_norm import RMSNorm
-from gammabeta.lengths import lengths_to_mask
+from gammabeta.masks import lengths_to_mask
 from gammabeta.moments import Moments
 from gammabeta.monitoring.watch import watch
 from gammabeta.surgery.adopt import adopt, release

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from gammabeta.activations import ACTIVATIONS
+from gammabeta.reference import Affine
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 """The dtypes that norms compute with."""
@@ -28,9 +29,31 @@ def activation_name(norm: str, activation: str | None) -> str:
     if activation in ACTIVATIONS and activation != "none":
         return activation
     names = [a for a in ACTIVATIONS if a != "none"]
-    near = difflib.get_close_matches(str(activation), names, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ": apply any other yourself, after the norm."
-    raise ValueError(f"{norm}: expected activation None or one of {', '.join(names)}, got {activation!r}{hint}")
+    hint = did_you_mean(str(activation), names, "apply any other yourself, after the norm.")
+    raise ValueError(f"{norm}: expected activation None or one of {', '.join(names)}, got {activation!r}: {hint}")
+
+
+def did_you_mean(
+    given: str,
+    known: Iterable[str],
+    otherwise: str,
+    *,
+    most: int = 1,
+    cutoff: float = 0.6,
+    show: Callable[[str], str] = repr,
+) -> str:
+    """Suggest the known names nearest to what was given, as "did you mean 'relu'?".
+
+    Args:
+        given: what was given, which is none of the known names.
+        known: the names that there are.
+        otherwise: the hint where no name is near.
+        most: how many names are suggested at most.
+        cutoff: how near a name has to be, from 0 to 1, as `difflib.get_close_matches` counts.
+        show: how a name is written; `str` leaves the quotes out.
+    """
+    near = difflib.get_close_matches(given, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(show, near))}?" if near else otherwise
 
 
 def check_rank(layer: str, x: Tensor, shapes: str, ranks: tuple[int, ...]) -> None:
@@ -50,15 +73,18 @@ def nested_refusal(norm: str) -> ValueError:
 def check_channels(
     norm: str,
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    affine: Affine,
+    statistics: tuple[Tensor | None, Tensor | None],
     residual: Tensor | None,
 ) -> None:
-    """x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device."""
+    """Check what a channel norm gets; `statistics` are running mean and variance.
+
+    x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device.
+    """
     if x.is_nested:
         raise nested_refusal(norm)
+    weight, bias = affine
+    running_mean, running_var = statistics
     shape, device = x.shape[1:2], x.device
     if (
         residual is None
@@ -168,33 +194,6 @@ def check_values_per_instance(x: Tensor) -> None:
             "variance of one value is 0 and the output would be the bias whatever comes in. Use LayerNorm or "
             "GroupNorm there."
         )
-
-
-def expand_mask(norm: str, mask: Tensor, x: Tensor, first: int, last: int) -> Tensor:
-    """The mask expanded to x's shape without axes `first` to `last`.
-
-    Raises:
-        TypeError: it is not boolean.
-        ValueError: it does not broadcast to that shape.
-    """
-    shape = (*x.shape[:first], *x.shape[last:])
-    if mask.device != x.device:
-        raise RuntimeError(
-            f"{norm}: Expected all tensors to be on the same device, but found at least two devices, {x.device} "
-            f"(input) and {mask.device} (mask): move it with mask.to(input.device)."
-        )
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"{norm}: expected mask of dtype torch.bool, got {mask.dtype}: True where input is real, mask.bool()."
-        )
-    padded = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
-    if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
-        axes = "the channel axis" if (first, last) == (1, 2) else "the normalized axes"
-        raise ValueError(
-            f"{norm}: expected mask of shape {shape} or broadcastable to it, got {_shape(mask)}: "
-            f"that is input {_shape(x)} without {axes}."
-        )
-    return mask.reshape(padded).expand(shape)
 
 
 def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:

@@ -15,6 +15,7 @@ subclasses of tensors torch's op is called as it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,14 +61,15 @@ def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Te
 # torch.batch_norm and its like rather than torch.nn.functional's: those check arguments once more, which are checked.
 def batch_norm(
     x: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    statistics: tuple[Tensor | None, Tensor | None],
+    affine: Sequence[Tensor | None],
     training: bool,
     momentum: float,
     eps: float,
 ) -> Tensor:
+    """Call torch.batch_norm. `statistics` are running mean and variance, `affine` γ and β."""
+    mean, var = statistics
+    weight, bias = affine
     return torch.batch_norm(x, weight, bias, mean, var, training, momentum, eps, torch.backends.cudnn.enabled)
 
 

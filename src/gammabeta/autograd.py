@@ -17,7 +17,9 @@ from gammabeta import ops, reference
 from gammabeta.arguments import laid_out
 from gammabeta.distributed.collectives import all_reduce
 from gammabeta.distributed.process_groups import Peers
+from gammabeta.masks import insert_axes
 from gammabeta.moments import Moments
+from gammabeta.reference import Affine, Axes, OpFinish
 from gammabeta.subclasses import parts as subclasses
 
 _ops = torch.ops.gammabeta
@@ -94,7 +96,7 @@ class _ChannelNorm(torch.autograd.Function):
                 g_y, x, weight, bias, residual, mask, mean, var, count, eps, activation, slope
             )
         if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+            g_residual = _of_residual(g_y, insert_axes(mask, 1, 2), ctx.residual_dtype)
         return g_x, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
 
 
@@ -144,7 +146,7 @@ class _ChannelNormGiven(torch.autograd.Function):
         if ctx.needs_input_grad[0] or residual is not None:
             g_x, g_residual = apply(*given, sum_g, sum_g_xhat, count, *ctx.settings)
         if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+            g_residual = _of_residual(g_y, insert_axes(mask, 1, 2), ctx.residual_dtype)
         return g_x, None, None, None, g_weight, g_bias, g_residual, None, None, None, None, None, None
 
 
@@ -183,7 +185,7 @@ class _ChannelApply(torch.autograd.Function):
             g_y, x, weight, bias, residual, mask, mean, var, None, eps, activation, slope
         )
         if residual is None:
-            g_residual = _of_residual(g_y, None if mask is None else mask.unsqueeze(1), ctx.residual_dtype)
+            g_residual = _of_residual(g_y, insert_axes(mask, 1, 2), ctx.residual_dtype)
         return g_x, None, None, _given(g_weight, weight), _given(g_bias, bias), g_residual, None, None, None, None
 
 
@@ -209,7 +211,7 @@ class _SampleNorm(torch.autograd.Function):
         )
         ctx.mark_non_differentiable(mean, var, count)
         ctx.residual_dtype = None if residual is None else residual.dtype
-        ctx.axes = sample_axes, channel_axes, groups
+        ctx.axes = Axes(sample_axes, channel_axes, groups)
         ctx.settings = eps, activation, slope, center
         ctx.save_for_backward(x, weight, bias, residual if activation != "none" else None, mask, mean, var, count)
         return y, mean, var, count
@@ -217,21 +219,16 @@ class _SampleNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g_y: Any, *_: Any) -> Any:
         x, weight, bias, residual, mask, mean, var, count = ctx.saved_tensors
-        sample_axes, channel_axes, groups = ctx.axes
+        axes = ctx.axes
         backward: Any = _ops.sample_norm_backward
         if torch.is_grad_enabled():
-            mean, var, count = reference.sample_moments_of(x, sample_axes, channel_axes, groups, mask, ctx.settings[3])
+            mean, var, count = reference.sample_moments_of(x, axes, mask, ctx.settings[3])
             backward = reference.sample_norm_backward
         g_x, g_weight, g_bias, g_residual = backward(
-            g_y, x, *ctx.axes, weight, bias, residual, mask, mean, var, count, *ctx.settings
+            g_y, x, *axes, weight, bias, residual, mask, mean, var, count, *ctx.settings
         )
         if residual is None:
-            positions = (1,) * channel_axes
-            broadcast = (
-                None
-                if mask is None
-                else mask.reshape(*x.shape[:sample_axes], *positions, *x.shape[sample_axes + channel_axes :])
-            )
+            broadcast = insert_axes(mask, axes.samples, axes.samples + axes.channels)
             g_residual = _of_residual(g_y, broadcast, ctx.residual_dtype)
         gradients = _given(g_weight, weight), _given(g_bias, bias), g_residual
         return g_x, None, None, None, *gradients, None, None, None, None, None, None
@@ -252,26 +249,11 @@ class _AddSampleNorm(torch.autograd.Function):
     def backward(ctx: Any, g_y: Any, g_total: Any) -> Any:
         total, weight, bias, mean, var, count = ctx.saved_tensors
         channel_axes, eps, center = ctx.settings
-        sample_axes = total.ndim - channel_axes
+        axes = Axes(total.ndim - channel_axes, channel_axes, 1)
         if torch.is_grad_enabled():
-            mean, var, count = reference.sample_moments_of(total, sample_axes, channel_axes, 1, None, center)
+            mean, var, count = reference.sample_moments_of(total, axes, None, center)
             g, g_weight, g_bias, _ = reference.sample_norm_backward(
-                g_y,
-                total,
-                sample_axes,
-                channel_axes,
-                1,
-                weight,
-                bias,
-                None,
-                None,
-                mean,
-                var,
-                count,
-                eps,
-                "none",
-                0.0,
-                center,
+                g_y, total, *axes, weight, bias, None, None, mean, var, count, eps, "none", 0.0, center
             )
             g = g + g_total
         else:
@@ -283,29 +265,20 @@ class _AddSampleNorm(torch.autograd.Function):
         return g.to(dtype), g.to(residual_dtype), None, *gradients, None, None
 
 
-def channel_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.channel_norm_forward`, differentiable: y, and mean, variance and count as constants."""
+def channel_norm(x: Tensor, affine: Affine, finish: OpFinish) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute `reference.channel_norm_forward`, differentiable: y, and mean, variance and count as constants."""
     if plain_math(x):
-        y, *statistics = reference.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
+        y, *statistics = reference.channel_norm_forward(x, *affine, *finish)
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
-    if not _differentiated(x, weight, bias, residual):
-        return _ops.channel_norm_forward(laid_out(x), weight, bias, residual, mask, eps, activation, slope)
-    return _ChannelNorm.apply(x, weight, bias, _apart(residual, x), mask, eps, activation, slope)
+    if not _differentiated(x, *affine, finish.residual):
+        return _ops.channel_norm_forward(laid_out(x), *affine, *finish)
+    return _ChannelNorm.apply(x, *affine, _distinct(finish.residual, x), *finish[1:])
 
 
 @torch.no_grad()
 def channel_moments(x: Tensor, mask: Tensor | None, peers: Peers | None = None) -> Moments:
-    """`reference.channel_moments`, as constants; with peers those of every process's x, by one all-gather."""
+    """Compute `reference.channel_moments`, as constants; with peers those of every process's x, by one all-gather."""
     if peers is not None:
         _refuse_transforms(peers)
     if plain_math(x):
@@ -326,120 +299,68 @@ def _refuse_transforms(peers: Peers) -> None:
 
 
 def channel_norm_given(
-    x: Tensor,
-    moments: Moments,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-    peers: Peers | None = None,
+    x: Tensor, moments: Moments, affine: Affine, finish: OpFinish, peers: Peers | None = None
 ) -> Tensor:
-    """`reference.channel_norm_forward` with its moments, which have been taken: `channel_moments(x, mask, peers)`.
+    """Compute `reference.channel_norm_forward` with moments taken before, by `channel_moments(x, mask, peers)`.
 
-    Forward they are constants; backward knows that they come from x, and with peers from every process's x: it sums
-    Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z over the processes, by one all-reduce, and so ∂ℓ/∂x is that of the sum of all processes' losses.
-    ∂ℓ/∂γ and ∂ℓ/∂β are this process's own sums, as those of every other layer's parameters are; whoever synchronizes
-    parameters adds or averages them.
+    In the forward they are constants. The backward knows that they come from x, and with peers from every process's x.
+    It sums Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z over the processes, by one all-reduce, so ∂ℓ/∂x is that of the sum of all processes'
+    losses. ∂ℓ/∂γ and ∂ℓ/∂β are this process's own sums, as those of every other layer's parameters are; whoever
+    synchronizes parameters adds or averages them.
 
     Raises:
         RuntimeError: with peers, inside a torch.func transform or forward-mode AD, which do not reach other processes.
     """
     if peers is None and plain_math(x):
-        y, *_ = reference.channel_norm_forward(x, weight, bias, residual, mask, eps, activation, slope)
+        y, *_ = reference.channel_norm_forward(x, *affine, *finish)
         return y
     if peers is not None:
         _refuse_transforms(peers)
     var = moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype)
     name, size = (None, 1) if peers is None else peers
-    return _ChannelNormGiven.apply(
-        x, moments.mean, var, moments.count, weight, bias, _apart(residual, x), mask, eps, activation, slope, name, size
-    )
+    residual = _distinct(finish.residual, x)
+    return _ChannelNormGiven.apply(x, moments.mean, var, moments.count, *affine, residual, *finish[1:], name, size)
 
 
-def channel_apply(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-) -> Tensor:
-    """`reference.channel_apply_forward`, differentiable by all but the statistics.
+def channel_apply(x: Tensor, mean: Tensor, var: Tensor, affine: Affine, finish: OpFinish) -> Tensor:
+    """Compute `reference.channel_apply_forward`, differentiable with respect to all but the statistics.
 
-    Compiled, by elementwise operations, which fuse with what is around them.
+    Compiled, it is elementwise operations, which fuse with their surroundings.
     """
     if torch.compiler.is_compiling() or plain_math(x):
-        return reference.channel_apply_forward(
-            x, mean.detach(), var.detach(), weight, bias, residual, mask, eps, activation, slope
-        )
-    if not _differentiated(x, weight, bias, residual):
-        return _ops.channel_apply_forward(laid_out(x), mean, var, weight, bias, residual, mask, eps, activation, slope)
-    return _ChannelApply.apply(x, mean, var, weight, bias, _apart(residual, x), mask, eps, activation, slope)
+        return reference.channel_apply_forward(x, mean.detach(), var.detach(), *affine, *finish)
+    if not _differentiated(x, *affine, finish.residual):
+        return _ops.channel_apply_forward(laid_out(x), mean, var, *affine, *finish)
+    return _ChannelApply.apply(x, mean, var, *affine, _distinct(finish.residual, x), *finish[1:])
 
 
 def sample_norm(
-    x: Tensor,
-    sample_axes: int,
-    channel_axes: int,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: str,
-    slope: float,
-    center: bool,
-    channels_last: bool = True,
+    x: Tensor, axes: Axes, affine: Affine, finish: OpFinish, center: bool, channels_last: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`reference.sample_norm_forward`, differentiable: y, and mean, variance and count as constants.
+    """Compute `reference.sample_norm_forward`, differentiable: y, and mean, variance and count as constants.
 
     `channels_last`: whether y keeps that layout, which torch's LayerNorm and InstanceNorm do not.
     """
     if plain_math(x):
-        y, *statistics = reference.sample_norm_forward(
-            x, sample_axes, channel_axes, groups, weight, bias, residual, mask, eps, activation, slope, center
-        )
+        y, *statistics = reference.sample_norm_forward(x, *axes, *affine, *finish, center)
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
-    if not _differentiated(x, weight, bias, residual):
-        return _ops.sample_norm_forward(
-            laid_out(x, channels_last=channels_last),
-            sample_axes,
-            channel_axes,
-            groups,
-            weight,
-            bias,
-            residual,
-            mask,
-            eps,
-            activation,
-            slope,
-            center,
-        )
-    return _SampleNorm.apply(
-        x, sample_axes, channel_axes, groups, weight, bias, _apart(residual, x), mask, eps, activation, slope, center,
-        channels_last,
-    )  # fmt: skip
+    if not _differentiated(x, *affine, finish.residual):
+        return _ops.sample_norm_forward(laid_out(x, channels_last=channels_last), *axes, *affine, *finish, center)
+    residual = _distinct(finish.residual, x)
+    return _SampleNorm.apply(x, *axes, *affine, residual, *finish[1:], center, channels_last)
 
 
 def add_sample_norm(
-    x: Tensor, residual: Tensor, channel_axes: int, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool
+    x: Tensor, residual: Tensor, channel_axes: int, affine: Affine, eps: float, center: bool
 ) -> tuple[Tensor, Tensor]:
-    """(norm(x + residual), x + residual), both differentiable."""
+    """Compute (norm(x + residual), x + residual), both differentiable."""
     if plain_math(x):
-        y, total, *_ = ops.add_sample_norm_forward(x, residual, channel_axes, weight, bias, eps, center)
+        y, total, *_ = ops.add_sample_norm_forward(x, residual, channel_axes, *affine, eps, center)
         return y, total
-    return _AddSampleNorm.apply(x, _apart(residual, x), channel_axes, weight, bias, eps, center)
+    return _AddSampleNorm.apply(x, _distinct(residual, x), channel_axes, *affine, eps, center)
 
 
-def _apart(residual: Any, x: Tensor) -> Any:
-    """The residual as another tensor object than x: Dynamo takes no tensor twice in one Function."""
+def _distinct(residual: Any, x: Tensor) -> Any:
+    """Return the residual as another tensor object than x: Dynamo takes no tensor twice in one Function."""
     return residual.view_as(residual) if residual is x else residual

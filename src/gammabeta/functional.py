@@ -24,7 +24,9 @@ from torch.autograd import forward_ad
 
 from gammabeta import arguments, aten, autograd, kernels, ops
 from gammabeta.activations import activate
+from gammabeta.masks import expand_mask
 from gammabeta.moments import Moments, statistics_dtype
+from gammabeta.reference import Affine, Axes, OpFinish
 from gammabeta.running_statistics import RunningStatistics
 from gammabeta.subclasses.parts import by_channels, by_parts, in_parts, knows_only_torch, overrides_torch
 
@@ -71,18 +73,37 @@ class Finish:
             y = activate(y, self._activation(), self.slope)
         return y if y.dtype == dtype else y.to(dtype)
 
-    def of_channels(self, x: Tensor, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
+    def of_channels(self, x: Tensor, eps: float) -> OpFinish:
         """residual, mask, ε, activation, slope as the ops take them, the mask without axis 1 of x."""
-        mask = None if self.mask is None else arguments.expand_mask(self.norm, self.mask, x, 1, 2)
-        return self.residual, mask, eps, self._activation(), self.slope
+        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, 1, 2)
+        return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
 
-    def of_samples(self, x: Tensor, axes: int, eps: float) -> tuple[Tensor | None, Tensor | None, float, str, float]:
+    def of_samples(self, x: Tensor, axes: int, eps: float) -> OpFinish:
         """The same, the mask without the last `axes` axes of x."""
-        mask = None if self.mask is None else arguments.expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
-        return self.residual, mask, eps, self._activation(), self.slope
+        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
+        return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
 
     def _activation(self) -> str:
         return arguments.activation_name(self.norm, self.activation)
+
+
+@dataclass(slots=True)
+class NormCall:
+    """One call of a BatchNorm in training, its arguments checked: what a source of statistics gets.
+
+    Attributes:
+        x: (N, C) or (N, C, *positions).
+        running: the running statistics, which the source moves.
+        affine: γ and β, (C,).
+        eps: ε, in the squared unit of x.
+        finish: residual, activation and mask.
+    """
+
+    x: Tensor
+    running: RunningStatistics
+    affine: Affine
+    eps: float
+    finish: Finish
 
 
 def batch_norm(
@@ -126,73 +147,73 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
     """
-    arguments.check_channels("batch_norm", input, weight, bias, running_mean, running_var, residual)
+    affine, statistics = (weight, bias), (running_mean, running_var)
+    arguments.check_channels("batch_norm", input, affine, statistics, residual)
     finish = Finish("batch_norm", residual, activation, activation_slope, mask)
     if not training:
-        return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
+        return normalize_by_running(input, statistics, affine, eps, finish)
     running = RunningStatistics(running_mean, running_var, momentum)
     normalize = by_channels(normalize_by_batch) if in_parts(input, weight) else normalize_by_batch
-    return normalize(input, running, weight, bias, eps, finish)
+    return normalize(NormCall(input, running, affine, eps, finish))
 
 
 def normalize_by_running(
-    x: Tensor,
-    mean: Tensor | None,
-    var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    finish: Finish,
+    x: Tensor, statistics: tuple[Tensor | None, Tensor | None], affine: Affine, eps: float, finish: Finish
 ) -> Tensor:
-    """BatchNorm's forward in evaluation: Algorithm 2, line 11. Checked arguments."""
+    """Compute BatchNorm's forward in evaluation: Algorithm 2, line 11. The arguments are checked.
+
+    `statistics` are the running mean and the running variance.
+    """
+    mean, var = statistics
     if mean is None or var is None:
         raise ValueError(
             f"{finish.norm}: expected running_mean and running_var where the input's own statistics are not used, "
             "got None: pass them, or have it normalize by the input."
         )
     arguments.check_eps(finish.norm, eps, positive=False)
-    if in_parts(x, weight):
-        normalize = by_channels(lambda x, running, *rest: normalize_by_running(x, running.mean, running.var, *rest))
-        return normalize(x, RunningStatistics(mean, var, held=True), weight, bias, eps, finish)
+    if in_parts(x, affine[0]):
+        normalize = by_channels(
+            lambda c: normalize_by_running(c.x, (c.running.mean, c.running.var), c.affine, c.eps, c.finish)
+        )
+        return normalize(NormCall(x, RunningStatistics(mean, var, held=True), affine, eps, finish))
     if (mean.requires_grad or var.requires_grad) and torch.is_grad_enabled():
         raise RuntimeError(
             f"{finish.norm}: expected running_mean and running_var that require no gradient, got "
             f"{'running_mean' if mean.requires_grad else 'running_var'} that does: they are constants, and the "
             "derivative for them is not implemented. Pass them detached."
         )
-    if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
-        x_, mean_, var_, weight_, bias_ = aten.for_batch_norm(x, mean, var, weight, bias)
-        return finish.composed(aten.batch_norm(x_, mean_, var_, weight_, bias_, False, 0.0, eps), x.dtype)
-    return autograd.channel_apply(x, mean, var, weight, bias, *finish.of_channels(x, eps))
+    if finish.left_to_torch(x) and aten.takes(finish.norm, x, *affine):
+        x_, mean_, var_, *affine_ = aten.for_batch_norm(x, mean, var, *affine)
+        return finish.composed(aten.batch_norm(x_, (mean_, var_), affine_, False, 0.0, eps), x.dtype)
+    return autograd.channel_apply(x, mean, var, affine, finish.of_channels(x, eps))
 
 
-def normalize_by_batch(
-    x: Tensor, running: RunningStatistics, weight: Tensor | None, bias: Tensor | None, eps: float, finish: Finish
-) -> Tensor:
-    """BatchNorm's forward in training: Algorithm 1, and the running statistics move. Checked arguments."""
+def normalize_by_batch(call: NormCall) -> Tensor:
+    """Compute BatchNorm's forward in training, Algorithm 1, and move the running statistics."""
+    x, running, affine, eps, finish = call.x, call.running, call.affine, call.eps, call.finish
     arguments.check_values_per_channel(x)
     arguments.check_eps("batch_norm", eps, positive=True)
-    if finish.left_to_torch(x) and aten.takes(finish.norm, x, weight, bias):
-        x_, weight_, bias_ = aten.for_batch_norm(x, weight, bias)
+    if finish.left_to_torch(x) and aten.takes(finish.norm, x, *affine):
+        x_, *affine_ = aten.for_batch_norm(x, *affine)
         if not running.tracked:
-            return finish.composed(aten.batch_norm(x_, None, None, weight_, bias_, True, 0.0, eps), x.dtype)
+            return finish.composed(aten.batch_norm(x_, (None, None), affine_, True, 0.0, eps), x.dtype)
         if autograd.exporting() and running.momentum is not None:
             if running.num_batches_tracked is not None:
                 running.num_batches_tracked.add_(1)
-            y = aten.batch_norm(x_, running.mean, running.var, weight_, bias_, True, running.momentum, eps)
+            y = aten.batch_norm(x_, (running.mean, running.var), affine_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
         if not torch._C._are_functorch_transforms_active():
             # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             var = torch.zeros_like(mean)
-            y = aten.batch_norm(x_, mean, var, weight_, bias_, True, 1.0, eps)
+            y = aten.batch_norm(x_, (mean, var), affine_, True, 1.0, eps)
             count = None
             if running.gathered is not None:
                 n = x.numel() // x.shape[1]
                 count, var = torch.full(mean.shape, n, device=x.device), var * ((n - 1) / n)
             running.update(mean, var, count)
             return finish.composed(y, x.dtype)
-    y, mean, var, count = autograd.channel_norm(x, weight, bias, *finish.of_channels(x, eps))
+    y, mean, var, count = autograd.channel_norm(x, affine, finish.of_channels(x, eps))
     running.update(mean, var, count)
     return y
 
@@ -236,25 +257,27 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022); Wu & He 2018 (1803.08494), eq. 5.
     """
-    arguments.check_channels("instance_norm", input, weight, bias, running_mean, running_var, residual)
+    affine, statistics = (weight, bias), (running_mean, running_var)
+    arguments.check_channels("instance_norm", input, affine, statistics, residual)
     finish = Finish("instance_norm", residual, activation, activation_slope, mask)
     if not use_input_stats:
         if not in_parts(input, weight):
             input = arguments.laid_out(input, channels_last=False)
-        return normalize_by_running(input, running_mean, running_var, weight, bias, eps, finish)
+        return normalize_by_running(input, statistics, affine, eps, finish)
     tracked = running_mean is not None or running_var is not None
     if not tracked and finish.overridden(input, weight, bias):
         return F.instance_norm(input, None, None, weight, bias, True, momentum, eps)
     if in_parts(input, weight):
         if not tracked:
-            return by_parts(instance_norm, None, input, (), weight, bias, eps, finish)
+            return by_parts(instance_norm, None, input, {"eps": eps}, affine, finish)
         normalize = by_channels(
-            lambda x, running, weight, bias, eps, finish: instance_norm(
-                x, running.mean, running.var, weight, bias, True, momentum, eps, residual=finish.residual,
-                activation=activation, activation_slope=activation_slope, mask=finish.mask,
+            lambda call: instance_norm(
+                call.x, call.running.mean, call.running.var, *call.affine, True, momentum, eps,
+                residual=call.finish.residual, activation=activation, activation_slope=activation_slope,
+                mask=call.finish.mask,
             ),
         )  # fmt: skip
-        return normalize(input, RunningStatistics(running_mean, running_var), weight, bias, eps, finish)
+        return normalize(NormCall(input, RunningStatistics(running_mean, running_var), affine, eps, finish))
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
@@ -265,8 +288,9 @@ def instance_norm(
         if not tracked:
             # Not by torch's instance_norm: its gradient is wrong for one image where that of y is channels_last.
             return finish.composed(torch.group_norm(x, input.shape[1], weight_, bias_, eps), input.dtype)
+    axes = Axes(1, 1, max(input.shape[1], 1))
     y, mean, var, count = autograd.sample_norm(
-        input, 1, 1, max(input.shape[1], 1), weight, bias, *finish.of_channels(input, eps), True, channels_last=False
+        input, axes, affine, finish.of_channels(input, eps), True, channels_last=False
     )
     if tracked and input.shape[1] > 0:
         # A sample with fewer than two values that count has no statistics to give.
@@ -312,18 +336,18 @@ def group_norm(
 
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """
-    finish = Finish("group_norm", residual, activation, activation_slope, mask)
+    affine, finish = (weight, bias), Finish("group_norm", residual, activation, activation_slope, mask)
     if finish.overridden(input, weight, bias):
         return F.group_norm(input, num_groups, weight, bias, eps)
     if in_parts(input, weight):
-        return by_parts(group_norm, None, input, (num_groups,), weight, bias, eps, finish)
-    arguments.check_channels("group_norm", input, weight, bias, None, None, residual)
+        return by_parts(group_norm, None, input, {"num_groups": num_groups, "eps": eps}, affine, finish)
+    arguments.check_channels("group_norm", input, affine, (None, None), residual)
     arguments.check_groups(num_groups, input)
     arguments.check_eps("group_norm", eps, positive=False)
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(torch.group_norm(x, num_groups, weight_, bias_, eps), input.dtype)
-    y, *_ = autograd.sample_norm(input, 1, 1, num_groups, weight, bias, *finish.of_channels(input, eps), True)
+    y, *_ = autograd.sample_norm(input, Axes(1, 1, num_groups), affine, finish.of_channels(input, eps), True)
     return y
 
 
@@ -358,20 +382,20 @@ def layer_norm(
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
-    finish = Finish("layer_norm", residual, activation, activation_slope, mask)
+    affine, finish = (weight, bias), Finish("layer_norm", residual, activation, activation_slope, mask)
     if finish.overridden(input, weight, bias):
         return F.layer_norm(input, list(normalized_shape), weight, bias, eps)
     if in_parts(input, weight):
-        return by_parts(layer_norm, len(normalized_shape), input, (normalized_shape,), weight, bias, eps, finish)
+        settings = {"normalized_shape": normalized_shape, "eps": eps}
+        return by_parts(layer_norm, len(normalized_shape), input, settings, affine, finish)
     arguments.check_normalized("layer_norm", input, normalized_shape, weight, bias, residual)
     arguments.check_eps("layer_norm", eps, positive=False)
     if finish.left_to_torch(input) and aten.takes(finish.norm, input, weight, bias, math.prod(normalized_shape)):
         x, weight_, bias_ = aten.in_one_dtype(input, weight, bias)
         return finish.composed(aten.layer_norm(x, normalized_shape, weight_, bias_, eps), input.dtype)
     k = len(normalized_shape)
-    y, *_ = autograd.sample_norm(
-        input, input.ndim - k, k, 1, weight, bias, *finish.of_samples(input, k, eps), True, channels_last=False
-    )
+    axes = Axes(input.ndim - k, k, 1)
+    y, *_ = autograd.sample_norm(input, axes, affine, finish.of_samples(input, k, eps), True, channels_last=False)
     return y
 
 
@@ -405,11 +429,12 @@ def rms_norm(
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
-    finish = Finish("rms_norm", residual, activation, activation_slope, mask)
+    affine, finish = (weight, None), Finish("rms_norm", residual, activation, activation_slope, mask)
     if finish.overridden(input, weight):
         return F.rms_norm(input, list(normalized_shape), weight, eps)
     if in_parts(input, weight):
-        return by_parts(rms_norm, len(normalized_shape), input, (normalized_shape,), weight, None, eps, finish)
+        settings = {"normalized_shape": normalized_shape, "eps": eps}
+        return by_parts(rms_norm, len(normalized_shape), input, settings, affine, finish)
     arguments.check_normalized("rms_norm", input, normalized_shape, weight, None, residual)
     eps = _rms_eps(input.dtype) if eps is None else eps
     arguments.check_eps("rms_norm", eps, positive=False)
@@ -417,7 +442,7 @@ def rms_norm(
         x, weight_ = aten.in_one_dtype(input, weight)
         return finish.composed(torch.rms_norm(x, normalized_shape, weight_, eps), input.dtype)
     k = len(normalized_shape)
-    y, *_ = autograd.sample_norm(input, input.ndim - k, k, 1, weight, None, *finish.of_samples(input, k, eps), False)
+    y, *_ = autograd.sample_norm(input, Axes(input.ndim - k, k, 1), affine, finish.of_samples(input, k, eps), False)
     return y
 
 
@@ -449,7 +474,7 @@ def add_layer_norm(
         arguments.check_normalized("add_layer_norm", input, normalized_shape, weight, bias, residual)
         arguments.check_eps("add_layer_norm", eps, positive=False)
         if not autograd.exporting() and ops.has_kernel(input.device.type) and not knows_only_torch(input):
-            return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, bias, eps, True)
+            return autograd.add_sample_norm(input, residual, len(normalized_shape), (weight, bias), eps, True)
     total = input + residual
     return layer_norm(total, normalized_shape, weight, bias, eps), total
 
@@ -482,7 +507,7 @@ def add_rms_norm(
         arguments.check_normalized("add_rms_norm", input, normalized_shape, weight, None, residual)
         arguments.check_eps("add_rms_norm", eps, positive=False)
         if not autograd.exporting() and ops.has_kernel(input.device.type) and not knows_only_torch(input):
-            return autograd.add_sample_norm(input, residual, len(normalized_shape), weight, None, eps, False)
+            return autograd.add_sample_norm(input, residual, len(normalized_shape), (weight, None), eps, False)
     total = input + residual
     return rms_norm(total, normalized_shape, weight, eps), total
 

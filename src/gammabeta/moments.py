@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gammabeta.distributed.collectives import all_gather
 from gammabeta.distributed.process_groups import Group, Peers, group_setting, peers_of
+from gammabeta.masks import full_rank_mask
 
 _LOW = 2**24  # integers below are exact in float32
 
@@ -74,7 +75,7 @@ class Moments:
             m2 = (deviation - correction).square().sum(reduced)
             mean = (shift + correction).squeeze(reduced)
             return cls(count.expand(mean.shape), mean, m2)
-        mask = _full_rank(mask, x)
+        mask = full_rank_mask("Moments.of", mask, x)
         # Counted before the mask is expanded: an axis over which it is broadcast multiplies.
         repeats = math.prod([x.shape[axis] for axis in reduced if mask.shape[axis] == 1])
         count = mask.sum(reduced, keepdim=True) * repeats
@@ -152,6 +153,15 @@ class Moments:
         return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))
 
 
+def squared_distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """Compute how far other statistics are from these: (μ' − μ)²/σ² + ln²(σ'/σ), for each element.
+
+    The root of its mean over channels is a distance in standard deviations σ of these statistics. Whoever wants ε in
+    the variances adds it before.
+    """
+    return (mean - other_mean).square() / var + (0.5 * torch.log(other_var / var)).square()
+
+
 def _merge_rows(rows: Moments) -> Moments:
     """All rows in one, neighbours in pairs, all pairs at once: few operations for many rows."""
     count, mean, m2 = rows.count, rows.mean, rows.m2
@@ -166,17 +176,3 @@ def _merge_rows(rows: Moments) -> Moments:
             count = torch.cat((merged.count, count[-1:]))
             mean, m2 = torch.cat((merged.mean, mean[-1:])), torch.cat((merged.m2, m2[-1:]))
     return Moments(count[0], mean[0], m2[0])
-
-
-def _full_rank(mask: Tensor, x: Tensor) -> Tensor:
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"Moments.of: expected mask of dtype torch.bool, got {mask.dtype}: convert it with mask.bool()."
-        )
-    shape = (1,) * (x.ndim - mask.ndim) + tuple(mask.shape)
-    if len(shape) != x.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape, strict=True)):
-        raise ValueError(
-            f"Moments.of: expected mask broadcastable to x {tuple(x.shape)}, got {tuple(mask.shape)}: "
-            "True marks the values of x that count."
-        )
-    return mask.reshape(shape)

@@ -22,16 +22,60 @@ Hinton 2016 (1607.06450), eq. 3, for LayerNorm; Zhang & Sennrich 2019 (1910.0746
 from __future__ import annotations
 
 import math
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from gammabeta.activations import activate, derivative
+from gammabeta.masks import insert_axes
 from gammabeta.moments import Moments, statistics_dtype
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Of the loss by x, weight, bias, residual; None for what was not given."""
+
+Affine = tuple[Tensor | None, Tensor | None]
+"""Weight γ and bias β; None for one that is absent (1 or 0). A plain tuple, which costs small calls nothing."""
+
+
+class Axes(NamedTuple):
+    """How x of a sample norm is divided: `samples` axes, then `channels` axes, then positions; and groups of channels.
+
+    (N, C, *S) of GroupNorm is (1, 1, G). LayerNorm over the last k axes of x is (x.ndim − k, k, 1), without positions.
+    """
+
+    samples: int
+    channels: int
+    groups: int
+
+
+class OpFinish(NamedTuple):
+    """What an op takes after weight and bias, in the order of the schemas.
+
+    Attributes:
+        residual: of x's shape.
+        mask: boolean, x's shape without the channel axes.
+        eps: ε, in the squared unit of x.
+        activation: a name of `activations.ACTIVATIONS`.
+        slope: leaky_relu's for z ≤ 0.
+    """
+
+    residual: Tensor | None
+    mask: Tensor | None
+    eps: float
+    activation: str
+    slope: float
+
+
+class _Reduction(NamedTuple):
+    """The axes over which a statistic is taken, and how many values count in it."""
+
+    axes: tuple[int, ...]
+    count: Tensor
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Divide the sum over the axes by the count, 1 at the least."""
+        return values.sum(self.axes, keepdim=True) / self.count.clamp(min=1).to(values.dtype)
 
 
 def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
@@ -43,7 +87,7 @@ def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 
 def channel_moments(x_NCS: Tensor, mask_NS: Tensor | None) -> Moments:
     """μ_B and σ_B² of every channel (Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2), as moments."""
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    mask_N1S = insert_axes(mask_NS, 1, 2)
     return Moments.of(x_NCS, _all_but_channel(x_NCS), mask_N1S)
 
 
@@ -79,7 +123,7 @@ def channel_apply_forward(
     slope: float,
 ) -> Tensor:
     """y from statistics that are given: Algorithm 1, lines 3 and 4; with running statistics Algorithm 2, line 11."""
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
+    mask_N1S = insert_axes(mask_NS, 1, 2)
     xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
     z_NCS = _scale_and_shift(xhat_NCS, _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS))
     return _finish(z_NCS, residual_NCS, mask_N1S, activation, slope, output_dtype(x_NCS, residual_NCS))
@@ -106,14 +150,13 @@ def channel_norm_backward(
     ∂ℓ/∂μ_B put in. Where the statistics are constants, ∂ℓ/∂x = ∂ℓ/∂x̂ / σ'. ∂ℓ/∂γ = Σ x̂·∂ℓ/∂z, ∂ℓ/∂β = Σ ∂ℓ/∂z.
     """
     axes = _all_but_channel(x_NCS)
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
-    gamma, var = _over_channels(weight_C, x_NCS), _over_channels(var_C, x_NCS)
-    xhat_NCS, g_z_NCS = _channel_gradient(
-        g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
-    )
+    affine, finish = (weight_C, bias_C), OpFinish(residual_NCS, mask_NS, eps, activation, slope)
+    gamma = _over_channels(weight_C, x_NCS)
+    xhat_NCS, g_z_NCS = _channel_gradient(g_y_NCS, x_NCS, affine, finish, mean_C, var_C)
     g_xhat_NCS = g_z_NCS if gamma is None else g_z_NCS * gamma
-    count = None if count_C is None else _over_channels(count_C, x_NCS)
-    g_x_NCS = _backward_of_standardize(g_xhat_NCS, xhat_NCS, var, count, mask_N1S, eps, axes, center=True)
+    reduction = None if count_C is None else _Reduction(axes, _over_channels(count_C, x_NCS))
+    rstd = _rstd(_over_channels(var_C, x_NCS), xhat_NCS.dtype, eps)
+    g_x_NCS = _backward_of_standardize(g_xhat_NCS, xhat_NCS, rstd, reduction, insert_axes(mask_NS, 1, 2), center=True)
     g_weight_C = None if weight_C is None else (xhat_NCS * g_z_NCS).sum(axes).to(weight_C.dtype)
     g_bias_C = None if bias_C is None else g_z_NCS.sum(axes).to(bias_C.dtype)
     g_residual_NCS = None if residual_NCS is None else g_z_NCS.to(residual_NCS.dtype)
@@ -134,9 +177,8 @@ def channel_backward_reduce(
     slope: float,
 ) -> tuple[Tensor, Tensor]:
     """Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of every channel: what the backward needs of all processes that share the statistics."""
-    xhat_NCS, g_z_NCS = _channel_gradient(
-        g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
-    )
+    affine, finish = (weight_C, bias_C), OpFinish(residual_NCS, mask_NS, eps, activation, slope)
+    xhat_NCS, g_z_NCS = _channel_gradient(g_y_NCS, x_NCS, affine, finish, mean_C, var_C)
     axes = _all_but_channel(x_NCS)
     return g_z_NCS.sum(axes), (xhat_NCS * g_z_NCS).sum(axes)
 
@@ -158,9 +200,8 @@ def channel_backward_apply(
     slope: float,
 ) -> tuple[Tensor, Tensor | None]:
     """∂ℓ/∂x = γ/σ'·(∂ℓ/∂z − Σ∂ℓ/∂z/n − x̂·Σx̂·∂ℓ/∂z/n), sums and n over all processes; and ∂ℓ/∂residual."""
-    xhat_NCS, g_z_NCS = _channel_gradient(
-        g_y_NCS, x_NCS, weight_C, bias_C, residual_NCS, mask_NS, mean_C, var_C, eps, activation, slope
-    )
+    affine, finish = (weight_C, bias_C), OpFinish(residual_NCS, mask_NS, eps, activation, slope)
+    xhat_NCS, g_z_NCS = _channel_gradient(g_y_NCS, x_NCS, affine, finish, mean_C, var_C)
     dtype = xhat_NCS.dtype
     n = count_C.clamp(min=1).to(dtype)
     mean_g = _over_channels(sum_g_C.to(dtype) / n, x_NCS)
@@ -170,34 +211,23 @@ def channel_backward_apply(
         scale_C = scale_C * weight_C.to(dtype)
     g_x_NCS = (g_z_NCS - mean_g - xhat_NCS * mean_g_xhat) * _over_channels(scale_C, x_NCS)
     if mask_NS is not None:
-        g_x_NCS = torch.where(mask_NS.unsqueeze(1), g_x_NCS, 0.0)
+        g_x_NCS = torch.where(insert_axes(mask_NS, 1, 2), g_x_NCS, 0.0)
     return g_x_NCS.to(x_NCS.dtype), None if residual_NCS is None else g_z_NCS.to(residual_NCS.dtype)
 
 
 def _channel_gradient(
-    g_y_NCS: Tensor,
-    x_NCS: Tensor,
-    weight_C: Tensor | None,
-    bias_C: Tensor | None,
-    residual_NCS: Tensor | None,
-    mask_NS: Tensor | None,
-    mean_C: Tensor,
-    var_C: Tensor,
-    eps: float,
-    activation: str,
-    slope: float,
+    g_y_NCS: Tensor, x_NCS: Tensor, affine: Affine, finish: OpFinish, mean_C: Tensor, var_C: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x̂ and ∂ℓ/∂z."""
-    mask_N1S = None if mask_NS is None else mask_NS.unsqueeze(1)
-    gamma, beta = _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS)
-    xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
-    return xhat_NCS, _backward_of_finish(g_y_NCS, xhat_NCS, gamma, beta, residual_NCS, mask_N1S, activation, slope)
+    """Compute x̂ and ∂ℓ/∂z."""
+    finish = finish._replace(mask=insert_axes(finish.mask, 1, 2))
+    weight_C, bias_C = affine
+    affine = _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS)
+    mean, var = _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS)
+    xhat_NCS = _standardize(x_NCS, mean, var, finish.mask, finish.eps)
+    return xhat_NCS, _backward_of_finish(g_y_NCS, xhat_NCS, affine, finish)
 
 
 # Sample norms: LayerNorm, RMSNorm (center=False), GroupNorm, InstanceNorm (groups = C).
-#
-# x's first `sample_axes` axes are samples, the next `channel_axes` are channels, the rest are positions: (N, C, *S) of
-# GroupNorm is (1, 1); LayerNorm over the last k axes of x is (x.ndim − k, k) with one group and no positions.
 
 
 def sample_moments(x_NGDS: Tensor, mask_N11S: Tensor | None, center: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,11 +247,9 @@ def sample_moments(x_NGDS: Tensor, mask_N11S: Tensor | None, center: bool) -> tu
     return torch.zeros_like(mean_square), mean_square, count
 
 
-def sample_moments_of(
-    x: Tensor, sample_axes: int, channel_axes: int, groups: int, mask: Tensor | None, center: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`sample_moments` of x as it comes."""
-    shape = _grouped_shape(x, sample_axes, channel_axes, groups)
+def sample_moments_of(x: Tensor, axes: Axes, mask: Tensor | None, center: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `sample_moments` of x in its own shape."""
+    shape = _grouped_shape(x, axes)
     mask_N11S = None if mask is None else mask.reshape(shape[0], 1, 1, shape[3])
     return sample_moments(x.reshape(shape), mask_N11S, center)
 
@@ -241,10 +269,11 @@ def sample_norm_forward(
     center: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, and the mean, the variance and the count of every sample and group, each (N, G)."""
-    shape = _grouped_shape(x, sample_axes, channel_axes, groups)
+    axes = Axes(sample_axes, channel_axes, groups)
+    shape = _grouped_shape(x, axes)
     x_NGDS = x.reshape(shape)
     mask_N11S = None if mask is None else mask.reshape(shape[0], 1, 1, shape[3])
-    mean_NG, var_NG, count_NG = sample_moments_of(x, sample_axes, channel_axes, groups, mask, center)
+    mean_NG, var_NG, count_NG = sample_moments_of(x, axes, mask, center)
     xhat_NGDS = _standardize(x_NGDS, mean_NG[:, :, None, None], var_NG[:, :, None, None], mask_N11S, eps)
     z_NGDS = _scale_and_shift(xhat_NGDS, _over_groups(weight, groups), _over_groups(bias, groups))
     residual_NGDS = None if residual is None else residual.reshape(shape)
@@ -274,16 +303,18 @@ def sample_norm_backward(
 
     Without `center` the term mean(∂ℓ/∂x̂) is absent, since no mean was subtracted (Zhang & Sennrich 2019, section 4).
     """
-    shape = _grouped_shape(x, sample_axes, channel_axes, groups)
+    shape = _grouped_shape(x, Axes(sample_axes, channel_axes, groups))
     x_NGDS, g_y_NGDS = x.reshape(shape), g_y.reshape(shape)
     residual_NGDS = None if residual is None else residual.reshape(shape)
     mask_N11S = None if mask is None else mask.reshape(shape[0], 1, 1, shape[3])
     gamma, beta = _over_groups(weight, groups), _over_groups(bias, groups)
+    finish = OpFinish(residual_NGDS, mask_N11S, eps, activation, slope)
     var, count = var_NG[:, :, None, None], count_NG[:, :, None, None]
     xhat_NGDS = _standardize(x_NGDS, mean_NG[:, :, None, None], var, mask_N11S, eps)
-    g_z_NGDS = _backward_of_finish(g_y_NGDS, xhat_NGDS, gamma, beta, residual_NGDS, mask_N11S, activation, slope)
+    g_z_NGDS = _backward_of_finish(g_y_NGDS, xhat_NGDS, (gamma, beta), finish)
     g_xhat_NGDS = g_z_NGDS if gamma is None else g_z_NGDS * gamma
-    g_x_NGDS = _backward_of_standardize(g_xhat_NGDS, xhat_NGDS, var, count, mask_N11S, eps, (2, 3), center)
+    rstd, reduction = _rstd(var, xhat_NGDS.dtype, eps), _Reduction((2, 3), count)
+    g_x_NGDS = _backward_of_standardize(g_xhat_NGDS, xhat_NGDS, rstd, reduction, mask_N11S, center)
     g_weight = None if weight is None else (xhat_NGDS * g_z_NGDS).sum((0, 3)).reshape(weight.shape).to(weight.dtype)
     g_bias = None if bias is None else g_z_NGDS.sum((0, 3)).reshape(bias.shape).to(bias.dtype)
     g_residual = None if residual is None else g_z_NGDS.reshape(x.shape).to(residual.dtype)
@@ -325,42 +356,29 @@ def _finish(
     return y if mask is None else torch.where(mask, y, 0.0)
 
 
-def _backward_of_finish(
-    g_y: Tensor,
-    xhat: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    activation: str,
-    slope: float,
-) -> Tensor:
-    """∂ℓ/∂z = ∂ℓ/∂y · activation'(z), z made again from x̂; zero where masked."""
+def _backward_of_finish(g_y: Tensor, xhat: Tensor, affine: Affine, finish: OpFinish) -> Tensor:
+    """Compute ∂ℓ/∂z = ∂ℓ/∂y · activation'(z), with z computed again from x̂; zero where masked."""
     g_z = g_y.to(xhat.dtype)
-    if activation != "none":
-        z = _add(_scale_and_shift(xhat, gamma, beta), residual, mask)
-        g_z = g_z * derivative(z, activation, slope)
-    return g_z if mask is None else torch.where(mask, g_z, 0.0)
+    if finish.activation != "none":
+        z = _add(_scale_and_shift(xhat, *affine), finish.residual, finish.mask)
+        g_z = g_z * derivative(z, finish.activation, finish.slope)
+    return g_z if finish.mask is None else torch.where(finish.mask, g_z, 0.0)
+
+
+def _rstd(var: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
+    """Compute 1/√(σ² + ε)."""
+    return torch.rsqrt(var.to(dtype) + eps)
 
 
 def _backward_of_standardize(
-    g_xhat: Tensor,
-    xhat: Tensor,
-    var: Tensor,
-    count: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    axes: tuple[int, ...],
-    center: bool,
+    g_xhat: Tensor, xhat: Tensor, rstd: Tensor, reduction: _Reduction | None, mask: Tensor | None, center: bool
 ) -> Tensor:
-    """∂ℓ/∂x from ∂ℓ/∂x̂; `count` None: the statistics are constants."""
-    rstd = torch.rsqrt(var.to(xhat.dtype) + eps)
-    if count is None:
+    """Compute ∂ℓ/∂x from ∂ℓ/∂x̂. Without a reduction the statistics are constants."""
+    if reduction is None:
         return g_xhat * rstd
-    n = count.clamp(min=1).to(xhat.dtype)
-    g_x = g_xhat - xhat * ((xhat * g_xhat).sum(axes, keepdim=True) / n)
+    g_x = g_xhat - xhat * reduction.mean(xhat * g_xhat)
     if center:
-        g_x = g_x - g_xhat.sum(axes, keepdim=True) / n
+        g_x = g_x - reduction.mean(g_xhat)
     g_x = g_x * rstd
     return g_x if mask is None else torch.where(mask, g_x, 0.0)
 
@@ -383,8 +401,8 @@ def _over_groups(per_channel: Tensor | None, groups: int) -> Tensor | None:
     return None if per_channel is None else per_channel.reshape(1, groups, -1, 1)
 
 
-def _grouped_shape(x: Tensor, sample_axes: int, channel_axes: int, groups: int) -> tuple[int, int, int, int]:
-    """(N, G, D, S)."""
-    channels = math.prod(x.shape[sample_axes : sample_axes + channel_axes])
-    positions = math.prod(x.shape[sample_axes + channel_axes :])
-    return math.prod(x.shape[:sample_axes]), groups, channels // groups, positions
+def _grouped_shape(x: Tensor, axes: Axes) -> tuple[int, int, int, int]:
+    """Return (N, G, D, S)."""
+    behind = axes.samples + axes.channels
+    channels, positions = math.prod(x.shape[axes.samples : behind]), math.prod(x.shape[behind:])
+    return math.prod(x.shape[: axes.samples]), axes.groups, channels // axes.groups, positions

@@ -319,7 +319,7 @@ def test_absolute_units_have_no_column_of_copies(run):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["chanel_norms"], "there is no subject chanel_norms. Did you mean channel_norms?"),
+        (["chanel_norms"], "there is no subject chanel_norms: did you mean channel_norms?"),
         (
             ["zzz"],
             "there is no subject zzz. Subjects: channel_norms, folding, sample_norms, small_inputs, training_step, "

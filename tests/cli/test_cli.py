@@ -1,4 +1,4 @@
-"""The command line: what it hands on, what it prints, and how it fails."""
+"""The command line: what it passes on, what it prints, and how it fails."""
 
 import html
 import json
@@ -21,12 +21,12 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
 
 
 def run(*words):
-    """The command in this process, on a wide terminal without colours."""
+    """Run the command in this process, on a wide terminal without colours."""
     return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, list(words))
 
 
 def command(*words, cwd):
-    """The command as a user runs it, in a process of its own."""
+    """Run the command as a user does, in its own process."""
     return subprocess.run(
         [sys.executable, "-m", "gammabeta", *words],
         cwd=cwd,
@@ -39,7 +39,7 @@ def command(*words, cwd):
 
 @pytest.fixture
 def studied(monkeypatch):
-    """The study's place is taken by one that remembers what it was asked for."""
+    """Replace the study by one that remembers its arguments."""
     asked = {}
 
     def study(claims=None, **options):
@@ -83,7 +83,7 @@ def test_help_of_study_names_every_option_and_every_claim():
 
 def test_help_does_not_load_the_study(tmp_path):
     script = (
-        "import sys; from gammabeta import cli\n"
+        "import sys; from gammabeta.cli import main as cli\n"
         "try: cli.app(['study', '--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'sklearn', 'plotly', 'scipy', 'jinja2', 'joblib'} & set(sys.modules)))"
@@ -142,7 +142,7 @@ def test_more_seeds_may_be_asked_of_a_study_that_goes_on(studied, monkeypatch, t
     assert studied["seeds"] == 12
     studied.clear()
     assert run("study", "--resume", str(tmp_path), "--seeds", "0").exit_code == 0
-    assert studied["seeds"] == 0  # which the study refuses, and not what was asked for before
+    assert studied["seeds"] == 0  # which the study refuses, not the earlier value
     studied.clear()
     assert run("study", "--resume", str(tmp_path)).exit_code == 0
     assert studied["seeds"] is None
@@ -198,7 +198,7 @@ def test_an_interrupted_study_leaves_a_report_and_says_how_to_continue(monkeypat
     result = run("study", "--out", str(tmp_path))
     assert result.exit_code == 130
     assert result.stderr == (
-        f"report of what was decided: {tmp_path / 'report.html'}\n"
+        f"report of the claims decided so far: {tmp_path / 'report.html'}\n"
         "Interrupted; 3 finished trials are kept. Continue with: gammabeta study\n"
     )
     assert (tmp_path / "report.html").is_file()
@@ -232,7 +232,7 @@ def test_report_of_a_folder_without_results(tmp_path):
     result = run("report", str(tmp_path))
     assert result.exit_code == 2
     assert result.stderr == (
-        f"gammabeta: {tmp_path}/results.json: no such file; name the folder that `gammabeta study --out` wrote to.\n"
+        f"gammabeta: {tmp_path}/results.json: no such file; name the folder to which `gammabeta study --out` wrote.\n"
     )
 
 
@@ -243,7 +243,7 @@ def test_env_shows_versions_and_kernels():
         assert f"{section}\n" in text
 
 
-# As a user meets it: a process of its own, the real study.
+# As a user runs it: its own process, the real study.
 
 
 def test_a_real_study_of_one_claim(tmp_path):
@@ -267,7 +267,7 @@ def build(input_shape, classes, norm):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("small-bach",), "gammabeta: there is no claim small-bach. Did you mean small_batch?\n"),
+        (("small-bach",), "gammabeta: there is no claim small-bach: did you mean small_batch?\n"),
         (("--data", "mnist:nowhere.npz"), "nowhere.npz"),
         (("--data", "mnist:broken.npz"), "broken.npz"),
         (("--model", "nowhere.py:build"), "nowhere.py"),
@@ -294,7 +294,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(tmp_path):
-    # Claims enough that the study does not end while it is waited for.
+    # Enough claims that the study does not end too early.
     claims = ["faster_convergence", "higher_learning_rate", "init_robustness", "small_batch", "sequences"]
     words = ["study", *claims, "--quick", "--jobs", "2", "--out", "out"]
     process = subprocess.Popen(
@@ -317,7 +317,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(tmp_path):
     try:
         _, said = process.communicate(timeout=10)
     except subprocess.TimeoutExpired:
-        # One that comes while workers are being started is not heard: a user presses again.
+        # A signal during the start of workers is lost: a user presses again.
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said

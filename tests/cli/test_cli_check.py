@@ -1,4 +1,4 @@
-"""gammabeta check, explain and rules: exit codes, what is handed on, what is printed, and how they fail."""
+"""gammabeta check, explain and rules: exit codes, what is passed on, what is printed, and how they fail."""
 
 import importlib.util
 import json
@@ -66,7 +66,7 @@ def test_exit_codes_are_0_without_and_1_with_findings_as_grave_as_asked(folder):
     assert found.exit_code == 1
     assert "GB101 frozen-norm-thaws  error, 1 module" in found.stdout
     assert "0.1" in found.stdout
-    assert run("check", "mine_for_cli.py:bad", "--ignore", "GB101").exit_code == 0  # a warning is left
+    assert run("check", "mine_for_cli.py:bad", "--ignore", "GB101").exit_code == 0  # a warning remains
     assert run("check", "mine_for_cli.py:bad", "--ignore", "GB101", "--fail-on", "warning").exit_code == 1
     assert (
         run("check", "mine_for_cli.py:bad", "--ignore", "GB101,tensorflow-momentum", "--fail-on", "note").exit_code == 0
@@ -132,8 +132,8 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
                        "parentheses, or a checkpoint file."),
         (("absent.pt",), "absent.pt: there is no such file."),
         (("mine_for_cli.py:nothing",), "mine_for_cli.py:nothing: mine_for_cli has no nothing."),
-        (("mine_for_cli.py:good", "--select", "XY9"), "select: expected codes or names of rules, or beginnings of "
-                                                      "codes, got 'XY9': `gammabeta rules` lists them."),
+        (("mine_for_cli.py:good", "--select", "XY9"), "select: expected codes or names of rules, or prefixes of "
+                                                      "codes, got 'XY9': `gammabeta rules` lists all rules."),
         (("mine_for_cli.py:good", "--fail-on", "fatal"), "--fail-on: expected error, warning or note, got 'fatal'."),
         (("mine_for_cli.py:good", "--format", "xml"), "--format: expected text, json, sarif, github, got 'xml'."),
         (("mine_for_cli.py:good", "--batch-size", "0"), "check: expected batch_size of 1 or more, got 0."),
@@ -160,7 +160,7 @@ def test_a_wrong_table_is_one_sentence_too(folder):
     (folder / "pyproject.toml").write_text("[tool.gammabeta]\nselekt = []\n")
     result = run("check", "mine_for_cli.py:good")
     assert result.exit_code == 2
-    assert "has a key selekt, which is not known: did you mean select?" in result.stderr
+    assert "has an unknown key selekt: did you mean select?" in result.stderr
 
 
 def test_a_bug_of_the_check_is_not_dressed_up_as_the_user_s_mistake(folder, monkeypatch):
@@ -210,7 +210,7 @@ def test_help_names_the_commands_and_their_options():
 
 
 def test_a_resnet_50_is_checked_in_under_a_second():
-    """The check alone, without the seconds that importing torch and building the model take."""
+    """Time only the check, without importing torch and building the model."""
     if any(importlib.util.find_spec(name) is None for name in ("timm", "torchvision")):
         pytest.skip("timm and torchvision are not installed")
     model = load_timm().create_model("resnet50")

@@ -1,4 +1,4 @@
-"""[tool.gammabeta] of pyproject.toml."""
+"""The table [tool.gammabeta] of pyproject.toml."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_the_nearest_table_upwards_counts(tmp_path):
     (tmp_path / "a" / "b").mkdir()
     expected = Configuration(["GB1", "GB4"], ["GB401:head.*"], "warning")
     assert configuration(tmp_path / "a" / "b") == expected
-    write(tmp_path / "a", "[tool.other]\n")  # without a table of ours it is passed by
+    write(tmp_path / "a", "[tool.other]\n")  # without our table it is skipped
     assert configuration(tmp_path / "a" / "b") == expected
     write(tmp_path / "a", "[tool.gammabeta]\n")
     assert configuration(tmp_path / "a" / "b") == Configuration()
@@ -26,11 +26,11 @@ def test_the_nearest_table_upwards_counts(tmp_path):
     ("text", "message"),
     [
         ("[tool.gammabeta\n", "cannot be read: "),
-        ('[tool.gammabeta]\nfail_on = "error"\n', "[tool.gammabeta] has a key fail_on, which is not known: did you "
+        ('[tool.gammabeta]\nfail_on = "error"\n', "[tool.gammabeta] has an unknown key fail_on: did you "
                                                   "mean fail-on?"),
-        ("[tool.gammabeta]\nx = 1\n", "[tool.gammabeta] has a key x, which is not known: there are select, ignore, "
+        ("[tool.gammabeta]\nx = 1\n", "[tool.gammabeta] has an unknown key x: known keys are select, ignore, "
                                       "fail-on."),
-        ('[tool.gammabeta]\nselect = "GB1"\n', 'expected select as a list of codes, as ["GB101"], got \'GB1\'.'),
+        ('[tool.gammabeta]\nselect = "GB1"\n', 'expected select as a list of codes, such as ["GB101"], got \'GB1\'.'),
         ('[tool.gammabeta]\nfail-on = "fatal"\n', "fail-on: expected error, warning or note, got 'fatal'."),
     ],
 )  # fmt: skip

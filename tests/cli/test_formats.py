@@ -1,4 +1,4 @@
-"""What a diagnosis is written as."""
+"""Output formats of a diagnosis."""
 
 import io
 import json

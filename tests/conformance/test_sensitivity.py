@@ -117,9 +117,9 @@ def forgets_the_variance_in_the_backward(patch: Patch) -> None:
 
 def takes_statistics_for_constants_in_the_backward(patch: Patch) -> None:
     def backward(
-        original: Any, g_xhat: Tensor, xhat: Tensor, var: Tensor, count: Any, *args: Any, **kwargs: Any
+        original: Any, g_xhat: Tensor, xhat: Tensor, rstd: Tensor, reduction: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
-        return original(g_xhat, xhat, var, None, *args, **kwargs)
+        return original(g_xhat, xhat, rstd, None, *args, **kwargs)
 
     replace(patch, reference, "_backward_of_standardize", backward)
 
@@ -145,9 +145,10 @@ def counts_what_is_masked_out(patch: Patch) -> None:
 
 def divides_by_all_where_masked(patch: Patch) -> None:
     def backward(
-        original: Any, g: Tensor, xhat: Tensor, var: Tensor, count: Tensor, *args: Any, **kwargs: Any
+        original: Any, g: Tensor, xhat: Tensor, rstd: Tensor, reduction: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
-        return original(g, xhat, var, torch.full_like(count, xhat.numel() // count.numel()), *args, **kwargs)
+        every = torch.full_like(reduction.count, xhat.numel() // reduction.count.numel())
+        return original(g, xhat, rstd, reduction._replace(count=every), *args, **kwargs)
 
     replace(patch, reference, "_backward_of_standardize", backward)
 

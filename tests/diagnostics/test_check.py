@@ -1,4 +1,4 @@
-"""The check: what runs, what is ignored, how it reads, and that the model stays as it was."""
+"""The check: what runs, what is ignored, what it prints, and that the model stays as it was."""
 
 import copy
 import pickle
@@ -11,12 +11,13 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.diagnostics.check import ForwardError, diagnose
 from gammabeta.diagnostics.findings import Diagnosis, Finding, Fix
-from gammabeta.diagnostics.record import kind_of, record_model
+from gammabeta.diagnostics.record import record_model
 from gammabeta.diagnostics.rules import RULES
+from gammabeta.introspection.norms import kind_of
 
 
 def faulty():
-    """A frozen stem in training mode, a momentum of TensorFlow's, and decay on all of it."""
+    """Return a model with a frozen stem in training mode, TensorFlow's momentum, and weight decay on everything."""
     torch.manual_seed(0)
     model = nn.Sequential()
     model.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).requires_grad_(False)
@@ -45,15 +46,15 @@ def test_it_prints_by_rule_with_modules_numbers_and_fixes():
     assert str(diagnosis) == (
         "GB101 frozen-norm-thaws (error, 1 module)\n"
         "  stem.1  γ and β require no gradient and neither do the weights before it, yet it is in training mode: every "
-        "forward moves its running statistics by 0.1 of the batch's\n"
+        "forward moves its running statistics 0.1 of the way to the batch's\n"
         "  fix: gammabeta.freeze(model, where='stem.1')\n\n"
         "GB305 tensorflow-momentum (warning, 1 module)\n"
-        "  body.1  momentum 0.99: 0.99 of the running statistics is the last batch's; in TensorFlow's convention that "
-        "would be torch's 0.01\n"
+        "  body.1  momentum 0.99: 0.99 of the running statistics come from the last batch; in TensorFlow's convention "
+        "that would be torch's 0.01\n"
         "  fix: momentum=0.01, then gammabeta.recalibrate(model, batches)\n\n"
         "GB401 decay-on-norm (warning, 1 module)\n"
-        "  body.1  weight decay on weight by 0.1 and bias by 0.1 a step\n"
-        "  fix: hand the optimizer gammabeta.parameter_groups(model, weight_decay)\n\n"
+        "  body.1  weight decay of 0.1 on weight and 0.1 on bias\n"
+        "  fix: pass gammabeta.parameter_groups(model, weight_decay) to the optimizer\n\n"
         "1 error, 2 warnings: 3 rules, 2 norms"
     )
     assert repr(diagnosis) == str(diagnosis)
@@ -181,7 +182,7 @@ def test_a_forward_that_raises_is_told_with_the_shapes_and_leaves_the_model():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((nn.ReLU,), {}, "check: expected model as a torch.nn.Module, got the class ReLU: hand an instance."),
+        ((nn.ReLU,), {}, "check: expected model as a torch.nn.Module, got the class ReLU: pass an instance."),
         ((3,), {}, "check: expected model as a torch.nn.Module, got a int."),
         ((nn.ReLU(),), {"batch_size": 0}, "check: expected batch_size of 1 or more, got 0."),
         ((nn.ReLU(),), {"batch_size": 2.0}, "check: expected batch_size as a number of samples, got a float."),
@@ -198,12 +199,12 @@ def test_a_forward_that_raises_is_told_with_the_shapes_and_leaves_the_model():
         (
             (nn.ReLU(),),
             {"select": "GB40l"},
-            "select: expected codes or names of rules, or beginnings of codes, got 'GB40l': did you mean GB40",
+            "select: expected codes or names of rules, or prefixes of codes, got 'GB40l': did you mean GB40",
         ),
         (
             (nn.ReLU(),),
             {"ignore": "decay-on-norms:x"},
-            "ignore: expected codes or names of rules, or beginnings of codes, got 'decay-on-norms': did you mean "
+            "ignore: expected codes or names of rules, or prefixes of codes, got 'decay-on-norms': did you mean "
             "decay-on-norm",
         ),
     ],
@@ -219,14 +220,14 @@ def test_ignoring_needs_a_rule_and_a_reason():
     with pytest.raises(ValueError, match=r"^ignore: expected a reason for ignoring GB101, got '': say why it is right"):
         gb.ignore(module, "GB101", reason="")
     with pytest.raises(
-        ValueError, match=r"^ignore: expected the code or name of a rule, as GB101 or frozen-norm-thaws"
+        ValueError, match=r"^ignore: expected the code or name of a rule, such as GB101 or frozen-norm-thaws"
     ):
         gb.ignore(module, "GB999", reason="x")
     assert "_gammabeta_ignored" not in vars(module)
 
 
 class LlamaRMSNorm(nn.Module):
-    """As transformers has it."""
+    """A norm as transformers defines it."""
 
     def __init__(self, size):
         super().__init__()
@@ -279,7 +280,7 @@ def test_rules_are_functions_of_the_record_alone():
 
 
 def test_fifty_norms_are_checked_in_under_a_second():
-    """The size of a ResNet-50: 53 norms, 25 million weights."""
+    """Check a model of the size of a ResNet-50: 53 norms, 25 million weights."""
     layers = []
     for i in range(53):
         layers += [nn.Conv2d(256, 256, 3 if i % 3 else 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]

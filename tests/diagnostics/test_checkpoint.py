@@ -1,4 +1,4 @@
-"""Checkpoint files: what is read of them, what is refused, and what the rules find in them."""
+"""Checkpoint files: what is read from them, what is refused, and what the rules find in them."""
 
 import json
 import pickle
@@ -26,7 +26,7 @@ def network():
 
 
 def write_safetensors(path, state):
-    """The format by hand, so that the reader is not tested against itself alone where the package is missing."""
+    """Write the format by hand, so that the reader is tested without the package too."""
     names = {torch.float32: "F32", torch.int64: "I64", torch.bfloat16: "BF16", torch.float16: "F16"}
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for key, tensor in state.items():
@@ -84,7 +84,7 @@ def test_the_rules_marked_f_find_what_is_wrong(tmp_path, suffix):
     model[1].reset_running_stats()
     save(path, model.state_dict())
     assert where(path) == [("GB103", "1")]
-    # As a FrozenBatchNorm's is, whose statistics may be so on purpose.
+    # Like a FrozenBatchNorm, whose statistics may be 0 and 1 on purpose.
     save(path, {key: value for key, value in model.state_dict().items() if "tracked" not in key})
     assert [finding.severity for finding in diagnose(record_checkpoint(path)).findings] == ["warning"]
     model.bfloat16()
@@ -111,7 +111,7 @@ def test_state_dicts_inside_dicts_lose_a_common_beginning_and_keep_what_tells_th
 
 
 def test_of_large_tensors_nothing_is_read(tmp_path):
-    """A file that claims terabytes of weights and has none is still checked: only vectors are looked at."""
+    """A file that claims terabytes of weights and has none is still checked: only vectors are read."""
     state = {key: value for key, value in network().state_dict().items() if value.ndim < 2}
     path = tmp_path / "a.safetensors"
     write_safetensors(path, state)
@@ -143,10 +143,13 @@ def test_files_that_need_code_are_refused_and_nothing_is_run(tmp_path):
         with pytest.raises(CheckpointError) as caught:
             record_checkpoint(tmp_path / name)
         assert str(caught.value).startswith(
-            f"{tmp_path / name}: expected tensors and plain values, got objects that only code can build, which is not "
-            "run for a file that could hold any: save model.state_dict() instead"
+            f"{tmp_path / name}: expected tensors and plain values, got objects that only code can build"
         )
-        assert cls in str(caught.value)
+        assert str(caught.value).endswith(
+            f"{cls}); such code is not run, since it could do anything: save model.state_dict() instead."
+            if cls
+            else "; such code is not run, since it could do anything: save model.state_dict() instead."
+        )
     assert not Evil.ran
 
 
@@ -161,7 +164,11 @@ def test_files_that_need_code_are_refused_and_nothing_is_run(tmp_path):
             struct.pack("<Q", 62) + b'{"bn.running_mean":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'[:62],
             "expected a safetensors file, got one whose header cannot be read.",
         ),
-        ("a.pt", b"PK\x03\x04 torn", "expected a file that torch.save wrote, got one that is damaged or no such."),
+        (
+            "a.pt",
+            b"PK\x03\x04 torn",
+            "expected a file written by torch.save, got one that is damaged or of another kind.",
+        ),
         ("a.txt", b"", "expected a checkpoint file (.safetensors, .pt, .pth, .bin, .ckpt), got one of another kind."),
     ],
 )
@@ -185,8 +192,8 @@ def test_a_file_without_norms_and_one_that_is_not_there(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         record_checkpoint(tmp_path / "a.pt")
     assert str(caught.value) == (
-        f"{tmp_path / 'a.pt'}: expected keys of norms, as bn1.running_mean or norm.weight with norm.bias, got 2 "
-        "tensors without: is it a state_dict of a model?"
+        f"{tmp_path / 'a.pt'}: expected keys of norms, such as bn1.running_mean, or norm.weight with norm.bias, got 2 "
+        "tensors without such keys: is it a model's state_dict?"
     )
     with pytest.raises(CheckpointError, match="there is no such file"):
         record_checkpoint(tmp_path / "b.pt")

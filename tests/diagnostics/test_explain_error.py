@@ -1,4 +1,4 @@
-"""The error translator, on the errors that torch itself raises."""
+"""`explain_error` on the errors that torch itself raises."""
 
 import copy
 import traceback
@@ -36,27 +36,27 @@ CASES = {
     "one value": (
         nn.BatchNorm1d(4),
         torch.randn(1, 4),
-        "block.1: the BatchNorm1d in training got an input of shape (1, 4), one value for each channel, whose variance "
-        "is 0; the smallest batch it takes is 2. Drop the last, smaller batch (drop_last=True in the DataLoader), call "
-        "model.eval() where nothing is trained, or use GroupNorm or LayerNorm behind the pooling.",
+        "block.1: the BatchNorm1d in training got an input of shape (1, 4): one value per channel, whose variance is "
+        "0; the smallest batch it accepts is 2. Drop the last, smaller batch (drop_last=True in the DataLoader), call "
+        "model.eval() if nothing is trained, or use GroupNorm or LayerNorm after the pooling.",
     ),
     "one value a group": (
         nn.GroupNorm(4, 4),
         torch.randn(1, 4),
-        "block.1: the GroupNorm got an input of shape (1, 4), one value in each group of a sample, whose output would "
-        "be β. Use fewer groups than 4, or another norm there.",
+        "block.1: the GroupNorm got an input of shape (1, 4): one value in each group of a sample, so the output would "
+        "be β. Use fewer groups than 4, or another norm in its place.",
     ),
     "one position": (
         nn.InstanceNorm2d(4),
         torch.randn(2, 4, 1, 1),
-        "block.1: the InstanceNorm2d got an input of shape (2, 4, 1, 1), one position for each channel of a sample, "
-        "whose output would be β. Take the norm out behind pooling to 1×1, or use GroupNorm or LayerNorm there.",
+        "block.1: the InstanceNorm2d got an input of shape (2, 4, 1, 1): one position per channel of a sample, so "
+        "the output would be β. Remove the norm after pooling to 1×1, or use GroupNorm or LayerNorm there.",
     ),
     "channels": (
         nn.BatchNorm2d(4),
         torch.randn(2, 5, 3, 3),
         "block.1: the BatchNorm2d has 4 channels and got an input of shape (2, 5, 3, 3), which has 5 on axis 1. Build "
-        "it with 5 channels, or give it what has 4.",
+        "it with 5 channels, or give it an input with 4.",
     ),
     "channels on another axis": (
         nn.BatchNorm2d(4).eval(),
@@ -73,28 +73,28 @@ CASES = {
     "dtypes": (
         nn.BatchNorm2d(4).bfloat16(),
         torch.randn(2, 4, 2, 2),
-        "block.1: the BatchNorm2d holds bfloat16 and got float32, a mixture that torch's kernel does not take. Run the "
-        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take "
-        "any mixture and keep their statistics in float32.",
+        "block.1: the BatchNorm2d holds bfloat16 and got float32, a mixture that torch's kernel does not accept. Run "
+        "the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers "
+        "accept any mixture and keep their statistics in float32.",
     ),
     "dtypes of LayerNorm": (
         nn.LayerNorm(4).half(),
         torch.randn(2, 4),
-        "block.1: the LayerNorm holds float16 and got float32, a mixture that torch's kernel does not take. Run the "
-        "model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers take "
-        "any mixture and keep their statistics in float32.",
+        "block.1: the LayerNorm holds float16 and got float32, a mixture that torch's kernel does not accept. Run "
+        "the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its layers "
+        "accept any mixture and keep their statistics in float32.",
     ),
     "groups": (
         nn.GroupNorm(2, 4),
         torch.randn(2, 5),
         "block.1: the GroupNorm has 4 channels in 2 groups and got an input of shape (2, 5). Channels belong on axis "
-        "1, and as many as it was built with.",
+        "1, in the number that it was built with.",
     ),
     "normalized shape": (
         nn.LayerNorm(4),
         torch.randn(2, 4, 3),
         "block.1: the LayerNorm normalizes the last axes, of shape (4,), and got an input of shape (2, 4, 3). The "
-        "channels are on axis 1: x.movedim(1, -1) before it and back behind it, or GroupNorm(1, channels).",
+        "channels are on axis 1: use x.movedim(1, -1) before it and back after it, or GroupNorm(1, channels).",
     ),
 }
 
@@ -114,9 +114,9 @@ def test_synchronized_batch_norm_on_a_cpu_is_explained(tmp_path):
     finally:
         dist.destroy_process_group()
     assert str(gb.explain_error(error)) == (
-        "block.1: the SyncBatchNorm shares its statistics with other processes on accelerators only; its input is on "
-        "cpu. Call gammabeta.adopt(model) and gammabeta.set_statistics(model, gammabeta.statistics.Synced()), which "
-        "works over gloo too; in one process adopt alone."
+        "block.1: the SyncBatchNorm synchronizes its statistics only on accelerators; its input is on cpu. Call "
+        "gammabeta.adopt(model) and gammabeta.set_statistics(model, gammabeta.statistics.Synced()), which works over "
+        "gloo too; in one process adopt is enough."
     )
 
 
@@ -162,7 +162,7 @@ def jit_script(model):
         return torch.jit.script(model)
 
 
-# Tools that take torch's classes only, each as its users call it, and how the explanation calls them.
+# Tools that accept only torch's classes, each as its users call it, and their names in explanations.
 TOOLS = {
     "fx": (torch.fx.symbolic_trace, "torch.fx"),
     "fx fusion": (optimization.fuse, "torch.fx"),
@@ -177,7 +177,7 @@ TOOLS = {
 }  # fmt: skip
 
 
-# torch.ao fuses BatchNorms only, and torch.fx traces what calls torch.nn.functional for its proxies.
+# torch.ao fuses only BatchNorms, and torch.fx can trace norms that call torch.nn.functional on its proxies.
 MET = [
     *((tool, nn.BatchNorm2d) for tool in TOOLS),
     *((tool, nn.GroupNorm) for tool in ("script", "quantized")),
@@ -196,11 +196,11 @@ class TestToolsThatTakeTorchsClassesOnly:
         explanation = gb.explain_error(raised.value, model)
         assert explanation is not None, raised.value
         assert explanation.where == "1"
-        assert explanation.why == f"the {norm.__name__} is gammabeta's, and {called} takes torch's own classes only."
+        assert explanation.why == f"the {norm.__name__} is gammabeta's, but {called} accepts only torch's own classes."
         assert explanation.fix == (
-            "Call it within `with gammabeta.release(model):`, where the norms are torch's; on leaving they are "
-            "gammabeta's again. What torch's cannot do (an activation, another source of statistics) is not released: "
-            "print the `Change`."
+            "Call it within `with gammabeta.release(model):`, where the norms are torch's; after it they are "
+            "gammabeta's again. Norms with features that torch's lack (an activation, another source of statistics) "
+            "are not released: print the `Change`."
         )
 
     @pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool != "quantized"])
@@ -214,7 +214,7 @@ class TestToolsThatTakeTorchsClassesOnly:
         torch.testing.assert_close(model.eval()(x), expected, rtol=1e-6, atol=1e-6)
 
     def test_classes_that_handle_torch_s_functions_themselves_are_not_met(self):
-        """torch.fx's proxies and ExpandedWeight, by norms without running statistics and additions."""
+        """torch.fx's proxies and ExpandedWeight work with norms that have no running statistics and no additions."""
         ours = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.LayerNorm(5), nn.RMSNorm(5))
         theirs = copy.deepcopy(ours)
         gb.adopt(ours)
@@ -233,7 +233,7 @@ class TestToolsThatTakeTorchsClassesOnly:
         with pytest.raises(torch.fx.proxy.TraceError) as raised, gb.explained_errors(model):
             torch.fx.symbolic_trace(model)
         text = "".join(traceback.format_exception(raised.value))
-        assert "gammabeta: 1: the BatchNorm2d is gammabeta's, and torch.fx takes" in text
+        assert "gammabeta: 1: the BatchNorm2d is gammabeta's, but torch.fx accepts" in text
 
     def test_a_model_that_cannot_be_traced_for_another_reason_is_not_explained(self):
         class Branching(nn.Module):
@@ -257,7 +257,7 @@ def test_data_parallel_that_refuses_sync_batch_norm_is_explained(tmp_path):
             DistributedDataParallel(model)
         assert str(gb.explain_error(raised.value)) == (
             "DistributedDataParallel refuses torch's SyncBatchNorm on a CPU, whose forward in training raises there. "
-            "Call gammabeta.adopt(model) before: its BatchNorms share their statistics over gloo too."
+            "Call gammabeta.adopt(model) first: its BatchNorms synchronize their statistics over gloo too."
         )
         gb.adopt(model)
         assert DistributedDataParallel(model)(torch.randn(5, 3)).shape == (5, 4)

@@ -1,4 +1,4 @@
-"""The rules that see a model alone, over real models in evaluation: no error, and every warning is known.
+"""Rules that see only a model, on real models in evaluation: no error, and every warning is known.
 
 A few models by default; with GAMMABETA_ZOO=1 in the environment all of torchvision's, every fourth of timm's and every
 architecture of transformers, some 1,000 in four minutes. They are built without memory for their weights, whose
@@ -19,14 +19,14 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.benchmarks.subjects.training_step import load_timm
-from gammabeta.diagnostics.record import kind_of
 from gammabeta.diagnostics.rules import RULES
+from gammabeta.introspection.norms import kind_of
 
 EVERYTHING = os.environ.get("GAMMABETA_ZOO") == "1"
 STATIC = [rule.code for rule in RULES if "S" in rule.sees]
-# Layers are as in the default, but few, where the number is a plain setting.
+# Layers are as in the default, but few if their number is a plain setting.
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers")
-# The warnings that are right, by model: a momentum in TensorFlow's convention, which these models do have.
+# Warnings that are right, by model: these models do have a momentum in TensorFlow's convention.
 KNOWN = {f"transformers {name}": "GB305" for name in ("mobilenet_v1", "mobilenet_v2", "efficientnet", "align")}
 
 QUICK = {
@@ -74,7 +74,7 @@ def with_plausible_norms(model):
 
 
 def build(library, name):
-    """The model; None where it cannot be built without weights' memory, or not without downloading."""
+    """Return the model; None if building it needs the weights' memory or a download."""
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,13 +112,13 @@ def of_transformers(name):
 
 
 def findings(model):
-    """Errors, warnings and notes by code, of the rules that see a model alone."""
+    """Return errors, warnings and notes by code, of rules that see only a model."""
     diagnosis = gb.check(model, select=STATIC)
     return [(finding.severity, finding.code, str(finding)) for finding in diagnosis.findings]
 
 
 def unknown(name, found):
-    """What was found and should not have been: any error, and warnings that are not known."""
+    """Return findings that should not be there: any error, and unknown warnings."""
     return [
         f"{name}: {text}"
         for severity, code, text in found
@@ -145,7 +145,7 @@ def test_real_models_in_evaluation_have_no_errors_and_the_known_warnings(library
 
 
 def test_models_as_constructed_in_training_mode_have_neither():
-    """Statistics of 0 and 1, γ of 1 or 0, β of 0, counts of 0: what a constructor leaves is not a finding."""
+    """Statistics of 0 and 1, γ of 1 or 0, β of 0, counts of 0: a newly constructed model has no findings."""
     timm = libraries()
     for name in ("resnet18", "test_efficientnet", "test_resnet", "test_byobnet", "resnet18.tv_in1k"):
         model = timm.create_model(name, zero_init_last=True) if name == "resnet18" else timm.create_model(name)
@@ -181,7 +181,7 @@ def test_all_of_three_zoos_have_no_errors_and_the_known_warnings():
 
 
 def test_a_network_in_training_and_after_it_has_none():
-    """Statistics, γ and β as training leaves them, in both modes, with the optimizer's groups as they should be."""
+    """A trained model in both modes, with proper optimizer groups, has no findings."""
     torch.manual_seed(0)
     blocks = [
         nn.Sequential(nn.Conv2d(i, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()) for i in (3, 16, 16)
@@ -200,7 +200,7 @@ def test_a_network_in_training_and_after_it_has_none():
             model.train()
 
 
-# On inputs: what comes up beside notes, and why it is right. All were recalibrated on 16 images.
+# Findings on inputs besides notes, and why they are right. All models were recalibrated on 16 images.
 KNOWN_ON_INPUTS = {
     "repghostnet_050": {"GB307"},  # a branch of its blocks is a norm of a norm, to be merged for inference
 }
@@ -216,8 +216,11 @@ FULL_SIZE = ("levit_128s", "mixer_s32_224", "gmlp_s16_224", "coat_tiny", "visfor
 
 @pytest.mark.parametrize("name", [*ON_INPUTS, *(MORE_ON_INPUTS if EVERYTHING else ())])
 def test_on_inputs_real_models_have_no_error_and_no_warning_that_is_not_known(name):
-    """The rules that look at forwards. GB104 and GB109 are left out: weights are random, so whole channels are dead,
-    and running statistics of 16 images, whose own error no rule knows, are off by more than other images' error."""
+    """Rules that look at forwards find only what is known.
+
+    GB104 and GB109 are left out. Weights are random, so whole channels are dead. Running statistics come from 16
+    images; no rule knows their sampling error, so they are off by more than the error of other images.
+    """
     timm = libraries()
     torch.manual_seed(0)
     size = 224 if name in FULL_SIZE else 96

@@ -1,4 +1,4 @@
-"""train_eval_gap: the numbers against their definition, the first layer, the table, the plot, and what is refused."""
+"""`train_eval_gap`: the numbers against their definition, the first layer, the table, the plot, and refusals."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ def network():
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU(),
         nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, momentum=None), nn.ReLU(),
     )  # fmt: skip
-    for _ in range(2):  # the second norm is given what the first makes of it
+    for _ in range(2):  # the second norm gets the first one's output
         for module in model:
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
@@ -34,7 +34,7 @@ def test_data_as_in_training_is_within_sampling_error():
     assert gap.first is None
     assert [layer.name for layer in gap.layers] == ["1", "4"]
     assert [layer.samples for layer in gap.layers] == [128, 128]
-    assert str(gap).endswith("no layer of 2 beyond 4 standard errors")
+    assert str(gap).endswith("none of 2 layers beyond 4 standard errors")
 
 
 def test_the_numbers_are_those_of_the_definition():
@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_definition():
     ratio = torch.log(x.var((0, 2, 3), correction=1) / var)
     assert gap.mean_shift == pytest.approx(float(shift.square().mean().sqrt()), rel=1e-9)
     assert gap.log_variance_ratio == pytest.approx(float(ratio.square().mean().sqrt()), rel=1e-9)
-    # As often as the sample means spread, positions of one image being alike.
+    # The spread of sample means decides, since positions of one image are alike.
     means = x.mean((2, 3))
     error = (means.var(0) / len(means) / x.var((0, 2, 3))).mean().sqrt()
     assert gap.mean_error == pytest.approx(float(error), rel=0.1)
@@ -58,7 +58,7 @@ def test_the_first_layer_in_the_order_of_the_data_is_named():
     model[4].running_mean.add_(3)
     gap = gb.train_eval_gap(model, batches(8))
     assert gap.first.name == "4"
-    assert "1 of 2 layers (*) beyond 4 standard errors, the first 4" in str(gap)
+    assert "1 of 2 layers (*) beyond 4 standard errors, the first being 4" in str(gap)
     model[1].running_var.mul_(9)
     gap = gb.train_eval_gap(model, batches(8))
     assert gap.first.name == "1"
@@ -135,7 +135,7 @@ def test_the_plot_has_both_gaps_beside_their_bounds():
             nn.BatchNorm1d(2),
             ["text"],
             TypeError,
-            "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got str: hand "
+            "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got str: pass "
             "a generator of what the model takes.",
         ),
     ],

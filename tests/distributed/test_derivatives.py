@@ -8,7 +8,7 @@ from tests.distributed.test_exactness import SIZES
 from tests.distributed.world import once
 from torch.autograd import gradcheck, gradgradcheck
 
-from gammabeta.functional import Finish
+from gammabeta.functional import Finish, NormCall
 from gammabeta.running_statistics import RunningStatistics
 from gammabeta.statistics import Batch, Synced
 
@@ -45,11 +45,11 @@ def norms(sizes, activation, masked):
     def synced(x, weight, bias, *residual):
         finish = Finish("batch_norm", *residual or (None,), activation, 0.01, None)
         finish.mask = mask[first : first + len(x)] if masked else None
-        return Synced().normalize(x, RunningStatistics(), weight, bias, EPS, finish)
+        return Synced().normalize(NormCall(x, RunningStatistics(), (weight, bias), EPS, finish))
 
     def batch(x, weight, bias, *residual):
         finish = Finish("batch_norm", *residual or (None,), activation, 0.01, mask if masked else None)
-        return Batch().normalize(x, RunningStatistics(), weight, bias, EPS, finish)
+        return Batch().normalize(NormCall(x, RunningStatistics(), (weight, bias), EPS, finish))
 
     return replicated(synced, sizes), batch, leaves if activation else leaves[:3]
 

@@ -61,7 +61,7 @@ def test_the_flagged_example_is_found_on_every_rank_and_the_clean_one_on_none(co
         assert where == "1"
         if code == "GB503":
             assert message == (
-                "it shares its statistics, yet ranks called it a different number of times up to step 8: rank 0 16 "
+                "it shares its statistics, but the ranks called it a different number of times up to step 8: rank 0 16 "
                 "times, rank 1 8 times"
             )
         else:

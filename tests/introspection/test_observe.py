@@ -78,7 +78,7 @@ def test_the_maker_is_found_through_a_transposed_view_with_the_axis_of_the_chann
     (norm,) = seen.calls_of("norm")
     assert norm.inputs[0].shape == (3, 6, 7)
     assert norm.inputs[0].layout == "strided"
-    (linear,) = seen.givers(norm.inputs[0].data)
+    (linear,) = seen.producers(norm.inputs[0].data)
     assert linear.module == "linear"
     assert axis_in(norm.inputs[0], 1, linear.outputs[0]) == 2
 

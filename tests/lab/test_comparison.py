@@ -9,17 +9,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from gammabeta.lab.claims import layernorm_in_transformers as language
-from gammabeta.lab.claims import sequences as claim_of_sequences
 from gammabeta.lab.comparison import ERROR, LOSS, kept_bytes, seconds_a_step, side_by_side
 from gammabeta.lab.images import comparison as images
-from gammabeta.lab.kinds import COMPARE
 from gammabeta.lab.norms import norm
 from gammabeta.lab.sequences import comparison as sequences
+from gammabeta.lab.sequences import training as sequence_training
 from gammabeta.lab.sequences.networks import SequenceNorm
 from gammabeta.lab.sources import source
 from gammabeta.lab.study import StudyError, study
 from gammabeta.lab.text import comparison as text
+from gammabeta.lab.text import training as text_training
 from gammabeta.lab.trials.workers import TrialError
 
 
@@ -34,8 +33,8 @@ def short(monkeypatch):
     """Trainings of a few steps."""
     monkeypatch.setattr(images, "LEAST_STEPS", 10)
     monkeypatch.setattr(images, "MOST_STEPS", 20)
-    monkeypatch.setattr(claim_of_sequences, "steps_of", lambda experiment: 6)
-    monkeypatch.setattr(language, "steps_of", lambda experiment: 8)
+    monkeypatch.setattr(sequence_training, "steps_of", lambda experiment: 6)
+    monkeypatch.setattr(text_training, "steps_of", lambda experiment: 8)
 
 
 # --- costs ---
@@ -176,9 +175,9 @@ def test_on_sequences_each_network_has_its_own_and_the_claim_trains_nothing_agai
         of_layernorm[gru["table"]["columns"].index(name)] for name in ("test error, %", "with exact statistics")
     )
     assert moving == exact  # LayerNorm has no moving averages
-    trained = keys(tmp_path, "claims.sequences:classified")
+    trained = keys(tmp_path, "lab.sequences.training:classified")
     study(["sequences"], quick=True, jobs=1, out=tmp_path, data="strokes", seeds=2, console=Console(file=io.StringIO()))
-    assert keys(tmp_path, "claims.sequences:classified") == trained
+    assert keys(tmp_path, "lab.sequences.training:classified") == trained
 
 
 def keys(folder, run):
@@ -193,9 +192,9 @@ def test_on_sequences_over_devices_costs_are_those_of_one(tmp_path, short):
         costs = {row[0]: row[-2:] for row in said["table"]["rows"]}
         assert costs["masked BatchNorm of each device's own batch"] == costs["masked BatchNorm synced over the devices"]
     assert printed.count("with batches of 4 on each of 2 devices") == 2
-    trained = [json.loads(line)["settings"] for line in keys(tmp_path, "claims.sequences:classified")]
+    trained = [json.loads(line)["settings"] for line in keys(tmp_path, "lab.sequences.training:classified")]
     assert {settings["batch_size"] for settings in trained} == {8}
-    timed = [json.loads(line)["settings"] for line in keys(tmp_path, "comparisons.sequences:costs")]
+    timed = [json.loads(line)["settings"] for line in keys(tmp_path, "lab.sequences.comparison:costs")]
     assert {settings["batch_size"] for settings in timed} == {4}
 
 
@@ -209,8 +208,8 @@ def test_a_comparison_that_fails_is_told_and_the_others_go_on(tmp_path, short, m
     def fails(*_):
         raise TrialError("it died three times")
 
-    monkeypatch.setitem(COMPARE, "images", fails)
-    monkeypatch.setitem(COMPARE, "text", fails)
+    monkeypatch.setattr(images, "compare", fails)
+    monkeypatch.setattr(text, "compare", fails)
     results, printed = compared(out=tmp_path, seeds=2)
     headlines = [said["headline"] for said in results["recommendations"]]
     assert [headline.split(" with ")[0] for headline in headlines[:2]] == [
@@ -229,7 +228,7 @@ def test_on_text_over_devices_batchnorm_is_synced_or_each_one_s_own(tmp_path, sh
     (said,) = results["recommendations"]
     assert (said["kind"], said["devices"]) == ("text", 2)
     assert {row[0] for row in said["table"]["rows"]} == set(text.norms(4, 2).values())
-    for run, batch in (("language_model", 8), ("step_times", 4), ("text:saved_bytes", 4)):
+    for run, batch in (("language_model", 8), ("step_times", 4), ("lab.text.comparison:saved_bytes", 4)):
         assert {json.loads(line)["settings"]["batch"] for line in keys(tmp_path, run)} == {batch}
 
 

@@ -64,7 +64,7 @@ def test_a_second_study_takes_everything_from_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        ("small-bach", "there is no claim small-bach. Did you mean small_batch?"),
+        ("small-bach", "there is no claim small-bach: did you mean small_batch?"),
         ("zzz", f"there is no claim zzz. Claims: {', '.join(claim.name for claim in CLAIMS)}."),
     ],
 )

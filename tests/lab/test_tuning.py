@@ -2,10 +2,11 @@
 
 import pytest
 
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.tuning import at_best, tune
 
 
-class Fake:
+class Fake(Experiment):
     """Experiments whose trials are their settings, and whose scores are known."""
 
     tuning_seed = 0

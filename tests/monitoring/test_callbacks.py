@@ -1,4 +1,4 @@
-"""watch as a callback, in real trainers."""
+"""The callbacks in real trainers."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ from gammabeta.monitoring.callbacks import lightning_callback, transformers_call
 
 
 def package(name):
-    """It, or a skip; both import torchvision if it is there, which has to be importable first."""
+    """Import a trainer's package or skip; both import torchvision if it is installed, so it must be importable."""
     with contextlib.suppress(ImportError):
         load_timm()
     return pytest.importorskip(name, exc_type=ImportError)
@@ -171,7 +171,7 @@ def test_a_package_that_is_not_there_is_said(build, name, package_name, monkeypa
     with pytest.raises(ImportError) as caught:
         build()
     assert str(caught.value) == (
-        f"{name}: expected {package_name} to be installed, and it is not: pip install {package_name}."
+        f"{name}: expected {package_name} to be installed, but it is not: pip install {package_name}."
     )
 
 
@@ -179,4 +179,7 @@ def test_before_the_training_there_is_no_diagnosis():
     package("lightning")
     with pytest.raises(RuntimeError) as caught:
         _ = lightning_callback().diagnosis
-    assert str(caught.value) == ("diagnosis: expected a training that has begun, got none yet: hand it to the trainer.")
+    assert str(caught.value) == (
+        "diagnosis: expected training to have begun, but it has not: pass this callback to a trainer and start "
+        "training."
+    )

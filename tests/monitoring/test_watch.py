@@ -1,4 +1,4 @@
-"""What watch records, what it costs in memory, and that it leaves no trace."""
+"""`watch`: what it records, what it costs in memory, and that it leaves no trace."""
 
 import copy
 import gc
@@ -60,7 +60,7 @@ def test_numbers_are_those_of_the_step_and_go_to_the_log():
         model(x).square().mean().backward()
         gradient = model[1].weight.grad.norm().item()
         optimizer.step()
-    assert told["1/weight_grad", 0] == pytest.approx(gradient, rel=1e-6)  # one float32 norm, taken twice
+    assert told["1/weight_grad", 0] == pytest.approx(gradient, rel=1e-6)  # the same float32 norm, computed twice
     assert told["1/updates", 0] == 1
     mean, var = 0.1 * h.mean(0), 0.9 + 0.1 * h.var(0)
     gap = ((h.mean(0) - mean) ** 2 / (var + 1e-5) + (0.5 * ((h.var(0, False) + 1e-5) / (var + 1e-5)).log()) ** 2).mean()
@@ -100,7 +100,7 @@ def test_tensors_do_not_gather_over_many_steps():
             train(model, optimizer, 300)
             gc.collect()
             counts.append(sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()))
-    # One a step would be 600 more; what other tests left may come and go.
+    # One per step would be 600 more; objects of other tests may come and go.
     assert counts[-1] - counts[1] < 20
 
 
@@ -149,7 +149,7 @@ def test_without_an_optimizer_each_forward_in_training_is_a_step():
         for _ in range(5):
             model(torch.randn(8, 4)).sum().backward()
         model.eval()(torch.randn(8, 4))
-    assert watch.watched.steps == 4  # the last ends with the next forward
+    assert watch.watched.steps == 4  # the last step ends with the next forward
 
 
 @pytest.mark.parametrize(

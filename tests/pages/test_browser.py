@@ -1,4 +1,4 @@
-"""The report in a real Chromium: drawn without an error, without a request, at a desk and on a phone."""
+"""The report in a real Chromium: no errors, no requests, on a wide screen and on a phone."""
 
 import shutil
 
@@ -20,7 +20,7 @@ PICTURES = sum(len(claim.get("pictures") or []) for claim in example_results()["
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        # Root, as in a container, has no sandbox in Chromium; the page is our own.
+        # Chromium has no sandbox for root, as in a container; the page is our own.
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -33,7 +33,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, address):
-    """Open the report; what goes wrong is collected and looked at when the test is over."""
+    """Open the report; errors are collected and checked after the test."""
     wrong, contexts = [], []
 
     def visit(width=1280, **context):
@@ -53,7 +53,7 @@ def visit(browser, address):
 
 
 def drawn(page):
-    """For every picture, how many marks (curves, points, bars, cells' image) plotly has drawn in it."""
+    """Return for every picture how many marks (curves, points, bars, cells' image) plotly has drawn in it."""
     return page.eval_on_selector_all(
         ".picture",
         """pictures => pictures.map(picture => picture.querySelector(".main-svg") === null ? 0 :
@@ -81,7 +81,7 @@ def test_a_table_wider_than_a_phone_scrolls_inside_itself(visit):
 
 @pytest.fixture
 def folded(browser, tmp_path):
-    """A page with two more pictures than a claim shows unfolded."""
+    """A page with two pictures more than a claim shows without unfolding."""
     results = example_results()
     claim = next(claim for claim in results["claims"] if claim["name"] == "small_batch")
     claim["pictures"] = claim["pictures"] * 2

@@ -1,4 +1,4 @@
-"""The report as a file: what it says, what it escapes, and what it refuses. How it looks is test_browser.py's."""
+"""The report as a file: what it says, what it escapes, and what it refuses. test_browser.py tests how it looks."""
 
 import copy
 import json
@@ -144,7 +144,7 @@ def test_plotly_is_handed_escaped_texts():
     ]
     assert all("<b>" not in text and "<script>" not in text for text in texts)
     assert "&lt;b&gt;" in trace["name"]
-    # A template of the user's would be filled in by plotly: their texts stand in the data, not in the template.
+    # Plotly would fill in a user's template: their texts are in the data, not in the template.
     assert "%{y}" not in trace["hovertemplate"]
 
 
@@ -225,7 +225,8 @@ def first(results):
         ),
         (
             lambda r: r["claims"][5]["pictures"][0]["heat"]["z"].pop(),
-            "claim axes, picture 'What leaves the output as it is': expected z of 5 rows of 5, as y and x have labels.",
+            "claim axes, picture 'What leaves the output as it is': expected z of 5 rows of 5, "
+            "as many as y and x have labels.",
         ),
         (
             lambda r: first(r)["effects"][0].update(high=math.inf),
@@ -250,7 +251,7 @@ def test_read_results_says_what_is_missing(tmp_path):
     with pytest.raises(ReportError) as error:
         read_results(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}/results.json: no such file; name the folder that `gammabeta study --out` wrote to."
+        f"{tmp_path}/results.json: no such file; name the folder to which `gammabeta study --out` wrote."
     )
     (tmp_path / "results.json").write_text("{", encoding="utf-8")
     with pytest.raises(ReportError) as error:

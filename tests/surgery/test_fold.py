@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import gammabeta as gb
+from gammabeta.surgery.folding import compare
 
 # float64's spacing is 2e-16; two layers of some hundred products each stay below this.
 EXACT = 1e-12
@@ -250,7 +251,7 @@ def test_a_site_that_comes_out_wrong_is_put_back_and_the_others_stay():
 
 
 def test_a_layer_of_16_bits_is_put_back_where_rounding_shows(monkeypatch):
-    monkeypatch.setitem(gb.surgery.compare.TOLERANCES, torch.bfloat16, 1e-9)
+    monkeypatch.setitem(compare.TOLERANCES, torch.bfloat16, 1e-9)
     model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).bfloat16()
     result = gb.fold(model, torch.randn(2, 3, 5, 5).bfloat16())
     assert result.sites[0].way == "refused"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import difflib
 import platform
 import shlex
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 import gammabeta
+from gammabeta.arguments import did_you_mean
 from gammabeta.benchmarks.contest import COMPILED, COPY, OURS, TORCH, Result, Subject, contest
 from gammabeta.benchmarks.ring import compiling
 from gammabeta.benchmarks.subjects import SUBJECTS
@@ -121,9 +121,9 @@ def _plan(
     known = {subject.name: subject for subject in SUBJECTS}
     for name in names or ():
         if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-            meant = f"Did you mean {near[0]}?" if near else f"Subjects: {', '.join(known)}."
-            raise BenchError(f"there is no subject {name}. {meant}")
+            every = f"there are {', '.join(known)}."
+            meant = did_you_mean(name.replace("-", "_"), known, every, cutoff=0.4, show=str)
+            raise BenchError(f"there is no subject {name}: {meant}")
     chosen = tuple(subject for subject in SUBJECTS if not names or subject.name in names)
     counts = tuple(dict.fromkeys(threads or (1, torch.get_num_threads())))
     if min(counts) < 1:

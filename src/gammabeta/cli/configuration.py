@@ -1,29 +1,29 @@
-"""What a project says once for all: the table [tool.gammabeta] of its pyproject.toml."""
+"""A project's settings: the table [tool.gammabeta] of its pyproject.toml."""
 
 from __future__ import annotations
 
-import difflib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gammabeta.arguments import did_you_mean
 from gammabeta.diagnostics.findings import SEVERITIES
 
 _KEYS = ("select", "ignore", "fail-on")
 
 
 class ConfigurationError(ValueError):
-    """A table that says something else. The message is one sentence for the person who wrote it."""
+    """A table with unknown keys or values. The message is one sentence for the person who wrote it."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is in the table.
+    """The table's content.
 
     Attributes:
-        select, ignore: as `check` takes them; None where it does not say.
-        fail_on: the least severity of a finding that makes the exit code 1; None is "error".
+        select, ignore: as for `check`; None if not set.
+        fail_on: the lowest severity at which a finding makes the exit code 1; None if not set, which means "error".
     """
 
     select: list[str] | None = None
@@ -31,18 +31,21 @@ class Configuration:
     fail_on: str | None = None
 
 
-def configuration(start: Path) -> Configuration:
-    """The table of the nearest pyproject.toml that has one, from a folder upwards; the defaults where there is none.
+def read_configuration(start: Path) -> Configuration:
+    """Read the table of the nearest pyproject.toml that has one, from a folder upwards.
+
+    Returns:
+        The `Configuration`; with nothing set if there is no such file.
 
     Raises:
-        ConfigurationError: the file is no TOML, or the table has other keys or values.
+        ConfigurationError: the file is not TOML, or the table has unknown keys or values.
     """
     for folder in (start, *start.parents):
         path = folder / "pyproject.toml"
         if path.is_file():
             table = _read(path).get("tool", {}).get("gammabeta")
             if table is not None:
-                return _of(path, table)
+                return _parse(path, table)
     return Configuration()
 
 
@@ -57,17 +60,16 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: cannot be read: {error}.") from error
 
 
-def _of(path: Path, table: dict[str, Any]) -> Configuration:
+def _parse(path: Path, table: dict[str, Any]) -> Configuration:
     for key in table:
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KEYS)}."
-            raise ConfigurationError(f"{path}: [tool.gammabeta] has a key {key}, which is not known: {hint}")
+            hint = did_you_mean(key, _KEYS, f"known keys are {', '.join(_KEYS)}.", show=str)
+            raise ConfigurationError(f"{path}: [tool.gammabeta] has an unknown key {key}: {hint}")
     lists = {}
     for key in ("select", "ignore"):
         value = table.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
-            raise ConfigurationError(f'{path}: expected {key} as a list of codes, as ["GB101"], got {value!r}.')
+            raise ConfigurationError(f'{path}: expected {key} as a list of codes, such as ["GB101"], got {value!r}.')
         lists[key] = value
     fail_on = table.get("fail-on")
     return Configuration(
@@ -76,10 +78,14 @@ def _of(path: Path, table: dict[str, Any]) -> Configuration:
 
 
 def severity(value: Any, what: str) -> str:
-    """The value, if it is one that findings have.
+    """Return the value if it is a severity of findings.
+
+    Args:
+        value: the value.
+        what: where it comes from, for the message.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not.
     """
     if value not in SEVERITIES:
         raise ConfigurationError(f"{what}: expected {', '.join(SEVERITIES[:-1])} or {SEVERITIES[-1]}, got {value!r}.")

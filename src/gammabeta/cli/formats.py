@@ -1,4 +1,4 @@
-"""A diagnosis as people, editors and build servers read it."""
+"""Output formats of a diagnosis, for people, editors and build servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schem
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
-    """For people: by rule, with module names, numbers, and what to do."""
+    """Print a diagnosis for people: by rule, with module names, numbers, and what to do."""
     for group in diagnosis.by_rule():
         first = group[0]
         style = _STYLES[first.severity]
@@ -44,11 +44,11 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         console.print(Text(f"ignored: {finding.where or '(the model)'} {finding.code} {finding.name}: {reason}", "dim"))
     console.print(Text(diagnosis.summary(), "bold"))
     for need, codes in diagnosis.idle.items():
-        console.print(Text(f"not run for want of {need}: {', '.join(codes)}", "dim"))
+        console.print(Text(f"skipped (needs {need}): {', '.join(codes)}", "dim"))
 
 
 def as_json(diagnosis: Diagnosis, target: str) -> str:
-    """For programs: all findings with their evidence."""
+    """Return a diagnosis for programs: all findings with their evidence."""
     content = {
         "gammabeta": gammabeta.__version__,
         "target": target,
@@ -62,7 +62,9 @@ def as_json(diagnosis: Diagnosis, target: str) -> str:
 
 
 def as_sarif(diagnosis: Diagnosis, file: str | None, line: int) -> str:
-    """For code scanning: SARIF 2.1.0; a module is a logical location, the place is that of the target.
+    """Return a diagnosis for code scanning, as SARIF 2.1.0.
+
+    A module is a logical location; the physical one is that of the target.
 
     Source: OASIS, Static Analysis Results Interchange Format 2.1.0.
     """
@@ -95,7 +97,7 @@ def as_sarif(diagnosis: Diagnosis, file: str | None, line: int) -> str:
 
 
 def as_github(diagnosis: Diagnosis, file: str | None, line: int) -> str:
-    """For GitHub Actions: one workflow command a finding, which shows at the target's line."""
+    """Return a diagnosis for GitHub Actions: one workflow command per finding, shown at the target's line."""
     levels = {"error": "error", "warning": "warning", "note": "notice"}
     lines = []
     for finding in diagnosis.findings:
@@ -118,7 +120,7 @@ def _plain(finding: Finding) -> dict[str, Any]:
 
 
 def _evidence(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN and no infinity."""
+    """Return evidence that fits into JSON, which has no NaN and no infinity."""
 
     def plain(value: Any) -> Any:
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""A check as the command line asks for it: targets loaded, the project's configuration read, the rules run."""
+"""A check as the command line asks for it: load the targets, read the project's configuration, run the rules."""
 
 from __future__ import annotations
 
@@ -9,26 +9,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gammabeta.cli.configuration import Configuration, ConfigurationError, configuration, severity
+from gammabeta.cli.configuration import Configuration, ConfigurationError, read_configuration, severity
 from gammabeta.diagnostics.check import ArgumentError, ForwardError, check, diagnose
 from gammabeta.diagnostics.checkpoint import SUFFIXES, CheckpointError, record_checkpoint
 from gammabeta.diagnostics.findings import SEVERITIES, Diagnosis
 from gammabeta.diagnostics.selection import SelectionError, check_patterns
 from gammabeta.target import TargetError, load_model, load_object
 
+# Options of a check that only a model can use.
+_FOR_MODELS = ("inputs", "loader", "optimizer")
+
 
 class InspectionError(ValueError):
-    """What was asked for cannot be checked. The message is one sentence for the person who asked."""
+    """A check that cannot be run. The message is one sentence for the person who asked."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command-line check to run.
+
+    Attributes:
+        target: a model or a checkpoint file, as `gammabeta check` takes it.
+        configuration: what was asked for; what it leaves open comes from pyproject.toml.
+        inputs, loader, optimizer: targets.
+        batch_size, intent: as for `check`.
+        training: the mode that the model is put into first; None leaves its mode.
+    """
+
+    target: str
+    configuration: Configuration
+    inputs: str | None = None
+    loader: str | None = None
+    optimizer: str | None = None
+    batch_size: int | None = None
+    intent: str | None = None
+    training: bool | None = None
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What came of it.
+    """Result of a command-line check.
 
     Attributes:
         diagnosis: the findings.
-        failed: whether any is as severe as asked.
-        file, line: where the target is defined, or the checkpoint itself; None where nobody knows.
+        failed: whether any finding is as severe as `fail_on` asks.
+        file, line: where the target is defined, or the checkpoint itself; `file` is None if that is unknown.
     """
 
     diagnosis: Diagnosis
@@ -37,25 +62,11 @@ class Inspection:
     line: int
 
 
-def inspect(
-    target: str,
-    given: Configuration,
-    *,
-    inputs: str | None = None,
-    loader: str | None = None,
-    optimizer: str | None = None,
-    batch_size: int | None = None,
-    intent: str | None = None,
-    training: bool | None = None,
-) -> Inspection:
-    """Checks a target; what the targets print goes to the standard error.
+def inspect(request: Request) -> Inspection:
+    """Check a target; whatever the targets print goes to the standard error.
 
     Args:
-        target: a model or a checkpoint file, as `gammabeta check` takes it.
-        given: what was asked for; the rest is taken from pyproject.toml.
-        inputs, loader, optimizer: targets.
-        batch_size, intent: as `check` takes them.
-        training: the mode that the model is put in first; None leaves it.
+        request: the target and its options.
 
     Returns:
         The `Inspection`.
@@ -64,36 +75,60 @@ def inspect(
         InspectionError: a target cannot be loaded, the configuration is wrong, or the model raises on the inputs.
     """
     with contextlib.redirect_stdout(sys.stderr), _in_one_sentence():
-        project = configuration(Path.cwd())
-        select = project.select if given.select is None else given.select
-        ignore = project.ignore if given.ignore is None else given.ignore
-        fail_on = "error"
-        if given.fail_on is not None:
-            fail_on = severity(given.fail_on, "--fail-on")
-        elif project.fail_on is not None:
-            fail_on = project.fail_on
-        check_patterns(select, ignore)  # before a model is built
-        file: str | None = target
-        line = 1
-        options: dict[str, Any] = {"inputs": inputs, "loader": loader, "optimizer": optimizer}
-        if ":" not in Path(target).name and (target.endswith(SUFFIXES) or Path(target).is_file()):
-            told = [f"--{name}" for name, value in options.items() if value is not None]
-            if told:
-                raise InspectionError(f"{target}: a checkpoint has no model that {told[0]} could be for.")
-            diagnosis = diagnose(record_checkpoint(target), select=select, ignore=ignore)
+        chosen = _with_project_defaults(request.configuration)
+        check_patterns(chosen.select, chosen.ignore)  # before a model is built
+        if _is_checkpoint(request.target):
+            diagnosis, file, line = _check_checkpoint(request, chosen), request.target, 1
         else:
-            found = load_model(target)
-            model, file, line = found.value, found.file, found.line
-            if training is not None:
-                model.train(training)
-            loaded = {name: load_object(text, model) for name, text in options.items() if text is not None}
-            diagnosis = check(model, **loaded, batch_size=batch_size, intent=intent, select=select, ignore=ignore)
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+            diagnosis, file, line = _check_model(request, chosen)
+    assert chosen.fail_on is not None
+    grave = SEVERITIES[: SEVERITIES.index(chosen.fail_on) + 1]
     return Inspection(diagnosis, any(finding.severity in grave for finding in diagnosis.findings), file, line)
+
+
+def _with_project_defaults(given: Configuration) -> Configuration:
+    """Fill in from pyproject.toml, then from the defaults, what the command line leaves open."""
+    project = read_configuration(Path.cwd())
+    fail_on = project.fail_on or "error"
+    return Configuration(
+        select=project.select if given.select is None else given.select,
+        ignore=project.ignore if given.ignore is None else given.ignore,
+        fail_on=fail_on if given.fail_on is None else severity(given.fail_on, "--fail-on"),
+    )
+
+
+def _is_checkpoint(target: str) -> bool:
+    return ":" not in Path(target).name and (target.endswith(SUFFIXES) or Path(target).is_file())
+
+
+def _check_checkpoint(request: Request, chosen: Configuration) -> Diagnosis:
+    given = [f"--{name}" for name in _FOR_MODELS if getattr(request, name) is not None]
+    if given:
+        raise InspectionError(f"{request.target}: a checkpoint has no model that {given[0]} could be for.")
+    return diagnose(record_checkpoint(request.target), select=chosen.select, ignore=chosen.ignore)
+
+
+def _check_model(request: Request, chosen: Configuration) -> tuple[Diagnosis, str | None, int]:
+    """Return the diagnosis, and the file and line at which the model is defined."""
+    found = load_model(request.target)
+    model: Any = found.value
+    if request.training is not None:
+        model.train(request.training)
+    targets = {name: text for name in _FOR_MODELS if (text := getattr(request, name)) is not None}
+    diagnosis = check(
+        model,
+        **{name: load_object(text, model) for name, text in targets.items()},
+        batch_size=request.batch_size,
+        intent=request.intent,
+        select=chosen.select,
+        ignore=chosen.ignore,
+    )
+    return diagnosis, found.file, found.line
 
 
 @contextlib.contextmanager
 def _in_one_sentence() -> Iterator[None]:
+    """Turn errors made for the person who asked into an `InspectionError`; leave all others unchanged."""
     try:
         yield
     except (TargetError, CheckpointError, ConfigurationError, ForwardError, ArgumentError, SelectionError) as error:

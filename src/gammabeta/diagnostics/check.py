@@ -1,4 +1,4 @@
-"""The check: a record of the model, and the rules run over it."""
+"""The check: record a model, and run the rules over the record."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from gammabeta.introspection.unchanged import unchanged
 
 
 class ArgumentError(ValueError):
-    """An argument that `check` cannot do with."""
+    """An argument with a value that `check` does not accept."""
 
 
 class ArgumentTypeError(ArgumentError, TypeError):
-    """An argument of another type."""
+    """An argument of a type that `check` does not accept."""
 
 
 class ForwardError(RuntimeError):
-    """The model's forward raised on the inputs; the exception is the cause."""
+    """An exception of the model's forward on the inputs; the original is its cause."""
 
 
 INTENTS = ("contrastive", "gradient-penalty", "private")
@@ -44,26 +44,28 @@ def check(
     ignore: str | Sequence[str] | None = None,
     intent: str | None = None,
 ) -> Diagnosis:
-    """Finds what is wrong with the normalization of a model; the model is left exactly as it was.
+    """Find what is wrong with a model's normalization; the model is left exactly as it was.
 
     Args:
-        model: any module, in the mode in which it is to be checked: some rules are about training mode, some about
-            evaluation.
-        inputs: example inputs: a tensor, a tuple of positional or a dict of keyword arguments. The model runs on them.
-        loader: batches of what the model takes; a few are looked at, and fixes that need data recalibrate on it.
-        optimizer: the optimizer, or all that train the model.
-        batch_size: how many samples a batch will have on one device, where it is not that of the inputs.
-        select: codes, beginnings of codes or names of the rules that run; all where it is None.
-        ignore: those that do not; "GB401:head.*" ignores one for the modules of a glob.
-        intent: what the model is for, if the rules should hold it to that: "contrastive", "gradient-penalty" or
+        model: any module, in the mode in which it should be checked: some rules concern training mode, some evaluation
+            mode.
+        inputs: example inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments. The model
+            runs on them.
+        loader: batches in the form that the model takes. A few are looked at, and fixes that need data recalibrate on
+            it.
+        optimizer: the optimizer, or a list of all that train the model.
+        batch_size: number of samples per batch on one device in training; None takes that of the inputs.
+        select: codes, prefixes of codes, or names of the rules to run; None runs all.
+        ignore: rules not to run, in the same form; "GB401:head.*" ignores a rule for modules that match a glob.
+        intent: the model's purpose, if the rules should hold it to one: "contrastive", "gradient-penalty" or
             "private".
 
     Returns:
         The `Diagnosis`.
 
     Raises:
-        TypeError: an argument of another type.
-        ValueError: select or ignore names no rule; an intent or batch size that there is not.
+        TypeError: an argument has the wrong type.
+        ValueError: `select` or `ignore` names no rule, or the intent or batch size is not a possible one.
         ForwardError: the model's forward raised on the inputs.
     """
     optimizers = _optimizers(optimizer)
@@ -72,19 +74,19 @@ def check(
         model, inputs=inputs, loader=loader, optimizers=optimizers, batch_size=batch_size, intent=intent
     )
     if inputs is not None:
-        _look(record, model, inputs)
+        _observe(record, model, inputs)
     return diagnose(record, select=select, ignore=ignore)
 
 
-def _look(record: Record, model: nn.Module, inputs: Any) -> None:
-    """Run the model on the inputs, and fill in what was seen; in evaluation where its training mode raises."""
+def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
+    """Run the model on the inputs, and fill in what that shows; in evaluation mode if its training mode raises."""
     try:
         try:
             record.observed = observe(model, inputs)
         except ValueError:
             if not model.training:
                 raise
-            # A BatchNorm with one value per channel, say: in evaluation it is seen which.
+            # For example a BatchNorm with one value per channel: evaluation mode shows which.
             with unchanged(model):
                 record.observed = observe(model.eval(), inputs)
         record.given = measure(model, inputs)
@@ -94,12 +96,12 @@ def _look(record: Record, model: nn.Module, inputs: Any) -> None:
     except Exception as error:
         lines = str(error).strip().splitlines() or ["without a message"]
         raise ForwardError(
-            f"check: expected inputs that the model takes, got {_described(inputs)}, on which its forward raised "
+            f"check: expected inputs that the model takes, got {_describe(inputs)}, on which its forward raised "
             f"{type(error).__name__}: {lines[0]}"
         ) from error
 
 
-def _described(inputs: Any) -> str:
+def _describe(inputs: Any) -> str:
     shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
     return f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"a {type(inputs).__qualname__}"
 
@@ -107,11 +109,11 @@ def _described(inputs: Any) -> str:
 def diagnose(
     record: Record, *, select: str | Sequence[str] | None = None, ignore: str | Sequence[str] | None = None
 ) -> Diagnosis:
-    """Runs the rules that see what is in the record.
+    """Run the rules that see what is in the record.
 
     Args:
-        record: what is known.
-        select, ignore: which rules, as `check` takes them.
+        record: what is known about the model.
+        select, ignore: which rules, as for `check`.
 
     Returns:
         The `Diagnosis`.
@@ -120,21 +122,21 @@ def diagnose(
     rules = chosen_rules(select, patterns)
     ran = [rule for rule in rules if record.parts & set(rule.sees)]
     found: list[Finding] = []
-    put_aside: list[tuple[Finding, str]] = []
+    ignored: list[tuple[Finding, str]] = []
     for rule in ran:
         for finding in rule.check(record):
             reason = reason_to_ignore(finding, record.model, patterns, rule)
             if reason is None:
                 found.append(finding)
             else:
-                put_aside.append((finding, reason))
-    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: by rule, then as the model goes
+                ignored.append((finding, reason))
+    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: by rule, then in the model's order
     codes = tuple(rule.code for rule in ran)
-    return Diagnosis(tuple(found), tuple(put_aside), len(record.norms), codes, _idle(rules, ran))
+    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran))
 
 
 def _idle(rules: Sequence[Rule], ran: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
-    """What the rules that did not run would need."""
+    """Return what the rules that did not run would need, with their codes."""
     needs: dict[str, tuple[str, ...]] = {}
     for rule in rules:
         if rule not in ran:
@@ -156,7 +158,7 @@ def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
 
 def _check_arguments(model: Any, batch_size: Any, intent: Any) -> None:
     if not isinstance(model, nn.Module):
-        hint = ": hand an instance" if isinstance(model, type) else ""
+        hint = ": pass an instance" if isinstance(model, type) else ""
         got = f"the class {model.__qualname__}" if isinstance(model, type) else f"a {type(model).__qualname__}"
         raise ArgumentTypeError(f"check: expected model as a torch.nn.Module, got {got}{hint}.")
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool)):

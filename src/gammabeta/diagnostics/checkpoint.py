@@ -1,4 +1,4 @@
-"""The vectors of a checkpoint file, which is where norms keep all that they have; nothing in the file is run."""
+"""Checkpoint files: read their vectors, which is all that norms store; no code in the file is run."""
 
 from __future__ import annotations
 
@@ -36,39 +36,41 @@ class CheckpointError(ValueError):
 
 
 def record_checkpoint(path: Path | str) -> Record:
-    """The record of the norms in a checkpoint file.
+    """Record the norms in a checkpoint file.
 
     Args:
-        path: a .safetensors file, or one that torch.save wrote a state_dict to, on its own or inside dicts: of several
-            with norms in them each keeps its key as the beginning of its names.
+        path: a .safetensors file, or a file to which torch.save wrote a state_dict, directly or inside dicts. Keys of
+            dicts become prefixes of the norms' names, except for one wrapper (state_dict, model) around all of them.
 
     Returns:
         The `Record`, without a model.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, holds more than tensors and plain values, which only
-            code that the file brings could build, or has no norms.
+        CheckpointError: the file does not exist, is damaged, has no norms, or holds objects other than tensors and
+            plain values, which only code from the file could build.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file.")
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path}: expected a checkpoint file ({', '.join(SUFFIXES)}), got one of another kind.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else dict(_flat(_read_torch(path)))
-    record = record_state(_without_common_beginning(state))
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else dict(_flatten(_read_torch(path)))
+    record = record_state(_without_common_prefix(state))
     if not record.norms:
         raise CheckpointError(
-            f"{path}: expected keys of norms, as bn1.running_mean or norm.weight with norm.bias, got "
-            f"{len(state)} tensors without: is it a state_dict of a model?"
+            f"{path}: expected keys of norms, such as bn1.running_mean, or norm.weight with norm.bias, got "
+            f"{len(state)} tensors without such keys: is it a model's state_dict?"
         )
     return record
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of at most one axis; of the rest not a byte is read.
+    """Read the tensors that have at most one axis; all others become tensors without data.
 
-    Source: the format's description, https://huggingface.co/docs/safetensors: the length of the header in 8 bytes, the
-    header in JSON, then the data at the offsets that it tells.
+    The file begins with the length of the header in 8 bytes. Then come the header in JSON and the data, at the offsets
+    that the header gives.
+
+    Source: the format's description, https://huggingface.co/docs/safetensors.
     """
     damaged = CheckpointError(f"{path}: expected a safetensors file, got one whose header cannot be read.")
     size = path.stat().st_size
@@ -84,7 +86,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             for key, entry in entries.items():
                 shape, (start, end) = entry["shape"], entry["data_offsets"]
                 if entry["dtype"] not in _DTYPES:
-                    continue  # of eight bits and less: no norm has that
+                    continue  # eight bits or fewer: no norm has such a dtype
                 dtype = _DTYPES[entry["dtype"]]
                 if len(shape) > 1:
                     state[key] = torch.empty(shape, dtype=dtype, device="meta")
@@ -100,41 +102,42 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
+    """Read what torch.save wrote, without running any code in it."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     try:
-        # Mapped, what is not looked at is not read.
+        # A mapped file is read only where it is looked at.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except Exception as error:
         if "weights_only" in str(error) or "WeightsUnpickler" in str(error) or "TorchScript" in str(error):
             raise CheckpointError(
-                f"{path}: expected tensors and plain values, got objects that only code can build, which is not run "
-                f"for a file that could hold any: save model.state_dict() instead{_what(error)}."
+                f"{path}: expected tensors and plain values, got objects that only code can build{_blocked(error)}; "
+                "such code is not run, since it could do anything: save model.state_dict() instead."
             ) from error
         raise CheckpointError(
-            f"{path}: expected a file that torch.save wrote, got one that is damaged or no such."
+            f"{path}: expected a file written by torch.save, got one that is damaged or of another kind."
         ) from error
 
 
-def _what(error: Exception) -> str:
-    """What the file would have called, if torch's message has it."""
+def _blocked(error: Exception) -> str:
+    """Return what the file would have called, if torch's message names it."""
     called = re.search(r"GLOBAL (\S+)", str(error))
     return f" ({called[1]})" if called else ""
 
 
-def _flat(value: Any, beginning: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested mappings, their keys joined by dots."""
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested mappings, their keys joined by dots."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(key, str):
                 if isinstance(item, Tensor):
-                    yield beginning + key, item
+                    yield prefix + key, item
                 else:
-                    yield from _flat(item, f"{beginning}{key}.")
+                    yield from _flatten(item, f"{prefix}{key}.")
 
 
-def _without_common_beginning(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the "state_dict." or "model." that every key begins with where the state_dict was put in a dict."""
+def _without_common_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the "state_dict." or "model." with which all keys begin if the state_dict was inside a dict."""
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if state and all(key.startswith(f"{wrapper}.") for key in state):
             return {key.removeprefix(f"{wrapper}."): value for key, value in state.items()}

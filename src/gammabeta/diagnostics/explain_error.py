@@ -1,4 +1,4 @@
-"""torch's messages about norms, and those of tools that take torch's classes only, with the cause and what to do."""
+"""Explanations of torch's errors about norms, and of tools that accept only torch's own classes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.record import kind_of
-from gammabeta.surgery.adopt import is_ours
+from gammabeta.introspection.norms import is_ours, kind_of
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What an exception of torch's means.
+    """Explanation of one of torch's exceptions.
 
     Attributes:
-        where: the norm's qualified name; "" where it is the model itself, or was not found.
+        where: the norm's qualified name; "" if it is the model itself, or was not found.
         why: the cause, in a sentence.
         fix: what to do.
     """
@@ -34,14 +33,14 @@ class Explanation:
 
 
 def explain_error(exception: BaseException, model: nn.Module | None = None) -> Explanation | None:
-    """Says which norm an exception of torch's is about, why it came and what to do.
+    """Say which norm caused one of torch's exceptions, why, and what to do.
 
     Args:
-        exception: as it was caught, with its traceback, in which the norm and its input are looked up.
-        model: in which the norm has its name; None is the outermost module that the traceback goes through.
+        exception: the exception as caught, with its traceback: the norm and its input are looked up there.
+        model: the model in which the norm gets its name; None takes the outermost module in the traceback.
 
     Returns:
-        The `Explanation`; None where it is no message about norms that is known.
+        The `Explanation`; None if the message is not a known one about norms.
     """
     message = str(exception)
     for pattern, explain in _KNOWN:
@@ -55,13 +54,13 @@ def explain_error(exception: BaseException, model: nn.Module | None = None) -> E
 
 @contextmanager
 def explained_errors(model: nn.Module | None = None) -> Iterator[None]:
-    """Exceptions of torch's about norms pass on with their explanation added; others pass on as they are.
+    """Re-raise torch's normalization errors with an explanation attached; leave all others unchanged.
 
-    The type stays. The explanation is a note (`BaseException.add_note`); on Python 3.10, which has none, it is added to
-    the message.
+    The type stays. The explanation is a note (`BaseException.add_note`); on Python 3.10, which has no notes, it is
+    appended to the message.
 
     Args:
-        model: in which the norm has its name.
+        model: the model in which the norm gets its name; None takes the outermost module in the traceback.
     """
     try:
         yield
@@ -76,7 +75,7 @@ def explained_errors(model: nn.Module | None = None) -> Iterator[None]:
 
 
 def _running(exception: BaseException) -> tuple[Any, Tensor | None, list[nn.Module]]:
-    """The innermost norm that was running, its input, and all modules that were, from the outermost on."""
+    """Return the innermost norm that was running, its input, and all running modules, outermost first."""
     norm: nn.Module | None = None
     x: Tensor | None = None
     roots: list[nn.Module] = []
@@ -95,7 +94,7 @@ def _running(exception: BaseException) -> tuple[Any, Tensor | None, list[nn.Modu
 
 
 def _modules_of(frame: FrameType) -> list[nn.Module]:
-    """The modules that a frame is about: whose method it is, or what torch.jit or torch.ao is at work on."""
+    """Return the modules of a frame: the one whose method it is, or those that torch.jit or torch.ao works on."""
     values = frame.f_locals
     about = [values.get("self")]
     if str(frame.f_globals.get("__name__")).startswith("torch."):
@@ -105,7 +104,7 @@ def _modules_of(frame: FrameType) -> list[nn.Module]:
 
 
 def _name(norm: nn.Module | None, roots: list[nn.Module]) -> str:
-    """The norm's name in the first of the modules that has it: some tools work on a copy of the model."""
+    """Return the norm's name in the first module that has it: some tools work on a copy of the model."""
     for root in roots:
         for name, module in root.named_modules():
             if module is norm:
@@ -125,30 +124,30 @@ def _one_value(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     kind = "" if norm is None else kind_of(norm)
     if kind == "group":
         return (
-            f"{_called(norm)} got {_shape(x)}, one value in each group of a sample, whose output would be β.",
-            f"Use fewer groups than {norm.num_groups}, or another norm there.",
+            f"{_called(norm)} got {_shape(x)}: one value in each group of a sample, so the output would be β.",
+            f"Use fewer groups than {norm.num_groups}, or another norm in its place.",
         )
-    smallest = "" if x is None or x.dim() < 2 else f"; the smallest batch it takes is {2 if x.shape[0] else 1}"
+    smallest = "" if x is None or x.dim() < 2 else f"; the smallest batch it accepts is {2 if x.shape[0] else 1}"
     return (
-        f"{_called(norm)} in training got {_shape(x)}, one value for each channel, whose variance is 0{smallest}.",
-        "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() where nothing is trained, "
-        "or use GroupNorm or LayerNorm behind the pooling.",
+        f"{_called(norm)} in training got {_shape(x)}: one value per channel, whose variance is 0{smallest}.",
+        "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() if nothing is trained, or "
+        "use GroupNorm or LayerNorm after the pooling.",
     )
 
 
 def _one_position(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     return (
-        f"{_called(norm)} got {_shape(x)}, one position for each channel of a sample, whose output would be β.",
-        "Take the norm out behind pooling to 1×1, or use GroupNorm or LayerNorm there.",
+        f"{_called(norm)} got {_shape(x)}: one position per channel of a sample, so the output would be β.",
+        "Remove the norm after pooling to 1×1, or use GroupNorm or LayerNorm there.",
     )
 
 
 def _synchronized(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     device = "another device" if x is None else x.device.type
     return (
-        f"{_called(norm)} shares its statistics with other processes on accelerators only; its input is on {device}.",
+        f"{_called(norm)} synchronizes its statistics only on accelerators; its input is on {device}.",
         "Call gammabeta.adopt(model) and gammabeta.set_statistics(model, gammabeta.statistics.Synced()), which works "
-        "over gloo too; in one process adopt alone.",
+        "over gloo too; in one process adopt is enough.",
     )
 
 
@@ -167,7 +166,7 @@ def _channels(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
         )
     return (
         f"{_called(norm)} has {features} channels and got {_shape(x)}, which has {got} on axis 1.",
-        f"Build it with {got} channels, or give it what has {features}.",
+        f"Build it with {got} channels, or give it an input with {features}.",
     )
 
 
@@ -186,9 +185,9 @@ def _dtypes(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     got = "another dtype" if x is None else str(x.dtype).removeprefix("torch.")
     return (
         f"{_called(norm)} holds {' and '.join(own) or 'another dtype'} and got {got}, a mixture that torch's kernel "
-        "does not take.",
+        "does not accept.",
         "Run the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its "
-        "layers take any mixture and keep their statistics in float32.",
+        "layers accept any mixture and keep their statistics in float32.",
     )
 
 
@@ -196,45 +195,47 @@ def _groups(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     channels = getattr(norm, "num_channels", None)
     return (
         f"{_called(norm)} has {channels} channels in {getattr(norm, 'num_groups', None)} groups and got {_shape(x)}.",
-        "Channels belong on axis 1, and as many as it was built with.",
+        "Channels belong on axis 1, in the number that it was built with.",
     )
 
 
 def _normalized(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     shape = tuple(getattr(norm, "normalized_shape", ()))
-    hint = "Build it with the size of the last axes, or give it what has them."
+    hint = "Build it with the sizes of the last axes, or give it an input that ends in them."
     if x is not None and len(shape) == 1 and x.dim() > 1 and x.shape[1] == shape[0]:
-        hint = "The channels are on axis 1: x.movedim(1, -1) before it and back behind it, or GroupNorm(1, channels)."
+        hint = (
+            "The channels are on axis 1: use x.movedim(1, -1) before it and back after it, or GroupNorm(1, channels)."
+        )
     return f"{_called(norm)} normalizes the last axes, of shape {shape}, and got {_shape(x)}.", hint
 
 
 def _not_ddp(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     return (
         "DistributedDataParallel refuses torch's SyncBatchNorm on a CPU, whose forward in training raises there.",
-        "Call gammabeta.adopt(model) before: its BatchNorms share their statistics over gloo too.",
+        "Call gammabeta.adopt(model) first: its BatchNorms synchronize their statistics over gloo too.",
     )
 
 
 def _one_dtype(norm: Any, x: Tensor | None, message: str) -> tuple[str, str]:
     return (
-        "FSDP wants one dtype for the parameters that it shards together, and norms of gammabeta stay float32 in a "
+        "FSDP needs one dtype for the parameters that it shards together, but gammabeta's norms stay float32 in a "
         "model that is cast to 16 bits.",
         "Cast them too: gammabeta.adopt(model, keep_float32=False) before the cast (or again, and cast again); or give "
-        "the norms a group of their own, fully_shard([all norms]).",
+        "the norms their own group, fully_shard([all norms]).",
     )
 
 
 def _needs_torchs(tool: str) -> Explain:
-    """Of a tool that takes torch's own classes only; an explanation where it was one of ours that it met."""
+    """Return the explanation for a tool that accepts only torch's own classes and met one of gammabeta's."""
 
     def explain(norm: Any, x: Tensor | None, message: str) -> tuple[str, str] | None:
         if norm is None or not is_ours(norm):
             return None
         return (
-            f"the {type(norm).__name__} is gammabeta's, and {tool} takes torch's own classes only.",
-            "Call it within `with gammabeta.release(model):`, where the norms are torch's; on leaving they are "
-            "gammabeta's again. What torch's cannot do (an activation, another source of statistics) is not released: "
-            "print the `Change`.",
+            f"the {type(norm).__name__} is gammabeta's, but {tool} accepts only torch's own classes.",
+            "Call it within `with gammabeta.release(model):`, where the norms are torch's; after it they are "
+            "gammabeta's again. Norms with features that torch's lack (an activation, another source of statistics) "
+            "are not released: print the `Change`.",
         )
 
     return explain
@@ -253,7 +254,7 @@ _KNOWN: tuple[tuple[str, Explain], ...] = (
     (r"uniform (original parameter )?dtype but got", _one_dtype),
     (r"SyncBatchNorm layers only work with GPU modules", _not_ddp),
     (r"symbolically traced variables|symbolic tracing|Proxy object cannot be|torch\.fx", _needs_torchs("torch.fx")),
-    # TorchScript quotes the source that it does not take.
+    # TorchScript quotes the source that it does not accept.
     (r"gammabeta[/\\]layers[/\\]\w+\.py", _needs_torchs("torch.jit.script")),
     (r"did not find fuser method for", _needs_torchs("torch.ao's fuse_modules")),
     (

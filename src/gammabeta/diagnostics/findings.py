@@ -1,4 +1,4 @@
-"""What the check found, and how it is mended."""
+"""Findings of the check, and their fixes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate
 
 SEVERITIES = ("error", "warning", "note")
-# So many modules of one rule are printed, and so many findings' fixes.
+# At most this many modules, and this many different fixes, are printed per rule.
 _SHOWN, _FIXES = 8, 3
 
 
 @dataclass(frozen=True, eq=False)
 class Recalibration:
-    """A norm whose running statistics are to be taken from data.
+    """A norm whose running statistics should be estimated from data.
 
     Attributes:
         module: the norm.
-        model: what takes the batches, and has the norm in it.
-        batches: of what the model takes.
+        model: the model that contains the norm and runs on the batches.
+        batches: batches in the form that the model takes.
     """
 
     module: nn.Module
@@ -33,12 +33,13 @@ class Recalibration:
 
 @dataclass(frozen=True)
 class Fix:
-    """How a finding is mended.
+    """How to fix a finding.
 
     Attributes:
-        what: a sentence or call that says it.
-        apply: does it and returns the change; None where a person has to, or where something is missing for it.
-        recalibration: what is recalibrated after that; all such norms of a model are so in one pass over the batches.
+        what: a sentence or call that says what to do.
+        apply: does it and returns the change; None if a person has to, or if something needed for it is missing.
+        recalibration: the norm to recalibrate after that. All such norms of a model are recalibrated in one pass over
+            the batches.
     """
 
     what: str
@@ -47,7 +48,7 @@ class Fix:
 
     @property
     def mends(self) -> bool:
-        """Whether it can be done without a person."""
+        """Whether the fix can be done without a person."""
         return self.apply is not None or self.recalibration is not None
 
     def __str__(self) -> str:
@@ -59,12 +60,12 @@ class Finding:
     """One thing that is wrong, at one module.
 
     Attributes:
-        code, name: of the rule: "GB101", "frozen-norm-thaws".
+        code, name: code and name of the rule: "GB101", "frozen-norm-thaws".
         severity: "error", "warning" or "note".
         where: the module's qualified name; "" is the model itself.
         message: what is wrong, with its numbers.
         evidence: the numbers by name.
-        fix: how it is mended.
+        fix: how to fix it.
     """
 
     code: str
@@ -81,14 +82,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The findings of a check; printed they stand by rule, with the modules, the numbers and what to do.
+    """The findings of a check; it prints them by rule, with the modules, the numbers and what to do.
 
     Attributes:
-        findings: all of them, errors first, then by rule and in the order of the model.
-        ignored: what was found at modules for which `ignore` gave a reason, with the reason.
-        norms: how many norms were looked at.
-        rules: the codes of the rules that ran.
-        idle: what other rules would need, with their codes: "inputs" → ("GB107", …).
+        findings: all findings, errors first, then by rule and in the model's order.
+        ignored: findings that do not count, each with the reason.
+        norms: number of norms that were looked at.
+        rules: codes of the rules that ran.
+        idle: what the rules that did not run would need, with their codes: "inputs" → ("GB107", …).
     """
 
     findings: tuple[Finding, ...]
@@ -113,10 +114,10 @@ class Diagnosis:
         return self._of("note")
 
     def fix(self) -> Change:
-        """Mends what can be mended without a person, in place, as one change that can be undone.
+        """Apply all fixes that need no person, in place, as one change that can be undone.
 
         Returns:
-            The `Change`; what has to be done by hand is among what was left alone, with what to do.
+            The `Change`. Findings to fix by hand are among what it left alone, with what to do.
 
         Raises:
             Exception: whatever a fix raises; the model is then as before.
@@ -126,7 +127,7 @@ class Diagnosis:
             for finding in self.findings:
                 fix = finding.fix
                 if fix is None or not fix.mends:
-                    by_hand = fix.what if fix is not None else "nothing to do but to know it"
+                    by_hand = fix.what if fix is not None else "no fix is known"
                     change.leave(finding.where, f"{finding.code} {finding.name}: {by_hand}")
                     continue
                 if fix.apply is not None:
@@ -139,14 +140,14 @@ class Diagnosis:
         return change
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:
-        """The findings of each rule and severity together, in the order of `findings`."""
+        """Yield the findings of each rule and severity together, in the order of `findings`."""
         groups: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             groups.setdefault((finding.code, finding.severity), []).append(finding)
         return (tuple(group) for group in groups.values())
 
     def summary(self) -> str:
-        """One line: how many findings of which severity, of how many rules on how many norms."""
+        """Return one line: the numbers of findings by severity, of rules and of norms."""
         counts = [(len(self._of(severity)), severity) for severity in SEVERITIES]
         found = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
         ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
@@ -165,7 +166,7 @@ class Diagnosis:
             lines += [f"  fix: {what}" for what in fixes(group)]
             lines.append("")
         lines.append(self.summary())
-        lines += [f"  not run for want of {need}: {', '.join(codes)}" for need, codes in self.idle.items()]
+        lines += [f"  skipped (needs {need}): {', '.join(codes)}" for need, codes in self.idle.items()]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -175,7 +176,7 @@ class Diagnosis:
 
 
 def fixes(group: tuple[Finding, ...]) -> list[str]:
-    """What the findings of one rule say to do, each once, the first few."""
+    """Return what the findings of one rule say to do: each sentence once, the first few only."""
     every = list(dict.fromkeys(finding.fix.what for finding in group if finding.fix is not None))
     return every[:_FIXES] if len(every) <= _FIXES + 1 else [*every[:_FIXES], f"… and {len(every) - _FIXES} more"]
 

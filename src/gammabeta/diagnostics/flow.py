@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.introspection.observe import Call, Observation, Seen, axis_in
-
-LAYERS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-)  # fmt: skip
+from gammabeta.introspection.neighbours import Neighbours
+from gammabeta.introspection.observe import Call, Observation, Seen
 
 
 def calls_of(record: Record, *kinds: str) -> Iterator[tuple[Norm, Call, Seen]]:
@@ -31,18 +26,10 @@ def layer_before(record: Record, call: Call) -> tuple[str, Any] | None:
     """
     assert record.model is not None
     observation: Observation = record.observed
-    modules = dict(record.model.named_modules())
-    for seen, axis in observation.trail(call.inputs[0], 1):
-        for giver in observation.givers(seen.data):
-            layer = modules[giver.module]
-            if not isinstance(layer, LAYERS) or len(giver.outputs) != 1:
-                continue
-            out = giver.outputs[0]
-            features = (
-                len(out.shape) - 1 if isinstance(layer, nn.Linear) else len(out.shape) - 1 - len(layer.kernel_size)
-            )
-            readers = [op for op in observation.readers(out.data) if not observation.is_within(op, call)]
-            alone = not readers and out.data not in observation.kept and out not in observation.outputs
-            once = len(observation.calls_of(giver.module)) == len(observation.calls_of(call.module)) == 1
-            return (giver.module, layer) if axis_in(seen, axis, out) == features and alone and once else None
-    return None
+    neighbours = Neighbours(dict(record.model.named_modules()), observation)
+    found = neighbours.producer(call.inputs[0], 1)
+    if found is None or not found.is_viewed or found.axis != found.features:
+        return None
+    alone = not neighbours.readers(found.output.data, call) and neighbours.escape(found.output.data) is None
+    once = len(observation.calls_of(found.call.module)) == len(observation.calls_of(call.module)) == 1
+    return (found.call.module, found.layer) if alone and once else None

@@ -1,8 +1,8 @@
-"""How far the statistics that a norm is given are from its running ones, beside what sampling explains."""
+"""Distance of a norm's input statistics from its running ones, compared with what sampling explains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,21 @@ from torch import Tensor, nn
 
 from gammabeta.diagnostics.measurement import Given, measure
 from gammabeta.diagnostics.record import record_model
+from gammabeta.introspection.forward import input_of
 
-# Standard errors that a difference has to exceed, root mean square over channels, to be more than sampling.
+# Standard errors, root mean square over channels, above which a difference is more than sampling.
 SIGNIFICANT = 4.0
-# From where on it matters: standard deviations of mean shift, and log of the variance ratio.
+# Differences that matter: mean shift in standard deviations, and log of the variance ratio.
 SHIFT, RATIO = 0.5, 0.693
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Root mean squares over the channels.
+    """A norm's gap between input and running statistics, root mean square over the channels.
 
     Attributes:
-        mean_shift: (mean given − running mean)/√running variance.
-        log_variance_ratio: ln(variance given/running variance), both divided by n − 1.
+        mean_shift: (input mean − running mean)/√running variance.
+        log_variance_ratio: ln(input variance/running variance), both divided by n − 1.
         mean_error, variance_error: the standard errors of the two, 1/√n_eff and √(2/(n_eff − 1)).
     """
 
@@ -35,7 +36,7 @@ class Gap:
 
     @property
     def significant(self) -> bool:
-        """Whether sampling does not explain it."""
+        """Whether the gap is more than sampling explains."""
         return (
             self.mean_shift > SIGNIFICANT * self.mean_error
             or self.log_variance_ratio > SIGNIFICANT * self.variance_error
@@ -43,32 +44,39 @@ class Gap:
 
     @property
     def matters(self) -> bool:
-        """Whether it is significant and large."""
+        """Whether the gap is significant and large enough to matter."""
         return (self.mean_shift > max(SHIFT, SIGNIFICANT * self.mean_error)) or (
             self.log_variance_ratio > max(RATIO, SIGNIFICANT * self.variance_error)
         )
 
     def __str__(self) -> str:
         return (
-            f"mean off by {self.mean_shift:.2f} standard deviations (sampling gives {self.mean_error:.2f}), log "
+            f"mean off by {self.mean_shift:.2f} standard deviations (sampling explains {self.mean_error:.2f}), log "
             f"variance by {self.log_variance_ratio:.2f} ({self.variance_error:.2f})"
         )
 
 
 def gap_of(given: Given, running_mean: Tensor, running_var: Tensor) -> Gap | None:
-    """The gap; None where the inputs do not tell sampling error, or a running variance is not positive.
+    """Return the gap of one input.
 
-    The variances' errors are a normal distribution's: Var(ln s²) ≈ 2/(n − 1).
+    The standard error of the variance assumes a normal distribution: Var(ln s²) ≈ 2/(n − 1).
+
+    Args:
+        given: what the norm was given.
+        running_mean, running_var: (C,).
+
+    Returns:
+        The gap; None if the input does not tell its sampling error, or a running variance is not positive.
     """
     mean, var = running_mean.double(), running_var.double()
     if given.effective is None or given.effective < 3 or not bool((var > 0).all() & torch.isfinite(mean).all()):
         return None
-    of_inputs = given.moments.var(1)
-    varies = of_inputs > 0
+    input_var = given.moments.var(1)
+    varies = input_var > 0
     if not bool(varies.any()):
         return None
     shift = ((given.moments.mean - mean) / var.sqrt())[varies]
-    ratio = torch.log(of_inputs[varies] / var[varies])
+    ratio = torch.log(input_var[varies] / var[varies])
     n = given.effective
     return Gap(_rms(shift), _rms(ratio), n**-0.5, (2 / (n - 1)) ** 0.5)
 
@@ -83,9 +91,9 @@ class LayerGap:
 
     Attributes:
         name: its qualified name.
-        samples: how many it was given.
-        gap: None where nothing can be said.
-        why: then, the reason.
+        samples: number of samples it was given.
+        gap: the gap; None if nothing can be said.
+        why: the reason if nothing can be said.
     """
 
     name: str
@@ -96,11 +104,11 @@ class LayerGap:
 
 @dataclass(frozen=True)
 class TrainEvalGap:
-    """What `train_eval_gap` found.
+    """Result of `train_eval_gap`.
 
     Attributes:
-        layers: in the order in which the data goes through them.
-        batches: how many were looked at.
+        layers: the layers in the order in which the data passes through them.
+        batches: number of batches that were looked at.
     """
 
     layers: tuple[LayerGap, ...]
@@ -108,7 +116,7 @@ class TrainEvalGap:
 
     @property
     def first(self) -> LayerGap | None:
-        """The first layer whose gap sampling does not explain; None where there is none."""
+        """The first layer whose gap is more than sampling explains; None if there is none."""
         return next((layer for layer in self.layers if layer.gap is not None and layer.gap.significant), None)
 
     def __str__(self) -> str:
@@ -125,17 +133,20 @@ class TrainEvalGap:
                 f"{gap.log_variance_ratio:20.3f} ({gap.variance_error:.3f})  {layer.samples:7}{mark}"
             )
         if self.first is None:
-            lines.append(f"no layer of {len(self.layers)} beyond {SIGNIFICANT:g} standard errors")
+            lines.append(f"none of {len(self.layers)} layers beyond {SIGNIFICANT:g} standard errors")
         else:
             beyond = sum(layer.gap is not None and layer.gap.significant for layer in self.layers)
             lines.append(
-                f"{beyond} of {len(self.layers)} layers (*) beyond {SIGNIFICANT:g} standard errors, the first "
-                f"{self.first.name}: what is before it is as in training"
+                f"{beyond} of {len(self.layers)} layers (*) beyond {SIGNIFICANT:g} standard errors, the first being "
+                f"{self.first.name}: everything before it is as in training"
             )
         return "\n".join(lines)
 
     def plot(self) -> Any:
-        """A plotly figure: both gaps by layer, in the order of the data, over what sampling explains.
+        """Draw both gaps by layer, in the order of the data, with what sampling explains.
+
+        Returns:
+            A plotly figure.
 
         Raises:
             ImportError: plotly is not installed: pip install gammabeta[study].
@@ -146,14 +157,14 @@ class TrainEvalGap:
             raise ImportError(
                 "train_eval_gap: plot() needs plotly: pip install gammabeta[study], or print the result as a table."
             ) from error
-        told = [(layer.name, layer.gap) for layer in self.layers if layer.gap is not None]
-        names = [name for name, _ in told]
+        known = [(layer.name, layer.gap) for layer in self.layers if layer.gap is not None]
+        names = [name for name, _ in known]
         series = {
-            "mean shift": ("#2a6fbb", [gap.mean_shift for _, gap in told], [gap.mean_error for _, gap in told]),
+            "mean shift": ("#2a6fbb", [gap.mean_shift for _, gap in known], [gap.mean_error for _, gap in known]),
             "log variance ratio": (
                 "#c2571a",
-                [gap.log_variance_ratio for _, gap in told],
-                [gap.variance_error for _, gap in told],
+                [gap.log_variance_ratio for _, gap in known],
+                [gap.variance_error for _, gap in known],
             ),
         }
         figure = go.Figure()
@@ -165,7 +176,7 @@ class TrainEvalGap:
                 x=names, y=bound, name=f"{name}: {SIGNIFICANT:g} standard errors", mode="lines", line=line
             )
         figure.update_layout(
-            title="What BatchNorms are given beside their running statistics",
+            title="Input statistics of BatchNorms compared with their running statistics",
             xaxis_title="layer, in the order of the data",
             yaxis_title="root mean square over channels (mean: in σ)",
             template="plotly_white",
@@ -176,27 +187,27 @@ class TrainEvalGap:
 
 
 def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
-    """How far the statistics of the data are from the running ones, layer by layer in the order of the data.
+    """Measure how far the data's statistics are from the running ones, layer by layer in the order of the data.
 
-    For each BatchNorm, root mean square over channels, of the moments of all batches merged:
+    For each BatchNorm, from the merged moments of all batches, root mean square over channels:
 
         mean shift          (mean − running mean)/√running variance
         log variance ratio  ln(variance/running variance), both divided by n − 1
 
-    beside the standard errors 1/√n and √(2/(n − 1)) that n effective values have. The model runs in evaluation: layers
-    behind the first with a gap are given what that one makes of it. The model stays as it was.
+    The standard errors are 1/√n and √(2/(n − 1)) for n effective values. The model runs in evaluation, so layers behind
+    the first one with a gap see its effect. The model stays as it was.
 
     Args:
         model: any module with BatchNorms that have running statistics.
-        batches: of what the model takes: tensors, tuples that begin with one, or mappings of keyword arguments; all of
-            them are taken, a few hundred samples tell most.
+        batches: batches in the form that the model takes: tensors, tuples that begin with one, or mappings of keyword
+            arguments. All of them are used; a few hundred samples usually suffice.
 
     Returns:
-        The `TrainEvalGap`: `print` it, or `plot()`.
+        The `TrainEvalGap`: `print` it, or call `plot()`.
 
     Raises:
-        ValueError: no BatchNorm with running statistics, or no batches.
-        TypeError: batches that are not as above.
+        ValueError: the model has no BatchNorm with running statistics, or there are no batches.
+        TypeError: batches are not in one of the forms above.
         Exception: whatever the forward raises on them.
     """
     norms = {n: norm for norm in record_model(model).of_kind("batch") if norm.has_statistics for n in norm.names}
@@ -205,14 +216,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
     found: dict[str, list[Given]] = {}
     taken = 0
     for batch in batches:
-        inputs = (
-            batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        )
-        if not isinstance(inputs, (Tensor, Mapping)):
-            raise TypeError(
-                "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got "
-                f"{type(batch).__name__}: hand a generator of what the model takes."
-            )
+        inputs = input_of(batch, "train_eval_gap", "pass a generator of what the model takes.")
         for name, calls in measure(model, inputs if isinstance(inputs, Tensor) else dict(inputs)).items():
             found.setdefault(name, []).extend(calls)
         taken += 1
@@ -225,6 +229,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
 
 
 def _layer(name: str, calls: list[Given], norm: Any) -> LayerGap:
+    """Return the gap of one layer from all of its calls."""
     whole = calls[0].moments
     for call in calls[1:]:
         whole = whole.merge(call.moments)
@@ -232,7 +237,7 @@ def _layer(name: str, calls: list[Given], norm: Any) -> LayerGap:
     worth = [call.effective for call in calls if call.effective is not None]
     if not worth:
         return LayerGap(name, samples, None, "batches of one sample do not tell the sampling error")
-    # What batches of one sample are worth, the others tell.
+    # Batches of one sample are taken to be worth as much per sample as the others.
     counted = sum(call.samples for call in calls if call.effective is not None)
     gap = gap_of(Given(samples, whole, sum(worth) * samples / counted), norm.running_mean, norm.running_var)
     return LayerGap(name, samples, gap, "" if gap is not None else "too few values, or a variance that is not positive")

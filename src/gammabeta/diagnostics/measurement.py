@@ -1,4 +1,4 @@
-"""What each norm of a model is given on some inputs: the moments of every call, and how many values they are worth."""
+"""Measurement of the norms' inputs: the moments of every call, and how many values they are worth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.record import kind_of
+from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.sampled import sample
 from gammabeta.introspection.unchanged import arguments_of, unchanged
 from gammabeta.moments import Moments
@@ -18,13 +18,13 @@ from gammabeta.moments import Moments
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """What one call of a BatchNorm or InstanceNorm was given.
+    """Measurement of the input of one call of a BatchNorm or InstanceNorm.
 
     Attributes:
         samples: N.
-        moments: of every channel over samples and positions, (C,), float64.
-        effective: how many independent values would know the mean as well (`sampled`): N where positions say nothing
-            new, n where they are independent. None for a single sample.
+        moments: moments of every channel over samples and positions, (C,), float64.
+        effective: number of independent values that would give the mean as precisely (`sampled`). It is N if positions
+            add nothing new, and n if they are independent; None for a single sample.
 
     Source: Wilks 2011, "Statistical Methods in the Atmospheric Sciences", section 5.2.4, on serial dependence, with the
     variance of the mean measured between samples instead of modelled.
@@ -36,22 +36,25 @@ class Given:
 
     @classmethod
     def of(cls, x: Tensor) -> Given:
-        """That of x, (N, C, *positions)."""
+        """Measure x, (N, C, *positions)."""
         moments = Moments.of(x.detach().to(torch.float64), [0, *range(2, x.ndim)])
         values = x.numel() // max(1, x.shape[1])
         sampled = sample(x.detach().to(torch.float64)) if x.shape[0] > 1 else None
-        # NaN where no channel varies, infinite where the samples' means do not: there every value counts.
+        # NaN if no channel varies, infinite if the samples' means do not: then every value counts.
         worth = float(sampled.effective().nan_to_num(values, values)) if sampled is not None else None
         return cls(x.shape[0], moments, None if worth is None else min(max(worth, 1.0), float(values)))
 
 
 def measure(model: nn.Module, inputs: Any, *, dropout: bool = False) -> dict[str, tuple[Given, ...]]:
-    """What every BatchNorm and InstanceNorm was given, call by call, in evaluation; the model stays as it was.
+    """Measure the input of every BatchNorm and InstanceNorm, call by call, in evaluation; the model stays as it was.
 
     Args:
         model: any eager module.
-        inputs: as `observe` takes them.
-        dropout: whether dropout is on, as in training, everything else being in evaluation.
+        inputs: as for `observe`.
+        dropout: whether dropout is on, as in training, while everything else is in evaluation.
+
+    Returns:
+        By the norm's qualified name, one measurement per call.
     """
     args, kwargs = arguments_of(inputs)
     found: dict[str, list[Given]] = {}
@@ -66,6 +69,7 @@ def measure(model: nn.Module, inputs: Any, *, dropout: bool = False) -> dict[str
 
 @contextmanager
 def _listening(model: nn.Module, found: dict[str, list[Given]]) -> Iterator[None]:
+    """Measure the inputs of norms as long as the context lasts."""
     with ExitStack() as stack:
         for name, module in model.named_modules():
             if kind_of(module) in ("batch", "instance"):

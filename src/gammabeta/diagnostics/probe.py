@@ -1,4 +1,4 @@
-"""What more forwards show of a model's norms: who depends on whom, what padding does, what moves, how long it takes."""
+"""Further forwards of a model: which samples depend on each other, what padding does, what moves, and the time."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.record import kind_of
+from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.unchanged import arguments_of, modes_kept, unchanged
 from gammabeta.moments import Moments
 
-# Samples whose dependence on each other is looked at, and how often the model is timed.
+# Number of samples whose dependence on each other is measured, and number of timed forwards.
 _SAMPLES, _TIMES = 4, 3
-# Of all positions, so many have to be padding, and a sequence has so many positions, to be taken for padded.
+# Sequences count as padded if they have at least this share of padding and this many positions.
 _SHARE, _POSITIONS = 0.05, 4
 
 
 @dataclass(frozen=True)
 class Companions:
-    """How much a norm's output for one sample depends on the others of its batch.
+    """How much a norm's output for one sample depends on the other samples of its batch.
 
-    ‖∂y₀/∂x_others‖/‖∂y₀/∂x‖ for a random direction of y₀: 0 where samples are normalized apart.
+    It is ‖∂y₀/∂x_others‖/‖∂y₀/∂x‖ for a random direction of y₀: 0 if samples are normalized separately.
 
     Attributes:
-        evaluation, training: in either mode; None where the norm does not run in it.
+        evaluation, training: the value in either mode; None if the norm does not run in it.
     """
 
     evaluation: float | None
@@ -39,12 +39,12 @@ class Companions:
 
 @dataclass(frozen=True)
 class Padding:
-    """What padded positions do to the statistics of a norm's input.
+    """Effect of padded positions on the statistics of a norm's input.
 
     Attributes:
-        share: of all positions that are padding.
-        mean_shift: root mean square over channels of (mean with − mean without padding)/σ without.
-        variance_ratio: geometric mean over channels of variance with over without.
+        share: share of all positions that are padding.
+        mean_shift: root mean square over channels of (mean with padding − mean without)/σ without.
+        variance_ratio: geometric mean over channels of the variance with padding over that without.
     """
 
     share: float
@@ -54,14 +54,14 @@ class Padding:
 
 @dataclass
 class Probe:
-    """By the norms' qualified names.
+    """What further forwards showed, by the norms' qualified names.
 
     Attributes:
-        companions: of BatchNorms and whatever is called so.
-        padding: of BatchNorms and InstanceNorms that were called without a mask on sequences whose ends are padding.
-        moved: those whose running statistics a forward in the model's own mode moved; None where it raised.
-        seconds: that each BatchNorm took in a forward in evaluation, and "" the whole; empty in training mode and on
-            other devices than CPUs.
+        companions: dependence on the other samples, of BatchNorms.
+        padding: effect of padding, on BatchNorms and InstanceNorms called without a mask on padded sequences.
+        moved: norms whose running statistics a forward in the model's own mode moved; None if it raised.
+        seconds: time of each BatchNorm in a forward in evaluation, and under "" of the whole forward. It is empty in
+            training mode and on devices other than CPUs.
     """
 
     companions: dict[str, Companions] = field(default_factory=dict)
@@ -71,11 +71,14 @@ class Probe:
 
 
 def probe(model: nn.Module, inputs: Any) -> Probe:
-    """Runs the model some more times; it is afterwards as it was.
+    """Run the model a few more times; it is left as it was.
 
     Args:
         model: any eager module.
-        inputs: as `observe` takes them.
+        inputs: as for `observe`.
+
+    Returns:
+        The `Probe`.
     """
     found = Probe()
     norms = {name: module for name, module in model.named_modules() if kind_of(module) in ("batch", "instance")}
@@ -104,10 +107,13 @@ def probe(model: nn.Module, inputs: Any) -> Probe:
 
 
 def padded_lengths(inputs: Any) -> dict[int, list[int]]:
-    """By the size of a sequence's axis: the length of each sample up to where only zeros follow.
+    """Find sequences that end in zeros, and their lengths.
 
-    Sequences are float tensors (N, L, C) or (N, C, L), and integers (N, L) such as tokens. Only those whose lengths
-    differ and that are padding by 5 % and more are told.
+    Sequences are float tensors (N, L, C) or (N, C, L), and integers (N, L) such as tokens. Only those with different
+    lengths and at least 5 % padding count.
+
+    Returns:
+        By the size of the sequence axis, the length of each sample without its trailing zeros.
     """
     found: dict[int, list[int]] = {}
     for x in tensors_in(inputs):
@@ -129,6 +135,7 @@ def padded_lengths(inputs: Any) -> dict[int, list[int]]:
 def _before(
     modules: Mapping[str, nn.Module], look: Callable[[str, nn.Module, tuple[Any, ...], Mapping[str, Any]], None]
 ) -> Iterator[None]:
+    """Call `look` before each call of the modules, except for calls that `look` itself makes."""
     inside = False
     with ExitStack() as stack:
         for name, module in modules.items():
@@ -155,14 +162,14 @@ def _forward(model: nn.Module, inputs: Any, *, evaluation: bool) -> None:
 
 
 def _companions(module: nn.Module, x: Tensor) -> Companions:
+    """Measure the gradient across samples in both modes; the module stays as it was."""
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    mode = module.training
     found: dict[bool, float | None] = {}
     for training in (False, True):
-        module.train(training)
-        # What a norm raises on part of its batch, or on x alone, is not what was asked.
+        # Errors of a norm on part of its batch, or on x alone, do not concern the model.
         try:
-            with torch.enable_grad():
+            with modes_kept(module), torch.enable_grad():
+                module.train(training)
                 leaf = x.clone().requires_grad_()
                 y = type(module).forward(module, leaf)
                 direction = torch.randn(y[0].shape, generator=torch.Generator().manual_seed(0)).to(y)
@@ -172,7 +179,6 @@ def _companions(module: nn.Module, x: Tensor) -> Companions:
         except Exception:
             found[training] = None
         finally:
-            module.train(mode)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
@@ -180,7 +186,7 @@ def _companions(module: nn.Module, x: Tensor) -> Companions:
 
 
 def _padding(x: Tensor, lengths: list[int]) -> Padding:
-    """Of x (N, C, L)."""
+    """Measure the effect of padding on x, (N, C, L)."""
     real = torch.arange(x.shape[2], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
     x_CM = x.to(torch.float64).movedim(1, 0).flatten(1)
     whole, inner = Moments.of(x_CM, [1]), Moments.of(x_CM[:, real.flatten()], [1])
@@ -192,10 +198,11 @@ def _padding(x: Tensor, lengths: list[int]) -> Padding:
 
 
 def _moved(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> frozenset[str] | None:
+    """Return the norms whose running mean a forward in the model's own mode moves; None if it raises."""
     means = {name: mean for name, m in norms.items() if isinstance(mean := getattr(m, "running_mean", None), Tensor)}
     before = {name: mean.clone() for name, mean in means.items()}
     args, kwargs = arguments_of(inputs)
-    # One value per channel in training, say, raises: then nothing is known.
+    # One value per channel in training raises, for example: then nothing is known.
     with contextlib.suppress(Exception), unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         model(*args, **kwargs)
         return frozenset(n for n, mean in means.items() if not torch.equal(mean, before[n]))
@@ -203,6 +210,7 @@ def _moved(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> fro
 
 
 def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> dict[str, float]:
+    """Time each norm, and under "" the whole forward: the least of several runs, in seconds."""
     names = {module: name for name, module in norms.items()}
     best: dict[str, float] = {}
     args, kwargs = arguments_of(inputs)

@@ -1,7 +1,7 @@
-"""What the rules of the check look at: a model's norms and what is known around them.
+"""Records, which the rules of the check read: a model's norms and what is known about them.
 
-A rule is a pure function of a `Record`. The norms are always there; what was observed on inputs, the optimizers, the
-loader and what was watched in training are there where they were given.
+A rule is a pure function of a `Record`. The norms are always there. Observations on inputs, the optimizers, the loader
+and the record of a watched training are there if they were given.
 """
 
 from __future__ import annotations
@@ -14,20 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gammabeta.statistics import Running
-from gammabeta.surgery.adopt import is_frozen_batch_norm, is_norm
+from gammabeta.introspection.norms import NormLayer, norm_of
 
-# What other libraries call ε.
-_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 _KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-# How norms of other libraries are told by the name of their class, the longest first.
-_KINDS = (
-    ("rmsnorm", "rms"),
-    ("layernorm", "layer"),
-    ("groupnorm", "group"),
-    ("instancenorm", "instance"),
-    ("batchnorm", "batch"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,20 +25,21 @@ class Norm:
 
     Attributes:
         name: its qualified name, the first if it has several.
-        names: all of them.
+        names: all of its qualified names.
         module: the layer; None in a checkpoint.
-        class_name: what its class is called; "" in a checkpoint.
-        kind: "batch", "layer", "rms", "group", "instance", or "unknown" (in a checkpoint: γ and β alone).
-        eps: ε; None where nobody says: in a checkpoint, or RMSNorm's by dtype.
-        momentum: torch's; None averages all batches alike, and where there are no running statistics.
-        training: its mode.
-        frozen: it normalizes by its running statistics in training too: `Running`, or a FrozenBatchNorm.
-        tracks: its running statistics move in training.
+        class_name: name of its class; "" in a checkpoint.
+        kind: "batch", "layer", "rms", "group", "instance", or "unknown" (in a checkpoint: only γ and β).
+        eps: ε; None if it is unknown: in a checkpoint, or in an RMSNorm that takes it from the dtype.
+        momentum: torch's momentum. None means an average over all batches, or no running statistics.
+        training: whether it is in training mode.
+        frozen: whether it normalizes by its running statistics in training too: `Running`, or a FrozenBatchNorm.
+        tracks: whether its running statistics move in training.
         weight, bias: γ and β.
-        running_mean, running_var, num_batches_tracked: the buffers, where there are any.
-        affine_trains: whether γ or β require a gradient; None where there is neither.
-        before_trains: whether the weights that were registered last before it require a gradient; None without any.
-        around_trains: whether any weights of the smallest module around it that has some require a gradient.
+        running_mean, running_var, num_batches_tracked: the buffers, if there are any.
+        affine_trains: whether γ or β require a gradient; None if there is neither.
+        before_trains: whether the last weights registered before it require a gradient; None if there are none.
+        around_trains: whether weights of the smallest module around it that has any require a gradient; None if there
+            is no such module.
     """
 
     name: str
@@ -87,7 +77,7 @@ class Norm:
 
     @property
     def batches(self) -> int | None:
-        """num_batches_tracked; None where it is not there."""
+        """The value of num_batches_tracked; None if there is none."""
         count = self.num_batches_tracked
         return None if count is None or count.is_meta else int(count)
 
@@ -97,18 +87,18 @@ class Record:
     """What is known about a model.
 
     Attributes:
-        model: the model; None where a checkpoint file is all there is.
+        model: the model; None for a checkpoint file.
         norms: its norms, in the order in which they are registered.
-        optimizers: those that train it.
-        batch_size: how many samples a batch has, where the user says.
-        intent: what the model is for, where the user says: "contrastive", "gradient-penalty" or "private".
-        inputs: example inputs, as `observe` takes them.
+        optimizers: the optimizers that train it.
+        batch_size: number of samples per batch, if the user says.
+        intent: the model's purpose, if the user says: "contrastive", "gradient-penalty" or "private".
+        inputs: example inputs, as for `observe`.
         loader: an iterable of batches.
-        observed: what forwards on inputs or batches showed, for the rules that see D.
-        given: what each BatchNorm and InstanceNorm was given on the inputs, call by call, in evaluation.
-        given_with_dropout: the same with dropout on; None where the model has none.
+        observed: the observation of a forward on the inputs, for rules that see D.
+        given: measurements of each BatchNorm's and InstanceNorm's input, call by call, in evaluation.
+        given_with_dropout: the same with dropout on; None if the model has no dropout.
         probe: what further forwards showed (`probe`).
-        watched: what was recorded in training, for the rules that see W.
+        watched: the record of a watched training, for rules that see W.
     """
 
     model: nn.Module | None
@@ -126,7 +116,7 @@ class Record:
 
     @property
     def parts(self) -> frozenset[str]:
-        """What is there to see, by the letters of the rules: S or F, and D, O, W."""
+        """The letters of what can be seen, as in `SEES`: S or F, and D, O, L, W."""
         letters = "F" if self.model is None else "S"
         letters += "D" if self.observed is not None else ""
         letters += "O" if self.optimizers else ""
@@ -134,19 +124,20 @@ class Record:
         return frozenset(letters + ("W" if self.watched is not None else ""))
 
     def norm(self, name: str) -> Norm:
-        """The norm of that qualified name."""
+        """Return the norm with a qualified name."""
         return next(norm for norm in self.norms if name in norm.names)
 
     def of_kind(self, *kinds: str) -> Iterator[Norm]:
+        """Yield the norms of these kinds."""
         return (norm for norm in self.norms if norm.kind in kinds)
 
 
 def record_model(model: nn.Module, **parts: Any) -> Record:
-    """The record of a model, which is only read; `parts` are further fields of `Record`."""
+    """Record a model, which is only read; `parts` are further fields of `Record`."""
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    norms = {module: kind for module in names if (kind := kind_of(module)) is not None}
+    norms = {module: norm for module in names if (norm := norm_of(module)) is not None and norm.kind is not None}
     of_norms = {id(p) for module in norms for p in module.parameters()}
     trains = _weights_that_train(model, of_norms)
     before: bool | None = None
@@ -161,10 +152,10 @@ def record_model(model: nn.Module, **parts: Any) -> Record:
 
 
 def record_state(state: Mapping[str, Tensor]) -> Record:
-    """The record of a checkpoint: norms are told by their keys.
+    """Record a checkpoint, whose norms are recognized by their keys.
 
-    Running statistics make a BatchNorm (or an InstanceNorm, which looks the same). γ and β alone are one of the others:
-    a `weight` of one axis belongs to no other layer of torch's but PReLU, which has no bias.
+    Running statistics belong to a BatchNorm (or an InstanceNorm, which looks the same). γ and β without them belong to
+    one of the others: the only other layer of torch's with a `weight` of one axis is PReLU, which has no bias.
     """
     found = []
     for key, value in state.items():
@@ -181,48 +172,23 @@ def record_state(state: Mapping[str, Tensor]) -> Record:
     return Record(None, tuple(found))
 
 
-def kind_of(module: nn.Module) -> str | None:
-    """Which norm a module is, None for none: by torch's classes, else by its class's name and that it is small."""
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return "instance"
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen_batch_norm(module):
-        return "batch"
-    for cls, kind in ((nn.GroupNorm, "group"), (nn.LayerNorm, "layer"), (nn.RMSNorm, "rms")):
-        if isinstance(module, cls):
-            return kind
-    name = str(module.original_name) if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
-    found = next((kind for part, kind in _KINDS if part in name.lower().replace("_", "")), None)
-    if found is None or any(True for _ in module.children()) or not (is_norm(module) or _is_affine(module)):
-        return None
-    return found
-
-
-def _is_affine(module: nn.Module) -> bool:
-    parameters = dict(module.named_parameters(recurse=False))
-    return bool(parameters) and set(parameters) <= {"weight", "bias"} and all(p.ndim == 1 for p in parameters.values())
-
-
-def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | None, around: bool | None) -> Norm:
+def _norm(
+    module: nn.Module, layer: NormLayer, names: tuple[str, ...], before: bool | None, around: bool | None
+) -> Norm:
+    assert layer.kind is not None
     affine = list(module.parameters())
     mean, var = _vector(module, "running_mean"), _vector(module, "running_var")
-    frozen = is_frozen_batch_norm(module) or getattr(module, "statistics", None) == Running()
-    tracks = (
-        getattr(module, "running_mean", None) is not None
-        and bool(getattr(module, "track_running_stats", False))
-        and not frozen
-    )
-    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     return Norm(
         name=names[0],
-        kind=kind,
+        kind=layer.kind,
         names=names,
         module=module,
         class_name=type(module).__name__,
-        eps=eps,
+        eps=layer.eps,
         momentum=getattr(module, "momentum", None),
         training=module.training,
-        frozen=frozen,
-        tracks=tracks,
+        frozen=layer.frozen,
+        tracks=layer.tracks,
         weight=_vector(module, "weight"),
         bias=_vector(module, "bias"),
         running_mean=mean,
@@ -236,13 +202,13 @@ def _norm(module: nn.Module, kind: str, names: tuple[str, ...], before: bool | N
 
 def _vector(module: nn.Module, name: str) -> Tensor | None:
     if parametrize.is_parametrized(module, name):
-        return None  # looking would compute it
+        return None  # reading it would compute it
     value = getattr(module, name, None)
     return value.detach() if isinstance(value, Tensor) and not nn.parameter.is_lazy(value) else None
 
 
 def _weights_that_train(model: nn.Module, of_norms: set[int]) -> dict[str, bool]:
-    """For each module that has weights in it, norms' left out, whether any requires a gradient."""
+    """Return whether any weight inside a module requires a gradient, for all modules with weights other than norms'."""
     trains: dict[str, bool] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in of_norms:
@@ -253,6 +219,7 @@ def _weights_that_train(model: nn.Module, of_norms: set[int]) -> dict[str, bool]
 
 
 def _around(name: str, trains: Mapping[str, bool]) -> bool | None:
+    """Return whether weights of the smallest module around a norm that has any require a gradient."""
     while name:
         name = name.rpartition(".")[0]
         if name in trains:
@@ -261,6 +228,6 @@ def _around(name: str, trains: Mapping[str, bool]) -> bool | None:
 
 
 def channels(values: Sequence[int], most: int = 4) -> str:
-    """Channel numbers for a message: "3, 7, 12 and 5 more"."""
+    """Format channel numbers for a message: "3, 7, 12 and 5 more"."""
     shown = ", ".join(map(str, values[:most]))
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"

@@ -1,22 +1,22 @@
-"""A rule is a module: its docstring says what it finds and why, its `check` finds it, two builders show it."""
+"""Rules as modules: the docstring says what a rule finds and why, `check` finds it, and two builders show it."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import SEVERITIES, Finding
+from gammabeta.diagnostics.findings import SEVERITIES, Finding, Fix
 from gammabeta.diagnostics.record import Record
 
 HEADINGS = ("What it does", "Why it matters", "Example", "Use instead", "Evidence", "Limits")
-# What a rule sees, and what the user gives for it.
+# What a rule can see, and what the user gives for it.
 SEES = {
     "S": "the model",
     "F": "a checkpoint",
@@ -29,14 +29,14 @@ SEES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A case that a rule finds, or does not.
+    """A case that a rule finds, or a clean one.
 
     Attributes:
         model: the model.
-        where: the modules that are found, by qualified name; () in a clean example.
-        inputs, loader, optimizer, batch_size, intent: what `check` is handed besides.
-        train: for rules that see W: runs the training of the model, some steps, while it is watched.
-        processes: how many run it, under torch.distributed.
+        where: qualified names of the modules that the rule finds; () in a clean example.
+        inputs, loader, optimizer, batch_size, intent: further arguments of `check`.
+        train: for rules that see W, trains the model for a few steps while it is watched.
+        processes: number of processes that run it, under torch.distributed.
     """
 
     model: nn.Module
@@ -51,23 +51,38 @@ class Example:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `check` is handed besides the model."""
+        """The arguments of `check` besides the model."""
         names = ("inputs", "loader", "optimizer", "batch_size", "intent")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What a rule's module says.
+class Match:
+    """What a rule's `check` yields: a `Finding` without what the rule itself knows.
 
     Attributes:
-        code, name, severity: "GB101", "frozen-norm-thaws", the severity of most of its findings.
-        sees: letters of `SEES`; it runs where any of them is there.
+        where, message, evidence, fix: those of the `Finding`.
+        severity: that of this match; None is the rule's own.
+    """
+
+    where: str
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    fix: Fix | None = None
+    severity: str | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, read from its module.
+
+    Attributes:
+        code, name, severity: "GB101", "frozen-norm-thaws", and the severity of most of its findings.
+        sees: letters of `SEES`; the rule runs if any of them is available.
         title: the docstring's first line.
         sections: the docstring's text by heading.
-        check: from a record to the findings.
-        flagged, clean: the examples.
-        source: of `flagged` and `clean`, their bodies.
+        flagged, clean: the builders of the examples.
+        module: the module.
     """
 
     code: str
@@ -76,42 +91,47 @@ class Rule:
     sees: str
     title: str
     sections: dict[str, str]
-    check: Callable[[Record], Iterator[Finding]]
     flagged: Callable[[], Example]
     clean: Callable[[], Example]
     module: ModuleType
 
     @classmethod
-    def of(cls, module: ModuleType) -> Rule:
-        """Reads a module of `rules/`; the headings must all be there, in order."""
+    def of(cls, code: str, module: ModuleType) -> Rule:
+        """Read a module of `rules/`; the headings must all be there, in order."""
+        file = module.__name__.rpartition(".")[2]
         text = inspect.cleandoc(module.__doc__ or "")
         title, _, rest = text.partition("\n")
         parts = re.split(rf"^({'|'.join(HEADINGS)}):\s*", rest, flags=re.MULTILINE)
-        names = tuple(parts[1::2])
-        assert names == HEADINGS, f"{module.__name__}: expected the headings {HEADINGS}, got {names}"
-        assert module.severity in SEVERITIES, module.__name__
-        assert set(module.sees) <= set(SEES), module.__name__
-        assert module.__name__.rpartition(".")[2] == module.name.replace("-", "_"), module.__name__
-        sections = {name: inspect.cleandoc(body).strip() for name, body in zip(names, parts[2::2], strict=True)}
+        headings = tuple(parts[1::2])
+        assert headings == HEADINGS, f"{file}: expected the headings {HEADINGS}, got {headings}"
+        assert module.severity in SEVERITIES, file
+        assert set(module.sees) <= set(SEES), file
         return cls(
-            module.code,
-            module.name,
-            module.severity,
-            module.sees,
-            title.rstrip("."),
-            sections,
-            module.check,
-            module.flagged,
-            module.clean,
-            module,
+            code=code,
+            name=file.replace("_", "-"),
+            severity=module.severity,
+            sees=module.sees,
+            title=title.rstrip("."),
+            sections={
+                heading: inspect.cleandoc(body).strip() for heading, body in zip(headings, parts[2::2], strict=True)
+            },
+            flagged=module.flagged,
+            clean=module.clean,
+            module=module,
         )
 
+    def check(self, record: Record) -> Iterator[Finding]:
+        """Yield what the rule finds in a record."""
+        for match in self.module.check(record):
+            severity = match.severity or self.severity
+            yield Finding(self.code, self.name, severity, match.where, match.message, match.evidence, match.fix)
+
     def line(self, heading: str) -> str:
-        """A section as one line of text."""
+        """Return a section as one line of text."""
         return " ".join(self.sections[heading].split())
 
     def page(self) -> str:
-        """What the rule says of itself, in Markdown, with its examples as they are tested."""
+        """Return the rule's page in Markdown, with its examples as they are tested."""
         sees = " or ".join(SEES[letter] for letter in self.sees)
         parts = [f"*{self.title}.* {self.severity.capitalize()}; sees {sees}."]
         for heading in HEADINGS:
@@ -122,11 +142,11 @@ class Rule:
 
 
 def _body(builder: Callable[[], Example]) -> str:
-    """The lines of a builder, up to what it returns, which is for the tests."""
+    """Return the lines of a builder without its return statement, which is for the tests."""
     lines = inspect.getsource(builder).splitlines()[1:]
     end = next(i for i, line in enumerate(lines) if line.startswith("    return "))
     last = lines[end].partition("Example(")[2]
     shown = lines[:end]
-    # model.eval() where the example is handed on so.
+    # The return statement may set the mode: Example(model.eval(), …).
     mode = re.match(r"(\w+)\.(eval|train)\(\)", last)
     return textwrap.dedent("\n".join([*shown, f"    {mode[0]}"] if mode else shown))

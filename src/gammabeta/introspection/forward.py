@@ -28,14 +28,29 @@ def forward_batch(operation: str) -> Forward:
 
     def forward(model: nn.Module, batch: Any) -> Any:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        if isinstance(batch, Mapping):
-            return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
-        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{operation}: expected batches of tensors, of tuples that begin with one, or of mappings, got "
-                f"{type(batch).__name__}: say how it goes through the model by forward=lambda model, batch: …."
-            )
-        return model(x.to(device))
+        given = input_of(batch, operation, "say how it goes through the model by forward=lambda model, batch: ….")
+        if isinstance(given, Mapping):
+            return model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()})
+        return model(given.to(device))
 
     return forward
+
+
+def input_of(batch: Any, operation: str, remedy: str) -> Tensor | Mapping[str, Any]:
+    """Return what of a batch goes into a model: a tensor, or keyword arguments.
+
+    Args:
+        batch: a tensor, a mapping of keyword arguments, or a tuple or list whose first item is one of them.
+        operation: who asks, for the message.
+        remedy: what to do with other batches, for the message.
+
+    Raises:
+        TypeError: the batch is none of these.
+    """
+    given = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(given, (Tensor, Mapping)):
+        raise TypeError(
+            f"{operation}: expected batches of tensors, of tuples that begin with one, or of mappings, got "
+            f"{type(batch).__name__}: {remedy}"
+        )
+    return given

@@ -149,7 +149,7 @@ class Observation:
         index = event.index if isinstance(event, Call) else event.call
         return call in self.stack(index)
 
-    def givers(self, data: int) -> list[Call]:
+    def producers(self, data: int) -> list[Call]:
         """The calls that gave the data without having got it, the innermost first."""
         return [
             call
@@ -157,7 +157,7 @@ class Observation:
             if any(seen.data == data for seen in call.outputs) and all(seen.data != data for seen in call.inputs)
         ]
 
-    def trail(self, seen: Seen, axis: int) -> Iterator[tuple[Seen, int]]:
+    def trace_back(self, seen: Seen, axis: int) -> Iterator[tuple[Seen, int]]:
         """From a tensor back to what it is a view or a plain copy of, with the axis that is the given one there.
 
         Ends where an operation computes, or where the axis is no longer whole.

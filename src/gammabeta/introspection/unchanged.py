@@ -65,6 +65,17 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
             numpy.set_state(array)
 
 
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Put every module back into its mode, training or evaluation, when the block ends."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments, their tensors cloned: a tuple or list is positional, a dict by keyword."""
     copied = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import nn
+
+from gammabeta.arguments import did_you_mean
 
 Where: TypeAlias = "str | Sequence[str | nn.Module] | Callable[[str, nn.Module], bool] | None"
 
@@ -79,8 +80,7 @@ def _matching(
     if any(name.startswith(pattern + ".") for name in every):
         hint = f"did you mean {pattern + '.*'!r}, those inside it?"
     else:
-        near = difflib.get_close_matches(pattern, every, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else _shown(names).lstrip(": ") + "."
+        hint = did_you_mean(pattern, every, _shown(names).lstrip(": ") + ".", most=3, cutoff=0.5)
     raise ValueError(f"{operation}: expected where to match {kind}, got {pattern!r}, which matches none: {hint}")
 
 

@@ -18,6 +18,7 @@ import warnings
 
 import torch
 
+from gammabeta.activations import ACTIVATIONS
 from gammabeta.kernels.cuda import register as cuda
 
 EXTENSION = f"{__name__}._cpu"
@@ -35,7 +36,22 @@ def _load() -> str | None:
         return "not built: there was no torch or no working C++ compiler when gammabeta was installed"
     except ImportError as error:
         return f"built, and they do not load beside torch {torch.__version__}: {error}"
+    if hasattr(torch.ops.gammabeta, "cpu_activations"):
+        _check_activations(tuple(torch.ops.gammabeta.cpu_activations().split(",")))
     return None
+
+
+def _check_activations(built: tuple[str, ...]) -> None:
+    """Compare the activations that the extension was built with to `activations.TABLE`.
+
+    Raises:
+        ImportError: they differ. The kernels are registered by now, and would refuse one that they do not know.
+    """
+    if built != ACTIVATIONS:
+        raise ImportError(
+            f"gammabeta: expected CPU kernels for the activations {', '.join(ACTIVATIONS)}, got an extension built for "
+            f"{', '.join(built)}: install gammabeta again, or implement the new activation in kernels/cpu."
+        )
 
 
 def _tell(reason: str) -> None:

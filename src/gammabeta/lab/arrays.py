@@ -1,5 +1,6 @@
 """What a task's four arrays are read from and checked for, whatever they hold: x_train, y_train, x_test, y_test."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,11 @@ NAMES = ("x_train", "y_train", "x_test", "y_test")
 # The study trains some hundred networks: a subset keeps that to minutes, and leaves room between the norms.
 TRAIN, VALIDATION, TEST = 2000, 500, 1000
 FEWEST = 10
+
+
+def fingerprint_of_file(path: Path) -> str:
+    """A hash of what the file holds."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Norms side by side on one network: what each reaches, by how much that differs, and what it costs."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.outcome import Axis, Effect, Picture, Table, bars, measured
 from gammabeta.lab.task import Kind
 
@@ -170,6 +172,19 @@ def side_by_side(
             )
         )
     return tuple(arms)
+
+
+def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
+    """Compare the norms on one kind of data: each of its networks with every norm.
+
+    Args:
+        kind: of ``experiment.sources``; its folder's ``comparison.compare`` does it.
+        batch_size: on one device; None for the usual one.
+    """
+    found: list[Comparison] = importlib.import_module(f"gammabeta.lab.{kind}.comparison").compare(
+        experiment, batch_size, devices
+    )
+    return found
 
 
 def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:

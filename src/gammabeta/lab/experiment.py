@@ -1,14 +1,18 @@
 """What a claim measures on: the task, the networks, the seeds, and trials that are run or taken from disk."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Kind, Task
+from gammabeta.lab.task import Kind
 from gammabeta.lab.trials.store import Store
 from gammabeta.lab.trials.trial import Trial
 from gammabeta.lab.trials.workers import run_trials
+
+Arm = TypeVar("Arm", bound=Hashable)
+Replicate = TypeVar("Replicate")
 
 TRAIN = "gammabeta.lab.images.training:train"
 
@@ -82,6 +86,27 @@ class Experiment:
         """The trials' results, in their order; what is on disk is not run again."""
         return [record["result"] for record in self.records(trials)]
 
+    def grid(
+        self, arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
+    ) -> dict[Arm, list[dict[str, Any]]]:
+        """Run every arm on every replicate and return each arm's results, in the order of the replicates.
+
+        Args:
+            arms: what the results are filed under; each hashable and different from the others.
+            replicates: seeds, mostly.
+            make: the trial of one arm on one replicate.
+
+        Raises:
+            ValueError: two arms are equal, so that their results could not be told apart.
+        """
+        return _by_arm(arms, replicates, self.run(_trials(arms, replicates, make)))
+
+    def grid_of_records(
+        self, arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
+    ) -> dict[Arm, list[dict[str, Any]]]:
+        """As :meth:`grid`, with whole records, of which :meth:`records` says what they hold."""
+        return _by_arm(arms, replicates, self.records(_trials(arms, replicates, make)))
+
     def records(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """The trials' records: ``result``, ``seconds`` and, where the trial measured times, ``timing``."""
         self.trials += trials
@@ -99,3 +124,20 @@ class Experiment:
         longest_first = sorted(trials, key=lambda trial: -int(trial.settings.get("steps", 0)))
         run_trials(longest_first, self.store, jobs=self.jobs, finished=finished)
         return [self.store[trial] for trial in trials]
+
+
+def _trials(
+    arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
+) -> list[Trial]:
+    """The trials of a grid, arm after arm."""
+    if len(set(arms)) < len(arms):
+        raise ValueError(f"grid: expected arms that differ, got {list(arms)}.")
+    return [make(arm, replicate) for arm in arms for replicate in replicates]
+
+
+def _by_arm(
+    arms: Sequence[Arm], replicates: Sequence[Any], found: Sequence[dict[str, Any]]
+) -> dict[Arm, list[dict[str, Any]]]:
+    """What was found for the trials of a grid, under each arm."""
+    each = iter(found)
+    return {arm: [next(each) for _ in replicates] for arm in arms}

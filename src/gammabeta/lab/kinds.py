@@ -1,20 +1,134 @@
-"""The norms side by side, by the kind of data; one kind a file.
+"""The kinds of data. Each is a row of ``KINDS`` and a folder beside this file that has its name.
 
-Each ``compare`` takes the experiment, the batch size on one device (None for the usual one) and the number of devices,
-and gives one comparison a network.
+Every such folder has the same files: ``task`` (the data), ``networks``, ``training`` (its trials), ``comparison`` (the
+norms side by side), and a reader for each form of data.
 """
 
+import platform
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from gammabeta.lab.comparison import Comparison
-from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.images import comparison as images
-from gammabeta.lab.sequences import comparison as sequences
+from gammabeta.lab.arrays import fingerprint_of_file
+from gammabeta.lab.images import cifar10, digits, folder, mnist
+from gammabeta.lab.images.arrays import image_task
+from gammabeta.lab.images.task import Task
+from gammabeta.lab.sequences import strokes, vowels
+from gammabeta.lab.sequences.arrays import sequence_task
+from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.task import Kind
-from gammabeta.lab.text import comparison as text
+from gammabeta.lab.text import characters
+from gammabeta.lab.text.task import TextTask
+from gammabeta.lab.user_data import UserData
 
-COMPARE: dict[Kind, Callable[[Experiment, int | None, int], list[Comparison]]] = {
-    "images": images.compare,
-    "sequences": sequences.compare,
-    "text": text.compare,
+ARRAYS = "an .npz with x_train, y_train, x_test, y_test"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to name data: ``prefix``, or ``prefix:argument``.
+
+    Attributes:
+        load: reads the task; called with the argument's path where there is one.
+        argument: ``"FILE"`` or ``"DIR"``; empty where the prefix takes none.
+        optional: whether the prefix may stand without its argument too.
+        holds: what has to be named, said where the file or folder does not exist.
+        fingerprint: hashes what lies at the path.
+        built_in: the fingerprint where the prefix has no argument.
+    """
+
+    load: Callable[..., Any]
+    argument: str = ""
+    optional: bool = False
+    holds: str = ""
+    fingerprint: Callable[[Path], str] = fingerprint_of_file
+    built_in: str = "gammabeta"
+
+
+@dataclass(frozen=True)
+class KindOfData:
+    """One kind of data.
+
+    Attributes:
+        embedded: the data that a study takes where none are named.
+        forms: how data of this kind are named, by prefix.
+        from_user: makes a task of what a user's function returned.
+        facts: what the report says about a task: ``shape``, ``classes``, ``samples``.
+        claims: the claims that compare norms on this kind of data; empty where they go by the norm.
+    """
+
+    embedded: str
+    forms: dict[str, Form]
+    from_user: Callable[[UserData], Any]
+    facts: Callable[[Any], dict[str, Any]]
+    claims: tuple[str, ...] = ()
+
+
+def _named(data: UserData) -> dict[str, str]:
+    return {
+        "name": data.name,
+        "description": f"{data.name}: a fixed, stratified subset of its {data.kind}",
+        "where": f"--data {data.target}",
+    }
+
+
+def _described(data: UserData) -> dict[str, str]:
+    return {"name": data.name, "description": f"{data.name}: a text, character by character"}
+
+
+def _of_images(task: Task) -> dict[str, Any]:
+    return {"shape": list(task.shape), "classes": task.classes, "samples": _samples(task)}
+
+
+def _of_sequences(task: SequenceTask) -> dict[str, Any]:
+    return {"shape": ["time", task.features], "classes": task.classes, "samples": _samples(task)}
+
+
+def _of_text(task: TextTask) -> dict[str, Any]:
+    samples = {"train": len(task.train_n), "validation": len(task.validation_n), "test": len(task.test_n)}
+    return {"shape": ["characters"], "classes": len(task.vocabulary), "samples": samples}
+
+
+def _samples(task: Task | SequenceTask) -> dict[str, int]:
+    return {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
+
+
+KINDS: dict[Kind, KindOfData] = {
+    "images": KindOfData(
+        "digits",
+        {
+            "digits": Form(digits.load, built_in="scikit-learn"),
+            "mnist": Form(mnist.load, "FILE", holds=ARRAYS),
+            "cifar10": Form(cifar10.load, "FILE", holds=ARRAYS),
+            "folder": Form(
+                folder.load, "DIR", holds="a folder with a folder for each class", fingerprint=folder.fingerprint
+            ),
+        },
+        lambda data: image_task(data.content, **_named(data)),
+        _of_images,
+    ),
+    "sequences": KindOfData(
+        "strokes",
+        {
+            "vowels": Form(
+                vowels.load, "DIR", holds="a folder with *_TRAIN.ts and *_TEST.ts", fingerprint=vowels.fingerprint
+            ),
+            "strokes": Form(strokes.load, built_in="scikit-learn"),
+        },
+        lambda data: sequence_task(data.content, **_named(data)),
+        _of_sequences,
+        claims=("sequences",),
+    ),
+    "text": KindOfData(
+        "text",
+        {
+            "text": Form(
+                characters.load, "FILE", optional=True, holds="a UTF-8 text", built_in=platform.python_version()
+            )
+        },
+        lambda data: characters.task(str(data.content["text"]), **_described(data)),
+        _of_text,
+        claims=("layernorm_in_transformers",),
+    ),
 }

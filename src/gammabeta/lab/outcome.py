@@ -31,34 +31,48 @@ class Effect:
         return cls(f"{name}, of {cases}", wrong, wrong, wrong, unit, (0.0, 0.0), 0.0, verdict, 1)
 
 
-def measured(
-    name: str,
-    values: Sequence[float],
-    *,
-    unit: str,
-    margin: tuple[float, float],
-    direction: Direction,
-    null: float = 0.0,
-    resolution: float = 0.0,
-    censored: int = 0,
-    ratio: bool = False,
-) -> Effect:
-    """The effect of one value a seed.
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """What a claim fixes about an effect before anything runs.
 
-    Args:
-        values: (n,) one a seed: paired differences, or with ``ratio`` the natural logs of paired ratios.
-        margin, null: on the reader's scale, so with ``ratio`` as ratios.
-        resolution: on the scale of ``values``.
-        censored: how many of the values are restricted at a limit.
+    Attributes:
+        unit: of the effect, as a reader reads it.
+        margin: (lower, upper), between which nobody would care; with ``ratio`` as ratios.
+        direction: where the claim says that the effect lies.
+        null: the value of no effect; with ``ratio`` as a ratio.
+        ratio: whether an effect's values are natural logs of paired ratios, which a reader reads as ratios.
     """
-    lower, upper = (math.log(margin[0]), math.log(margin[1])) if ratio else margin
-    around, verdict, needed = judge(values, (lower, upper), direction, resolution=resolution, censored=censored)
 
-    def shown(value: float) -> float:
-        return math.exp(min(value, 700.0)) if ratio and math.isfinite(value) else value
+    unit: str
+    margin: tuple[float, float]
+    direction: Direction
+    null: float = 0.0
+    ratio: bool = False
 
-    low, high = shown(around.low), shown(around.high)
-    return Effect(name, shown(around.value), low, high, unit, margin, null, verdict, len(values), needed)
+    def effect(self, name: str, values: Sequence[float], *, resolution: float = 0.0, censored: int = 0) -> Effect:
+        """Judge the effect of one value a seed.
+
+        Args:
+            values: (n,) one a seed: paired differences, or with ``ratio`` the natural logs of paired ratios.
+            resolution: on the scale of ``values``.
+            censored: how many of the values are restricted at a limit.
+        """
+        lower, upper = (math.log(self.margin[0]), math.log(self.margin[1])) if self.ratio else self.margin
+        around, verdict, needed = judge(
+            values, (lower, upper), self.direction, resolution=resolution, censored=censored
+        )
+        value, low, high = (self._shown(end) for end in (around.value, around.low, around.high))
+        return Effect(name, value, low, high, self.unit, self.margin, self.null, verdict, len(values), needed)
+
+    def _shown(self, value: float) -> float:
+        return math.exp(min(value, 700.0)) if self.ratio and math.isfinite(value) else value
+
+
+def measured(
+    name: str, values: Sequence[float], *, resolution: float = 0.0, censored: int = 0, **criterion: Any
+) -> Effect:
+    """Judge the effect of one value a seed by a criterion's fields; see :meth:`Criterion.effect`."""
+    return Criterion(**criterion).effect(name, values, resolution=resolution, censored=censored)
 
 
 @dataclass(frozen=True)

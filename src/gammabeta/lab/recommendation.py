@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gammabeta.lab.comparison import Compared, Comparison
+from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.outcome import Outcome
 from gammabeta.lab.task import Kind
 
@@ -18,8 +19,6 @@ SAY = {
     "instance": ("small_batch",),
     "none": ("faster_convergence", "init_robustness", "gradient_flow"),
 }
-# The claims that compare norms on other data.
-ABOUT = {"sequences": ("sequences",), "text": ("layernorm_in_transformers",)}
 # More than this nobody runs to choose a norm.
 PRACTICAL_SEEDS = 200
 # How to take it up.
@@ -145,7 +144,7 @@ def recommend(
             *SAY[usual.norm.partition(":")[0]],
         ]
     else:
-        claims = [*ABOUT[comparison.kind], *(["sync_cost"] if synced else [])]
+        claims = [*KINDS[comparison.kind].claims, *(["sync_cost"] if synced else [])]
     evidence = [
         {"text": f"{arm.name}: {scale.say(arm.value)}, {between(arm, comparison)}.", "claim": "comparison"}
         for arm in sorted(comparison.arms, key=lambda arm: arm.value)[:4]

@@ -1,84 +1,24 @@
 """Where a task's data comes from: the name that a user gives, its kind, and the task that it stands for."""
 
-import hashlib
-import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gammabeta.lab import user_data
-from gammabeta.lab.images import cifar10, digits, folder, mnist
-from gammabeta.lab.images.arrays import image_task
-from gammabeta.lab.sequences import strokes, vowels
-from gammabeta.lab.sequences.arrays import sequence_task
-from gammabeta.lab.task import AnyTask, Kind, SequenceTask, Task, TaskError, TextTask
-from gammabeta.lab.text import characters as text
+from gammabeta.lab.images.task import Task
+from gammabeta.lab.kinds import KINDS, Form
+from gammabeta.lab.sequences.task import SequenceTask
+from gammabeta.lab.task import Kind, TaskError
+from gammabeta.lab.text.task import TextTask
 from gammabeta.target import is_target
 
-ARRAYS = "an .npz with x_train, y_train, x_test, y_test"
+AnyTask = Task | SequenceTask | TextTask
 
-
-def _content(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to name data: ``prefix``, or ``prefix:argument``.
-
-    Attributes:
-        kind: what the data is.
-        load: the task; given the argument's path where there is one.
-        argument: ``"FILE"`` or ``"DIR"``; empty where the prefix stands alone.
-        optional: whether the prefix may stand alone too.
-        holds: what is to be named, where the file or folder is not there.
-        fingerprint: of what lies at the path.
-        built_in: the fingerprint where the prefix stands alone.
-    """
-
-    kind: Kind
-    load: Callable[..., AnyTask]
-    argument: str = ""
-    optional: bool = False
-    holds: str = ""
-    fingerprint: Callable[[Path], str] = _content
-    built_in: str = "gammabeta"
-
-
-FORMS: dict[str, Form] = {
-    "digits": Form("images", digits.load, built_in="scikit-learn"),
-    "mnist": Form("images", mnist.load, "FILE", holds=ARRAYS),
-    "cifar10": Form("images", cifar10.load, "FILE", holds=ARRAYS),
-    "folder": Form(
-        "images", folder.load, "DIR", holds="a folder with a folder for each class", fingerprint=folder.fingerprint
-    ),
-    "vowels": Form(
-        "sequences", vowels.load, "DIR", holds="a folder with *_TRAIN.ts and *_TEST.ts", fingerprint=vowels.fingerprint
-    ),
-    "strokes": Form("sequences", strokes.load, built_in="scikit-learn"),
-    "text": Form("text", text.load, "FILE", optional=True, holds="a UTF-8 text", built_in=platform.python_version()),
-}
-# How what a user's function returned becomes a task, by kind.
-TASKS: dict[Kind, Callable[[user_data.UserData], AnyTask]] = {
-    "images": lambda data: image_task(data.content, **_named(data)),
-    "sequences": lambda data: sequence_task(data.content, **_named(data)),
-    "text": lambda data: text.task(str(data.content["text"]), **_described(data)),
-}
+# every form of data by its prefix, and the kind of data that it is
+FORMS: dict[str, Form] = {prefix: form for row in KINDS.values() for prefix, form in row.forms.items()}
+OF_PREFIX: dict[str, Kind] = {prefix: of_kind for of_kind, row in KINDS.items() for prefix in row.forms}
 _USER = "user's "  # then the kind, ":", and the function: no prefix that a user can write
-
-
-def _named(data: user_data.UserData) -> dict[str, str]:
-    return {
-        "name": data.name,
-        "description": f"{data.name}: a fixed, stratified subset of its {data.kind}",
-        "where": f"--data {data.target}",
-    }
-
-
-def _described(data: user_data.UserData) -> dict[str, str]:
-    return {"name": data.name, "description": f"{data.name}: a text, character by character"}
 
 
 def source(data: str) -> dict[str, str]:
@@ -123,8 +63,7 @@ def _forms() -> str:
 def kind(task: Mapping[str, Any]) -> Kind:
     """The kind of the task that :func:`source` named; nothing is read."""
     prefix = str(task["data"]).partition(":")[0]
-    kinds: tuple[Kind, ...] = ("images", "sequences", "text")
-    return next((each for each in kinds if prefix == _USER + each), None) or FORMS[prefix].kind
+    return next((each for each in KINDS if prefix == _USER + each), None) or OF_PREFIX[prefix]
 
 
 @lru_cache(maxsize=4)
@@ -137,20 +76,28 @@ def _load(data: str, fingerprint: str) -> AnyTask:
                 f"--data {argument}: expected the same data each time that the function is called, got others: seed "
                 "what it draws, or run the study again if its file changed."
             )
-        return TASKS[made.kind](made)
+        task: AnyTask = KINDS[made.kind].from_user(made)
+        return task
     form = FORMS[prefix]
     if not argument:
-        return form.load()
+        task = form.load()
+        return task
     if source(data)["fingerprint"] != fingerprint:
         raise TaskError(f"--data {data}: the {_thing(form)} changed while the study ran. Run it again.")
-    return form.load(argument)
+    task = form.load(argument)
+    return task
 
 
 def _thing(form: Form) -> str:
     return "folder" if form.argument == "DIR" else "file"
 
 
-def _of_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
+def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
+    """The task that :func:`source` named, of the kind that is wanted; kept in memory, one copy a process.
+
+    Raises:
+        TaskError: it is of another kind, or cannot be used.
+    """
     found = kind(task)
     if found != wanted:
         named = str(task["data"]).removeprefix(f"{_USER}{found}:")
@@ -164,20 +111,20 @@ def load(task: Mapping[str, Any]) -> Task:
     Raises:
         TaskError: it is of another kind, or cannot be used.
     """
-    images = _of_kind(task, "images")
+    images = load_kind(task, "images")
     assert isinstance(images, Task)
     return images
 
 
 def load_sequences(task: Mapping[str, Any]) -> SequenceTask:
     """The sequences that :func:`source` named, as :func:`load`."""
-    sequences = _of_kind(task, "sequences")
+    sequences = load_kind(task, "sequences")
     assert isinstance(sequences, SequenceTask)
     return sequences
 
 
 def load_text(task: Mapping[str, Any]) -> TextTask:
     """The text that :func:`source` named, as :func:`load`."""
-    text = _of_kind(task, "text")
+    text = load_kind(task, "text")
     assert isinstance(text, TextTask)
     return text

@@ -4,37 +4,33 @@ Every finished trial is on disk before the next begins, so that a study that was
 """
 
 import contextlib
-import datetime
-import difflib
 import json
-import os
-import platform
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import gammabeta
+from gammabeta.arguments import did_you_mean
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
-from gammabeta.lab.comparison import Comparison
+from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.images.networks import user_network
-from gammabeta.lab.kinds import COMPARE
-from gammabeta.lab.outcome import Outcome, Room
-from gammabeta.lab.recommendation import failed, not_compared, recommend
-from gammabeta.lab.sources import kind, load, load_sequences, load_text
+from gammabeta.lab.kinds import KINDS
+from gammabeta.lab.results import Results, elsewhere, write
+from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
-from gammabeta.lab.task import Kind, SequenceTask, TaskError
+from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
-from gammabeta.lab.trials.trial import cores, plain
+from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
 
 # A study's seeds and those that it tunes on share a thousand numbers.
@@ -49,8 +45,6 @@ COLOURS = {
     "does not apply": "bright_black",
     "failed": "bold red",
 }
-# Where no data are named: one embedded task of each kind.
-EMBEDDED: dict[Kind, str] = {"images": "digits", "sequences": "strokes", "text": "text"}
 
 
 class StudyError(Exception):
@@ -114,6 +108,105 @@ def study(
     """
     console = console or Console()
     chosen = [] if compare_only and claims is None else _chosen(claims)
+    _check_numbers(jobs=jobs, seeds=seeds, batch_size=batch_size, devices=devices)
+    asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
+    asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
+    asked |= {"engine": engine, "address": address}
+    command = command_line(claims, asked)
+    gammabeta.warm_allocator()
+    try:
+        sources = _sources(data, model)
+        user = user_network(model, load(sources["images"])) if model else None
+        tasks = [_facts(source, model) for source in sources.values()]
+        comparing = list(sources) if compare_only or claims is None else []
+        if model and data is None:
+            comparing = [of_kind for of_kind in comparing if of_kind == "images"]
+        if "images" in comparing:
+            _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+        store = Store(out, fresh=fresh)
+        write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
+    except (TaskError, StoreError) as error:
+        raise StudyError(str(error)) from error
+    results = Results(out, command=command, tasks=tasks, quick=quick)
+    with (
+        contextlib.closing(store),
+        _errors_in_a_sentence(),
+        connected(engine, address, jobs or cores()) as workers,
+        _progress(console, len(chosen) + len(comparing)) as shown,
+    ):
+        experiment = Experiment(sources, store, user, quick, seed, seeds, workers)
+        running = _Running(experiment, results, console, shown, command)
+        for number, of_kind in enumerate(comparing):
+            running.compare(number, of_kind, batch_size, devices)
+        for number, claim in enumerate(chosen, start=len(comparing)):
+            running.decide(number, claim)
+    return results.content
+
+
+@dataclass
+class _Running:
+    """A study while it runs: what it measures on, what it has found, and where it prints."""
+
+    experiment: Experiment
+    results: Results
+    console: Console
+    shown: Callable[[str, int], Callable[[int, int], None]]
+    command: str
+
+    def compare(self, number: int, of_kind: Kind, batch_size: int | None, devices: int) -> None:
+        """Compare the norms on one kind of data, and print what is recommended."""
+        self.experiment.progress = self.shown(f"norms compared on {of_kind}", number)
+        try:
+            found = compare(of_kind, self.experiment, batch_size, devices)
+        except KeyboardInterrupt:
+            self.results.write()
+            self._stop()
+        except TrialError as error:
+            self.console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison on {of_kind}[/]: {escape(str(error))}")
+            self.results.not_compared(of_kind, str(error))
+            return
+        for headline in self.results.compared(found):
+            self.console.print(f"[bold green]{'recommended':>14}[/]  {escape(headline)}")
+
+    def decide(self, number: int, claim: Claim) -> None:
+        """Measure one claim, and print its verdict."""
+        began = time.perf_counter()
+        self.experiment.trials = []
+        self.experiment.progress = self.shown(claim.name, number)
+        try:
+            if claim.kind == "any" or claim.kind in self.experiment.sources:
+                outcome = claim.measure(self.experiment)
+            else:
+                outcome = elsewhere(claim, self.results.content["task"])
+        except KeyboardInterrupt:
+            self.results.interrupted(claim, time.perf_counter() - began)
+            self._stop()
+        except TrialError as error:
+            outcome = self.results.failed(claim, str(error))
+        self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
+        colour = COLOURS.get(outcome.verdict, "white")
+        self.console.print(
+            f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}"
+        )
+
+    def _stop(self) -> NoReturn:
+        kept = len(self.experiment.store)
+        raise Interrupted(f"Interrupted; {kept} finished trials are kept. Continue with: {self.command}") from None
+
+
+def _chosen(names: Sequence[str] | None) -> list[Claim]:
+    known = {claim.name: claim for claim in CLAIMS}
+    if names is None:
+        return list(CLAIMS)
+    for name in names:
+        if name not in known:
+            every = f"there are {', '.join(known)}."
+            meant = did_you_mean(name.replace("-", "_"), known, every, cutoff=0.4, show=str)
+            raise StudyError(f"there is no claim {name}: {meant}")
+    return [claim for claim in CLAIMS if claim.name in names]
+
+
+def _check_numbers(*, jobs: int | None, seeds: int | None, batch_size: int | None, devices: int) -> None:
     if jobs is not None and jobs < 1:
         raise StudyError(f"expected at least one job, got {jobs}.")
     if seeds is not None and seeds not in SEEDS:
@@ -124,197 +217,38 @@ def study(
     for what, number in (("batch size", batch_size), ("number of devices", devices)):
         if number is not None and number < 1:
             raise StudyError(f"expected a {what} of 1 or more, got {number}.")
-    asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
-    asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
-    asked |= {"engine": engine, "address": address}
-    command = command_line(claims, asked)
-    gammabeta.warm_allocator()
-    try:
-        given = [task_source(name) for name in ([data] if data else EMBEDDED.values())]
-        sources = {kind(source): source for source in given}
-        user = None
-        if model and "images" not in sources:
-            raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
-        if model:
-            user = user_network(model, load(sources["images"]))
-        tasks = [_of_task(source, model) for source in given]
-        comparing = list(sources) if compare_only or claims is None else []
-        if model and data is None:
-            comparing = [of_kind for of_kind in comparing if of_kind == "images"]
-        size = (batch_size or images.BATCH) * devices
-        if "images" in comparing and 2 * size > (there := len(load(sources["images"]).train)):
-            raise TaskError(
-                f"--batch-size {batch_size or images.BATCH} on {devices} devices: expected half of the {there} "
-                f"training images or less, got {size}."
-            )
-        store = Store(out, fresh=fresh)
-        write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
-    except (TaskError, StoreError) as error:
-        raise StudyError(str(error)) from error
-    results: dict[str, Any] = {
-        "schema": 2,
-        "gammabeta": gammabeta.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{_processor()}, {cores()} cores",
-        "command": command,
-        "task": tasks[0],
-        "tasks": tasks,
-        "quick": quick,
-        "seconds": 0.0,
-        "recommendations": [],
-        "claims": [],
-        "failed": [],
-        "trials": {},
-    }
-    start = time.perf_counter()
-    outcomes: dict[str, Outcome] = {}
-    experiment = Experiment(sources, store, user, quick, seed, seeds, jobs or cores())
-    comparisons: list[Comparison] = []
-    broken: list[dict[str, Any]] = []
-    name = ", ".join(task["name"] for task in tasks)
-
-    def finish() -> None:
-        said = [
-            {
-                **recommend(one, outcomes, quick=quick, option="" if data else f" --data {EMBEDDED[one.kind]}"),
-                **one.to_json(),
-            }
-            for one in comparisons
-        ]
-        results["recommendations"] = [*said, *broken] or [not_compared(name, outcomes)]
-        results["seconds"] = round(time.perf_counter() - start, 1)
-        write(results, Path(out) / "results.json")
-
-    with (
-        contextlib.closing(store),
-        _errors_in_a_sentence(),
-        connected(engine, address, jobs or cores()) as experiment.jobs,
-        _progress(console, len(chosen) + len(comparing)) as shown,
-    ):
-        for number, of_kind in enumerate(comparing):
-            experiment.progress = shown(f"norms compared on {of_kind}", number)
-            try:
-                compared = COMPARE[of_kind](experiment, batch_size, devices)
-            except KeyboardInterrupt:
-                finish()
-                raise Interrupted(
-                    f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
-                ) from None
-            except TrialError as error:
-                results["failed"].append(f"comparison on {of_kind}: {error}")
-                console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison on {of_kind}[/]: {escape(str(error))}")
-                broken.append(failed(of_kind, str(error)))
-                finish()
-                continue
-            comparisons += compared
-            finish()
-            there = len(comparisons) - len(compared)
-            for said in results["recommendations"][there : len(comparisons)]:
-                console.print(f"[bold green]{'recommended':>14}[/]  {escape(said['headline'])}")
-        for number, claim in enumerate(chosen, start=len(comparing)):
-            began = time.perf_counter()
-            experiment.trials = []
-            experiment.progress = shown(claim.name, number)
-            try:
-                applies = claim.kind == "any" or claim.kind in sources
-                outcome = claim.measure(experiment) if applies else _elsewhere(claim, tasks[0])
-            except KeyboardInterrupt:
-                results["claims"].append(_interrupted(claim, time.perf_counter() - began))
-                finish()
-                raise Interrupted(
-                    f"Interrupted; {len(store)} finished trials are kept. Continue with: {command}"
-                ) from None
-            except TrialError as error:
-                outcome = Outcome("failed", str(error), [], Room(False, "not measured"))
-                results["failed"].append(f"{claim.name}: {error}")
-            outcomes[claim.name] = outcome
-            results["claims"].append(_decided(claim, outcome, time.perf_counter() - began))
-            for trial in outcome.trials:
-                results["trials"][trial.key] = {key: value for key, value in store[trial].items() if key != "key"}
-            finish()
-            colour = COLOURS.get(outcome.verdict, "white")
-            console.print(f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}")
-    return results
 
 
-def _chosen(names: Sequence[str] | None) -> list[Claim]:
-    known = {claim.name: claim for claim in CLAIMS}
-    if names is None:
-        return list(CLAIMS)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.4)
-            meant = f"Did you mean {near[0]}?" if near else f"Claims: {', '.join(known)}."
-            raise StudyError(f"there is no claim {name}. {meant}")
-    return [claim for claim in CLAIMS if claim.name in names]
+def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
+    """The study's tasks as a trial's settings name them, by kind."""
+    given = [task_source(name) for name in ([data] if data else [row.embedded for row in KINDS.values()])]
+    sources = {kind(source): source for source in given}
+    if model and "images" not in sources:
+        raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
+    return sources
 
 
-def _decided(claim: Claim, outcome: Outcome, seconds: float) -> dict[str, Any]:
-    return {**_said(claim), **outcome.to_json(), "seconds": round(seconds, 2)}
+def _check_batch(batch_size: int, devices: int, images: int) -> None:
+    if 2 * batch_size * devices > images:
+        raise TaskError(
+            f"--batch-size {batch_size} on {devices} devices: expected half of the {images} training images or less, "
+            f"got {batch_size * devices}."
+        )
 
 
-def _interrupted(claim: Claim, seconds: float) -> dict[str, Any]:
-    return {
-        **_said(claim),
-        "verdict": "interrupted",
-        "sentence": "interrupted before it was decided",
-        "effects": [],
-        "room": {"holds": True, "control": "not looked at yet"},
-        "pictures": [],
-        "tables": [],
-        "trials": [],
-        "seconds": round(seconds, 2),
-    }
-
-
-def _said(claim: Claim) -> dict[str, Any]:
-    return {
-        "name": claim.name,
-        "title": claim.title,
-        "question": claim.line("Question"),
-        "claim": claim.line("Claim"),
-        "criterion": claim.line("Criterion"),
-        "method": claim.line("Method"),
-        "settings": claim.line("Settings"),
-        "sources": claim.sources,
-        "known": claim.line("Known"),
-        "exact": claim.exact,
-    }
-
-
-def _elsewhere(claim: Claim, task: dict[str, Any]) -> Outcome:
-    return Outcome(
-        "does not apply",
-        f"it is about {claim.kind}, and {task['name']} holds {task['kind']}",
-        [],
-        Room(False, "other data"),
-    )
-
-
-def _of_task(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
+def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
     """What the report says about a task; loading it here means that its errors come before anything runs."""
     of_kind = kind(source)
-    if of_kind == "text":
-        text = load_text(source)
-        samples = {"train": len(text.train_n), "validation": len(text.validation_n), "test": len(text.test_n)}
-        shape: list[Any] = ["characters"]
-        classes = len(text.vocabulary)
-        name, description = text.name, text.description
-    else:
-        task = load(source) if of_kind == "images" else load_sequences(source)
-        samples = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
-        shape = ["time", task.features] if isinstance(task, SequenceTask) else list(task.shape)
-        name, description, classes = task.name, task.description, task.classes
+    task = load_kind(source, of_kind)
+    facts = KINDS[of_kind].facts(task)
     return {
-        "name": name,
+        "name": task.name,
         "kind": of_kind,
-        "shape": shape,
-        "classes": classes,
-        "samples": samples,
+        "shape": facts["shape"],
+        "classes": facts["classes"],
+        "samples": facts["samples"],
         "model": model if of_kind == "images" else None,
-        "description": description,
+        "description": task.description,
     }
 
 
@@ -340,21 +274,6 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
         raise StudyError(f"there is no study in {folder} to go on with: {path} cannot be read.") from error
     asked["compare_only"] = asked.pop("compare")
     return {**asked, "out": folder}
-
-
-def write(results: dict[str, Any], path: Path) -> None:
-    """Write the results in one step: a reader never sees half a file."""
-    part = path.with_suffix(".part")
-    try:
-        part.write_text(json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False), encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}. Finished trials are kept: make room and run the same command "
-            "again."
-        ) from error
 
 
 @contextlib.contextmanager
@@ -392,11 +311,3 @@ def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
         elif value and str(value) != str(defaults.get(name)):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

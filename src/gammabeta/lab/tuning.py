@@ -63,26 +63,24 @@ def at_best(
     arms: Mapping[str, Arm],
     score: Score,
     seeds: Sequence[int],
-    coarse: Sequence[int] = COARSE,
-    tuning: Sequence[int] = (),
-    **after: Any,
+    report: str | None = None,
+    **search: Any,
 ) -> tuple[dict[str, int], dict[str, list[dict[str, Any]]]]:
     """Each arm's best exponent, and its results at that rate on every seed.
 
     Args:
         arms: by name, as :func:`tune` takes them.
-        tuning: as :func:`tune` takes it.
-        after: settings of these trials alone, mostly ``report="test"``.
+        report: the split that these results are taken from; None for the arms' own.
+        search: ``coarse`` and ``tuning``, as :func:`tune` takes them.
     """
-    best = tune(experiment, list(arms.values()), score, coarse=coarse, tuning=tuning)
+    best = tune(experiment, list(arms.values()), score, **search)
     exponents = dict(zip(arms, best, strict=True))
-    trials = [
-        experiment.train(**{**arm, **after}, rate=2.0 ** exponents[name], seed=seed)
-        for name, arm in arms.items()
-        for seed in seeds
-    ]
-    results = iter(experiment.run(trials))
-    return exponents, {name: [next(results) for _ in seeds] for name in arms}
+    after = {} if report is None else {"report": report}
+
+    def trial(name: str, seed: int) -> Trial:
+        return experiment.train(**{**arms[name], **after}, rate=2.0 ** exponents[name], seed=seed)
+
+    return exponents, experiment.grid(list(arms), seeds, trial)
 
 
 def error_then_loss(result: Mapping[str, Any]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.distributed import agreement
-from gammabeta.functional import Finish, normalize_by_running
+from gammabeta.functional import Finish, NormCall, normalize_by_running
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.converter_guard import ConverterGuard
 from gammabeta.layers.float32 import Float32State
@@ -91,12 +91,13 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         except KeyError:  # parametrized
             weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
-        arguments.check_channels("batch_norm", input, weight, bias, mean, var, residual)
+        affine = weight, bias
+        arguments.check_channels("batch_norm", input, affine, (mean, var), residual)
         finish = Finish("batch_norm", residual, self.activation, self.activation_slope, mask)
         if not self.training and not (mean is None and var is None):
             if agreement.WAIT and isinstance(self.statistics, Synced) and not torch.compiler.is_compiling():
                 agreement.note_evaluation(self.statistics.peers())
-            return normalize_by_running(input, mean, var, weight, bias, self.eps, finish)
+            return normalize_by_running(input, (mean, var), affine, self.eps, finish)
         if self.training and self.track_running_stats:
             running = RunningStatistics(
                 mean, var, self.momentum, self._tracked(),
@@ -107,7 +108,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         normalize = self.statistics.normalize
         if in_parts(input, weight):
             normalize = by_channels(normalize)
-        return normalize(input, running, weight, bias, self.eps, finish)
+        return normalize(NormCall(input, running, affine, self.eps, finish))
 
     def reset_running_stats(self) -> None:
         """Running mean 0, variance 1 and counts 0; frozen statistics (`Running`) stay as they are."""

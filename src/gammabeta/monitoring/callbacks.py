@@ -1,4 +1,4 @@
-"""`watch` as a trainer's callback: Lightning's and transformers', each imported when it is asked for."""
+"""`watch` as a callback for Lightning's and transformers' trainers; each library is imported on request only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Log = Callable[[str, float, int], Any]
 
 
 class _Watching:
-    """What both callbacks have: a watch while training runs, its diagnosis and its page when it has ended."""
+    """Base of both callbacks: a watch while training runs, its diagnosis, and its page after the end."""
 
     watch: watch | None = None
 
@@ -24,13 +24,16 @@ class _Watching:
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What was found so far.
+        """The findings so far.
 
         Raises:
-            RuntimeError: the training has not begun.
+            RuntimeError: training has not begun.
         """
         if self.watch is None:
-            raise RuntimeError("diagnosis: expected a training that has begun, got none yet: hand it to the trainer.")
+            raise RuntimeError(
+                "diagnosis: expected training to have begun, but it has not: pass this callback to a trainer and start "
+                "training."
+            )
         return self.watch.diagnosis()
 
     def _begin(self, model: Any, optimizers: list[Any], log: Log | None) -> None:
@@ -47,19 +50,19 @@ class _Watching:
 
 
 def lightning_callback(*, every: int = 20, report: Path | str | None = None, log: Log | None = None) -> Any:
-    """A Lightning callback that watches the training: `Trainer(callbacks=[lightning_callback()])`.
+    """Build a Lightning callback that watches the training: `Trainer(callbacks=[lightning_callback()])`.
 
-    Numbers go to the trainer's loggers, under the names that `watch` gives them. A batch counts from Lightning's own
-    `on_train_batch_start`, so that it does not matter whether `training_step` goes through the module's forward. What
-    is compiled in `configure_model` or before is watched as it is: hooks come on before the first step.
+    Measurements go to the trainer's loggers, under the names that `watch` gives them. A batch begins at Lightning's
+    `on_train_batch_start`, so `training_step` need not go through the module's forward. Modules compiled in
+    `configure_model` or earlier are watched as they are: hooks are registered before the first step.
 
     Args:
         every: steps between measured ones.
-        report: where the health report is written when the training has ended.
-        log: called with name, value, step in place of the trainer's loggers.
+        report: where the health page is written when training has ended; None writes none.
+        log: called with name, value and step, in place of the trainer's loggers.
 
     Returns:
-        The callback, with `watch` and `diagnosis`.
+        The callback, with attributes `watch` and `diagnosis`.
 
     Raises:
         ImportError: neither lightning nor pytorch_lightning is installed.
@@ -88,16 +91,18 @@ def lightning_callback(*, every: int = 20, report: Path | str | None = None, log
 
 
 def transformers_callback(*, every: int = 20, report: Path | str | None = None, log: Log | None = None) -> Any:
-    """A transformers `TrainerCallback` that watches the training: `Trainer(..., callbacks=[transformers_callback()])`.
+    """Build a transformers `TrainerCallback` that watches the training.
+
+    Use it as `Trainer(..., callbacks=[transformers_callback()])`.
 
     Args:
         every: steps between measured ones.
-        report: where the health report is written when the training has ended.
-        log: called with name, value, step at each measured step: `SummaryWriter.add_scalar`, or any function.
+        report: where the health page is written when training has ended; None writes none.
+        log: called with name, value and step at each measured step: `SummaryWriter.add_scalar`, or any function.
 
     Returns:
-        The callback, with `watch` and `diagnosis`; `close()` takes the hooks off where a training has raised, for which
-        transformers has no event.
+        The callback, with attributes `watch` and `diagnosis`. Its `close()` removes the hooks after a training that
+        raised: transformers has no event for that.
 
     Raises:
         ImportError: transformers is not installed.
@@ -121,6 +126,7 @@ def transformers_callback(*, every: int = 20, report: Path | str | None = None, 
 
 
 def _base(modules: tuple[str, ...], name: str, caller: str, package: str) -> type:
+    """Return the class of that name from the first of the modules that is installed."""
     for module in modules:
         try:
             found: type = getattr(importlib.import_module(module), name)
@@ -129,4 +135,4 @@ def _base(modules: tuple[str, ...], name: str, caller: str, package: str) -> typ
                 raise
         else:
             return found
-    raise ImportError(f"{caller}: expected {package} to be installed, and it is not: pip install {package}.")
+    raise ImportError(f"{caller}: expected {package} to be installed, but it is not: pip install {package}.")

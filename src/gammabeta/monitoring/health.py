@@ -1,4 +1,4 @@
-"""What was watched as one HTML page: findings, then every norm's numbers as small curves. No script, no request."""
+"""The health page: findings, then every norm's measurements as small curves, in one HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gammabeta.diagnostics.findings import Diagnosis
 from gammabeta.monitoring.watched import QUANTITIES, History, Watched
+from gammabeta.pages.atomic import write_atomically
 
 _WIDTH, _HEIGHT = 110, 26
 _STYLE = """
@@ -21,22 +22,17 @@ main > section { margin-bottom: 2.6rem; }
 
 
 def write_health(watched: Watched, diagnosis: Diagnosis, path: Path | str) -> Path:
-    """Writes the page; what stands there is replaced in one step.
+    """Write the health page; an existing file is replaced in one step.
 
     Args:
-        watched: what was recorded.
-        diagnosis: what the rules found in it.
+        watched: the record of the training.
+        diagnosis: the findings in it.
         path: the file.
 
     Returns:
         The path.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(_page(watched, diagnosis), encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_atomically(path, _page(watched, diagnosis))
 
 
 def _page(watched: Watched, diagnosis: Diagnosis) -> str:
@@ -66,7 +62,7 @@ def _page(watched: Watched, diagnosis: Diagnosis) -> str:
 <p class="brand"><b>γ</b>·x + <b>β</b><span>gammabeta watch</span></p>
 <h1>Health of normalization</h1>
 <ul class="facts"><li><span>steps</span> {watched.steps}</li><li><span>norms</span> {len(watched.norms)}</li>
-<li><span>measured each</span> {watched.every} steps</li>
+<li><span>measured every</span> {watched.every} steps</li>
 <li><span>found</span> {html.escape(diagnosis.summary())}</li></ul>
 </header>
 <main>
@@ -110,8 +106,8 @@ def _curve(history: History, name: str) -> str:
         f"{_HEIGHT - 2 - (_HEIGHT - 4) * (value - low) / ((high - low) or 1):.1f}"
         for step, value in points
     )
-    told = f"{name.replace('_', ' ')} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+    label = f"{name.replace('_', ' ')} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
     return (
-        f'<svg class="curve" width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{told}">'
+        f'<svg class="curve" width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{label}">'
         f'<polyline points="{drawn}"/></svg><br>{points[-1][1]:.3g}'
     )

@@ -1,7 +1,7 @@
-"""What the processes of a training tell each other while it is watched, through the store of the default group.
+"""Records that the processes of a watched training exchange, through the store of the default process group.
 
-Nobody waits: each process writes at measured steps, in two slots in turn, and reads what is there when a diagnosis is
-asked for, or when the watch ends. Compared is the last step that all have written.
+No process waits. Each writes at measured steps, into two slots in turn, and reads what is there when a diagnosis is
+asked for or the watch ends. Compared is the last step that all have written.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gammabeta.monitoring.probe import distance
 from gammabeta.monitoring.watched import RankRecord
 
-_watches = 0  # of this process, so that their keys differ; every process makes them in the same order
+# Watches of this process, so that their keys differ: every process makes them in the same order.
+_watches = 0
 
 
-class Told:
-    """The records of this process and of the others.
+class RankRecords:
+    """Records of this process and of the others.
 
     Args:
         norms: BatchNorms with running statistics, by name.
-        synced: the layers that share statistics, by name.
+        synced: names of the layers that share statistics.
     """
 
     def __init__(self, norms: dict[str, nn.Module], synced: list[str]) -> None:
@@ -35,7 +37,7 @@ class Told:
         self.active = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     def write(self, step: int, calls: dict[str, int]) -> None:
-        """Tells the others the running statistics as they are now, and how often synchronized layers were called."""
+        """Write this process's running statistics, and how often its synchronized layers were called so far."""
         if not self.active or not dist.is_initialized():
             return
         statistics = {name: _statistics(module) for name, module in self._norms.items()}
@@ -45,26 +47,34 @@ class Told:
         self._written += 1
 
     def read(self) -> tuple[int, int, dict[int, RankRecord]] | None:
-        """This rank, the step, and by rank what was said of it; None where there is no step that all have written."""
+        """Compare the processes at the last step that all have written.
+
+        Returns:
+            This rank, the step, and the records by rank; None if there is no such step.
+        """
         if not self.active or not dist.is_initialized():
             return None
         store, rank = _store(), dist.get_rank()
-        said: list[dict[int, Any]] = []
+        written: list[dict[int, Any]] = []  # by rank and step
         for other in range(dist.get_world_size()):
             slots = [self._key(other, slot) for slot in (0, 1)]
             loaded = [torch.load(io.BytesIO(store.get(key)), weights_only=True) for key in slots if store.check([key])]
-            said.append({one["step"]: one for one in loaded})
-        common = set.intersection(*(set(one) for one in said))
+            written.append({one["step"]: one for one in loaded})
+        common = set.intersection(*(set(steps) for steps in written))
         if not common:
             return None
         step = max(common)
-        own = said[rank][step]["statistics"]
+        own = written[rank][step]["statistics"]
         records = {
             other: RankRecord(
-                one[step]["calls"],
-                {name: _distance(own[name], theirs) for name, theirs in one[step]["statistics"].items() if name in own},
+                steps[step]["calls"],
+                {
+                    name: _distance(own[name], theirs)
+                    for name, theirs in steps[step]["statistics"].items()
+                    if name in own
+                },
             )
-            for other, one in enumerate(said)
+            for other, steps in enumerate(written)
         }
         return rank, step, records
 
@@ -77,7 +87,7 @@ def _store() -> Any:
 
 
 def _statistics(module: nn.Module) -> Tensor:
-    """Mean and variance with ε, by channel: (2, C)."""
+    """Return the running mean and the running variance plus ε, by channel: (2, C)."""
     mean, var = module._buffers["running_mean"], module._buffers["running_var"]
     assert mean is not None
     assert var is not None
@@ -85,9 +95,8 @@ def _statistics(module: nn.Module) -> Tensor:
 
 
 def _distance(own: Tensor, other: Tensor) -> float:
-    """√(Δμ²/σ² + ln²(σ'/σ)), root mean square over channels."""
-    (mean, var), (other_mean, other_var) = own, other
+    """Return how far another process's statistics are from this one's, in this one's standard deviations."""
     if own.shape != other.shape:
         return float("inf")
-    squared = (mean - other_mean).square() / var + (0.5 * torch.log(other_var / var)).square()
-    return float(squared.mean().sqrt())
+    (mean, var), (other_mean, other_var) = own, other
+    return float(distance(other_mean, other_var, mean, var, 0.0))  # both variances have ε in them already

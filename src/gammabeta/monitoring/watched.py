@@ -1,4 +1,4 @@
-"""What was recorded while a model trained: what the rules that see W look at, and what the health report shows."""
+"""The record of a watched training: rules that see W read it, and the health page shows it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# What is recorded of a norm at a measured step, and what it is.
+# Quantities recorded for a norm at a measured step, with their meanings.
 QUANTITIES = {
     "mean": "root mean square over channels of the running mean",
-    "std": "root of the running variance's mean over channels",
-    "drift": "how far the running statistics went since the step measured before, in standard deviations",
-    "gap": "how far the batch's statistics are from the running ones, in standard deviations",
-    "effective": "effective number of values of a batch statistic",
-    "updates": "movements of the running statistics for each step",
-    "domains": "squared difference of two forwards' means in one step, over what sampling gives",
+    "std": "square root of the running variance's mean over channels",
+    "drift": "distance of the running statistics from those of the previous measured step, in standard deviations",
+    "gap": "distance of the batch's statistics from the running ones, in standard deviations",
+    "effective": "effective number of values behind a batch statistic",
+    "updates": "updates of the running statistics per step",
+    "domains": "squared difference of two forwards' means in one step, relative to what sampling explains",
     "apart": "the same difference in standard deviations",
     "weight_grad": "norm of γ's gradient",
     "bias_grad": "norm of β's gradient",
-    "dead": "channels whose γ is 0 or whose batch variance is under ε",
+    "dead": "number of channels whose γ is 0 or whose batch variance is below ε",
 }
-# Measured steps that are kept; beyond, every second one is given up.
+# Measured steps that are kept; above that, every second one is dropped.
 MOST = 256
 
 
 @dataclass
 class History:
-    """Values by step, at most `MOST` of each: when it is full every second is dropped, and every second left out.
+    """Values by step, at most `MOST` of each.
+
+    When a history is full, every second value is dropped, and from then on every second new one is left out.
 
     Attributes:
-        steps: when they were measured.
+        steps: the steps that were measured.
         columns: by name, one value for each of `steps`; NaN where there was none.
-        stride: of so many measured steps one is kept.
+        stride: one of this many measured steps is kept.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -41,6 +43,7 @@ class History:
     _offered: int = 0
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of a measured step, by name."""
         self._offered += 1
         if (self._offered - 1) % self.stride:
             return
@@ -55,29 +58,29 @@ class History:
             self.columns = {name: column[::2] for name, column in self.columns.items()}
 
     def known(self, name: str) -> list[float]:
-        """The values that there were, in order."""
+        """Return the values that are not NaN, in order."""
         return [value for value in self.columns.get(name, []) if not math.isnan(value)]
 
     def median(self, name: str, last: int = 32) -> float | None:
-        """The median of the last values; None where there was none."""
+        """Return the median of the last `last` values that are not NaN; None if there is none."""
         values = self.known(name)[-last:]
         return statistics.median(values) if values else None
 
 
 @dataclass
 class WatchedNorm:
-    """What a norm did.
+    """Counts and measurements of one norm.
 
     Attributes:
         name: its qualified name.
-        calls: forwards in training that gradients flow back from.
+        calls: forwards in training with gradients on, recomputations excluded.
         without_gradient: forwards in training with gradients off that moved its running statistics.
         recomputed: forwards inside a backward.
-        moved_again: those of them that moved its running statistics once more.
-        backwards: backwards that reached γ or β; None where neither trains.
-        parts: how often it was called with a backward since the call before.
-        samples: of a batch, the last one measured.
-        history: its numbers by step.
+        moved_again: those of the recomputed forwards that moved its running statistics once more.
+        backwards: backward passes that reached γ or β; None where neither trains.
+        parts: calls that had a backward pass between them and the call before.
+        samples: samples in the last batch measured.
+        history: its measurements by step.
     """
 
     name: str
@@ -92,16 +95,19 @@ class WatchedNorm:
 
     @property
     def polluting(self) -> int:
-        """Forwards with gradients off that no recomputation followed: checkpoints of the old kind begin with those."""
+        """Number of forwards with gradients off that no recomputation followed.
+
+        Reentrant checkpointing begins with a forward with gradients off; those are not counted.
+        """
         return max(0, self.without_gradient - self.recomputed)
 
 
 @dataclass
 class RankRecord:
-    """What a process told the others at a measured step.
+    """Record of one process at a measured step.
 
     Attributes:
-        calls: of synchronized layers, how often each was called up to that step.
+        calls: by synchronized layer, how often it was called up to that step.
         distance: by BatchNorm, how far its running statistics are from this process's, in standard deviations.
     """
 
@@ -111,19 +117,20 @@ class RankRecord:
 
 @dataclass
 class Watched:
-    """What was recorded.
+    """The record of a watched training.
 
     Attributes:
+        every: steps between measured ones.
         steps: optimizer steps so far.
-        every: the interval of measured steps.
-        norms: by qualified name.
-        inputs: of the model's input, by step: "order", the variance between batches over what shuffled ones would have,
-            and "apart", the standard deviation between batches in standard deviations of the data.
-        first: the BatchNorm that was called first.
+        norms: the norms' records, by qualified name.
+        inputs: measurements of the model's input by step. "order" is the variance between batches divided by what
+            shuffled ones would have. "apart" is the standard deviation between batches in standard deviations of the
+            data.
+        first: name of the BatchNorm that was called first.
         rank: this process.
-        rank_step: the measured step that the processes are compared at.
-        ranks: by rank, what the processes said of that step; this one's too. Empty where there is one process.
-        unseen: norms whose running statistics moved though no hook saw a call: compiled ones.
+        rank_step: the measured step at which the processes are compared.
+        ranks: the records of all processes at that step, by rank; empty if there is one process.
+        unseen: norms whose running statistics moved although no hook saw a call: compiled ones.
     """
 
     every: int

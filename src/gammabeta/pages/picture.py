@@ -1,8 +1,8 @@
 """Pictures of a study as plotly figures: plain dictionaries, drawn in the page by plotly.js.
 
-Colours are written as tokens, ``@batch`` or ``@batch/0.2`` (with opacity), which the page replaces by those of its
-light or dark theme; so an arm has one colour and one marker in every picture. Everything that comes from users is
-escaped, since plotly reads a little HTML in its texts.
+Colours are tokens, ``@batch`` or ``@batch/0.2`` (with opacity), which the page replaces by the colours of its light or
+dark theme. So an arm has one colour and one marker in every picture. All text from users is escaped, since plotly
+interprets some HTML in its texts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
-# Colour-blind safe with these markers: two arms that look alike to someone still differ in shape.
+# Markers make the colours safe for colour-blind readers: arms in similar colours still differ in shape.
 MARKERS = {
     "none": "circle-open",
     "batch": "circle",
@@ -26,7 +26,7 @@ MARKERS = {
     "ghost": "star",
     "renorm": "cross",
 }
-# In this order: a ghost or renormalized batch norm is not plain "batch".
+# The order matters: a ghost or renormalized batch norm is not plain "batch".
 ARM_WORDS = (
     ("ghost", r"(?i:ghost)"),
     ("renorm", r"(?i:renorm)"),
@@ -42,13 +42,16 @@ OTHER_MARKERS = ("pentagon", "hexagon", "x", "bowtie")
 DASHES = ("solid", "dot", "dashdot", "longdash")
 
 HOVER = "<b>%{fullData.name}</b><br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>"
-BAND_FROM = 13  # points: fewer are drawn with an error bar each, more with a band
-MOST_UPRIGHT_BARS, LONGEST_UPRIGHT_LABEL = 8, 24  # groups, characters: beyond them bars lie, with room for their labels
-LOG_COLOUR_FROM = 1e3  # largest over smallest positive value of a heatmap: beyond it the colours are logarithmic
+BAND_FROM = 13  # points from which intervals are drawn as a band, not as an error bar each
+MOST_UPRIGHT_BARS, LONGEST_UPRIGHT_LABEL = (
+    8,
+    24,
+)  # groups, characters: above these, bars are horizontal, with room for their labels
+LOG_COLOUR_FROM = 1e3  # largest over smallest positive value of a heatmap from which colours are logarithmic
 
 
 def arm_of(name: str) -> str | None:
-    """The arm that a series' name speaks of ("BatchNorm, tuned" is ``batch``), None where it names none."""
+    """Return the arm that a series' name contains ("BatchNorm, tuned" is ``batch``); None if it contains none."""
     for arm, words in ARM_WORDS:
         if re.search(words, name):
             return arm
@@ -56,7 +59,10 @@ def arm_of(name: str) -> str | None:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A value for people: three significant digits, no exponent in the usual range; an en dash where there is none."""
+    """Format a value for people.
+
+    Floats have ``digits`` significant digits, with no exponent in the usual range; None is an en dash.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -77,12 +83,13 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def axis_title(axis: Json) -> str:
+    """Return an axis' label with its unit."""
     label, unit = axis.get("label") or "", axis.get("unit") or ""
     return f"{label} ({unit})" if label and unit else label or unit
 
 
 def figure(picture: Json) -> Json:
-    """The plotly figure of one picture of results.json: ``{"data": [...], "layout": {...}, "height": px}``."""
+    """Return the plotly figure of a picture in results.json: ``{"data": [...], "layout": {...}, "height": px}``."""
     kind = picture["kind"]
     layout: Json = {
         "xaxis": _axis(picture, "x"),
@@ -104,14 +111,14 @@ def figure(picture: Json) -> Json:
         layout |= {"barmode": "group", "bargap": 0.25, "bargroupgap": 0.08}
         labels = list(dict.fromkeys(number(x) for one in series for x in one["x"]))
         if len(labels) > MOST_UPRIGHT_BARS or any(len(label) > LONGEST_UPRIGHT_LABEL for label in labels):
-            data, layout = _lying(data, layout)
+            data, layout = _horizontal(data, layout)
             lines = sum(max(2, 1 + len(label) // 30, len(series)) for label in labels)
             height = 110 + 15 * lines + 20 * (len(series) > 1)
     return {"data": data, "layout": layout, "height": height}
 
 
 def missing(picture: Json) -> str:
-    """What a picture cannot show, in words: values that don't exist, and those that a log axis has no place for."""
+    """Say in words what a picture cannot show: missing values, and values that a logarithmic axis cannot place."""
     absent = unplaced = 0
     if picture["kind"] == "heatmap":
         absent = sum(value is None for row in picture["heat"]["z"] for value in row)
@@ -133,7 +140,7 @@ def missing(picture: Json) -> str:
 
 
 def numbers(picture: Json) -> Json:
-    """The picture as a table, for those who cannot see it: ``{"columns": [...], "rows": [[...]]}``."""
+    """Return the picture as a table, for readers who cannot see it: ``{"columns": [...], "rows": [[...]]}``."""
     if picture["kind"] == "heatmap":
         heat = picture["heat"]
         text = heat.get("text") or []
@@ -174,14 +181,14 @@ def _axis(picture: Json, which: str) -> Json:
         step: Json = {"dtick": "D2"} if decades < 2.5 else {"dtick": max(1, round(decades / 8))}
         layout |= {"type": "log", "tickformat": "~g", **step}
         ticks = sorted(set(placed))
-        # A grid of few values (batch sizes, rates) gets its own values as ticks.
+        # A grid of few values (batch sizes, learning rates) gets its own values as ticks.
         if which == "x" and 1 < len(ticks) <= 8:
             layout |= {"tickmode": "array", "tickvals": ticks, "ticktext": [number(tick) for tick in ticks]}
     return layout
 
 
 def _lines(lines: list[Json]) -> list[Json]:
-    """Reference lines; of several that are named alike (the two ends of a margin) only the last wears the name."""
+    """Return reference lines; of several with the same label (the two ends of a margin) only the last shows it."""
     last = {(line.get("axis"), line.get("label")): i for i, line in enumerate(lines)}
     named = set(last.values())
     return [_line(line if i in named else line | {"label": ""}) for i, line in enumerate(lines)]
@@ -212,7 +219,7 @@ def _line(line: Json) -> Json:
 
 
 def _styles(series: list[Json]) -> list[Json]:
-    """Colour, marker and dash of every series: the arm's, and dashes apart where one arm comes several times."""
+    """Return colour, marker and dash of every series: the arm's, with other dashes if an arm occurs several times."""
     styles: list[Json] = []
     others = 0
     seen: dict[str, int] = {}
@@ -231,9 +238,9 @@ def _styles(series: list[Json]) -> list[Json]:
 
 
 def _points(series: Json, picture: Json) -> list[list[str]]:
-    """The hover label's lines for each point: x and y with labels and units, y with its interval.
+    """Return the hover label's lines for each point: x and y with labels and units, y with its interval.
 
-    They are handed over as data, so that no text of the user's is read as a template.
+    They are passed as data, so that plotly reads no user's text as a template.
     """
     before, after = [], []
     for which in ("x", "y"):
@@ -260,10 +267,11 @@ def _errors(series: Json, colour: str) -> Json:
 
 
 def _curve(series: Json, style: Json, picture: Json, many: bool) -> list[Json]:
+    """Return the traces of a curve: with error bars, or with a band if there are many points."""
     colour = f"@{style['colour']}"
     name = _escape(series["name"], 42)
     group = f"{style['colour']}{style['turn']}{series['name']}"
-    # A point between two that don't exist has no line to show it.
+    # A point between two missing ones has no line to show it.
     marked = not many or None in series["y"] or len(series["x"]) < BAND_FROM
     trace: Json = {
         "type": "scatter",
@@ -297,7 +305,7 @@ def _curve(series: Json, style: Json, picture: Json, many: bool) -> list[Json]:
 
 
 def _band(series: Json) -> Json:
-    """The outline of the area between low and high, one closed piece for each run of points that exist."""
+    """Return the outline of the area between low and high, one closed piece for each run of existing points."""
     low, high = series.get("low"), series.get("high")
     if not low or not high:
         return {}
@@ -315,8 +323,8 @@ def _band(series: Json) -> Json:
     return {"x": xs, "y": ys} if xs else {}
 
 
-def _lying(data: list[Json], layout: Json) -> tuple[list[Json], Json]:
-    """Bars from left to right, the first on top: x and y change places."""
+def _horizontal(data: list[Json], layout: Json) -> tuple[list[Json], Json]:
+    """Turn bars to run from left to right, the first on top: x and y change places."""
     turned = []
     for trace in data:
         one = trace | {"x": trace["y"], "y": trace["x"], "orientation": "h"}
@@ -330,7 +338,7 @@ def _lying(data: list[Json], layout: Json) -> tuple[list[Json], Json]:
             swap.get(key, key): {"x": "y", "y": "x"}.get(value, value) if key in ("xref", "yref") else value
             for key, value in shape.items()
         }
-        # To the side on which there is room.
+        # The label goes to the side that has room.
         values = [value for trace in data for value in trace["y"] if value is not None]
         right = sum(value > shape["y0"] for value in values) >= sum(value < shape["y0"] for value in values)
         line["label"] = shape["label"] | {"xanchor": "left" if right else "right", "yanchor": "bottom"}
@@ -341,6 +349,7 @@ def _lying(data: list[Json], layout: Json) -> tuple[list[Json], Json]:
 
 
 def _bars(series: Json, style: Json, picture: Json) -> list[Json]:
+    """Return the trace of a series of bars."""
     colour: Any = f"@{style['colour']}"
     labels = [number(x) for x in series["x"]]
     if len(picture["series"]) == 1:
@@ -366,6 +375,7 @@ def _bars(series: Json, style: Json, picture: Json) -> list[Json]:
 
 
 def _heatmap(heat: Json, picture: Json, layout: Json) -> list[Json]:
+    """Return the trace of a heatmap, and add its axes and annotations to the layout."""
     z, given = heat["z"], heat.get("text")
     texts = [
         [_escape((given[i][j] if given else "") or number(value)) for j, value in enumerate(row)]
@@ -383,11 +393,11 @@ def _heatmap(heat: Json, picture: Json, layout: Json) -> list[Json]:
         first, last = math.ceil(math.log10(floor)), math.floor(math.log10(max(positive)))
         decades = list(range(first, last + 1, max(1, (last - first) // 4)))
         bar |= {"tickvals": decades, "ticktext": [number(10.0**decade) for decade in decades]}
-    # Cells stand at 0, 1, 2, … so that two labels may be the same.
+    # Cells are at 0, 1, 2, …, so two labels may be the same.
     layout["xaxis"] = _axis(picture, "x") | _labels(heat["x"]) | {"side": "top"}
     layout["yaxis"] = _axis(picture, "y") | _labels(heat["y"]) | {"autorange": "reversed"}
     layout["plot_bgcolor"] = "@absent"
-    # plotly writes no text where there is no value: what is missing is said by a note of its own.
+    # plotly writes no text where there is no value: an annotation says that it is missing.
     layout["annotations"] = [
         {"x": j, "y": i, "text": texts[i][j], "showarrow": False, "font": {"color": "@muted", "size": 12}}
         for i, row in enumerate(z)

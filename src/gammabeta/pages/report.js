@@ -1,5 +1,5 @@
 "use strict";
-// Draws the pictures from the JSON beside them in the page's light or dark colours, and the lists of trials when opened.
+// Draw the pictures from the JSON beside them in the page's light or dark colours, and lists of trials when opened.
 
 const THEMES = {
   light: {
@@ -29,7 +29,7 @@ function colour(token, theme) {
   return `rgba(${red}, ${green}, ${blue}, ${match[2]})`;
 }
 
-// A copy of a figure with tokens in place of colours replaced; texts are left alone, whatever they begin with.
+// Copy a figure with its colour tokens replaced; texts stay unchanged, whatever they begin with.
 function paint(value, theme, name = "") {
   if (typeof value === "string") return /color/.test(name) ? colour(value, theme) : value;
   if (Array.isArray(value)) return value.map((item) => paint(item, theme, name));
@@ -50,7 +50,7 @@ function layoutOf(figure, theme, width) {
     legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 1, yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
     margin: { l: 10, r: 14, t: 14, b: 10 },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.muted, activecolor: theme.text },
-    // On a touch screen dragging scrolls the page; the picture's own buttons zoom.
+    // On a touch screen, dragging scrolls the page; the picture's own buttons zoom.
     dragmode: touch ? false : "zoom",
     ...own,
     xaxis: { ...axis, ...own.xaxis },
@@ -73,10 +73,10 @@ function drawOne([element, figure], theme, width) {
   });
 }
 
-// A picture that is folded away has no width yet.
+// A picture inside a closed section has no width yet.
 const visible = () => figures.filter(([element]) => element.closest("details.more:not([open])") === null);
 
-// All at once for paper; on a screen one after the other, from the top, so that the page answers in between.
+// For paper draw all at once; on a screen one after another from the top, so that the page stays responsive.
 async function draw(theme, width, some = visible()) {
   if (width) return Promise.all(some.map((one) => drawOne(one, theme, width)));
   for (const one of some) {
@@ -86,7 +86,7 @@ async function draw(theme, width, some = visible()) {
   return undefined;
 }
 
-// plotly.js stands in the page as base64 of gzip.
+// plotly.js is in the page as base64 of gzip.
 async function unpack() {
   const text = atob(document.getElementById("plotly").textContent);
   const bytes = Uint8Array.from(text, (character) => character.charCodeAt(0));
@@ -100,11 +100,11 @@ const current = () => (dark.matches ? THEMES.dark : THEMES.light);
 const ready = unpack();
 ready.then(() => draw(current())).then(() => { document.documentElement.dataset.drawn = visible().length; });
 const folds = [...document.querySelectorAll("details.more")];
-let unfolded = []; // for paper, which shows all
+let unfolded = []; // opened for printing, which shows everything
 for (const details of folds) {
   details.addEventListener("toggle", async () => {
     await ready;
-    // Colours may have changed while it was folded, so each time.
+    // Redraw each time: colours may have changed while it was closed.
     if (details.open && !unfolded.includes(details)) await draw(current(), undefined, figures.filter(([element]) => details.contains(element)));
   });
 }

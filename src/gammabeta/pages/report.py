@@ -1,4 +1,4 @@
-"""A study's results as one HTML page that opens offline: plotly.js, style and data all stand in the file."""
+"""The report of a study: one HTML page that opens offline, with plotly.js, style and data inside."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.pages import picture as pictures
+from gammabeta.pages.atomic import write_atomically
 from gammabeta.pages.picture import Json, number
 
 SCHEMA = 2
@@ -45,32 +46,32 @@ MEANINGS = {
     "or within the margins of a claimed value",
     "contradicted": "the whole interval lies beyond the margin on the other side",
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
-    "inconclusive": "none of these; where it says how many seeds would tell, gammabeta study CLAIM --seeds N runs as "
-    "many and keeps those that are there",
-    "reported": "measured; no verdict, since it would rest on what is assumed",
+    "inconclusive": "none of these; where a number of seeds is given that would settle it, gammabeta study CLAIM "
+    "--seeds N runs that many and keeps the finished ones",
+    "reported": "measured, without a verdict, which would rest on assumptions",
     "failed": "a trial raised three times, and the claim could not be measured",
-    "does not apply": "it is about another kind of data",
+    "does not apply": "the claim is about another kind of data",
     "no room here": "a control named beforehand says that the claim cannot show on this model and data",
     "interrupted": "the study was stopped before this claim was decided",
 }
-# What a claim shows unfolded: more would make a page of twenty claims one that nobody reads to the end.
+# What a claim shows without unfolding: more would make the page too long to read.
 SHOWN = {"pictures": 2, "effects": 10}
-LONGEST_LIST = 8  # values of a trial's list that the page shows; results.json has them all
+LONGEST_LIST = 8  # longest list of a trial that the page shows in full; results.json has all values
 
 
 class ReportError(ValueError):
-    """Results that no report can be drawn from. The message is one sentence for the person who ran the command."""
+    """Results from which no report can be drawn. The message is one sentence for the person who ran the command."""
 
 
 def read_results(folder: Path | str) -> Json:
-    """The results that a study left in ``folder``.
+    """Read the results that a study left in ``folder``.
 
     Raises:
-        ReportError: the folder holds no ``results.json``, or it is not what a study writes.
+        ReportError: the folder holds no ``results.json``, or the file is not what a study writes.
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
-        raise ReportError(f"{path}: no such file; name the folder that `gammabeta study --out` wrote to.")
+        raise ReportError(f"{path}: no such file; name the folder to which `gammabeta study --out` wrote.")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -84,13 +85,13 @@ def write_report(results: Json, path: Path | str) -> Path:
 
     Args:
         results: what ``gammabeta.lab.study.study`` returns.
-        path: the file to write; what stands there is replaced in one step.
+        path: the file to write; an existing file is replaced in one step.
 
     Returns:
         The path.
 
     Raises:
-        ReportError: ``results`` lack what a report needs, or hold NaN or infinities.
+        ReportError: ``results`` lack something that a report needs, or hold NaN or infinities.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -98,13 +99,13 @@ def write_report(results: Json, path: Path | str) -> Path:
     check(results)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": number, "prose": prose, "embed": embed, "duration": duration}
-    # A column whose cells are all numbers is set to the right, its heading too.
+    # A column of numbers is right-aligned, and so is its heading.
     environment.tests["worded"] = lambda cell: isinstance(cell, str | bool)
     template = environment.from_string(_resource("report.html.jinja"))
     page = template.render(
         results=results,
         task=results.get("task") or {},
-        recommendations=[_recommendation(said) for said in results.get("recommendations") or []],
+        recommendations=[_recommendation(one) for one in results.get("recommendations") or []],
         claims=[_claim(claim, results.get("trials") or {}) for claim in results["claims"]],
         titles={claim["name"]: claim.get("title") or claim["name"] for claim in results["claims"]},
         signs=SIGNS,
@@ -116,16 +117,11 @@ def write_report(results: Json, path: Path | str) -> Path:
         script=_resource("report.js"),
         plotly=packed(get_plotlyjs()),
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write_atomically(path, page)
 
 
 def check(results: Any) -> None:
-    """Raise a ReportError that says where ``results`` are not what a report needs."""
+    """Raise a `ReportError` that names the place where ``results`` are not what a report needs."""
     if not isinstance(results, dict):
         raise ReportError(f"results: expected an object, got {type(results).__name__}.")
     if results.get("schema") != SCHEMA:
@@ -137,11 +133,11 @@ def check(results: Any) -> None:
         raise ReportError("results: expected a list under 'claims', got " + type(results.get("claims")).__name__ + ".")
     for where in _not_finite(results, "results"):
         raise ReportError(f"{where}: expected a finite number or null, got NaN or an infinity.")
-    for said in results.get("recommendations") or []:
-        _require(said, ("headline",), "a recommendation")
-        if said.get("picture"):
-            _require(said.get("table"), ("columns", "rows"), "a recommendation, its table")
-            _check_picture(said["picture"], "a recommendation")
+    for one in results.get("recommendations") or []:
+        _require(one, ("headline",), "a recommendation")
+        if one.get("picture"):
+            _require(one.get("table"), ("columns", "rows"), "a recommendation, its table")
+            _check_picture(one["picture"], "a recommendation")
     for i, claim in enumerate(results["claims"]):
         if not isinstance(claim, dict) or not isinstance(claim.get("name"), str):
             raise ReportError(f"results.claims[{i}]: expected an object with a name.")
@@ -174,7 +170,8 @@ def _check_picture(picture: Any, where: str) -> None:
             rows = heat.get(name)
             if rows and (len(rows) != len(heat["y"]) or any(len(row) != len(heat["x"]) for row in rows)):
                 raise ReportError(
-                    f"{where}: expected {name} of {len(heat['y'])} rows of {len(heat['x'])}, as y and x have labels."
+                    f"{where}: expected {name} of {len(heat['y'])} rows of {len(heat['x'])}, "
+                    "as many as y and x have labels."
                 )
     elif picture["kind"] in ("line", "bar"):
         _require(picture, ("series",), where)
@@ -191,6 +188,7 @@ def _check_picture(picture: Any, where: str) -> None:
 
 
 def _not_finite(value: Any, where: str) -> Iterator[str]:
+    """Yield the places of NaN and infinities."""
     if isinstance(value, float) and not math.isfinite(value):
         yield where
     elif isinstance(value, dict):
@@ -202,7 +200,7 @@ def _not_finite(value: Any, where: str) -> Iterator[str]:
 
 
 def embed(value: Any) -> Any:
-    """``value`` as JSON that may stand inside a script element: nothing in it can end the element."""
+    """Return ``value`` as JSON for a script element: nothing in it can end the element."""
     from markupsafe import Markup
 
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -212,7 +210,10 @@ def embed(value: Any) -> Any:
 
 
 def prose(text: Any) -> Any:
-    """Plain text as HTML: blank lines part paragraphs, ``- `` begins an item, backticks mark code, arXiv ids link."""
+    """Return plain text as HTML.
+
+    Blank lines separate paragraphs, ``- `` begins an item, backticks mark code, and arXiv ids become links.
+    """
     from markupsafe import Markup
 
     blocks = []
@@ -229,7 +230,7 @@ def prose(text: Any) -> Any:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for people: ``0.42 s``, ``12 s``, ``3 min 4 s``, ``1 h 12 min``."""
+    """Format seconds for people: ``0.42 s``, ``12 s``, ``3 min 4 s``, ``1 h 12 min``."""
     if seconds is None:
         return "–"
     if seconds < 10:
@@ -255,7 +256,7 @@ def _date(text: Any) -> str:
 
 
 def _claim(claim: Json, trials: Json) -> Json:
-    """The claim as the template wants it: every optional part there, figures and intervals drawn up."""
+    """Return a claim as the template needs it: with every optional part, and with figures and intervals drawn."""
     effects = [
         effect | {"svg": interval_svg(effect), "text": _effect_text(effect)} for effect in claim.get("effects") or []
     ]
@@ -286,17 +287,17 @@ def _drawn(picture: Json) -> Json:
         "figure": pictures.figure(picture),
         "missing": pictures.missing(picture),
         "numbers": pictures.numbers(picture),
-        "spoken": _spoken(picture),
+        "spoken": _description(picture),
     }
 
 
-def _recommendation(said: Json) -> Json:
-    """A recommendation as the template wants it."""
-    return {**said, "pictures": [_drawn(said["picture"])] if said.get("picture") else []}
+def _recommendation(one: Json) -> Json:
+    """Return a recommendation as the template needs it."""
+    return {**one, "pictures": [_drawn(one["picture"])] if one.get("picture") else []}
 
 
 def packed(script: str) -> str:
-    """A script as base64 of gzip, a third of its size; the page unpacks it."""
+    """Return a script as base64 of gzip, a third of its size; the page unpacks it."""
     return base64.b64encode(gzip.compress(script.encode(), 9, mtime=0)).decode()
 
 
@@ -308,8 +309,8 @@ def _effect_text(effect: Json) -> str:
     return text
 
 
-def _spoken(picture: Json) -> str:
-    """What a screen reader says of a picture."""
+def _description(picture: Json) -> str:
+    """Return what a screen reader says about a picture."""
     axes = [pictures.axis_title(picture.get(which) or {}) for which in ("y", "x")]
     what = " against ".join(axis for axis in axes if axis)
     names = ", ".join(str(series["name"]) for series in picture.get("series") or [])
@@ -318,7 +319,7 @@ def _spoken(picture: Json) -> str:
 
 
 def interval_svg(effect: Json) -> Any:
-    """An effect as a small picture: the margin as a zone, null as a line, the 95 % interval as a bar with its value."""
+    """Draw an effect: the margin as a zone, null as a line, the 95 % interval as a bar, the value as a dot."""
     from markupsafe import Markup
 
     value, low, high = effect["value"], effect.get("low"), effect.get("high")
@@ -326,7 +327,7 @@ def interval_svg(effect: Json) -> Any:
     if value is None:
         return ""
     marks = [v for v in (value, low, high, null, *margin) if v is not None]
-    # Ratios are drawn so that twice and half are equally far from 1.
+    # Ratios are drawn on a logarithmic axis: twice and half are equally far from 1.
     logarithmic = null == 1 and min(marks) > 0
     place = math.log if logarithmic else float
     first, last = min(map(place, marks)), max(map(place, marks))
@@ -343,7 +344,7 @@ def interval_svg(effect: Json) -> Any:
         parts.append(f'<rect class="zone" x="{left:.1f}" y="3" width="{right - left:.1f}" height="18" rx="2"/>')
     if null is not None:
         parts.append(f'<line class="null" x1="{x(null, 0):.1f}" x2="{x(null, 0):.1f}" y1="1" y2="23"/>')
-    # One seed alone bounds nothing: its interval runs off both edges.
+    # A single seed gives no bounds: its interval runs off both edges.
     left, right = x(low, 0), x(high, width)
     parts.append(f'<line class="interval" x1="{left:.1f}" x2="{right:.1f}" y1="12" y2="12"/>')
     parts.append(f'<circle class="value" cx="{x(value, 0):.1f}" cy="12" r="4.5"/>')
@@ -363,7 +364,10 @@ def interval_svg(effect: Json) -> Any:
 
 
 def _trial_tables(keys: list[str], trials: Json) -> list[Json]:
-    """A claim's trials, one table for each function that was run: what they share above it, what differs as columns."""
+    """Return a claim's trials, one table per function that was run.
+
+    Settings that all trials share stand above the table, and those that differ are columns.
+    """
     runs: dict[str, list[tuple[str, Json]]] = {}
     for key in keys:
         if key in trials:
@@ -398,7 +402,7 @@ def _trial_tables(keys: list[str], trials: Json) -> list[Json]:
 
 
 def _flat(objects: list[Any]) -> list[dict[str, str]]:
-    """Each object as name to text, nested names joined by a dot."""
+    """Flatten each object to texts by name, nested names joined by a dot."""
 
     def walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict) and value:

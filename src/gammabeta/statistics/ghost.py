@@ -9,9 +9,8 @@ from torch import Tensor
 
 from gammabeta import arguments
 from gammabeta.autograd import channel_norm
-from gammabeta.functional import Finish, normalize_by_batch
+from gammabeta.functional import NormCall, normalize_by_batch
 from gammabeta.moments import Moments
-from gammabeta.running_statistics import RunningStatistics
 
 
 @dataclass(frozen=True)
@@ -36,33 +35,21 @@ class Ghost:
         if self.size < 1:
             raise ValueError(f"Ghost: expected size of at least 1 sample, got {self.size}.")
 
-    def normalize(
-        self,
-        x: Tensor,
-        running: RunningStatistics,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        finish: Finish,
-    ) -> Tensor:
+    def normalize(self, call: NormCall) -> Tensor:
+        x, running = call.x, call.running
         if self.size >= x.shape[0]:
-            return normalize_by_batch(x, running, weight, bias, eps, finish)
-        arguments.check_eps("batch_norm", eps, positive=True)
-        residual, mask, _, activation, slope = finish.of_channels(x, eps)
+            return normalize_by_batch(call)
+        arguments.check_eps("batch_norm", call.eps, positive=True)
+        finish = call.finish.of_channels(x, call.eps)
         outputs, moments = [], []
         for start in range(0, x.shape[0], self.size):
             part = slice(start, start + self.size)
             arguments.check_values_per_channel(x[part])
-            y, mean, var, count = channel_norm(
-                x[part],
-                weight,
-                bias,
-                None if residual is None else residual[part],
-                None if mask is None else mask[part],
-                eps,
-                activation,
-                slope,
+            of_part = finish._replace(
+                residual=None if finish.residual is None else finish.residual[part],
+                mask=None if finish.mask is None else finish.mask[part],
             )
+            y, mean, var, count = channel_norm(x[part], call.affine, of_part)
             outputs.append(y)
             moments.append(Moments(count, mean, var * count.to(var.dtype)))
         if running.tracked:

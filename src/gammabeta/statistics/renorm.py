@@ -9,8 +9,7 @@ from torch import Tensor
 
 from gammabeta import arguments
 from gammabeta.autograd import channel_moments, channel_norm_given
-from gammabeta.functional import Finish
-from gammabeta.running_statistics import RunningStatistics
+from gammabeta.functional import NormCall
 from gammabeta.statistics.batch import Batch
 from gammabeta.statistics.synced import Synced, moments_of_all
 
@@ -58,18 +57,11 @@ class Renorm:
         if not isinstance(self.over, (Batch, Synced)):
             raise TypeError(f"Renorm: expected over as Batch() or Synced(), got {self.over!r}.")
 
-    def normalize(
-        self,
-        x: Tensor,
-        running: RunningStatistics,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        finish: Finish,
-    ) -> Tensor:
+    def normalize(self, call: NormCall) -> Tensor:
+        x, running, eps = call.x, call.running, call.eps
         if running.mean is None or running.var is None:
             if self.r_max == 1 and self.d_max == 0:
-                return self.over.normalize(x, running, weight, bias, eps, finish)
+                return self.over.normalize(call)
             raise ValueError(
                 "Renorm: expected a layer with running statistics, which the batch's are corrected towards, got "
                 "track_running_stats=False: build the layer with them, or use gammabeta.statistics.Batch()."
@@ -78,9 +70,9 @@ class Renorm:
         if peers is None:
             arguments.check_values_per_channel(x)
         arguments.check_eps("batch_norm", eps, positive=True)
-        residual, mask, _, activation, slope = finish.of_channels(x, eps)
+        finish = call.finish.of_channels(x, eps)
         with torch.no_grad():
-            moments = channel_moments(x, mask) if peers is None else moments_of_all(x, mask, peers)
+            moments = channel_moments(x, finish.mask) if peers is None else moments_of_all(x, finish.mask, peers)
             var = moments.var()
             batch_std = torch.sqrt(var + eps)
             running_mean, running_var, forwards = _before(running.mean, running.var, running.num_batches_tracked)
@@ -89,10 +81,11 @@ class Renorm:
             r = (batch_std / std).clamp(1 / r_max, r_max)
             d = ((moments.mean - running_mean.to(var.dtype)) / std).clamp(-d_max, d_max)
         # (x̂·r + d)·γ + β is a scale and shift of x̂ again, so the same op serves.
+        weight, bias = call.affine
         gamma = r if weight is None else r * weight
         beta = d if weight is None else d * weight
         beta = beta if bias is None else beta + bias
-        y = channel_norm_given(x, moments, gamma, beta, residual, mask, eps, activation, slope, peers)
+        y = channel_norm_given(x, moments, (gamma, beta), finish, peers)
         running.update(moments.mean, var, moments.count)
         return y
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gammabeta.functional import Finish, normalize_by_running
-from gammabeta.running_statistics import RunningStatistics
+from gammabeta.functional import NormCall, normalize_by_running
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,11 @@ class Running:
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
     """
 
-    def normalize(
-        self,
-        x: Tensor,
-        running: RunningStatistics,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        finish: Finish,
-    ) -> Tensor:
+    def normalize(self, call: NormCall) -> Tensor:
+        running = call.running
         if running.mean is None or running.var is None:
             raise ValueError(
                 "Running: expected a layer with running statistics, got one without: "
                 "build it with track_running_stats=True, or give it another source, gammabeta.statistics.Batch()."
             )
-        return normalize_by_running(x, running.mean, running.var, weight, bias, eps, finish)
+        return normalize_by_running(call.x, (running.mean, running.var), call.affine, call.eps, call.finish)

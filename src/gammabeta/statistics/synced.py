@@ -12,9 +12,8 @@ from gammabeta import arguments
 from gammabeta.autograd import channel_moments, channel_norm_given
 from gammabeta.distributed import agreement
 from gammabeta.distributed.process_groups import Group, GroupSetting, Peers, group_setting, peers_of
-from gammabeta.functional import Finish, normalize_by_batch
+from gammabeta.functional import NormCall, normalize_by_batch
 from gammabeta.moments import Moments
-from gammabeta.running_statistics import RunningStatistics
 
 
 @dataclass(frozen=True)
@@ -67,22 +66,15 @@ class Synced:
         """The processes that take part, found now; None where this one is alone."""
         return peers_of("Synced", GroupSetting(self.group, self._name))
 
-    def normalize(
-        self,
-        x: Tensor,
-        running: RunningStatistics,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        finish: Finish,
-    ) -> Tensor:
+    def normalize(self, call: NormCall) -> Tensor:
+        x, running = call.x, call.running
         peers = self.peers()
         if peers is None or x.shape[1] == 0:
-            return normalize_by_batch(x, running, weight, bias, eps, finish)
-        arguments.check_eps("batch_norm", eps, positive=True)
-        residual, mask, _, activation, slope = finish.of_channels(x, eps)
-        moments = moments_of_all(x, mask, peers)
-        y = channel_norm_given(x, moments, weight, bias, residual, mask, eps, activation, slope, peers)
+            return normalize_by_batch(call)
+        arguments.check_eps("batch_norm", call.eps, positive=True)
+        finish = call.finish.of_channels(x, call.eps)
+        moments = moments_of_all(x, finish.mask, peers)
+        y = channel_norm_given(x, moments, call.affine, finish, peers)
         # NaN where all processes have one value or none, and so not counted.
         running.update(moments.mean, moments.var(), moments.count)
         return y

@@ -17,22 +17,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gammabeta import arguments
+from gammabeta.masks import expand_mask
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
+from gammabeta.subclasses.operands import Operands
 
 Placements = tuple[Placement, ...]
 
 
-def by_samples(
-    norm: str,
-    compute: Callable[..., Tensor],
-    axes: int | None,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def by_samples(norm: str, compute: Callable[..., Tensor], axes: int | None, x: Tensor, operands: Operands) -> Tensor:
     """See `subclasses.by_parts`; `compute(x, weight, bias, residual, mask)` of plain tensors."""
+    weight, bias, residual, mask = operands
     mesh = _mesh(x, weight)
     x = _distributed(norm, "input", x, mesh)
     samples = 1 if axes is None else x.ndim - axes
@@ -52,16 +46,10 @@ def by_samples(
 
 
 def by_channels(
-    norm: str,
-    compute: Callable[..., Tensor],
-    x: Tensor,
-    running: RunningStatistics,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
+    norm: str, compute: Callable[..., Tensor], x: Tensor, running: RunningStatistics, operands: Operands
 ) -> Tensor:
     """See `subclasses.by_channels`; `compute(x, running, weight, bias, residual, mask)`."""
+    weight, bias, residual, mask = operands
     mesh = _mesh(x, weight)
     x = _distributed(norm, "input", x, mesh)
     # An instance norm's running statistics move by the averages over all samples.
@@ -168,9 +156,9 @@ def _part_of_mask(
     first, last = without
     if not isinstance(mask, DTensor):
         everywhere = (Replicate(),) * x.device_mesh.ndim
-        mask = DTensor.from_local(arguments.expand_mask(norm, mask, x, first, last), x.device_mesh, everywhere)
+        mask = DTensor.from_local(expand_mask(norm, mask, x, first, last), x.device_mesh, everywhere)
     elif mask.shape != (*x.shape[:first], *x.shape[last:]):
-        mask = arguments.expand_mask(norm, mask, x, first, last)
+        mask = expand_mask(norm, mask, x, first, last)
     return _part(
         norm, "mask", mask, x.device_mesh,
         tuple(p if isinstance(p, Shard) and p.dim < first else Replicate() for p in placements),

@@ -10,20 +10,12 @@ import torch
 from torch import Tensor
 
 from gammabeta.arguments import nested_refusal
+from gammabeta.subclasses.operands import Operands
 
 Compute = Callable[..., Tensor]
 
 
-def by_rows(
-    norm: str,
-    compute: Compute,
-    axes: int | None,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: Operands) -> Tensor:
     """See `subclasses.by_parts`.
 
     Raises:
@@ -31,27 +23,19 @@ def by_rows(
     """
     if axes is None:
         raise nested_refusal(norm)
-    for name, tensor in (("residual", residual), ("mask", mask)):
+    for name, tensor in (("residual", operands.residual), ("mask", operands.mask)):
         if tensor is not None and not (tensor.is_nested and tensor.layout == x.layout):
             raise ValueError(
                 f"{norm}: expected {name} nested as input is, of layout {x.layout}, got "
                 f"{f'layout {tensor.layout}' if tensor.is_nested else 'a tensor that is not nested'}: the samples "
                 "have lengths of their own."
             )
-    return (_jagged if x.layout == torch.jagged else _strided)(norm, compute, axes, x, weight, bias, residual, mask)
+    return (_jagged if x.layout == torch.jagged else _strided)(norm, compute, axes, x, operands)
 
 
-def _jagged(
-    norm: str,
-    compute: Compute,
-    axes: int,
-    x: Any,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Any,
-    mask: Any,
-) -> Tensor:
+def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) -> Tensor:
     """Of x's values: a plain tensor in which the samples lie one after the other."""
+    weight, bias, residual, mask = operands
     ragged = x._ragged_idx
     if x.ndim - axes <= ragged:
         raise ValueError(
@@ -84,17 +68,9 @@ def _inside(offsets: Tensor, lengths: Tensor, rows: int) -> Tensor:
     return row < (offsets[:-1] + lengths)[sample]
 
 
-def _strided(
-    norm: str,
-    compute: Compute,
-    axes: int,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
+def _strided(norm: str, compute: Compute, axes: int, x: Tensor, operands: Operands) -> Tensor:
     """Of the samples' rows in one copy: torch's layer norm wants x contiguous, with weight and bias; no other does."""
+    weight, bias, residual, mask = operands
     samples = x.unbind()
     if len(samples) == 0:
         return x.clone()

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
+from gammabeta.reference import Affine
 from gammabeta.subclasses import nested
+from gammabeta.subclasses.operands import Operands
 
 
 def in_parts(x: Tensor, weight: Tensor | None = None) -> bool:
@@ -77,10 +79,8 @@ def by_parts(
     norm: Callable[..., Tensor],
     axes: int | None,
     x: Tensor,
-    settings: tuple[Any, ...],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float | None,
+    settings: dict[str, Any],
+    affine: Affine,
     finish: Any,
 ) -> Tensor:
     """A norm whose statistics are each sample's own, of a tensor that is `in_parts`.
@@ -88,35 +88,40 @@ def by_parts(
     Args:
         norm: the norm of plain tensors: `functional`'s.
         axes: how many of x's last axes it normalizes; None: axis 0 are the samples, axis 1 the channels.
-        settings: what norm takes after x: normalized_shape, num_groups.
+        settings: what norm takes by name: normalized_shape, num_groups, eps.
+        affine: γ and β.
         finish: `functional.Finish`.
     """
 
     def compute(x: Tensor, weight: Any, bias: Any, residual: Any, mask: Any) -> Tensor:
         vectors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         return norm(
-            x, *settings, **vectors, eps=eps, residual=residual, activation=finish.activation,
+            x, **settings, **vectors, residual=residual, activation=finish.activation,
             activation_slope=finish.slope, mask=mask,
         )  # fmt: skip
 
+    operands = Operands(*affine, finish.residual, finish.mask)
     if x.is_nested:
-        return nested.by_rows(finish.norm, compute, axes, x, weight, bias, finish.residual, finish.mask)
+        return nested.by_rows(finish.norm, compute, axes, x, operands)
     from gammabeta.subclasses import dtensor
 
-    return dtensor.by_samples(finish.norm, compute, axes, x, weight, bias, finish.residual, finish.mask)
+    return dtensor.by_samples(finish.norm, compute, axes, x, operands)
 
 
-def by_channels(normalize: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A norm of channels, `normalize(x, running, weight, bias, eps, finish)`, for tensors that are `in_parts`."""
+def by_channels(normalize: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """Make of a channel norm, which takes a `functional.NormCall`, one for tensors that are `in_parts`."""
 
-    def of_parts(x: Tensor, running: Any, weight: Any, bias: Any, eps: float, finish: Any) -> Tensor:
+    def of_parts(call: Any) -> Tensor:
+        finish = call.finish
+
         def compute(x: Tensor, running: Any, weight: Any, bias: Any, residual: Any, mask: Any) -> Tensor:
             of_part = type(finish)(finish.norm, residual, finish.activation, finish.slope, mask)
-            return normalize(x, running, weight, bias, eps, of_part)
+            return normalize(type(call)(x, running, (weight, bias), call.eps, of_part))
 
         from gammabeta.subclasses import dtensor
 
-        return dtensor.by_channels(finish.norm, compute, x, running, weight, bias, finish.residual, finish.mask)
+        operands = Operands(*call.affine, finish.residual, finish.mask)
+        return dtensor.by_channels(finish.norm, compute, call.x, call.running, operands)
 
     return of_parts
 

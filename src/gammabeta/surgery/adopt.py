@@ -11,34 +11,25 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from gammabeta.activations import activate
+from gammabeta.introspection.norms import (
+    OURS,
+    TORCHS,
+    TORCHS_MODULES,
+    is_frozen_batch_norm,
+    is_norm,
+    is_norm_act,
+    is_ours,
+)
 from gammabeta.introspection.where import Where, select
-from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
-from gammabeta.layers.group_norm import GroupNorm
-from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from gammabeta.layers.layer_norm import LayerNorm, computes_itself
-from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.layers.batch_norm import BatchNorm, BatchNorm2d, _BatchNorm
+from gammabeta.layers.layer_norm import computes_itself
 from gammabeta.running_statistics import skipped_counts
 from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.norm_act import activation_of, is_norm_act, why_not_act, why_not_norm_act
+from gammabeta.surgery.norm_act import activation_of, why_not_act, why_not_norm_act
 
-_OURS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-    nn.InstanceNorm1d: InstanceNorm1d,
-    nn.InstanceNorm2d: InstanceNorm2d,
-    nn.InstanceNorm3d: InstanceNorm3d,
-    nn.GroupNorm: GroupNorm,
-    nn.LayerNorm: LayerNorm,
-    nn.RMSNorm: RMSNorm,
-}
-_TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
-_MODULES = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "torch.nn.modules.normalization")
-_NAMES = {cls.__name__ for cls in _OURS} | {"SyncBatchNorm"}
 
 
 @dataclass(frozen=True)
@@ -128,23 +119,6 @@ def release(model: nn.Module, *, where: Where = None) -> Change:
     return change
 
 
-def is_ours(module: nn.Module) -> bool:
-    return isinstance(module, (_BatchNorm, *_TORCHS))
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return getattr(module, "original_name", None) in _NAMES
-    return isinstance(module, _NORMS) or is_frozen_batch_norm(module)
-
-
-def is_frozen_batch_norm(module: nn.Module) -> bool:
-    """Whether it is a frozen BatchNorm of another library, by its name and its four buffers."""
-    name = type(module).__name__.lower()
-    return "frozen" in name and "batchnorm" in name and not isinstance(module, _NORMS)
-
-
 def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: bool = True) -> bool:
     """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
     reason = why_not(module)
@@ -160,7 +134,7 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     elif is_norm_act(module):
         _adopt_norm_act(change, name, module)
     else:
-        _become(change, name, module, _OURS[before])
+        _become(change, name, module, OURS[before])
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
     change.note(name, f"{before.__name__} is {our_class(module).__name__}{_with(module)}")
@@ -211,13 +185,13 @@ def why_not(module: nn.Module) -> str | None:
         return "its forward is set on the instance, by a wrapper of another library, and would still run"
     if is_frozen_batch_norm(module):
         return _why_not_frozen(module)
-    if cls in _OURS or cls in _TORCHS or cls in (nn.SyncBatchNorm, BatchNorm):
+    if cls in OURS or cls in TORCHS or cls in (nn.SyncBatchNorm, BatchNorm):
         return None
     if is_norm_act(module):
         return why_not_norm_act(module)  # type: ignore[arg-type]
     if cls.__name__.startswith("FSDP") and len(cls.__bases__) > 1:
         return "FSDP manages it: adopt before fully_shard"
-    bases = (base for base in cls.__mro__ if base in _OURS or base in _TORCHS or base.__module__ in _MODULES)
+    bases = (base for base in cls.__mro__ if base in OURS or base in TORCHS or base.__module__ in TORCHS_MODULES)
     torchs: Any = next(bases)
     if cls.forward is not torchs.forward:
         return f"{cls.__name__} has a forward of its own, which would be lost"
@@ -332,7 +306,7 @@ def _release_module(change: Change, name: str, module: Any) -> None:
         reason = "it is parametrized: remove the parametrizations first"
     elif "forward" in module.__dict__:
         reason = "its forward is set on the instance, by a wrapper of another library"
-    elif cls not in _TORCHS and cls is not BatchNorm:
+    elif cls not in TORCHS and cls is not BatchNorm:
         reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
     elif module.activation is not None and not old_activates:
         reason = f"torch's layer has no activation, and {module.activation} would be lost"
@@ -349,7 +323,7 @@ def _release_module(change: Change, name: str, module: Any) -> None:
     elif cls is BatchNorm:
         reason = "torch has no BatchNorm for any number of positions but SyncBatchNorm"
     else:
-        _leave_ours(change, name, module, _TORCHS[cls])
+        _leave_ours(change, name, module, TORCHS[cls])
     if reason is None:
         change.note(name, f"{described} is {type(module).__name__}")
     else:

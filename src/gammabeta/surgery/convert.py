@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
+from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
-from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, is_norm, is_ours, why_not
+from gammabeta.surgery.adopt import adopt_module, forget_source, why_not
 from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls

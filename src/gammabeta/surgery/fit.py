@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from gammabeta.functional import batch_norm, group_norm
 from gammabeta.introspection.forward import Forward
-from gammabeta.surgery.adopt import is_ours
+from gammabeta.introspection.norms import is_norm_act, is_ours
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.surgery.change import transaction
-from gammabeta.surgery.norm_act import activation_of, is_norm_act
+from gammabeta.surgery.norm_act import activation_of
 
 
 @dataclass
@@ -220,9 +221,9 @@ def _evaluating(
     model: nn.Module, sites: Sequence[Site], look: Callable[[Site, Tensor, Tensor | None], None]
 ) -> Iterator[Any]:
     """The model in evaluation mode, `look` shown every input of the sites; everything as before on leaving."""
-    with transaction("convert") as temporary:
+    with modes_kept(model), transaction("convert") as temporary:
         for module in model.modules():
-            temporary.set_attribute(module, "training", False, "")
+            module.training = False
         for site in sites:
 
             def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], site: Site = site) -> None:

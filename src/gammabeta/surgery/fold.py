@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import observe
 from gammabeta.introspection.unchanged import arguments_of, unchanged
 from gammabeta.introspection.where import Where, select
@@ -20,7 +21,6 @@ from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
 from gammabeta.surgery.folding.compare import Comparison
 from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
-from gammabeta.surgery.refusal import Refusal
 
 _ROUNDS = 5
 _LONGEST = 5.0  # seconds that timing may take, roughly

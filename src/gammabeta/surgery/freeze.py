@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
+from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm, is_norm, is_ours
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Batch, Running
-from gammabeta.surgery.adopt import Frozen, is_frozen_batch_norm, is_norm, is_ours, leave_old_class
+from gammabeta.surgery.adopt import Frozen, leave_old_class
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.set_statistics import is_batch_norm, own, why_not_source
+from gammabeta.surgery.set_statistics import own, why_not_source
 
 _AFFINE = ("weight", "bias")
 

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gammabeta.activations import MODULES
+from gammabeta.introspection.neighbours import Neighbours, Refusal
+from gammabeta.introspection.norms import is_norm, is_ours
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.introspection.where import Where, select
-from gammabeta.layers.batch_norm import _BatchNorm
-from gammabeta.layers.group_norm import GroupNorm
-from gammabeta.layers.instance_norm import _InstanceNorm
-from gammabeta.layers.layer_norm import LayerNorm
-from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.refusal import Refusal
 
-_OURS = (_BatchNorm, _InstanceNorm, GroupNorm, LayerNorm, RMSNorm)
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # Exact classes: a subclass may do more.
-_NAMES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-    nn.GELU: "gelu",
-}
+_NAMES = {module: name for module, name in MODULES.items() if name != "none"}
 
 
 def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Change:
@@ -51,13 +41,13 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
         ValueError: `where` chooses no norm, or the model has uninitialized parameters.
         Exception: whatever the model's forward raises in the mode in which it is.
     """
-    chosen = select(model, where, lambda module: isinstance(module, _NORMS), operation="fuse", kind="norms")
+    chosen = select(model, where, is_norm, operation="fuse", kind="norms")
     observations = _in_both_modes(model, example_inputs)
     modules = dict(model.named_modules())
     with transaction("fuse") as change:
         for name, norm in chosen:
             try:
-                found = {_reader(norm, name, modules, observation) for observation in observations}
+                found = {_reader(norm, name, Neighbours(modules, observation)) for observation in observations}
                 if len(found) != 1:
                     raise Refusal("training and evaluation mode lead from it to different activations")
                 act_name = found.pop()
@@ -80,37 +70,33 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
 def _in_both_modes(model: nn.Module, example_inputs: Any) -> list[Observation]:
     """As the model is; and all in training, and all in evaluation, where it runs so."""
     found = [observe(model, example_inputs)]
-    modes = [(module, module.training) for module in model.modules()]
+    modes = {module.training for module in model.modules()}
     for mode in (True, False):
-        if any(was is not mode for _, was in modes):
-            try:
+        if modes != {mode}:
+            # These inputs may be none for training: one sample, no targets.
+            with suppress(Exception), modes_kept(model):
                 model.train(mode)
                 found.append(observe(model, example_inputs))
-            except Exception:  # these inputs may be none for training: one sample, no targets
-                continue
-            finally:
-                for module, was in modes:
-                    module.training = was
     return found
 
 
-def _reader(norm: nn.Module, name: str, modules: dict[str, nn.Module], observation: Observation) -> str:
+def _reader(norm: Any, name: str, neighbours: Neighbours) -> str:
     """The name of the activation module that alone reads what the norm gives."""
-    if not isinstance(norm, _OURS):
+    observation, modules = neighbours.observation, neighbours.modules
+    if not is_ours(norm):
         raise Refusal(f"it is {type(norm).__module__}.{type(norm).__qualname__}, not ours: gammabeta.adopt first")
     if norm.activation is not None:
         raise Refusal(f"it has an activation already ({norm.activation})")
     if hooks_of(norm):
         raise Refusal("it has hooks, which would see what the activation gives")
-    call = _only_call(observation, name, "it")
+    call = neighbours.only_call(name, "it")
     if len(call.outputs) != 1:
         raise Refusal(f"it gives {len(call.outputs)} tensors, where one was expected")
     data = call.outputs[0].data
-    readers = [op for op in observation.readers(data) if not observation.is_within(op, call)]
-    if any(seen.data == data for seen in observation.outputs):
-        raise Refusal("what it gives is also an output of the model")
-    if data in observation.kept:
-        raise Refusal("what it gives is still held after the forward")
+    escape = neighbours.escape(data)
+    if escape is not None:
+        raise Refusal(f"what it gives is {escape}")
+    readers = neighbours.readers(data, call)
     if not readers:
         raise Refusal("nothing reads what it gives")
     by = sorted({observation.stack(op.call)[0].module if op.call is not None else "" for op in readers})
@@ -124,28 +110,19 @@ def _reader(norm: nn.Module, name: str, modules: dict[str, nn.Module], observati
         raise Refusal(f"{by[0]} is a gelu by approximation ({act.approximate}); a norm's is the exact one")
     if hooks_of(act) or parametrize.is_parametrized(act):
         raise Refusal(f"{by[0]} has hooks")
-    reader = _only_call(observation, by[0], by[0])
-    _check_nothing_between(observation, modules, call, reader)
+    reader = neighbours.only_call(by[0], by[0])
+    _check_nothing_between(neighbours, call, reader)
     return by[0]
 
 
-def _check_nothing_between(observation: Observation, modules: dict[str, nn.Module], call: Call, reader: Call) -> None:
+def _check_nothing_between(neighbours: Neighbours, call: Call, reader: Call) -> None:
     """That no module sees, or hands on, what the norm gives: a dropout at rest does, and training wakes it."""
-    data = call.outputs[0].data
+    observation, data = neighbours.observation, call.outputs[0].data
     around = [*observation.stack(call.index), *observation.stack(reader.index)]
     for other in observation.calls:
         got, gave = (any(seen.data == data for seen in side) for side in (other.inputs, other.outputs))
-        module = modules[other.module]
+        module = neighbours.modules[other.module]
         if (got or gave) and hooks_of(module):
             raise Refusal(f"what it gives is seen by the hooks of {other.module or 'the model'}")
         if got and gave and other not in around and type(module) is not nn.Identity:
             raise Refusal(f"{other.module} ({type(module).__qualname__}) stands between it and {reader.module}")
-
-
-def _only_call(observation: Observation, name: str, what: str) -> Call:
-    calls = observation.calls_of(name)
-    if not calls:
-        raise Refusal(f"{what} was not called on the example inputs")
-    if len(calls) > 1:
-        raise Refusal(f"{what} is called {len(calls)} times in a forward")
-    return calls[0]

@@ -7,29 +7,16 @@ import torch.distributed as dist
 from torch import nn
 
 import gammabeta.layers.integrations.timm  # noqa: F401  (timm learns of our layers when it is imported, and before it builds)
+from gammabeta.activations import TABLE
 from gammabeta.layers.batch_norm import BatchNorm2d
 
 # The classes of `act`, by name: "Swish" is timm's SiLU. What they compute is compared.
 _ACTIVATIONS = {
-    "Identity": None,
-    "ReLU": "relu",
-    "ReLU6": "relu6",
-    "LeakyReLU": "leaky_relu",
-    "SiLU": "silu",
-    "Swish": "silu",
-    "Hardswish": "hardswish",
-    "GELU": "gelu",
+    class_name: None if row.name == "none" else row.name
+    for row in TABLE.values()
+    for class_name in (*(module.__name__ for module in row.modules), *row.other_modules)
 }
 _TOLERANCE = 1e-4  # relative, in float32: kernels differ by some units in the last place, activations by far more
-
-
-def is_norm_act(module: nn.Module) -> bool:
-    """Whether it is such a subclass of torch's BatchNorm2d or SyncBatchNorm."""
-    return (
-        isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
-        and type(module) not in (nn.BatchNorm2d, nn.SyncBatchNorm)
-        and {*module._modules} == {"drop", "act"}
-    )
 
 
 def activation_of(module: nn.Module) -> tuple[str | None, float]:

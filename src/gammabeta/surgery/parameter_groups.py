@@ -7,16 +7,19 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from gammabeta.surgery.adopt import is_norm
+from gammabeta.introspection.norms import STATISTICS, norm_of
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimizer: weight decay on the weights, none on norms and biases.
 
-    A norm is told by its class: torch's and gammabeta's norms with their subclasses, and any other whose class name
-    ends in "Norm", as LlamaRMSNorm, or has it before digits, as LayerNorm2d. A bias is a Parameter called "bias", or
-    "…_bias". A Parameter that is shared stands once, and does not decay where one of its owners is a norm. Parameters
-    that require no gradient are included: optimizers leave them alone, and may be handed them before they are unfrozen.
+    Norms are torch's and gammabeta's, with their subclasses, and those of other libraries: a module with a class, or
+    base class, whose name ends in "Norm", as LlamaRMSNorm, or has it before digits, as LayerNorm2d; and what `check`
+    takes for a norm by its name. Of a module that holds a running mean and variance the vectors are spared.
+
+    A bias is a Parameter called "bias", or "…_bias". A Parameter that is shared stands once, and does not decay where
+    one of its owners is a norm. Parameters that require no gradient are included: optimizers leave them alone, and may
+    be handed them before they are unfrozen.
 
     Args:
         model: any module.
@@ -33,13 +36,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         raise ValueError(f"parameter_groups: expected weight_decay of at least 0, got {weight_decay}.")
     spared: set[nn.Parameter] = set()
     for module in model.modules():
-        norm = _is_norm(module)
+        norm = norm_of(module)
+        # What merely holds running statistics may be a layer and its norm in one, with a weight that decays.
+        whole = norm is not None and norm.known_by != STATISTICS
         for name, parameter in module._parameters.items():
-            if parameter is not None and (norm or name == "bias" or name.endswith("_bias")):
+            vector = norm is not None and parameter is not None and parameter.ndim == 1
+            if parameter is not None and (whole or vector or _is_bias(name)):
                 spared.add(parameter)
         if isinstance(getattr(module, "parametrizations", None), nn.ModuleDict) and parametrize.is_parametrized(module):
             for name, behind in module.parametrizations.items():  # type: ignore[union-attr, operator]
-                if norm or name == "bias" or name.endswith("_bias"):
+                if whole or _is_bias(name):
                     spared |= set(behind.parameters())
     everyone = list(model.parameters())
     if not everyone:
@@ -51,5 +57,5 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return is_norm(module) or any(cls.__name__.rstrip("0123456789d").endswith("Norm") for cls in type(module).__mro__)
+def _is_bias(name: str) -> bool:
+    return name == "bias" or name.endswith("_bias")

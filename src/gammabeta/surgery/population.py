@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gammabeta.moments import Moments
+from gammabeta.moments import Moments, squared_distance
 from gammabeta.surgery.ranks import Ranks
 
 
@@ -41,8 +41,7 @@ class Estimate:
         # Layers of one model may lie on several devices; estimates lie on one.
         mean, var = mean.to(self.moments.mean), var.to(self.moments.mean)
         own, other = self.moments.var()[known] + self.eps, var[known] + self.eps
-        shift = (self.moments.mean[known] - mean[known]) / own.sqrt()
-        return _rms(torch.hypot(shift, 0.5 * torch.log(own / other)))
+        return float(squared_distance(self.moments.mean[known], own, mean[known], other).mean().sqrt())
 
 
 class Population:

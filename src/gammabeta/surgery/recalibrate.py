@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
+from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.running_statistics import forget_skipped
 from gammabeta.statistics import Batch, Running
-from gammabeta.surgery.adopt import adopt_module, is_frozen_batch_norm
+from gammabeta.surgery.adopt import adopt_module
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.population import Estimate, Population, estimates
 from gammabeta.surgery.ranks import Ranks
-from gammabeta.surgery.set_statistics import is_batch_norm
 
 # A loader of fewer batches shows no progress bar; and so many batches go by between two looks at the standard errors.
 _LONG, _BETWEEN_LOOKS = 20, 4
@@ -109,6 +110,8 @@ def recalibrate(
 def _why_not(module: nn.Module) -> str | None:
     if is_frozen_batch_norm(module):
         return f"{type(module).__name__} is frozen by itself"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted: recalibrate before torch.jit.script"
     if isinstance(module, LazyModuleMixin):
         return "it has not been initialized: run a batch through the model first"
     if module._buffers.get("running_mean") is None or module._buffers.get("running_var") is None:
@@ -234,9 +237,9 @@ def _measuring(
     With `by_batch` the layers normalize by the batch, and move copies of their running statistics. Everything is as
     before on leaving.
     """
-    with transaction("recalibrate") as temporary:
+    with modes_kept(model), transaction("recalibrate") as temporary:
         for module in model.modules():
-            temporary.set_attribute(module, "training", False, "")
+            module.training = False
         for name, layer in layers.items():
             if by_batch:
                 if type(layer) is nn.SyncBatchNorm:
@@ -244,7 +247,7 @@ def _measuring(
                 if isinstance(layer, _BatchNorm):
                     temporary.set_attribute(layer, "statistics", Batch(), name)
                     temporary.set_attribute(layer, "gathered", None, name)  # of `accumulate_statistics`
-                temporary.set_attribute(layer, "training", True, name)
+                layer.training = True
                 for key in _BUFFERS:
                     buffer = layer._buffers.get(key)
                     if buffer is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.where import Where, select
+from gammabeta.moments import squared_distance
 from gammabeta.running_statistics import counted_batches
 from gammabeta.statistics import Running
 from gammabeta.surgery.change import Change, transaction
@@ -64,9 +65,8 @@ def reconcile(model: nn.Module, group: Any = None, *, where: Where = None) -> Ch
             merged_mean = (share * mean).sum(0)
             merged_var = (share * (var + (mean - merged_mean).square())).sum(0)
             known = total > 0
-            std = (merged_var + layer.eps).sqrt()
-            distance = torch.hypot((mean - merged_mean) / std, 0.5 * torch.log((var + layer.eps) / std.square()))
-            far = torch.where(finite, distance, 0.0).square().mean(1).sqrt()
+            squared = squared_distance(merged_mean, merged_var + layer.eps, mean, var + layer.eps)
+            far = torch.where(finite, squared, 0.0).mean(1).sqrt()
             for key, value in (("running_mean", merged_mean), ("running_var", merged_var)):
                 before = layer._buffers[key]
                 assert before is not None

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from gammabeta.introspection.norms import is_batch_norm
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Renorm, Running, Statistics
-from gammabeta.surgery.adopt import adopt_module, forget_source, is_frozen_batch_norm, leave_old_class
+from gammabeta.surgery.adopt import adopt_module, forget_source, leave_old_class
 from gammabeta.surgery.change import Change, transaction
 
 
@@ -49,10 +50,6 @@ def set_statistics(model: nn.Module, source: Statistics, *, where: Where = None)
             change_source(change, name, module, source)
             change.note(name, f"{source} in place of {before}")
     return change
-
-
-def is_batch_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen_batch_norm(module)
 
 
 def own(change: Change, name: str, module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""GB108: averaged weights under statistics of other weights."""
+"""GB108: averaged weights with statistics of other weights."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_the_average_is_worse_with_its_source_s_statistics_than_with_its_own():
     source = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
     average = AveragedModel(source)
     for _ in range(4):
-        # Between two averages the weights before the norm wander, as they may: the norm takes their scale out.
+        # Between two averages the weights before the norm may drift: the norm removes their scale.
         trained(x, y, 60, source.train())
         with torch.no_grad():
             scale = torch.rand(32) * 3 + 0.2
@@ -61,7 +61,7 @@ def test_the_average_is_worse_with_its_source_s_statistics_than_with_its_own():
     diagnosis = gb.check(both, loader=[x], select="GB108")
     (finding,) = diagnosis.errors
     assert finding.where == "net_swa.module.1"
-    assert finding.message == "running statistics are bit by bit those of net.1, beside other weights"
+    assert finding.message == "running statistics equal those of net.1 bit for bit, although the weights differ"
     before = accuracy(average, x, y)
     diagnosis.fix()
     after = accuracy(average, x, y)
@@ -96,4 +96,4 @@ def test_an_average_alone_with_statistics_of_0_and_1(use_buffers):
     for _ in range(3):
         average.update_parameters(model)
     (finding,) = gb.check(average, select="GB108").findings
-    assert finding.message == "running statistics are 0 and 1 after 3 averages"
+    assert finding.message == "running statistics are still 0 and 1 after 3 averages"

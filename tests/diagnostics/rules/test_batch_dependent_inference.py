@@ -1,4 +1,4 @@
-"""GB106: outputs that depend on the companions of a sample."""
+"""GB106: outputs that depend on the other samples of the batch."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gammabeta.diagnostics.rules import batch_dependent_inference
 
 
 def companions_matter(model, count=200):
-    """How much a sample's output varies with the three others of its batch, in standard deviations of the output."""
+    """Return how much a sample's output varies with the three others of its batch, in standard deviations."""
     probe = torch.randn(1, 3, 8, 8)
     outputs = torch.stack([model(torch.cat([probe, torch.randn(3, 3, 8, 8)]))[0] for _ in range(count)])
     return (outputs.std(0).square().mean() / outputs.var()).sqrt().item()
@@ -54,7 +54,7 @@ def test_switched_off_afterwards_is_a_warning_since_the_buffers_stand_still():
     assert torch.equal(norm.running_mean, before)
     (finding,) = gb.check(norm, select="GB106").findings
     assert finding.severity == "warning"
-    assert finding.message.startswith("track_running_stats is off beside running statistics")
+    assert finding.message.startswith("track_running_stats is off although it has running statistics")
 
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4)])

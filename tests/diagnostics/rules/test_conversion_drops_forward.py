@@ -34,7 +34,7 @@ def test_one_note_for_all_layers_of_a_kind():
     model = nn.Sequential(nn.BatchNorm2d(3), BatchNormAct(3), nn.Sequential(BatchNormAct(3)))
     (finding,) = gb.check(model, select="GB308").findings
     assert (finding.severity, finding.where) == ("note", "1")
-    assert finding.message == "torch's convert_sync_batchnorm would drop the forward of BatchNormAct, of 2 layers"
+    assert finding.message == "torch's convert_sync_batchnorm would drop the forward of BatchNormAct (in 2 layers)"
     assert finding.evidence == {"layers": ["1", "2.0"]}
 
 

@@ -1,4 +1,4 @@
-"""GB403: channels that pass β alone."""
+"""GB403: channels that only output β."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_a_dead_channel_gives_its_bias_and_no_gradient():
 
 def test_the_channels_are_named():
     (finding,) = gb.check(dead_scale.flagged().model, select="GB403").findings
-    assert finding.message == "γ is 0 in 2 of 8 channels, which pass β alone: 1, 4"
+    assert finding.message == "γ is 0 in 2 of 8 channels, which only output β: 1, 4"
     assert finding.evidence == {"dead": 2, "channels": 8}
 
 
@@ -30,7 +30,7 @@ def test_a_subnormal_scale_is_as_dead_as_0():
     with torch.no_grad():
         norm.weight[2] = 1e-40
     (finding,) = gb.check(norm, select="GB403").findings
-    assert finding.message == "γ is 0 in 1 of 3 channels, which pass β alone: 2"
+    assert finding.message == "γ is 0 in 1 of 3 channels, which only output β: 2"
 
 
 @pytest.mark.parametrize("trained", [False, True])

@@ -1,4 +1,4 @@
-"""GB401: what decay does to γ, and that the fix spares it and keeps the optimizer's state."""
+"""GB401: what decay does to γ, and that the fix removes it and keeps the optimizer's state."""
 
 import math
 
@@ -56,5 +56,5 @@ def test_what_requires_no_gradient_or_is_in_a_group_without_decay_is_not_found()
 def test_the_decay_is_in_the_message():
     example = decay_on_norm.flagged()
     (finding,) = gb.check(example.model, optimizer=[example.optimizer], select="GB401").findings
-    assert finding.message == "weight decay on weight by 0.05 and bias by 0.05 a step"
+    assert finding.message == "weight decay of 0.05 on weight and 0.05 on bias"
     assert finding.evidence == {"weight": 0.05, "bias": 0.05}

@@ -1,4 +1,4 @@
-"""What holds of all rules: their pages, their examples, their fixes."""
+"""Properties of all rules: their pages, their examples, their fixes."""
 
 import copy
 import re
@@ -11,7 +11,7 @@ import gammabeta as gb
 from gammabeta.diagnostics.rules import RULES
 
 ROOT = Path(__file__).parents[3]
-# Their examples need processes.
+# Rules whose examples need several processes.
 SEVERAL = ("GB112", "GB502", "GB503")
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 
@@ -60,10 +60,10 @@ def test_a_fix_removes_the_finding_and_its_undo_brings_it_back(rule):
     torch.manual_seed(0)
     example = rule.flagged()
     if example.train is not None:
-        pytest.skip("what was watched is past")
+        pytest.skip("a watched training cannot be fixed afterwards")
     diagnosis = findings(example, rule)
     if not any(finding.fix is not None and finding.fix.mends for finding in diagnosis.findings):
-        pytest.skip("it is mended by hand")
+        pytest.skip("it is fixed by hand")
     before = copy.deepcopy(example.model.state_dict())
     change = diagnosis.fix()
     assert change.changed
@@ -78,7 +78,7 @@ def test_a_fix_removes_the_finding_and_its_undo_brings_it_back(rule):
     ]
 
 
-# Recalibrating gives other statistics, and GB306 another ε: that is what they are for.
+# Recalibrating changes statistics, and GB306's fix changes ε: outputs are meant to change.
 CHANGE_OUTPUTS = ("GB102", "GB103", "GB106", "GB108", "GB306")
 
 
@@ -92,7 +92,7 @@ def test_a_fix_leaves_the_outputs_in_evaluation_as_they_were(rule):
     example = rule.flagged()
     diagnosis = findings(example, rule)
     if not any(finding.fix is not None and finding.fix.mends for finding in diagnosis.findings):
-        pytest.skip("it is mended by hand")
+        pytest.skip("it is fixed by hand")
     weight = next(parameter for parameter in example.model.parameters() if parameter.ndim > 1)
     x = torch.randn(4, weight.shape[1], *[8] * (weight.ndim - 2), dtype=weight.dtype)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_fix_leaves_the_outputs_in_evaluation_as_they_were(rule):
         diagnosis.fix()
         after = copy.deepcopy(example.model).eval()(x)
     assert after.dtype == before.dtype
-    # gammabeta's and torch's kernels round differently: some units in the last place of values of size 5.
+    # gammabeta's and torch's kernels round differently: a few units in the last place of values of size 5.
     unit = torch.finfo(before.dtype).eps
     torch.testing.assert_close(after, before, rtol=8 * unit, atol=20 * unit)
 

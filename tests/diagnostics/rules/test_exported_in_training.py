@@ -1,4 +1,4 @@
-"""GB604: what a model in training mode does although nothing of it trains."""
+"""GB604: what a model in training mode does although nothing in it trains."""
 
 import pytest
 import torch

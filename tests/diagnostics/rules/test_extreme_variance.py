@@ -1,4 +1,4 @@
-"""GB104: what ε does to a channel whose variance is under it, and float16 to one beyond it."""
+"""GB104: what ε does to a channel with a smaller variance, and float16 to one beyond its range."""
 
 import pytest
 import torch
@@ -12,10 +12,10 @@ def test_a_variance_of_a_hundredth_of_epsilon_gives_an_output_of_a_hundredth_of_
     norm.running_var[1] = 1e-7
     x = torch.randn(4096, 3, dtype=torch.float64)
     x = (x - x.mean(0)) / x.std(0, correction=0) * norm.running_var.sqrt()
-    # σ²/(σ² + ε) = 1/101; the other channels lack but ε.
+    # σ²/(σ² + ε) = 1/101; the other channels differ from 1 only by ε.
     assert norm(x).var(0, correction=0).tolist() == pytest.approx([1, 1 / 101, 1], rel=2e-5)
     (finding,) = gb.check(norm, select="GB104").findings
-    assert finding.message == "variance under ε (1e-05) in 1 of 3 channels, down to 1e-07: 1; ε decides their output"
+    assert finding.message == "variance below ε (1e-05) in 1 of 3 channels, down to 1e-07: 1; ε decides their output"
 
 
 def test_a_variance_that_float16_cannot_hold_gives_zeros():

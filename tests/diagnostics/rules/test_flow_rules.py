@@ -1,4 +1,4 @@
-"""The rules that look at what norms are given: the harm that each one's evidence speaks of, and its edges."""
+"""Rules that look at the norms' inputs: the harm that each one's evidence states, and edge cases."""
 
 import copy
 
@@ -51,7 +51,7 @@ def test_a_degenerate_group_gives_its_bias_whatever_comes_in():
         norm = example.model[2]
         nn.init.normal_(norm.bias)
         y = example.model(example.inputs).flatten(1)
-        # What is left of x − x is a rounding, and 1/√ε times as large.
+        # x − x leaves a rounding error, enlarged by 1/√ε.
         assert torch.allclose(y, norm.bias.expand_as(y), atol=1e-3) is constant
 
 
@@ -59,13 +59,13 @@ def test_a_degenerate_layer_norm_is_found():
     model = nn.Sequential(nn.Linear(4, 1), nn.LayerNorm(1))
     for inputs in (None, torch.randn(3, 4)):
         (finding,) = gb.check(model, inputs, select="GB303").findings
-        assert finding.message == "each of its groups has 1 value: the output is β, whatever comes in"
+        assert finding.message == "each of its groups has 1 value: the output is β for every input"
 
 
 def test_an_rms_norm_of_one_value_leaves_the_sign():
     model = nn.Sequential(nn.Linear(4, 1), nn.RMSNorm(1, elementwise_affine=False))
     (finding,) = gb.check(model, select="GB303").findings
-    assert finding.message == "each of its groups has 1 value: of the input only the sign is left"
+    assert finding.message == "each of its groups has 1 value: only the input's sign is left"
     y = model(torch.randn(64, 4) * 100)
     torch.testing.assert_close(y.abs(), torch.ones_like(y), rtol=1e-3, atol=0)  # ε is 1e-7 of inputs of 1 and more
 
@@ -87,7 +87,7 @@ class TestBiasBeforeNorm:
         before = copy.deepcopy(model)(example.inputs)
         gb.check(model, example.inputs, select="GB301").fix()
         assert model[0].bias is None
-        # The bias is added and taken off in another order: some units in the last place of values of size 5.
+        # The bias is added and subtracted in another order: a few units in the last place of values of size 5.
         torch.testing.assert_close(copy.deepcopy(model)(example.inputs), before, rtol=1e-5, atol=1e-5)
 
     @pytest.mark.parametrize("case", ["frozen", "read twice", "called twice", "activation between"])
@@ -117,7 +117,7 @@ def test_a_norm_after_a_norm_undoes_its_scale_and_shift():
     with torch.no_grad():
         example.model[1].weight.uniform_(0.5, 2)
         example.model[1].bias.normal_()
-    # ε beside a variance of 0.25 at the least changes the fifth digit.
+    # ε changes a variance of at least 0.25 in the fifth digit.
     torch.testing.assert_close(example.model(example.inputs), before, rtol=1e-3, atol=1e-3)
 
 
@@ -176,7 +176,7 @@ class TestTrainEvalGap:
         assert codes(gb.check(example.model, example.inputs[:1], select="GB109")) == []
 
     def test_sampling_error_is_no_gap(self):
-        """200 models with right statistics, small batches: found in none."""
+        """200 models with right statistics and small batches have no finding."""
         found = 0
         for seed in range(200):
             torch.manual_seed(seed)

@@ -26,7 +26,8 @@ def test_ten_steps_move_the_statistics_by_deviations_and_after_the_fix_by_nothin
     frozen.undo()
     step_ten_times(model)
     moved = ((norm.running_mean - mean).abs() / deviation).mean().item()
-    # By 1 − 0.9¹⁰ = 0.65 of the distance between the means, 3·|Σ weights|/√(Σ weights²), which is near 3·0.5.
+    # The mean moves by 1 − 0.9¹⁰ = 0.65 of the distance between the means, 3·|Σ weights|/√(Σ weights²), which is
+    # near 3·0.5.
     assert moved == pytest.approx(1.0, abs=0.2)
 
 

@@ -7,7 +7,7 @@ import gammabeta as gb
 
 
 def after_batches(norm, number=300):
-    """Batches of variance 1.03 exactly, from a running variance of 1."""
+    """Train on batches of variance exactly 1.03, from a running variance of 1."""
     x = torch.randn(64, 4, dtype=torch.float64)
     x = ((x - x.mean(0)) / x.std(0) * 1.03**0.5).to(norm.weight.dtype)
     for _ in range(number):
@@ -18,7 +18,7 @@ def after_batches(norm, number=300):
 def test_a_bfloat16_average_stalls_where_a_float32_one_arrives():
     torch.manual_seed(0)
     stalled = after_batches(nn.BatchNorm1d(4).bfloat16())
-    # 0.1 of 0.03 is under half of bfloat16's step above 1, which is 1/128.
+    # 0.1 of 0.03 is less than half of bfloat16's step above 1, which is 1/128.
     assert torch.equal(stalled, torch.ones(4))
     arrived = after_batches(nn.BatchNorm1d(4))
     assert (arrived - 1.03).abs().max() < 1e-3

@@ -41,10 +41,10 @@ def test_what_is_in_two_groups_is_found():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     optimizer.param_groups.append({**optimizer.param_groups[0], "params": [model[1].weight]})
     (finding,) = gb.check(model, optimizer=optimizer, select="GB402").findings
-    assert (finding.where, finding.message) == ("1", "weight: in 2 groups, and stepped as often")
+    assert (finding.where, finding.message) == ("1", "weight: in 2 groups, each of which steps it")
 
 
 def test_the_message_names_what_is_missing():
     example = norm_not_optimized.flagged()
     (finding,) = gb.check(example.model, optimizer=example.optimizer, select="GB402").findings
-    assert finding.message == "weight and bias: a gradient is required, and no optimizer has it"
+    assert finding.message == "weight and bias: in no optimizer, although requires_grad is set"

@@ -1,4 +1,4 @@
-"""GB102: statistics that are not finite, and what becomes of them."""
+"""GB102: statistics that are not finite, and how long they stay."""
 
 import pytest
 import torch

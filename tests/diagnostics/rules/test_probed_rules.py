@@ -1,4 +1,4 @@
-"""The rules that look at further forwards or at the flow of data: the harm that each one's evidence speaks of."""
+"""Rules that look at further forwards or at the flow of data: the harm that each one's evidence states."""
 
 import copy
 import warnings
@@ -175,7 +175,7 @@ def test_torch_says_that_an_rms_norm_of_two_dtypes_is_not_fused_and_adopted_it_i
         return [op.name for op in seen.operations if seen.is_within(op, call)]
 
     flagged, clean = unfused_mixed_dtype.flagged(), unfused_mixed_dtype.clean()
-    torch.set_warn_always(True)  # else once in a process
+    torch.set_warn_always(True)  # otherwise torch warns once per process
     try:
         with pytest.warns(UserWarning, match="Cannot dispatch to fused implementation"):
             flagged.model(flagged.inputs)
@@ -199,7 +199,7 @@ def test_as_many_norms_as_are_told_are_folded_and_the_outputs_stay():
     assert finding.evidence["norms"] == len(folded.folded) == 2
     assert finding.evidence["seconds"] > 0
     y = example.model(example.inputs)
-    # Folded weights round anew: some units in the last place of the largest output.
+    # Folded weights are rounded again: a few units in the last place of the largest output.
     torch.testing.assert_close(folded.model(example.inputs), y, rtol=0, atol=2e-5 * float(y.abs().max()))
 
 

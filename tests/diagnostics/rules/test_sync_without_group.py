@@ -1,4 +1,4 @@
-"""GB501: torch's SyncBatchNorm where there is nobody, or on a CPU."""
+"""GB501: torch's SyncBatchNorm without other processes, or on a CPU."""
 
 import torch
 import torch.distributed as dist
@@ -19,16 +19,19 @@ def test_adopting_changes_no_output():
     diagnosis = gb.check(model, select="GB501")
     (finding,) = diagnosis.findings
     assert finding.severity == "warning"
-    assert finding.message == "SyncBatchNorm on cpu, and no process group is initialized: it synchronizes with nobody"
+    assert (
+        finding.message
+        == "SyncBatchNorm on cpu, and no process group is initialized: it synchronizes with no other process"
+    )
     diagnosis.fix()
     assert type(model[1]) is not nn.SyncBatchNorm
-    # Two float32 ways to the same: some units in the last place of values of size 3.
+    # Two ways to compute the same in float32: a few units in the last place of values of size 3.
     torch.testing.assert_close(model(x), before[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.train()(x), before[0], rtol=1e-5, atol=1e-5)
 
 
 def on_a_cpu():
-    """What the check finds in each process, what torch's layer raises, and whether the adopted one runs."""
+    """Return the findings, what torch's layer raises, and the adopted layer's mean, for each process."""
     torch.manual_seed(0)
     model = sync_without_group.flagged().model
     diagnosis = gb.check(model, select="GB501")

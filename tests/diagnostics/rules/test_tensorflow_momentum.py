@@ -12,19 +12,19 @@ def test_the_running_mean_s_error_is_the_batch_s_by_the_derived_factor(momentum)
     torch.manual_seed(0)
     channels, size = 2000, 16
     norm = nn.BatchNorm1d(channels, momentum=momentum)
-    for _ in range(700):  # 0.99⁷⁰⁰ is 9e-4: what it began with is forgotten
+    for _ in range(700):  # 0.99⁷⁰⁰ is 9e-4: the initial value is forgotten
         norm(torch.randn(size, channels))
     error = norm.running_mean.square().mean().sqrt() * size**0.5
-    # A sum of independent batches with weights m·(1 − m)ᵏ has a variance of m/(2 − m); 2,000 channels tell 5 %.
+    # A sum of independent batches with weights m·(1 − m)ᵏ has a variance of m/(2 − m); 2,000 channels resolve 5 %.
     assert error.item() == pytest.approx((momentum / (2 - momentum)) ** 0.5, rel=0.08)
 
 
 @pytest.mark.parametrize(
     ("momentum", "message"),
     [
-        (0.9, "momentum 0.9: 0.9 of the running statistics is the last batch's; in TensorFlow's convention that would "
-              "be torch's 0.1"),
-        (1.0, "momentum 1: the running statistics are those of the last batch alone"),
+        (0.9, "momentum 0.9: 0.9 of the running statistics come from the last batch; in TensorFlow's convention that "
+              "would be torch's 0.1"),
+        (1.0, "momentum 1: the running statistics are those of the last batch only"),
         (0.0, "momentum 0: the running statistics never move from 0 and 1"),
     ],
 )  # fmt: skip

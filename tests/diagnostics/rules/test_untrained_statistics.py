@@ -9,7 +9,7 @@ import gammabeta as gb
 
 
 def trained_network():
-    """Two classes that differ in the sign of one of four inputs far from 0, learned."""
+    """Train a network on two classes that differ in the sign of one of four inputs far from 0."""
     x = torch.randn(512, 4) + 5
     y = (x[:, 0] > 5).long()
     model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
@@ -43,8 +43,8 @@ def test_a_trained_network_whose_statistics_are_reset_guesses_and_recalibrating_
 
 def test_models_as_constructed_are_not_found():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8))
-    nn.init.normal_(model[1].weight, 1, 0.02)  # as GANs begin
-    nn.init.zeros_(model[3].weight)  # as residual branches begin
+    nn.init.normal_(model[1].weight, 1, 0.02)  # the usual initialization of GANs
+    nn.init.zeros_(model[3].weight)  # the usual initialization of residual branches
     assert not gb.check(model, select="GB103").findings
 
 

@@ -1,4 +1,4 @@
-"""GB306: what an ε of 0.8 leaves of standardizing."""
+"""GB306: how little an ε of 0.8 standardizes."""
 
 import pytest
 import torch
@@ -13,17 +13,17 @@ def test_the_output_s_variance_under_a_large_epsilon(eps, variance):
     norm = nn.BatchNorm1d(3, eps)
     x = torch.randn(512, 3)
     x = x / x.std(0, correction=0) * 0.1**0.5
-    # σ²/(σ² + ε), to float32's rounding and the 10⁻⁴ that ε = 10⁻⁵ is of 0.1.
+    # σ²/(σ² + ε), up to float32's rounding and the ratio 10⁻⁴ of ε = 10⁻⁵ to 0.1.
     assert norm(x).var(0, correction=0).tolist() == pytest.approx([variance] * 3, rel=2e-4)
 
 
 @pytest.mark.parametrize(
     ("norm", "severity", "message"),
     [
-        (nn.BatchNorm2d(4, 0.8), "warning", "ε is 0.8: inputs of a variance under that are not standardized"),
-        (nn.BatchNorm2d(4, 0.0), "warning", "ε is 0: an input that is constant gives NaN"),
-        (nn.BatchNorm2d(4, 1e-7), "note", "ε is 1e-07: under 1e-06"),
-        (nn.LayerNorm(4, 1e-12), "note", "ε is 1e-12: under 1e-06, and 0 in float16"),
+        (nn.BatchNorm2d(4, 0.8), "warning", "ε is 0.8: inputs with a variance below that are not standardized"),
+        (nn.BatchNorm2d(4, 0.0), "warning", "ε is 0: a constant input gives NaN"),
+        (nn.BatchNorm2d(4, 1e-7), "note", "ε is 1e-07: below 1e-06"),
+        (nn.LayerNorm(4, 1e-12), "note", "ε is 1e-12: below 1e-06, and 0 in float16"),
     ],
 )
 def test_messages(norm, severity, message):
@@ -41,7 +41,7 @@ def test_different_epsilons_in_one_model_are_a_note_on_the_model():
 def test_small_ones_are_one_note_a_class():
     model = nn.Sequential(*(nn.LayerNorm(4, 1e-12) for _ in range(3)))
     (finding,) = gb.check(model, select="GB306").findings
-    assert finding.message == "ε is 1e-12: under 1e-06, and 0 in float16, of 3 layers LayerNorm"
+    assert finding.message == "ε is 1e-12: below 1e-06, and 0 in float16 (in 3 layers of class LayerNorm)"
     assert finding.evidence["layers"] == ["0", "1", "2"]
 
 

@@ -1,4 +1,4 @@
-"""The rules that see training: the harm that each speaks of, and that healthy training is left in peace."""
+"""Rules that see training: the harm that each one states, and that healthy training has no findings."""
 
 import functools
 
@@ -69,7 +69,7 @@ def test_the_order_of_batches_is_told_from_shuffled_ones():
 @pytest.mark.parametrize("samples", [2, 8, 32])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
 def test_the_effective_number_is_that_of_the_variance_of_batch_means(samples, share):
-    """`share` of the variance is common to all positions of a sample."""
+    """Return a batch in which `share` of the variance is common to all positions of a sample."""
     generator = torch.Generator().manual_seed(samples)
     batches = [
         share**0.5 * torch.randn(samples, 64, 1, generator=generator)
@@ -90,7 +90,7 @@ def small_network():
     )  # fmt: skip
 
 
-# What the rules advise.
+# The rules' advice.
 CARE = ["frozen", "gathered", "checkpointed", "ghost"]
 
 

@@ -18,7 +18,6 @@ from gammabeta.lab.claims import (
     fine_tuning,
     gradient_flow,
     init_robustness,
-    layernorm_in_transformers,
     noise_regularizes,
     replaces_dropout,
     sequences,
@@ -29,7 +28,9 @@ from gammabeta.lab.claims import (
 )
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sequences import networks as sequence_networks
+from gammabeta.lab.sequences import training as sequence_training
 from gammabeta.lab.sources import source
+from gammabeta.lab.text import training as text_training
 from gammabeta.lab.trials.store import Store
 
 WHOLE = os.environ.get("GAMMABETA_CONTROL") == "1"
@@ -102,12 +103,13 @@ def made_small(monkeypatch):
     monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
     shorter(weight_decay, "decayed", 40)
     shorter(shifting_data, "stream", 80)
-    monkeypatch.setattr(sequences, "RATES", (-7,))
-    shorter(sequences, "classified", 20)
-    monkeypatch.setattr(layernorm_in_transformers, "RATES", (-7,))
-    shorter(layernorm_in_transformers, "language_model", 20)
+    monkeypatch.setattr(sequence_training, "RATES", (-7,))
+    shorter(sequence_training, "classified", 20)
+    monkeypatch.setattr(text_training, "RATES", (-7,))
+    shorter(text_training, "language_model", 20)
     build = sequence_networks.build_sequence_network
-    monkeypatch.setattr(sequences, "build_sequence_network", lambda _, *given: build("Transformer, pre-norm", *given))
+    for module in (sequences, sequence_training):
+        monkeypatch.setattr(module, "build_sequence_network", lambda _, *given: build("Transformer, pre-norm", *given))
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -12,7 +12,7 @@ from gammabeta.lab.claims import fine_tuning
 from gammabeta.lab.claims.fine_tuning import Cell
 from gammabeta.lab.images import networks
 from gammabeta.lab.images.networks import build
-from gammabeta.lab.task import Split
+from gammabeta.lab.images.task import Split
 
 
 @pytest.fixture(autouse=True)

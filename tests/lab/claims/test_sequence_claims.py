@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import gammabeta as gb
-from gammabeta.lab.claims import layernorm_in_transformers, sequences
+from gammabeta.lab.claims import sequences
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sequences import networks as sequence_networks
 from gammabeta.lab.sequences.networks import ARMS, SequenceNorm, Transformer, build_sequence_network
 from gammabeta.lab.sources import load_sequences, load_text, source
 from gammabeta.lab.task import TaskError
 from gammabeta.lab.text import characters as text
+from gammabeta.lab.text import training as text_training
 from gammabeta.lab.trials.store import Store
 
 STROKES = source("strokes")
@@ -129,7 +130,7 @@ def test_a_seed_decides_a_network():
 def test_the_language_model_learns_from_its_characters():
     settings = {"task": source("text"), "arm": "layer", "rate": 2.0**-7, "seed": 1, "report": "validation"}
     shape = {"width": 16, "layers": 1, "context": 16, "batch": 8}
-    found = layernorm_in_transformers.language_model(**settings, **shape, steps=150)
+    found = text_training.language_model(**settings, **shape, steps=150)
     assert found["loss"] < 3.2  # the characters' frequencies alone give 3.25
     assert [step for step, _ in found["course"]] == [100, 150]
 

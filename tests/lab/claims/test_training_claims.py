@@ -14,8 +14,8 @@ from gammabeta.lab.claims import (
     shifting_data,
     weight_decay,
 )
-from gammabeta.lab.images.training import batches, fit, subset
-from gammabeta.lab.task import Split
+from gammabeta.lab.images.task import Split
+from gammabeta.lab.images.training import Training, batches, fit, subset
 
 TASK = {"data": "digits", "fingerprint": "scikit-learn"}
 MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
@@ -159,8 +159,8 @@ def test_a_subset_has_the_share_of_wrong_labels(digits):
 
 def test_only_the_last_layer_moves_where_it_alone_is_trained(digits):
     options = {"network": MLP, "norm": "batch", "rate": 0.5, "batch_size": 16, "seed": 2}
-    before = fit(digits, digits.train, **options, steps=1, look=lambda step, model: True).model
-    after = fit(digits, digits.train, **options, steps=5, only_last=True).model
+    before = fit(digits, digits.train, Training(**options, steps=1), lambda step, model: True).model
+    after = fit(digits, digits.train, Training(**options, steps=5, only_last=True)).model
     moved = [
         name
         for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True)
@@ -177,7 +177,7 @@ def test_decay_spares_gamma_and_beta_and_a_cosine_ends_at_zero(digits):
         seen.append(float(model.classifier.weight.detach().norm()))
         return False
 
-    fit(digits, digits.train, **options, schedule="cosine", look=look)
+    fit(digits, digits.train, Training(**options, schedule="cosine"), look)
     assert abs(seen[-1] - seen[-2]) < 0.05 * abs(seen[2] - seen[1])
 
 

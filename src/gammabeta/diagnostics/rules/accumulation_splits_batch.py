@@ -1,21 +1,22 @@
-"""Gradient accumulation: the batch that BatchNorm sees is a part of the one the optimizer sees.
+"""Gradient accumulation: BatchNorm sees only a part of the batch that the optimizer sees.
 
-What it does: Finds BatchNorms with several forwards, each with its own backward, for each step of the optimizer, whose
+What it does: Finds BatchNorms that have several forwards per optimizer step, each with its own backward, and whose
 running statistics move at each of them.
 
-Why it matters: Gradients add up, statistics do not: each part is normalized by itself, so that the layer trains on a
-batch as small as the part; and the running statistics move several times a step, so that they reach back fewer steps
-than momentum says (pytorch#46516, ultralytics/yolov5#1630).
+Why it matters: Gradients add up, statistics do not. Each part is normalized on its own, so the layer trains on a batch
+as small as the part. The running statistics move several times per step, so they reach back fewer steps than momentum
+says (pytorch#46516, ultralytics/yolov5#1630).
 
-Example: Four micro-batches for each step.
+Example: Four micro-batches per step.
 
 Use instead: `gammabeta.accumulate_statistics(model)` around the micro-batches of a step: the statistics move once, by
-their exact moments together. Each part is still normalized by itself; `Renorm` or GroupNorm does not depend on it.
+the exact moments of all parts together. Each part is still normalized on its own; `Renorm` and GroupNorm do not depend
+on that.
 
 Evidence: tests/diagnostics/rules/test_watched_rules.py: eight steps of four parts move the flagged example's statistics
 32 times, the clean one's 8 times.
 
-Limits: Without an optimizer, or where γ and β do not train, it cannot be told.
+Limits: It finds nothing without an optimizer, or where γ and β do not train.
 """
 
 from collections.abc import Iterator
@@ -23,22 +24,20 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.diagnostics.rules import mixed_domains
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.contexts import accumulate_statistics
 
-code = "GB204"
-name = "accumulation-splits-batch"
 severity = "warning"
 sees = "W"
-# Parts a step: between 1 and 2, since a skipped step now and then joins two.
+# Parts per step: between 1 and 2, since an occasional skipped step joins two.
 LEAST = 1.5
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     mixed = {finding.where for finding in mixed_domains.check(record)}
     steps = record.watched.steps
     for norm in record.of_kind("batch"):
@@ -48,15 +47,12 @@ def check(record: Record) -> Iterator[Finding]:
         parts, updates = watched.parts / steps, watched.history.median("updates")
         if parts < LEAST or updates is None or updates < LEAST:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
-            f"{parts:.3g} forwards, each with a backward, for each step of the optimizer: it normalizes by "
-            f"{watched.samples} samples at a time, and its running statistics move {updates:.3g} times a step",
+            f"{parts:.3g} forwards, each with a backward, per optimizer step: it normalizes by "
+            f"{watched.samples} samples at a time, and its running statistics move {updates:.3g} times per step",
             {"parts": parts, "updates": updates, "samples": watched.samples},
-            Fix("gammabeta.adopt(model), then with gammabeta.accumulate_statistics(model): around a step's forwards"),
+            Fix("gammabeta.adopt(model), then `with gammabeta.accumulate_statistics(model):` around a step's forwards"),
         )
 
 

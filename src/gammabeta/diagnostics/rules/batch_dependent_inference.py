@@ -1,24 +1,24 @@
-"""A BatchNorm that normalizes by the batch in evaluation too, or by statistics that no longer move.
+"""A BatchNorm that in evaluation still normalizes by the batch, or by statistics that no longer move.
 
-What it does: Finds BatchNorms without running statistics, and, as a warning, those whose `track_running_stats` was
-switched off after they were built: training then leaves the buffers as they are, and evaluation goes on using them.
-Given inputs, also layers with a forward of their own whose output in evaluation has a gradient across samples.
+What it does: Finds BatchNorms without running statistics. As a warning, finds those whose `track_running_stats` was
+switched off after construction: training then leaves the buffers unchanged, and evaluation goes on using them. Given
+inputs, also finds layers with a forward of their own whose output in evaluation has a gradient across samples.
 
-Why it matters: Without running statistics the output for one sample depends on which others share its batch: results
+Why it matters: Without running statistics, the output for one sample depends on which others share its batch. Results
 change with batch size and order, a batch of one gives zeros or an error, and one user's data shows in another's result.
-A layer that is switched off afterwards is normalized by the batch in training, and in evaluation by what was the
-distribution when it was switched off (pytorch#37823).
+A layer that is switched off afterwards normalizes by the batch in training, and in evaluation by the distribution at
+the time it was switched off (pytorch#37823).
 
 Example: `nn.BatchNorm2d(8, track_running_stats=False)`.
 
-Use instead: Running statistics; for a model that has none they are attached and taken from data: given `loader=`,
+Use instead: Running statistics. For a model that has none, they are attached and estimated from data: given `loader=`,
 `diagnosis.fix()` does both. Or a norm that looks at one sample: `GroupNorm`.
 
-Evidence: tests/diagnostics/rules/test_batch_dependent_inference.py: exchanging its three companions, of 6 × 6 positions
-each, moves a sample's output by 0.1 of its standard deviation, and by nothing but rounding after the fix. How it falls
-with the batch: claim batch_noise.
+Evidence: tests/diagnostics/rules/test_batch_dependent_inference.py: exchanging a sample's three companions, of 6 × 6
+positions each, moves its output by 0.1 of its standard deviation, and after the fix only by rounding. claim batch_noise
+measures how the effect falls with the batch size.
 
-Limits: Batch statistics at test time may be meant: image translation with batches of one, transductive few-shot
+Limits: Batch statistics at test time may be intended: image translation with batches of one, transductive few-shot
 learning, adaptation to new domains.
 """
 
@@ -29,51 +29,52 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB106"
-name = "batch-dependent-inference"
 severity = "error"
 sees = "SD"
 
 LEAST = 1e-6  # rounding in float32
-_OWN = Fix("a forward of its own takes the batch's statistics: let it take the running ones in evaluation")
+_OWN = Fix("its own forward uses the batch's statistics: let it use the running ones in evaluation")
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         module: Any = norm.module
         shown = _across(record, norm)
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             if shown is not None and shown > LEAST:
-                yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+                yield Match(norm.name, _message(shown), {"companions": shown}, _OWN)
             continue
         if module.running_mean is None and module.running_var is None:
-            message = "it has no running statistics: in evaluation too it normalizes by the batch"
+            message = "it has no running statistics: it normalizes by the batch in evaluation too"
             evidence = {} if shown is None else {"companions": shown}
-            yield Finding(code, name, severity, norm.name, message, evidence, _fix(record, norm))
+            yield Match(norm.name, message, evidence, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:
             message = (
-                "track_running_stats is off beside running statistics: training leaves them as they are, and "
+                "track_running_stats is off although it has running statistics: training leaves them unchanged, and "
                 "evaluation uses them"
             )
-            yield Finding(code, name, "warning", norm.name, message, {"batches": norm.batches}, _fix(record, norm))
+            yield Match(norm.name, message, {"batches": norm.batches}, _fix(record, norm), severity="warning")
         elif shown is not None and shown > LEAST:
-            yield Finding(code, name, severity, norm.name, _message(shown), {"companions": shown}, _OWN)
+            yield Match(norm.name, _message(shown), {"companions": shown}, _OWN)
 
 
 def _across(record: Record, norm: Norm) -> float | None:
-    """The share of a sample's gradient in evaluation that goes to its companions, as the inputs showed it."""
+    """Return the share of a sample's gradient in evaluation that goes to the other samples of its batch."""
     seen = record.probe.companions.get(norm.name) if record.probe is not None else None
     return None if seen is None else seen.evaluation
 
 
 def _message(shown: float) -> str:
-    return f"in evaluation {shown:.0%} of a sample's gradient goes to its companions, though it has running statistics"
+    return (
+        f"in evaluation {shown:.0%} of a sample's gradient goes to the other samples of its batch, although it has "
+        "running statistics"
+    )
 
 
 def _fix(record: Record, norm: Norm) -> Fix:

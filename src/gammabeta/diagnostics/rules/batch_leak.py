@@ -1,22 +1,23 @@
 """A norm through which samples see each other, in a model that must keep them apart.
 
-What it does: Given `intent`, finds BatchNorms whose output for one sample depends on the others in training. Shown by
-the gradient across samples of the layer itself, on its own input.
+What it does: Given `intent`, finds BatchNorms whose output for one sample depends on the others in training. The
+gradient across samples of the layer itself, on its own input, shows it.
 
-Why it matters: "contrastive": the positives' shared statistics give the answer away, and the loss falls without
-anything being learned (moco#46). "gradient-penalty": the penalty is on the gradient of each sample's score by that
-sample; with batch statistics there is no such thing (Gulrajani 2017, section 4). "private": one person's data enters
-everybody's gradient, which clipping sample by sample does not bound; Opacus refuses such a model.
+Why it matters: It depends on the intent. "contrastive": the statistics that positives share give the answer away, and
+the loss falls without anything being learned (moco#46). "gradient-penalty": the penalty is on the gradient of each
+sample's score with respect to that sample; with batch statistics there is no such gradient (Gulrajani 2017, section 4).
+"private": one person's data enters everybody's gradient, which clipping sample by sample does not bound; Opacus refuses
+such a model.
 
 Example: A critic with BatchNorm, trained with a gradient penalty.
 
-Use instead: LayerNorm, GroupNorm or InstanceNorm, which look at one sample: `gammabeta.convert`; for "contrastive"
-also statistics over processes with shuffled samples.
+Use instead: LayerNorm, GroupNorm or InstanceNorm, which look at one sample: `gammabeta.convert`. For "contrastive",
+statistics over processes with shuffled samples work too.
 
-Evidence: tests/diagnostics/rules/test_probed_rules.py: in the flagged example a twentieth and more of a sample's
+Evidence: tests/diagnostics/rules/test_probed_rules.py: in the flagged example at least a twentieth of a sample's
 gradient belongs to its companions, in the clean one nothing.
 
-Limits: Only with `intent`: without it samples that see each other are how BatchNorm works.
+Limits: It runs only with `intent`: without one, samples that see each other are how BatchNorm works.
 """
 
 from collections.abc import Iterator
@@ -24,25 +25,23 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.group_norm import GroupNorm
 
-code = "GB207"
-name = "batch-leak"
 severity = "error"
 sees = "D"
 
 HARM = {
-    "contrastive": "which samples belong together can be read off their statistics",
+    "contrastive": "their statistics reveal which samples belong together",
     "gradient-penalty": "a sample's gradient is not its own",
     "private": "one sample enters every other's gradient, which clipping does not bound",
 }
 LEAST = 1e-6  # rounding in float32
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.intent is None or record.probe is None:
         return
     for norm in record.of_kind("batch"):
@@ -50,11 +49,11 @@ def check(record: Record) -> Iterator[Finding]:
         if seen is None or seen.training is None or seen.training < LEAST:
             continue
         message = (
-            f"{seen.training:.0%} of a sample's gradient goes to its companions in training, and the model is "
-            f"{record.intent}: {HARM[record.intent]}"
+            f"{seen.training:.0%} of a sample's gradient goes to the other samples of its batch in training, and the "
+            f"model is {record.intent}: {HARM[record.intent]}"
         )
         fix = Fix(f'gammabeta.convert(model, to="group", where={norm.name!r}), before training')
-        yield Finding(code, name, severity, norm.name, message, {"companions": seen.training}, fix)
+        yield Match(norm.name, message, {"companions": seen.training}, fix)
 
 
 def flagged() -> Example:

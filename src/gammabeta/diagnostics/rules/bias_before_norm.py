@@ -1,18 +1,19 @@
 """A bias whose gradient is zero because a norm follows it.
 
-What it does: Finds convolutions and linear layers with a bias whose output a BatchNorm or InstanceNorm alone reads. By
-the flow of data, not by the order in which layers are registered.
+What it does: Finds convolutions and linear layers with a bias whose output only a BatchNorm or InstanceNorm reads. It
+goes by the flow of data, not by the order in which layers are registered.
 
-Why it matters: The norm subtracts the mean, and the bias with it: its gradient is zero but for rounding, β does its
-work, and it costs memory, an optimizer's state and a pass over the gradient.
+Why it matters: The norm subtracts the mean, and the bias with it. The bias's gradient is zero except for rounding, and
+β does its work. Yet it costs memory, optimizer state and a pass over the gradient.
 
 Example: A convolution with its default bias before a BatchNorm.
 
-Use instead: `bias=False`; the fix removes the bias and takes it off the running mean, so that nothing changes.
+Use instead: `bias=False`. The fix removes the bias and subtracts it from the running mean, so that the output stays the
+same.
 
-Evidence: tests/diagnostics/rules/test_flow_rules.py: the bias's gradient is under a millionth of the weight's.
+Evidence: tests/diagnostics/rules/test_flow_rules.py: the bias's gradient is less than a millionth of the weight's.
 
-Limits: A note, since nothing is wrong but waste. Under frozen statistics the bias counts, and is not found. An
+Limits: It is a note, since it costs only resources. Under frozen statistics the bias counts, and is not found. An
 optimizer that holds the bias keeps it.
 """
 
@@ -23,27 +24,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of, layer_before
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB301"
-name = "bias-before-norm"
 severity = "note"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm, call, _ in calls_of(record, "batch", "instance"):
         before = None if norm.frozen else layer_before(record, call)
         if before is None or before[1].bias is None or "bias" not in before[1]._parameters:
             continue
         layer, module = before
-        message = f"{norm.name} takes off its bias again with the mean: {module.bias.numel()} parameters without effect"
+        message = f"{norm.name} subtracts its bias again with the mean: {module.bias.numel()} parameters have no effect"
         fix = Fix("bias=False", partial(_remove, norm, layer, module))
-        yield Finding(code, name, severity, layer, message, {"norm": norm.name, "bias": module.bias.numel()}, fix)
+        yield Match(layer, message, {"norm": norm.name, "bias": module.bias.numel()}, fix)
 
 
 def _remove(norm: Norm, layer: str, module: Any) -> Change:
@@ -52,7 +51,7 @@ def _remove(norm: Norm, layer: str, module: Any) -> Change:
             mean = norm.running_mean - module.bias.detach().to(norm.running_mean.dtype)
             change.overwrite(norm.module, "running_mean", mean)
         change.set_parameter(module, "bias", None)
-        change.note(layer, "has no bias; it is taken off the running mean")
+        change.note(layer, "has no bias; it is subtracted from the running mean")
     return change
 
 

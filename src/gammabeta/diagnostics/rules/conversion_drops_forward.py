@@ -1,22 +1,23 @@
-"""A BatchNorm that torch's conversion to SyncBatchNorm would take something from.
+"""A BatchNorm that would lose something in torch's conversion to SyncBatchNorm.
 
 What it does: Finds subclasses of torch's BatchNorm with a forward of their own, and gammabeta's BatchNorms that have an
-activation or a source of statistics of their own. One note for all layers of a kind: nothing is wrong until somebody
-converts.
+activation or their own source of statistics. It gives one note for all layers of a kind: nothing is wrong until
+somebody converts.
 
-Why it matters: torch's `convert_sync_batchnorm(model)` replaces every BatchNorm by a plain SyncBatchNorm of the same
-weights. An activation inside, as timm's BatchNormAct2d has, is gone, and no error says so (timm#1254). gammabeta's
-layers raise an error there.
+Why it matters: torch's `convert_sync_batchnorm(model)` replaces every BatchNorm by a plain SyncBatchNorm with the same
+weights. An activation inside, as in timm's BatchNormAct2d, is gone without an error (timm#1254). gammabeta's layers
+raise an error there.
 
 Example: A BatchNorm with the ReLU inside.
 
 Use instead: `gammabeta.set_statistics(model, gammabeta.statistics.Synced())`, which keeps class, activation and
 weights; for timm's models `timm.layers.convert_sync_batchnorm`.
 
-Evidence: tests/diagnostics/rules/test_conversion_drops_forward.py: after torch's conversion half of the outputs of a
-BatchNorm with a ReLU in its forward are negative, where the ReLU let none pass; gammabeta's layer is refused.
+Evidence: tests/diagnostics/rules/test_conversion_drops_forward.py: after torch's conversion, half of the outputs of a
+BatchNorm with a ReLU in its forward are negative, where the ReLU let none pass. gammabeta's layer refuses the
+conversion.
 
-Limits: Whether a conversion is planned, nobody can see. Subclasses that share torch's forward are not found, nor are
+Limits: It cannot know whether a conversion is planned. Subclasses that share torch's forward are not found, nor are
 frozen layers, which a conversion thaws.
 """
 
@@ -26,30 +27,28 @@ from typing import Any
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.batch_norm import BatchNorm2d, _BatchNorm
 from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB308"
-name = "conversion-drops-forward"
 severity = "note"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     found: dict[str, list[Norm]] = {}
     for norm in record.of_kind("batch"):
         lost = _lost(norm)
         if lost:
             found.setdefault(lost, []).append(norm)
     for lost, norms in found.items():
-        others = f", of {len(norms)} layers" if len(norms) > 1 else ""
+        others = f" (in {len(norms)} layers)" if len(norms) > 1 else ""
         message = f"torch's convert_sync_batchnorm would drop {lost}{others}"
         evidence = {"layers": [norm.name for norm in norms]}
-        yield Finding(code, name, severity, norms[0].name, message, evidence, _fix(record, norms))
+        yield Match(norms[0].name, message, evidence, _fix(record, norms))
 
 
 def _lost(norm: Norm) -> str:
@@ -68,10 +67,10 @@ def _lost(norm: Norm) -> str:
 
 def _fix(record: Record, norms: list[Norm]) -> Fix:
     if not all(isinstance(norm.module, _BatchNorm) for norm in norms):
-        return Fix("to synchronize it, the conversion of the library that it is from")
-    call = "to synchronize it, gammabeta.set_statistics(model, gammabeta.statistics.Synced())"
+        return Fix("to synchronize it, use the conversion of its own library")
+    call = "to synchronize it, call gammabeta.set_statistics(model, gammabeta.statistics.Synced())"
     if any(getattr(norm.module, "statistics", None) != Batch() for norm in norms):
-        return Fix(call)  # which would lose the statistics too
+        return Fix(call)  # it would lose its source of statistics: for a person to decide
     assert record.model is not None
     where: list[str | nn.Module] = [norm.name for norm in norms]
     return Fix(call, partial(set_statistics, record.model, Synced(), where=where))

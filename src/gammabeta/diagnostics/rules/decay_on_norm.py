@@ -1,21 +1,21 @@
 """Weight decay on γ and β.
 
-What it does: Finds γ and β that are in a group of the optimizer with weight decay.
+What it does: Finds γ and β in a group of the optimizer that has weight decay.
 
-Why it matters: Decay is meant to keep a layer's function simple; before a norm it does not even do that, since scaling
-the weights changes nothing there, and on γ it shrinks the output itself, on β it pulls activations to zero. A channel
-whose γ gets little gradient decays to nothing.
+Why it matters: Decay is meant to keep a layer's function simple. Before a norm it does not even do that, since scaling
+the weights there changes nothing. On γ it shrinks the output itself, on β it pulls activations to zero. A channel whose
+γ gets little gradient decays to nothing.
 
 Example: `torch.optim.AdamW(model.parameters(), weight_decay=0.05)`.
 
 Use instead: `torch.optim.AdamW(gammabeta.parameter_groups(model, weight_decay=0.05))`. The fix moves γ and β to a group
-without decay; their state stays.
+without decay; their optimizer state stays.
 
 Evidence: tests/diagnostics/rules/test_decay_on_norm.py: a γ without gradient falls from 1 to 0.37 in 1,000 steps of
-AdamW at a rate of 0.02 and a decay of 0.05, e⁻¹ as derived, and stays 1 after the fix.
+AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After the fix it stays 1.
 
-Limits: A convention more than a fault: many recipes decay everything and work. Learning rate schedulers and gradient
-clipping that hold the list of groups have to be built after the fix.
+Limits: This is a convention more than a fault: many recipes decay everything and work. Learning rate schedulers and
+gradient clipping that hold the list of groups have to be built after the fix.
 """
 
 from collections.abc import Iterator
@@ -25,19 +25,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.parameter_groups import parameter_groups
 
-code = "GB401"
-name = "decay-on-norm"
 severity = "warning"
 sees = "O"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if norm.module is None:
             continue
@@ -49,12 +47,12 @@ def check(record: Record) -> Iterator[Finding]:
                     if decay and parameter.requires_grad and any(parameter is other for other in group["params"]):
                         decays[key] = decay
         if decays:
-            said = " and ".join(f"{key} by {decay:g}" for key, decay in decays.items())
+            listed = " and ".join(f"{decay:g} on {key}" for key, decay in decays.items())
             fix = Fix(
-                "hand the optimizer gammabeta.parameter_groups(model, weight_decay)",
+                "pass gammabeta.parameter_groups(model, weight_decay) to the optimizer",
                 partial(_spare, record, norm, tuple(decays)),
             )
-            yield Finding(code, name, severity, norm.name, f"weight decay on {said} a step", decays, fix)
+            yield Match(norm.name, f"weight decay of {listed}", decays, fix)
 
 
 def _spare(record: Record, norm: Norm, keys: tuple[str, ...]) -> Change:
@@ -75,7 +73,7 @@ def _spare(record: Record, norm: Norm, keys: tuple[str, ...]) -> Change:
 
 
 def _group_without_decay(change: Change, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """The group with the same settings and no decay, which is added if there is none."""
+    """Return the group with the same settings and no decay; it is added if there is none."""
 
     def settings(of: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in of.items() if key not in ("params", "weight_decay")}

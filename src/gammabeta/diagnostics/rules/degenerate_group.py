@@ -1,20 +1,20 @@
 """A norm whose groups have one value each.
 
-What it does: Finds GroupNorms and InstanceNorms that, on the given inputs, standardize groups of one value, and
-LayerNorms and RMSNorms over one value without any.
+What it does: Finds GroupNorms and InstanceNorms that standardize groups of one value on the given inputs. LayerNorms
+and RMSNorms over one value are found without inputs.
 
-Why it matters: The mean of one value is the value, its deviation 0: the output is β, whatever comes in, and no gradient
-passes. Nothing raises. `GroupNorm(C, C)` after global pooling and converters from BatchNorm on (N, C) make such layers
-(opacus#567).
+Why it matters: The mean of one value is the value itself, and its deviation is 0. The output is β for every input, and
+no gradient passes. Nothing raises. `GroupNorm(C, C)` after global pooling and converters from BatchNorm on (N, C)
+produce such layers (opacus#567).
 
-Example: One group a channel on 1×1 maps.
+Example: One channel per group on 1×1 maps.
 
 Use instead: Groups of several channels.
 
 Evidence: tests/diagnostics/rules/test_flow_rules.py: the flagged example's output is β for every input, the clean one's
 is not.
 
-Limits: RMSNorm is not looked at: of one value it keeps the sign.
+Limits: Given inputs, RMSNorm is not looked at: of one value it keeps the sign.
 """
 
 from collections.abc import Iterator
@@ -24,26 +24,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB303"
-name = "degenerate-group"
 severity = "error"
 sees = "SD"
 
 
-def check(record: Record) -> Iterator[Finding]:
-    told: set[str] = set()
-    for norm in record.of_kind("layer", "rms"):  # which need no input to tell
+def check(record: Record) -> Iterator[Match]:
+    found: set[str] = set()
+    for norm in record.of_kind("layer", "rms"):  # found without inputs
         if prod(getattr(norm.module, "normalized_shape", (2,))) == 1:
-            told.add(norm.name)
-            message = "each of its groups has 1 value: the output is β, whatever comes in"
+            found.add(norm.name)
+            message = "each of its groups has 1 value: the output is β for every input"
             if norm.kind == "rms":
-                message = "each of its groups has 1 value: of the input only the sign is left"
-            yield Finding(code, name, severity, norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
+                message = "each of its groups has 1 value: only the input's sign is left"
+            yield Match(norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
     if record.observed is None:
         return
     for norm, _, x in calls_of(record, "group", "instance", "layer"):
@@ -57,10 +55,10 @@ def check(record: Record) -> Iterator[Finding]:
             values, cure = prod(module.normalized_shape), "more axes in normalized_shape"
         else:
             continue
-        if values == 1 and norm.name not in told:
-            told.add(norm.name)
-            message = f"each group of input {x.shape} has 1 value: the output is β, whatever comes in"
-            yield Finding(code, name, severity, norm.name, message, {"values": values}, Fix(cure))
+        if values == 1 and norm.name not in found:
+            found.add(norm.name)
+            message = f"each group of input {x.shape} has 1 value: the output is β for every input"
+            yield Match(norm.name, message, {"values": values}, Fix(cure))
 
 
 def flagged() -> Example:

@@ -1,22 +1,20 @@
-"""Dropout that feeds a BatchNorm: the variance in evaluation is not that of training.
+"""Dropout that feeds a BatchNorm: the variance differs between training and evaluation.
 
-What it does: Finds BatchNorms whose input has another variance with dropout on than with dropout off, measured on the
-given inputs: by more than a tenth, in the median over the channels.
+What it does: Finds BatchNorms whose input has a different variance with dropout on than with dropout off, measured on
+the given inputs: by more than a tenth, in the median over the channels.
 
-Why it matters: Dropout keeps the mean and raises the variance. The running variance is training's, evaluation's inputs
-vary less, and every norm behind the dropout standardizes by the wrong scale: the "variance shift".
+Why it matters: Dropout keeps the mean and raises the variance. The running variance is that of training, but inputs in
+evaluation vary less. Every norm behind the dropout then standardizes by the wrong scale: the "variance shift".
 
 Example: Dropout before a BatchNorm.
 
-Use instead: Dropout behind the last BatchNorm.
+Use instead: Dropout after the last BatchNorm.
 
-Evidence: tests/diagnostics/rules/test_flow_rules.py: with p = 0.5 the flagged example's running variance, trained to
-the end, is twice that of evaluation; the clean one's is the same.
+Evidence: tests/diagnostics/rules/test_flow_rules.py: with p = 0.5 the flagged example's converged running variance is
+twice the variance in evaluation; the clean one's is the same.
 
-Limits: Measured at the parameters and inputs that are given. Other randomness (DropPath, random augmentation inside the
-model) is not switched on.
-
-Sources: Li et al. 2018 (1801.05134).
+Limits: It is measured at the given parameters and inputs. Other randomness (DropPath, random augmentation inside the
+model) is not switched on. Source: Li et al. 2018 (1801.05134).
 """
 
 from collections.abc import Iterator
@@ -24,19 +22,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB302"
-name = "dropout-before-norm"
 severity = "warning"
 sees = "D"
 
 BOUND = 0.1
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         off, on = (calls.get(norm.name, ()) for calls in (record.given or {}, record.given_with_dropout or {}))
         if norm.frozen or len(off) != 1 or len(on) != 1:
@@ -44,8 +40,8 @@ def check(record: Record) -> Iterator[Finding]:
         ratio = float((on[0].moments.var() / off[0].moments.var()).nan_to_num(1.0, 1.0).median())
         if abs(ratio - 1) > BOUND:
             message = f"dropout before it makes the variance of its input {ratio:.2f} times that of evaluation"
-            fix = Fix("move the dropout behind the last BatchNorm")
-            yield Finding(code, name, severity, norm.name, message, {"ratio": ratio}, fix)
+            fix = Fix("move the dropout after the last BatchNorm")
+            yield Match(norm.name, message, {"ratio": ratio}, fix)
 
 
 def flagged() -> Example:

@@ -1,9 +1,9 @@
-"""A model in training mode of which nothing trains.
+"""A model in training mode in which nothing trains.
 
 What it does: Finds models that have norms with running statistics in training mode while no parameter of the model
 requires a gradient.
 
-Why it matters: Gradients are off for inference, export or as a teacher, and somebody forgot `eval()`: BatchNorm
+Why it matters: Gradients are off for inference, for export or for a teacher, and `eval()` was forgotten. BatchNorm
 normalizes by the batch, an exported graph has the batch's statistics built in, dropout drops, and every forward moves
 the running statistics.
 
@@ -12,10 +12,10 @@ Example: `model.requires_grad_(False)`, then inference.
 Use instead: `model.eval()`.
 
 Evidence: tests/diagnostics/rules/test_exported_in_training.py: in the example a sample's output changes by 0.1 of its
-size with its three companions, and every forward moves the buffers; after the fix neither.
+size with its three companions, and every forward moves the buffers; after the fix it does neither.
 
-Limits: A model that is only recalibrated, or adapts its statistics to new data by running in training mode, is meant to
-be so. `torch.no_grad()` around a forward cannot be seen from outside.
+Limits: A model that is only recalibrated, or that adapts its statistics to new data by running in training mode, is
+meant to be in this state. `torch.no_grad()` around a forward cannot be seen from outside.
 """
 
 from collections.abc import Iterator
@@ -23,18 +23,16 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB604"
-name = "exported-in-training"
 severity = "warning"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     model = record.model
     if model is None:
         return
@@ -48,7 +46,7 @@ def check(record: Record) -> Iterator[Finding]:
         f"{f' and {len(moving) - 1} more' if len(moving) > 1 else ''}"
     )
     evidence = {"parameters": len(parameters), "moving": len(moving)}
-    yield Finding(code, name, severity, "", message, evidence, Fix("model.eval()", partial(_evaluate, model)))
+    yield Match("", message, evidence, Fix("model.eval()", partial(_evaluate, model)))
 
 
 def _evaluate(model: nn.Module) -> Change:

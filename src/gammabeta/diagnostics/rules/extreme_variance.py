@@ -1,22 +1,22 @@
 """Channels whose variance is so small or so large that something else decides the output.
 
-What it does: Finds channels whose running variance is under ε, and channels whose running mean or variance is beyond
+What it does: Finds channels whose running variance is below ε, and channels whose running mean or variance exceeds
 float16's largest number, 65,504.
 
-Why it matters: With σ² under ε the layer divides by √ε and not by σ: the channel is not standardized, its output is
-small, and a change of ε, which a conversion to another framework may bring, changes the model. Most such channels are
-dead: nothing arrives. A variance beyond 65,504 is infinite once the buffers are cast to float16, and the channel's
+Why it matters: With σ² below ε the layer divides by √ε rather than by σ. The channel is not standardized and its output
+is small. A change of ε, which a conversion to another framework may bring, changes the model. Most such channels are
+dead: nothing arrives. A variance above 65,504 becomes infinite once the buffers are cast to float16, and the channel's
 output zero.
 
 Example: A channel whose values differ by 10⁻⁴.
 
-Use instead: Keep ε as it was in training, and norms in float32 (gammabeta's stay so in a model cast by `.half()`);
-prune channels that are dead.
+Use instead: Keep ε as it was in training, and keep norms in float32 (gammabeta's stay so in a model cast by `.half()`).
+Prune dead channels.
 
-Evidence: tests/diagnostics/rules/test_extreme_variance.py: at σ² = ε/100 the output's variance is 0.0099 in place of 1,
-and a variance of 10⁵ cast to float16 makes the output 0 where it was of variance 1.
+Evidence: tests/diagnostics/rules/test_extreme_variance.py: at σ² = ε/100 the output's variance is 0.0099 in place of 1.
+A variance of 10⁵ cast to float16 makes the output 0, where it had variance 1.
 
-Limits: Trained networks have dead channels, by weight decay and by ReLU, and no harm in them.
+Limits: Trained networks have dead channels, from weight decay and ReLU, and they do no harm there.
 """
 
 from collections.abc import Iterator
@@ -24,20 +24,18 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record, channels
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB104"
-name = "extreme-variance"
 severity = "warning"
 sees = "SF"
 
 _LARGEST = torch.finfo(torch.float16).max
-_EPS = 1e-5  # torch's, where a checkpoint does not say
+_EPS = 1e-5  # torch's default: a checkpoint does not store ε
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if not norm.has_statistics:
             continue
@@ -45,28 +43,28 @@ def check(record: Record) -> Iterator[Finding]:
         assert norm.running_var is not None
         mean, var = norm.running_mean.float().flatten(), norm.running_var.float().flatten()
         eps = _EPS if norm.eps is None else norm.eps
-        # Negative and infinite ones are poisoned, which is another rule's.
+        # Negative and infinite ones are left to poisoned-statistics.
         small = ((var >= 0) & (var < eps)).nonzero().flatten().tolist()
         large = (((var > _LARGEST) & var.isfinite()) | ((mean.abs() > _LARGEST) & mean.isfinite())).nonzero().flatten()
-        said: list[str] = []
+        parts: list[str] = []
         evidence: dict[str, float] = {}
         if small:
             least = var[small].min().item()
-            said.append(
-                f"variance under ε ({eps:g}) in {len(small)} of {var.numel()} channels, down to {least:.2g}: "
+            parts.append(
+                f"variance below ε ({eps:g}) in {len(small)} of {var.numel()} channels, down to {least:.2g}: "
                 f"{channels(small)}; ε decides their output"
             )
             evidence |= {"under eps": len(small), "least variance": least}
         if len(large):
             most = torch.maximum(var, mean.abs())[large].max().item()
-            said.append(
+            parts.append(
                 f"statistics beyond float16's 65504 in {len(large)} of {var.numel()} channels, up to {most:.3g}: "
                 f"{channels(large.tolist())}"
             )
             evidence |= {"beyond float16": len(large), "largest": most}
-        if said:
-            advice = "keep ε and the norms' float32; channels that are dead can be pruned"
-            yield Finding(code, name, severity, norm.name, "; ".join(said), evidence, Fix(advice))
+        if parts:
+            advice = "keep ε, and keep norms in float32; dead channels can be pruned"
+            yield Match(norm.name, "; ".join(parts), evidence, Fix(advice))
 
 
 def flagged() -> Example:

@@ -1,20 +1,20 @@
 """BatchNorms of a model in evaluation that could be folded into a neighbour.
 
-What it does: Counts the BatchNorms that `gammabeta.fold` would put into the layer before or behind them, by the flow
-of data on the inputs, and the time that they take of a forward.
+What it does: Counts the BatchNorms that `gammabeta.fold` would fold into the layer before or behind them, by the flow
+of data on the inputs. Measures their share of a forward's time.
 
-Why it matters: In evaluation a BatchNorm is a scale and a shift for each channel, which a convolution or linear layer
-can carry in its weight and bias: one pass over memory less for each.
+Why it matters: In evaluation a BatchNorm is a scale and a shift per channel, which a convolution or linear layer can
+carry in its weight and bias. Each fold saves a pass over memory.
 
 Example: A ResNet for inference, as it was trained.
 
-Use instead: `gammabeta.fold(model, example_inputs).model`, which compares what it made with the original.
+Use instead: `gammabeta.fold(model, example_inputs).model`, which compares the result with the original.
 
-Evidence: tests/diagnostics/rules/test_probed_rules.py: as many as are told are folded, and the outputs stay the same to
-rounding.
+Evidence: tests/diagnostics/rules/test_probed_rules.py: `fold` folds as many as are counted, and the outputs stay the
+same except for rounding.
 
-Limits: A note: nothing is wrong. The time is that of the modules as they are called one by one, the least of three
-forwards, on a CPU; a compiler may have fused them already. Only a model in evaluation is looked at.
+Limits: It is a note: nothing is wrong. The time is that of the modules called one by one, the least of three forwards,
+on a CPU; a compiler may have fused them already. Only a model in evaluation is looked at.
 """
 
 from collections.abc import Iterator
@@ -22,20 +22,18 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import ALONE, Sites
-from gammabeta.surgery.refusal import Refusal
 
-code = "GB602"
-name = "foldable"
 severity = "note"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None or record.model.training:
         return
     observation: Observation = record.observed
@@ -54,9 +52,9 @@ def check(record: Record) -> Iterator[Finding]:
     taken = sum(seconds.get(name, 0.0) for name in found)
     share = f", which take {taken / seconds['']:.0%} of a forward ({1000 * taken:.2f} ms)" if seconds.get("") else ""
     what = "it" if len(found) == 1 else f"it and {len(found) - 1} more BatchNorms"
-    message = f"{what} could be folded into their neighbours{share}"
+    message = f"{what} could be folded into neighbouring layers{share}"
     evidence = {"norms": len(found), "seconds": taken}
-    yield Finding(code, name, severity, found[0], message, evidence, Fix("gammabeta.fold(model, example_inputs).model"))
+    yield Match(found[0], message, evidence, Fix("gammabeta.fold(model, example_inputs).model"))
 
 
 def flagged() -> Example:

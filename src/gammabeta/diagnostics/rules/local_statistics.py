@@ -1,20 +1,20 @@
-"""Under several processes, statistics that are each process's own, of few values.
+"""Several processes, each with its own statistics of few values.
 
-What it does: Where torch.distributed has more than one process, finds BatchNorms in training mode that take statistics
-of their own batch alone, if that is worth under 32 values a channel.
+What it does: If torch.distributed has more than one process, finds BatchNorms in training mode whose statistics come
+only from their own process's batch, worth fewer than 32 values per channel.
 
-Why it matters: The gradients are averaged over the processes, the statistics are not: the batch that BatchNorm sees is
-that of one process, however large the sum is. Under 32 values the variance is off by a quarter.
+Why it matters: Gradients are averaged over the processes, statistics are not. The batch that BatchNorm sees is that of
+one process, however large the sum is. Below 32 values the variance is off by a quarter.
 
-Example: A DistributedDataParallel model with BatchNorm and 4 samples a process.
+Example: A DistributedDataParallel model with BatchNorm and 4 samples per process.
 
 Use instead: `gammabeta.set_statistics(model, gammabeta.statistics.Synced())`, in every process.
 
 Evidence: tests/distributed/test_local_statistics.py: two processes' batch means differ by the standard error of the
-values that the finding tells, and are equal after the fix.
+reported number of values, and are equal after the fix.
 
-Limits: What is one process's values enough for the layer's width is not asked. `Synced` costs a collective a layer;
-claim small_batch tells whether small batches hurt.
+Limits: It does not ask whether one process's values are enough for the layer's width. `Synced` costs one collective per
+layer; claim small_batch measures whether small batches hurt.
 """
 
 from collections.abc import Iterator
@@ -24,21 +24,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Batch, Synced
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB502"
-name = "local-statistics"
 severity = "warning"
 sees = "D"
 
 FEWEST = 32.0
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if world == 1 or record.model is None:
         return
@@ -53,14 +51,14 @@ def check(record: Record) -> Iterator[Finding]:
         if values >= FEWEST:
             continue
         message = (
-            f"it takes statistics of its own process's batch, worth {values:.1f} values; over {world} processes they "
-            f"would be worth {world * values:.1f}"
+            f"its statistics come from its own process's batch only, worth {values:.1f} values; over {world} processes "
+            f"they would be worth {world * values:.1f}"
         )
         fix = Fix(
             f"gammabeta.set_statistics(model, gammabeta.statistics.Synced(), where={norm.name!r}) in every process",
             partial(set_statistics, record.model, Synced(), where=[*norm.names]),
         )
-        yield Finding(code, name, severity, norm.name, message, {"values": values, "processes": world}, fix)
+        yield Match(norm.name, message, {"values": values, "processes": world}, fix)
 
 
 def flagged() -> Example:

@@ -1,10 +1,10 @@
-"""Forwards of one step whose statistics are those of different data.
+"""Forwards of one step whose statistics come from different data.
 
-What it does: Finds BatchNorms that in one step are called on batches whose means are more than 5 standard errors and
-a quarter of a standard deviation apart, root mean square over channels: labelled and unlabelled, real and fake, source
-and target.
+What it does: Finds BatchNorms that one step calls on batches with different means: more than 5 standard errors and a
+quarter of a standard deviation apart, root mean square over channels. Examples are labelled and unlabelled, real and
+fake, source and target.
 
-Why it matters: In training each batch is normalized by its own statistics; the running ones become a mixture that fits
+Why it matters: In training each batch is normalized by its own statistics. The running ones become a mixture that fits
 neither, and evaluation uses it for both.
 
 Example: A source and a target domain, one forward each.
@@ -14,8 +14,8 @@ Use instead: One forward of both together, or `gammabeta.frozen_statistics(model
 Evidence: tests/diagnostics/rules/test_watched_rules.py: after the flagged example the running mean lies between the two
 domains, more than a standard deviation from either.
 
-Limits: It is seen at measured steps, up to 8 forwards in each. An imbalance that lasts (parts of a batch by class)
-looks alike. Where domains have layers of their own (domain-specific BatchNorm) nothing is found.
+Limits: Only measured steps are compared, up to 8 forwards in each. An imbalance that lasts (parts of a batch by class)
+looks the same. Where domains have layers of their own (domain-specific BatchNorm) nothing is found.
 """
 
 from collections.abc import Iterator
@@ -23,19 +23,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB206"
-name = "mixed-domains"
 severity = "warning"
 sees = "W"
 # Squared standard errors; standard deviations.
 ERRORS, APART = 25.0, 0.25
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not norm.tracks:
@@ -43,10 +41,7 @@ def check(record: Record) -> Iterator[Finding]:
         squared, apart = watched.history.median("domains"), watched.history.median("apart")
         if squared is None or apart is None or squared < ERRORS or apart < APART:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"successive forwards of one step have means {squared**0.5:.0f} standard errors apart ({apart:.2g} "
             "standard deviations): its running statistics become a mixture of both",

@@ -1,21 +1,21 @@
-"""γ or β that require a gradient and that no optimizer moves, or two do.
+"""γ or β that require a gradient but that no optimizer moves, or that two groups move.
 
 What it does: Finds γ and β with `requires_grad` that are in no group of the optimizers although weights around them
-are, and those that stand in two groups.
+are, and those that are in two groups.
 
 Why it matters: Groups made by hand, by class or by name, lose parameters: norms added later, norms of another class,
-everything called "norm". What is lost stays at 1 and 0, and nothing says so; its gradients are computed and gather up
-in `.grad`. A parameter in two groups gets two steps each time.
+everything called "norm". A lost parameter silently stays at 1 or 0; its gradients are computed and accumulate in
+`.grad`. A parameter in two groups is stepped twice each time.
 
-Example: An optimizer of the weights of two axes and more.
+Example: An optimizer that only has the weights with two or more axes.
 
 Use instead: `gammabeta.parameter_groups(model, weight_decay)`, which has every parameter once.
 
-Evidence: tests/diagnostics/rules/test_norm_not_optimized.py: after 20 steps the example's γ is 1 exactly, with a
+Evidence: tests/diagnostics/rules/test_norm_not_optimized.py: after 20 steps the example's γ is exactly 1, with a
 gradient; after the fix it has moved.
 
-Limits: Where several optimizers share a model hand all of them, in a list. A part of which nothing is in an optimizer
-is taken for frozen on purpose.
+Limits: If several optimizers share a model, pass all of them, in a list. A part of which nothing is in an optimizer
+counts as frozen on purpose.
 """
 
 from collections.abc import Iterator
@@ -24,18 +24,16 @@ from functools import partial
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB402"
-name = "norm-not-optimized"
 severity = "warning"
 sees = "O"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None:
         return
     times: dict[int, int] = {}
@@ -55,16 +53,16 @@ def check(record: Record) -> Iterator[Finding]:
         missing = tuple(key for key, count in counts.items() if count == 0)
         twice = tuple(key for key, count in counts.items() if count > 1)
         if missing and _optimized_around(norm.name, modules, times):
-            message = f"{' and '.join(missing)}: a gradient is required, and no optimizer has it"
+            message = f"{' and '.join(missing)}: in no optimizer, although requires_grad is set"
             last = record.optimizers[-1]
             fix = Fix(
                 "add it: optimizer.add_param_group({…}), without weight decay", partial(_add, last, norm, missing)
             )
-            yield Finding(code, name, severity, norm.name, message, dict.fromkeys(missing, 0), fix)
+            yield Match(norm.name, message, dict.fromkeys(missing, 0), fix)
         if twice:
-            message = f"{' and '.join(twice)}: in {max(counts.values())} groups, and stepped as often"
+            message = f"{' and '.join(twice)}: in {max(counts.values())} groups, each of which steps it"
             fix = Fix("leave it in one group")
-            yield Finding(code, name, severity, norm.name, message, {key: counts[key] for key in twice}, fix)
+            yield Match(norm.name, message, {key: counts[key] for key in twice}, fix)
 
 
 def _optimized_around(where: str, modules: dict[str, nn.Module], times: dict[int, int]) -> bool:

@@ -1,22 +1,23 @@
 """Batches that differ from each other more than shuffled ones would.
 
-What it does: Compares the variance between the means of successive batches of the model's input, up to 128 of its
-features over up to 64 batches, with what shuffling gives, which is the variance between samples of a batch over N. It
-finds more than four times that, where it is also more than a fifth of the data's standard deviation. The module is the
-BatchNorm that is called first.
+What it does: Compares the variance between the means of successive input batches with what shuffling gives: the
+variance between samples of a batch over N. It uses up to 128 features of the model's input over up to 64 batches. It
+reports a ratio above four if the means also differ by more than a fifth of the data's standard deviation. The module
+named is the BatchNorm that is called first.
 
-Why it matters: BatchNorm takes a batch for a sample of the data. Sorted by class or by source, a batch's statistics are
-those of its class, the network learns to rely on it, and in evaluation running statistics of all classes come in.
+Why it matters: BatchNorm takes a batch for a sample of the data. If batches are sorted by class or by source, a batch's
+statistics are those of its class, and the network learns to rely on them. In evaluation, running statistics of all
+classes take their place.
 
 Example: Batches of one class each.
 
 Use instead: `shuffle=True` in the DataLoader.
 
-Evidence: tests/diagnostics/rules/test_watched_rules.py: the ratio is within 0.5 and 2 for shuffled batches and above 4
+Evidence: tests/diagnostics/rules/test_watched_rules.py: the ratio is between 0.5 and 2 for shuffled batches and above 4
 for sorted ones.
 
-Limits: Needs 16 batches and an input of floating dtype and constant shape. Frames of one video, or views of one sample
-that were put into one batch on purpose, are ordered too.
+Limits: It needs 16 batches and an input of floating dtype and constant shape. Frames of one video, or views of one
+sample that were put into one batch on purpose, are ordered too.
 """
 
 from collections.abc import Iterator
@@ -24,29 +25,24 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB208"
-name = "ordered-batches"
 severity = "warning"
 sees = "W"
 RATIO, APART = 4.0, 0.2
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     watched = record.watched
     ratio, apart = watched.inputs.median("order"), watched.inputs.median("apart")
     if watched.first is None or ratio is None or apart is None or ratio < RATIO or apart < APART:
         return
-    yield Finding(
-        code,
-        name,
-        severity,
+    yield Match(
         watched.first,
         f"the inputs' means vary {ratio:.1f} times as much between batches as shuffled data would ({apart:.2g} "
-        "standard deviations): its statistics are those of one part of the data at a time",
+        "standard deviations): each batch's statistics describe only a part of the data",
         {"ratio": ratio, "deviations": apart},
         Fix("shuffle=True in the DataLoader, then gammabeta.recalibrate(model, batches)"),
     )

@@ -1,22 +1,24 @@
-"""Padded positions that enter a BatchNorm's or InstanceNorm's statistics.
+"""Padded positions that enter the statistics of a BatchNorm or InstanceNorm.
 
-What it does: Tells from the inputs where sequences end, zeros to the end of the axis, at other places in other samples,
-and compares the statistics of what each norm on (N, C, L) is given with and without the padded positions. Found where
-they move the mean by a twentieth of a standard deviation, or the variance by a tenth.
+What it does: Infers from the inputs where sequences end: zeros up to the end of the axis, starting at different places
+in different samples. It then compares the statistics that each norm on (N, C, L) is given with and without the padded
+positions. It reports norms whose mean the padding moves by a twentieth of a standard deviation, or whose variance by a
+tenth.
 
-Why it matters: Statistics are then of the padding too, and change with how much of it a batch happens to have: the
-same sequence gets another output beside a longer one, and evaluation another than training (pytorch#70529).
+Why it matters: The statistics then include the padding, and change with how much of it a batch happens to have. The
+same sequence gets a different output beside a longer one, and evaluation differs from training (pytorch#70529).
 
 Example: A BatchNorm1d on padded sequences of 5 to 20 steps.
 
 Use instead: `norm(x, mask=gammabeta.lengths_to_mask(lengths, L))` of an adopted layer: padding enters no statistic and
 is zero in the output. Or LayerNorm over the channels, which looks at one position.
 
-Evidence: tests/diagnostics/rules/test_probed_rules.py: more padding moves the flagged example's output by a tenth and
-more of its size, the clean one's by rounding.
+Evidence: tests/diagnostics/rules/test_probed_rules.py: more padding moves the flagged example's output by at least a
+tenth of its size, the clean one's by rounding.
 
-Limits: Padding is told by zeros in the inputs, of floats (N, L, C) or (N, C, L) and of tokens (N, L), and by an axis of
-the same length at the norm: what is downsampled before it is not found. Silence at the end of a recording looks alike.
+Limits: Padding is recognized by zeros in the inputs, which may be floats (N, L, C) or (N, C, L), or tokens (N, L). The
+norm's input must have an axis of the same length: after downsampling nothing is found. Silence at the end of a
+recording looks the same.
 """
 
 from collections.abc import Iterator
@@ -25,21 +27,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.batch_norm import BatchNorm1d
-from gammabeta.lengths import lengths_to_mask
+from gammabeta.masks import lengths_to_mask
 
-code = "GB205"
-name = "padding-in-statistics"
 severity = "warning"
 sees = "D"
 
 SHIFT, RATIO = 0.05, 1.1
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.probe is None:
         return
     for norm in record.of_kind("batch", "instance"):
@@ -58,12 +58,12 @@ def check(record: Record) -> Iterator[Finding]:
             "mean_shift": padding.mean_shift,
             "variance_ratio": padding.variance_ratio,
         }
-        fix = Fix("adopt it and call it with mask=gammabeta.lengths_to_mask(lengths, L)")
-        yield Finding(code, name, severity, norm.name, message, evidence, fix)
+        fix = Fix("adopt the layer and call it with mask=gammabeta.lengths_to_mask(lengths, L)")
+        yield Match(norm.name, message, evidence, fix)
 
 
 def sequences() -> Tensor:
-    """(8, 16, 20), 5 to 20 steps of mean 1, then zeros."""
+    """Return padded sequences, (8, 16, 20): 5 to 20 steps of mean 1, then zeros."""
     torch.manual_seed(0)
     x = torch.randn(8, 16, 20) + 1
     return x * lengths_to_mask([20, 5, 8, 12, 6, 17, 10, 7], 20)[:, None]

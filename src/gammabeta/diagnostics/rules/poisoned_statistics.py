@@ -3,21 +3,20 @@
 What it does: Finds running means that are not finite and running variances that are not finite or below zero, by
 channel, in models and in checkpoint files.
 
-Why it matters: One batch with a NaN or an overflow is enough: new = 0.9·old + 0.1·NaN, and no later batch takes it out
-again. Training goes on, since it normalizes by the batch; in evaluation the channel gives NaN, and so does everything
-after it. A skipped step of a gradient scaler skips the optimizer, not the forward that has moved the buffers
-(pytorch#90342).
+Why it matters: One batch with a NaN or an overflow is enough: new = 0.9·old + 0.1·NaN, and no later batch removes it.
+Training goes on, since it normalizes by the batch. In evaluation the channel gives NaN, and so does everything after
+it. A gradient scaler that skips a step skips the optimizer, not the forward that has moved the buffers (pytorch#90342).
 
 Example: A channel's running mean is NaN.
 
-Use instead: gammabeta's BatchNorm (`gammabeta.adopt(model)`), where a batch that is not finite leaves the statistics as
-they are; for the present ones `gammabeta.recalibrate(model, batches)`.
+Use instead: gammabeta's BatchNorm (`gammabeta.adopt(model)`): a batch that is not finite leaves its statistics
+unchanged. For statistics that are already poisoned, `gammabeta.recalibrate(model, batches)`.
 
-Evidence: tests/diagnostics/rules/test_poisoned_statistics.py: after one batch with a single NaN and 1,000 finite ones
-the running mean of torch's layer is NaN still, and all of its channel's outputs in evaluation; the adopted layer's is
-right.
+Evidence: tests/diagnostics/rules/test_poisoned_statistics.py: after one batch with a single NaN and 1,000 finite
+batches, torch's layer still has a running mean of NaN, and its channel's outputs in evaluation are NaN. The adopted
+layer's mean is right.
 
-Limits: None known: such statistics are never meant.
+Limits: None known: such statistics are never intended.
 """
 
 from collections.abc import Iterator
@@ -25,24 +24,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.record import Record, channels
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB102"
-name = "poisoned-statistics"
 severity = "error"
 sees = "SF"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if not norm.has_statistics:
             continue
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        # One look in the usual case that all is well.
+        # A single synchronization with the device in the usual case that all is well.
         if bool((torch.isfinite(norm.running_mean) & torch.isfinite(norm.running_var) & (norm.running_var >= 0)).all()):
             continue
         kinds = {
@@ -54,13 +50,10 @@ def check(record: Record) -> Iterator[Finding]:
         }
         found = {what: _where(bad) for what, bad in kinds.items() if bool(bad.any())}
         size = norm.running_mean.numel()
-        said = "; ".join(f"{what} in {len(at)} of {size} channels: {channels(at)}" for what, at in found.items())
-        yield Finding(
-            code,
-            name,
-            severity,
+        message = "; ".join(f"{what} in {len(at)} of {size} channels: {channels(at)}" for what, at in found.items())
+        yield Match(
             norm.name,
-            said,
+            message,
             {what: len(at) for what, at in found.items()},
             recalibration(record, norm),
         )

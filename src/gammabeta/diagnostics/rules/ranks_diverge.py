@@ -1,8 +1,8 @@
 """Running statistics that differ between the processes of a training.
 
-What it does: Compares the running statistics with which each process begins a measured step, behind the broadcast of
-buffers that DistributedDataParallel makes. It finds BatchNorms that are more than a hundredth of a standard deviation
-apart.
+What it does: Compares the running statistics with which each process begins a measured step, after
+DistributedDataParallel's broadcast of buffers. It finds BatchNorms that are more than a hundredth of a standard
+deviation apart.
 
 Why it matters: Without the broadcast (`broadcast_buffers=False`) and without synchronizing, each process averages its
 own batches. They evaluate differently, and the checkpoint has those of one process (timm#110).
@@ -11,11 +11,11 @@ Example: Two processes, each with its own data, statistics neither synchronized 
 
 Use instead: `gammabeta.reconcile(model)` before evaluation and saving, or `Synced()`.
 
-Evidence: tests/distributed/test_watch.py: two gloo processes are found at their distance, after `reconcile` and under
-`Synced` they are not.
+Evidence: tests/distributed/test_watch.py: two gloo processes are reported with their distance; after `reconcile` and
+under `Synced` they are not reported.
 
-Limits: Compared is the last measured step that all processes have written. Where every process has data of another
-distribution on purpose (federated training with local statistics) it is meant.
+Limits: It compares the last measured step that all processes have written. Different statistics may be intended where
+every process has data of another distribution (federated training with local statistics).
 """
 
 from collections.abc import Iterator
@@ -23,33 +23,28 @@ from collections.abc import Iterator
 import torch
 from torch import distributed, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Synced
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB112"
-name = "ranks-diverge"
 severity = "warning"
 sees = "W"
 FARTHEST = 0.01
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     ranks = record.watched.ranks
     for norm in record.of_kind("batch"):
-        distances = {rank: said.distance[norm.name] for rank, said in ranks.items() if norm.name in said.distance}
+        distances = {rank: other.distance[norm.name] for rank, other in ranks.items() if norm.name in other.distance}
         if not distances:
             continue
         rank = max(distances, key=distances.__getitem__)
         if not distances[rank] > FARTHEST:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"its running statistics on rank {rank} are {distances[rank]:.2g} standard deviations from those of rank "
             f"{record.watched.rank}, at step {record.watched.rank_step}",

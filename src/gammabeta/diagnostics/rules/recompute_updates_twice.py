@@ -1,20 +1,20 @@
 """Running statistics that activation checkpointing moves twice.
 
-What it does: Finds BatchNorms of torch's whose forward ran again inside a backward and moved the running statistics
-once more.
+What it does: Finds torch's BatchNorms whose forward ran again inside a backward and moved the running statistics once
+more.
 
 Why it matters: Checkpointing computes a forward again in the backward, and torch's layer takes it for another batch
-(pytorch#96136): every batch counts twice, so that the average reaches back half as far: at momentum m the effective one
-is 1 − (1 − m)².
+(pytorch#96136). Every batch counts twice, so the average reaches back half as far: at momentum m the effective one is 1
+− (1 − m)².
 
 Example: A block under `torch.utils.checkpoint`.
 
-Use instead: `gammabeta.adopt(model)`: our layers tell a recomputation and move once.
+Use instead: `gammabeta.adopt(model)`: its layers recognize a recomputation and move once.
 
 Evidence: tests/diagnostics/rules/test_watched_rules.py: ten steps of the flagged example count 20 batches, of the clean
 one 10.
 
-Limits: A forward that is run on purpose inside a backward, by a tensor hook or a custom Function, is taken for a
+Limits: A forward that runs inside a backward on purpose, by a tensor hook or a custom Function, counts as a
 recomputation.
 """
 
@@ -25,26 +25,21 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.adopt import adopt
 
-code = "GB111"
-name = "recompute-updates-twice"
 severity = "warning"
 sees = "W"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.moved_again or record.model is None:
             continue
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
             f"{watched.moved_again} forwards ran again inside a backward (activation checkpointing) and moved its "
             f"running statistics a second time",

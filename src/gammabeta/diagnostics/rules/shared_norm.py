@@ -1,20 +1,20 @@
-"""One BatchNorm called at several places on inputs that are not alike.
+"""One BatchNorm called in several places on inputs that are not alike.
 
 What it does: Finds BatchNorms that a forward calls several times, on inputs whose statistics differ by many standard
 errors and by enough to matter: half a standard deviation, or a factor of two in the variance.
 
-Why it matters: In training each call is standardized by its own batch; in evaluation all of them by one average of the
-statistics of all, which fits none of them. γ and β may be shared, statistics may not.
+Why it matters: In training each call is standardized by its own batch. In evaluation all of them are standardized by
+one average of their statistics, which fits none of them. γ and β may be shared, statistics may not.
 
 Example: A detection head whose norm serves maps of several scales.
 
-Use instead: One layer a call site; the weights of the layers around it can stay shared.
+Use instead: One layer per call site; the weights of the layers around it can stay shared.
 
-Evidence: tests/diagnostics/rules/test_flow_rules.py: training's and evaluation's outputs of the flagged example differ
-by half their spread, with a layer for each call by rounding and sampling.
+Evidence: tests/diagnostics/rules/test_flow_rules.py: the flagged example's outputs in training and evaluation differ by
+half their spread; with a layer for each call they differ by rounding and sampling.
 
-Limits: On the given inputs only. A recurrent use over time steps whose statistics settle is not found once they are
-alike.
+Limits: It holds for the given inputs only. Recurrent use over time steps is not found once the statistics have settled
+and are alike.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.gap import gap_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 
-code = "GB107"
-name = "shared-norm"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         calls = (record.given or {}).get(norm.name, ())
         if norm.frozen or len(calls) < 2:
@@ -44,7 +42,7 @@ def check(record: Record) -> Iterator[Finding]:
             worst = max(gaps, key=lambda gap: gap.mean_shift + gap.log_variance_ratio)
             message = f"a forward calls it {len(calls)} times, on inputs that differ: {worst}"
             evidence = {"calls": len(calls), "mean_shift": worst.mean_shift}
-            yield Finding(code, name, severity, norm.name, message, evidence, Fix("one layer a call site"))
+            yield Match(norm.name, message, evidence, Fix("one layer per call site"))
 
 
 class Twice(nn.Module):

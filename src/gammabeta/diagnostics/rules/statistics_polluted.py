@@ -2,20 +2,20 @@
 
 What it does: Finds BatchNorms whose running statistics were moved by forwards in training mode with gradients off.
 
-Why it matters: A summary, a warm-up, a teacher's pass or an evaluation that forgot `eval()` moves the running
-statistics as much as a training step does, towards whatever it was run on; `no_grad` does not touch buffers. Evaluation
-then normalizes by a mixture.
+Why it matters: `no_grad` does not affect buffers. A summary, a warm-up, a teacher's pass or an evaluation that forgot
+`eval()` moves the running statistics as much as a training step does, towards its own inputs. Evaluation then
+normalizes by a mixture.
 
-Example: Between the steps another batch goes through the model under `no_grad`, in training mode.
+Example: Between the steps, another batch goes through the model under `no_grad`, in training mode.
 
 Use instead: `gammabeta.frozen_statistics(model)` around such forwards, or `model.eval()`.
 
 Evidence: tests/diagnostics/rules/test_watched_rules.py: the flagged example's running mean ends three standard
 deviations from the data that it learns from, the clean one's within sampling error.
 
-Limits: Recalibrating by forwards under `no_grad` is meant so: do it outside of the watch. Forwards with gradients on
-whose loss nobody takes are not told from others. The first forward of a re-entrant checkpoint has gradients off, too,
-and is not counted where its recomputation follows.
+Limits: Recalibrating by forwards under `no_grad` is intended: do it outside the watch. Forwards with gradients on whose
+loss is never used look like all others. The first forward of a reentrant checkpoint has gradients off too; it is not
+counted if its recomputation follows.
 """
 
 from collections.abc import Iterator
@@ -23,32 +23,27 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.contexts import frozen_statistics
 
-code = "GB110"
-name = "statistics-polluted"
 severity = "warning"
 sees = "W"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.calls or not watched.polluting:
             continue
         share = watched.polluting / (watched.polluting + watched.calls)
-        yield Finding(
-            code,
-            name,
-            severity,
+        yield Match(
             norm.name,
-            f"{watched.polluting} forwards in training mode with gradients off moved its running statistics, beside "
-            f"{watched.calls} that it learns from: {share:.0%} of its updates",
+            f"{watched.polluting} forwards in training mode with gradients off moved its running statistics, "
+            f"{share:.0%} of its updates; {watched.calls} forwards had gradients on",
             {"polluting": watched.polluting, "calls": watched.calls},
-            Fix("with gammabeta.frozen_statistics(model): around those forwards, then gammabeta.recalibrate"),
+            Fix("`with gammabeta.frozen_statistics(model):` around those forwards, then gammabeta.recalibrate"),
         )
 
 

@@ -3,20 +3,21 @@
 What it does: Compares how often each process had called each synchronized layer when it began the last measured step
 that all have written.
 
-Why it matters: A synchronized layer waits for every process of its group. If one calls it once more, it waits for ever,
-or takes the numbers of another layer for its own.
+Why it matters: A synchronized layer waits for every process of its group. If one process calls it once more, it waits
+for ever, or takes the numbers of another layer for its own.
 
-Example: One process calls the layer once more each step; here each is in a group of its own, so that nobody waits.
+Example: One process calls the layer once more in each step; in the example each is in a group of its own, so that no
+process waits.
 
-Use instead: Call the layer on every process, on an empty batch where there is nothing, or give the branch a norm that
-is not synchronized.
+Use instead: Call the layer in every process, on an empty batch if there is nothing, or give the branch a norm that is
+not synchronized.
 
-Evidence: tests/distributed/test_watch.py: of two gloo processes one calls the layer more often; both name the layer and
-the calls.
+Evidence: tests/distributed/test_watch.py: one of two gloo processes calls the layer more often, and both report the
+layer and the calls.
 
-Limits: It tells what has happened and stops no process that waits already: `GAMMABETA_DEBUG=1` does, with an error that
-names layer and ranks. It compares all processes, so layers of smaller groups that are called unlike on purpose are
-found too. Forwards with gradients off are not counted.
+Limits: It reports what has happened and does not stop a process that already waits. `GAMMABETA_DEBUG=1` does, with an
+error that names layer and ranks. It compares all processes, so it also reports layers of smaller groups that are called
+unequally on purpose. Forwards with gradients off are not counted.
 """
 
 from collections.abc import Iterator
@@ -24,35 +25,30 @@ from collections.abc import Iterator
 import torch
 from torch import distributed, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Synced
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.set_statistics import set_statistics
 
-code = "GB503"
-name = "sync-calls-differ"
 severity = "error"
 sees = "W"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     ranks = record.watched.ranks
     for norm in record.of_kind("batch"):
-        calls = {rank: said.calls[norm.name] for rank, said in ranks.items() if norm.name in said.calls}
+        calls = {rank: other.calls[norm.name] for rank, other in ranks.items() if norm.name in other.calls}
         if len(set(calls.values())) < 2:
             continue
-        told = ", ".join(f"rank {rank} {count} times" for rank, count in sorted(calls.items()))
-        yield Finding(
-            code,
-            name,
-            severity,
+        counts = ", ".join(f"rank {rank} {count} times" for rank, count in sorted(calls.items()))
+        yield Match(
             norm.name,
-            f"it shares its statistics, yet ranks called it a different number of times up to step "
-            f"{record.watched.rank_step}: {told}",
+            f"it shares its statistics, but the ranks called it a different number of times up to step "
+            f"{record.watched.rank_step}: {counts}",
             {"calls": calls},
-            Fix("call it on every rank, on an empty batch where there is nothing; GAMMABETA_DEBUG=1 stops at the call"),
+            Fix("call it on every rank, on an empty batch if there is nothing; GAMMABETA_DEBUG=1 stops at the call"),
         )
 
 

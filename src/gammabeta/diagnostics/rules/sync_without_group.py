@@ -1,19 +1,19 @@
-"""torch's SyncBatchNorm where it has nobody to synchronize with, or cannot.
+"""torch's SyncBatchNorm where it has no process to synchronize with, or cannot synchronize.
 
 What it does: Finds torch's SyncBatchNorm in a model whose weights are on a CPU, or while no process group of more than
 one process is initialized. On a CPU with several processes it is an error.
 
-Why it matters: In one process it is an ordinary BatchNorm, only slower; whoever counts on synchronized statistics is
-wrong. On a CPU with a process group its forward in training raises "SyncBatchNorm expected input tensor to be on GPU".
-Tools that look for BatchNorm2d by its class do not see it (pytorch#41081).
+Why it matters: In one process it is an ordinary BatchNorm, only slower, and the statistics are not synchronized as
+expected. On a CPU with a process group its forward in training raises "SyncBatchNorm expected input tensor to be on
+GPU". Tools that look for BatchNorm2d by its class do not see it (pytorch#41081).
 
 Example: A converted model on a CPU.
 
-Use instead: `gammabeta.adopt(model)`: a BatchNorm with `Synced`, which works on a CPU (gloo), in one process is exactly
-`Batch`, and of which the weights and keys are the same.
+Use instead: `gammabeta.adopt(model)`: a BatchNorm with `Synced`, with the same weights and keys. It works on a CPU
+(gloo), and in one process it is exactly `Batch`.
 
-Evidence: tests/diagnostics/rules/test_sync_without_group.py: adopting changes no output by more than rounding, and with
-a process group on a CPU torch's layer raises in training where the adopted one runs.
+Evidence: tests/diagnostics/rules/test_sync_without_group.py: adopting changes outputs by rounding only. With a process
+group on a CPU, torch's layer raises in training and the adopted one runs.
 
 Limits: A model that is checked before `init_process_group`, or moved to a GPU later, is found too.
 """
@@ -24,18 +24,17 @@ from functools import partial
 import torch.distributed as dist
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
-from gammabeta.surgery.adopt import adopt, is_ours
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.norms import is_ours
+from gammabeta.surgery.adopt import adopt
 
-code = "GB501"
-name = "sync-without-group"
 severity = "warning"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     ready = dist.is_available() and dist.is_initialized()
     size = dist.get_world_size() if ready else 1
     for norm in record.norms:
@@ -47,11 +46,11 @@ def check(record: Record) -> Iterator[Finding]:
         if size > 1 and device == "cpu":
             level, message = "error", f"SyncBatchNorm on a CPU, in {size} processes: its forward in training raises"
         elif size == 1:
-            level, message = severity, f"SyncBatchNorm on {device}, and {alone}: it synchronizes with nobody"
+            level, message = severity, f"SyncBatchNorm on {device}, and {alone}: it synchronizes with no other process"
         else:
             continue
         fix = Fix(f"gammabeta.adopt(model, where={norm.name!r})", partial(adopt, record.model, where=[*norm.names]))  # type: ignore[arg-type]
-        yield Finding(code, name, level, norm.name, message, {"processes": size, "device": device}, fix)
+        yield Match(norm.name, message, {"processes": size, "device": device}, fix, severity=level)
 
 
 def flagged() -> Example:

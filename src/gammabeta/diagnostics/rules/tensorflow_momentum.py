@@ -1,22 +1,23 @@
-"""A momentum that reads as TensorFlow's.
+"""A momentum that looks like TensorFlow's.
 
 What it does: Finds layers with running statistics whose momentum is 0.5 or more, or 0.
 
-Why it matters: torch's momentum is the share of the new batch: new = (1 − momentum)·old + momentum·batch. TensorFlow's,
-Keras', Flax' and Caffe's is the share of the old. 0.9 or 0.99 brought over makes the running statistics those of the
-last one or two batches: evaluation jumps from epoch to epoch (vision#8250). 0 leaves them at 0 and 1 for ever.
+Why it matters: torch's momentum is the share of the new batch: new = (1 − momentum)·old + momentum·batch. In
+TensorFlow, Keras, Flax and Caffe it is the share of the old. A copied 0.9 or 0.99 makes the running statistics those of
+the last one or two batches: evaluation jumps from epoch to epoch (vision#8250). 0 leaves them at 0 and 1 for ever.
 
 Example: `nn.BatchNorm2d(8, momentum=0.99)`.
 
-Use instead: One minus it, `momentum=0.01`, and `gammabeta.recalibrate` for statistics that were taken so.
+Use instead: One minus it, `momentum=0.01`, and `gammabeta.recalibrate` for statistics that were collected with the old
+one.
 
-Evidence: tests/diagnostics/rules/test_tensorflow_momentum.py: over batches of 16 the running mean's error is 0.99 of a
-batch's own at momentum 0.99, and 0.07 of it at 0.01: √(m/(2 − m)) as derived. tests/diagnostics/test_false_alarms.py
+Evidence: tests/diagnostics/rules/test_tensorflow_momentum.py: over batches of 16, the running mean's error is 0.99 of a
+batch's own at momentum 0.99, and 0.07 of it at 0.01: √(m/(2 − m)), as derived. tests/diagnostics/test_false_alarms.py
 finds it in four of a thousand real models, as transformers builds them: MobileNetV1 (0.9997), MobileNetV2 (0.997),
 EfficientNet and Align (0.99).
 
-Limits: Large momenta can be meant for statistics of the last batches alone, and 0 for statistics that stay
-(`gammabeta.freeze` says so more clearly).
+Limits: A large momentum can be intended, for statistics of the last batches only, and so can 0, for statistics that
+stay (`gammabeta.freeze` says so more clearly).
 """
 
 from collections.abc import Iterator
@@ -24,18 +25,16 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB305"
-name = "tensorflow-momentum"
 severity = "warning"
 sees = "S"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if not norm.tracks or norm.momentum is None or 0 < norm.momentum < 0.5:
             continue
@@ -43,18 +42,18 @@ def check(record: Record) -> Iterator[Finding]:
         if momentum == 0:
             message = f"momentum 0: the running statistics never move{' from 0 and 1' * norm.has_initial_statistics}"
         elif momentum == 1:
-            message = "momentum 1: the running statistics are those of the last batch alone"
+            message = "momentum 1: the running statistics are those of the last batch only"
         else:
             message = (
-                f"momentum {momentum:g}: {momentum:.4g} of the running statistics is the last batch's; in TensorFlow's "
-                f"convention that would be torch's {1 - momentum:.2g}"
+                f"momentum {momentum:g}: {momentum:.4g} of the running statistics come from the last batch; in "
+                f"TensorFlow's convention that would be torch's {1 - momentum:.2g}"
             )
-        yield Finding(code, name, severity, norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
+        yield Match(norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
 
 
 def _fix(norm: Norm, momentum: float) -> Fix:
     if momentum == 0:
-        return Fix("momentum=0.1; to keep statistics as they are, gammabeta.freeze(model)")
+        return Fix("momentum=0.1; to keep the statistics unchanged, gammabeta.freeze(model)")
     if not 0.5 < momentum < 1:
         return Fix("momentum=0.1, torch's default")
     new = round(1 - momentum, 12)

@@ -1,22 +1,22 @@
-"""Running statistics that are not those of the data: evaluation is another network than training.
+"""Running statistics that do not match the data: evaluation uses another network than training.
 
-What it does: Compares what each BatchNorm is given in evaluation, on the inputs, with its running statistics, and names
-the first layer in the order of the data where they differ by more than sampling error can explain and by enough to
+What it does: Compares what each BatchNorm is given in evaluation, on the inputs, with its running statistics. It names
+the first layer, in the order of the data, where they differ by more than sampling error can explain and by enough to
 matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. Layers behind
 it follow from it and are counted, not listed.
 
-Why it matters: The network that is evaluated is not the one that was trained: momentum that was too small for the
-number of steps, data that has shifted, other preprocessing in evaluation, statistics of another model.
+Why it matters: The network that is evaluated is not the one that was trained. Causes are a momentum too small for the
+number of steps, data that has shifted, other preprocessing in evaluation, or statistics of another model.
 
 Example: A BatchNorm whose running statistics stayed at 0 and 1, while its input has mean 3.
 
 Use instead: Population statistics: `recalibrate` on data as in training; or the preprocessing of training.
 
-Evidence: tests/diagnostics/rules/test_flow_rules.py: the outputs of the flagged example in training and evaluation
-differ by more than their own spread, and after the fix by a tenth of it.
+Evidence: tests/diagnostics/rules/test_flow_rules.py: the flagged example's outputs in training and evaluation differ by
+more than their own spread, and after the fix by a tenth of it.
 
 Limits: The inputs have to be like those of training. Sampling error comes from the effective number of values, which a
-single sample does not tell: then nothing is said.
+single sample does not give: then nothing is reported.
 """
 
 from collections.abc import Iterator
@@ -24,20 +24,17 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.gap import Gap, gap_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
 
-code = "GB109"
-name = "train-eval-gap"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     observation: Observation = record.observed
     order = {call.module: call.index for call in reversed(observation.calls)}
     found: list[tuple[int, str, Gap]] = []
@@ -51,12 +48,10 @@ def check(record: Record) -> Iterator[Finding]:
                 found.append((order[norm.name], norm.name, gap))
     if found:
         _, first, gap = min(found)
-        behind = f", and {len(found) - 1} layers behind it" if len(found) > 1 else ""
-        message = f"its running statistics are not those of the inputs: {gap}{behind}"
+        behind = f", and in {len(found) - 1} layers behind it" if len(found) > 1 else ""
+        message = f"its running statistics do not match the inputs: {gap}{behind}"
         evidence = {"mean_shift": gap.mean_shift, "log_variance_ratio": gap.log_variance_ratio, "layers": len(found)}
-        yield Finding(
-            code, name, severity, first, message, evidence, recalibration(record, record.norm(first))
-        )  # fmt: skip
+        yield Match(first, message, evidence, recalibration(record, record.norm(first)),)  # fmt: skip
 
 
 def flagged() -> Example:

@@ -1,20 +1,20 @@
 """A BatchNorm that follows a layer and must not be folded into it.
 
-What it does: Of a model in evaluation, finds BatchNorms whose input is what a convolution or linear layer gave, where
-that layer is called again, shares its weight, is parametrized, has hooks, or is read by somebody else too.
+What it does: In a model in evaluation, finds BatchNorms whose input is the output of a convolution or linear layer that
+cannot be folded. Such a layer is called again, shares its weight, is parametrized, has hooks, or feeds other readers
+too.
 
-Why it matters: Tools that fold by the order of registration or by a pattern of names fold there all the same, and the
-outputs are wrong without a word (pytorch#104593 and #197539: a convolution used twice; #180995: a grouped,
-transposed one).
+Why it matters: Tools that fold by order of registration or by a pattern of names fold there all the same, and the
+outputs are silently wrong (pytorch#104593 and #197539: a convolution used twice; #180995: a grouped, transposed one).
 
 Example: A convolution that is called on two inputs, with a BatchNorm behind the first.
 
-Use instead: `gammabeta.fold`, which leaves such sites alone and says why; or a layer of its own for each.
+Use instead: `gammabeta.fold`, which leaves such sites unfolded and says why; or a separate layer for each call.
 
 Evidence: tests/diagnostics/rules/test_probed_rules.py: folded by torch.nn.utils.fusion, the flagged example's outputs
-are off by more than a tenth of their size; by `gammabeta.fold` they stay.
+are off by more than a tenth of their size; folded by `gammabeta.fold` they stay the same.
 
-Limits: A note: the model itself is right. What is seen holds for the inputs given.
+Limits: It is a note: the model itself is right. The finding holds for the given inputs.
 """
 
 from collections.abc import Iterator
@@ -22,21 +22,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
-from gammabeta.diagnostics.flow import LAYERS
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.neighbours import LAYERS, Refusal
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import Sites
-from gammabeta.surgery.refusal import Refusal
 
-code = "GB603"
-name = "unsafe-fold"
 severity = "note"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     if record.model is None or record.model.training:
         return
     observation: Observation = record.observed
@@ -46,20 +43,22 @@ def check(record: Record) -> Iterator[Finding]:
         calls = observation.calls_of(norm.name)
         if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
             continue
-        seen = {seen.data for seen, _ in observation.trail(calls[0].inputs[0], 1)}
-        layers = [g.module for data in seen for g in observation.givers(data) if isinstance(modules[g.module], LAYERS)]
+        seen = {seen.data for seen, _ in observation.trace_back(calls[0].inputs[0], 1)}
+        layers = [
+            g.module for data in seen for g in observation.producers(data) if isinstance(modules[g.module], LAYERS)
+        ]
         if not layers:
             continue
         try:
             sites.place(norm.name)
         except Refusal as refusal:
-            fix = Fix("gammabeta.fold leaves it alone; a layer of its own makes it foldable")
+            fix = Fix("gammabeta.fold leaves it unfolded; a separate layer for each call makes it foldable")
             message = f"it must not be folded into {layers[0]}: {refusal}"
-            yield Finding(code, name, severity, norm.name, message, {"layer": layers[0]}, fix)
+            yield Match(norm.name, message, {"layer": layers[0]}, fix)
 
 
 class Twice(nn.Module):
-    """One convolution on two inputs, a norm behind the first."""
+    """One convolution on two inputs, with a norm behind the first."""
 
     def __init__(self) -> None:
         super().__init__()

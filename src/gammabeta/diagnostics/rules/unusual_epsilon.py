@@ -1,21 +1,21 @@
-"""An ε that is unusually large or small, or not the same all over the model.
+"""An ε that is unusually large or small, or not the same throughout the model.
 
-What it does: Finds norms whose ε is above 10⁻² or 0, and, as notes, those whose ε is below 10⁻⁶, and models whose norms
-of one class have different ε.
+What it does: Finds norms whose ε is above 10⁻² or 0. As notes, finds those whose ε is below 10⁻⁶, and models whose
+norms of one class have different ε.
 
 Why it matters: ε is added to a variance. A large one keeps the layer from standardizing: `nn.BatchNorm2d(64, 0.8)`,
-meant as a momentum, sets ε = 0.8, since ε is the second argument. 0 makes a constant channel NaN, and in float16 10⁻⁸
-is 0: its smallest number is 6·10⁻⁸. Different ones in one model are mostly a port that changed some.
+meant as a momentum, sets ε = 0.8, since ε is the second argument. 0 makes a constant channel NaN. In float16 10⁻⁸ is 0:
+its smallest number is 6·10⁻⁸. Different ones in one model usually come from a port that changed some.
 
 Example: `nn.BatchNorm2d(8, 0.8)`.
 
 Use instead: 10⁻⁵, torch's default, or what the model was trained with.
 
-Evidence: tests/diagnostics/rules/test_unusual_epsilon.py: inputs of variance 0.1 leave a BatchNorm of ε = 0.8 with
-variance 0.11, of 10⁻⁵ with 1.00.
+Evidence: tests/diagnostics/rules/test_unusual_epsilon.py: a BatchNorm turns inputs of variance 0.1 into variance 0.11
+with ε = 0.8, and into 1.00 with 10⁻⁵.
 
-Limits: ε belongs to the trained weights: change it before training, not after, and so the fix sets it in training mode
-alone. Small ones are harmless where a norm computes in float32, as torch's do: BERT's is 10⁻¹².
+Limits: ε belongs to the trained weights: change it before training, not after. The fix therefore sets it in training
+mode only. Small ones are harmless where a norm computes in float32, as torch's do: BERT's is 10⁻¹².
 """
 
 from collections import Counter
@@ -24,39 +24,37 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
+from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record
-from gammabeta.diagnostics.rule import Example
+from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
-code = "GB306"
-name = "unusual-epsilon"
 severity = "warning"
 sees = "S"
 
 _LEAST, _MOST, _USUAL = 1e-6, 1e-2, 1e-5
-# 10⁻⁶ is written in many ways that round to a little less.
+# 10⁻⁶ is written in many ways that round to slightly less.
 _ROUNDING = 1e-6
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     by_class: dict[str, Counter[float]] = {}
     small: dict[tuple[str, str], list[Norm]] = {}
     for norm in record.norms:
         eps = norm.eps
         if eps is None:
             continue
-        said, level = _judged(norm, eps)
-        if not said:
+        judgement, level = _judge(norm, eps)
+        if not judgement:
             by_class.setdefault(norm.class_name, Counter())[eps] += 1
         elif level == severity:
-            yield Finding(code, name, level, norm.name, f"ε is {eps:g}{said}", {"eps": eps}, _fix(norm))
+            yield Match(norm.name, f"ε is {eps:g}{judgement}", {"eps": eps}, _fix(norm), severity=level)
         else:
-            small.setdefault((norm.class_name, f"ε is {eps:g}{said}"), []).append(norm)
+            small.setdefault((norm.class_name, f"ε is {eps:g}{judgement}"), []).append(norm)
     for (class_name, message), norms in small.items():
-        of = f", of {len(norms)} layers {class_name}" if len(norms) > 1 else ""
+        of = f" (in {len(norms)} layers of class {class_name})" if len(norms) > 1 else ""
         evidence = {"eps": norms[0].eps, "layers": [norm.name for norm in norms]}
-        yield Finding(code, name, "note", norms[0].name, message + of, evidence, _fix(*norms))
+        yield Match(norms[0].name, message + of, evidence, _fix(*norms), severity="note")
     for class_name, counts in by_class.items():
         if len(counts) > 1:
             (usual, count), *others = counts.most_common()
@@ -67,18 +65,18 @@ def check(record: Record) -> Iterator[Finding]:
             message = f"{class_name} has an ε of {usual:g} in {count} of its layers and {', '.join(rest)}"
             evidence = {f"{eps:g}": number for eps, number in counts.items()}
             fix = Fix("compare with what the model was trained with")
-            yield Finding(code, name, "note", "", message, evidence, fix)
+            yield Match("", message, evidence, fix, severity="note")
 
 
-def _judged(norm: Norm, eps: float) -> tuple[str, str]:
-    """What is said of it, and how grave that is."""
+def _judge(norm: Norm, eps: float) -> tuple[str, str]:
+    """Return what is wrong with an ε, "" if nothing, and the severity."""
     if eps > _MOST * (1 + _ROUNDING):
-        return ": inputs of a variance under that are not standardized", severity
+        return ": inputs with a variance below that are not standardized", severity
     if eps == 0:
-        return ": an input that is constant gives NaN", severity
+        return ": a constant input gives NaN", severity
     if eps < _LEAST * (1 - _ROUNDING):
         in_float16 = ", and 0 in float16" if eps < 2**-25 else ""
-        return f": under {_LEAST:g}{in_float16}", "note"
+        return f": below {_LEAST:g}{in_float16}", "note"
     return "", ""
 
 
@@ -88,7 +86,7 @@ def _names(names: list[str]) -> str:
 
 def _fix(*norms: Norm) -> Fix:
     if not all(norm.training and norm.module is not None and "eps" in vars(norm.module) for norm in norms):
-        return Fix("keep what the model was trained with; for a new training 1e-05")
+        return Fix("keep what the model was trained with; in a new training use 1e-05")
     return Fix("eps=1e-05", partial(_set, *norms))
 
 

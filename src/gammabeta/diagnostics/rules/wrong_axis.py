@@ -25,19 +25,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Finding, Fix
-from gammabeta.diagnostics.flow import LAYERS, calls_of
+from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
-from gammabeta.diagnostics.rule import Example
-from gammabeta.introspection.observe import Call, Observation, axis_in
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.neighbours import LAYERS, Neighbours
+from gammabeta.introspection.observe import Call, axis_in
 
-code = "GB304"
-name = "wrong-axis"
 severity = "warning"
 sees = "D"
 
 
-def check(record: Record) -> Iterator[Finding]:
+def check(record: Record) -> Iterator[Match]:
     told: set[str] = set()
     for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
         last = norm.kind in ("layer", "rms")
@@ -54,7 +53,7 @@ def check(record: Record) -> Iterator[Finding]:
             f"axis {at}, {x.shape[at]} long"
         )
         evidence = {"axis": axis, "features": at, "layer": layer}
-        yield Finding(code, name, severity, norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
+        yield Match(norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
 
 
 def _own_forward(module: Any) -> bool:
@@ -68,24 +67,14 @@ def _axes(module: Any) -> int:
 
 def _features_elsewhere(record: Record, call: Call, axis: int) -> tuple[str, int] | None:
     """The layer that made the norm's input, and the axis of its features there, if that is another one."""
-    observation: Observation = record.observed
     assert record.model is not None
-    modules = dict(record.model.named_modules())
     x = call.inputs[0]
-    for seen, _ in observation.trail(x, axis):
-        for giver in observation.givers(seen.data):
-            layer: Any = modules[giver.module]
-            if not isinstance(layer, (*LAYERS, nn.Embedding)) or len(giver.outputs) != 1:
-                continue
-            out = giver.outputs[0]
-            positions = 0 if isinstance(layer, (nn.Linear, nn.Embedding)) else len(layer.kernel_size)
-            features = len(out.shape) - 1 - positions
-            at = axis_in(out, features, x) if out.data == x.data else None
-            same = axis_in(x, axis, out)
-            if at is None or same is None or at == axis:
-                return None
-            return giver.module, at
-    return None
+    neighbours = Neighbours(dict(record.model.named_modules()), record.observed)
+    found = neighbours.producer(x, axis, (*LAYERS, nn.Embedding))
+    if found is None or found.axis is None:
+        return None
+    at = axis_in(found.output, found.features, x)
+    return None if at is None or at == axis else (found.call.module, at)
 
 
 def flagged() -> Example:

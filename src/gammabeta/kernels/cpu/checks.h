@@ -1,6 +1,7 @@
-// What an op is handed, checked before anything of it is read: the rules of gammabeta/op_checks.py, in its words and order.
+// Checks of an op's arguments, made before any of them is read: the rules of gammabeta/op_checks.py, in its words and
+// order.
 //
-// A check that passes allocates nothing. What it asks torch for are the C functions themselves: the methods of
+// A check that passes allocates nothing. It calls torch's C functions directly, since the methods of
 // torch::stable::Tensor raise messages with a path of the build.
 #pragma once
 
@@ -9,6 +10,8 @@
 #include <optional>
 #include <string>
 
+#include "activation.h"
+
 namespace gammabeta {
 
 using torch::stable::Tensor;
@@ -16,7 +19,7 @@ using MaybeTensor = std::optional<Tensor>;
 
 enum class Dtypes { kFloating, kInt64, kBool };
 
-// A shape in two runs of sizes, of which the second may be empty.
+// A shape as two runs of sizes. The second may be empty.
 struct Shape {
   const int64_t* first;
   int64_t n_first;
@@ -27,17 +30,18 @@ struct Shape {
   int64_t operator[](int64_t i) const { return i < n_first ? first[i] : second[i - n_first]; }
 };
 
-// Throws what torch's dispatcher hands on as RuntimeError, the message as it is.
+// Throw an error that torch's dispatcher turns into a RuntimeError with the same message.
 [[noreturn]] void refuse(const std::string& message);
 
-// One tensor: where it is, layout, dtype, shape, and whether its memory is there; of one that is written, whether each
-// element has memory of its own. `beside` is the op's argument that the shape follows, `of` its shape.
+// Checks one tensor: device, layout, dtype, shape, and whether its memory is there. If it is written, also that each
+// element has its own memory. `beside` is the op's argument that the shape follows from, `of` the shape of that
+// argument.
 struct Check {
   const char* op;
   const char* beside;
   Shape of;
 
-  // Returns the sizes of an argument that others follow, whose shape is not known before.
+  // The sizes of the argument that the other shapes follow from.
   Shape base(const char* name, const Tensor& t, Dtypes dtypes) const;
   void operator()(const char* name, const Tensor& t, Dtypes dtypes, const Shape& shape, bool written = false) const;
   void operator()(const char* name, const MaybeTensor& t, Dtypes dtypes, const Shape& shape,
@@ -46,27 +50,27 @@ struct Check {
   }
 };
 
-// The arguments of a norm, x = (*samples, *channels, *positions), in the order of its schema; x comes first.
-class Arguments {
+// Checks the arguments of a norm of x = (*samples, *channels, *positions), in the order of its schema. x comes first.
+class CheckNorm {
  public:
-  // A channel norm: statistics are of each channel, x's axis 1.
-  Arguments(const char* op, const char* name, const Tensor& x);
-  // A sample norm: statistics are of each sample and group of channels.
-  Arguments(const char* op, const char* name, const Tensor& x, int64_t sample_axes, int64_t channel_axes,
+  // A channel norm: one statistic for each channel, x's axis 1.
+  CheckNorm(const char* op, const char* name, const Tensor& x);
+  // A sample norm: one statistic for each sample and group of channels.
+  CheckNorm(const char* op, const char* name, const Tensor& x, int64_t sample_axes, int64_t channel_axes,
             int64_t groups);
   // A sample norm over the last axes.
-  Arguments(const char* op, const char* name, const Tensor& x, int64_t channel_axes);
-  Arguments(const Arguments&) = delete;
+  CheckNorm(const char* op, const char* name, const Tensor& x, int64_t channel_axes);
+  CheckNorm(const CheckNorm&) = delete;
 
-  const Arguments& like_x(const char* name, const Tensor& t) const;
-  const Arguments& like_x(const char* name, const MaybeTensor& t) const;
-  const Arguments& parameter(const char* name, const MaybeTensor& t) const;
-  const Arguments& mask(const MaybeTensor& t) const;
-  const Arguments& statistic(const char* name, const Tensor& t) const;
-  const Arguments& count(const Tensor& t) const;
-  const Arguments& count(const MaybeTensor& t) const;
-  const Arguments& activation(const std::string& name) const;
-  const Arguments& eps(double eps) const;
+  const CheckNorm& like_x(const char* name, const Tensor& t) const;
+  const CheckNorm& like_x(const char* name, const MaybeTensor& t) const;
+  const CheckNorm& parameter(const char* name, const MaybeTensor& t) const;
+  const CheckNorm& mask(const MaybeTensor& t) const;
+  const CheckNorm& statistic(const char* name, const Tensor& t) const;
+  const CheckNorm& count(const Tensor& t) const;
+  const CheckNorm& count(const MaybeTensor& t) const;
+  const CheckNorm& activation(const std::string& name) const;
+  const CheckNorm& eps(double eps) const;
 
  private:
   void set_shapes();
@@ -81,25 +85,25 @@ class Arguments {
   int64_t samples_and_groups_[2] = {0, 0};
 };
 
-// The arguments of an op on vectors of channels, in the order of its schema; mean comes first.
-class OfChannels {
+// Checks the arguments of an op on vectors of channels, in the order of its schema. mean comes first.
+class CheckChannelVectors {
  public:
-  OfChannels(const char* op, const char* name, const Tensor& mean);
-  OfChannels(const OfChannels&) = delete;
+  CheckChannelVectors(const char* op, const char* name, const Tensor& mean);
+  CheckChannelVectors(const CheckChannelVectors&) = delete;
 
-  const OfChannels& values(const char* name, const MaybeTensor& t, bool written = false) const;
-  const OfChannels& values(const char* name, const Tensor& t) const;
-  const OfChannels& count(const char* name, const MaybeTensor& t) const;
-  // Written: two more than channels, and one number.
-  const OfChannels& skipped(const char* name, const MaybeTensor& t) const;
-  const OfChannels& number(const char* name, const MaybeTensor& t) const;
+  const CheckChannelVectors& values(const char* name, const MaybeTensor& t, bool written = false) const;
+  const CheckChannelVectors& values(const char* name, const Tensor& t) const;
+  const CheckChannelVectors& count(const char* name, const MaybeTensor& t) const;
+  // Tensors that are written: one with two values more than channels, and a single number.
+  const CheckChannelVectors& skipped(const char* name, const MaybeTensor& t) const;
+  const CheckChannelVectors& number(const char* name, const MaybeTensor& t) const;
 
  private:
   Check check_;
   int64_t skipped_ = 0;
 };
 
-// The names of the activations, in the order of Activation.
-constexpr const char* kActivations[] = {"none", "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"};
+// The names of the activations as one text. `last`, if given, is the separator before the last name.
+std::string activations(const char* separator, const char* last = nullptr);
 
 }  // namespace gammabeta

@@ -1,5 +1,6 @@
-// A tensor whose channels are contiguous: rows of C columns, one for every sample and position. Narrow rows are taken
-// several as one, so that the loops are long; sums are kept for each column, in A over some rows and then in double.
+// A tensor whose channels are contiguous: one row of C columns for every sample and position. Several narrow rows are
+// folded into one, so that the loops are long. Each column has its own sums, in A over a block of rows and then in
+// double.
 #pragma once
 
 #include <vector>
@@ -14,35 +15,50 @@ class Columns {
  public:
   typedef ArithmeticOf<T> A;
 
-  // m rows of c columns; mask has a value for each row, or is null.
+  // m rows of c columns. mask has a value for each row, or is null.
   Columns(int64_t m, int64_t c, const uint8_t* mask, Finish<A> finish)
-      : m_(m), c_(c), mask_(mask), finish_(finish), rows_(gammabeta::rows<A>()), stored_(gammabeta::stored_rows<T>()) {
+      : n_rows_(m),
+        c_(c),
+        mask_(mask),
+        finish_(finish),
+        loops_(gammabeta::loops<A>()),
+        stored_(gammabeta::stored_loops<T>()) {
     if (!mask && c < kTile) {
-      folds_ = kTile / c;
+      fold_ = kTile / c;
       const int64_t most = m / kRowsOfBlock;
-      if (folds_ > most) folds_ = most > 1 ? most : 1;
+      if (fold_ > most) fold_ = most > 1 ? most : 1;
     }
-    width_ = folds_ * c_;
-    folded_rows_ = m_ / folds_;
-    rest_ = m_ % folds_ * c_;
+    width_ = fold_ * c_;
+    folded_rows_ = n_rows_ / fold_;
+    tail_ = n_rows_ % fold_ * c_;
     rows_of_chunk_ = (folded_rows_ + kChunks - 1) / kChunks;
     rows_of_chunk_ = (rows_of_chunk_ + kRowsOfBlock - 1) / kRowsOfBlock * kRowsOfBlock;
     chunks_ = rows_of_chunk_ > 0 ? (folded_rows_ + rows_of_chunk_ - 1) / rows_of_chunk_ : 0;
     if (chunks_ == 0) chunks_ = 1;
   }
 
-  // For another thread: with buffers of its own.
+  // A copy for another thread, with its own buffers.
   Columns(const Columns& other)
-      : m_(other.m_), c_(other.c_), folds_(other.folds_), width_(other.width_), folded_rows_(other.folded_rows_),
-        rest_(other.rest_), rows_of_chunk_(other.rows_of_chunk_), chunks_(other.chunks_), mask_(other.mask_),
-        finish_(other.finish_), rows_(other.rows_), stored_(other.stored_),
-        zeros_(size_t(kTile)), buffers_(new ColumnBuffers) {}
+      : n_rows_(other.n_rows_),
+        c_(other.c_),
+        fold_(other.fold_),
+        width_(other.width_),
+        folded_rows_(other.folded_rows_),
+        tail_(other.tail_),
+        rows_of_chunk_(other.rows_of_chunk_),
+        chunks_(other.chunks_),
+        mask_(other.mask_),
+        finish_(other.finish_),
+        loops_(other.loops_),
+        stored_(other.stored_),
+        zeros_(size_t(kTile)),
+        buffers_(new ColumnBuffers) {}
 
   int64_t chunks() const { return chunks_; }
   int64_t width() const { return width_; }
   int64_t elements_of_chunk() const { return (rows_of_chunk_ + 1) * width_; }
 
-  // A vector with a value for each column, repeated for the rows that are taken as one.
+  // A vector with a value for each column, repeated for the rows that are folded into one.
   std::vector<A> repeated(const double* values) const {
     std::vector<A> all(static_cast<size_t>(width_));
     for (int64_t i = 0; i < width_; ++i) all[size_t(i)] = A(values[i % c_]);
@@ -56,10 +72,10 @@ class Columns {
     std::vector<A> a, b, c;
   };
 
-  // Moments of one chunk: mean and m2 have width() values; the count is the same for all.
+  // Moments of one chunk. mean and m2 have width() values; all columns have the same count.
   void moments(const T* x, int64_t chunk, double* mean, double* m2, double* count) {
     A *shift = buffers_->shift, *sum = buffers_->sum, *squares = buffers_->sum_x;
-    const std::vector<int64_t> valid = rows_of(chunk);
+    const std::vector<int64_t> valid = valid_rows(chunk);
     const int64_t n_valid = int64_t(valid.size());
     *count = double(n_valid);
     for (int64_t i = 0; i < width_; ++i) mean[i] = m2[i] = 0;
@@ -71,19 +87,19 @@ class Columns {
         const T* group[kRowsOfBlock];
         const int64_t n = end - block;
         for (int64_t i = 0; i < n; ++i) group[i] = x + valid[size_t(block + i)] * width_ + first;
-        // About the mean of some of the values themselves: what is taken from the squares is at most 8 times m2.
+        // The shift is the mean of some of the values themselves: at most 8 times m2 is subtracted from the squares.
         stored_.column_mean(group, n, w, shift);
         stored_.column_deviations(group, n, w, ahead(first), shift, sum, squares);
-        rows_.merge_deviations(w, double(block), double(end - block), shift, sum, squares, mean + first, m2 + first);
+        loops_.merge_deviations(w, double(block), double(end - block), shift, sum, squares, mean + first, m2 + first);
       }
     }
   }
 
-  // Of the chunks' moments (width() values each) and the rest of x those of the c columns.
+  // Merge the chunks' moments (width() values each) and the tail of x into the moments of the c columns.
   void merge(const T* x, const double* means, const double* m2s, const double* counts, RunningMoments* out) const {
-    std::vector<A> buffer(static_cast<size_t>(rest_ > 0 ? rest_ : 1));
-    const A* rest = rest_ > 0 ? read(x + folded_rows_ * width_, rest_, buffer.data()) : nullptr;
-    // Chunk by chunk for all columns, since the counts are those of the chunk.
+    std::vector<A> buffer(static_cast<size_t>(tail_ > 0 ? tail_ : 1));
+    const A* tail = tail_ > 0 ? read(x + folded_rows_ * width_, tail_, buffer.data()) : nullptr;
+    // Chunk by chunk for all columns, since a chunk has one count.
     std::vector<double> mean(means, means + width_), m2(m2s, m2s + width_);
     double count = counts[0];
     for (int64_t chunk = 1; chunk < chunks_; ++chunk) {
@@ -100,62 +116,62 @@ class Columns {
     for (int64_t i = 0; i < c_; ++i) {
       RunningMoments m;
       for (int64_t j = i; j < width_; j += c_) m.merge(count, mean[size_t(j)], m2[size_t(j)]);
-      for (int64_t j = i; j < rest_; j += c_) m.merge(1, double(rest[j]), 0);
+      for (int64_t j = i; j < tail_; j += c_) m.merge(1, double(tail[j]), 0);
       out[i] = m;
     }
   }
 
   void apply(const T* x, const T* residual, T* y, int64_t chunk, const Parameters& p, const Writer<T>& writer) {
-    each_row(chunk, [&](int64_t at, int64_t first, int64_t w, bool valid) {
+    for_each_tile(chunk, [&](int64_t at, int64_t first, int64_t w, bool valid) {
       if (!valid) return writer.zero(y + at, w);
       const A *mean = &p.mean[size_t(first)], *scale = &p.scale[size_t(first)], *shift = &p.shift[size_t(first)];
-      if (plain() && writer.reaches(y + at))
-        return stored_.apply_v(x + at, residual ? residual + at : nullptr, y + at, w, mean, scale, shift, finish_,
-                               writer.streamed());
+      if (applies_in_place() && writer.can_store_to(y + at))
+        return stored_.apply_columns(x + at, residual ? residual + at : nullptr, y + at, w, mean, scale, shift, finish_,
+                                     writer.streamed());
       const A* r = residual ? read(residual + at, w, buffers_->residual) : nullptr;
-      A* out = writer.place(y + at, buffers_->out);
-      rows_.apply_v(read(x + at, w, buffers_->x), r, out, w, mean, scale, shift, finish_);
-      writer.put(out, y + at, w);
+      A* out = writer.destination(y + at, buffers_->out);
+      loops_.apply_columns(read(x + at, w, buffers_->x), r, out, w, mean, scale, shift, finish_);
+      writer.flush(out, y + at, w);
     });
     writer.done();
   }
 
-  // Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of one chunk, width() values each, into sum and sum_x. Unless null, ∂ℓ/∂z goes to
-  // g_residual and scale·∂ℓ/∂z, which is ∂ℓ/∂x where the statistics are constants, to g_x.
+  // Write Σ∂ℓ/∂z and Σ∂ℓ/∂z·(x − mean) of one chunk to sum and sum_x, width() values each. Unless null, g_residual gets
+  // ∂ℓ/∂z, and g_x gets scale·∂ℓ/∂z, which is ∂ℓ/∂x where the statistics are constants.
   void gradient_sums(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, int64_t chunk,
                      const Parameters& p, const Writer<T>& writer, double* sum, double* sum_x) {
     A *part = buffers_->sum, *part_x = buffers_->sum_x;
     for (int64_t i = 0; i < width_; ++i) sum[i] = sum_x[i] = 0;
-    const std::vector<int64_t> valid = rows_of(chunk);
-    const int64_t n_valid = int64_t(valid.size()), rest = chunk == chunks_ - 1 ? rest_ : 0;
-    auto group = [&](const int64_t* which, int64_t n, int64_t first, int64_t w) {
-      gradient_group(g, x, residual, g_residual, g_x, which, n, first, w, p, writer);
+    const std::vector<int64_t> valid = valid_rows(chunk);
+    const int64_t n_valid = int64_t(valid.size()), tail = chunk == chunks_ - 1 ? tail_ : 0;
+    auto group = [&](const int64_t* rows, int64_t n, int64_t first, int64_t w) {
+      reduce_rows(g, x, residual, g_residual, g_x, rows, n, first, w, p, writer);
     };
     for (int64_t i = 0; i < kTile; ++i) part[i] = part_x[i] = 0;
-    const int64_t at_once = in_place(g_residual, g_x) ? kRowsOfBlock : kRowsAtOnce;
+    const int64_t rows_together = reduces_in_place(g_residual, g_x) ? kRowsOfBlock : kRowsAtOnce;
     for (int64_t block = 0; block < n_valid; block += kRowsOfBlock) {
       const int64_t end = std::min(block + kRowsOfBlock, n_valid);
       for (int64_t first = 0; first < width_; first += kTile) {
         const int64_t w = std::min(kTile, width_ - first);
-        for (int64_t row = block; row < end; row += at_once) {
-          const int64_t n = std::min<int64_t>(at_once, end - row);
+        for (int64_t row = block; row < end; row += rows_together) {
+          const int64_t n = std::min<int64_t>(rows_together, end - row);
           group(&valid[size_t(row)], n, first, w);
         }
-        rows_.drain(part, sum + first, w);
-        rows_.drain(part_x, sum_x + first, w);
+        loops_.add_and_clear(part, sum + first, w);
+        loops_.add_and_clear(part_x, sum_x + first, w);
       }
     }
-    for (int64_t first = 0; first < rest; first += kTile) {
-      const int64_t w = std::min(kTile, rest - first);
+    for (int64_t first = 0; first < tail; first += kTile) {
+      const int64_t w = std::min(kTile, tail - first);
       group(&folded_rows_, 1, first, w);
-      rows_.drain(part, sum + first, w);
-      rows_.drain(part_x, sum_x + first, w);
+      loops_.add_and_clear(part, sum + first, w);
+      loops_.add_and_clear(part_x, sum_x + first, w);
     }
     if (mask_) zero_masked(g_residual, g_x, chunk);
     writer.done();
   }
 
-  // The chunks' sums, width() values each, added up for each of the c columns.
+  // Add up the chunks' sums (width() values each) for each of the c columns.
   void add_up(const double* sums, double* out) const {
     for (int64_t i = 0; i < c_; ++i) out[i] = 0;
     for (int64_t chunk = 0; chunk < chunks_; ++chunk)
@@ -165,7 +181,7 @@ class Columns {
 
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t chunk,
                       const Parameters& p, const Backprops& back, const Writer<T>& writer) {
-    each_row(chunk, [&](int64_t at, int64_t first, int64_t w, bool valid) {
+    for_each_tile(chunk, [&](int64_t at, int64_t first, int64_t w, bool valid) {
       if (!valid) {
         writer.zero(g_x + at, w);
         if (g_residual) writer.zero(g_residual + at, w);
@@ -173,127 +189,132 @@ class Columns {
       }
       const A *mean = &p.mean[size_t(first)], *a = &back.a[size_t(first)], *b = &back.b[size_t(first)],
               *c = &back.c[size_t(first)];
-      if (finish_.activation == kNone && !g_residual && writer.reaches(g_x + at))
-        return stored_.gradient_apply_v(g + at, x + at, g_x + at, w, mean, a, b, c, writer.streamed());
+      if (finish_.activation == kNone && !g_residual && writer.can_store_to(g_x + at))
+        return stored_.gradient_apply_columns(g + at, x + at, g_x + at, w, mean, a, b, c, writer.streamed());
       const A* v = read(x + at, w, buffers_->x);
-      const A* g_z = finished(g + at, v, residual ? residual + at : nullptr, first, w, p, buffers_->g,
-                              buffers_->z);
-      A* out = writer.place(g_x + at, buffers_->out);
-      rows_.gradient_apply_v(g_z, v, out, w, mean, a, b, c);
-      writer.put(out, g_x + at, w);
+      const A* g_z =
+          gradient_of_z(g + at, v, residual ? residual + at : nullptr, first, w, p, buffers_->g, buffers_->z);
+      A* out = writer.destination(g_x + at, buffers_->out);
+      loops_.gradient_apply_columns(g_z, v, out, w, mean, a, b, c);
+      writer.flush(out, g_x + at, w);
       if (g_residual) store(g_z, g_residual + at, w, writer);
     });
     writer.done();
   }
 
  private:
-  static constexpr int64_t kTile = 2048 / sizeof(A);  // columns at once
-  static constexpr int64_t kRowsOfBlock = 64;   // rows whose sums are kept in A
-  // So many at once where there is an activation: converted what stays in the nearest cache.
+  static constexpr int64_t kTile = 2048 / sizeof(A);  // columns per tile
+  static constexpr int64_t kRowsOfBlock = 64;         // rows whose sums are taken in A
+  // Rows taken together where there is an activation: what stays in the nearest cache when converted.
   static constexpr int64_t kRowsAtOnce = Writer<T>::kConverts ? 8 : kRowsOfBlock;
-  static constexpr int64_t kChunks = 64;        // parts that threads share out: how many there are fixes the result
+  // Parts that threads share out. Their number is fixed, since the result depends on it.
+  static constexpr int64_t kChunks = 64;
 
   struct ColumnBuffers {
-    // x and g are used where they are converted, z under an activation.
+    // x and g are used for conversions, z for activations.
     alignas(64) A x[kTile * 8], g[kTile * 8], z[kTile * kRowsAtOnce];
     alignas(64) A residual[kTile], out[kTile], shift[kTile], sum[kTile], sum_x[kTile];
   };
 
-  // The rows of a chunk that count.
-  std::vector<int64_t> rows_of(int64_t chunk) const {
+  // The rows of a chunk that the mask keeps.
+  std::vector<int64_t> valid_rows(int64_t chunk) const {
     std::vector<int64_t> rows;
-    const int64_t begin = chunk * rows_of_chunk_, end = last_of(chunk);
+    const int64_t begin = chunk * rows_of_chunk_, end = end_of(chunk);
     rows.reserve(size_t(end > begin ? end - begin : 0));
     for (int64_t r = begin; r < end; ++r)
       if (!mask_ || mask_[r]) rows.push_back(r);
     return rows;
   }
 
-  int64_t last_of(int64_t chunk) const {
+  int64_t end_of(int64_t chunk) const {
     const int64_t end = (chunk + 1) * rows_of_chunk_;
     return end < folded_rows_ ? end : folded_rows_;
   }
 
-  // f(position of the first element, first column, columns, whether it counts) for all tiles of all rows.
+  // Call f(position of the first element, first column, columns, whether the mask keeps it) for each tile of each row.
   template <class F>
-  void each_row(int64_t chunk, const F& f) {
-    for (int64_t r = chunk * rows_of_chunk_; r < last_of(chunk); ++r)
+  void for_each_tile(int64_t chunk, const F& f) {
+    for (int64_t r = chunk * rows_of_chunk_; r < end_of(chunk); ++r)
       for (int64_t first = 0; first < width_; first += kTile)
         f(r * width_ + first, first, width_ - first < kTile ? width_ - first : kTile, !mask_ || mask_[r]);
     if (chunk == chunks_ - 1)
-      for (int64_t first = 0; first < rest_; first += kTile)
-        f(folded_rows_ * width_ + first, first, rest_ - first < kTile ? rest_ - first : kTile, true);
+      for (int64_t first = 0; first < tail_; first += kTile)
+        f(folded_rows_ * width_ + first, first, tail_ - first < kTile ? tail_ - first : kTile, true);
   }
 
-  // Whether the loops over stored values serve.
-  bool plain() const { return finish_.activation == kNone || finish_.activation == kRelu || finish_.activation == kRelu6; }
-  bool in_place(const T* g_residual, const T* g_x) const { return finish_.activation == kNone && !g_residual && !g_x; }
+  // Whether the loops over stored values can apply the finish.
+  bool applies_in_place() const { return is_clamp(finish_.activation); }
+  bool reduces_in_place(const T* g_residual, const T* g_x) const {
+    return finish_.activation == kNone && !g_residual && !g_x;
+  }
 
-  // How many bytes later the same row is wanted next, where rows are read in place and all of them count: for the next
-  // tile, or for the first one of the next block.
+  // How many bytes ahead to prefetch in each row: the next tile, or the first tile of the next block. With a mask 0, as
+  // the next row that counts is not known.
   int64_t ahead(int64_t first) const {
     if (mask_) return 0;
     return (first + kTile < width_ ? kTile : kRowsOfBlock * width_ - first) * int64_t(sizeof(T));
   }
 
-  void load(const T* x, const int64_t* which, int64_t n, int64_t first, int64_t w, A* buffer, const A** group) {
-    for (int64_t i = 0; i < n; ++i) group[i] = read(x + which[i] * width_ + first, w, buffer + i * kTile);
+  void load(const T* x, const int64_t* rows, int64_t n, int64_t first, int64_t w, A* buffer, const A** group) {
+    for (int64_t i = 0; i < n; ++i) group[i] = read(x + rows[i] * width_ + first, w, buffer + i * kTile);
   }
 
-  const A* finished(const T* g, const A* x, const T* residual, int64_t first, int64_t w, const Parameters& p,
-                    A* g_buffer, A* z_buffer) {
+  const A* gradient_of_z(const T* g, const A* x, const T* residual, int64_t first, int64_t w, const Parameters& p,
+                         A* g_buffer, A* z_buffer) {
     const A* gradient = read(g, w, g_buffer);
     if (finish_.activation == kNone) return gradient;
     const A* r = residual ? read(residual, w, buffers_->residual) : nullptr;
-    rows_.finish_gradient_v(gradient, x, r, z_buffer, w, &p.mean[size_t(first)], &p.scale[size_t(first)], &p.shift[size_t(first)], finish_);
+    loops_.finish_gradient_columns(gradient, x, r, z_buffer, w, &p.mean[size_t(first)], &p.scale[size_t(first)],
+                                   &p.shift[size_t(first)], finish_);
     return z_buffer;
   }
 
-  void gradient_group(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, const int64_t* which, int64_t n,
-                      int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer) {
-    if (in_place(g_residual, g_x)) {
+  void reduce_rows(const T* g, const T* x, const T* residual, T* g_residual, T* g_x, const int64_t* rows, int64_t n,
+                   int64_t first, int64_t w, const Parameters& p, const Writer<T>& writer) {
+    if (reduces_in_place(g_residual, g_x)) {
       const T *xs[kRowsOfBlock], *gs[kRowsOfBlock];
-      for (int64_t i = 0; i < n; ++i) xs[i] = x + which[i] * width_ + first, gs[i] = g + which[i] * width_ + first;
+      for (int64_t i = 0; i < n; ++i) xs[i] = x + rows[i] * width_ + first, gs[i] = g + rows[i] * width_ + first;
       return stored_.column_gradient_sums(gs, xs, n, w, ahead(first), &p.mean[size_t(first)], buffers_->sum,
                                           buffers_->sum_x);
     }
     const A *xs[kRowsAtOnce], *gs[kRowsAtOnce];
-    load(x, which, n, first, w, buffers_->x, xs);
+    load(x, rows, n, first, w, buffers_->x, xs);
     for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = which[i] * width_ + first;
-      gs[i] = finished(g + at, xs[i], residual ? residual + at : nullptr, first, w, p, buffers_->g + i * kTile,
-                       buffers_->z + i * kTile);
+      const int64_t at = rows[i] * width_ + first;
+      gs[i] = gradient_of_z(g + at, xs[i], residual ? residual + at : nullptr, first, w, p, buffers_->g + i * kTile,
+                            buffers_->z + i * kTile);
       if (g_residual) store(gs[i], g_residual + at, w, writer);
       if (g_x) {
-        A* out = writer.place(g_x + at, buffers_->out);
-        // The statistics are constants: of x nothing is read, 0·x being NaN where x is not finite.
-        rows_.gradient_apply_v(gs[i], gs[i], out, w, &p.mean[size_t(first)], &p.scale[size_t(first)], zeros_.data(), zeros_.data());
-        writer.put(out, g_x + at, w);
+        A* out = writer.destination(g_x + at, buffers_->out);
+        // The statistics are constants. x is not read, since 0·x is NaN where x is not finite.
+        loops_.gradient_apply_columns(gs[i], gs[i], out, w, &p.mean[size_t(first)], &p.scale[size_t(first)],
+                                      zeros_.data(), zeros_.data());
+        writer.flush(out, g_x + at, w);
       }
     }
-    stored_rows<A>().column_gradient_sums(gs, xs, n, w, 0, &p.mean[size_t(first)], buffers_->sum, buffers_->sum_x);
+    stored_loops<A>().column_gradient_sums(gs, xs, n, w, 0, &p.mean[size_t(first)], buffers_->sum, buffers_->sum_x);
   }
 
   void store(const A* values, T* to, int64_t w, const Writer<T>& writer) {
-    A* out = writer.place(to, buffers_->out);
+    A* out = writer.destination(to, buffers_->out);
     if (out != values) std::memcpy(out, values, size_t(w) * sizeof(A));
-    writer.put(out, to, w);
+    writer.flush(out, to, w);
   }
 
   void zero_masked(T* g_residual, T* g_x, int64_t chunk) {
-    for (int64_t r = chunk * rows_of_chunk_; r < last_of(chunk); ++r) {
+    for (int64_t r = chunk * rows_of_chunk_; r < end_of(chunk); ++r) {
       if (mask_[r]) continue;
       if (g_residual) std::memset(static_cast<void*>(g_residual + r * width_), 0, size_t(width_) * sizeof(T));
       if (g_x) std::memset(static_cast<void*>(g_x + r * width_), 0, size_t(width_) * sizeof(T));
     }
   }
 
-  int64_t m_, c_, folds_ = 1, width_, folded_rows_, rest_, rows_of_chunk_, chunks_;
+  int64_t n_rows_, c_, fold_ = 1, width_, folded_rows_, tail_, rows_of_chunk_, chunks_;
   const uint8_t* mask_;
   Finish<A> finish_;
-  const Rows<A>& rows_;
-  const StoredRows<T>& stored_;
-  // A thread's own copy has them.
+  const Loops<A>& loops_;
+  const StoredLoops<T>& stored_;
+  // Only a thread's own copy has these.
   std::vector<A> zeros_;
   std::unique_ptr<ColumnBuffers> buffers_;
 };

@@ -1,4 +1,4 @@
-// Elements as they are stored (T) and as they are computed with (A), piece by piece in the nearest cache.
+// Elements as they are stored (T) and as they are computed with (A), converted piece by piece in the nearest cache.
 #pragma once
 
 #include <algorithm>
@@ -6,12 +6,13 @@
 #include <cstring>
 #include <memory>
 
-#include "rows.h"
+#include "loops.h"
 
 namespace gammabeta {
 
-// Outputs of so many bytes and more go past the caches. A forward on 8 to 13 MB took 0.28 ns a value for it instead of 0.4
-// to 0.7, and training steps of MobileNetV2 and EfficientNet-B0 the same time with 4, 8, 12 and 24 MB here.
+// Outputs of at least this many bytes are written past the caches. That took a forward on 8 to 13 MB 0.28 ns per value
+// instead of 0.4 to 0.7. Training steps of MobileNetV2 and EfficientNet-B0 took the same time with 4, 8, 12 and 24 MB
+// here.
 constexpr int64_t kStreamedBytes = int64_t(8) << 20;
 
 inline void convert(const bfloat16* from, float* to, int64_t n) { storage().load_bfloat16(&from->bits, to, n); }
@@ -21,7 +22,7 @@ inline void convert(const float* from, float16* to, int64_t n) { storage().store
 inline void convert(const float* from, float* to, int64_t n) { std::memcpy(to, from, size_t(n) * sizeof(float)); }
 inline void convert(const double* from, double* to, int64_t n) { std::memcpy(to, from, size_t(n) * sizeof(double)); }
 
-// Rows of n elements, each a stride from the one before.
+// Convert n_rows rows of n elements. A stride is the distance from one row to the next.
 template <class T>
 void convert_rows(const T* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows, int64_t n) {
   for (int64_t r = 0; r < n_rows; ++r) convert(from + r * from_stride, to + r * to_stride, n);
@@ -30,21 +31,23 @@ template <class T>
 void convert_rows(const float* from, int64_t from_stride, T* to, int64_t to_stride, int64_t n_rows, int64_t n) {
   for (int64_t r = 0; r < n_rows; ++r) convert(from + r * from_stride, to + r * to_stride, n);
 }
-inline void convert_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows, int64_t n) {
-  rows<float>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
+inline void convert_rows(const float* from, int64_t from_stride, float* to, int64_t to_stride, int64_t n_rows,
+                         int64_t n) {
+  loops<float>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
-inline void convert_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t n_rows, int64_t n) {
-  rows<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
+inline void convert_rows(const double* from, int64_t from_stride, double* to, int64_t to_stride, int64_t n_rows,
+                         int64_t n) {
+  loops<double>().copy_rows(from, from_stride, to, to_stride, n_rows, n);
 }
 
-// Asks for n elements that are wanted soon.
+// Prefetch n elements.
 template <class T>
 void prefetch(const T* from, int64_t n) {
   const char* line = reinterpret_cast<const char*>(from);
   for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(line + byte, 0, 2);
 }
 
-// n elements for reading: where they stand, or converted into the buffer.
+// n elements for reading: in place where the type allows, else converted into the buffer.
 template <class T>
 const ArithmeticOf<T>* read(const T* from, int64_t n, ArithmeticOf<T>* buffer) {
   convert(from, buffer, n);
@@ -53,7 +56,7 @@ const ArithmeticOf<T>* read(const T* from, int64_t n, ArithmeticOf<T>* buffer) {
 inline const float* read(const float* from, int64_t, float*) { return from; }
 inline const double* read(const double* from, int64_t, double*) { return from; }
 
-// Where results go: into the buffer first where they have to be converted or go past the caches.
+// Writes results: directly, or through a buffer where they are converted or go past the caches.
 template <class T>
 class Writer {
  public:
@@ -62,14 +65,14 @@ class Writer {
 
   explicit Writer(bool streamed) : streamed_(streamed) {}
 
-  A* place(T* to, A* buffer) const {
+  A* destination(T* to, A* buffer) const {
     if constexpr (!kConverts)
       if (!streamed_) return to;
     return buffer;
   }
 
-  // What stands at place(to, buffer) goes to `to`.
-  void put(const A* buffer, T* to, int64_t n) const {
+  // Move what was written to destination(to, buffer) on to `to`.
+  void flush(const A* buffer, T* to, int64_t n) const {
     if constexpr (kConverts) {
       if (!streamed_) return convert(buffer, to, n);
       constexpr int64_t kPart = 512;
@@ -88,8 +91,8 @@ class Writer {
 
   bool streamed() const { return streamed_; }
 
-  // Whether a loop of StoredRows may write there.
-  bool reaches(const T* to) const {
+  // Whether a loop of StoredLoops may write directly to that address.
+  bool can_store_to(const T* to) const {
     return !streamed_ || reinterpret_cast<uintptr_t>(to) % (kConverts ? 32 : 64) == 0;
   }
 
@@ -101,7 +104,7 @@ class Writer {
   bool streamed_;
 };
 
-// So many elements at once: few enough that a handful of buffers stays in the nearest cache.
+// Elements per piece: few enough that a handful of buffers stays in the nearest cache.
 template <class T>
 constexpr int64_t kPiece = (Writer<T>::kConverts ? 16384 : 8192) / sizeof(ArithmeticOf<T>);
 
@@ -109,7 +112,7 @@ constexpr int64_t kPiece = (Writer<T>::kConverts ? 16384 : 8192) / sizeof(Arithm
 template <class T>
 struct Buffers {
   typedef ArithmeticOf<T> A;
-  alignas(64) A x[kPiece<T>], g[kPiece<T>], residual[kPiece<T>], selected_x[kPiece<T>], z[kPiece<T>], out[kPiece<T>];
+  alignas(64) A x[kPiece<T>], g[kPiece<T>], residual[kPiece<T>], masked_x[kPiece<T>], z[kPiece<T>], out[kPiece<T>];
   alignas(64) uint8_t mask[kPiece<T>];
 };
 
@@ -135,7 +138,9 @@ struct RunningMoments {
     count = n;
   }
 
-  // Of values that deviate from shift by sum, their squares by squares.
+  void merge(const RunningMoments& other) { merge(other.count, other.mean, other.m2); }
+
+  // Merge values by the sum of their deviations from shift and the sum of the squared deviations.
   void merge_deviations(double other_count, double shift, double sum, double squares) {
     if (other_count == 0) return;
     const double spread = squares - sum * sum / other_count;

@@ -1,4 +1,4 @@
-// The kernels under the names of gammabeta/ops.py, and the module that importing loads.
+// Registers the kernels under the names of gammabeta/ops.py, and defines the module that Python imports.
 
 #include <Python.h>
 
@@ -10,12 +10,18 @@ namespace {
 
 std::string cpu_instruction_set() { return gammabeta::instruction_set(); }
 
+std::string cpu_activations() { return gammabeta::activations(","); }
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(gammabeta, m) { m.def("cpu_instruction_set() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(gammabeta, m) {
+  m.def("cpu_instruction_set() -> str");
+  m.def("cpu_activations() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(gammabeta, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&cpu_instruction_set));
+  m.impl("cpu_activations", TORCH_BOX(&cpu_activations));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(gammabeta, CPU, m) {

@@ -3,7 +3,7 @@
 namespace gammabeta {
 namespace {
 
-// A vector of values to read, in double. Those of the usual dtypes are read where they stand.
+// A vector that is read as double. The usual dtypes are read in place.
 class Values {
  public:
   explicit Values(const Tensor& t) : dtype_(t.scalar_type()), stride_(t.stride(0)) {
@@ -31,7 +31,7 @@ class Values {
   std::vector<double> copied_;
 };
 
-// running = (1 − share)·running + share·batch in the channels that count.
+// running = (1 − share)·running + share·batch, in the channels whose batch statistics are finite.
 template <class Share, class Batch>
 void move(const Tensor& running, const std::vector<char>& finite, const Share& share, const Batch& batch) {
   const int64_t channels = int64_t(finite.size());
@@ -60,7 +60,7 @@ void move(const Tensor& running, const std::vector<char>& finite, const Share& s
 void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, MaybeTensor num_batches_tracked,
                              MaybeTensor skipped_counts, Tensor mean, Tensor var, MaybeTensor count,
                              std::optional<double> momentum) {
-  OfChannels("move_running_statistics_", "mean", mean)
+  CheckChannelVectors("move_running_statistics_", "mean", mean)
       .values("running_mean", running_mean, true)
       .values("running_var", running_var, true)
       .number("num_batches_tracked", num_batches_tracked)
@@ -71,7 +71,7 @@ void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, 
   const Values means(mean), vars(var);
   std::optional<Values> counts;
   if (count) counts.emplace(*count);
-  // Given n, var is divided by it and becomes that divided by n − 1.
+  // With a count n, var is the biased variance (divisor n) and is converted to the unbiased one (divisor n − 1).
   auto unbiased = [&](int64_t c) {
     if (!counts) return vars[c];
     const double n = (*counts)[c];
@@ -83,9 +83,9 @@ void move_running_statistics(MaybeTensor running_mean, MaybeTensor running_var, 
     finite[size_t(c)] = std::isfinite(means[c]) && std::isfinite(unbiased(c));
     counted = counted || finite[size_t(c)];
   }
-  int64_t* tracked =
-      num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
-  // Of each channel, then of whole batches, then what `tracked` was: see running_statistics.py.
+  int64_t* tracked = num_batches_tracked ? static_cast<int64_t*>(num_batches_tracked->mutable_data_ptr()) : nullptr;
+  // `skipped` holds the count of each channel, then that of whole batches, then the last `tracked`: see
+  // running_statistics.py.
   int64_t* skipped = nullptr;
   int64_t stride = 0;
   if (skipped_counts) {

@@ -1,5 +1,5 @@
-// torch's tensors as the kernels want them: one dtype and layout for all that is read element by element, vectors of
-// parameters in double, and results in the dtype and layout that the schemas promise.
+// Conversions between torch's tensors and what the kernels work on. Tensors that are read element by element get one
+// dtype and layout; parameters become vectors of double; results get the dtype and layout that the schemas promise.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -45,21 +45,22 @@ inline int32_t dtype_code(ScalarType dtype) {
   }
 }
 
-// torch has said on stderr what went wrong; its C functions hand on no more than that something did.
-inline void done(AOTITorchError error, const char* what) {
-  if (error != AOTI_TORCH_SUCCESS) refuse(std::string("gammabeta: torch could not ") + what + ": is there memory for it?");
+// Raise where torch's C function failed. It returns no reason; torch has printed that on stderr.
+inline void check(AOTITorchError error, const char* what) {
+  if (error != AOTI_TORCH_SUCCESS)
+    refuse(std::string("gammabeta: torch could not ") + what + ": is there memory for it?");
 }
 
 inline Tensor allocate(const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
   AtenTensorHandle handle;
-  done(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_code(dtype),
-                                aoti_torch_device_type_cpu(), 0, &handle),
-       "allocate a result");
+  check(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), dtype_code(dtype),
+                                 aoti_torch_device_type_cpu(), 0, &handle),
+        "allocate a result");
   return Tensor(handle);
 }
 
 inline void copy(const Tensor& to, const Tensor& from) {
-  done(aoti_torch_copy_(to.get(), from.get(), 0), "copy a tensor");
+  check(aoti_torch_copy_(to.get(), from.get(), 0), "copy a tensor");
 }
 
 inline Sizes contiguous_strides(const Sizes& sizes) {
@@ -85,40 +86,40 @@ inline Sizes channels_last_strides(const Sizes& sizes) {
   return strides;
 }
 
-// Whether t is laid out so; an axis of one element has no layout.
-inline bool laid_out(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
+// Whether t has these strides. An axis of one element may have any.
+inline bool has_layout(const Tensor& t, const Sizes& sizes, const Sizes& strides) {
   auto own = t.strides();
   for (size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i] != 1 && own[i] != strides[i]) return false;
   return true;
 }
 
-// t itself where dtype and layout are those, else a copy that has them.
-inline Tensor brought_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
-  if (t.scalar_type() == dtype && laid_out(t, sizes, strides)) return t;
+// t itself where it has this dtype and layout, else a copy that has them.
+inline Tensor converted_to(const Tensor& t, ScalarType dtype, const Sizes& sizes, const Sizes& strides) {
+  if (t.scalar_type() == dtype && has_layout(t, sizes, strides)) return t;
   Tensor brought = allocate(sizes, strides, dtype);
   copy(brought, t);
   return brought;
 }
 
-// A result as torch.empty_like would lay it out: what the kernel writes is it, or is copied into it.
+// A result with the layout of torch.empty_like. The kernel writes to it directly, or to a tensor that is copied into
+// it.
 class Output {
  public:
   Output(const Tensor& like, ScalarType dtype, ScalarType computed, const Sizes& sizes, const Sizes& strides) {
-    if (dtype == computed && laid_out(like, sizes, strides)) {
+    if (dtype == computed && has_layout(like, sizes, strides)) {
       result_ = written_ = allocate(sizes, vector_of(like.strides()), dtype);
       return;
     }
-    std::array<StableIValue, 6> stack{
-        torch::stable::detail::from(like),
-        torch::stable::detail::from(std::optional<ScalarType>(dtype)),
-        torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
-        torch::stable::detail::from(std::optional<torch::stable::Device>()),
-        torch::stable::detail::from(std::optional<bool>()),
-        torch::stable::detail::from(std::optional<torch::headeronly::MemoryFormat>())};
-    done(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION), "allocate a result");
+    std::array<StableIValue, 6> stack{torch::stable::detail::from(like),
+                                      torch::stable::detail::from(std::optional<ScalarType>(dtype)),
+                                      torch::stable::detail::from(std::optional<torch::headeronly::Layout>()),
+                                      torch::stable::detail::from(std::optional<torch::stable::Device>()),
+                                      torch::stable::detail::from(std::optional<bool>()),
+                                      torch::stable::detail::from(std::optional<torch::headeronly::MemoryFormat>())};
+    check(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION), "allocate a result");
     result_ = torch::stable::detail::to<Tensor>(stack[0]);
-    written_ = dtype == computed && laid_out(result_, sizes, strides) ? result_ : allocate(sizes, strides, computed);
+    written_ = dtype == computed && has_layout(result_, sizes, strides) ? result_ : allocate(sizes, strides, computed);
   }
 
   void* data() const { return written_.mutable_data_ptr(); }
@@ -132,7 +133,7 @@ class Output {
   Tensor result_, written_;
 };
 
-inline Tensor nothing_like(const Tensor& t) { return allocate({0}, {1}, t.scalar_type()); }
+inline Tensor absent_gradient(const Tensor& t) { return allocate({0}, {1}, t.scalar_type()); }
 
 inline ScalarType promoted(ScalarType a, ScalarType b) {
   if (a == b) return a;
@@ -146,7 +147,7 @@ inline std::vector<double> values_of(const Tensor& tensor) {
   Sizes sizes = vector_of(tensor.sizes());
   const ScalarType dtype = tensor.scalar_type();
   const bool wide = dtype == ScalarType::Double || dtype == ScalarType::Float || dtype == ScalarType::Long;
-  Tensor t = brought_to(tensor, wide ? dtype : ScalarType::Float, sizes, contiguous_strides(sizes));
+  Tensor t = converted_to(tensor, wide ? dtype : ScalarType::Float, sizes, contiguous_strides(sizes));
   const int64_t n = t.numel();
   std::vector<double> values(static_cast<size_t>(n));
   const void* data = t.const_data_ptr();
@@ -161,7 +162,7 @@ inline std::vector<double> values_of(const MaybeTensor& tensor, int64_t n, doubl
   return tensor ? values_of(*tensor) : std::vector<double>(size_t(n), otherwise);
 }
 
-// A small tensor of those values.
+// A small tensor with these values.
 inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, ScalarType dtype) {
   const bool narrow = dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
   Tensor t = allocate(sizes, contiguous_strides(sizes), narrow ? ScalarType::Float : dtype);
@@ -174,23 +175,23 @@ inline Tensor tensor_of(const std::vector<double>& values, const Sizes& sizes, S
     else
       static_cast<float*>(data)[i] = float(values[i]);
   }
-  return narrow ? brought_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
+  return narrow ? converted_to(t, dtype, sizes, contiguous_strides(sizes)) : t;
 }
 
-// Of a name that was checked.
+// The activation of this name, which was checked.
 inline Activation activation_of(const std::string& name) {
   int i = 0;
   while (name != kActivations[i]) ++i;
   return Activation(i);
 }
 
-// A boolean mask of n elements, its axes in their own order, dense; null where there is none.
+// A boolean mask, made contiguous; null where there is none.
 class Mask {
  public:
   explicit Mask(const MaybeTensor& mask) {
     if (!mask) return;
     const Sizes sizes = vector_of(mask->sizes());
-    dense_ = brought_to(*mask, ScalarType::Bool, sizes, contiguous_strides(sizes));
+    dense_ = converted_to(*mask, ScalarType::Bool, sizes, contiguous_strides(sizes));
     data_ = static_cast<const uint8_t*>(dense_->const_data_ptr());
   }
   const uint8_t* data() const { return data_; }
@@ -200,7 +201,7 @@ class Mask {
   const uint8_t* data_ = nullptr;
 };
 
-// f(T{}) for the element type.
+// Call f(T{}) with the element type of the dtype.
 template <class F>
 inline auto with_type(ScalarType dtype, const F& f) {
   switch (dtype) {
@@ -215,7 +216,7 @@ inline auto with_type(ScalarType dtype, const F& f) {
   }
 }
 
-// f(begin, end) over [0, n) in torch's threads, so many items a thread at the least that waking it pays.
+// Call f(begin, end) over [0, n) in torch's threads. Each thread gets at least as much work as waking it costs.
 template <class F>
 void in_parallel(int64_t n, int64_t elements_of_item, const F& f) {
   constexpr int64_t kElementsOfThread = 16384;

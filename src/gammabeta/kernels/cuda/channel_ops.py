@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from gammabeta import reference
+from gammabeta.activations import TABLE
 from gammabeta.kernels.cuda import channel_norm as kernels
 from gammabeta.kernels.cuda import launch as launch
 from gammabeta.kernels.cuda.launch import Tiles, ceil_div, power_of_2, unit_of
@@ -213,7 +214,7 @@ def holds_exactly(g_y: Tensor, residual: Tensor, activation: str, arithmetic: to
     """Whether ∂ℓ/∂z is not rounded where the residual's gradient is kept: it is g_y or 0 for some activations."""
     if residual.dtype == arithmetic:
         return True
-    return activation in ("none", "relu", "relu6") and residual.dtype == g_y.dtype
+    return TABLE[activation].exact_gradient and residual.dtype == g_y.dtype
 
 
 def channel_norm_backward(

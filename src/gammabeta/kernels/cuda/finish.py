@@ -8,16 +8,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from gammabeta.activations import CODES
 from gammabeta.kernels.cuda.arithmetic import load
 
-# An activation's number is its place in activations.ACTIVATIONS.
-NONE = tl.constexpr(0)
-RELU = tl.constexpr(1)
-RELU6 = tl.constexpr(2)
-LEAKY_RELU = tl.constexpr(3)
-SILU = tl.constexpr(4)
-HARDSWISH = tl.constexpr(5)
-GELU = tl.constexpr(6)
+# The codes of the activations. `activate` and `derivative` do not compile for any other code.
+NONE = tl.constexpr(CODES["none"])
+RELU = tl.constexpr(CODES["relu"])
+RELU6 = tl.constexpr(CODES["relu6"])
+LEAKY_RELU = tl.constexpr(CODES["leaky_relu"])
+SILU = tl.constexpr(CODES["silu"])
+HARDSWISH = tl.constexpr(CODES["hardswish"])
+GELU = tl.constexpr(CODES["gelu"])
 
 
 @triton.jit
@@ -36,6 +37,7 @@ def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     elif ACTIVATION == GELU:
         return z * (0.5 * (1.0 + tl.erf(z * 0.7071067811865476)))
     else:
+        tl.static_assert(ACTIVATION == NONE, "activate: no kernel has this activation")
         return z
 
 
@@ -54,7 +56,8 @@ def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
         return s * (1.0 + z * (1.0 - s))
     elif ACTIVATION == HARDSWISH:
         return tl.where(z <= -3, 0.0, tl.where(z < 3, z / 3.0 + 0.5, 1.0))
-    else:  # gelu
+    else:
+        tl.static_assert(ACTIVATION == GELU, "derivative: no kernel has this activation")
         density = tl.exp(-0.5 * z * z) * 0.3989422804014327
         return 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gammabeta.activations import ACTIVATIONS
+from gammabeta.activations import CODES
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,6 @@ def finish_constants(
     """What a compilation of a kernel is for."""
     return {
         "HAS_WEIGHT": weight is not None, "HAS_BIAS": bias is not None, "HAS_RESIDUAL": residual is not None,
-        "HAS_MASK": mask is not None, "ACTIVATION": ACTIVATIONS.index(activation),
+        "HAS_MASK": mask is not None, "ACTIVATION": CODES[activation],
         "SLOPE": slope if activation == "leaky_relu" else 0.0, "DOUBLE": x.dtype == torch.float64,
     }  # fmt: skip

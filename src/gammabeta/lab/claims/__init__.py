@@ -1,5 +1,7 @@
-"""The claims, in the order in which they are measured: the exact ones first, then those whose trials later ones
-share."""
+"""The claims, in the order in which they are measured.
+
+Exact claims come first, then those whose trials later ones share.
+"""
 
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import (

@@ -1,34 +1,34 @@
-"""γ and β give back what standardizing takes.
+"""γ and β restore what standardizing removes.
 
 Question: Does a network with BatchNorm fit its training data better with γ and β than without?
 
 Claim: Forcing mean 0 and variance 1 limits what a layer can express; γ and β restore it.
 
-Criterion: The ratio of training losses without over with γ and β, each at its own best rate, paired by seed, above
-1.1, by the median over activations of each seed's log ratio; each activation is an effect of its own. And exactly, in
-float64: with γ = √(σ² + ε) and β = μ BatchNorm is the identity on that batch, to the rounding of its input; else
+Criterion: The ratio of training losses, without γ and β over with them, is above 1.1. Each arm runs at its own best
+learning rate, and ratios are paired by seed. The verdict rests on the median over activations of each seed's log ratio;
+each activation is also reported as a separate effect. In addition an identity must hold in float64: with γ = √(σ² + ε)
+and β = μ, BatchNorm is the identity on that batch, to the rounding of its input. If it fails, the claim is
 contradicted.
 
-Room: Without γ and β the network gets above twice the accuracy of chance, and its training loss stays above 0.005, so
-that there is something left to fit.
+Room: Without γ and β the network exceeds twice the accuracy of chance, and its training loss stays above 0.005, so that
+something is left to fit.
 
-Method: MLP of 3 narrow layers, BatchNorm before the activation; SGD, batches of 32, a fixed number of steps. Rates
-are tuned by the training loss on a seed of its own, since the question is how well the data can be fitted. The loss is
-that of all training images with exact statistics. Same initialization and batches in both arms. The rate falls to 0 as
-half a cosine: at a constant rate the last batches' noise made the final loss vary by more than the effect (which is why
-it was changed after a look at 10 seeds).
+Method: An MLP of 3 narrow layers with BatchNorm before the activation, trained by SGD on batches of 32 for a fixed
+number of steps. The question is how well the data can be fitted, so learning rates are tuned by the training loss, on a
+separate seed. The loss is that of all training images, with exact statistics. Both arms share initialization and
+batches. The learning rate falls to 0 along half a cosine. At a constant rate the noise of the last batches made the
+final loss vary by more than the effect; the schedule was changed after a look at 10 seeds.
 
 Settings: width 16; sigmoid and relu; 300 steps, 5 seeds (quick); also tanh, 600 steps, 20 seeds (full).
 
-Sources: Ioffe & Szegedy 2015, section 3 (arXiv 1502.03167); Frankle et al. 2020, Training BatchNorm and Only
-BatchNorm (2003.00152)
+Sources: Ioffe & Szegedy 2015, section 3 (arXiv 1502.03167); Frankle et al. 2020, Training BatchNorm and Only BatchNorm
+(2003.00152)
 
-Known: In a trial on digits, sigmoid: training loss 0.082 without, 0.046 with γ and β. relu's next linear layer can
-rescale by itself, so less is expected there.
+Known: In a pilot run on digits with sigmoid, the training loss was 0.082 without and 0.046 with γ and β. After relu the
+next linear layer can rescale on its own, so a smaller effect is expected there.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -39,6 +39,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.paired import logs_of_ratios, median_by_seed
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import at_best
 from gammabeta.lab.verdict import weakest
@@ -49,12 +50,22 @@ KIND = "images"
 ARMS = ("batch_plain", "batch")
 MARGIN = (1 / 1.1, 1.1)
 LEAST = 0.005
-WORST = 10.0  # what a loss that is not finite counts as
+WORST = 10.0  # the value of a loss that is not finite
+# Inputs on which BatchNorm must be the identity.
+CASES = [
+    {"mean": mean, "spread": spread, "eps": eps}
+    for mean in (0.0, 1.0, 1e3)
+    for spread in (1e-3, 1.0, 1e3)
+    for eps in (1e-5, 1e-2)
+]
+SETTINGS: dict[str, Any] = {
+    "unit": "times the training loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
+}  # fmt: skip
 
 
 @versioned(1)
 def identity(*, mean: float, spread: float, eps: float) -> dict[str, Any]:
-    """The largest deviation of BatchNorm with γ = √(σ² + ε), β = μ from its input, in units of rounding."""
+    """Return the largest deviation of BatchNorm with γ = √(σ² + ε), β = μ from its input, in units of rounding."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn((64, 8), generator=generator, dtype=torch.float64) * spread + mean
     layer = gb.BatchNorm1d(8, eps=eps, dtype=torch.float64).train()
@@ -69,14 +80,53 @@ def identity(*, mean: float, spread: float, eps: float) -> dict[str, Any]:
 
 
 def training_loss(result: Mapping[str, Any]) -> float:
+    """Return the training loss, at most ``WORST``."""
     loss = result["train_loss"]
     return WORST if loss is None else min(float(loss), WORST)
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the training loss with and without γ and β, and check the identity."""
     seeds = experiment.seeds(5, 20)
     activations = ("sigmoid", "relu") if experiment.quick else ("sigmoid", "relu", "tanh")
-    arms = {
+    rates, found = at_best(experiment, _arms(experiment, activations), training_loss, seeds)
+    exact = _identity_holds(experiment)
+    losses = {name: [training_loss(result) for result in results] for name, results in found.items()}
+    logs = {a: logs_of_ratios(*(losses[f"{a}, {arm}"] for arm in ARMS)) for a in activations}
+    overall = measured(
+        f"training loss without γ and β over that with them, median of {', '.join(activations)}",
+        median_by_seed(logs.values()),
+        **SETTINGS,
+    )
+    each = [measured(activation, values, **SETTINGS) for activation, values in logs.items()]
+    accuracy = min(1 - median(r["error"] for r in found[f"{a}, {ARMS[0]}"]) for a in activations)
+    least = min(median(losses[f"{a}, {ARMS[0]}"]) for a in activations)
+    room = Room(
+        accuracy > 2 * chance(experiment.task) and least > LEAST,
+        f"without γ and β: accuracy at least {accuracy:.2f}, training loss at least {least:.4f} (above {LEAST})",
+    )
+    return Outcome(
+        verdict=weakest([overall.verdict, exact.verdict]) if room.holds else "no room here",
+        sentence=_sentence(overall, each, exact),
+        effects=[overall, *each, exact],
+        room=room,
+        pictures=[
+            bars(
+                "Training loss without γ and β over that with them",
+                "Above 1: γ and β let the network fit better. 95 % interval over seeds.",
+                "activation",
+                Axis("ratio of training losses", log=True),
+                [overall, *each],
+            )
+        ],
+        tables=[_table(rates, found, losses)],
+        settings=f"{len(seeds)} seeds",
+        trials=experiment.trials,
+    )
+
+
+def _arms(experiment: Experiment, activations: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {
         f"{activation}, {arm}": {
             "network": experiment.mlp(3, width=16, activation=activation),
             "norm": arm,
@@ -88,76 +138,36 @@ def measure(experiment: Experiment) -> Outcome:
         for activation in activations
         for arm in ARMS
     }
-    rates, found = at_best(experiment, arms, training_loss, seeds)
-    cases = [
-        {"mean": mean, "spread": spread, "eps": eps}
-        for mean in (0.0, 1.0, 1e3)
-        for spread in (1e-3, 1.0, 1e3)
-        for eps in (1e-5, 1e-2)
-    ]
-    deviations = [r["deviation"] for r in experiment.run([Trial(f"{__name__}:identity", case) for case in cases])]
-    exact = Effect.exactly(
-        "inputs on which γ = √(σ² + ε), β = μ is not the identity", sum(d > 1 for d in deviations), len(cases), "inputs"
+
+
+def _identity_holds(experiment: Experiment) -> Effect:
+    """Count the inputs on which the identity fails."""
+    deviations = [r["deviation"] for r in experiment.run([Trial(f"{__name__}:identity", case) for case in CASES])]
+    wrong = sum(deviation > 1 for deviation in deviations)
+    return Effect.exactly("inputs on which γ = √(σ² + ε), β = μ is not the identity", wrong, len(CASES), "inputs")
+
+
+def _sentence(overall: Effect, each: Sequence[Effect], exact: Effect) -> str:
+    return (
+        f"without γ and β the training loss is {overall.value:.2f} times as high [{overall.low:.2f}, "
+        f"{overall.high:.2f}]: "
+        + ", ".join(f"{effect.name} {effect.value:.2f} ({effect.verdict})" for effect in each)
+        + f"; the identity holds on {len(CASES) - int(exact.value)} of {len(CASES)} inputs"
     )
-    losses = {name: [training_loss(result) for result in results] for name, results in found.items()}
-    logs = {
-        activation: [
-            math.log(a / b)
-            for a, b in zip(losses[f"{activation}, {ARMS[0]}"], losses[f"{activation}, {ARMS[1]}"], strict=True)
+
+
+def _table(
+    rates: Mapping[str, int], found: Mapping[str, Sequence[Mapping[str, Any]]], losses: Mapping[str, list[float]]
+) -> Table:
+    rows = [
+        [
+            name.partition(", ")[0],
+            NORMS[name.partition(", ")[2]],
+            2.0 ** rates[name],
+            median(losses[name]),
+            100 * median(result["error"] for result in results),
         ]
-        for activation in activations
-    }
-    settings: dict[str, Any] = {
-        "unit": "times the training loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
-    }  # fmt: skip
-    overall = measured(
-        f"without over with γ and β, median of {', '.join(activations)}",
-        [median(of_seed) for of_seed in zip(*logs.values(), strict=True)],
-        **settings,
-    )
-    each = [measured(activation, values, **settings) for activation, values in logs.items()]
-    accuracy = min(1 - median(r["error"] for r in found[f"{a}, {ARMS[0]}"]) for a in activations)
-    least = min(median(losses[f"{a}, {ARMS[0]}"]) for a in activations)
-    room = Room(
-        accuracy > 2 * chance(experiment.task) and least > LEAST,
-        f"without γ and β: accuracy at least {accuracy:.2f}, training loss at least {least:.4f} (above {LEAST})",
-    )
-    verdict = "contradicted" if exact.verdict == "contradicted" else weakest([overall.verdict, exact.verdict])
-    return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            f"without γ and β the training loss is {overall.value:.2f} times as high [{overall.low:.2f}, "
-            f"{overall.high:.2f}]: "
-            + ", ".join(f"{effect.name} {effect.value:.2f} ({effect.verdict})" for effect in each)
-            + f"; the identity holds on {len(cases) - int(exact.value)} of {len(cases)} inputs"
-        ),
-        effects=[overall, *each, exact],
-        room=room,
-        pictures=[
-            bars(
-                "Training loss without over with γ and β",
-                "Above 1: γ and β let the network fit better. 95 % interval over seeds.",
-                "activation",
-                Axis("ratio of training losses", log=True),
-                [overall, *each],
-            )
-        ],
-        tables=[
-            Table(
-                "Training loss, median over seeds",
-                ["activation", "arm", "rate", "training loss", "training error, %"],
-                [
-                    [
-                        name.partition(", ")[0],
-                        NORMS[name.partition(", ")[2]],
-                        2.0 ** rates[name],
-                        median(losses[name]),
-                        100 * median(result["error"] for result in found[name]),
-                    ]
-                    for name in arms
-                ],
-            )
-        ],
-        settings=f"{len(seeds)} seeds",
-        trials=experiment.trials,
-    )
+        for name, results in found.items()
+    ]
+    columns = ["activation", "arm", "learning rate", "training loss", "training error, %"]
+    return Table("Training loss, median over seeds", columns, rows)

@@ -1,34 +1,34 @@
-"""Each norm's axes decide what it is blind to.
+"""Each norm's axes decide which changes it ignores.
 
-Question: Which changes of the input leave a norm's output as it was?
+Question: Which changes of the input leave a norm's output unchanged?
 
-Claim: BatchNorm normalizes one channel over samples and positions, LayerNorm one sample over channels and
-positions, GroupNorm a sample's group of channels, InstanceNorm one channel of one sample, RMSNorm a position's
-channels without centering. From that alone it follows which scalings, shifts, exchanges and permutations each is
-blind to.
+Claim: BatchNorm normalizes one channel over samples and positions, LayerNorm one sample over channels and positions,
+GroupNorm one group of channels of a sample, InstanceNorm one channel of one sample, and RMSNorm the channels of one
+position, without centering. From that alone it follows which scalings, shifts, exchanges and permutations each norm
+ignores.
 
-Criterion: An identity in float64. Derived: with every element labelled by the statistic it belongs to, scaling or
-shifting some elements leaves the output as it was if and only if each statistic's elements are all among them or
-all not (a shift, only if the norm centers); exchanging companions leaves a sample as it was if and only if it
-shares no statistic with them; a permutation passes through if and only if it carries statistics to statistics.
-Scaling by a scales ε by a², for the scaled elements. Measured: the largest change of the output over its largest
-value, below 10⁻¹⁰ where derived blind (rounding of 64 values in float64 is below 10⁻¹³) and above 10⁻³ where not.
-Supported if every cell of the table agrees, else contradicted.
+Criterion: An identity in float64. The derived table labels every element with the statistic it belongs to. A scaling or
+shift of some elements leaves the output unchanged if and only if each statistic's elements are all among them or all
+not among them; a shift also requires that the norm centers. Exchanging companions leaves a sample unchanged if and only
+if it shares no statistic with them. A permutation passes through if and only if it maps statistics to statistics.
+Scaling by a also scales ε by a² for the scaled elements. Measured is the largest change of the output over its largest
+value. It must be below 10⁻¹⁰ where the norm is derived to ignore the change (rounding of 64 values in float64 is below
+10⁻¹³), and above 10⁻³ where it is not. Supported if every cell of the table agrees, otherwise contradicted.
 
 Room: Always: an identity needs none.
 
-Method: Every norm without affine on one random input (N, C, H, W) in training mode; BatchNorm also in evaluation
-mode, where its statistics are constants and every label is an element's own, so that it is blind to companions
-only. Each norm is applied to the changed input, and compared with the (equally permuted) output on the input
-itself.
+Method: Every norm without affine parameters runs on one random input (N, C, H, W) in training mode. BatchNorm also runs
+in evaluation mode: its statistics are then constants and every element has its own label, so it ignores only
+companions. Each norm is applied to the changed input. The result is compared with the output on the original input,
+permuted in the same way where the change is a permutation.
 
-Settings: 4 samples, 8 channels, 3 × 3 positions, 2 groups, spread 2, mean 1; scaling by 3, shifting by 2; float64;
-the same for quick and full.
+Settings: 4 samples, 8 channels, 3 × 3 positions, 2 groups, spread 2, mean 1; scaling by 3, shifting by 2; float64; the
+same for quick and full.
 
-Sources: Wu & He 2018, figure 2 (arXiv 1803.08494); Ba et al. 2016, table 1 (1607.06450); Zhang & Sennrich 2019,
-table 1 (1910.07467)
+Sources: Wu & He 2018, figure 2 (arXiv 1803.08494); Ba et al. 2016, table 1 (1607.06450); Zhang & Sennrich 2019, table 1
+(1910.07467)
 
-Known: It follows from the definitions. Without scaling ε, LayerNorm changes by 7·10⁻⁶ under scaling.
+Known: It follows from the definitions. If ε is not scaled, LayerNorm changes by 7·10⁻⁶ under scaling.
 """
 
 from collections.abc import Callable
@@ -67,7 +67,7 @@ CHANGES = (
 
 
 def labels(norm: str) -> Tensor:
-    """(N, C, H, W) integers: which statistic each element is normalized by, from the norm's axes alone."""
+    """Label each element with the statistic that normalizes it, from the norm's axes: (N, C, H, W) integers."""
     n, c, s = torch.meshgrid(torch.arange(N), torch.arange(C), torch.arange(SIDE**2), indexing="ij")
     by = {
         "batch": c,
@@ -81,7 +81,7 @@ def labels(norm: str) -> Tensor:
 
 
 def touched(change: str) -> Tensor:
-    """(N, C, H, W) booleans: the elements that a scaling, shift or exchange changes."""
+    """Mark the elements that a scaling, shift or exchange changes: (N, C, H, W) booleans."""
     where = torch.zeros(N, C, SIDE, SIDE, dtype=torch.bool)
     what = change.partition(" ")[2]
     if what == "everything":
@@ -96,6 +96,7 @@ def touched(change: str) -> Tensor:
 
 
 def permuted(change: str, x: Tensor) -> Tensor:
+    """Permute samples, positions or channels of (N, C, H, W)."""
     if change == "permute samples":
         return x[torch.tensor([2, 0, 3, 1])]
     if change == "permute positions":
@@ -107,12 +108,12 @@ def permuted(change: str, x: Tensor) -> Tensor:
 
 
 def derived(norm: str, change: str) -> bool:
-    """Whether the norm is blind to the change, from the labels."""
+    """Tell whether the norm ignores the change, from the labels."""
     label = labels(norm)
     if change.startswith("permute"):
-        # Blind if two elements share a statistic after the permutation exactly when they did before it.
+        # Ignored if two elements share a statistic after the permutation exactly when they did before it.
         if norm == "batch in evaluation":
-            return "channels" not in change  # its constants belong to channels, whichever elements come
+            return "channels" not in change  # its constants belong to channels, whatever the elements
         before, after = label.flatten(), permuted(change, label).flatten()
         return len(set(zip(before.tolist(), after.tolist(), strict=True))) == len(before.unique())
     where = touched(change)
@@ -124,6 +125,7 @@ def derived(norm: str, change: str) -> bool:
 
 
 def layer(norm: str, eps: float) -> nn.Module:
+    """Build the norm without affine parameters, in float64; in evaluation with running statistics that are not 0, 1."""
     if norm == "rms":
         made = ChannelRMSNorm(C)
         made.norm.eps = eps
@@ -145,7 +147,7 @@ def layer(norm: str, eps: float) -> nn.Module:
 
 @versioned(1)
 def change_of(*, norm: str, change: str) -> dict[str, Any]:
-    """The largest change of the output, over its largest value."""
+    """Return the largest change of the output, over its largest value."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(N, C, SIDE, SIDE, generator=generator, dtype=torch.float64) * 2 + 1
     with torch.no_grad():
@@ -168,6 +170,7 @@ def change_of(*, norm: str, change: str) -> dict[str, Any]:
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare every cell of norm × change with the derived table."""
     cells = [(norm, change) for norm in NORMS for change in CHANGES]
     trials = [Trial(f"{__name__}:change_of", {"norm": norm, "change": change}) for norm, change in cells]
     seen = {cell: result["change"] for cell, result in zip(cells, experiment.run(trials), strict=True)}
@@ -179,13 +182,14 @@ def measure(experiment: Experiment) -> Outcome:
     effect = Effect.exactly("cells that differ from the derived table", len(wrong), len(cells), "cells")
     blind = sum(derived(*cell) for cell in cells)
     sentence = (
-        f"all {len(cells)} cells of norm × change are as derived from the axes: {blind} blind, {len(cells) - blind} not"
+        f"all {len(cells)} cells of norm × change are as derived from the axes: {blind} changes are ignored, "
+        f"{len(cells) - blind} are not"
         if not wrong
         else f"{len(wrong)} of {len(cells)} cells are not as derived: {'; '.join(wrong[:4])}"
     )
 
     def text(norm: str, change: str) -> str:
-        word = "blind" if derived(norm, change) else "sees it"
+        word = _word(norm, change)
         return word if agree[norm, change] else f"differs: derived {word}"
 
     heat = Heat(
@@ -201,7 +205,7 @@ def measure(experiment: Experiment) -> Outcome:
         room=Room(True, "an identity needs none"),
         pictures=[
             Picture(
-                "What each norm is blind to",
+                "Which changes each norm ignores",
                 "Largest change of the output, over its largest value, when the input is changed as the column says "
                 "(permutations: beyond the same permutation of the output); about 10⁻¹⁶ is rounding.",
                 "heatmap",
@@ -212,14 +216,14 @@ def measure(experiment: Experiment) -> Outcome:
         ],
         tables=[
             Table(
-                "Change of the output, measured, and what is derived",
+                "Change of the output, measured and derived",
                 ["norm", "change", "measured", "derived", "agrees"],
                 [
                     [
                         norm,
                         change,
                         seen[norm, change],
-                        "blind" if derived(norm, change) else "sees it",
+                        _word(norm, change),
                         agree[norm, change],
                     ]
                     for norm, change in cells
@@ -228,3 +232,7 @@ def measure(experiment: Experiment) -> Outcome:
         ],
         trials=experiment.trials,
     )
+
+
+def _word(norm: str, change: str) -> str:
+    return "ignored" if derived(norm, change) else "not ignored"

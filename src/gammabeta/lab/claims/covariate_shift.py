@@ -1,28 +1,28 @@
 """BatchNorm reduces internal covariate shift.
 
-Question: As the layers before it learn, how much does a layer's input change, and how much the gradient by which the
-layer learns, with BatchNorm and without?
+Question: As earlier layers learn, how much does a layer's input change, and how much the gradient by which it learns,
+with BatchNorm and without?
 
 Claim: While earlier layers learn, the distribution of a later layer's inputs changes; normalizing reduces that.
 
-Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, each arm at its own best rate.
-Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before and after 10
-steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after the earlier
-layers' update, of which the larger ratio by the median over networks counts. Below 1/1.25 by the median over networks
-on both forms: supported; where one form alone is below, the sentence says which. Contradicted if one is wholly above
-1.25; equivalent if one is wholly between; else inconclusive.
+Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, each arm at its own best learning
+rate. Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before and after
+10 steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after the earlier
+layers' update; of the two, the larger ratio by the median over networks counts. Supported if both forms are below
+1/1.25 by the median over networks; where only one is, the sentence says which. Contradicted if one is entirely above
+1.25, equivalent if one is entirely between, otherwise inconclusive.
 
-Room: A network is judged if, on the tuning seed and without normalization, it gets above twice the accuracy of chance
-and there is a shift to reduce: 1 − CKA above 0.001 and the relative l2 distance above 0.01.
+Room: A network is judged if, on the tuning seed and without normalization, it exceeds twice the accuracy of chance and
+there is a shift to reduce. That requires 1 − CKA above 0.001 and a relative l2 distance above 0.01.
 
-Method: SGD without momentum, batches of 32, 100 steps, rates tuned on validation error. CKA is blind to rotation, scale
-and mean of the input, which a norm fixes by construction; what the moments do is drawn and not judged. Probe: 256
-validation images in evaluation mode, normalized by their own statistics. Inputs are those of every linear or
-convolutional layer but the first called, whose input never changes. The gradient form is that of Santurkar et al.: at
-every tenth step, on that step's own batch, the gradient of a layer's weights at the weights as they are, and at the
-same weights but for all earlier layers' parameters (norms' too), which are those after the step. Each number is the
-mean over layers, then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best rate is
-an effect of its own: a larger rate alone moves inputs further.
+Method: SGD without momentum, batches of 32, 100 steps, learning rates tuned on validation error. CKA ignores rotation,
+scale and mean of the input, which a norm fixes by construction; the change of the moments is plotted and not judged.
+The probe is 256 validation images in evaluation mode, normalized by their own statistics. Inputs are those of every
+linear or convolutional layer except the first one called, whose input never changes. The gradient form is that of
+Santurkar et al. At every tenth step, on that step's own batch, a layer's weight gradient is taken twice: at the current
+weights, and with all earlier layers' parameters (norms' too) as they are after the step. Each number is the mean over
+layers, then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best learning rate is
+a separate effect, because a larger learning rate alone moves inputs further.
 
 Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
 also 8 layers and the small ResNet, 16 seeds. (The medians at equal rates were added to the sentence after first runs;
@@ -31,13 +31,13 @@ the criterion did not change.)
 Sources: Ioffe & Szegedy 2015, section 2 (arXiv 1502.03167); Santurkar et al. 2018, definition 2.1 (1805.11604);
 Kornblith et al. 2019, equation 4 (1905.00414)
 
-Known: Santurkar et al. find the gradient form not reduced by BatchNorm. In a trial on digits with relu at a rate of
-0.1: 1 − CKA 0.026 without and 0.013 with, cosine 0.41 and 0.94; with tanh BatchNorm has more, 0.009 and 0.013.
+Known: Santurkar et al. find that BatchNorm does not reduce the gradient form. In a pilot run on digits with relu at a
+learning rate of 0.1, 1 − CKA was 0.026 without and 0.013 with BatchNorm, and the cosine 0.41 and 0.94. With tanh
+BatchNorm's shift was larger, 0.009 and 0.013.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -47,23 +47,24 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.best_rates import ARMS, BATCH, accuracy_without, best_rates, networks
+from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import batches, chance, exact_statistics, fit
+from gammabeta.lab.images.training import Training, batches, chance, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import error_then_loss, tune
 from gammabeta.lab.verdict import weakest
 
 EXACT = False
 KIND = "images"
 
-BATCH, STEPS, EVERY, PROBE = 32, 100, 10, 256
+STEPS, EVERY, PROBE = 100, 10, 256
 MARGIN = (1 / 1.25, 1.25)
-ARMS = ("none", "batch")
 EQUAL = "batch at the other's rate"
-# What must be there without normalization for a shift to be reduced.
+# The smallest shifts without normalization that leave something to reduce.
 LEAST = {"input": 1e-3, "l2": 1e-2}
 FORMS = {"input": "1 − CKA", "cosine": "1 − cosine", "l2": "relative l2"}
 SETTINGS: dict[str, Any] = {
@@ -79,10 +80,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def cka(x_nd: Tensor, y_ne: Tensor) -> float | None:
-    """Linear CKA ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) of centered X (n, d), Y (n, e): 1 for a rotated and scaled copy, 0 for
-    what is unrelated. None where X or Y is the same for all samples.
+    """Return the linear CKA ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) of centered X (n, d) and Y (n, e).
 
-    Source: Kornblith et al. 2019, eq. 4, by Gram matrices, whose size is that of the samples.
+    It is 1 for a rotated and scaled copy, and 0 for unrelated features. None where X or Y is the same for all samples.
+
+    Source: Kornblith et al. 2019, eq. 4, by Gram matrices, whose size is the number of samples.
     """
     gram_x, gram_y = (_gram(z.flatten(1)) for z in (x_nd, y_ne))
     scale = gram_x.norm() * gram_y.norm()
@@ -97,7 +99,7 @@ def _gram(z_nd: Tensor) -> Tensor:
 
 
 def moments_moved(before_nd: Tensor, after_nd: Tensor) -> float:
-    """√(Δμ²/σ² + ln²(σ'/σ)), root mean square over the features that vary before and after."""
+    """Return √(Δμ²/σ² + ln²(σ'/σ)), the root mean square over the features that vary before and after."""
     x, y = before_nd.flatten(1).double(), after_nd.flatten(1).double()
     x_std, y_std = x.std(dim=0, correction=0), y.std(dim=0, correction=0)
     varies = (x_std > 1e-6) & (y_std > 1e-6)
@@ -108,7 +110,7 @@ def moments_moved(before_nd: Tensor, after_nd: Tensor) -> float:
 
 
 def called(model: nn.Module, x_nchw: Tensor) -> list[nn.Module]:
-    """The modules with parameters of their own, in the order in which a forward first calls them."""
+    """List the modules with parameters of their own, in the order in which a forward pass first calls them."""
     order: dict[nn.Module, None] = {}
     owners = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
     hooks = [owner.register_forward_pre_hook(lambda module, _: order.setdefault(module)) for owner in owners]
@@ -119,28 +121,8 @@ def called(model: nn.Module, x_nchw: Tensor) -> list[nn.Module]:
     return list(order)
 
 
-def is_layer(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
-    return layer.weight
-
-
-@contextlib.contextmanager
-def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout, if a user's model has any, drops the same in every forward that begins so."""
-    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 def inputs(model: nn.Module, layers: Sequence[nn.Module], x_nchw: Tensor) -> list[Tensor]:
-    """What each layer is given on the probe in evaluation, normalized by the probe's own statistics."""
+    """Return each layer's input on the probe in evaluation mode, normalized by the probe's own statistics."""
     given: dict[nn.Module, Tensor] = {}
     with exact_statistics(model, x_nchw):
         hooks = [
@@ -154,21 +136,23 @@ def inputs(model: nn.Module, layers: Sequence[nn.Module], x_nchw: Tensor) -> lis
 
 
 class GradientShift:
-    """How a layer's gradient on one batch changes as the parameters of all layers before it make their step."""
+    """The change of each layer's gradient on one batch when the parameters of all layers before it are updated."""
 
     def __init__(self, model: nn.Module, order: Sequence[nn.Module], seed: int) -> None:
         self.model, self.order, self.seed = model, order, seed
         self.places = [place for place, module in enumerate(order) if is_layer(module)][1:]
 
     def before(self, x_nchw: Tensor, y_n: Tensor) -> None:
-        """The gradients and the parameters as they are."""
+        """Record the gradients and the parameters before the step."""
         self.batch = x_nchw, y_n
         self.old = self._values()
         self.gradients = self._gradients(self.places)
 
     def after(self) -> dict[str, float] | None:
-        """Mean over layers of 1 − cosine and of the relative l2 distance; None where a gradient is zero or not
-        finite."""
+        """Return the mean over layers of 1 − cosine and of the relative l2 distance.
+
+        None where a gradient is zero or not finite.
+        """
         new = self._values()
         cosine, l2 = [], []
         for place, g in zip(self.places, self.gradients, strict=True):
@@ -206,7 +190,10 @@ class GradientShift:
 def shift(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, rate: float, seed: int
 ) -> dict[str, list[list[float | None]]]:
-    """By form (step, shift) of every window: ``input``, ``moments``, ``cosine`` and ``l2``, mean over layers."""
+    """Train; return (step, shift) of every window, mean over layers, by form.
+
+    The forms are ``input``, ``moments``, ``cosine`` and ``l2``.
+    """
     data = load(task)
     probe_nchw = data.validation.x_nchw[:PROBE]
     stream = list(batches(data.train, BATCH, STEPS, seed))
@@ -234,12 +221,13 @@ def shift(
                 gradients.before(*stream[step])
         return False
 
-    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=STEPS, seed=seed, look=look)
+    training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=STEPS, seed=seed)
+    fit(data, data.train, training, look)
     return found
 
 
 def size(result: Mapping[str, list[list[float | None]]], form: str) -> float | None:
-    """The median over the windows; None where one is missing, as after a divergence."""
+    """Return the median over the windows; None where one is missing, as after a divergence."""
     values = [value for _, value in result[form]]
     known = [value for value in values if value is not None]
     return median(known) if len(known) == STEPS // EVERY and median(known) > 0 else None
@@ -248,104 +236,33 @@ def size(result: Mapping[str, list[list[float | None]]], form: str) -> float | N
 # --- the claim ---
 
 
-def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
-    depths = (4,) if experiment.quick else (4, 8)
-    chosen = [experiment.mlp(depth, activation=activation) for depth in depths for activation in ("relu", "tanh")]
-    if experiment.user or not experiment.quick:
-        chosen.append(experiment.convolutional)
-    return chosen
-
-
-def best_rates(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], steps: int) -> dict[tuple[str, str], int]:
-    """The exponent of the best rate by network and arm; the validation error after ``steps`` decides."""
-    keys = [(describe(network), norm) for network in chosen for norm in ARMS]
-    return dict(zip(keys, tune(experiment, arms(chosen, steps), error_then_loss), strict=True))
-
-
-def arms(chosen: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    return [
-        {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": steps}
-        for network in chosen
-        for norm in ARMS
-    ]
-
-
-def accuracy_without(
-    experiment: Experiment, chosen: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], int], steps: int
-) -> list[float]:
-    """Each unnormalized network's validation accuracy at its best rate on the tuning seed."""
-    trials = [
-        experiment.train(**arm, rate=2.0 ** rates[describe(arm["network"]), "none"], seed=experiment.tuning_seed)
-        for arm in arms(chosen, steps)
-        if arm["norm"] == "none"
-    ]
-    return [1.0 - float(result["error"]) for result in experiment.run(trials)]
-
-
-Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> a result a seed
+Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> one result per seed
+Rates = Mapping[tuple[str, str], int]  # (network, norm) -> exponent of the best learning rate
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the shift of inputs and gradients with BatchNorm and without."""
     chosen, seeds = networks(experiment), experiment.seeds(3, 16)
     rates = best_rates(experiment, chosen, STEPS)
-
-    def trial(network: Mapping[str, Any], norm: str, rate: int, seed: int) -> Trial:
-        settings = {"network": dict(network), "norm": norm, "rate": 2.0**rate, "seed": seed}
-        return Trial(f"{__name__}:shift", {"task": dict(experiment.source), **settings})
-
-    controls = experiment.run(
-        [trial(network, "none", rates[describe(network), "none"], experiment.tuning_seed) for network in chosen]
-    )
-    accuracies = accuracy_without(experiment, chosen, rates, STEPS)
-    wanted = {
-        (describe(network), arm): [trial(network, norm, rates[describe(network), whose], seed) for seed in seeds]
-        for network in chosen
-        for arm, norm, whose in (*((norm, norm, norm) for norm in ARMS), (EQUAL, "batch", "none"))
-    }
-    results = iter(experiment.run([one for trials in wanted.values() for one in trials]))
-    runs: Runs = {key: [next(results) for _ in trials] for key, trials in wanted.items()}
-    least = 2 * chance(experiment.task)
-    judged, seen = [], []
-    for network, control, accuracy in zip(chosen, controls, accuracies, strict=True):
-        name = describe(network)
-        there = {form: size(control, form) for form in LEAST}
-        holds = accuracy > least and all((there[form] or 0.0) > bound for form, bound in LEAST.items())
-        whole = all(size(run, form) is not None for arm in ARMS for run in runs[name, arm] for form in FORMS)
-        if holds and whole:
-            judged.append(name)
-        numbers = ", ".join(f"{FORMS[form]} {_number(there[form])}" for form in LEAST)
-        room = "room" if holds and whole else "no room" if whole else "no room: a run with no finite shift"
-        seen.append(f"{name} without normalization: accuracy {accuracy:.2f}, {numbers} ({room})")
+    judged, room, runs = _runs(experiment, chosen, rates, seeds)
     ratios = {form: {name: _log_ratios(runs, name, "batch", form) for name in judged} for form in FORMS}
     overall = {
-        form: measured(f"{FORMS[form]}, median of networks", _median(ratios[form]), **SETTINGS)
-        for form in FORMS
+        form: measured(f"{label}, median of networks", median_by_seed(ratios[form].values()), **SETTINGS)
+        for form, label in FORMS.items()
         if judged
     }
     each = [measured(f"{name}, {FORMS[form]}", ratios[form][name], **SETTINGS) for name in judged for form in FORMS]
-    at_equal = {form: {name: _log_ratios(runs, name, EQUAL, form) for name in judged} for form in FORMS}
-    comparable = bool(judged) and all(len(v) == len(seeds) for of in at_equal.values() for v in of.values())
-    equal = [
-        measured(f"equal rates, {FORMS[form]}, median of networks", _median(at_equal[form]), **SETTINGS)
-        for form in FORMS
-        if comparable
-    ]
-    equal += [
-        measured(f"equal rates, {name}, {FORMS[form]}", at_equal[form][name], **SETTINGS)
-        for name in judged
-        for form in FORMS
-        if comparable and rates[name, "none"] != rates[name, "batch"]
-    ]
+    equal = _at_equal_rates(runs, judged, rates)
     first = [overall["input"], _gradient_form(overall)] if judged else []
     others = [effect for effect in overall.values() if effect not in first]
     return Outcome(
         verdict=weakest([effect.verdict for effect in first]) if judged else "no room here",
         sentence=_sentence(first, each, equal[: len(FORMS)], len(chosen) - len(judged)),
         effects=[*first, *others, *each, *equal],
-        room=Room(bool(judged), "; ".join(seen)),
+        room=room,
         pictures=[
             bars(
-                "Shift with BatchNorm over without, each at its best rate",
+                "Shift with BatchNorm over that without, each at its best learning rate",
                 "Below 1: less shift with BatchNorm. 95 % interval over seeds.",
                 "network and form",
                 Axis("ratio", log=True),
@@ -363,19 +280,74 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _runs(
+    experiment: Experiment, chosen: Sequence[Mapping[str, Any]], rates: Rates, seeds: Sequence[int]
+) -> tuple[list[str], Room, Runs]:
+    """Run every arm; return the networks that can be judged, what was seen, and the results."""
+    network_of = {describe(network): network for network in chosen}
+
+    def trial(name: str, norm: str, exponent: int, seed: int) -> Trial:
+        settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0**exponent, "seed": seed}
+        return Trial(f"{__name__}:shift", {"task": dict(experiment.source), **settings})
+
+    controls = experiment.grid(
+        list(network_of),
+        [experiment.tuning_seed],
+        lambda name, seed: trial(name, "none", rates[name, "none"], seed),
+    )
+    accuracies = accuracy_without(experiment, chosen, rates, STEPS)
+    trained_as = {**{norm: (norm, norm) for norm in ARMS}, EQUAL: ("batch", "none")}  # norm, and whose rate
+
+    def of_arm(key: tuple[str, str], seed: int) -> Trial:
+        name, (norm, whose) = key[0], trained_as[key[1]]
+        return trial(name, norm, rates[name, whose], seed)
+
+    runs = experiment.grid([(name, arm) for name in network_of for arm in trained_as], seeds, of_arm)
+    least = 2 * chance(experiment.task)
+    judged, seen = [], []
+    for (name, (control,)), accuracy in zip(controls.items(), accuracies, strict=True):
+        there = {form: size(control, form) for form in LEAST}
+        holds = accuracy > least and all((there[form] or 0.0) > bound for form, bound in LEAST.items())
+        whole = all(size(run, form) is not None for arm in ARMS for run in runs[name, arm] for form in FORMS)
+        if holds and whole:
+            judged.append(name)
+        numbers = ", ".join(f"{FORMS[form]} {_number(there[form])}" for form in LEAST)
+        verdict = "room" if holds and whole else "no room" if whole else "no room: a run with no finite shift"
+        seen.append(f"{name} without normalization: accuracy {accuracy:.2f}, {numbers} ({verdict})")
+    return judged, Room(bool(judged), "; ".join(seen)), runs
+
+
+def _at_equal_rates(runs: Runs, judged: Sequence[str], rates: Rates) -> list[Effect]:
+    """Compare both arms at the unnormalized one's learning rate; nothing where a run has no finite shift."""
+    ratios = {form: {name: _log_ratios(runs, name, EQUAL, form) for name in judged} for form in FORMS}
+    comparable = all(
+        len(values) == len(runs[name, EQUAL]) for of_form in ratios.values() for name, values in of_form.items()
+    )
+    if not judged or not comparable:
+        return []
+    overall = [
+        measured(
+            f"equal learning rates, {label}, median of networks", median_by_seed(ratios[form].values()), **SETTINGS
+        )
+        for form, label in FORMS.items()
+    ]
+    return overall + [
+        measured(f"equal learning rates, {name}, {label}", ratios[form][name], **SETTINGS)
+        for name in judged
+        for form, label in FORMS.items()
+        if rates[name, "none"] != rates[name, "batch"]
+    ]
+
+
 def _gradient_form(overall: Mapping[str, Effect]) -> Effect:
-    """Of cosine and l2 the one with the larger ratio: the form is reduced where both are."""
+    """Return the one of cosine and l2 with the larger ratio: the form is reduced where both are."""
     return max((overall["cosine"], overall["l2"]), key=lambda effect: effect.value)
 
 
 def _log_ratios(runs: Runs, name: str, arm: str, form: str) -> list[float]:
-    """The log of an arm's shift over the unnormalized one's, a seed; what is missing in either is left out."""
+    """Return the log of an arm's shift over the unnormalized one's, seed by seed; skip seeds that lack either."""
     pairs = [(size(a, form), size(b, form)) for a, b in zip(runs[name, arm], runs[name, "none"], strict=True)]
     return [math.log(a / b) for a, b in pairs if a is not None and b is not None]
-
-
-def _median(of_network: Mapping[str, list[float]]) -> list[float]:
-    return [median(of_seed) for of_seed in zip(*of_network.values(), strict=True)]
 
 
 def _number(value: float | None) -> str:
@@ -387,9 +359,9 @@ def _sentence(first: Sequence[Effect], each: Sequence[Effect], equal: Sequence[E
         return "no network has room: without normalization it does not train, or nothing shifts"
     forms = ("inputs", "gradients")
     less = [form for form, effect in zip(forms, first, strict=True) if effect.verdict == "supported"]
-    said = {
+    summary = {
         0: "on neither form is the shift shown to be smaller with BatchNorm",
-        1: f"with BatchNorm the shift of {less[0] if less else ''} alone is smaller",
+        1: f"with BatchNorm only the shift of {less[0] if less else ''} is smaller",
         2: "with BatchNorm the shift of inputs and of gradients is smaller",
     }[len(less)]
     parts = [
@@ -399,13 +371,13 @@ def _sentence(first: Sequence[Effect], each: Sequence[Effect], equal: Sequence[E
     ]
     if equal:
         same = ", ".join(f"{form} {effect.value:.2f}" for form, effect in zip(FORMS.values(), equal, strict=True))
-        parts.append(f"both at the unnormalized arm's rate {same}")
+        parts.append(f"both at the unnormalized arm's learning rate {same}")
     names = dict.fromkeys(effect.name.rpartition(", ")[0] for effect in each)
     networks = [
         f"{name} {', '.join(_short(effect) for effect in each if effect.name.rpartition(', ')[0] == name)}"
         for name in names
     ]
-    return f"{said}: {'; '.join([*parts, *networks])}" + (f"; {without} without room" if without else "")
+    return f"{summary}: {'; '.join([*parts, *networks])}" + (f"; {without} without room" if without else "")
 
 
 def _short(effect: Effect) -> str:
@@ -430,7 +402,7 @@ def _by_step(name: str, form: str, label: str, runs: Runs) -> Picture:
                 dash=arm == EQUAL,
             )
         )
-    what = "Drawn, not judged: a norm fixes moments." if form == "moments" else "Less is less shift."
+    what = "Plotted, not judged: a norm fixes the moments." if form == "moments" else "Lower is less shift."
     return Picture(
         f"{name}: {label} by step",
         f"Mean over layers; median and range over seeds. {what}",
@@ -442,10 +414,10 @@ def _by_step(name: str, form: str, label: str, runs: Runs) -> Picture:
 
 
 def _arm_name(arm: str) -> str:
-    return "BatchNorm at the rate of no normalization" if arm == EQUAL else NORMS[arm]
+    return "BatchNorm at the learning rate of no normalization" if arm == EQUAL else NORMS[arm]
 
 
-def _table(runs: Runs, rates: Mapping[tuple[str, str], int]) -> Table:
+def _table(runs: Runs, rates: Rates) -> Table:
     rows = []
     for (name, arm), of_arm in runs.items():
         rate = 2.0 ** rates[name, "none" if arm == EQUAL else arm]
@@ -453,6 +425,6 @@ def _table(runs: Runs, rates: Mapping[tuple[str, str], int]) -> Table:
         rows.append([name, _arm_name(arm), rate, *(median(of) if of else None for of in sizes)])
     return Table(
         "Shift, median over windows and seeds",
-        ["network", "arm", "rate", *FORMS.values(), "distance of the moments"],
+        ["network", "arm", "learning rate", *FORMS.values(), "distance of the moments"],
         rows,
     )

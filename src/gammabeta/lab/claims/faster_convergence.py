@@ -1,44 +1,46 @@
 """BatchNorm converges in far fewer steps.
 
-Question: How many steps, and how much time, does a network need to a target accuracy with BatchNorm and without?
+Question: How many steps, and how much time, does a network need to reach a target accuracy, with BatchNorm and without?
 
 Claim: With BatchNorm training reaches the target in far fewer steps.
 
-Criterion: The ratio of steps without over steps with BatchNorm, each at its own best rate, paired by seed, above
-1.25. The verdict goes by the median over the networks with matched initialization (a user's model counts as such)
-of each seed's log ratio; networks with torch's initialization, seconds, and equal rates are effects of their own.
+Criterion: The ratio of steps without BatchNorm over steps with it is above 1.25. Each arm runs at its own best learning
+rate, and ratios are paired by seed. The verdict rests on the median over the networks with matched initialization (a
+user's model counts as one) of each seed's log ratio. Networks with torch's initialization, seconds, and equal learning
+rates are reported as separate effects.
 
-Room: For each network: at its best rate on the tuning seed the unnormalized one gets above twice the accuracy of
-chance, and needs more than 10 steps to the target. One that never trains decides the claim by itself, and says
-nothing about speed.
+Room: For each network, at its best learning rate on the tuning seed, the unnormalized arm exceeds twice the accuracy of
+chance and needs more than 10 steps to the target. A network that never trains would decide the claim on its own without
+saying anything about speed.
 
-Method: SGD without momentum, batches of 32. The target is a validation accuracy fixed before any network is
-trained: nine tenths of the way from chance to a linear classifier on the same data. It is looked at every 5 steps,
-BatchNorm with exact statistics of 256 training images (a moving average lags behind in so few steps and would
-decide the outcome), and the step of the crossing is interpolated. Rates: a factor-4 grid on a seed of its own, then
-factor-2 neighbours until the best has both tried. A run that has not reached the target counts with the limit,
-which can only hide a difference; with any such run "equivalent" is not concluded. Seconds are steps times the
-median time of a step, one thread, evaluation left out. Equal rates: both arms at the unnormalized one's best, and
-both at BatchNorm's.
+Method: SGD without momentum, batches of 32. The target is a validation accuracy fixed before any network is trained:
+nine tenths of the way from chance to a linear classifier on the same data. The accuracy is measured every 5 steps, and
+the step at which it crosses the target is interpolated. BatchNorm uses exact statistics of 256 training images; a
+moving average lags behind in so few steps and would decide the outcome. Learning rates are tuned on a separate seed,
+first on a factor-4 grid, then on factor-2 neighbours until both neighbours of the best rate are tried. A run that does
+not reach the target counts with the step limit, which can only hide a difference; if there is any such run,
+"equivalent" is never concluded. Seconds are the number of steps times the median time per step on one thread, without
+evaluation. For equal rates both arms run at the unnormalized arm's best rate, and both at BatchNorm's.
 
-Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's and depth 12 with torch's initialization, width
-64, relu, and the user's model, 5 seeds. Full: also depth 4 with torch's and the small ResNet, 10 seeds. (The
-coarse grid of rates had four at first and has three, cut for time after a look; it widens by itself.)
+Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's initialization and of depth 12 with torch's, width 64,
+relu, and the user's model, 5 seeds. Full: also depth 4 with torch's initialization and the small ResNet, 10 seeds. (The
+coarse grid of learning rates had four at first and now has three, cut for time after a look; it widens on its own.)
 
-Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al.
-2018 (1805.11604)
+Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al. 2018
+(1805.11604)
 
-Known: Ioffe & Szegedy: 14 times fewer. In a trial on digits: depth 4 55–75 steps without, 15–20 with; depth 12
-120–135 and 45–50.
+Known: Ioffe & Szegedy report 14 times fewer steps. In a pilot run on digits, depth 4 took 55–75 steps without and 15–20
+with BatchNorm; depth 12 took 120–135 and 45–50.
 """
 
-import math
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.paired import logs_of_ratios, median_by_seed
 from gammabeta.lab.race import ARMS, BATCH_SIZE, LIMIT, Race, races, target, without_room
 from gammabeta.lab.trials.trial import Trial
 from gammabeta.lab.verdict import log_ratios
@@ -47,53 +49,37 @@ EXACT = False
 KIND = "images"
 
 MARGIN = (1 / 1.25, 1.25)
-Runs = dict[tuple[int, str, int], list[dict[str, Any]]]  # (network, arm, exponent of the rate) -> a record a seed
+STEP_TIME = "gammabeta.lab.images.training:step_time"
+Runs = dict[tuple[int, str, int], list[dict[str, Any]]]  # (network, arm, exponent of the rate) -> a record per seed
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the steps and seconds to the target with BatchNorm and without."""
     every = races(experiment)
     seeds = experiment.seeds(5, 10)
-    wanted = [
-        (index, norm, exponent)
-        for index, race in enumerate(every)
-        for norm in ARMS
-        for exponent in sorted(set(race.best.values()) if race.room.holds else {race.best[norm]})
-    ]
-    trials = [
-        experiment.train(**every[index].settings[norm], rate=2.0**exponent, seed=seed)
-        for index, norm, exponent in wanted
-        for seed in seeds
-    ]
-    records = iter(experiment.records(trials))
-    runs: Runs = {key: [next(records) for _ in seeds] for key in wanted}
+    runs = experiment.grid_of_records(
+        [
+            (index, norm, exponent)
+            for index, race in enumerate(every)
+            for norm in ARMS
+            for exponent in sorted(set(race.best.values()) if race.room.holds else {race.best[norm]})
+        ],
+        seeds,
+        lambda arm, seed: experiment.train(**every[arm[0]].settings[arm[1]], rate=2.0 ** arm[2], seed=seed),
+    )
     best = {(index, norm): runs[index, norm, race.best[norm]] for index, race in enumerate(every) for norm in ARMS}
     judged = [index for index, race in enumerate(every) if race.room.holds and race.matched]
     room = Room(
         bool(judged), "; ".join(f"{race.room.control} ({'room' if race.room.holds else 'no room'})" for race in every)
     )
-    timings = [
-        Trial(
-            "gammabeta.lab.images.training:step_time",
-            {
-                "task": dict(experiment.source),
-                "network": dict(race.network),
-                "norm": norm,
-                "batch_size": BATCH_SIZE,
-                "seed": seed,
-            },
-        )
-        for race in every
-        for norm in ARMS
-        for seed in seeds[:3]
-    ]
-    taken = iter(record["timing"]["seconds_per_step"] for record in experiment.records(timings))
-    seconds = {(index, norm): median(next(taken) for _ in seeds[:3]) for index in range(len(every)) for norm in ARMS}
+    seconds = _step_times(experiment, every, seeds[:3])
     effects = []
     if judged:
         of_network = [log_ratios(steps(best[index, "none"]), steps(best[index, "batch"]), LIMIT) for index in judged]
-        overall = [median(of_seed) for of_seed in zip(*(ratios.log_ratios for ratios in of_network), strict=True)]
+        overall = median_by_seed(ratios.log_ratios for ratios in of_network)
         names = ", ".join(every[index].name for index in judged)
-        effects.append(ratio(f"best rates, median of {names}", overall, sum(ratios.censored for ratios in of_network)))
+        censored = sum(ratios.censored for ratios in of_network)
+        effects.append(ratio(f"best learning rates, median of {names}", overall, censored))
     for index, race in enumerate(every):
         if race.room.holds:
             effects += _of_network(race, index, runs, seconds)
@@ -110,55 +96,69 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _step_times(experiment: Experiment, every: Sequence[Race], seeds: Sequence[int]) -> dict[tuple[int, str], float]:
+    """Return the median seconds of a step of each network and arm."""
+
+    def trial(arm: tuple[int, str], seed: int) -> Trial:
+        index, norm = arm
+        settings = {"network": dict(every[index].network), "norm": norm, "batch_size": BATCH_SIZE, "seed": seed}
+        return Trial(STEP_TIME, {"task": dict(experiment.source), **settings})
+
+    timed = experiment.grid_of_records([(index, norm) for index in range(len(every)) for norm in ARMS], seeds, trial)
+    return {arm: median(record["timing"]["seconds_per_step"] for record in records) for arm, records in timed.items()}
+
+
 def steps(records: list[dict[str, Any]]) -> list[float | None]:
+    """Return each run's steps to the target; None where it was not reached."""
     return [record["result"]["steps"] for record in records]
 
 
 def ratio(name: str, values: list[float], censored: int, unit: str = "times fewer steps") -> Effect:
+    """Return the effect of one log ratio per seed."""
     return measured(name, values, unit=unit, margin=MARGIN, direction="above", null=1.0, censored=censored, ratio=True)
 
 
 def _of_network(race: Race, index: int, runs: Runs, seconds: dict[tuple[int, str], float]) -> list[Effect]:
     own = [runs[index, norm, race.best[norm]] for norm in ARMS]
     found = log_ratios(steps(own[0]), steps(own[1]), LIMIT)
-    effects = [ratio(f"{race.name}, best rates", found.log_ratios, found.censored)]
-    # Both arms' limits in seconds: what each would have spent on all its steps.
+    effects = [ratio(f"{race.name}, best learning rates", found.log_ratios, found.censored)]
+    # A run that did not reach the target counts with the seconds of all its steps.
     time = [
         [(record["result"]["steps"] or LIMIT) * seconds[index, norm] for record in records]
         for norm, records in zip(ARMS, own, strict=True)
     ]
-    ratios = [math.log(a / b) for a, b in zip(*time, strict=True)]
-    effects.append(ratio(f"{race.name}, best rates, seconds", ratios, found.censored, "times less time"))
+    ratios = logs_of_ratios(*time)
+    effects.append(ratio(f"{race.name}, best learning rates, seconds", ratios, found.censored, "times less time"))
     for norm in ARMS if race.best["none"] != race.best["batch"] else ("none",):
         exponent = race.best[norm]
         equal = log_ratios(steps(runs[index, "none", exponent]), steps(runs[index, "batch", exponent]), LIMIT)
-        whose = f"both at the best rate of {NORMS[norm]}, {2.0**exponent:g}"
+        whose = f"both at the best learning rate of {NORMS[norm]}, {2.0**exponent:g}"
         effects.append(ratio(f"{race.name}, {whose}", equal.log_ratios, equal.censored))
     return effects
 
 
 def _sentence(main: Effect | None, effects: list[Effect], every: list[Race]) -> str:
     if main is None:
-        return "no network has room: without normalization it does not train, or is at the target at once"
+        return "no network has room: without normalization it does not train, or it reaches the target at once"
     each = []
     for race in every:
         for effect in effects:
-            if effect.name == f"{race.name}, best rates":
+            if effect.name == f"{race.name}, best learning rates":
                 each.append(f"{race.name} {effect.value:.1f} ({effect.verdict})")
     time = [effect.value for effect in effects if effect.name.endswith("seconds")]
     return (
-        f"{main.value:.2f} times fewer steps [{main.low:.2f}, {main.high:.2f}] with BatchNorm at best rates: "
+        f"{main.value:.2f} times fewer steps [{main.low:.2f}, {main.high:.2f}] with BatchNorm at best learning rates: "
         f"{', '.join(each)}; in processor time {min(time):.1f} to {max(time):.1f} times less" + without_room(every)
     )
 
 
 def _ratios(effects: list[Effect]) -> Picture:
     return Picture(
-        "Steps and seconds to the target, without over with BatchNorm",
+        "Steps and seconds to the target, without BatchNorm over with it",
         "Above 1: BatchNorm is faster. 95 % interval over seeds; a run that did not reach the target counts with the "
         "limit.",
         "bar",
-        Axis("network and rates"),
+        Axis("network and learning rates"),
         Axis("ratio", log=True),
         [
             Series(
@@ -174,7 +174,7 @@ def _ratios(effects: list[Effect]) -> Picture:
 
 
 def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, Any]]]) -> Picture:
-    """Validation accuracy by step at best rates; a run that has reached the target stays at its last value."""
+    """Draw the validation accuracy by step at best rates; a run that has reached the target keeps its last value."""
     series = []
     for norm in ARMS:
         looks = [dict(map(tuple, record["result"]["accuracy"])) for record in best[index, norm]]
@@ -182,7 +182,7 @@ def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, A
         values = [[look[max(known for known in look if known <= step)] for look in looks] for step in at]
         series.append(
             Series(
-                f"{NORMS[norm]}, rate {2.0 ** race.best[norm]:g}",
+                f"{NORMS[norm]}, learning rate {2.0 ** race.best[norm]:g}",
                 at,
                 [median(of_step) for of_step in values],
                 [min(of_step) for of_step in values],
@@ -192,7 +192,7 @@ def _curves(race: Race, index: int, best: dict[tuple[int, str], list[dict[str, A
     goal = race.settings["none"]["target"]
     return Picture(
         f"{race.name}: accuracy by step",
-        "Validation accuracy at each arm's best rate until the target; median and range over seeds.",
+        "Validation accuracy at each arm's best learning rate until the target; median and range over seeds.",
         "line",
         Axis("step"),
         Axis("validation accuracy"),
@@ -223,11 +223,11 @@ def _table(every: list[Race], runs: Runs, seconds: dict[tuple[int, str], float])
         [
             "network",
             "arm",
-            "rate",
-            "best rate of",
+            "learning rate",
+            "best learning rate of",
             "seeds that reach it",
             "steps (median, limit where not reached)",
-            "ms a step",
+            "ms per step",
         ],
         rows,
     )

@@ -1,38 +1,39 @@
-"""Fine-tuning on a small target wants BatchNorm's statistics frozen.
+"""Fine-tuning on a small target set works best with frozen BatchNorm statistics.
 
-Question: When a trained network is fine-tuned on few images of another kind, is it better to freeze BatchNorm's
-statistics than to train on with those of small batches?
+Question: When a trained network is fine-tuned on a few images of another kind, is it better to freeze BatchNorm's
+statistics than to keep training with those of small batches?
 
-Claim: Statistics of small batches of a small or different target harm; freezing the pretrained ones helps.
+Claim: Statistics of small batches of a small or different target set do harm; freezing the pretrained ones helps.
 
-Criterion: For each seed and cell (network × target × images a class × batch size): test accuracy with frozen statistics
-less that with everything trained on batch statistics. Margin 2 percentage points. The verdict goes by the median over
-cells of each seed's difference; every cell has a verdict of its own, and cells whose difference is below minus the
-margin are named in the sentence.
+Criterion: For each seed and cell (network × target × images per class × batch size), test accuracy with frozen
+statistics minus that with everything trained on batch statistics. The margin is 2 percentage points. The verdict rests
+on the median over cells of each seed's difference. Every cell also has its own verdict, and the sentence names cells
+whose difference is below minus the margin.
 
-Room: On the tuning seed the pretrained network gets above twice the accuracy of chance on what it was trained for, and,
-for each cell, some arm's training gains more than the margin over no training: where fine-tuning gains nothing, how it
-is done does not matter.
+Room: On the tuning seed the pretrained network exceeds twice the accuracy of chance on what it was trained for. In each
+cell, training some arm also gains more than the margin over no training: where fine-tuning gains nothing, the way it is
+done does not matter.
 
-Method: Two targets. Rotated: pretrained on three quarters of the training images as they are, the target is the last
-quarter, turned by 90° (180° where images are not square); the head is kept. New classes: pretrained on the first half
-of the classes, the target is the second half; the head is drawn anew. Pretraining: 200 steps of 32 at the best rate for
-the whole task, then running statistics recalibrated on the images it was trained on. Fine-tuning: 60 steps of SGD
-without momentum on a few images a class drawn by the seed, each arm's rate tuned in each cell on the target's
-validation split with a seed of its own. Arms: all trained with batch statistics; statistics frozen, γ and β trained;
-all of the norm frozen; statistics recalibrated on the target's training images, then frozen; a network pretrained with
-GroupNorm, all trained; and no training. The arm on batch statistics is evaluated by its moving averages or by exact
-statistics of the target's training images, whichever is better on the tuning seed: with few images neither is always
-right, and that choice is not to decide against it.
+Method: Two targets. Rotated: the network is pretrained on three quarters of the training images; the target is the last
+quarter, rotated by 90° (180° where images are not square), and the head is kept. New classes: the network is pretrained
+on the first half of the classes; the target is the second half, and the head is reinitialized. Pretraining takes 200
+steps of 32 images at the best learning rate for the whole task. Running statistics are then recalibrated on the
+pretraining images. Fine-tuning takes 60 steps of SGD without momentum on a few images per class, drawn by the seed.
+Each arm's learning rate is tuned in each cell on the target's validation split, with a separate seed. The arms are:
+everything trained with batch statistics; statistics frozen, γ and β trained; the whole norm frozen; statistics
+recalibrated on the target's training images, then frozen; a network pretrained with GroupNorm, everything trained; and
+no training. The arm on batch statistics is evaluated with its moving averages or with exact statistics of the target's
+training images, whichever is better on the tuning seed. With few images neither is always right, and that choice should
+not decide against the arm.
 
-Settings: batches of 2 and 8. Quick: MLP of 2 layers of 64 and the user's model, 2 and 16 images a class, 3 seeds. Full:
-also 4 images a class, and the small ResNet with 2 and 16, 10 seeds (5 at first, which left it open).
+Settings: batches of 2 and 8. Quick: MLP of 2 layers of 64 and the user's model, 2 and 16 images per class, 3 seeds.
+Full: also 4 images per class, and the small ResNet with 2 and 16, 10 seeds (5 at first, which was inconclusive).
 
 Sources: Wu & Johnson 2021, Rethinking "Batch", sections 3 and 5 (arXiv 2105.07576); Wu & He 2018 (1803.08494); He et
 al. 2017, Mask R-CNN, which freezes (1703.06870)
 
-Known: In a trial on digits, frozen over all trained: batches of 2 +14 points; batches of 8 −9 to −28 on rotation, +19
-on new classes with one image each.
+Known: In a pilot run on digits, frozen minus everything trained was +14 points with batches of 2. With batches of 8 it
+was −9 to −28 on rotated images and +19 on new classes with one image each.
 """
 
 import copy
@@ -40,7 +41,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -50,10 +51,11 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.task import Split, Task
+from gammabeta.lab.images.training import Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
+from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split, Task
 from gammabeta.lab.trials.trial import Trial, canonical, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -67,7 +69,7 @@ TARGETS = {"rotated": "rotated", "classes": "new classes"}
 ARMS = {
     "all": "all trained, batch statistics",
     "frozen": "statistics frozen",
-    "frozen_all": "all of the norm frozen",
+    "frozen_all": "whole norm frozen",
     "recalibrated": "recalibrated, then frozen",
     "group": "GroupNorm, all trained",
     "untrained": "no training",
@@ -81,7 +83,7 @@ SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": (-MARGIN, MAR
 
 @dataclass(frozen=True)
 class Transfer:
-    """What is pretrained on, and the target's images: a pool to draw from, validation and test."""
+    """The pretraining images, and the target's: a pool to draw from, validation and test."""
 
     source: Split
     source_validation: Split
@@ -91,7 +93,7 @@ class Transfer:
 
 
 def transfer(task: Task, target: str) -> Transfer:
-    """No image of the target's is pretrained on."""
+    """Split the task for a target; no image of the target is pretrained on."""
     if target == "rotated":
         last = torch.arange(len(task.train)) % 4 == 3
         return Transfer(
@@ -111,13 +113,13 @@ def _chosen(split: Split, which_n: Tensor) -> Split:
 
 
 def rotated(split: Split) -> Split:
-    """Turned by 90°, which moves pixels and makes none; by 180° where the images are not square."""
+    """Rotate by 90°, which moves pixels without interpolation; by 180° where the images are not square."""
     square = split.x_nchw.shape[2] == split.x_nchw.shape[3]
     return Split(split.x_nchw.rot90(1 if square else 2, (2, 3)).contiguous(), split.y_n)
 
 
 def few(pool: Split, per_class: int, seed: int) -> Split:
-    """``per_class`` images of every class in the pool, or all where it has fewer."""
+    """Draw ``per_class`` images of every class in the pool, or all where it has fewer."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pool), generator=generator)
     index = torch.cat([order[pool.y_n[order] == label][:per_class] for label in pool.y_n.unique()])
@@ -125,8 +127,7 @@ def few(pool: Split, per_class: int, seed: int) -> Split:
 
 
 def stream(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """``steps`` batches of ``size`` out of one endless row of shuffled epochs, so that a batch may be larger than the
-    target."""
+    """Yield ``steps`` batches of ``size`` from consecutive shuffled epochs; a batch may be larger than the target."""
     generator = torch.Generator().manual_seed(seed)
     epochs = -(-size * steps // len(split))
     row = torch.cat([torch.randperm(len(split), generator=generator) for _ in range(epochs)])
@@ -136,26 +137,27 @@ def stream(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Ten
 
 @lru_cache(maxsize=64)
 def pretrained(settings: str) -> nn.Module:
-    """The network after pretraining, its running statistics those of what it was trained on; to be copied.
+    """Pretrain a network and recalibrate its running statistics on the pretraining images; callers must copy it.
 
     Args:
-        settings: task, network, norm, rate, seed and target, as canonical JSON, so that they can be a key.
+        settings: task, network, norm, learning rate, seed and target, as canonical JSON, so that they can be a key.
     """
     how = json.loads(settings)
     data = load(how["task"])
     source = transfer(data, how["target"]).source
     chosen = {key: how[key] for key in ("network", "norm", "rate", "seed")}
-    model = fit(data, source, batch_size=BATCH, steps=PRETRAINING, **chosen).model
+    model = fit(data, source, Training(batch_size=BATCH, steps=PRETRAINING, **chosen)).model
     gb.recalibrate(model, source.x_nchw.split(256))
     return model
 
 
 def head(model: nn.Module) -> nn.Linear | nn.Conv2d:
+    """Return the last linear or convolutional layer."""
     return [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
 
 
 def prepare(model: nn.Module, arm: str, x_nchw: Tensor) -> None:
-    """Freeze and recalibrate as the arm says."""
+    """Freeze and recalibrate the model as the arm requires."""
     if arm == "recalibrated":
         gb.recalibrate(model, [x_nchw])
     if arm in ("frozen", "recalibrated"):
@@ -181,9 +183,10 @@ def tuned_on(
     """Fine-tune one network.
 
     Returns:
-        ``error``, ``loss``: on the target, with the layers' running statistics; ``exact_error``, ``exact_loss``: with
-        those of the target's training images, of the arm on batch statistics alone; ``source_accuracy``: of the
-        pretrained network on what it was trained for, where nothing is trained.
+        ``error``, ``loss``: on the target, with the layers' running statistics.
+        ``exact_error``, ``exact_loss``: with those of the target's training images, only of the arm on batch
+        statistics.
+        ``source_accuracy``: of the pretrained network on what it was trained for, only of the untrained arm.
     """
     data = load(task)
     parts = transfer(data, target)
@@ -211,7 +214,7 @@ def tuned_on(
 
 
 def _train(model: nn.Module, images: Split, rate: float, batch_size: int, seed: int) -> bool:
-    """Train in place; whether the loss stayed finite."""
+    """Train in place; return whether the loss stayed finite."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], rate, foreach=True)
     model.train()
     for x_nchw, y_n in stream(images, batch_size, STEPS, seed):
@@ -225,7 +228,7 @@ def _train(model: nn.Module, images: Split, rate: float, batch_size: int, seed: 
 
 
 def score(result: Mapping[str, Any]) -> float:
-    """The lower of both evaluations."""
+    """Return the lower score of the two evaluations."""
     return min(error_then_loss(result), error_then_loss(_exact(result)) if result["exact_error"] is not None else 1e9)
 
 
@@ -234,7 +237,7 @@ def _exact(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def by_exact(result: Mapping[str, Any]) -> bool:
-    """Whether exact statistics are better than the moving averages; between equals the moving averages."""
+    """Tell whether exact statistics are better than the moving averages; a tie goes to the moving averages."""
     return result["exact_error"] is not None and error_then_loss(_exact(result)) < error_then_loss(result)
 
 
@@ -243,6 +246,8 @@ def by_exact(result: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Cell:
+    """A network, a target, how many images per class it has, and the batch size."""
+
     network: Mapping[str, Any]
     target: str
     per_class: int
@@ -251,7 +256,7 @@ class Cell:
     @property
     def regime(self) -> str:
         many = "image" if self.per_class == 1 else "images"
-        return f"{TARGETS[self.target]}, {self.per_class} {many} a class, batches of {self.batch_size}"
+        return f"{TARGETS[self.target]}, {self.per_class} {many} per class, batches of {self.batch_size}"
 
     @property
     def name(self) -> str:
@@ -259,6 +264,7 @@ class Cell:
 
 
 def cells(experiment: Experiment) -> list[Cell]:
+    """Return the cells to measure."""
     sizes: list[tuple[Mapping[str, Any], Sequence[int]]]
     sizes = [(experiment.mlp(2), (2, 16) if experiment.quick else (2, 4, 16))]
     if experiment.user or not experiment.quick:
@@ -273,7 +279,7 @@ def cells(experiment: Experiment) -> list[Cell]:
 
 
 def pretraining_rates(experiment: Experiment, networks: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """The best rate for the whole task by network and norm; small_batch shares these trials on the MLP."""
+    """Tune the learning rate for the whole task by network and norm; small_batch shares these trials on the MLP."""
     keys = [(network, norm) for network in networks for norm in ("batch", "group")]
     arms = [
         {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": PRETRAINING} for network, norm in keys
@@ -282,52 +288,36 @@ def pretraining_rates(experiment: Experiment, networks: Sequence[Mapping[str, An
     return {(describe(network), norm): 2.0**best for (network, norm), best in zip(keys, exponents, strict=True)}
 
 
-Found = dict[tuple[str, str], list[float]]  # (cell, arm) -> accuracy in percent, a seed
+Key = tuple[str, str]  # name of the cell, arm
+Found = dict[Key, list[float]]  # accuracy in percent, one value per seed
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Every arm in every cell at its best learning rate (0 where nothing is trained), and its tuning result."""
+
+    arms: Mapping[Key, Mapping[str, Any]]
+    rates: Mapping[Key, float]
+    results: Mapping[Key, Mapping[str, Any]]
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the arms' test accuracies in every cell."""
     every, seeds = cells(experiment), experiment.seeds(3, 10)
-    of_name = {describe(cell.network): cell.network for cell in every}
-    rates = pretraining_rates(experiment, list(of_name.values()))
-
-    def trial(**settings: Any) -> Trial:
-        return Trial(f"{__name__}:tuned_on", {"task": dict(experiment.source), **settings})
-
-    def tuning_trial(arm: Mapping[str, Any], exponent: int) -> Trial:
-        return trial(**arm, rate=2.0**exponent, seed=experiment.tuning_seed)
-
-    keys = [(cell, arm) for cell in every for arm in ARMS]
-    arms = {
-        (cell.name, arm): {
-            "network": dict(cell.network),
-            "pretraining_rate": rates[describe(cell.network), "group" if arm == "group" else "batch"],
-            "target": cell.target,
-            "arm": arm,
-            "per_class": cell.per_class,
-            "batch_size": cell.batch_size,
-        }
-        for cell, arm in keys
-    }
-    trained = [key for key in arms if key[1] != "untrained"]
-    exponents = dict(zip(trained, tune(experiment, [arms[key] for key in trained], score, tuning_trial), strict=True))
-    best = {key: 2.0 ** exponents[key] if key in exponents else 0.0 for key in arms}
-    tuning = dict(
-        zip(
-            arms,
-            experiment.run([trial(**arms[key], rate=best[key], seed=experiment.tuning_seed) for key in arms]),
-            strict=True,
-        )
-    )
-    results = iter(
-        experiment.run([trial(**arms[key], rate=best[key], seed=seed, report="test") for key in arms for seed in seeds])
+    tuned = _tuned(experiment, every)
+    results = experiment.grid(
+        list(tuned.arms),
+        seeds,
+        lambda key, seed: _trial(experiment, tuned.arms[key], rate=tuned.rates[key], seed=seed, report="test"),
     )
     found: Found = {}
-    for key in arms:
-        which = "exact_error" if by_exact(tuning[key]) else "error"
-        found[key] = [100 * (1 - result[which]) for result in (next(results) for _ in seeds)]
-    judged, room = _room(experiment, every, tuning)
+    for key, of_key in results.items():
+        which = "exact_error" if by_exact(tuned.results[key]) else "error"
+        found[key] = [100 * (1 - result[which]) for result in of_key]
+    judged, room = _room(experiment, every, tuned.results)
     effects = [_effect(f"{ARMS[arm]}, median of {len(judged)} cells", found, judged, arm) for arm in _OTHERS if judged]
     each = [_effect(cell.name, found, [cell], "frozen") for cell in judged]
+    names = dict.fromkeys(describe(cell.network) for cell in every)
     return Outcome(
         verdict=effects[0].verdict if judged else "no room here",
         sentence=_sentence(effects, each, len(every) - len(judged)),
@@ -335,27 +325,63 @@ def measure(experiment: Experiment) -> Outcome:
         room=room,
         pictures=[
             bars(
-                "Accuracy with frozen statistics less with all trained on batch statistics",
+                "Accuracy with frozen statistics minus that with everything trained on batch statistics",
                 "Above 0: freezing is better. 95 % interval over seeds.",
                 "cell",
                 Axis("difference of test accuracy", "percentage points"),
                 [*effects[:1], *each],
             ),
-            *(_heat(name, [cell for cell in every if describe(cell.network) == name], found) for name in of_name),
+            *(_heat(name, [cell for cell in every if describe(cell.network) == name], found) for name in names),
         ],
-        tables=[_table(every, found, best, tuning, each)],
+        tables=[_table(every, found, tuned, each)],
         settings=f"{len(seeds)} seeds, batches of {', '.join(map(str, BATCH_SIZES))}, {STEPS} steps",
         trials=experiment.trials,
     )
+
+
+def _trial(experiment: Experiment, arm: Mapping[str, Any], **settings: Any) -> Trial:
+    return Trial(f"{__name__}:tuned_on", {"task": dict(experiment.source), **arm, **settings})
+
+
+def _tuned(experiment: Experiment, every: Sequence[Cell]) -> Tuned:
+    """Tune the pretraining of each network, then each arm's fine-tuning in each cell."""
+    of_name = {describe(cell.network): cell.network for cell in every}
+    pretraining = pretraining_rates(experiment, list(of_name.values()))
+    arms: dict[Key, dict[str, Any]] = {
+        (cell.name, arm): {
+            "network": dict(cell.network),
+            "pretraining_rate": pretraining[describe(cell.network), "group" if arm == "group" else "batch"],
+            "target": cell.target,
+            "arm": arm,
+            "per_class": cell.per_class,
+            "batch_size": cell.batch_size,
+        }
+        for cell in every
+        for arm in ARMS
+    }
+    seed = experiment.tuning_seed
+    trained = [key for key in arms if key[1] != "untrained"]
+    exponents = tune(
+        experiment,
+        [arms[key] for key in trained],
+        score,
+        make=lambda arm, exponent: _trial(experiment, arm, rate=2.0**exponent, seed=seed),
+    )
+    best = dict(zip(trained, exponents, strict=True))
+    rates = {key: 2.0 ** best[key] if key in best else 0.0 for key in arms}
+    results = experiment.grid(
+        list(arms), [seed], lambda key, seed: _trial(experiment, arms[key], rate=rates[key], seed=seed)
+    )
+    return Tuned(arms, rates, {key: result for key, (result,) in results.items()})
 
 
 _OTHERS = ("frozen", "frozen_all", "recalibrated", "group", "untrained")
 
 
 def _room(
-    experiment: Experiment, every: Sequence[Cell], tuning: Mapping[tuple[str, str], Mapping[str, Any]]
+    experiment: Experiment, every: Sequence[Cell], tuning: Mapping[Key, Mapping[str, Any]]
 ) -> tuple[list[Cell], Room]:
-    """The cells that can be judged, and what was seen."""
+    """Return the cells that can be judged, and what was seen."""
     judged, least = [], 2 * chance(experiment.task)
     gains = []
     for cell in every:
@@ -377,11 +403,9 @@ def _room(
 
 
 def _effect(name: str, found: Found, judged: Sequence[Cell], arm: str) -> Effect:
-    """Accuracy of an arm above that of everything trained, the median over cells, seed by seed."""
-    differences = [
-        [a - b for a, b in zip(found[cell.name, arm], found[cell.name, "all"], strict=True)] for cell in judged
-    ]
-    return measured(name, [median(of_seed) for of_seed in zip(*differences, strict=True)], **SETTINGS)
+    """Return the effect of an arm's accuracy minus that of everything trained, the median over cells for each seed."""
+    gains = [differences(found[cell.name, arm], found[cell.name, "all"]) for cell in judged]
+    return measured(name, median_by_seed(gains), **SETTINGS)
 
 
 def _sentence(effects: Sequence[Effect], each: Sequence[Effect], without: int) -> str:
@@ -392,8 +416,9 @@ def _sentence(effects: Sequence[Effect], each: Sequence[Effect], without: int) -
     against = [f"{effect.name} {effect.value:+.1f} ({effect.verdict})" for effect in each if effect.value < -MARGIN]
     others = ", ".join(f"{effect.name.rpartition(', ')[0]} {effect.value:+.1f}" for effect in effects[1:])
     return (
-        f"frozen statistics change test accuracy by {main.value:+.1f} points [{main.low:.1f}, {main.high:.1f}] against "
-        f"all trained on batch statistics, in the median of {len(each)} cells; better in {better}; "
+        f"compared with everything trained on batch statistics, frozen statistics change test accuracy by "
+        f"{main.value:+.1f} points [{main.low:.1f}, {main.high:.1f}] in the median of {len(each)} cells; better in "
+        f"{better}; "
         + (f"the other way: {'; '.join(against)}" if against else "no cell goes the other way")
         + f"; medians of the other arms: {others}"
         + (f"; {without} cells without room" if without else "")
@@ -404,7 +429,7 @@ def _heat(name: str, mine: Sequence[Cell], found: Found) -> Picture:
     z = [[mean(found[cell.name, arm]) for arm in ARMS] for cell in mine]
     return Picture(
         f"{name}: test accuracy after fine-tuning",
-        "Each arm at its best rate in the cell; mean over seeds.",
+        "Each arm at its best learning rate in the cell; mean over seeds.",
         "heatmap",
         Axis("arm"),
         Axis("target, images, batch size"),
@@ -414,13 +439,7 @@ def _heat(name: str, mine: Sequence[Cell], found: Found) -> Picture:
     )
 
 
-def _table(
-    every: Sequence[Cell],
-    found: Found,
-    best: Mapping[tuple[str, str], float],
-    tuning: Mapping[tuple[str, str], Mapping[str, Any]],
-    each: Sequence[Effect],
-) -> Table:
+def _table(every: Sequence[Cell], found: Found, tuned: Tuned, each: Sequence[Effect]) -> Table:
     verdicts = {effect.name: effect.verdict for effect in each}
     rows = []
     for cell in every:
@@ -433,9 +452,9 @@ def _table(
                     cell.per_class,
                     cell.batch_size,
                     label,
-                    best[key] or None,
+                    tuned.rates[key] or None,
                     mean(found[key]),
-                    "exact" if by_exact(tuning[key]) else "running",
+                    "exact" if by_exact(tuned.results[key]) else "running",
                     verdicts.get(cell.name, "no room here") if arm == "frozen" else "",
                 ]
             )
@@ -444,13 +463,13 @@ def _table(
         [
             "network",
             "target",
-            "images a class",
+            "images per class",
             "batch size",
             "arm",
-            "rate",
+            "learning rate",
             "test accuracy, %",
             "statistics in evaluation",
-            "frozen above all trained?",
+            "frozen better than all trained?",
         ],
         rows,
     )

@@ -1,37 +1,37 @@
 """BatchNorm relieves vanishing and exploding gradients.
 
-Question: How different are the gradients of the first and the last layer of a deep network, with BatchNorm and
-without?
+Question: How different are the gradients of the first and the last layer of a deep network, with BatchNorm and without?
 
 Claim: With BatchNorm the gradient's norm is more even over depth.
 
-Criterion: For each seed and cell (activation × initialization × depth × moment), |log₁₀(gradient norm of the first
-hidden layer's weights over that of the last of the same shape)| without BatchNorm less the same with it: decades
-nearer to even. Margin 0.5 decades, a factor 3. The verdict goes by the median over all cells of each seed's
-difference; every cell has a verdict of its own, and cells decided the other way are named in the sentence.
+Criterion: The unevenness is |log₁₀(gradient norm of the first hidden layer's weights over that of the last layer of the
+same shape)|. For each seed and cell (activation × initialization × depth × moment in training), the effect is the
+unevenness without BatchNorm minus that with it, in decades. The margin is 0.5 decades, a factor of 3. The verdict rests
+on the median over all cells of each seed's difference. Every cell also has its own verdict, and the sentence names
+cells decided the other way.
 
-Room: Without BatchNorm, at least one cell is uneven by more than the margin in the median of its seeds, so that
-there is something to relieve.
+Room: Without BatchNorm at least one cell is uneven by more than the margin in the median of its seeds, so that there is
+something to relieve.
 
-Method: MLP of equal width, BatchNorm before the activation or none, in float64 so that 10⁻³⁰⁰ is still a number;
-one batch of 64 training images at the start; then 20 steps of SGD at a rate of 0.05 for every arm, and again on the
-same batch. That rate is not tuned: 20 steps are to show the state into which training moves, not its end. Same
-initialization and batches in both arms. A gradient of zero or of no finite size counts as 30 decades, and every
-value is restricted to that.
+Method: An MLP of equal width, with BatchNorm before the activation or none, in float64 so that 10⁻³⁰⁰ is still a
+number. The gradient is taken on one batch of 64 training images at the start, and on the same batch after 20 steps of
+SGD at a learning rate of 0.05 in every arm. That rate is not tuned: 20 steps should show the state into which training
+moves, not its end. Both arms share initialization and batches. A gradient that is zero or not finite counts as 30
+decades, and every value is clamped to that.
 
-Settings: width 32; sigmoid, tanh and relu; matched initialization (He, Xavier with gain) and torch's default;
-depths 10 and 20 with 3 seeds (quick), 10, 20 and 50 with 6 seeds (full).
+Settings: width 32; sigmoid, tanh and relu; matched initialization (He, Xavier with gain) and torch's default; depths 10
+and 20 with 3 seeds (quick), 10, 20 and 50 with 6 seeds (full).
 
 Sources: Ioffe & Szegedy 2015, section 3.3 (arXiv 1502.03167); Yang et al. 2019, A Mean Field Theory of Batch
 Normalization (1902.08129); Glorot & Bengio 2010; He et al. 2015 (1502.01852)
 
-Known: sigmoid at depth 20: −11 decades without, 0.23 with; tanh with Xavier a tie; relu with He 0.18 without, 1.5
-with: BatchNorm is worse there, as Yang et al. derive.
+Known: sigmoid at depth 20: −11 decades without, 0.23 with BatchNorm; tanh with Xavier is a tie. relu with He: 0.18
+without, 1.5 with; here BatchNorm is worse, as Yang et al. derive.
 """
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -43,6 +43,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import batches
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 
@@ -52,14 +53,18 @@ KIND = "images"
 WIDTH, BATCH, STEPS, RATE = 32, 64, 20, 0.05
 MARGIN = 0.5
 LIMIT = 30.0
+NORMS = ("none", "batch")
+SETTINGS: dict[str, Any] = {"unit": "decades nearer to even", "margin": (-MARGIN, MARGIN), "direction": "above"}
 MOMENTS = ("at the start", f"after {STEPS} steps")
 INITS = {"matched": "matched init", "default": "torch's init"}
 
 
 @versioned(1)
 def unevenness(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, seed: int) -> dict[str, Any]:
-    """log₁₀ of the first over the last same-shaped layer's gradient norm at the start and after the steps, and by
-    layer."""
+    """Return log₁₀ of the first over the last same-shaped layer's gradient norm, and the norms by layer.
+
+    Both are taken at the start and after the steps.
+    """
     data = load(task)
     model = build(data, network, norm, seed).double()
     weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
@@ -84,61 +89,45 @@ def gradient_norm(weight: torch.Tensor) -> float:
 
 
 def decades(first: float, last: float) -> float | None:
-    """log₁₀(first / last), or None where one of them is zero or not finite."""
+    """Return log₁₀(first / last), or None where one of them is zero or not finite."""
     if not (math.isfinite(first) and math.isfinite(last)) or first <= 0 or last <= 0:
         return None
     return math.log10(first) - math.log10(last)
 
 
-def restricted(value: float | None) -> float:
+def clamped(value: float | None) -> float:
+    """Return the size of the value, at most ``LIMIT``; that also where there is none."""
     return LIMIT if value is None else min(abs(value), LIMIT)
 
 
+Regime = tuple[str, str, int]  # activation, initialization, depth
+Runs = Mapping[tuple[Regime, str], list[dict[str, Any]]]  # (regime, norm) -> one result per seed
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Compare how even the gradient norms are, in every cell."""
     seeds = experiment.seeds(3, 6)
     depths = (10, 20) if experiment.quick else (10, 20, 50)
     regimes = list(itertools.product(("sigmoid", "tanh", "relu"), INITS, depths))
-    trials = [
-        Trial(
-            f"{__name__}:unevenness",
-            {
-                "task": dict(experiment.source),
-                "network": experiment.mlp(depth, width=WIDTH, activation=activation, init=init),
-                "norm": norm,
-                "seed": seed,
-            },
-        )
-        for activation, init, depth in regimes
-        for norm in ("none", "batch")
-        for seed in seeds
-    ]
-    results = iter(experiment.run(trials))
-    seen = {(regime, norm): [next(results) for _ in seeds] for regime in regimes for norm in ("none", "batch")}
-    cells: dict[str, list[float]] = {}
-    plain: dict[str, float] = {}
-    rows = []
-    for regime in regimes:
-        activation, init, depth = regime
-        for moment, when in enumerate(MOMENTS):
-            without, with_batch = (
-                [restricted(result["decades"][moment]) for result in seen[regime, norm]] for norm in ("none", "batch")
-            )
-            name = f"{activation}, {INITS[init]}, depth {depth}, {when}"
-            cells[name] = [a - b for a, b in zip(without, with_batch, strict=True)]
-            plain[name] = median(without)
-            rows.append([activation, INITS[init], depth, when, median(without), median(with_batch)])
-    settings: dict[str, Any] = {"unit": "decades nearer to even", "margin": (-MARGIN, MARGIN), "direction": "above"}
-    each = [measured(name, differences, **settings) for name, differences in cells.items()]
-    overall = measured(
-        f"median of {len(cells)} cells", [median(of_seed) for of_seed in zip(*cells.values(), strict=True)], **settings
-    )
-    most = max(plain, key=lambda name: plain[name])
+    seen = _runs(experiment, regimes, seeds)
+    uneven = {
+        (regime, moment): [[clamped(result["decades"][moment]) for result in seen[regime, norm]] for norm in NORMS]
+        for regime in regimes
+        for moment in range(len(MOMENTS))
+    }
+    cells = {_name(*cell): differences(*of_cell) for cell, of_cell in uneven.items()}
+    each = [measured(name, values, **SETTINGS) for name, values in cells.items()]
+    overall = measured(f"median of {len(cells)} cells", median_by_seed(cells.values()), **SETTINGS)
+    without = {_name(*cell): median(plain) for cell, (plain, _) in uneven.items()}
+    most = max(without, key=lambda name: without[name])
     room = Room(
-        plain[most] > MARGIN,
-        f"without BatchNorm some cell uneven by more than {MARGIN} decades; most: {most}, {plain[most]:.1f}",
+        without[most] > MARGIN,
+        f"without BatchNorm some cell uneven by more than {MARGIN} decades; most: {most}, {without[most]:.1f}",
     )
-    for row, effect in zip(rows, each, strict=True):
-        row.append(effect.verdict)
+    rows = [
+        [activation, INITS[init], depth, MOMENTS[moment], *(median(values) for values in of_cell), effect.verdict]
+        for (((activation, init, depth), moment), of_cell), effect in zip(uneven.items(), each, strict=True)
+    ]
     return Outcome(
         verdict=overall.verdict if room.holds else "no room here",
         sentence=_sentence(overall, each, regimes),
@@ -157,8 +146,23 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _runs(experiment: Experiment, regimes: Sequence[Regime], seeds: Sequence[int]) -> Runs:
+    def trial(arm: tuple[Regime, str], seed: int) -> Trial:
+        (activation, init, depth), norm = arm
+        network = experiment.mlp(depth, width=WIDTH, activation=activation, init=init)
+        settings = {"task": dict(experiment.source), "network": network, "norm": norm, "seed": seed}
+        return Trial(f"{__name__}:unevenness", settings)
+
+    return experiment.grid([(regime, norm) for regime in regimes for norm in NORMS], seeds, trial)
+
+
+def _name(regime: Regime, moment: int) -> str:
+    activation, init, depth = regime
+    return f"{activation}, {INITS[init]}, depth {depth}, {MOMENTS[moment]}"
+
+
 def _sentence(overall: Effect, each: list[Effect], regimes: list[tuple[str, str, int]]) -> str:
-    """The median, then by activation and init how many cells were decided which way."""
+    """Tell the median, then by activation and initialization how many cells were decided which way."""
     parts = []
     for activation, init in dict.fromkeys((activation, init) for activation, init, _ in regimes):
         mine = [effect for effect in each if effect.name.startswith(f"{activation}, {INITS[init]},")]
@@ -178,10 +182,11 @@ def _sentence(overall: Effect, each: list[Effect], regimes: list[tuple[str, str,
 def _by_cell(each: list[Effect]) -> Picture:
     return Picture(
         "Decades nearer to even with BatchNorm",
-        "Above 0: BatchNorm makes first and last layer's gradients more alike; below: less. Interval over seeds.",
+        "Above 0: BatchNorm makes the gradients of the first and last layer more alike; below: less alike. Interval "
+        "over seeds.",
         "bar",
         Axis("activation, initialization, depth, moment"),
-        Axis("|log₁₀ ratio| without less with BatchNorm", "decades"),
+        Axis("|log₁₀ ratio| without BatchNorm minus with it", "decades"),
         [
             Series(
                 "difference",
@@ -195,10 +200,10 @@ def _by_cell(each: list[Effect]) -> Picture:
     )
 
 
-def _by_layer(seen: Mapping[Any, list[dict[str, Any]]], depth: int) -> Picture:
-    """Gradient norms through the network at the start, relative to the last layer's, matched initialization."""
+def _by_layer(seen: Runs, depth: int) -> Picture:
+    """Draw the gradient norms by layer at the start, relative to the last layer's, matched initialization."""
     series = []
-    for activation, norm in itertools.product(("sigmoid", "tanh", "relu"), ("none", "batch")):
+    for activation, norm in itertools.product(("sigmoid", "tanh", "relu"), NORMS):
         profiles = [result["profiles"][0] for result in seen[(activation, "matched", depth), norm]]
         layers = range(len(profiles[0]))
         ratios = [

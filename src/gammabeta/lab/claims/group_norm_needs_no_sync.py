@@ -1,46 +1,47 @@
 """GroupNorm needs no synchronization, and is slightly worse than large-batch BatchNorm.
 
-Question: What does a norm that takes its statistics from one sample save between processes, and what does it cost
-in accuracy?
+Question: What does a norm that takes its statistics from one sample save between processes, and what does it cost in
+accuracy?
 
 Claim: GroupNorm is independent of the batch and needs no communication; its accuracy is slightly below that of
 BatchNorm with a large batch.
 
-Criterion: First an identity: in a forward and a backward of each network in two processes GroupNorm makes no
-collective, and in training a sample's output and the gradient of its input change by no more than 10⁻⁶ of the
-largest value when all its companions are exchanged at equal batch size (exactly 0 but for kernels that round by
-place in the batch). Then the accuracy: GroupNorm's test error less BatchNorm's at batches of 32, by the median over
-networks of each seed's difference; margin 1 percentage point. Supported if the identity holds and the difference is
-wholly above the margin; contradicted if the identity fails or the difference is wholly below minus the margin;
-equivalent if it is wholly within: GroupNorm then saves the communication for nothing.
+Criterion: First an identity. In a forward and backward pass of each network in two processes, GroupNorm makes no
+collective. In training, a sample's output and the gradient of its input change by at most 10⁻⁶ of the largest value
+when all its companions are exchanged at equal batch size. (The change is exactly 0 except with kernels whose rounding
+depends on the place in the batch.) Then the accuracy: GroupNorm's test error minus BatchNorm's at batches of 32, by the
+median over networks of each seed's difference, with a margin of 1 percentage point. Supported if the identity holds and
+the difference is entirely above the margin. Contradicted if the identity fails or the difference is entirely below
+minus the margin. Equivalent if it is entirely within: GroupNorm then saves the communication at no cost.
 
 Room: Two controls. Synchronized BatchNorm in the same networks and processes makes collectives and depends on its
-companions by more than 10⁻³, so the count and the comparison can see. And both norms train: validation errors on
-the tuning seed below half of that of chance.
+companions by more than 10⁻³, so that the count and the comparison can detect both. Both norms also train: validation
+errors on the tuning seed are below half of that of chance.
 
-Method: Real gloo processes, one batch each; collectives are counted as torch dispatches them, in forward and backward
-of the loss alone; averaging the gradients, which every norm needs alike, is counted apart. Accuracy: one process with
-the whole batch of 32, which is what synchronized processes compute (sync_equals_large_batch); SGD without momentum,
-each arm's rate tuned on the validation split on one (quick) or six seeds of its own, the result from the test split,
-exact statistics.
+Method: Real gloo processes with one batch each. Collectives are counted as torch dispatches them, only in forward and
+backward of the loss; averaging the gradients, which every norm needs alike, is counted separately. Accuracy: one
+process with the whole batch of 32, which is what synchronized processes compute (sync_equals_large_batch). It is
+trained by SGD without momentum and evaluated with exact statistics. Each arm's learning rate is tuned on the validation
+split with one (quick) or six separate seeds, and the result comes from the test split.
 
 Settings: 2 processes of 16 images; MLP of 2 layers and the small ResNet (or the user's model). Quick: MLP with 200
-steps, 3 seeds, the ResNet for the identity alone, or the user's model in the MLP's place. Full: MLP with 300 steps
-and the ResNet with 400, 60 seeds (6 and 20 at first, which left it open).
+steps, 3 seeds; the ResNet only for the identity, or the user's model in place of the MLP. Full: MLP with 300 steps and
+the ResNet with 400, 60 seeds (6 and 20 at first, which was inconclusive).
 
 Sources: Wu & He 2018, table 1 (arXiv 1803.08494); Peng et al. 2018, MegDet (1711.07240)
 
-Known: Wu & He, ImageNet, batches of 32: BatchNorm 23.6 %, GroupNorm 24.1 % error. In a trial on digits, MLP:
-BatchNorm 2.4, GroupNorm 5.4.
+Known: Wu & He, ImageNet, batches of 32: BatchNorm 23.6 %, GroupNorm 24.1 % error. In a pilot run on digits with the
+MLP: BatchNorm 2.4, GroupNorm 5.4.
 """
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, median
+from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 import gammabeta as gb
@@ -48,13 +49,14 @@ from gammabeta.distributed import processes
 from gammabeta.distributed.traffic import Traffic
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
-from gammabeta.lab.images.training import chance
+from gammabeta.lab.images.training import average_gradients, chance
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import at_best, error_then_loss
-from gammabeta.lab.verdict import Verdict, weakest
+from gammabeta.lab.verdict import weakest
 from gammabeta.statistics import Synced
 
 EXACT = False
@@ -66,12 +68,21 @@ MARGIN = (-1.0, 1.0)
 SAME, DIFFERENT = 1e-6, 1e-3
 CONTROL, JUDGED = "batch", "group"
 SYNCED = (CONTROL,)  # which arms synchronize
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+Cell = tuple[int, str]  # index of the network, norm
+
+
+# --- the trials ---
 
 
 def own_traffic(
     *, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]], norms: Sequence[str], synced: Sequence[str]
 ) -> list[Any]:
-    """In each process: (network, norm, collectives of the pass, bytes of them, collectives that average gradients)."""
+    """Count this process's collectives.
+
+    Returns:
+        A list of (network, norm, collectives of the pass, their bytes, collectives that average gradients).
+    """
     data, found = load(task), []
     start = BATCH * dist.get_rank()
     x_nchw, y_n = data.train.x_nchw[start : start + BATCH], data.train.y_n[start : start + BATCH]
@@ -88,21 +99,11 @@ def own_traffic(
     return found
 
 
-def average_gradients(model: nn.Module) -> None:
-    """Every parameter's gradient becomes the mean over processes, by one collective."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.reshape(gradient.shape))
-
-
 @versioned(1)
 def traffic(
     *, task: Mapping[str, str], networks: Sequence[Mapping[str, Any]], norms: Sequence[str], synced: Sequence[str]
 ) -> dict[str, Any]:
-    """Collectives of a forward and a backward, as each process counts its own."""
+    """Count the collectives of a forward and a backward pass; each process counts its own."""
     settings = {
         "task": dict(task), "networks": [dict(one) for one in networks], "norms": list(norms), "synced": list(synced)
     }  # fmt: skip
@@ -112,14 +113,14 @@ def traffic(
 
 @versioned(1)
 def companions(*, task: Mapping[str, str], network: Mapping[str, Any], norm: str) -> dict[str, Any]:
-    """How far a sample's output and its input's gradient move when its companions are exchanged, over the largest."""
+    """Exchange a sample's companions; return the change of its output and its input's gradient, over the largest."""
     data = load(task)
     first, second = data.train.x_nchw[:BATCH], data.train.x_nchw[BATCH : 2 * BATCH].clone()
     second[0] = first[0]
 
     def own(x_nchw: Tensor) -> tuple[Tensor, Tensor]:
         x = x_nchw.double().requires_grad_()
-        torch.manual_seed(0)  # dropout, if the user's model has any
+        torch.manual_seed(0)  # for dropout, if the user's model has any
         y = build(data, network, norm, 0).double().train()(x)
         functional.cross_entropy(y[:1], data.train.y_n[:1]).backward()
         assert x.grad is not None
@@ -129,49 +130,117 @@ def companions(*, task: Mapping[str, str], network: Mapping[str, Any], norm: str
     return {"output": moved[0], "gradient": moved[1]}
 
 
+# --- the claim ---
+
+
+@dataclass(frozen=True)
+class Independence:
+    """What each norm communicates, and how much it depends on companions.
+
+    Attributes:
+        networks: by name, in the order of the cells' indices.
+        counts: (collectives, bytes per process, collectives that average gradients) of each cell.
+        moved: the largest relative change when companions are exchanged, of each cell.
+    """
+
+    networks: Sequence[str]
+    counts: Mapping[Cell, tuple[int, int, int]]
+    moved: Mapping[Cell, float]
+
+    @property
+    def checks(self) -> int:
+        return 2 * len(self.networks)
+
+    @property
+    def wrong(self) -> int:
+        """The number of checks that GroupNorm fails."""
+        judged = [(index, JUDGED) for index in range(len(self.networks))]
+        return sum((self.counts[cell][0] > 0) + (self.moved[cell] > SAME) for cell in judged)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The arms of the comparison of errors, each named "network norm", at its best learning rate."""
+
+    networks: Sequence[str]
+    arms: Mapping[str, Mapping[str, Any]]
+    exponents: Mapping[str, int]
+    errors: Mapping[str, list[float]]  # %, one value per seed
+    worst: float  # validation error on the tuning seed
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Check that GroupNorm is independent of processes and companions, and compare its accuracy with BatchNorm's."""
     if not processes.available():
         return Outcome(
             "no room here",
-            "this torch has no gloo, which processes would talk by",
+            "this build of torch has no gloo, which the processes need to communicate",
             [],
             Room(False, "torch has no gloo"),
         )
-    mlp, conv = experiment.mlp(2), experiment.convolutional
-    networks = [mlp, conv]
-    given = [dict(network) for network in networks]
-    task, norms = dict(experiment.source), (CONTROL, JUDGED)
-    cells = [(index, norm) for index in range(len(networks)) for norm in norms]
+    seeds = experiment.seeds(3, 60)
+    independence = _independence(experiment)
+    accuracy = _accuracy(experiment, seeds)
+    identity = Effect.exactly(
+        "GroupNorm's passes that communicate or depend on companions", independence.wrong, independence.checks, "checks"
+    )
+    costs = {
+        name: differences(accuracy.errors[f"{name} {JUDGED}"], accuracy.errors[f"{name} {CONTROL}"])
+        for name in accuracy.networks
+    }
+    cost = measured(
+        "GroupNorm's test error minus BatchNorm's at 32, median of networks", median_by_seed(costs.values()), **SETTINGS
+    )
+    each = [measured(name, values, **SETTINGS) for name, values in costs.items()]
+    room = _room(experiment, independence, accuracy)
+    return Outcome(
+        verdict=weakest([identity.verdict, cost.verdict]) if room.holds else "no room here",
+        sentence=_sentence(cost, independence, accuracy),
+        effects=[cost, *each, identity],
+        room=room,
+        pictures=[_errors(accuracy), _traffic(independence)],
+        tables=[_table(independence), _rates(accuracy)],
+        settings=f"{len(seeds)} seeds, {PROCESSES} processes",
+        trials=experiment.trials,
+    )
+
+
+def _independence(experiment: Experiment) -> Independence:
+    networks = [dict(experiment.mlp(2)), dict(experiment.convolutional)]
+    cells = [(index, norm) for index in range(len(networks)) for norm in (CONTROL, JUDGED)]
+    task = dict(experiment.source)
+    counting = {"task": task, "networks": networks, "norms": [CONTROL, JUDGED], "synced": list(SYNCED)}
     counted, *results = experiment.run(
         [
-            Trial(
-                f"{__name__}:traffic", {"task": task, "networks": given, "norms": list(norms), "synced": list(SYNCED)}
-            ),
+            Trial(f"{__name__}:traffic", counting),
             *(
-                Trial(f"{__name__}:companions", {"task": task, "network": given[index], "norm": norm})
+                Trial(f"{__name__}:companions", {"task": task, "network": networks[index], "norm": norm})
                 for index, norm in cells
             ),
         ]
     )
-    rows = counted["rows"]
-    counts = {(index, norm): (collectives, sent, apart) for index, norm, collectives, sent, apart in rows}
+    counts = {
+        (index, norm): (collectives, sent, averaging) for index, norm, collectives, sent, averaging in counted["rows"]
+    }
     moved = {
         cell: max(_number(value) for value in result.values()) for cell, result in zip(cells, results, strict=True)
     }
-    judged = [(index, JUDGED) for index in range(len(networks))]
-    wrong = sum((counts[cell][0] > 0) + (moved[cell] > SAME) for cell in judged)
-    identity = Effect.exactly(
-        "GroupNorm's passes that communicate or depend on companions", wrong, 2 * len(judged), "checks"
-    )
+    return Independence([describe(network) for network in networks], counts, moved)
 
+
+def _number(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _accuracy(experiment: Experiment, seeds: Sequence[int]) -> Accuracy:
+    mlp, conv = experiment.mlp(2), experiment.convolutional
     trained = [(conv, 300)] if experiment.user else [(mlp, 200)]
     if not experiment.quick:
         trained = [(mlp, 300), (conv, 400)]
-    seeds = experiment.seeds(3, 60)
     arms = {
         f"{describe(network)} {norm}": {"network": dict(network), "norm": norm, "batch_size": WHOLE, "steps": steps}
         for network, steps in trained
-        for norm in norms
+        for norm in (CONTROL, JUDGED)
     }
     exponents, found = at_best(
         experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 6), report="test"
@@ -182,71 +251,64 @@ def measure(experiment: Experiment) -> Outcome:
             for name, arm in arms.items()
         ]
     )
-    errors = {name: [100 * result["error"] for result in of_arm] for name, of_arm in found.items()}
-    names = [describe(network) for network, _ in trained]
-    costs = {
-        name: [g - b for g, b in zip(errors[f"{name} {JUDGED}"], errors[f"{name} {CONTROL}"], strict=True)]
-        for name in names
-    }
-    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
-    cost = measured(
-        "GroupNorm's test error less BatchNorm's at 32, median of networks",
-        [median(of_seed) for of_seed in zip(*costs.values(), strict=True)],
-        **settings,
+    return Accuracy(
+        [describe(network) for network, _ in trained],
+        arms,
+        exponents,
+        {name: [100 * result["error"] for result in of_arm] for name, of_arm in found.items()},
+        max(result["error"] for result in tuned),
     )
-    each = [measured(name, values, **settings) for name, values in costs.items()]
+
+
+def _room(experiment: Experiment, independence: Independence, accuracy: Accuracy) -> Room:
     allowed = 0.5 * (1 - chance(experiment.task))
-    worst = max(result["error"] for result in tuned)
-    least_seen = min(moved[index, CONTROL] for index in range(len(networks)))
-    fewest = min(counts[index, CONTROL][0] for index in range(len(networks)))
-    room = Room(
-        fewest > 0 and least_seen > DIFFERENT and worst < allowed,
-        f"synchronized BatchNorm makes {fewest} collectives or more and depends on companions by {least_seen:.2g} or "
-        f"more; largest validation error {worst:.3f}, below {allowed:.2f}",
+    controls = [(index, CONTROL) for index in range(len(independence.networks))]
+    fewest = min(independence.counts[cell][0] for cell in controls)
+    least = min(independence.moved[cell] for cell in controls)
+    return Room(
+        fewest > 0 and least > DIFFERENT and accuracy.worst < allowed,
+        f"synchronized BatchNorm makes {fewest} collectives or more and depends on companions by {least:.2g} or "
+        f"more; largest validation error {accuracy.worst:.3f}, below {allowed:.2f}",
     )
-    verdict: Verdict = "contradicted" if wrong else weakest([identity.verdict, cost.verdict])
+
+
+def _sentence(cost: Effect, independence: Independence, accuracy: Accuracy) -> str:
     sent = ", ".join(
-        f"{describe(network)} {counts[index, CONTROL][0]} with {counts[index, CONTROL][1]} bytes"
-        for index, network in enumerate(networks)
+        f"{name} {independence.counts[index, CONTROL][0]} with {independence.counts[index, CONTROL][1]} bytes"
+        for index, name in enumerate(independence.networks)
     )
     communicates = (
-        f"GroupNorm makes no collective and depends on no companion (synchronized BatchNorm a step: {sent})"
-        if not wrong
-        else f"GroupNorm communicates or depends on companions in {wrong} of {2 * len(judged)} checks"
+        f"GroupNorm communicates or depends on companions in {independence.wrong} of {independence.checks} checks"
+        if independence.wrong
+        else f"GroupNorm makes no collective and depends on no companion (synchronized BatchNorm per step: {sent})"
     )
+    errors = accuracy.errors
     costly = "; ".join(
         f"{name} {mean(errors[f'{name} {JUDGED}']):.1f} against {mean(errors[f'{name} {CONTROL}']):.1f} %"
-        for name in names
+        for name in accuracy.networks
     )
-    return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            f"{communicates}; its test error at batches of {WHOLE} is {cost.value:+.1f} points [{cost.low:.1f}, "
-            f"{cost.high:.1f}] from BatchNorm's ({costly})"
-        ),
-        effects=[cost, *each, identity],
-        room=room,
-        pictures=[_errors(names, errors), _traffic([describe(network) for network in networks], counts)],
-        tables=[_table(networks, counts, moved), _rates(arms, exponents, errors)],
-        settings=f"{len(seeds)} seeds, {PROCESSES} processes",
-        trials=experiment.trials,
+    return (
+        f"{communicates}; its test error at batches of {WHOLE} differs by {cost.value:+.1f} points [{cost.low:.1f}, "
+        f"{cost.high:.1f}] from BatchNorm's ({costly})"
     )
 
 
-def _number(value: float | None) -> float:
-    return float("inf") if value is None else value
-
-
-def _errors(names: Sequence[str], errors: Mapping[str, list[float]]) -> Picture:
+def _errors(accuracy: Accuracy) -> Picture:
     series = []
     for norm in (CONTROL, JUDGED):
-        of_norm = [errors[f"{name} {norm}"] for name in names]
+        errors = [accuracy.errors[f"{name} {norm}"] for name in accuracy.networks]
         series.append(
-            Series(NORMS[norm], names, [mean(e) for e in of_norm], [min(e) for e in of_norm], [max(e) for e in of_norm])
+            Series(
+                NORMS[norm],
+                accuracy.networks,
+                [mean(of_network) for of_network in errors],
+                [min(of_network) for of_network in errors],
+                [max(of_network) for of_network in errors],
+            )
         )
     return Picture(
         f"Test error at batches of {WHOLE}",
-        "Each at its best rate, exact statistics; mean and range over seeds.",
+        "Each at its best learning rate, exact statistics; mean and range over seeds.",
         "bar",
         Axis("network"),
         Axis("test error", "%"),
@@ -254,7 +316,8 @@ def _errors(names: Sequence[str], errors: Mapping[str, list[float]]) -> Picture:
     )
 
 
-def _traffic(names: Sequence[str], counts: Mapping[tuple[int, str], tuple[int, int, int]]) -> Picture:
+def _traffic(independence: Independence) -> Picture:
+    names = independence.networks
     return Picture(
         "Collectives of normalization in a training step",
         f"Forward and backward, counted in {PROCESSES} processes; averaging the gradients is left out.",
@@ -262,40 +325,37 @@ def _traffic(names: Sequence[str], counts: Mapping[tuple[int, str], tuple[int, i
         Axis("network"),
         Axis("collectives"),
         [
-            Series(label, names, [counts[index, norm][0] for index in range(len(names))])
+            Series(label, names, [independence.counts[index, norm][0] for index in range(len(names))])
             for norm, label in ((CONTROL, "synchronized BatchNorm"), (JUDGED, NORMS[JUDGED]))
         ],
     )
 
 
-def _table(
-    networks: Sequence[Mapping[str, Any]],
-    counts: Mapping[tuple[int, str], tuple[int, int, int]],
-    moved: Mapping[tuple[int, str], float],
-) -> Table:
+def _table(independence: Independence) -> Table:
     return Table(
         "Communication and dependence on companions",
-        ["network", "norm", "collectives", "bytes a process", "of gradients, apart", "change by companions"],
+        ["network", "norm", "collectives", "bytes per process", "collectives for gradients", "change by companions"],
         [
             [
-                describe(networks[index]),
+                independence.networks[index],
                 "synchronized BatchNorm" if norm == CONTROL else NORMS[norm],
-                *counts[index, norm],
-                moved[index, norm],
+                *counts,
+                independence.moved[index, norm],
             ]
-            for index, norm in counts
+            for (index, norm), counts in independence.counts.items()
         ],
     )
 
 
-def _rates(
-    arms: Mapping[str, Mapping[str, Any]], exponents: Mapping[str, int], errors: Mapping[str, list[float]]
-) -> Table:
-    return Table(
-        "Accuracy",
-        ["network", "norm", "steps", "rate", "test error, %"],
+def _rates(accuracy: Accuracy) -> Table:
+    rows = [
         [
-            [describe(arm["network"]), NORMS[arm["norm"]], arm["steps"], 2.0 ** exponents[name], mean(errors[name])]
-            for name, arm in arms.items()
-        ],
-    )
+            describe(arm["network"]),
+            NORMS[arm["norm"]],
+            arm["steps"],
+            2.0 ** accuracy.exponents[name],
+            mean(accuracy.errors[name]),
+        ]
+        for name, arm in accuracy.arms.items()
+    ]
+    return Table("Accuracy", ["network", "norm", "steps", "learning rate", "test error, %"], rows)

@@ -4,23 +4,22 @@ Question: What is the largest learning rate at which training still reaches a ta
 
 Claim: With BatchNorm much larger learning rates work.
 
-Criterion: The ratio of the largest rates with over without BatchNorm, paired by seed, above 2. Rates are read off a
-grid of powers of two, so one step of the grid is added to the interval on both sides. The verdict goes by the
-median over the networks with matched initialization (a user's model counts as such) of each seed's log ratio.
+Criterion: The ratio of the largest learning rates, with BatchNorm over without, paired by seed, is above 2. Rates lie
+on a grid of powers of two, so one step of the grid is added to the interval on both sides. The verdict rests on the
+median over the networks with matched initialization (a user's model counts as one) of each seed's log ratio.
 
-Room: As for faster_convergence: without normalization the network trains at its best rate; and on every seed
-something on the grid fails, so that a largest rate exists.
+Room: As for faster_convergence: without normalization the network trains at its best learning rate. Also, on every seed
+some rate of the grid fails, so that a largest rate exists.
 
 Method: The networks, batches and target of faster_convergence. For each seed the rates above the arm's best one are
-tried, doubling, until two in a row fail to reach the target within the limit; the largest that reached it counts.
-Where none reaches it the lowest rate tried counts (restricted).
+tried, doubling each time, until two in a row fail to reach the target within the limit; the largest that reached it
+counts. Where none reaches it, the lowest rate tried counts (the value is censored).
 
-Settings: limit 300 steps, grid from 2⁻¹⁶ to 2²⁰; 3 seeds (quick), 10 seeds (full); networks as in
-faster_convergence.
+Settings: limit 300 steps, grid from 2⁻¹⁶ to 2²⁰; 3 seeds (quick), 10 seeds (full); networks as in faster_convergence.
 
 Sources: Ioffe & Szegedy 2015, section 3.3 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375)
 
-Known: 8 times at depth 4, 32 times at depth 12, 4 times with tanh and in a ResNet, in a trial on digits.
+Known: In a pilot run on digits: 8 times at depth 4, 32 times at depth 12, 4 times with tanh and in a ResNet.
 """
 
 import math
@@ -30,6 +29,7 @@ from typing import Any
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.race import ARMS, Race, races, without_room
 from gammabeta.lab.tuning import HIGHEST_TRIED, LOWEST, largest
 
@@ -38,9 +38,18 @@ KIND = "images"
 
 MARGIN = (0.5, 2.0)
 GRID = math.log(2.0)
+SETTINGS: dict[str, Any] = {
+    "unit": "times larger learning rate",
+    "margin": MARGIN,
+    "direction": "above",
+    "null": 1.0,
+    "resolution": GRID,
+    "ratio": True,
+}
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the largest learning rates that reach the target."""
     every = races(experiment)
     seeds = experiment.seeds(3, 10)
     with_room = [race for race in every if race.room.holds]
@@ -60,24 +69,16 @@ def measure(experiment: Experiment) -> Outcome:
         pairs = [[top[race.name, norm, seed] for norm in ARMS] for seed in seeds]
         censored[race.name] = sum(exponent is None for pair in pairs for exponent in pair)
         ratios[race.name] = [GRID * ((LOWEST if b is None else b) - (LOWEST if a is None else a)) for a, b in pairs]
-    settings: dict[str, Any] = {
-        "unit": "times larger rate",
-        "margin": MARGIN,
-        "direction": "above",
-        "null": 1.0,
-        "resolution": GRID,
-        "ratio": True,
-    }
     effects = []
     matched = [race.name for race in with_room if race.matched]
     if matched:
-        overall = [median(of_seed) for of_seed in zip(*(ratios[name] for name in matched), strict=True)]
+        overall = median_by_seed(ratios[name] for name in matched)
         effects.append(
             measured(
-                f"median of {', '.join(matched)}", overall, censored=sum(censored[name] for name in matched), **settings
+                f"median of {', '.join(matched)}", overall, censored=sum(censored[name] for name in matched), **SETTINGS
             )
         )
-    effects += [measured(name, values, censored=censored[name], **settings) for name, values in ratios.items()]
+    effects += [measured(name, values, censored=censored[name], **SETTINGS) for name, values in ratios.items()]
     main = effects[0] if matched else None
     return Outcome(
         verdict=main.verdict if main and room.holds else "no room here",
@@ -87,8 +88,8 @@ def measure(experiment: Experiment) -> Outcome:
         pictures=[_picture(with_room, seeds, top)],
         tables=[
             Table(
-                "Largest rate that reaches the target",
-                ["network", "arm", "best rate", "all seeds", "median seed", "most of one seed"],
+                "Largest learning rate that reaches the target",
+                ["network", "arm", "best learning rate", "all seeds", "median seed", "largest of any seed"],
                 [
                     _row(race, norm, [top[race.name, norm, seed] for seed in seeds])
                     for race in with_room
@@ -108,9 +109,10 @@ def _row(race: Race, norm: str, exponents: list[int | None]) -> list[Any]:
 
 def _sentence(main: Effect | None, each: list[Effect], censored: dict[str, int], every: list[Race]) -> str:
     if main is None:
-        return "no network has room: without normalization it does not train, or is at the target at once"
+        return "no network has room: without normalization it does not train, or it reaches the target at once"
     return (
-        f"the largest rate is {main.value:.1f} times larger [{main.low:.1f}, {main.high:.1f}] with BatchNorm: "
+        f"with BatchNorm the largest learning rate is {main.value:.1f} times larger [{main.low:.1f}, "
+        f"{main.high:.1f}]: "
         + ", ".join(
             f"{effect.name} {effect.value:.1f} ({effect.verdict}"
             + (f"; {n} runs in which no rate works count as the lowest tried" if (n := censored[effect.name]) else "")
@@ -147,5 +149,5 @@ def _picture(with_room: list[Race], seeds: list[int], top: dict[tuple[str, str, 
         Axis("network"),
         Axis("learning rate", log=True),
         series,
-        [Line("y", 1.0, "rate 1")],
+        [Line("y", 1.0, "learning rate 1")],
     )

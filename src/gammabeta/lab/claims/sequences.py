@@ -6,51 +6,51 @@ what does padding do to BatchNorm?
 Claim: Sequences of variable length make BatchNorm awkward; LayerNorm does better in recurrent networks and
 Transformers.
 
-Criterion: Test accuracy with LayerNorm less that with BatchNorm over padding too, in percentage points, paired by seed,
-above 2, by the median over networks of each seed's difference. And exactly: the outputs in training of a network with
-masked BatchNorm do not move when padding is appended, to rounding in float64; else contradicted. LayerNorm less masked
-BatchNorm is an effect of its own: it tells apart what padding does from what the batch's statistics do.
+Criterion: Test accuracy with LayerNorm minus that with BatchNorm that includes padding, in percentage points, paired by
+seed, is above 2, by the median over networks of each seed's difference. In addition an identity must hold: the training
+outputs of a network with masked BatchNorm do not move when padding is appended, to rounding in float64. If it fails,
+the claim is contradicted. LayerNorm minus masked BatchNorm is a separate effect, which distinguishes the effect of
+padding from that of batch statistics.
 
-Room: With LayerNorm every network's validation accuracy at its best rate on the tuning seed is above twice that of
-chance.
+Room: With LayerNorm every network's validation accuracy at its best learning rate on the tuning seed is above twice
+that of chance.
 
-Method: A GRU with norms on what comes from the input and, inside the recurrence, on what comes from the state step by
-step, and a Transformer encoder. Adam, batches of 32, the rate tuned for each arm on a seed of its own and falling to 0
-as half a cosine (added after a look at 8 seeds, which the last batches' noise left open). Evaluated with exact
-statistics of the training sequences, which inside the recurrence are each step's own: one moving average over all steps
-fits none of them and would decide the outcome (it did: the GRU lost 60 points by it, which is why this was changed
-after a look); the accuracy with moving averages, which a user would see, is an effect of its own. Movement: freshly
-initialized, in training mode, one batch, and the same with as much padding again: the largest change of a score.
+Method: A GRU and a Transformer encoder. The GRU normalizes the contribution of the input and, inside the recurrence,
+that of the state at every step. Training uses Adam on batches of 32. The learning rate is tuned for each arm on a
+separate seed and falls to 0 along half a cosine. (The schedule was added after a look at 8 seeds, which the noise of
+the last batches left inconclusive.) Evaluation uses exact statistics of the training sequences, which inside the
+recurrence are each step's own. One moving average over all steps fits none of them and would decide the outcome. (It
+did: the GRU lost 60 points by it, which is why this was changed after a look.) The accuracy with moving averages, which
+a user would see, is a separate effect. Movement compares one batch with the same batch after doubling its padding, in a
+freshly initialized network in training mode; it is the largest change of a score.
 
-Settings: width 32, 2 layers of Transformer. Quick: GRU and pre-norm Transformer, 120 steps, 3 seeds; arms without
+Settings: width 32, Transformer of 2 layers. Quick: GRU and pre-norm Transformer, 120 steps, 3 seeds; arms without
 normalization, padded and masked BatchNorm, LayerNorm. Full: also post-norm, 400 steps, 12 seeds.
 
 Sources: Ba et al. 2016 (arXiv 1607.06450); Cooijmans et al. 2017 (1603.09025); Laurent et al. 2016 (1510.01378); Shen
 et al. 2020, PowerNorm (2003.07845)
 
-Known: In a trial on rows of digits, Transformer: LayerNorm 91.6, masked BatchNorm 94.1; inside the recurrence LayerNorm
-74, BatchNorm 49 to 59 (with moving averages); padded BatchNorm moves 0.4 to 1.7 in training, nothing moves in
-evaluation.
+Known: In a pilot run on rows of digits with the Transformer: LayerNorm 91.6, masked BatchNorm 94.1. Inside the
+recurrence: LayerNorm 74, BatchNorm 49 to 59 (with moving averages). Padded BatchNorm moves 0.4 to 1.7 in training, and
+nothing moves in evaluation.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import mean, median
+from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
-from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, exact_statistics
+from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
+from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
-from gammabeta.lab.task import Sequences
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import error_then_loss, tune
 from gammabeta.lab.verdict import Verdict
 
 EXACT = False
@@ -58,64 +58,14 @@ KIND = "sequences"
 
 JUDGED = ("none", "padded", "masked", "layer")
 MARGIN = (-2.0, 2.0)
-BATCH = 32
-RATES = (-9, -7, -5)
 ROUNDING = 1e-9
-POPULATION = 512  # training sequences that the statistics for evaluation come from
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
 Cell = tuple[str, str]  # network, arm
-LOST: dict[str, Any] = {"error": 1.0, "loss": None, "moving_error": 1.0}
-
-
-def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sequences at ``index``, padded to the longest of them, with their mask and labels."""
-    lengths = split.lengths_n[index]
-    longest = int(lengths.max())
-    return split.x_ntf[index, :longest], gb.lengths_to_mask(lengths, longest), split.y_n[index]
-
-
-@versioned(3)
-def classified(
-    *, task: Mapping[str, Any], network: str, arm: str, rate: float, steps: int, seed: int, report: str,
-    batch_size: int = BATCH,
-) -> dict[str, Any]:  # fmt: skip
-    """Train by Adam; error and loss on the split that is reported, with exact statistics, and the error with moving
-    averages."""
-    data = load_sequences(task)
-    model = build_sequence_network(network, data.features, data.classes, arm, 2 * data.train.x_ntf.shape[1], seed)
-    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (batch_size,), generator=generator))
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(model(x, mask), y)
-        if not torch.isfinite(loss):
-            return LOST
-        loss.backward()
-        optimizer.step()
-    split: Sequences = getattr(data, report)
-    model.eval()
-    moving_error, _ = judged(model, split)
-    population = torch.arange(min(POPULATION, len(data.train)))
-    with exact_statistics(model, *batch_of(data.train, population)[:2]):
-        error, final_loss = judged(model, split)
-    return {"error": error, "loss": final_loss, "moving_error": moving_error}
-
-
-@torch.no_grad()
-def judged(model: nn.Module, split: Sequences) -> tuple[float, float | None]:
-    """Share of wrong answers and mean cross entropy; scores that are not finite are wrong everywhere."""
-    parts = [batch_of(split, index) for index in torch.arange(len(split)).split(200)]
-    scores = torch.cat([model(x, mask) for x, mask, _ in parts])
-    if not bool(torch.isfinite(scores).all()):
-        return 1.0, None
-    wrong = (scores.argmax(dim=1) != split.y_n).float().mean()
-    return float(wrong), float(functional.cross_entropy(scores, split.y_n))
 
 
 @versioned(1)
 def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict[str, Any]:
-    """The largest change of a score, in training and in evaluation, when as much padding is appended again; float64."""
+    """Double a batch's padding; return the largest change of a score in training and in evaluation, in float64."""
     data = load_sequences(task)
     longest = data.train.x_ntf.shape[1]
     found = {}
@@ -133,174 +83,171 @@ def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict
     return found
 
 
-def networks_of(experiment: Experiment) -> list[str]:
-    return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of every cell.
 
+    Attributes:
+        rates: the exponent of the learning rate.
+        accuracy, moving: test accuracy in percent with exact statistics and with moving averages, one value per seed.
+        reached: validation accuracy on the tuning seed, as a fraction.
+        moves: the largest change of a score in training and in evaluation.
+    """
 
-def seeds_of(experiment: Experiment) -> list[int]:
-    return experiment.seeds(3, 12)
+    networks: Sequence[str]
+    rates: Mapping[Cell, int]
+    accuracy: Mapping[Cell, list[float]]
+    moving: Mapping[Cell, list[float]]
+    reached: Mapping[Cell, float]
+    moves: Mapping[Cell, Mapping[str, float]]
 
-
-def steps_of(experiment: Experiment) -> int:
-    return 120 if experiment.quick else 400
-
-
-def trained(
-    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
-) -> tuple[dict[Cell, int], dict[Cell, list[dict[str, Any]]], dict[Cell, dict[str, Any]]]:
-    """Each network with each arm at its own best rate: that rate's exponent, the results on every seed, and that on the
-    validation split for which the rate was chosen."""
-    cells = [(network, arm) for network in networks_of(experiment) for arm in arms]
-    base = {"task": dict(experiment.sources["sequences"]), "steps": steps_of(experiment)}
-    base |= {} if batch_size == BATCH else {"batch_size": batch_size}
-    seeds = seeds_of(experiment)
-
-    def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
-        return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
-
-    # Without norms there is no before and after them: both Transformers are one, trained once.
-    same = {("Transformer, post-norm", "none"): "Transformer, pre-norm"}
-    settings = [{"network": same.get((network, arm), network), "arm": arm} for network, arm in cells]
-    tuning = experiment.tuning_seed
-    rates = tune(
-        experiment,
-        settings,
-        error_then_loss,
-        make=lambda cell, exponent: trial(cell, exponent, tuning, "validation"),
-        coarse=RATES,
-    )
-    at_best = list(zip(settings, rates, strict=True))
-    tuned = experiment.run([trial(cell, rate, tuning, "validation") for cell, rate in at_best])
-    results = iter(experiment.run([trial(cell, rate, seed, "test") for cell, rate in at_best for seed in seeds]))
-    return (
-        dict(zip(cells, rates, strict=True)),
-        {cell: [next(results) for _ in seeds] for cell in cells},
-        dict(zip(cells, tuned, strict=True)),
-    )
+    @property
+    def wrong(self) -> int:
+        """The number of networks whose masked BatchNorm moves with padding."""
+        return sum(self.moves[network, "masked"]["training"] > ROUNDING for network in self.networks)
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare LayerNorm with padded and masked BatchNorm, and measure what padding moves."""
     seeds = seeds_of(experiment)
-    networks = networks_of(experiment)
-    source = dict(experiment.sources["sequences"])
-    rates, found, tuned = trained(experiment, JUDGED)
-    keys = [(network, arm) for network in networks for arm in JUDGED]
-    accuracy = {key: [100 * (1 - result["error"]) for result in found[key]] for key in keys}
-    moving = {key: [100 * (1 - result["moving_error"]) for result in found[key]] for key in keys}
-    moves = dict(
-        zip(
-            keys,
-            experiment.run(
-                [
-                    Trial(f"{__name__}:moved", {"task": source, "network": n, "arm": a, "seed": seeds[0]})
-                    for n, a in keys
-                ]
-            ),
-            strict=True,
+    found = _measured(experiment, seeds[0])
+    overall, by_moving = (
+        measured(name, _above(accuracy, found.networks), **SETTINGS)
+        for name, accuracy in (
+            (f"LayerNorm minus {ARMS['padded']}, median of the networks", found.accuracy),
+            (f"with moving averages, LayerNorm minus {ARMS['padded']}, median of the networks", found.moving),
         )
     )
-    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
-
-    def less(network: str, other: str) -> list[float]:
-        return [a - b for a, b in zip(accuracy[network, "layer"], accuracy[network, other], strict=True)]
-
     by_other = {
         other: [
-            measured(f"{network}: LayerNorm less {ARMS[other]}", less(network, other), **settings)
-            for network in networks
+            measured(
+                f"{network}: LayerNorm minus {ARMS[other]}",
+                differences(found.accuracy[network, "layer"], found.accuracy[network, other]),
+                **SETTINGS,
+            )
+            for network in found.networks
         ]
         for other in ("padded", "masked")
     }
-    overall = measured(
-        f"LayerNorm less {ARMS['padded']}, median of the networks",
-        [median(of_seed) for of_seed in zip(*(less(network, "padded") for network in networks), strict=True)],
-        **settings,
+    exact = Effect.exactly(
+        "networks whose masked BatchNorm moves with padding", found.wrong, len(found.networks), "networks"
     )
-    by_moving = measured(
-        f"with moving averages, LayerNorm less {ARMS['padded']}, median of the networks",
-        [
-            median(
-                a - b
-                for a, b in zip(
-                    (moving[n, "layer"][seed] for n in networks),
-                    (moving[n, "padded"][seed] for n in networks),
-                    strict=True,
-                )
-            )
-            for seed in range(len(seeds))
+    compared = [overall, *by_other["padded"], *by_other["masked"], by_moving]
+    room = _room(experiment, found)
+    verdict: Verdict = "contradicted" if found.wrong else overall.verdict
+    return Outcome(
+        verdict=verdict if room.holds else "no room here",
+        sentence=_sentence(overall, by_moving, by_other["padded"], found),
+        effects=[*compared, exact],
+        room=room,
+        pictures=[
+            bars(
+                "Test accuracy with LayerNorm minus that with BatchNorm",
+                "Above 0: LayerNorm is better. 95 % interval over seeds.",
+                "network and arm",
+                Axis("difference", "percentage points"),
+                compared,
+            ),
+            _moves(found),
         ],
-        **settings,
+        tables=[_table(found)],
+        settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps",
+        trials=experiment.trials,
     )
-    wrong = sum(moves[network, "masked"]["training"] > ROUNDING for network in networks)
-    exact = Effect.exactly("networks whose masked BatchNorm moves with padding", wrong, len(networks), "networks")
-    data = load_sequences(source)
-    by_chance = chance(data)
-    reached = {network: 1 - tuned[network, "layer"]["error"] for network in networks}
-    room = Room(
+
+
+def _measured(experiment: Experiment, seed: int) -> Measured:
+    """Train every cell, and append padding in freshly initialized networks."""
+    networks = networks_of(experiment)
+    rates, found, tuned = trained(experiment, JUDGED)
+    source = dict(experiment.sources["sequences"])
+    cells = [(network, arm) for network in networks for arm in JUDGED]
+    moves = experiment.grid(
+        cells,
+        [seed],
+        lambda cell, seed: Trial(
+            f"{__name__}:moved", {"task": source, "network": cell[0], "arm": cell[1], "seed": seed}
+        ),
+    )
+    return Measured(
+        networks,
+        rates,
+        {cell: [100 * (1 - result["error"]) for result in found[cell]] for cell in cells},
+        {cell: [100 * (1 - result["moving_error"]) for result in found[cell]] for cell in cells},
+        {cell: 1 - result["error"] for cell, result in tuned.items()},
+        {cell: result for cell, (result,) in moves.items()},
+    )
+
+
+def _above(accuracy: Mapping[Cell, list[float]], networks: Sequence[str]) -> list[float]:
+    """Return LayerNorm's accuracy minus that of padded BatchNorm, the median over networks for each seed."""
+    return median_by_seed(differences(accuracy[n, "layer"], accuracy[n, "padded"]) for n in networks)
+
+
+def _room(experiment: Experiment, found: Measured) -> Room:
+    by_chance = chance(load_sequences(dict(experiment.sources["sequences"])))
+    reached = {network: found.reached[network, "layer"] for network in found.networks}
+    return Room(
         all(value > 2 * by_chance for value in reached.values()),
         "validation accuracy with LayerNorm: "
         + ", ".join(f"{network} {value:.2f}" for network, value in reached.items())
         + f"; twice chance is {2 * by_chance:.2f}",
     )
-    verdict: Verdict = "contradicted" if wrong else overall.verdict
+
+
+def _sentence(overall: Effect, by_moving: Effect, by_network: Sequence[Effect], found: Measured) -> str:
+    accuracy = {cell: mean(values) for cell, values in found.accuracy.items()}
     each = ", ".join(
-        f"{network}: LayerNorm {mean(accuracy[network, 'layer']):.1f}, padded BatchNorm "
-        f"{mean(accuracy[network, 'padded']):.1f} ({effect.verdict}), masked {mean(accuracy[network, 'masked']):.1f}, "
-        f"none {mean(accuracy[network, 'none']):.1f} %"
-        for network, effect in zip(networks, by_other["padded"], strict=True)
+        f"{network}: LayerNorm {accuracy[network, 'layer']:.1f}, padded BatchNorm "
+        f"{accuracy[network, 'padded']:.1f} ({effect.verdict}), masked {accuracy[network, 'masked']:.1f}, "
+        f"none {accuracy[network, 'none']:.1f} %"
+        for network, effect in zip(found.networks, by_network, strict=True)
     )
-    most = max(moves[network, "padded"]["training"] for network in networks)
-    return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            f"LayerNorm is {overall.value:+.1f} points [{overall.low:.1f}, {overall.high:.1f}] above BatchNorm over "
-            f"padding (with moving averages {by_moving.value:+.1f}); {each}; "
-            f"appended padding moves padded BatchNorm's training outputs by up to {most:.2f}, masked "
-            f"BatchNorm's {'not at all' if not wrong else f'in {wrong} networks'}"
-        ),
-        effects=[overall, *by_other["padded"], *by_other["masked"], by_moving, exact],
-        room=room,
-        pictures=[
-            bars(
-                "Test accuracy with LayerNorm, less that with BatchNorm",
-                "Above 0: LayerNorm is better. 95 % interval over seeds.",
-                "network and arm",
-                Axis("difference", "percentage points"),
-                [overall, *by_other["padded"], *by_other["masked"], by_moving],
-            ),
-            Picture(
-                "Change of a score when padding is appended",
-                "Largest change over a batch, freshly initialized, in training; in evaluation nothing moves.",
-                "bar",
-                Axis("network"),
-                Axis("change of a score"),
-                [
-                    Series(ARMS[arm], networks, [moves[network, arm]["training"] for network in networks])
-                    for arm in JUDGED
-                ],
-            ),
+    most = max(found.moves[network, "padded"]["training"] for network in found.networks)
+    return (
+        f"LayerNorm is {overall.value:+.1f} points [{overall.low:.1f}, {overall.high:.1f}] above BatchNorm that "
+        f"includes padding (with moving averages {by_moving.value:+.1f}); {each}; "
+        f"appended padding moves padded BatchNorm's training outputs by up to {most:.2f}, masked "
+        f"BatchNorm's {f'in {found.wrong} networks' if found.wrong else 'not at all'}"
+    )
+
+
+def _moves(found: Measured) -> Picture:
+    return Picture(
+        "Change of a score when padding is appended",
+        "Largest change over a batch, freshly initialized, in training; in evaluation nothing moves.",
+        "bar",
+        Axis("network"),
+        Axis("change of a score"),
+        [
+            Series(ARMS[arm], found.networks, [found.moves[network, arm]["training"] for network in found.networks])
+            for arm in JUDGED
         ],
-        tables=[
-            Table(
-                "Test accuracy, mean over seeds, and movement",
-                [
-                    "network",
-                    "arm",
-                    "rate",
-                    "accuracy, %",
-                    "with moving averages, %",
-                    "moves in training",
-                    "moves in evaluation",
-                ],
-                [
-                    [
-                        *(n, ARMS[a], 2.0 ** rates[n, a], mean(accuracy[n, a]), mean(moving[n, a])),
-                        *(moves[n, a]["training"], moves[n, a]["evaluation"]),
-                    ]
-                    for n, a in keys
-                ],
-            )
+    )
+
+
+def _table(found: Measured) -> Table:
+    return Table(
+        "Test accuracy, mean over seeds, and movement",
+        [
+            "network",
+            "arm",
+            "learning rate",
+            "accuracy, %",
+            "with moving averages, %",
+            "moves in training",
+            "moves in evaluation",
         ],
-        settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps",
-        trials=experiment.trials,
+        [
+            [
+                network,
+                ARMS[arm],
+                2.0 ** found.rates[network, arm],
+                mean(accuracy),
+                mean(found.moving[network, arm]),
+                found.moves[network, arm]["training"],
+                found.moves[network, arm]["evaluation"],
+            ]
+            for (network, arm), accuracy in found.accuracy.items()
+        ],
     )

@@ -1,24 +1,25 @@
-"""Shifting data hurt BatchNorm.
+"""Shifting data hurts BatchNorm.
 
-Question: What do a stream that is not shuffled, and test images unlike the training images, cost BatchNorm, beside
+Question: What do an unshuffled stream, and test images unlike the training images, cost BatchNorm compared with
 GroupNorm?
 
-Claim: Few shots, online and shifting streams hurt BatchNorm more than a norm that looks at one sample.
+Claim: Few-shot, online and shifting streams hurt BatchNorm more than a norm that looks at one sample.
 
-Criterion: For each seed and cell (network × shift), BatchNorm's loss less GroupNorm's, in percentage points of test
-accuracy, margin 2. For the stream: the loss from shuffled batches to batches of one class each. For test images: the
-loss from clean to corrupted ones. Supported if above the margin by the median over cells of each seed's difference;
-MLP and conv net, and each shift, are effects of their own, and cells that go the other way are named.
+Criterion: For each seed and cell (network × shift), BatchNorm's loss minus GroupNorm's, in percentage points of test
+accuracy, with a margin of 2. For the stream it is the loss from shuffled batches to batches of one class each. For test
+images it is the loss from clean to corrupted ones. Supported if the median over cells of each seed's difference is
+above the margin. The MLP, the convolutional network and each shift are reported as separate effects, and cells that go
+the other way are named.
 
-Room: On shuffled batches both norms get above three times the accuracy of chance, by the median over seeds, and at
-least one shift costs one of them more than the margin.
+Room: On shuffled batches both norms exceed three times the accuracy of chance, by the median over seeds, and at least
+one shift costs one of them more than the margin.
 
-Method: SGD, batches of 8, the rate tuned for each norm and each order of the stream on a seed of its own. In the
-stream of runs every batch holds 8 images of one class, the classes in turn. Evaluated with exact statistics (of 256
-shuffled training images), so that what is lost was lost in training. Corruptions of the test images, for networks that
-were trained on shuffled batches: normal noise of 1 standard deviation, a 3 × 3 mean filter, rotation by 30 degrees;
-BatchNorm evaluates with the statistics of the clean training images, as it would in use. Gain and offset are left out
-of the judgement: recalibrating undoes them exactly, and GroupNorm is immune to gain.
+Method: SGD, batches of 8, the learning rate tuned for each norm and each order of the stream on a separate seed. In the
+stream of runs every batch holds 8 images of one class, and the classes take turns. Evaluation uses exact statistics (of
+256 shuffled training images), so that what is lost was lost in training. Networks trained on shuffled batches are also
+tested on corrupted images: normal noise of 1 standard deviation, a 3 × 3 mean filter, or a rotation by 30 degrees.
+There BatchNorm evaluates with the statistics of the clean training images, as it would in use. Gain and offset are not
+judged: recalibrating undoes them exactly, and GroupNorm is immune to gain.
 
 Settings: MLP of 2 layers and the small ResNet (or the user's model); 250 steps and 4 seeds (quick), 500 steps and 10
 seeds (full).
@@ -26,12 +27,12 @@ seeds (full).
 Sources: Ioffe 2017, Batch Renormalization, section 4.3 (arXiv 1702.03275); Wu & Johnson 2021, Rethinking "Batch",
 section 6 (2105.07576); Hendrycks & Dietterich 2019 (1903.12261)
 
-Known: runs of 8 on digits: MLP 78 with BatchNorm, 95 with GroupNorm; ResNet 94 and 86. At a shared rate 72 and 9.5: a
-shared rate decides by itself.
+Known: With runs of 8 on digits: MLP 78 with BatchNorm, 95 with GroupNorm; ResNet 94 and 86. At a shared learning rate
+it is 72 and 9.5: a shared rate decides the outcome on its own.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -41,11 +42,12 @@ from torch.nn import functional
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.images.task import Split
+from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -57,10 +59,16 @@ ORDERS = ("shuffled", "runs")
 MARGIN = (-2.0, 2.0)
 RUN = 8
 CORRUPTIONS = ("noise", "blur", "rotation")
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+Arm = tuple[str, str, str]  # network, norm, order of the stream
+Losses = dict[str, dict[str, list[float]]]  # by cell and norm: points of accuracy, one value per seed
+
+
+# --- the trials ---
 
 
 def corrupted(x_nchw: Tensor, how: str, seed: int) -> Tensor:
-    """Standardized images with noise of 1 standard deviation, blurred 3 × 3, or rotated by 30 degrees."""
+    """Add noise of 1 standard deviation to standardized images, blur them 3 × 3, or rotate them by 30 degrees."""
     if how == "noise":
         return x_nchw + torch.randn(x_nchw.shape, generator=torch.Generator().manual_seed(seed))
     if how == "blur":
@@ -78,11 +86,10 @@ def stream(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, order: str, rate: float, steps: int, seed: int,
     report: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train on the stream; error and loss on the split that is reported, and its error under each corruption."""
+    """Train on the stream; return error and loss on the reported split, and its error under each corruption."""
     data = load(task)
-    fitted = fit(
-        data, data.train, network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order
-    )
+    training = Training(network=network, norm=norm, rate=rate, batch_size=RUN, steps=steps, seed=seed, order=order)
+    fitted = fit(data, data.train, training)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "corrupted": dict.fromkeys(CORRUPTIONS, 1.0)}
     split: Split = getattr(data, report)
@@ -97,66 +104,28 @@ def stream(
     return {"error": error, "loss": loss, "corrupted": wrong}
 
 
+# --- the claim ---
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Compare what each shift costs BatchNorm and GroupNorm."""
     seeds = experiment.seeds(4, 10)
-    networks = [experiment.mlp(2), experiment.convolutional]
     steps = 250 if experiment.quick else 500
-    arms = {
-        (describe(network), norm, order): {
-            "task": dict(experiment.source), "network": dict(network), "norm": norm, "order": order, "steps": steps,
-        }
-        for network in networks
-        for norm in ARMS
-        for order in ORDERS
-    }  # fmt: skip
-
-    def trial(arm: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
-        return Trial(f"{__name__}:stream", {**arm, "rate": 2.0**exponent, "seed": seed, "report": report})
-
-    exponents = tune(
-        experiment,
-        list(arms.values()),
-        error_then_loss,
-        make=lambda arm, exponent: trial(arm, exponent, experiment.tuning_seed, "validation"),
-    )
-    results = iter(
-        experiment.run(
-            [trial(arm, e, seed, "test") for arm, e in zip(arms.values(), exponents, strict=True) for seed in seeds]
-        )
-    )
-    found = {key: [next(results) for _ in seeds] for key in arms}
+    exponents, found = _runs(experiment, seeds, steps)
     accuracy = {key: [100 * (1 - result["error"]) for result in of_key] for key, of_key in found.items()}
-    cells: dict[str, list[float]] = {}
-    losses: dict[str, dict[str, list[float]]] = {}
-    for name in dict.fromkeys(key[0] for key in arms):
-        cost = {}
-        for norm in ARMS:
-            shuffled = accuracy[name, norm, "shuffled"]
-            cost[norm] = {
-                f"runs of {RUN}": [a - b for a, b in zip(shuffled, accuracy[name, norm, "runs"], strict=True)]
-            } | {
-                how: [
-                    a - 100 * (1 - result["corrupted"][how])
-                    for a, result in zip(shuffled, found[name, norm, "shuffled"], strict=True)
-                ]
-                for how in CORRUPTIONS
-            }
-        for shift in cost["batch"]:
-            cells[f"{name}, {shift}"] = [a - b for a, b in zip(cost["batch"][shift], cost["group"][shift], strict=True)]
-            losses[f"{name}, {shift}"] = {norm: cost[norm][shift] for norm in ARMS}
-    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
-    each = [measured(name, values, **settings) for name, values in cells.items()]
+    losses = _losses(found, accuracy)
+    cells = {name: differences(of_norm["batch"], of_norm["group"]) for name, of_norm in losses.items()}
+    each = [measured(name, values, **SETTINGS) for name, values in cells.items()]
     overall = measured(
-        f"BatchNorm's loss less GroupNorm's, median of {len(cells)} cells",
-        [median(of_seed) for of_seed in zip(*cells.values(), strict=True)],
-        **settings,
+        f"BatchNorm's loss minus GroupNorm's, median of {len(cells)} cells", median_by_seed(cells.values()), **SETTINGS
     )
-    least = min(median(values) for key, values in accuracy.items() if key[2] == "shuffled") / 100
+    least = min(median(values) for (_, _, order), values in accuracy.items() if order == "shuffled") / 100
     worst = max(mean(values) for of_norm in losses.values() for values in of_norm.values())
+    bound = 3 * chance(experiment.task)
     room = Room(
-        least > 3 * chance(experiment.task) and worst > MARGIN[1],
-        f"shuffled: accuracy at least {least:.2f}, above {3 * chance(experiment.task):.2f}; the largest loss by a "
-        f"shift is {worst:.1f} points",
+        least > bound and worst > MARGIN[1],
+        f"shuffled: accuracy at least {least:.2f}, above {bound:.2f}; the largest loss by a shift is {worst:.1f} "
+        "points",
     )
     return Outcome(
         verdict=overall.verdict if room.holds else "no room here",
@@ -165,7 +134,7 @@ def measure(experiment: Experiment) -> Outcome:
         room=room,
         pictures=[
             bars(
-                "BatchNorm's loss by a shift, less GroupNorm's",
+                "BatchNorm's loss by a shift minus GroupNorm's",
                 "Above 0: the shift costs BatchNorm more. 95 % interval over seeds.",
                 "network and shift",
                 Axis("difference of losses", "percentage points"),
@@ -180,10 +149,10 @@ def measure(experiment: Experiment) -> Outcome:
             ),
             Table(
                 "Test accuracy, %, mean over seeds",
-                ["network", "norm", "stream", "rate", "accuracy"],
+                ["network", "norm", "stream", "learning rate", "accuracy"],
                 [
-                    [key[0], NORMS[key[1]], key[2], 2.0**e, mean(accuracy[key])]
-                    for key, e in zip(arms, exponents, strict=True)
+                    [network, NORMS[norm], order, 2.0 ** exponents[network, norm, order], mean(values)]
+                    for (network, norm, order), values in accuracy.items()
                 ],
             ),
         ],
@@ -192,8 +161,50 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _runs(
+    experiment: Experiment, seeds: Sequence[int], steps: int
+) -> tuple[dict[Arm, int], dict[Arm, list[dict[str, Any]]]]:
+    """Run every arm at its best learning rate; return that rate's exponent and the results of each arm."""
+    arms: dict[Arm, dict[str, Any]] = {
+        (describe(network), norm, order): {
+            "task": dict(experiment.source), "network": dict(network), "norm": norm, "order": order, "steps": steps,
+        }
+        for network in (experiment.mlp(2), experiment.convolutional)
+        for norm in ARMS
+        for order in ORDERS
+    }  # fmt: skip
+
+    def trial(arm: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
+        return Trial(f"{__name__}:stream", {**arm, "rate": 2.0**exponent, "seed": seed, "report": report})
+
+    best = tune(
+        experiment,
+        list(arms.values()),
+        error_then_loss,
+        make=lambda arm, exponent: trial(arm, exponent, experiment.tuning_seed, "validation"),
+    )
+    exponents = dict(zip(arms, best, strict=True))
+    found = experiment.grid(list(arms), seeds, lambda key, seed: trial(arms[key], exponents[key], seed, "test"))
+    return exponents, found
+
+
+def _losses(found: Mapping[Arm, list[dict[str, Any]]], accuracy: Mapping[Arm, list[float]]) -> Losses:
+    """Return what each shift costs each norm."""
+    losses: Losses = {}
+    for network in dict.fromkeys(network for network, _, _ in found):
+        for norm in ARMS:
+            shuffled = accuracy[network, norm, "shuffled"]
+            shifted = {f"runs of {RUN}": accuracy[network, norm, "runs"]} | {
+                how: [100 * (1 - result["corrupted"][how]) for result in found[network, norm, "shuffled"]]
+                for how in CORRUPTIONS
+            }
+            for shift, values in shifted.items():
+                losses.setdefault(f"{network}, {shift}", {})[norm] = differences(shuffled, values)
+    return losses
+
+
 def _sentence(overall: Effect, each: list[Effect]) -> str:
-    """The median, then which cells were decided, and which way."""
+    """Tell the median, then which cells were decided, and which way."""
     more = [f"{effect.name} {effect.value:+.1f}" for effect in each if effect.verdict == "supported"]
     less = [f"{effect.name} {effect.value:+.1f}" for effect in each if effect.verdict == "contradicted"]
     return (

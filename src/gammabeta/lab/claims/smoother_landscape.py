@@ -1,42 +1,41 @@
 """BatchNorm smooths the loss surface.
 
-Question: Along the gradient, how far do the loss and the gradient stray from what the gradient promises, with BatchNorm
-and without?
+Question: Along the gradient direction, how far do the loss and the gradient depart from the gradient's linear
+prediction, with BatchNorm and without?
 
-Claim: With BatchNorm the loss surface is smoother: along the gradient loss and gradient change less.
+Claim: With BatchNorm the loss surface is smoother: along the gradient, loss and gradient change less.
 
 Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, at equal training loss. Loss form:
-the range, over the steps, of the loss less the line that the gradient promises (what is beyond the wanted decrease).
-Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Both below
-1/1.25, by the median over cells (network × training loss) of each seed: supported; contradicted if one is wholly above
-1.25; equivalent if one is wholly between; else inconclusive. Cells decided the other way are named.
+the range, over the steps, of the loss minus the line that the gradient predicts (what exceeds the wanted decrease).
+Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Supported if
+both are below 1/1.25, by the median over cells (network × training loss) of each seed. Contradicted if one is entirely
+above 1.25, equivalent if one is entirely between, otherwise inconclusive. Cells decided the other way are named.
 
-Room: On the tuning seed the unnormalized network comes down to at least one of the training losses; a cell is judged
-where both arms come down to it with every seed. And the positive control holds: with the weights in front of every
-BatchNorm multiplied by 3 and 1/3, turn about, which changes no output (ε is scaled along), neither measure moves by
-more than 0.1 %. Where the control fails the measure sees the size of weights, and nothing is
-judged.
+Room: On the tuning seed the unnormalized network reaches at least one of the training losses; a cell is judged where
+both arms reach it with every seed. A positive control must also hold. The weights before every BatchNorm are multiplied
+by 3 and 1/3 in alternation, which changes no output (ε is scaled along), and neither measure may move by more than 0.1
+%. Where the control fails, the measure depends on the size of the weights, and nothing is judged.
 
-Method: A fixed batch of 256 training images in training mode, float64, BatchNorm normalizing by that batch. Each arm is
-trained by SGD without momentum, batches of 32, at its own best rate (validation error after 100 steps); where the loss
-of the fixed batch first falls below the level, the point on the line between the weights before and after that step at
-which it is the level is found by bisection. Steps are relative to the layers' weight norms: the metric is Σ ‖dw‖²/‖w‖²
-over linear and convolutional weights, in which the steepest descent of layer l is −‖w‖² g, and a step of 0.05 moves all
-layers together by 5 % of their norms (root of the sum of squares). A step in absolute units would measure the size of
-weights instead; biases, γ and β stay. The gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The
-table has the control also for steps in an absolute unit, to show that it can fail.
+Method: A fixed batch of 256 training images in training mode, in float64; BatchNorm normalizes by that batch. Each arm
+is trained by SGD without momentum on batches of 32, at its own best learning rate (by the validation error after 100
+steps). The walk starts where the loss of the fixed batch first falls below the level: bisection finds the point of that
+loss on the line between the weights before and after that step. Steps are relative to the layers' weight norms. The
+metric is Σ ‖dw‖²/‖w‖² over linear and convolutional weights, in which the steepest descent of layer l is −‖w‖² g. A
+step of 0.05 moves all layers together by 5 % of their norms (root of the sum of squares). A step in absolute units
+would measure the size of the weights instead; biases, γ and β stay fixed. The gradient is compared in the same metric,
+‖w‖ g with ‖w‖ at the start. The table also gives the control for steps in an absolute unit, to show that it can fail.
 
 Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
 and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6
-seeds. (There were 8 in full at first, cut for time; the control scaled weights by 4 and 1/4, powers of two that made it
-trivially exact, and now by 3 and 1/3.)
+seeds. (There were 8 in full at first, cut for time. The control first scaled weights by 4 and 1/4, powers of two that
+made it trivially exact, and now by 3 and 1/3.)
 
 Sources: Santurkar et al. 2018, section 3.1 (arXiv 1805.11604); Li et al. 2018, Visualizing the Loss Landscape
 (1712.09913), on steps relative to weight norms; van Laarhoven 2017 (1706.05350)
 
-Known: Santurkar et al., steps in absolute units: loss and gradient vary less with BatchNorm. In a trial on digits the
-steepness that absolute steps give to BatchNorm was 18.8, 6.4 and 1.8 at initial gains of 1/3, 1 and 3: such steps
-measure the size of weights.
+Known: Santurkar et al., with steps in absolute units: loss and gradient vary less with BatchNorm. In a pilot run on
+digits, the steepness that absolute steps assign to BatchNorm was 18.8, 6.4 and 1.8 at initial gains of 1/3, 1 and 3.
+Such steps measure the size of the weights.
 """
 
 import copy
@@ -50,12 +49,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gammabeta as gb
-from gammabeta.lab.claims.covariate_shift import ARMS, BATCH, best_rates, is_layer, networks, same_draws, weight_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.best_rates import ARMS, BATCH, best_rates, networks
+from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import fit
+from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.verdict import weakest
@@ -92,18 +93,19 @@ class Surface:
         return float(loss.detach()), list(torch.autograd.grad(loss, self.weights))
 
     def unit(self) -> float:
-        """The root of the mean squared norm of the weights, for steps in absolute units."""
+        """Return the root of the mean squared norm of the weights, for steps in absolute units."""
         return float(torch.stack([weight.detach().norm() for weight in self.weights]).square().mean().sqrt())
 
     def walk(self, unit: float | None = None) -> dict[str, Any]:
-        """Loss and gradient along steepest descent, and how far they stray.
+        """Follow steepest descent, and measure how far loss and gradient depart from the linear prediction.
 
-        Every layer's length is counted in its weight norm s = ‖w‖: the gradient in that metric is s g, the step of size
-        η is w − η s (s g)/‖s g‖. With a ``unit`` it is s for every layer instead: steps of an absolute size.
+        Every layer's length is measured in its weight norm s = ‖w‖: the gradient in that metric is s g, and the step of
+        size η is w − η s (s g)/‖s g‖. With ``unit``, s is that for every layer instead: steps of an absolute size.
 
         Returns:
-            ``promised`` and ``losses``: the line and the loss at each step; ``turns``: the change of the gradient at
-            each step relative to the gradient at the start; ``loss`` and ``gradient``: the two measures.
+            ``promised`` and ``losses``: the predicted line and the loss at each step.
+            ``turns``: the change of the gradient at each step relative to the gradient at the start.
+            ``loss`` and ``gradient``: the two measures.
         """
         start = [weight.detach().clone() for weight in self.weights]
         sizes = [float(weight.norm()) if unit is None else unit for weight in start]
@@ -140,8 +142,7 @@ def _length(parts: Sequence[Tensor]) -> float:
 
 
 def in_front_of_norms(model: nn.Module, x_nchw: Tensor) -> list[tuple[nn.Module, nn.Module]]:
-    """(layer, BatchNorm) wherever a BatchNorm is given a layer's output itself, so that the layer's scale is
-    irrelevant."""
+    """List (layer, BatchNorm) wherever a BatchNorm's input is a layer's output, so that its scale is irrelevant."""
     made: dict[int, tuple[nn.Module, Tensor]] = {}
     found: dict[nn.Module, nn.Module] = {}
     hooks = []
@@ -164,7 +165,7 @@ def in_front_of_norms(model: nn.Module, x_nchw: Tensor) -> list[tuple[nn.Module,
 
 
 def rescale(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
-    """Multiply layers in front of norms by 3 and 1/3 in turn, and ε by the square: no output changes.
+    """Multiply layers before norms by 3 and 1/3 in alternation, and ε by the square: no output changes.
 
     Source: van Laarhoven 2017, eq. 3, with ε, as BN(aWx; a²ε) = BN(Wx; ε).
     """
@@ -177,7 +178,10 @@ def rescale(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
 
 
 def lower_to(surface: Surface, before: Sequence[Tensor], after: Sequence[Tensor], level: float) -> None:
-    """Put the model where, between two states, the loss is the level: above it before, at or below it after."""
+    """Move the model to the point between two states where the loss is the level.
+
+    The loss is above the level before, and at or below it after.
+    """
     low, high = 0.0, 1.0
     parameters = list(surface.model.parameters())
     for _ in range(20):
@@ -197,8 +201,12 @@ def _set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
 def landscape(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, rate: float, seed: int, levels: Sequence[float]
 ) -> dict[str, Any]:
-    """The walk at each level of the training loss that is come down to: ``walk``, with steps in absolute units
-    ``absolute``, and the two measures of ``walk`` with weights rescaled, ``rescaled``; None without a BatchNorm."""
+    """Train, and walk along the gradient at each level of the training loss that is reached.
+
+    Returns:
+        ``levels``: for each level ``walk``; ``absolute``, the two measures with steps in absolute units; and
+        ``rescaled``, the two measures of ``walk`` with weights rescaled, None without a BatchNorm.
+    """
     data = load(task)
     x_nchw, y_n = data.train.x_nchw[:IMAGES], data.train.y_n[:IMAGES]
     found: dict[str, Any] = {}
@@ -212,30 +220,22 @@ def landscape(
             height = float(surface.loss())
         for level in levels:
             if f"{level:g}" not in found and height <= level and last:
-                found[f"{level:g}"] = walks(copy.deepcopy(model).double(), x_nchw.double(), y_n, seed, last, now, level)
+                there = Surface(copy.deepcopy(model).double(), x_nchw.double(), y_n, seed)
+                found[f"{level:g}"] = walks(there, last, now, level)
         last = now
         return len(found) == len(levels)
 
-    fit(data, data.train, network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed, look=look)
+    training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed)
+    fit(data, data.train, training, look)
     return {"levels": found}
 
 
-def walks(
-    model: nn.Module,
-    x_nchw: Tensor,
-    y_n: Tensor,
-    seed: int,
-    before: Sequence[Tensor],
-    after: Sequence[Tensor],
-    level: float,
-) -> dict[str, Any]:
-    """The walk where the loss is the level, and its measures where weights are rescaled that the norm makes
-    irrelevant."""
-    surface = Surface(model, x_nchw, y_n, seed)
+def walks(surface: Surface, before: Sequence[Tensor], after: Sequence[Tensor], level: float) -> dict[str, Any]:
+    """Walk from where the loss is the level, and repeat it with weights rescaled whose scale the norm cancels."""
     lower_to(surface, [value.double() for value in before], [value.double() for value in after], level)
     unit = surface.unit()
     found = {"walk": surface.walk(), "absolute": _measures(surface.walk(unit)), "rescaled": None}
-    pairs = in_front_of_norms(model, x_nchw)
+    pairs = in_front_of_norms(surface.model, surface.x_nchw)
     if pairs:
         rescale(pairs)
         found["rescaled"] = _measures(surface.walk())
@@ -248,7 +248,7 @@ def _measures(walk: Mapping[str, Any]) -> dict[str, float]:
 
 
 def moved(before: Mapping[str, float], after: Mapping[str, float] | None) -> float | None:
-    """How far rescaled weights move a measure, as a share of it; the larger of the two. None without a control."""
+    """Return the relative change of a measure by rescaling, the larger of the two; None without a control."""
     if after is None:
         return None
     return max(abs(after[form] - before[form]) / max(abs(before[form]), 1e-12) for form in FORMS)
@@ -257,48 +257,37 @@ def moved(before: Mapping[str, float], after: Mapping[str, float] | None) -> flo
 # --- the claim ---
 
 
-Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> the levels a seed
+Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> the levels of each seed
 Cell = tuple[str, str]  # (network, level)
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the two measures with BatchNorm and without, at equal training loss."""
     chosen, seeds = networks(experiment), experiment.seeds(3, 6)
+    network_of = {describe(network): network for network in chosen}
     rates = best_rates(experiment, chosen, TUNED_BY)
 
-    def trial(network: Mapping[str, Any], norm: str, seed: int) -> Trial:
-        rate = 2.0 ** rates[describe(network), norm]
-        settings = {"network": dict(network), "norm": norm, "rate": rate, "seed": seed, "levels": LEVELS}
-        return Trial(f"{__name__}:landscape", {"task": dict(experiment.source), **settings})
+    def trial(arm: tuple[str, str], seed: int) -> Trial:
+        name, norm = arm
+        settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0 ** rates[arm], "seed": seed}
+        return Trial(f"{__name__}:landscape", {"task": dict(experiment.source), **settings, "levels": LEVELS})
 
-    controls = experiment.run([trial(network, "none", experiment.tuning_seed) for network in chosen])
-    wanted = {
-        (describe(network), norm): [trial(network, norm, seed) for seed in seeds] for network in chosen for norm in ARMS
-    }
-    results = iter(experiment.run([one for trials in wanted.values() for one in trials]))
-    runs: Runs = {key: [next(results)["levels"] for _ in trials] for key, trials in wanted.items()}
-    names = [describe(network) for network in chosen]
-    reached = {name: list(control["levels"]) for name, control in zip(names, controls, strict=True)}
+    controls = experiment.grid([(name, "none") for name in network_of], [experiment.tuning_seed], trial)
+    found = experiment.grid([(name, norm) for name in network_of for norm in ARMS], seeds, trial)
+    runs: Runs = {arm: [result["levels"] for result in results] for arm, results in found.items()}
+    reached = {name: list(control["levels"]) for (name, _), (control,) in controls.items()}
     cells: list[Cell] = [
         (name, level)
-        for name in names
-        for level in reached[name]
+        for name, levels in reached.items()
+        for level in levels
         if all(level in run and _usable(run[level]) for norm in ARMS for run in runs[name, norm])
     ]
-    shares = [moved(run[level]["walk"], run[level]["rescaled"]) for name, level in cells for run in runs[name, "batch"]]
-    worst = max((share for share in shares if share is not None), default=None)
-    blind = worst is not None and worst <= TOLERANCE and None not in shares
-    room = Room(
-        bool(cells) and blind,
-        "training losses that the unnormalized network comes down to: "
-        + "; ".join(f"{name} {', '.join(levels) or 'none'}" for name, levels in reached.items())
-        + f"; cells judged: {len(cells)}; rescaled weights in front of BatchNorm move a measure by "
-        + ("nothing: there are none" if worst is None else f"{worst:.1e} of itself at most"),
-    )
+    room = _room(runs, cells, reached)
     ratios = {form: {cell: _log_ratios(runs, cell, form) for cell in cells} for form in FORMS}
     overall = [
         measured(
             f"{label}, median of {len(cells)} cells",
-            [median(of_seed) for of_seed in zip(*ratios[form].values(), strict=True)],
+            median_by_seed(ratios[form].values()),
             **SETTINGS,
         )
         for form, label in FORMS.items()
@@ -316,7 +305,7 @@ def measure(experiment: Experiment) -> Outcome:
         room=room,
         pictures=[
             bars(
-                "With BatchNorm over without, at equal training loss",
+                "Measures with BatchNorm over those without, at equal training loss",
                 "Below 1: smoother with BatchNorm. 95 % interval over seeds.",
                 "network, training loss and form",
                 Axis("ratio", log=True),
@@ -330,8 +319,24 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _room(runs: Runs, cells: Sequence[Cell], reached: Mapping[str, Sequence[str]]) -> Room:
+    """Judge whether any cell is left, and whether rescaled weights leave both measures unchanged."""
+    changes = [
+        moved(run[level]["walk"], run[level]["rescaled"]) for name, level in cells for run in runs[name, "batch"]
+    ]
+    worst = max((change for change in changes if change is not None), default=None)
+    blind = worst is not None and worst <= TOLERANCE and None not in changes
+    return Room(
+        bool(cells) and blind,
+        "training losses that the unnormalized network reaches: "
+        + "; ".join(f"{name} {', '.join(levels) or 'none'}" for name, levels in reached.items())
+        + f"; cells judged: {len(cells)}; rescaled weights before BatchNorm change a measure by "
+        + ("nothing: there are none" if worst is None else f"at most {worst:.1e} of itself"),
+    )
+
+
 def _usable(walks: Mapping[str, Any]) -> bool:
-    """Both measures finite and above 0, so that they have a log."""
+    """Tell whether both measures are finite and above 0, so that they have a logarithm."""
     values = [walks["walk"][form] for form in FORMS]
     return all(value is not None and math.isfinite(value) and value > 0 for value in values)
 
@@ -346,9 +351,9 @@ def _log_ratios(runs: Runs, cell: Cell, form: str) -> list[float]:
 
 def _sentence(overall: Sequence[Effect], each: Sequence[Effect], room: Room, any_cell: bool) -> str:
     if not any_cell:
-        return "no network has room: both arms come down to none of the training losses with every seed"
+        return "no network has room: there is no training loss that both arms reach with every seed"
     if not room.holds:
-        return f"the measure sees the size of weights, or there is no BatchNorm to rescale: {room.control}"
+        return f"the measure depends on the size of weights, or there is no BatchNorm to rescale: {room.control}"
     parts = [
         f"{name} {effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] ({effect.verdict})"
         for name, effect in zip(("range of the loss", "change of the gradient"), overall, strict=True)
@@ -357,17 +362,17 @@ def _sentence(overall: Sequence[Effect], each: Sequence[Effect], room: Room, any
     against = [f"{effect.name} {effect.value:.2f}" for effect in each if effect.verdict == "contradicted"]
     return (
         f"along the gradient, with BatchNorm over without at equal training loss: {', '.join(parts)}; of {len(each)} "
-        f"cells and forms smoother in {along}, rougher in {len(against)}"
+        f"cells and forms {along} are smoother and {len(against)} rougher"
         + (f": {', '.join(against)}" if against else "")
     )
 
 
 def _along(name: str, level: str, runs: Runs) -> Picture:
-    """Loss along the walk, and the line that the gradient promises."""
+    """Draw the loss along the walk, and the line that the gradient predicts."""
     series = []
     for norm in ARMS:
         walks = [run[level]["walk"] for run in runs[name, norm]]
-        for what, label in (("losses", ""), ("promised", ", promised")):
+        for what, label in (("losses", ""), ("promised", ", predicted")):
             at = [[walk["height"], *walk[what]] for walk in walks]
             of_step = list(zip(*at, strict=True))
             series.append(
@@ -382,7 +387,7 @@ def _along(name: str, level: str, runs: Runs) -> Picture:
             )
     return Picture(
         f"{name}: loss along the gradient from a training loss of {level}",
-        "Steps relative to the layers' weight norms; median and range over seeds. Dashed: what the gradient promises.",
+        "Steps relative to the layers' weight norms; median and range over seeds. Dashed: the gradient's prediction.",
         "line",
         Axis("step over weight norm"),
         Axis("training loss"),
@@ -406,7 +411,7 @@ def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], in
                     NORMS[norm],
                     2.0 ** rates[name, norm],
                     *(mean(walk["walk"][form] for walk in walks) for form in FORMS),
-                    *(max((share for share in shares if share is not None), default=None) for shares in control),
+                    *(max((change for change in changes if change is not None), default=None) for changes in control),
                 ]
             )
     return Table(
@@ -415,10 +420,10 @@ def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], in
             "network",
             "training loss",
             "arm",
-            "rate",
+            "learning rate",
             "range of the loss beyond the decrease, nats",
-            "change of the gradient, of itself",
-            "rescaled weights move it by, of itself",
+            "relative change of the gradient",
+            "relative change by rescaled weights",
             "the same with absolute steps",
         ],
         rows,

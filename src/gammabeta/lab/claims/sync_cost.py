@@ -1,34 +1,36 @@
 """Synchronizing BatchNorm is a communication bottleneck.
 
-Question: What does sharing BatchNorm's statistics between processes cost, and from how many on does it matter?
+Question: What does sharing BatchNorm's statistics between processes cost, and from how many processes on does it
+matter?
 
 Claim: Synchronizing is a communication bottleneck: every layer waits for all processes, forward and backward.
 
-Criterion: Reported, not judged: what is measured holds for processes of this machine, and what is said of other
-links rests on their assumed speed. Reported are the step's lengthening by synchronization in percent, and the
-number of ranks at which the modelled exchange passes 5 % of a step, for each link.
+Criterion: Reported, not judged: what is measured holds for processes of this machine, and what is said of other links
+rests on their assumed speed. Two figures are reported. One is how much synchronization lengthens a step, in percent.
+The other, for each link, is the number of ranks at which the modelled exchange exceeds 5 % of a step.
 
-Room: The network has BatchNorm layers that synchronize: at least one collective a step is counted in 2 processes.
+Room: The network has BatchNorm layers that synchronize: at least one collective per step is counted in 2 processes.
 
-Method: Real gloo processes, each with its own batch, all in step. The same network with each process's own
-statistics and with synchronized ones, in turns: a whole step (forward, backward, gradients averaged in one
-collective, SGD), and its normalization layers alone, forward and backward on inputs of their shapes. Collectives
-and bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α +
-m/β, by least squares of relative errors. For more ranks, the step's counted messages m are sent one after another,
-without overlap or contention, by the cheaper algorithm of two: the ring, (P − 1)(α + m/β) for an all-gather and 2(P
-− 1)(α + m/(Pβ)) for an all-reduce; and recursive doubling, ⌈log₂ P⌉α + (P − 1)m/β and ⌈log₂ P⌉(α + m/β). Also by
-the ring alone. What is modelled leaves out waiting for each other, which the measured step has. The step is this
-machine's in one process, and ones 10 and 100 times longer, as of larger batches or images with as many layers.
+Method: Real gloo processes, each with its own batch, in lockstep. The same network runs with each process's own
+statistics and with synchronized ones, in turns. Timed are a whole step (forward, backward, gradients averaged in one
+collective, SGD), and the normalization layers alone, forward and backward on inputs of their shapes. Collectives and
+bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α + m/β, by
+least squares of relative errors. For more ranks, the step's counted messages m are sent one after another, without
+overlap or contention, by the cheaper of two algorithms. The ring takes (P − 1)(α + m/β) for an all-gather and 2(P −
+1)(α + m/(Pβ)) for an all-reduce. Recursive doubling takes ⌈log₂ P⌉α + (P − 1)m/β and ⌈log₂ P⌉(α + m/β). The ring is
+also reported on its own. The model leaves out waiting for each other, which the measured step includes. The step is
+this machine's in one process, and also one 10 and one 100 times longer, as with larger batches or images and as many
+layers.
 
-Settings: the small ResNet (or the user's model), 32 images a process; 1 and 2 processes, in full also 4, each with
-one thread; what has more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 8 rounds
-(quick), 40 (full). Links, assumed, with latency a message and bandwidth: NVLink 4, 3 µs, 900 GB/s; InfiniBand NDR,
-5 µs, 50 GB/s; 100 GbE, 20 µs, 12.5 GB/s; 25 GbE, 30 µs, 3.1 GB/s; 10 GbE, 50 µs, 1.25 GB/s.
+Settings: the small ResNet (or the user's model), 32 images per process; 1 and 2 processes, in full also 4, each with
+one thread; a setting with more processes than cores is marked oversubscribed. Messages of 64 bytes to 1 MB. 8 rounds
+(quick), 40 (full). Links, assumed, with latency per message and bandwidth: NVLink 4, 3 µs, 900 GB/s; InfiniBand NDR, 5
+µs, 50 GB/s; 100 GbE, 20 µs, 12.5 GB/s; 25 GbE, 30 µs, 3.1 GB/s; 10 GbE, 50 µs, 1.25 GB/s.
 
 Sources: Thakur, Rabenseifner & Gropp 2005, section 4; Peng et al. 2018, MegDet (arXiv 1711.07240); Wu & He 2018
 (1803.08494)
 
-Known: A layer sends 2C + 2 values forward and 2C backward, so little that latency decides and not bandwidth.
+Known: A layer sends 2C + 2 values forward and 2C backward, so few that latency decides and not bandwidth.
 """
 
 import math
@@ -49,9 +51,9 @@ from gammabeta.distributed import processes
 from gammabeta.distributed.collectives import all_gather, all_reduce
 from gammabeta.distributed.process_groups import Peers
 from gammabeta.distributed.traffic import Traffic
-from gammabeta.lab.claims.group_norm_needs_no_sync import average_gradients
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
+from gammabeta.lab.images.training import average_gradients
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, cores, versioned
@@ -68,8 +70,8 @@ CALLS = 12
 PART = 0.05
 MOST_RANKS = 1024
 SHOWN_RANKS = (8, 64, 1024)
-LONGER = (1, 10, 100)  # steps: this machine's, and of more work between as many exchanges
-# Assumed: seconds a message, bytes a second.
+LONGER = (1, 10, 100)  # factors of the step's time: this machine's, and more work between as many exchanges
+# Assumed: seconds per message, bytes per second.
 LINKS = {
     "NVLink 4": (3e-6, 900e9),
     "InfiniBand NDR": (5e-6, 50e9),
@@ -86,7 +88,7 @@ ARMS = {"own": "each its own statistics", "synced": "synchronized"}
 
 
 def own_times(*, task: Mapping[str, str], network: Mapping[str, Any], rounds: int) -> dict[str, Any]:
-    """Seconds of steps, of the norm layers in them and of single collectives; what collectives a step makes."""
+    """Time steps, their norm layers and single collectives, and record the collectives of a step."""
     data = load(task)
     together = dist.is_initialized() and dist.get_world_size() > 1
     rank = dist.get_rank() if together else 0
@@ -128,7 +130,7 @@ def own_times(*, task: Mapping[str, str], network: Mapping[str, Any], rounds: in
 
 
 def norms_alone(model: nn.Module, x_nchw: Tensor) -> Callable[[], None]:
-    """Forward and backward of each BatchNorm of the model, on an input of the shape it gets."""
+    """Return a call that runs each BatchNorm of the model forward and backward, on an input of its usual shape."""
     shapes: list[tuple[nn.Module, torch.Size]] = []
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     hooks = [
@@ -147,7 +149,10 @@ def norms_alone(model: nn.Module, x_nchw: Tensor) -> Callable[[], None]:
 
 
 def in_turns(timed: Mapping[tuple[str, str], Callable[[], object]], rounds: int) -> list[list[Any]]:
-    """(what, arm, seconds a call of each round); all processes begin each turn together."""
+    """Time all calls in turns; return (what, arm, seconds per call in each round).
+
+    All processes begin each turn together.
+    """
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
     for turn in range(WARM + rounds):
         for key, call in timed.items():
@@ -162,7 +167,7 @@ def in_turns(timed: Mapping[tuple[str, str], Callable[[], object]], rounds: int)
 
 
 def collectives_alone() -> list[list[Any]]:
-    """(collective, bytes a process, median seconds), by the functions that the layers call."""
+    """Time the functions that the layers call; return (collective, bytes per process, median seconds)."""
     group = dist.group.WORLD
     assert group is not None
     peers = Peers(group.group_name, group.size())
@@ -182,7 +187,7 @@ def collectives_alone() -> list[list[Any]]:
 
 @versioned(1)
 def cost(*, task: Mapping[str, str], network: Mapping[str, Any], ranks: int, rounds: int) -> dict[str, Any]:
-    """What the first of ``ranks`` processes measured; one is this one, without a group."""
+    """Measure in ``ranks`` processes and return what the first measured; one rank is this process, without a group."""
     if ranks == 1:
         return own_times(task=task, network=network, rounds=rounds)
     settings = {"task": dict(task), "network": dict(network), "rounds": rounds}
@@ -194,14 +199,20 @@ def cost(*, task: Mapping[str, str], network: Mapping[str, Any], ranks: int, rou
 
 
 def fit(messages: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """α, seconds, and 1/β, seconds a byte, of t = α + m/β over (bytes, seconds); neither is below 0."""
+    """Fit t = α + m/β to (bytes, seconds); return α in seconds and 1/β in seconds per byte, neither below 0."""
     sizes, seconds = np.array(list(messages), dtype=np.float64).T
     (alpha, slope), _ = nnls(np.stack((1 / seconds, sizes / seconds), axis=1), np.ones(len(seconds)))
     return float(alpha), float(slope)
 
 
 def exchange(messages: Iterable[tuple[str, float]], ranks: int, alpha: float, beta: float, *, ring: bool) -> float:
-    """Seconds that the messages take over a link, one after another; the ring alone or the cheaper algorithm.
+    """Return the seconds that the messages take over a link, one after another.
+
+    Args:
+        messages: (collective, bytes per process).
+        alpha: latency of a message in seconds.
+        beta: bandwidth in bytes per second.
+        ring: use only the ring, instead of the cheaper of the two algorithms.
 
     Source: Thakur, Rabenseifner & Gropp 2005, section 4.
     """
@@ -218,7 +229,7 @@ def exchange(messages: Iterable[tuple[str, float]], ranks: int, alpha: float, be
 
 
 def passes_at(messages: Sequence[tuple[str, float]], step: float, link: str, *, ring: bool) -> int | None:
-    """The number of ranks from 2 to 1024 at which the exchange passes 5 % of the step; None where none does."""
+    """Return the first number of ranks, from 2 to 1024, at which the exchange exceeds 5 % of the step, or None."""
     return next(
         (p for p in range(2, MOST_RANKS + 1) if exchange(messages, p, *LINKS[link], ring=ring) > PART * step), None
     )
@@ -231,38 +242,25 @@ Fits = Mapping[tuple[int, str], tuple[float, float]]  # by ranks and collective:
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Report what synchronization costs here, and model what it costs over other links."""
     if not processes.available():
         return Outcome(
             "no room here",
-            "this torch has no gloo, which processes would talk by",
+            "this build of torch has no gloo, which the processes need to communicate",
             [],
             Room(False, "torch has no gloo"),
         )
-    network = experiment.convolutional
     counts = QUICK if experiment.quick else FULL
-    records: dict[int, dict[str, Any]] = {}
-    for ranks in counts:  # one after another: times beside each other would be each other's
-        trial = Trial(
-            f"{__name__}:cost",
-            {
-                "task": dict(experiment.source),
-                "network": dict(network),
-                "ranks": ranks,
-                "rounds": 8 if experiment.quick else 40,
-            },
-        )
-        records[ranks] = experiment.records([trial])[0]
+    records = _records(experiment, counts)
     messages: list[tuple[str, float]] = [(name, size) for name, size in records[2]["result"]["messages"]]
-    sent = round(sum(size for _, size in messages))
-    averaged = sum(size for _, size in records[2]["result"]["gradients"])
-    room = Room(bool(messages), f"{len(messages)} collectives of normalization a step in 2 processes")
+    room = Room(bool(messages), f"{len(messages)} collectives of normalization per step in 2 processes")
     seconds = {
         (ranks, what, arm): of_rounds
         for ranks, record in records.items()
         for what, arm, of_rounds in record["timing"]["rounds"]
     }
     effects = [
-        _longer(f"a step longer by synchronization, {_processes(ranks)}", seconds, ranks)
+        _longer(f"lengthening of a step by synchronization, {_processes(ranks)}", seconds, ranks)
         for ranks in sorted(counts, key=lambda ranks: ranks != 2)
     ]
     step = median(seconds[1, "step", "own"])
@@ -272,21 +270,13 @@ def measure(experiment: Experiment) -> Outcome:
         if ranks > 1
         for name in (GATHER, REDUCE)
     }
-    if not room.holds:
-        sentence = f"{describe(network)} has no BatchNorm that would synchronize"
-    else:
-        first, alone = effects[0], _by_fit(messages, 2, fits) or 0.0
-        sentence = (
-            f"{describe(network)} sends {len(messages)} collectives of {sent} bytes together a step (its gradients, "
-            f"{averaged}); in 2 processes over gloo that makes a step {first.value:.0f} % longer [{first.low:.0f}, "
-            f"{first.high:.0f}]: {1e3 * (_synced(seconds, 2) - _own(seconds, 2)):.1f} ms, where "
-            f"as many collectives alone take {1e3 * alone:.1f}; modelled over assumed "
-            f"links the exchange passes 5 % of a step of {1e3 * step:.1f} ms at {_passing(messages, step)}, and of one "
-            f"100 times longer at {_passing(messages, 100 * step)}"
-        )
     return Outcome(
         verdict="reported" if room.holds else "no room here",
-        sentence=sentence,
+        sentence=(
+            f"{describe(experiment.convolutional)} " + _sentence(effects[0], records[2]["result"], seconds, fits)
+            if room.holds
+            else f"{describe(experiment.convolutional)} has no BatchNorm that would synchronize"
+        ),
         effects=effects if room.holds else [],
         room=room,
         pictures=[
@@ -300,13 +290,39 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _records(experiment: Experiment, counts: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Measure one number of processes after another: run side by side, they would slow each other down."""
+    settings = {
+        "task": dict(experiment.source),
+        "network": dict(experiment.convolutional),
+        "rounds": 8 if experiment.quick else 40,
+    }
+    return {ranks: experiment.records([Trial(f"{__name__}:cost", {**settings, "ranks": ranks})])[0] for ranks in counts}
+
+
+def _sentence(first: Effect, counted: Mapping[str, Any], seconds: Seconds, fits: Fits) -> str:
+    """Tell what a step sends, what that costs in 2 processes, and the ranks that the model says."""
+    messages: list[tuple[str, float]] = [(name, size) for name, size in counted["messages"]]
+    sent, averaged = (sum(size for _, size in counted[what]) for what in ("messages", "gradients"))
+    alone = _by_fit(messages, 2, fits) or 0.0
+    step = median(seconds[1, "step", "own"])
+    return (
+        f"sends {len(messages)} collectives of {round(sent)} bytes together per step (its gradients, "
+        f"{averaged}); in 2 processes over gloo that makes a step {first.value:.0f} % longer [{first.low:.0f}, "
+        f"{first.high:.0f}]: {1e3 * (_synced(seconds, 2) - _own(seconds, 2)):.1f} ms, where "
+        f"the same collectives on their own take {1e3 * alone:.1f}; modelled over assumed "
+        f"links the exchange exceeds 5 % of a step of {1e3 * step:.1f} ms at {_passing(messages, step)}, and of one "
+        f"100 times longer at {_passing(messages, 100 * step)}"
+    )
+
+
 def _processes(ranks: int) -> str:
     words = f"{ranks} process{'es' * (ranks > 1)}"
     return f"{words}, oversubscribed" if ranks > cores() else words
 
 
 def _longer(name: str, seconds: Seconds, ranks: int) -> Effect:
-    """Round by round, in percent of the step with each process's own statistics."""
+    """Return the lengthening, round by round, in percent of the step with each process's own statistics."""
     pairs = zip(seconds[ranks, "step", "synced"], seconds[ranks, "step", "own"], strict=True)
     around = interval([100 * (synced / own - 1) for synced, own in pairs])
     rounds = len(seconds[ranks, "step", "own"])
@@ -323,7 +339,7 @@ def _synced(seconds: Seconds, ranks: int) -> float:
 
 
 def _by_fit(messages: Sequence[tuple[str, float]], ranks: int, fits: Fits) -> float | None:
-    """Seconds that a step's messages would take, each as fast as it is alone."""
+    """Return the seconds that a step's messages would take, each as fast as on its own; None without a fit."""
     known = [fits[ranks, name] for name, _ in messages if (ranks, name) in fits]
     return sum(alpha + slope * m for (alpha, slope), (_, m) in zip(known, messages, strict=True)) if known else None
 
@@ -346,10 +362,10 @@ def _bars(counts: Sequence[int], seconds: Seconds) -> Picture:
         low, middle, high = ([float(np.percentile(values, q)) for values in of_arm] for q in (25, 50, 75))
         series.append(Series(name, x, middle, low, high))
     return Picture(
-        "Milliseconds of a step, and of its normalization layers alone",
+        "Milliseconds per step, and of its normalization layers alone",
         "Median and quartiles over rounds, on this machine.",
         "bar",
-        Axis("what"),
+        Axis("what is timed"),
         Axis("time", "ms"),
         series,
     )
@@ -367,7 +383,7 @@ def _over_sizes(records: Mapping[int, Mapping[str, Any]], fits: Fits) -> Picture
         "Time of one collective over the size of its message",
         "Gloo between processes of this machine, median of calls; dashed: the fit.",
         "line",
-        Axis("message of a process", "bytes", log=True),
+        Axis("message per process", "bytes", log=True),
         Axis("time", "µs", log=True),
         series,
     )
@@ -381,7 +397,7 @@ def _over_ranks(messages: Sequence[tuple[str, float]], step: float, longer: int)
     ]
     of_what = "this machine's step" if longer == 1 else f"a step {longer} times longer than this machine's"
     return Picture(
-        f"Modelled: exchange of statistics as part of {of_what}",
+        f"Modelled: exchange of statistics as a share of {of_what}",
         f"Over links of assumed speed, a step of {1e3 * step:.2g} ms without it; the cheaper algorithm.",
         "line",
         Axis("ranks", log=True),
@@ -405,7 +421,7 @@ def _measured(records: Mapping[int, Mapping[str, Any]], seconds: Seconds, fits: 
         [
             "processes", "step, ms", "synchronized, ms", "norms alone, ms", "synchronized, ms",
             "its collectives by the fit, ms",
-            "collectives a step", "bytes a process", "bytes of gradients",
+            "collectives per step", "bytes per process", "bytes of gradients",
         ],
         rows,
     )  # fmt: skip
@@ -429,7 +445,7 @@ def _modelled(messages: Sequence[tuple[str, float]], step: float) -> Table:
             ]
             rows.append([link, 1e6 * alpha, 1e-9 * beta, "ring" if ring else "the cheaper", *at, *passing])
     return Table(
-        "Modelled over assumed links: milliseconds of exchange a step, and the ranks at which it passes 5 % of a step",
+        "Modelled over assumed links: milliseconds of exchange per step, and the ranks at which it exceeds 5 % of it",
         [
             "link",
             "latency, µs",

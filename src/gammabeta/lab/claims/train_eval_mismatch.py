@@ -2,19 +2,21 @@
 
 Question: Does the accuracy change when the moving averages are replaced by the final network's own statistics?
 
-Claim: Moving averages lag behind the weights and remember noisy batches, so that evaluation by them differs from
-evaluation by the trained network's statistics.
+Claim: Moving averages lag behind the weights and remember noisy batches, so that evaluation with them differs from
+evaluation with the trained network's statistics.
 
-Criterion: Test accuracy with recalibrated statistics less that with the moving averages, in percentage points, paired
-by seed, above 1, by the median over regimes (network × rate) of each seed's difference; each regime is an effect of its
-own. Apart from it: the gap between running and recalibrated statistics by layer, beyond what sampling explains.
+Criterion: Test accuracy with recalibrated statistics minus that with the moving averages, in percentage points, paired
+by seed, is above 1. The verdict rests on the median over regimes (network × learning rate) of each seed's difference;
+each regime is reported as a separate effect. The gap between running and recalibrated statistics, beyond what sampling
+explains, is reported by layer.
 
-Room: With recalibrated statistics every network gets above three times the accuracy of chance in its best regime.
+Room: With recalibrated statistics every network exceeds three times the accuracy of chance in its best regime.
 
-Method: SGD, batches of 32, momentum 0.1 and at least 10/0.1 steps, so that no average is still filled by its start.
-Rates: each network's best by the recalibrated validation error on a seed of its own, and four times that. Recalibrated
-are statistics of 256 training images under the final weights, layer by layer. The gap is that of `gammabeta.
-train_eval_gap` on the training images: root mean square over channels of the mean's shift in standard deviations.
+Method: SGD, batches of 32, momentum 0.1 and at least 10/0.1 steps, so that no average still depends on its initial
+value. The learning rates are each network's best by the recalibrated validation error on a separate seed, and four
+times that. Recalibrated statistics are those of 256 training images under the final weights, layer by layer. The gap is
+that of `gammabeta.train_eval_gap` on the training images: the root mean square over channels of the mean's shift, in
+standard deviations.
 
 Settings: MLP of 2 layers and the small ResNet (or the user's model); 200 steps and 4 seeds (quick), 400 steps and 10
 seeds (full).
@@ -22,10 +24,10 @@ seeds (full).
 Sources: Ioffe & Szegedy 2015, algorithm 2 (arXiv 1502.03167); Wu & Johnson 2021, Rethinking "Batch", section 3
 (2105.07576)
 
-Known: In a trial a ResNet at rate 0.5 went from 82.3 to 87.2 %, at 0.1 nothing changed.
+Known: In a pilot run a ResNet at a learning rate of 0.5 went from 82.3 to 87.2 %; at 0.1 nothing changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -34,10 +36,11 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.images.training import POPULATION, chance, error_and_loss, exact_statistics, fit
-from gammabeta.lab.outcome import Axis, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.images.task import Split
+from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
 
@@ -46,16 +49,22 @@ KIND = "images"
 
 BATCH = 32
 MARGIN = (-1.0, 1.0)
-LARGER = 2  # exponents of 2 above the best rate
+LARGER = 2  # exponents of 2 above the best learning rate
+SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+Runs = dict[str, list[dict[str, Any]]]  # regime -> one result per seed
 
 
 @versioned(1)
 def mismatch(
     *, task: Mapping[str, Any], network: Mapping[str, Any], rate: float, steps: int, seed: int, report: str
 ) -> dict[str, Any]:
-    """Errors with moving averages and recalibrated, and the gap of each layer: (shift of the mean, its error)."""
+    """Train; return the errors with moving averages and recalibrated, and each layer's gap.
+
+    A gap is (layer, shift of the mean, its sampling error).
+    """
     data = load(task)
-    fitted = fit(data, data.train, network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
+    training = Training(network=network, norm="batch", rate=rate, batch_size=BATCH, steps=steps, seed=seed)
+    fitted = fit(data, data.train, training)
     if fitted.diverged is not None:
         return {"error": 1.0, "loss": None, "moving_error": 1.0, "gaps": []}
     model = fitted.model.eval()
@@ -73,8 +82,51 @@ def mismatch(
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Compare the accuracy with recalibrated statistics and with moving averages in each regime."""
     seeds = experiment.seeds(4, 10)
     steps = 200 if experiment.quick else 400
+    found = _runs(experiment, seeds, steps)
+    gains = {name: [100 * (r["moving_error"] - r["error"]) for r in of_name] for name, of_name in found.items()}
+    overall = measured(
+        f"recalibrated minus moving averages, median of {len(found)} regimes",
+        median_by_seed(gains.values()),
+        **SETTINGS,
+    )
+    each = [measured(name, values, **SETTINGS) for name, values in gains.items()]
+    best = list(found)[::2]  # each network's best rate comes before its larger one
+    accuracy = min(1 - median(r["error"] for r in found[name]) for name in best)
+    least = 3 * chance(experiment.task)
+    room = Room(
+        accuracy > least, f"recalibrated accuracy at best learning rates at least {accuracy:.2f}, above {least:.2f}"
+    )
+    beyond = {
+        name: mean(shift / error for run in of_name for _, shift, error in run["gaps"])
+        for name, of_name in found.items()
+        if any(run["gaps"] for run in of_name)
+    }
+    return Outcome(
+        verdict=overall.verdict if room.holds else "no room here",
+        sentence=_sentence(overall, each, max(beyond.values(), default=0.0)),
+        effects=[overall, *each],
+        room=room,
+        pictures=[
+            bars(
+                "Accuracy with recalibrated statistics minus that with moving averages",
+                "Above 0: the moving averages cost accuracy. 95 % interval over seeds.",
+                "network and learning rate",
+                Axis("difference", "percentage points"),
+                [overall, *each],
+            ),
+            _gaps(found),
+        ],
+        tables=[_table(found, beyond)],
+        settings=f"{len(seeds)} seeds, {steps} steps",
+        trials=experiment.trials,
+    )
+
+
+def _runs(experiment: Experiment, seeds: Sequence[int], steps: int) -> Runs:
+    """Run every network at its best learning rate and at the larger one."""
     networks = [experiment.mlp(2), experiment.convolutional]
     base = {"task": dict(experiment.source), "steps": steps}
 
@@ -88,83 +140,57 @@ def measure(experiment: Experiment) -> Outcome:
         error_then_loss,
         make=lambda network, exponent: trial(network, exponent, experiment.tuning_seed, "validation"),
     )
-    regimes = [(network, e + more) for network, e in zip(networks, best, strict=True) for more in (0, LARGER)]
-    names = [f"{describe(network)}, rate {2.0**exponent:g}" for network, exponent in regimes]
-    results = iter(experiment.run([trial(*regime, seed, "test") for regime in regimes for seed in seeds]))
-    found = {name: [next(results) for _ in seeds] for name in names}
-    gains = {name: [100 * (r["moving_error"] - r["error"]) for r in of_name] for name, of_name in found.items()}
-    settings: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
-    overall = measured(
-        f"recalibrated less moving averages, median of {len(names)} regimes",
-        [median(of_seed) for of_seed in zip(*gains.values(), strict=True)],
-        **settings,
-    )
-    each = [measured(name, values, **settings) for name, values in gains.items()]
-    accuracy = min(1 - median(r["error"] for r in found[name]) for name in names[::2])
-    least = 3 * chance(experiment.task)
-    beyond = {
-        name: mean(shift / error for run in of_name for _, shift, error in run["gaps"])
-        for name, of_name in found.items()
-        if any(run["gaps"] for run in of_name)
+    regimes = {
+        f"{describe(network)}, learning rate {2.0**exponent:g}": (network, exponent)
+        for network, at_best in zip(networks, best, strict=True)
+        for exponent in (at_best, at_best + LARGER)
     }
-    room = Room(accuracy > least, f"recalibrated accuracy at best rates at least {accuracy:.2f}, above {least:.2f}")
-    return Outcome(
-        verdict=overall.verdict if room.holds else "no room here",
-        sentence=(
-            f"recalibrating changes the accuracy by {overall.value:+.2f} points [{overall.low:.2f}, "
-            f"{overall.high:.2f}] in the median regime: "
-            + ", ".join(f"{effect.name} {effect.value:+.1f} ({effect.verdict})" for effect in each)
-            + f"; running means are off by {max(beyond.values(), default=0.0):.1f} sampling errors at most"
-        ),
-        effects=[overall, *each],
-        room=room,
-        pictures=[
-            bars(
-                "Accuracy with recalibrated statistics, less that with moving averages",
-                "Above 0: the moving averages cost accuracy. 95 % interval over seeds.",
-                "network and rate",
-                Axis("difference", "percentage points"),
-                [overall, *each],
-            ),
-            Picture(
-                "Gap of the running means by layer",
-                "Root mean square over channels of the shift of the mean, in standard deviations; mean over seeds. "
-                f"What sampling gives is {_sampling(found):.3f} at most.",
-                "line",
-                Axis("BatchNorm, in the order of the data"),
-                Axis("shift of the mean", "standard deviations"),
-                [series for name, runs in found.items() if (series := _by_layer(name, runs))],
-            ),
-        ],
-        tables=[
-            Table(
-                "Test error, %, mean over seeds",
-                ["network and rate", "moving averages", "recalibrated", "gap in sampling errors, mean over layers"],
-                [
-                    [
-                        name,
-                        100 * mean(run["moving_error"] for run in runs),
-                        100 * mean(run["error"] for run in runs),
-                        beyond.get(name),
-                    ]
-                    for name, runs in found.items()
-                ],
-            )
-        ],
-        settings=f"{len(seeds)} seeds, {steps} steps",
-        trials=experiment.trials,
+    return experiment.grid(list(regimes), seeds, lambda name, seed: trial(*regimes[name], seed, "test"))
+
+
+def _sentence(overall: Effect, each: Sequence[Effect], most: float) -> str:
+    return (
+        f"recalibrating changes the accuracy by {overall.value:+.2f} points [{overall.low:.2f}, "
+        f"{overall.high:.2f}] in the median regime: "
+        + ", ".join(f"{effect.name} {effect.value:+.1f} ({effect.verdict})" for effect in each)
+        + f"; running means are off by at most {most:.1f} sampling errors"
     )
 
 
-def _sampling(found: Mapping[str, list[dict[str, Any]]]) -> float:
-    return max((error for runs in found.values() for run in runs for _, _, error in run["gaps"]), default=0.0)
+def _gaps(found: Runs) -> Picture:
+    sampling = max((error for runs in found.values() for run in runs for _, _, error in run["gaps"]), default=0.0)
+    return Picture(
+        "Gap of the running means by layer",
+        "Root mean square over channels of the shift of the mean, in standard deviations; mean over seeds. "
+        f"Sampling explains at most {sampling:.3f}.",
+        "line",
+        Axis("BatchNorm, in the order of the data"),
+        Axis("shift of the mean", "standard deviations"),
+        [series for name, runs in found.items() if (series := _by_layer(name, runs))],
+    )
 
 
 def _by_layer(name: str, runs: list[dict[str, Any]]) -> Series | None:
-    """The mean gap of each layer over those seeds in which all layers have one."""
+    """Draw each layer's mean gap over the seeds in which all layers have one."""
     of_seed = [[shift for _, shift, _ in run["gaps"]] for run in runs]
     most = max(map(len, of_seed))
     whole = [shifts for shifts in of_seed if len(shifts) == most]
     if not most:
         return None
     return Series(name, list(range(1, most + 1)), [mean(of_layer) for of_layer in zip(*whole, strict=True)])
+
+
+def _table(found: Runs, beyond: Mapping[str, float]) -> Table:
+    return Table(
+        "Test error, %, mean over seeds",
+        ["network and learning rate", "moving averages", "recalibrated", "gap in sampling errors, mean over layers"],
+        [
+            [
+                name,
+                100 * mean(run["moving_error"] for run in runs),
+                100 * mean(run["error"] for run in runs),
+                beyond.get(name),
+            ]
+            for name, runs in found.items()
+        ],
+    )

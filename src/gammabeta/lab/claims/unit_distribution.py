@@ -2,29 +2,29 @@
 
 Question: What is the distribution of a normalization layer's output, over the axes that it normalizes?
 
-Claim: Standardized inputs have mean 0 and variance 1; more exactly variance σ²/(σ² + ε), and for RMSNorm, which
-does not center, mean square m/(m + ε) with m the input's mean square and no mean of 0.
+Claim: Standardized inputs have mean 0 and variance 1, more exactly variance σ²/(σ² + ε). RMSNorm does not center: its
+output has mean square m/(m + ε), with m the input's mean square, and its mean is not 0.
 
-Criterion: An identity in float64, over every norm's own axes. The mean is within (64 + n)·u·(1 + |μ|/s) of 0 and
-the variance within (64 + n)·u·(1 + |μ|/σ) of σ²/(σ² + ε), relatively, where n is the number of values a statistic,
-s² = σ² + ε and u = 2⁻⁵³: a sum of n squares taken one by one errs by n·u at the most (Higham 2002, eq. 4.4), x − μ
-loses as many digits as |μ| is larger than the spread, and 64 covers the rest. Supported if it holds for every
-statistic of every norm on every input, else contradicted. (The bound was corrected after first runs: the variance's
-had s in place of σ, which is too narrow where σ² is below ε, since there the variance itself is small; and it did
-not grow with n, which failed at 6,272 values, where the kernel sums one by one.)
+Criterion: An identity in float64, over every norm's own axes. The mean is within (64 + n)·u·(1 + |μ|/s) of 0, and the
+variance within (64 + n)·u·(1 + |μ|/σ) of σ²/(σ² + ε), relatively. Here n is the number of values per statistic, s² = σ²
++ ε and u = 2⁻⁵³. A sum of n squares taken one by one errs by at most n·u (Higham 2002, eq. 4.4), x − μ loses as many
+digits as |μ| exceeds the spread, and 64 covers the rest. Supported if it holds for every statistic of every norm on
+every input, otherwise contradicted. (The bound was corrected after first runs. The variance's bound had s in place of
+σ, which is too narrow where σ² is below ε, since the variance itself is small there. It also did not grow with n, and
+failed at 6,272 values, where the kernel sums one by one.)
 
 Room: Always: an identity needs none.
 
-Method: BatchNorm of (N, C) and (N, C, H, W), LayerNorm, GroupNorm, InstanceNorm and RMSNorm, γ = 1 and β = 0, in
-training mode, on random inputs whose mean and spread vary over nine and six decades, and on the real task: its
-images after the first linear or convolutional layer of a network that was trained for 20 steps. Means and variances
-of the output are taken here by torch.mean in float64, not by the library's own Moments.
+Method: BatchNorm of (N, C) and (N, C, H, W), LayerNorm, GroupNorm, InstanceNorm and RMSNorm run in training mode with γ
+= 1 and β = 0. Their inputs are random, with means and spreads over nine and six decades. They are also the real task's
+images after the first linear or convolutional layer of a network trained for 20 steps. Means and variances of the
+output are computed here by torch.mean in float64, not by the library's own Moments.
 
-Settings: ε of 10⁻⁵ and 10⁻²; |μ| of 0, 1, 10³, 10⁶; σ of 10⁻³, 1, 10³; 32 samples, 16 channels, 4 × 4 positions;
-the same for quick and full.
+Settings: ε of 10⁻⁵ and 10⁻²; |μ| of 0, 1, 10³, 10⁶; σ of 10⁻³, 1, 10³; 32 samples, 16 channels, 4 × 4 positions; the
+same for quick and full.
 
-Sources: Ioffe & Szegedy 2015, algorithm 1 (arXiv 1502.03167); Ba et al. 2016, eq. 3 (1607.06450); Wu & He 2018, eq.
-1 (1803.08494); Zhang & Sennrich 2019, eq. 4 (1910.07467)
+Sources: Ioffe & Szegedy 2015, algorithm 1 (arXiv 1502.03167); Ba et al. 2016, eq. 3 (1607.06450); Wu & He 2018, eq. 1
+(1803.08494); Zhang & Sennrich 2019, eq. 4 (1910.07467)
 
 Known: It follows from the definition; at σ² below ε the variance is far from 1.
 """
@@ -69,7 +69,7 @@ CASES = (
 
 
 def statistics_of(name: str, x: Tensor, groups: int) -> Tensor:
-    """x (N, C) or (N, C, H, W) as (statistics, values): each row holds what one statistic of the norm is taken over."""
+    """Reshape x, (N, C) or (N, C, H, W), to (statistics, values): a row holds the values of one statistic."""
     if name == "batch":
         return x.movedim(1, 0).flatten(1)
     if name == "group":
@@ -82,7 +82,7 @@ def statistics_of(name: str, x: Tensor, groups: int) -> Tensor:
 
 
 def deviation(name: str, layer: nn.Module, x: Tensor, eps: float) -> dict[str, float]:
-    """How far the layer's output is from the identity, in units of the tolerance: at most 1 where it holds."""
+    """Return the distance of the layer's output from the identity, in units of the tolerance: at most 1 if it holds."""
     for module in layer.modules():
         if hasattr(module, "eps"):
             setattr(module, "eps", eps)  # noqa: B010 (a norm's, which nn.Module does not declare)
@@ -114,7 +114,7 @@ def deviation(name: str, layer: nn.Module, x: Tensor, eps: float) -> dict[str, f
 
 @versioned(4)
 def on_random_inputs(*, name: str, positions: int, eps: float, mean: float, spread: float) -> dict[str, Any]:
-    """The deviation on normal inputs of this mean and spread, whose sign and size vary by sample and channel."""
+    """Return the deviation on normal inputs of this mean and spread."""
     generator = torch.Generator().manual_seed(0)
     shape = (SAMPLES, CHANNELS) + (SIDE,) * positions
     x = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
@@ -125,7 +125,7 @@ def on_random_inputs(*, name: str, positions: int, eps: float, mean: float, spre
 def on_task(
     *, task: Mapping[str, Any], network: Mapping[str, Any], name: str, positions: int, eps: float
 ) -> dict[str, Any]:
-    """The deviation on what the first layer of a briefly trained network makes of the task's images."""
+    """Return the deviation on the output of a briefly trained network's first layer for the task's images."""
     data = load(task)
     model = build(data, network, "none", 0)
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -141,6 +141,7 @@ def on_task(
 
 
 def measure(experiment: Experiment) -> Outcome:
+    """Count the inputs on which the identity fails."""
     here = __name__
     trials = [
         Trial(f"{here}:on_random_inputs", {"name": name, "positions": axes, "eps": eps, "mean": mean, "spread": spread})
@@ -191,7 +192,7 @@ def measure(experiment: Experiment) -> Outcome:
         pictures=[_picture(trials, results)],
         tables=[
             Table(
-                "Largest deviation, in units of what rounding allows (1 is the bound)",
+                "Largest deviation, in units of the rounding allowed (1 is the bound)",
                 ["norm", "inputs", "failed", "of the mean", "of the variance (RMSNorm: mean square)"],
                 rows,
             )
@@ -201,6 +202,7 @@ def measure(experiment: Experiment) -> Outcome:
 
 
 def holds(result: Mapping[str, Any]) -> bool:
+    """Tell whether mean and variance are within the tolerance."""
     return _number(result["mean"]) <= 1 and _number(result["variance"]) <= 1
 
 
@@ -209,7 +211,7 @@ def _number(value: float | None) -> float:
 
 
 def _picture(trials: list[Trial], results: list[dict[str, Any]]) -> Picture:
-    """The output's variance against the input's spread, beside what the formula says."""
+    """Draw the output's variance against the input's spread, beside the formula."""
     series = []
     for name, axes in (("batch", 0), ("layer", 0), ("group", 0), ("instance", 2)):
         points = {
@@ -224,7 +226,7 @@ def _picture(trials: list[Trial], results: list[dict[str, Any]]) -> Picture:
     return Picture(
         "Variance of the output",
         "Against the spread σ of the input, at ε = 10⁻⁵ and mean 0. Where σ² is not far above ε the output's variance "
-        "is below 1, as the formula says.",
+        "is below 1, as the formula predicts.",
         "line",
         Axis("spread of the input, σ", log=True),
         Axis("variance of the output"),

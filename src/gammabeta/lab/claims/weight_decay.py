@@ -1,39 +1,41 @@
 """Weight decay acts through the learning rate.
 
-Question: Is a network with BatchNorm insensitive to the scale of its weights, and does weight decay matter all the
-same?
+Question: Is a network with BatchNorm insensitive to the scale of its weights, and does weight decay matter
+nevertheless?
 
-Claim: What BatchNorm follows may be scaled without effect on the output, while the gradient shrinks by as much; decay
-still changes what is learned, since smaller weights make a larger effective learning rate.
+Claim: Weights that BatchNorm follows may be scaled without effect on the output, while the gradient shrinks by the same
+factor. Decay still changes what is learned, since smaller weights make a larger effective learning rate.
 
-Criterion: Exactly, in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with respect to W,
-divided by a; and so for the network that is trained, all of whose layers that a norm follows are scaled; else
-contradicted. (The network was added so that a norm in BatchNorm's place that does nothing cannot pass.) And decay at
-its best strength lowers or raises the test loss by more than 5 %: the ratio of test losses without over with decay,
-paired by seed, outside [1/1.05, 1.05] on the side of improvement; a constant and a decaying rate are effects of their
-own, the verdict goes by the median of the two. Test accuracy is an effect of its own.
+Criterion: First an identity in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with
+respect to W, divided by a. The same must hold for the trained network with every layer scaled that a norm follows. If
+the identity fails, the claim is contradicted. (The network was added so that a norm that does nothing cannot pass in
+BatchNorm's place.) Then the effect: decay at its best strength changes the test loss by more than 5 %. The ratio of
+test losses without decay over with it, paired by seed, must lie outside [1/1.05, 1.05] on the side of improvement. A
+constant and a decaying learning rate are separate effects, and the verdict rests on the median of the two. Test
+accuracy is reported as a separate effect.
 
 Room: Without decay the network's training error is below half of that of chance, and its test loss is above 0.02.
 
-Method: MLP with BatchNorm, SGD, batches of 32, 300 training images. Rates are tuned without decay on a seed of its
-own, the same rate then serves with decay, whose strength is tuned over four values on the same seed (full: on six
-seeds of their own, by the mean log loss; with one, its luck chose a strength that did harm). Decay is L2 on
-weights, never on γ and β. Replay: a third arm has no decay; its weights are put back to the norm they started with
-after each step, and each layer's rate is multiplied by the square of that norm over that of the same layer under decay
-at the same step, which is the effective rate that decay brought about (van Laarhoven 2017). The part of decay's effect
-on the loss that it reproduces is reported; decay of the last layer, which no norm follows, is left as it is in both.
+Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Learning rates are tuned without decay on a
+separate seed, and the same rate then serves with decay. Its strength is tuned over four values on the same seed. (In
+full it is tuned on six separate seeds, by the mean log loss; with one seed, luck chose a strength that did harm.) Decay
+is L2 on weights, never on γ and β. Replay: a third arm has no decay. Its weights are reset to their initial norm after
+each step. Each layer's learning rate is multiplied by the square of that norm over that of the same layer under decay
+at the same step, which is the effective rate that decay caused (van Laarhoven 2017). The fraction of decay's effect on
+the loss that the replay reproduces is reported. Decay of the last layer, which no norm follows, stays the same in both.
 
 Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 600 steps and 5 seeds (quick), 1,200 steps and
-40 seeds (full; 10 at first, which left it open); constant rate, and half a cosine down to 0.
+40 seeds (full; 10 at first, which was inconclusive); constant learning rate, and half a cosine down to 0.
 
-Sources: van Laarhoven 2017 (arXiv 1706.05350); Zhang et al. 2018, Three Mechanisms of Weight Decay (1810.12281);
-Hoffer et al. 2018, Norm Matters (1803.01814)
+Sources: van Laarhoven 2017 (arXiv 1706.05350); Zhang et al. 2018, Three Mechanisms of Weight Decay (1810.12281); Hoffer
+et al. 2018, Norm Matters (1803.01814)
 
-Known: In a trial on digits the test loss falls from 0.244 to 0.205 with decay, at 0.076 of ‖w‖².
+Known: In a pilot run on digits the test loss fell from 0.244 to 0.205 with decay, at 0.076 of ‖w‖².
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
@@ -46,6 +48,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import POPULATION, batches, chance, error_and_loss, exact_statistics, subset
 from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.paired import differences, logs_of_ratios, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import tune
@@ -60,12 +63,19 @@ MARGIN = (1 / 1.05, 1.05)
 POINTS = (-0.5, 0.5)
 IMAGES, BATCH = 300, 32
 ARMS = ("none", "decay", "replay")
-WORST = 10.0  # what a loss that is not finite counts as
+WORST = 10.0  # the value of a loss that is not finite
+SCALES = (1e-3, 0.1, 10.0, 1e3)  # of the weights, for the identity
+SETTINGS: dict[str, Any] = {
+    "unit": "times the test loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
+}  # fmt: skip
+
+
+# --- the trials ---
 
 
 @versioned(1)
 def rescaled(*, scale: float, seed: int) -> dict[str, Any]:
-    """How far output and gradient are from the identity when weights are scaled, in units of rounding."""
+    """Return the distance of output and gradient from the identity when weights are scaled, in units of rounding."""
     generator = torch.Generator().manual_seed(seed)
     x, weight, seen = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((48, 12), (7, 12), (48, 7))
@@ -87,7 +97,7 @@ def rescaled(*, scale: float, seed: int) -> dict[str, Any]:
 
 @versioned(1)
 def rescaled_network(*, task: Mapping[str, Any], network: Mapping[str, Any], scale: float, seed: int) -> dict[str, Any]:
-    """As :func:`rescaled`, for the network of the task: every layer but the last is scaled, and ε along."""
+    """Do the same as :func:`rescaled` for the task's network: every layer but the last is scaled, and ε along."""
     data = load(task)
     x_nchw, y_n = data.train.x_nchw[:48].double(), data.train.y_n[:48]
     outputs, gradients = [], []
@@ -106,10 +116,10 @@ def rescaled_network(*, task: Mapping[str, Any], network: Mapping[str, Any], sca
         gradients.append([layer.weight.grad * factor for layer in normed if layer.weight.grad is not None])
     allowed = 1e6 * 2.0**-53
 
-    def off(one: torch.Tensor, other: torch.Tensor) -> float:
+    def distance(one: torch.Tensor, other: torch.Tensor) -> float:
         return float((one - other).abs().max() / one.abs().max() / allowed)
 
-    return {"output": off(*outputs), "gradient": max(off(a, b) for a, b in zip(*gradients, strict=True))}
+    return {"output": distance(*outputs), "gradient": max(distance(a, b) for a, b in zip(*gradients, strict=True))}
 
 
 @versioned(1)
@@ -117,7 +127,7 @@ def decayed(
     *, task: Mapping[str, Any], network: Mapping[str, Any], rate: float, decay: float, schedule: str, steps: int,
     seed: int, report: str, replay: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train with decay, and where ``replay`` says so once more without, at the effective rates that decay brought."""
+    """Train with decay; with ``replay`` train once more without it, at the effective rates that decay caused."""
     data = load(task)
     own = subset(data.train, IMAGES, data.classes, 0.0, seed)
     norms: list[list[float]] = []  # of each layer that a norm follows, by step
@@ -161,11 +171,79 @@ def decayed(
 
 
 def test_loss(result: Mapping[str, Any]) -> float:
+    """Return the test loss, at most ``WORST``."""
     return WORST if result["loss"] is None else min(float(result["loss"]), WORST)
 
 
+# --- the claim ---
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The runs of every schedule and arm.
+
+    Attributes:
+        rate: the exponent of each schedule's learning rate.
+        best: the best strength of decay of each schedule.
+        found: by (schedule, arm), one result per seed.
+    """
+
+    rate: Mapping[str, int]
+    best: Mapping[str, float]
+    found: Mapping[tuple[str, str], list[dict[str, Any]]]
+    steps: int
+
+    def losses(self, schedule: str, arm: str) -> list[float]:
+        return [test_loss(result) for result in self.found[schedule, arm]]
+
+    def errors(self, schedule: str, arm: str) -> list[float]:
+        return [100 * result["error"] for result in self.found[schedule, arm]]
+
+
 def measure(experiment: Experiment) -> Outcome:
+    """Check that the scale of weights cancels, and measure what decay changes all the same."""
     seeds = experiment.seeds(5, 40)
+    trained = _trained(experiment, seeds)
+    exact = _identity_holds(experiment)
+    logs = {s: logs_of_ratios(trained.losses(s, "none"), trained.losses(s, "decay")) for s in SCHEDULES}
+    overall = measured(
+        "test loss without decay over that with it, median of the schedules", median_by_seed(logs.values()), **SETTINGS
+    )
+    each = {s: measured(f"{s} learning rate", values, **SETTINGS) for s, values in logs.items()}
+    accuracy = [
+        measured(
+            f"{s} learning rate, test error without decay minus that with it",
+            differences(trained.errors(s, "none"), trained.errors(s, "decay")),
+            unit="percentage points",
+            margin=POINTS,
+            direction="above",
+        )
+        for s in SCHEDULES
+    ]
+    room = _room(experiment, trained)
+    return Outcome(
+        verdict=weakest([overall.verdict, exact.verdict]) if room.holds else "no room here",
+        sentence=_sentence(overall, each, exact, trained),
+        effects=[overall, *each.values(), *accuracy, exact],
+        room=room,
+        pictures=[
+            bars(
+                "Test loss without weight decay over that with it",
+                "Above 1: decay helps. 95 % interval over seeds.",
+                "learning rate",
+                Axis("ratio of test losses", log=True),
+                [overall, *each.values()],
+            ),
+            _norms(trained),
+        ],
+        tables=[_table(trained)],
+        settings=f"{len(seeds)} seeds, {trained.steps} steps",
+        trials=experiment.trials,
+    )
+
+
+def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
+    """Tune each schedule's learning rate without decay, then its strength of decay, and run all arms."""
     steps = 600 if experiment.quick else 1200
     base = {"task": dict(experiment.source), "network": dict(experiment.mlp(2)), "steps": steps}
 
@@ -173,150 +251,118 @@ def measure(experiment: Experiment) -> Outcome:
         settings = {**base, "schedule": schedule, "decay": decay, "rate": 2.0**exponent, "seed": seed, **more}
         return Trial(f"{__name__}:decayed", settings)
 
-    tuned = experiment.tuning_seed
     exponents = tune(
         experiment,
         [{"schedule": schedule} for schedule in SCHEDULES],
         test_loss,
-        make=lambda arm, exponent: trial(arm["schedule"], 0.0, exponent, tuned, report="validation"),
+        make=lambda arm, exponent: trial(arm["schedule"], 0.0, exponent, experiment.tuning_seed, report="validation"),
     )
     rate = dict(zip(SCHEDULES, exponents, strict=True))
-    tried = [(schedule, decay) for schedule in SCHEDULES for decay in DECAYS]
-    several = experiment.tuning_seeds(1, 6)
-    scores = iter(
-        experiment.run([trial(s, d, rate[s], seed, report="validation") for s, d in tried for seed in several])
+    tried = experiment.grid(
+        [(schedule, decay) for schedule in SCHEDULES for decay in DECAYS],
+        experiment.tuning_seeds(1, 6),
+        lambda arm, seed: trial(*arm, rate[arm[0]], seed, report="validation"),
     )
-    score = {key: mean(math.log(test_loss(next(scores))) for _ in several) for key in tried}
-    best: dict[str, float] = {}
-    for schedule in SCHEDULES:
-        mine = {d: score[schedule, d] for d in DECAYS}
-        best[schedule] = min(mine, key=lambda decay: mine[decay])
-    wanted = [(schedule, arm) for schedule in SCHEDULES for arm in ARMS]
-    results = iter(
-        experiment.run(
-            [
-                trial(s, 0.0 if arm == "none" else best[s], rate[s], seed, report="test", replay=arm == "replay")
-                for s, arm in wanted
-                for seed in seeds
-            ]
-        )
-    )
-    found = {key: [next(results) for _ in seeds] for key in wanted}
-    losses = {key: [test_loss(r) for r in of_key] for key, of_key in found.items()}
-    errors = {key: [100 * r["error"] for r in of_key] for key, of_key in found.items()}
-    scales = [(scale, seed) for scale in (1e-3, 0.1, 10.0, 1e3) for seed in range(3)]
-    identities = experiment.run(
+    score = {arm: mean(math.log(test_loss(result)) for result in results) for arm, results in tried.items()}
+    best = {schedule: _strongest(score, schedule) for schedule in SCHEDULES}
+
+    def wanted(key: tuple[str, str], seed: int) -> Trial:
+        schedule, arm = key
+        decay = 0.0 if arm == "none" else best[schedule]
+        return trial(schedule, decay, rate[schedule], seed, report="test", replay=arm == "replay")
+
+    keys = [(schedule, arm) for schedule in SCHEDULES for arm in ARMS]
+    return Trained(rate, best, experiment.grid(keys, seeds, wanted), steps)
+
+
+def _strongest(score: Mapping[tuple[str, float], float], schedule: str) -> float:
+    """Return the strength of decay with the lowest score."""
+    return min(DECAYS, key=lambda decay: score[schedule, decay])
+
+
+def _identity_holds(experiment: Experiment) -> Effect:
+    """Count the scales at which output or gradient is not as derived, for one layer and for the network."""
+    cases = [{"scale": scale, "seed": seed} for scale in SCALES for seed in range(3)]
+    whole = {"task": dict(experiment.source), "network": dict(experiment.mlp(2))}
+    results = experiment.run(
         [
-            *(Trial(f"{__name__}:rescaled", {"scale": a, "seed": s}) for a, s in scales),
-            *(
-                Trial(
-                    f"{__name__}:rescaled_network",
-                    {"task": base["task"], "network": base["network"], "scale": a, "seed": s},
-                )
-                for a, s in scales
-            ),
+            *(Trial(f"{__name__}:rescaled", case) for case in cases),
+            *(Trial(f"{__name__}:rescaled_network", {**whole, **case}) for case in cases),
         ]
     )
-    wrong = sum(max(result["output"], result["gradient"]) > 1 for result in identities)
-    exact = Effect.exactly("scales at which output or gradient is not as derived", wrong, len(identities), "cases")
-    logs = {s: [math.log(a / b) for a, b in zip(losses[s, "none"], losses[s, "decay"], strict=True)] for s in SCHEDULES}
-    settings: dict[str, Any] = {
-        "unit": "times the test loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
-    }  # fmt: skip
-    overall = measured(
-        "test loss without over with decay, median of the schedules",
-        [median(of_seed) for of_seed in zip(*logs.values(), strict=True)],
-        **settings,
-    )
-    each = [measured(f"{schedule} rate", values, **settings) for schedule, values in logs.items()]
-    accuracy = [
-        measured(
-            f"{s} rate, test error without less with decay",
-            [a - b for a, b in zip(errors[s, "none"], errors[s, "decay"], strict=True)],
-            unit="percentage points",
-            margin=POINTS,
-            direction="above",
-        )
-        for s in SCHEDULES
-    ]
-    # A share of an effect that may be none says nothing.
-    replayed = {
-        s: _share(losses[s, "none"], losses[s, "decay"], losses[s, "replay"]) if effect.verdict == "supported" else None
-        for s, effect in zip(SCHEDULES, each, strict=True)
-    }
-    train_error = max(median(r["train_error"] for r in found[s, "none"]) for s in SCHEDULES)
-    least = min(median(losses[s, "none"]) for s in SCHEDULES)
-    room = Room(
+    wrong = sum(max(result["output"], result["gradient"]) > 1 for result in results)
+    return Effect.exactly("scales at which output or gradient is not as derived", wrong, len(results), "cases")
+
+
+def _room(experiment: Experiment, trained: Trained) -> Room:
+    train_error = max(median(r["train_error"] for r in trained.found[s, "none"]) for s in SCHEDULES)
+    least = min(median(trained.losses(s, "none")) for s in SCHEDULES)
+    return Room(
         train_error < 0.5 * (1 - chance(experiment.task)) and least > 0.02,
         f"without decay: training error at most {train_error:.3f}, test loss at least {least:.3f}",
     )
-    shown = ", ".join(
-        f"{s} rate {e.value:.2f} ({e.verdict}; replayed by rates alone: "
-        + (f"{replayed[s]:.0%}" if replayed[s] is not None else "not judged")
-        + ")"
-        for s, e in zip(SCHEDULES, each, strict=True)
+
+
+def _sentence(overall: Effect, each: Mapping[str, Effect], exact: Effect, trained: Trained) -> str:
+    shown = []
+    for schedule, effect in each.items():
+        # A fraction of an effect that may be zero says nothing.
+        replayed = f"{_replayed(trained, schedule):.0%}" if effect.verdict == "supported" else "not judged"
+        shown.append(
+            f"{schedule} learning rate {effect.value:.2f} ({effect.verdict}; reproduced by learning rates alone: "
+            f"{replayed})"
+        )
+    wrong = int(exact.value)
+    return (
+        f"{f'the identity fails in {wrong} cases' if wrong else 'the scale of the weights cancels exactly'}; "
+        f"without decay the test loss is {overall.value:.2f} times that with it [{overall.low:.2f}, "
+        f"{overall.high:.2f}]: {', '.join(shown)}"
     )
-    verdict = "contradicted" if wrong else weakest([overall.verdict, exact.verdict])
-    return Outcome(
-        verdict=verdict if room.holds else "no room here",
-        sentence=(
-            f"{'the scale of the weights cancels exactly' if not wrong else f'the identity fails in {wrong} cases'}; "
-            f"without decay the test loss is {overall.value:.2f} times that with it [{overall.low:.2f}, "
-            f"{overall.high:.2f}]: {shown}"
-        ),
-        effects=[overall, *each, *accuracy, exact],
-        room=room,
-        pictures=[
-            bars(
-                "Test loss without over with weight decay",
-                "Above 1: decay helps. 95 % interval over seeds.",
-                "learning rate",
-                Axis("ratio of test losses", log=True),
-                [overall, *each],
-            ),
-            _norms(found, steps),
-        ],
-        tables=[
-            Table(
-                "Decay and its replay, mean over seeds",
-                ["schedule", "arm", "rate", "decay", "test loss", "test error, %", "‖w‖² at the end over the start"],
-                [
-                    [s, arm, 2.0 ** rate[s], 0.0 if arm == "none" else best[s], mean(losses[s, arm]),
-                     mean(errors[s, arm]), None if arm == "replay" else _shrunk(found[s, arm])]
-                    for s, arm in wanted
-                ],
-            )
-        ],
-        settings=f"{len(seeds)} seeds, {steps} steps",
-        trials=experiment.trials,
-    )  # fmt: skip
 
 
-def _share(none: list[float], decay: list[float], replay: list[float]) -> float:
-    """The part of decay's mean effect on the loss that the replay has."""
-    return (mean(none) - mean(replay)) / (mean(none) - mean(decay))
+def _replayed(trained: Trained, schedule: str) -> float:
+    """Return the fraction of decay's mean effect on the loss that the replay reproduces."""
+    none, decay, replay = (mean(trained.losses(schedule, arm)) for arm in ARMS)
+    return (none - replay) / (none - decay)
 
 
-def _shrunk(runs: list[dict[str, Any]]) -> float | None:
-    ratios = [run["norms"][-1] / run["norms"][0] for run in runs if run["norms"]]
-    return mean(ratios) if ratios else None
-
-
-def _norms(found: Mapping[tuple[str, str], list[dict[str, Any]]], steps: int) -> Picture:
+def _norms(trained: Trained) -> Picture:
     series = []
     for schedule in SCHEDULES:
         for arm in ("none", "decay"):
-            curves = [run["norms"] for run in found[schedule, arm] if run["norms"]]
+            curves = [run["norms"] for run in trained.found[schedule, arm] if run["norms"]]
             if curves:
                 middle = [median(of_step) for of_step in zip(*curves, strict=True)]
-                at = [index * max(1, steps // 40) for index in range(len(middle))]
-                name = f"{schedule} rate, {'decay' if arm == 'decay' else 'no decay'}"
+                at = [index * max(1, trained.steps // 40) for index in range(len(middle))]
+                name = f"{schedule} learning rate, {'decay' if arm == 'decay' else 'no decay'}"
                 series.append(Series(name, at, middle, dash=arm == "none"))
     return Picture(
         "Squared norm of the weights that BatchNorm follows",
-        "Smaller weights turn further at the same rate. Median over seeds.",
+        "At the same learning rate smaller weights turn further. Median over seeds.",
         "line",
         Axis("step"),
         Axis("‖w‖²", log=True),
         series,
+    )
+
+
+def _table(trained: Trained) -> Table:
+    rows = []
+    for (schedule, arm), runs in trained.found.items():
+        ratios = [run["norms"][-1] / run["norms"][0] for run in runs if run["norms"]]
+        rows.append(
+            [
+                schedule,
+                arm,
+                2.0 ** trained.rate[schedule],
+                0.0 if arm == "none" else trained.best[schedule],
+                mean(trained.losses(schedule, arm)),
+                mean(trained.errors(schedule, arm)),
+                mean(ratios) if ratios and arm != "replay" else None,
+            ]
+        )
+    return Table(
+        "Decay and its replay, mean over seeds",
+        ["schedule", "arm", "learning rate", "decay", "test loss", "test error, %", "‖w‖² at the end over the start"],
+        rows,
     )

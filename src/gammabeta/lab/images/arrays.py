@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from gammabeta.lab.arrays import check_labels, check_numbers, parts
-from gammabeta.lab.task import Task, TaskError, standardized
+from gammabeta.lab.images.task import Task, standardized
+from gammabeta.lab.task import TaskError
 
 SMALLEST = 8
 

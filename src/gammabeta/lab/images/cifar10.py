@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gammabeta.lab.arrays import read_npz
 from gammabeta.lab.images.arrays import image_task
-from gammabeta.lab.task import Task
+from gammabeta.lab.images.task import Task
 
 
 def load(path: str | Path) -> Task:

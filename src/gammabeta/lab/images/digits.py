@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gammabeta.lab.task import Task, standardized
+from gammabeta.lab.images.task import Task, standardized
 
 TRAIN, VALIDATION, TEST = 997, 400, 400
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from gammabeta.lab.arrays import FEWEST, TEST, TRAIN, VALIDATION, stratified
 from gammabeta.lab.images.arrays import SMALLEST, image_task
-from gammabeta.lab.task import Task, TaskError
+from gammabeta.lab.images.task import Task
+from gammabeta.lab.task import TaskError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LARGEST = 32

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gammabeta.lab.images.arms import ArmError, batch_norms, put
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.norms import NORMS, named, norm
-from gammabeta.lab.task import Task, TaskError
+from gammabeta.lab.task import TaskError
 from gammabeta.target import TargetError, import_target
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}

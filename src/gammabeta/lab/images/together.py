@@ -18,10 +18,10 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.images import training
 from gammabeta.lab.images.networks import Block, Dropout, build
+from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, crossing, exact_statistics, places, subset
 from gammabeta.lab.norms import ChannelRMSNorm
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import Split
 
 
 class GroupedLinear(nn.Module):

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.images.task import Split, Task
+from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.sources import load
-from gammabeta.lab.task import SequenceTask, Split, Task
 from gammabeta.lab.trials.trial import versioned
 from gammabeta.moments import Moments
 
@@ -34,7 +37,6 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
     before = [{name: buffer.clone() for name, buffer in layer.named_buffers(recurse=False)} for layer in layers]
-    training = model.training
 
     def take(layer: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
@@ -45,9 +47,9 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         layer.running_var.copy_(moments.var().reshape(-1))
 
     hooks = [layer.register_forward_pre_hook(take) for layer in layers]
-    model.eval()
     try:
-        with torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             if layers:
                 model(x_nchw)
             for hook in hooks:
@@ -59,7 +61,6 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
         for layer, buffers in zip(layers, before, strict=True):
             for name, buffer in buffers.items():
                 getattr(layer, name).copy_(buffer)
-        model.train(training)
 
 
 def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Tensor:
@@ -123,33 +124,44 @@ class Fitted:
     diverged: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How one network is trained, by SGD without momentum.
+
+    Attributes:
+        network: as :func:`gammabeta.lab.images.networks.build` takes it.
+        norm: the arm.
+        rate: the learning rate.
+        steps: the number of batches.
+        seed: decides the initialization and the batches.
+        decay: weight decay of linear and convolutional layers (L2, in the gradient); never of γ, β and biases.
+        schedule: ``"constant"``, or ``"cosine"``: the learning rate falls to 0 as half a cosine (Loshchilov & Hutter
+            2017).
+        order: ``"shuffled"`` epochs, or ``"runs"``: each batch of one class.
+        only_last: whether only the last layer is trained.
+    """
+
+    network: Mapping[str, Any]
+    norm: str
+    rate: float
+    batch_size: int
+    steps: int
+    seed: int
+    decay: float = 0.0
+    schedule: str = "constant"
+    order: str = "shuffled"
+    only_last: bool = False
+
+
 def fit(
     data: Task,
     train: Split,
-    *,
-    network: Mapping[str, Any],
-    norm: str,
-    rate: float,
-    batch_size: int,
-    steps: int,
-    seed: int,
-    decay: float = 0.0,
-    schedule: str = "constant",
-    order: str = "shuffled",
-    only_last: bool = False,
+    training: Training,
     look: Callable[[int, nn.Module], bool] = lambda step, model: False,
 ) -> Fitted:
-    """Train one network on ``train`` by SGD without momentum, until ``look``, called before the first step and after
-    each, says to stop.
-
-    Args:
-        decay: of weights of linear and convolutional layers (L2, in the gradient); never of γ, β and biases.
-        schedule: ``"constant"``, or ``"cosine"``: the rate falls to 0 as half a cosine (Loshchilov & Hutter 2017).
-        order: ``"shuffled"`` epochs, or ``"runs"``: each batch of one class.
-        only_last: nothing but the last layer is trained.
-    """
-    model = build(data, network, norm, seed)
-    if only_last:
+    """Train one network on ``train`` until ``look``, called before the first step and after each, says to stop."""
+    model = build(data, training.network, training.norm, training.seed)
+    if training.only_last:
         for parameter in list(model.parameters())[:-2]:
             parameter.requires_grad_(False)
     weights: list[nn.Parameter] = []
@@ -158,15 +170,16 @@ def fit(
         for name, parameter in module.named_parameters(recurse=False):
             decayed = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
             (weights if decayed else others).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": decay}, {"params": others}]
-    optimizer = torch.optim.SGD([group for group in groups if group["params"]], rate, foreach=True)
+    groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": training.decay}, {"params": others}]
+    optimizer = torch.optim.SGD([group for group in groups if group["params"]], training.rate, foreach=True)
     fitted = Fitted(model)
     if look(0, model):
         return fitted
-    for step, (x_nchw, y_n) in enumerate(batches(train, batch_size, steps, seed, order), start=1):
-        if schedule == "cosine":
+    drawn = batches(train, training.batch_size, training.steps, training.seed, training.order)
+    for step, (x_nchw, y_n) in enumerate(drawn, start=1):
+        if training.schedule == "cosine":
             for group in optimizer.param_groups:
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+                group["lr"] = training.rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / training.steps))
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x_nchw), y_n)
         loss.backward()
@@ -200,7 +213,7 @@ def train(
     """Train one network.
 
     Args:
-        task, network: as :func:`gammabeta.lab.task.load` and :func:`gammabeta.lab.images.networks.build` take them.
+        task, network: as :func:`gammabeta.lab.sources.load` and :func:`gammabeta.lab.images.networks.build` take them.
         norm: the arm.
         rate: the learning rate of SGD, without momentum.
         steps: the limit.
@@ -236,10 +249,10 @@ def train(
             looks.append((step, 1.0 - error_and_loss(model, data.validation)[0]))
         return step > 0 and looks[-1][1] >= target
 
-    fitted = fit(
-        data, own, network=network, norm=norm, rate=rate, batch_size=batch_size, steps=steps, seed=seed, look=look,
-        **options,
+    how = Training(
+        network=network, norm=norm, rate=rate, batch_size=batch_size, steps=steps, seed=seed, **options
     )  # fmt: skip
+    fitted = fit(data, own, how, look)
     reached = None
     if target is not None and len(looks) > 1 and looks[-1][1] >= target and fitted.diverged is None:
         reached = crossing(looks[-2], looks[-1], target)
@@ -301,6 +314,16 @@ def linear(*, task: Mapping[str, Any]) -> dict[str, Any]:
     model.fit(data.train.x_nchw.flatten(1).numpy(), data.train.y_n.numpy())
     accuracy = model.score(data.validation.x_nchw.flatten(1).numpy(), data.validation.y_n.numpy())
     return {"accuracy": float(accuracy), "chance": chance(data)}
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Every parameter's gradient becomes the mean over processes, by one collective."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.reshape(gradient.shape))
 
 
 def chance(task: Task | SequenceTask) -> float:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from gammabeta.lab.arrays import check_labels, check_numbers, parts
-from gammabeta.lab.task import Sequences, SequenceTask, TaskError
+from gammabeta.lab.sequences.task import Sequences, SequenceTask
+from gammabeta.lab.task import TaskError
 
 
 def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> SequenceTask:

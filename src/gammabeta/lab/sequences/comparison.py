@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gammabeta.lab.claims.sequences import BATCH, batch_of, networks_of, seeds_of, steps_of, trained
 from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, seconds_a_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
-from gammabeta.lab.sequences.networks import ARMS, build_sequence_network
+from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
+from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gammabeta as gb
+from gammabeta.introspection.unchanged import modes_kept
+from gammabeta.lab.experiment import Experiment
 from gammabeta.moments import Moments
 
 # name: what it is, for legends and tables
@@ -84,7 +86,6 @@ def exact_statistics(model: nn.Module, x_ntf: Tensor, mask_nt: Tensor) -> Iterat
         if isinstance(module, SequenceNorm) and isinstance(module.norm, nn.modules.batchnorm._BatchNorm)
     ]
     before = [{name: buffer.clone() for name, buffer in norm.norm.named_buffers()} for norm in norms]
-    training = model.training
     taken: dict[SequenceNorm, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
     most: dict[SequenceNorm, int] = {}
     calls: Counter[SequenceNorm] = Counter()
@@ -107,9 +108,9 @@ def exact_statistics(model: nn.Module, x_ntf: Tensor, mask_nt: Tensor) -> Iterat
         calls[norm] += 1
 
     hooks = [norm.register_forward_pre_hook(take) for norm in norms]
-    model.eval()
     try:
-        with torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             if norms:
                 model(x_ntf, mask_nt)
             for hook in hooks:
@@ -123,7 +124,6 @@ def exact_statistics(model: nn.Module, x_ntf: Tensor, mask_nt: Tensor) -> Iterat
         for norm, buffers in zip(norms, before, strict=True):
             for name, buffer in buffers.items():
                 norm.norm.get_buffer(name).copy_(buffer)
-        model.train(training)
 
 
 class Recurrent(nn.Module):
@@ -218,6 +218,10 @@ class Transformer(nn.Module):
             h = (h * real).sum(dim=1) / real.sum(dim=1)
         scores: Tensor = self.classifier(h)
         return scores
+
+
+def networks_of(experiment: Experiment) -> list[str]:
+    return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
 
 
 def build_sequence_network(kind: str, features: int, classes: int, arm: str, longest: int, seed: int) -> nn.Module:

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from gammabeta.lab.images import digits
-from gammabeta.lab.task import Sequences, SequenceTask, Split
+from gammabeta.lab.images.task import Split
+from gammabeta.lab.sequences.task import Sequences, SequenceTask
 
 MOST_DIGITS = 6
 TRAIN, VALIDATION, TEST = 1500, 400, 600

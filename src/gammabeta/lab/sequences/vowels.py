@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from gammabeta.lab.sequences.arrays import sequence_task
-from gammabeta.lab.task import SequenceTask, TaskError
+from gammabeta.lab.sequences.task import SequenceTask
+from gammabeta.lab.task import TaskError
 
 
 @dataclass(frozen=True)

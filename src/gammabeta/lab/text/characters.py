@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from gammabeta.lab.task import TaskError, TextTask
+from gammabeta.lab.task import TaskError
+from gammabeta.lab.text.task import TextTask
 
 CHARACTERS = 96  # the most frequent ones; the others become REPLACEMENT
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

@@ -10,35 +10,25 @@ from typing import Any
 
 import torch
 
-from gammabeta.lab.claims.layernorm_in_transformers import (
-    BATCH,
-    NAMES,
-    blind_loss,
-    decoder,
-    loss_of,
-    shape_of,
-    steps_of,
-    timed,
-    trained,
-    windows,
-)
 from gammabeta.lab.comparison import LOSS, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sources import load_text
+from gammabeta.lab.text.networks import ARMS, decoder
+from gammabeta.lab.text.training import BATCH, blind_loss, loss_of, shape_of, steps_of, timed, trained, windows
 from gammabeta.lab.trials.trial import Trial, versioned
 
 
 def norms(batch_size: int, devices: int) -> dict[str, str]:
     """The arms by the name that a reader knows them by; the usual one first."""
-    found = {norm: NAMES[norm] for norm in ("layer", "rms")}
+    found = {norm: ARMS[norm] for norm in ("layer", "rms")}
     if devices > 1:
         found |= {
             f"padded:{batch_size}": "BatchNorm of each device's own batch",
             "padded": "BatchNorm synced over the devices",
         }
     else:
-        found |= {"padded": NAMES["padded"]}
-    return found | {"none": NAMES["none"]}
+        found |= {"padded": ARMS["padded"]}
+    return found | {"none": ARMS["none"]}
 
 
 @versioned(1)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.activations import ACTIVATIONS, activate
+from gammabeta.introspection.neighbours import Refusal
+from gammabeta.introspection.norms import CLASS, norm_of
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
-from gammabeta.surgery.refusal import Refusal
 
 _TORCH = nn.modules.batchnorm._NormBase
 # Forwards that are known: normalize by the running statistics and nothing else.
@@ -84,13 +85,11 @@ class MultiplyAdd(nn.Module):
 def is_candidate(module: nn.Module) -> bool:
     """Whether the module is one that normalizes, or may normalize, by running statistics of its own.
 
-    A norm of torch.nn or ours with statistics for channels; and whatever holds a `running_mean` and a `running_var`
-    as the frozen norms of other libraries do.
+    Any BatchNorm of torch.nn or ours, an InstanceNorm that tracks, and whatever else holds running statistics, as the
+    frozen norms of other libraries do.
     """
-    if isinstance(module, _TORCH):
-        return not isinstance(module, nn.modules.instancenorm._InstanceNorm) or module.track_running_stats
-    mean, var = (module._buffers.get(name) for name in ("running_mean", "running_var"))
-    return mean is not None and var is not None and mean.ndim == 1 and mean.shape == var.shape
+    norm = norm_of(module)
+    return norm is not None and (norm.uses_running or (norm.kind == "batch" and norm.known_by == CLASS))
 
 
 def affine_of(norm: nn.Module) -> Affine:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gammabeta.introspection.observe import Call, Observation, Operation, Seen, axis_in, hooks_of
+from gammabeta.introspection.neighbours import LAYERS, Neighbours, Refusal, feature_axis
+from gammabeta.introspection.observe import Call, Observation, axis_in, hooks_of
 from gammabeta.surgery.folding.absorb import Layer
 from gammabeta.surgery.folding.affine import Affine, Finish, affine_of
-from gammabeta.surgery.refusal import Refusal
 
-_CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-_LAYERS = (*_CONVOLUTIONS, nn.Linear)
-_PLAIN = {cls.forward for cls in _LAYERS}
+_PLAIN = {cls.forward for cls in LAYERS}
 _PLAIN_CONVOLUTIONS = {cls._conv_forward for cls in (nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 AFTER, BEFORE, ALONE = "after", "before", "alone"
@@ -51,6 +46,7 @@ class Sites:
     def __init__(self, model: nn.Module, observation: Observation) -> None:
         self.modules = dict(model.named_modules())
         self.observation = observation
+        self._neighbours = Neighbours(self.modules, observation)
         self.owners: dict[int, set[nn.Module]] = {}
         for module in self.modules.values():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
@@ -68,7 +64,7 @@ class Sites:
             raise Refusal("it is the model itself")
         _check_free(norm, "it")
         affine = affine_of(norm)
-        call = self._only_call(name, "it")
+        call = self._neighbours.only_call(name, "it")
         if len(call.outputs) != 1 or not call.inputs:
             raise Refusal(f"it gives {len(call.outputs)} tensors, where one was expected")
         if len(call.inputs) > 1:
@@ -102,39 +98,26 @@ class Sites:
 
     def _maker(self, call: Call, affine: Affine) -> str | None:
         """The layer whose output, through views and copies that keep the channels, the norm alone reads."""
-        observation = self.observation
-        passed: list[Seen] = []
-        for seen, axis in observation.trail(call.inputs[0], 1):
-            passed.append(seen)
-            for giver in observation.givers(seen.data):
-                layer = self.modules[giver.module]
-                if not isinstance(layer, _LAYERS):
-                    continue
-                if len(giver.outputs) != 1:
-                    return None
-                out = giver.outputs[0]
-                features = _features(layer, out, given=True)
-                if axis_in(seen, axis, out) != features or out.shape[features] != len(affine.scale):
-                    return None
-                self._check_layer(giver.module, giver)
-                for link in passed:
-                    self._check_alone(link.data, call, giver.module, passed)
-                return giver.module
-        return None
+        found = self._neighbours.producer(call.inputs[0], 1)
+        if found is None or found.axis != found.features or found.output.shape[found.features] != len(affine.scale):
+            return None
+        self._check_layer(found.call.module, found.call)
+        self._neighbours.check_alone(found, call)
+        return found.call.module
 
     def _reader(self, call: Call, affine: Affine) -> str | None:
         """The layer that alone reads what the norm gives, through views that keep the channels."""
         observation, out = self.observation, call.outputs[0]
-        readers = [op for op in observation.readers(out.data) if not observation.is_within(op, call)]
+        readers = self._neighbours.readers(out.data, call)
         calls = {observation.calls[op.call].index for op in readers if op.call is not None}
         if len(calls) != 1 or any(op.call is None for op in readers):
             return None
         reader = observation.calls[calls.pop()]
         layer = self.modules[reader.module]
-        if not isinstance(layer, _LAYERS) or not reader.inputs or reader.inputs[0].data != out.data:
+        if not isinstance(layer, LAYERS) or not reader.inputs or reader.inputs[0].data != out.data:
             return None
         got = reader.inputs[0]
-        if axis_in(out, 1, got) != _features(layer, got, given=False):
+        if axis_in(out, 1, got) != feature_axis(layer, got):
             return None
         what = f"{reader.module} behind it"
         if isinstance(layer, nn.modules.conv._ConvTransposeNd):
@@ -146,15 +129,15 @@ class Sites:
             if not _is_plain(layer):
                 raise Refusal(f"{what} has a forward of its own ({type(layer).__qualname__})")
         self._check_layer(reader.module, reader)
-        self._check_unseen(out.data, reader.module, "what the norm gives")
+        self._neighbours.check_unseen(out.data, "what the norm gives")
         return reader.module
 
     def _check_layer(self, name: str, call: Call) -> None:
         """That the layer is its own, its weights too, and that it computes what torch's does."""
         layer, observation = self.modules[name], self.observation
-        assert isinstance(layer, _LAYERS)
+        assert isinstance(layer, LAYERS)
         _check_free(layer, name)
-        self._only_call(name, name)
+        self._neighbours.only_call(name, name)
         for parameter, tensor in layer._parameters.items():
             if tensor is None:
                 continue
@@ -166,7 +149,7 @@ class Sites:
                 raise Refusal(f"{name}.{parameter} is not among the parameters that were observed")
             for op in observation.readers(data):
                 if not observation.is_within(op, call):
-                    raise Refusal(f"{name}.{parameter} is also read by {self._describe(op)}")
+                    raise Refusal(f"{name}.{parameter} is also read by {self._neighbours.describe(op)}")
         if not isinstance(layer._parameters.get("weight"), Tensor) or not layer.weight.is_floating_point():
             raise Refusal(f"{name} has no weight of a floating point type")
         if not _is_plain(layer) and not self._convolves_plainly(layer, name, call):
@@ -183,42 +166,9 @@ class Sites:
         own = observation.state[f"{name}.weight"]
         return weight.data == own and weight.shape == tuple(layer.weight.shape) and call.outputs[0] == given
 
-    def _check_alone(self, data: int, call: Call, layer: str, passed: Sequence[Seen]) -> None:
-        """That none but the norm, and the copies on the way to it, reads what the layer gives."""
-        observation = self.observation
-        way = {id(observation.maker(seen.data)) for seen in passed}
-        for op in observation.readers(data):
-            if not observation.is_within(op, call) and id(op) not in way:
-                raise Refusal(f"what {layer} gives is also read by {self._describe(op)}")
-        self._check_unseen(data, layer, f"what {layer} gives")
-
-    def _check_unseen(self, data: int, layer: str, what: str) -> None:
-        observation = self.observation
-        if any(seen.data == data for seen in observation.outputs):
-            raise Refusal(f"{what} is also an output of the model")
-        if data in observation.kept:
-            raise Refusal(f"{what} is still held after the forward")
-        for call in observation.calls:
-            if any(seen.data == data for seen in (*call.inputs, *call.outputs)):
-                module = self.modules[call.module]
-                if hooks_of(module):
-                    raise Refusal(f"{what} is seen by the hooks of {call.module or 'the model'}")
-
-    def _only_call(self, name: str, what: str) -> Call:
-        calls = self.observation.calls_of(name)
-        if not calls:
-            raise Refusal(f"{what} was not called on the example inputs")
-        if len(calls) > 1:
-            raise Refusal(f"{what} is called {len(calls)} times in a forward")
-        return calls[0]
-
     def _made_by(self, call: Call) -> str:
         maker = self.observation.maker(call.inputs[0].data)
-        return f"its input is made by {self._describe(maker)}" if maker else "its input is the model's"
-
-    def _describe(self, op: Operation) -> str:
-        names = [call.module for call in self.observation.stack(op.call)]
-        return f"{op.name} in {names[0] or 'the model'}" if names else op.name
+        return f"its input is made by {self._neighbours.describe(maker)}" if maker else "its input is the model's"
 
 
 def _check_free(module: nn.Module, what: str) -> None:
@@ -231,12 +181,6 @@ def _check_free(module: nn.Module, what: str) -> None:
 def _is_plain(layer: nn.Module) -> bool:
     plain = type(layer).forward in _PLAIN and "forward" not in vars(layer)
     return plain and getattr(type(layer), "_conv_forward", None) in (*_PLAIN_CONVOLUTIONS, None)
-
-
-def _features(layer: nn.Module, seen: Seen, *, given: bool) -> int:
-    """The axis of channels in what the layer gets or gives; without a batch too."""
-    axes = len(seen.shape)
-    return axes - 1 if isinstance(layer, nn.Linear) else axes - 1 - len(layer.kernel_size)  # type: ignore[arg-type]
 
 
 def _address(tensor: Tensor) -> int:

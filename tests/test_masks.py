@@ -1,4 +1,4 @@
-"""From lengths of sequences to a mask."""
+"""Masks from lengths of sequences."""
 
 import re
 

@@ -1,20 +1,14 @@
-// The loops of rows.h, for the instruction set that the file which includes this one has switched on. All of it has
-// internal linkage: an inline function shared between instruction sets would be taken from any of them.
+// The loops of loops.h over values of the arithmetic's type, for the instruction set of the current pass
+// (foreach_target.h). Everything here has internal linkage: of an inline function shared between instruction sets the
+// linker would keep any one.
 //
-// Sums are kept in a fixed number of lanes whatever the width of the registers, and added up in a fixed order.
-
-#include "rows.h"
-
-#include <cstring>
-
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
+// Sums are taken in a fixed number of lanes, whatever the width of the registers, and added up in a fixed order.
 
 namespace gammabeta {
+namespace GAMMABETA_TARGET {
 namespace {
 
-// One register: as many values as the instruction set has room for.
+// One register: as many bytes as the instruction set has.
 #if defined(GAMMABETA_AVX512)
 constexpr int kRegister = 64;
 #elif defined(GAMMABETA_AVX2)
@@ -36,58 +30,58 @@ struct RegisterOf<double> {
 template <class A>
 using Register = typename RegisterOf<A>::type;
 template <class A>
-constexpr int kInRegister = kRegister / sizeof(A);
+constexpr int kLanesOfRegister = kRegister / sizeof(A);
 
 template <class A>
 inline __attribute__((always_inline)) Register<A> load(const A* x) {
   return *reinterpret_cast<const Register<A>*>(x);
 }
 
-// The lanes of a sum, 64 bytes in as many registers as that takes: a compiler would keep a vector type that is wider than
-// its registers in memory.
+// The lanes of a sum: 64 bytes, in as many registers as that takes. A compiler would keep a vector type that is wider
+// than its registers in memory.
 template <class A>
 constexpr int kLanes = 64 / sizeof(A);
-constexpr int kParts = 64 / kRegister;
+constexpr int kRegistersOfVector = 64 / kRegister;
 
 template <class A>
-struct V {
-  Register<A> part[kParts];
+struct Vector {
+  Register<A> part[kRegistersOfVector];
 
-  __attribute__((always_inline)) V operator+(V b) const {
-    for (int i = 0; i < kParts; ++i) b.part[i] = part[i] + b.part[i];
+  __attribute__((always_inline)) Vector operator+(Vector b) const {
+    for (int i = 0; i < kRegistersOfVector; ++i) b.part[i] = part[i] + b.part[i];
     return b;
   }
-  __attribute__((always_inline)) V operator-(V b) const {
-    for (int i = 0; i < kParts; ++i) b.part[i] = part[i] - b.part[i];
+  __attribute__((always_inline)) Vector operator-(Vector b) const {
+    for (int i = 0; i < kRegistersOfVector; ++i) b.part[i] = part[i] - b.part[i];
     return b;
   }
-  __attribute__((always_inline)) V operator*(V b) const {
-    for (int i = 0; i < kParts; ++i) b.part[i] = part[i] * b.part[i];
+  __attribute__((always_inline)) Vector operator*(Vector b) const {
+    for (int i = 0; i < kRegistersOfVector; ++i) b.part[i] = part[i] * b.part[i];
     return b;
   }
-  __attribute__((always_inline)) V operator-(A b) const {
-    V v;
-    for (int i = 0; i < kParts; ++i) v.part[i] = part[i] - b;
+  __attribute__((always_inline)) Vector operator-(A b) const {
+    Vector v;
+    for (int i = 0; i < kRegistersOfVector; ++i) v.part[i] = part[i] - b;
     return v;
   }
-  __attribute__((always_inline)) void operator+=(V b) { *this = *this + b; }
+  __attribute__((always_inline)) void operator+=(Vector b) { *this = *this + b; }
 };
 
 template <class A>
-inline __attribute__((always_inline)) V<A> lanes(const A* x) {
-  V<A> v;
-  for (int i = 0; i < kParts; ++i) v.part[i] = load(x + i * kInRegister<A>);
+inline __attribute__((always_inline)) Vector<A> load_vector(const A* x) {
+  Vector<A> v;
+  for (int i = 0; i < kRegistersOfVector; ++i) v.part[i] = load(x + i * kLanesOfRegister<A>);
   return v;
 }
 
 template <class A>
-inline __attribute__((always_inline)) void put_lanes(A* x, V<A> v) {
-  for (int i = 0; i < kParts; ++i) *reinterpret_cast<Register<A>*>(x + i * kInRegister<A>) = v.part[i];
+inline __attribute__((always_inline)) void store_vector(A* x, Vector<A> v) {
+  for (int i = 0; i < kRegistersOfVector; ++i) *reinterpret_cast<Register<A>*>(x + i * kLanesOfRegister<A>) = v.part[i];
 }
 
-// Its lanes added up, the halves of each other.
+// The sum of all lanes, adding one half to the other each time.
 template <class A>
-inline __attribute__((always_inline)) A total(V<A> v) {
+inline __attribute__((always_inline)) A sum_of_lanes(Vector<A> v) {
   typedef A Quarter __attribute__((vector_size(16), aligned(sizeof(A))));
   Quarter q;
 #if defined(GAMMABETA_AVX512) || defined(GAMMABETA_AVX2)
@@ -111,24 +105,24 @@ inline __attribute__((always_inline)) A total(V<A> v) {
     return q[0] + q[1];
 }
 
-// The last n lanes of v, 0 in the others: what is left of a row, read together with what went before it.
+// v with 0 in all lanes but the last n. Used for the end of a row, which is read together with what precedes it.
 template <class A>
-inline __attribute__((always_inline)) V<A> last(V<A> v, int64_t n) {
+inline __attribute__((always_inline)) Vector<A> last_lanes(Vector<A> v, int64_t n) {
   A all[2 * kLanes<A>] = {};
-  put_lanes(all + kLanes<A>, v);
+  store_vector(all + kLanes<A>, v);
   for (int i = 0; i < kLanes<A>; ++i) all[kLanes<A> + i] = i < kLanes<A> - n ? A(0) : all[kLanes<A> + i];
-  return lanes(all + kLanes<A>);
+  return load_vector(all + kLanes<A>);
 }
 
-// Two sums at once over i in [0, n): of the pairs that terms.lanes(i) and terms.one(i) give, zeros where unwanted.
+// Two sums over i in [0, n), of the pairs that terms.vector(i) and terms.scalar(i) give.
 template <class A, class Terms>
-inline __attribute__((always_inline)) void two_sums_of(int64_t n, const Terms& terms, A* first, A* second) {
+inline __attribute__((always_inline)) void sum_pairs(int64_t n, const Terms& terms, A* first, A* second) {
   constexpr int w = kLanes<A>;
   if (n < w) {
     A s = 0, q = 0;
     for (int64_t i = 0; i < n; ++i) {
       A a, b;
-      terms.one(i, a, b);
+      terms.scalar(i, a, b);
       s += a;
       q += b;
     }
@@ -136,29 +130,29 @@ inline __attribute__((always_inline)) void two_sums_of(int64_t n, const Terms& t
     *second = q;
     return;
   }
-  V<A> a0 = {}, a1 = {}, b0 = {}, b1 = {}, a, b;
+  Vector<A> a0 = {}, a1 = {}, b0 = {}, b1 = {}, a, b;
   int64_t i = 0;
   for (; i + 2 * w <= n; i += 2 * w) {
-    terms.lanes(i, a, b);
+    terms.vector(i, a, b);
     a0 += a;
     b0 += b;
-    terms.lanes(i + w, a, b);
+    terms.vector(i + w, a, b);
     a1 += a;
     b1 += b;
   }
   if (i + w <= n) {
-    terms.lanes(i, a, b);
+    terms.vector(i, a, b);
     a0 += a;
     b0 += b;
     i += w;
   }
   if (i < n) {
-    terms.lanes(n - w, a, b);
-    a1 += last(a, n - i);
-    b1 += last(b, n - i);
+    terms.vector(n - w, a, b);
+    a1 += last_lanes(a, n - i);
+    b1 += last_lanes(b, n - i);
   }
-  *first = total(a0 + a1);
-  *second = total(b0 + b1);
+  *first = sum_of_lanes(a0 + a1);
+  *second = sum_of_lanes(b0 + b1);
 }
 
 template <class A>
@@ -169,29 +163,29 @@ A sum(const A* x, int64_t n) {
     for (int64_t i = 0; i < n; ++i) s += x[i];
     return s;
   }
-  V<A> a = {}, b = {}, c = {}, d = {};
+  Vector<A> a = {}, b = {}, c = {}, d = {};
   int64_t i = 0;
   for (; i + 4 * w <= n; i += 4 * w) {
-    a += lanes(x + i);
-    b += lanes(x + i + w);
-    c += lanes(x + i + 2 * w);
-    d += lanes(x + i + 3 * w);
+    a += load_vector(x + i);
+    b += load_vector(x + i + w);
+    c += load_vector(x + i + 2 * w);
+    d += load_vector(x + i + 3 * w);
   }
-  for (; i + w <= n; i += w) a += lanes(x + i);
-  if (i < n) b += last(lanes(x + n - w), n - i);
-  return total((a + b) + (c + d));
+  for (; i + w <= n; i += w) a += load_vector(x + i);
+  if (i < n) b += last_lanes(load_vector(x + n - w), n - i);
+  return sum_of_lanes((a + b) + (c + d));
 }
 
 template <class A>
 struct Deviations {
   const A* x;
   A shift;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    V<A> d = gammabeta::lanes(x + i) - shift;
+  __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {
+    Vector<A> d = load_vector(x + i) - shift;
     s = d;
     q = d * d;
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     A d = x[i] - shift;
     s = d;
     q = d * d;
@@ -200,39 +194,39 @@ struct Deviations {
 
 template <class A>
 void deviations(const A* x, int64_t n, A shift, A* sum, A* squares) {
-  two_sums_of<A>(n, Deviations<A>{x, shift}, sum, squares);
+  sum_pairs<A>(n, Deviations<A>{x, shift}, sum, squares);
 }
 
 template <class A>
 struct GradientProducts {
   const A *g, *x;
   A mean;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    V<A> g_ = gammabeta::lanes(g + i);
+  __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {
+    Vector<A> g_ = load_vector(g + i);
     s = g_;
-    q = g_ * (gammabeta::lanes(x + i) - mean);
+    q = g_ * (load_vector(x + i) - mean);
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     s = g[i];
     q = g[i] * (x[i] - mean);
   }
 };
 
 template <class A>
-void gradient_sums_s(const A* g, const A* x, int64_t n, A mean, A* sum, A* sum_x) {
-  two_sums_of<A>(n, GradientProducts<A>{g, x, mean}, sum, sum_x);
+void gradient_sums_plane(const A* g, const A* x, int64_t n, A mean, A* sum, A* sum_x) {
+  sum_pairs<A>(n, GradientProducts<A>{g, x, mean}, sum, sum_x);
 }
 
 template <class A>
 struct WeightedGradientProducts {
   const A *g, *x, *weight;
   A mean;
-  __attribute__((always_inline)) void lanes(int64_t i, V<A>& s, V<A>& q) const {
-    V<A> g_ = gammabeta::lanes(g + i) * gammabeta::lanes(weight + i);
+  __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {
+    Vector<A> g_ = load_vector(g + i) * load_vector(weight + i);
     s = g_;
-    q = g_ * (gammabeta::lanes(x + i) - mean);
+    q = g_ * (load_vector(x + i) - mean);
   }
-  __attribute__((always_inline)) void one(int64_t i, A& s, A& q) const {
+  __attribute__((always_inline)) void scalar(int64_t i, A& s, A& q) const {
     A g_ = g[i] * weight[i];
     s = g_;
     q = g_ * (x[i] - mean);
@@ -240,8 +234,8 @@ struct WeightedGradientProducts {
 };
 
 template <class A>
-void gradient_sums_e(const A* g, const A* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x) {
-  two_sums_of<A>(n, WeightedGradientProducts<A>{g, x, weight, mean}, sum, sum_x);
+void gradient_sums_line(const A* g, const A* x, const A* weight, int64_t n, A mean, A* sum, A* sum_x) {
+  sum_pairs<A>(n, WeightedGradientProducts<A>{g, x, weight, mean}, sum, sum_x);
 }
 
 // exp and Φ.
@@ -270,8 +264,8 @@ inline A bits_to(typename Exponential<A>::bits b) {
   return a;
 }
 
-// eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial: 1.2e-7 relative (float), 4e-16 (double). x beyond the range is
-// clamped to it, NaN stays.
+// eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial. Relative error 1.2e-7 (float), 4e-16 (double). x is clamped to the
+// range of the type; NaN stays NaN.
 template <class A>
 inline __attribute__((always_inline)) A exponential(A x) {
   typedef Exponential<A> E;
@@ -309,8 +303,8 @@ inline __attribute__((always_inline)) A sigmoid(A z) {
   return A(1) / (A(1) + exponential(-z));
 }
 
-// erfc(u)·e^{u²}/t with t = 3/(3 + u), a polynomial in s = 2t − 1: interpolation in Chebyshev's nodes, made with
-// mpmath; relative error 2e-8 (float), 1e-17 (double).
+// erfc(u)·e^{u²}/t with t = 3/(3 + u), as a polynomial in s = 2t − 1. Interpolated at Chebyshev's nodes with mpmath.
+// Relative error 2e-8 (float), 1e-17 (double).
 inline __attribute__((always_inline)) float scaled_erfc(float s) {
   float p = 2.346841841e-5f;
   p = p * s + 7.026003744e-5f;
@@ -327,13 +321,13 @@ inline __attribute__((always_inline)) float scaled_erfc(float s) {
 
 // Coefficients of Chebyshev's polynomials, summed by Clenshaw's recurrence.
 constexpr double kErfc[26] = {
-    0.471146074660290654, 0.377158949691565793, 0.118036033447495454, 0.0283623466996951515, 
-    0.00487175775760554639, 0.000459852387876544279, -0.0000214302223810531519, 
-    -0.0000130144736992413488, -8.80928358285351363e-7, 2.74648004797028445e-7, 4.41599189922378551e-8, 
-    -6.39840838557548284e-9, -1.67683572124846442e-9, 1.94733547008900249e-10, 6.24744130346938523e-11, 
-    -8.12455755224447789e-12, -2.33031461322197397e-12, 4.1910385392055441e-13, 
-    8.19333526845820053e-14, -2.33524720668878787e-14, -2.24425862088030799e-15, 1.281143014088019e-15, 
-    1.10774148561971055e-18, -6.44551652900603358e-17, 6.47912478081578101e-18, 2.74327723439333436e-18};
+    0.471146074660290654,     0.377158949691565793,    0.118036033447495454,      0.0283623466996951515,
+    0.00487175775760554639,   0.000459852387876544279, -0.0000214302223810531519, -0.0000130144736992413488,
+    -8.80928358285351363e-7,  2.74648004797028445e-7,  4.41599189922378551e-8,    -6.39840838557548284e-9,
+    -1.67683572124846442e-9,  1.94733547008900249e-10, 6.24744130346938523e-11,   -8.12455755224447789e-12,
+    -2.33031461322197397e-12, 4.1910385392055441e-13,  8.19333526845820053e-14,   -2.33524720668878787e-14,
+    -2.24425862088030799e-15, 1.281143014088019e-15,   1.10774148561971055e-18,   -6.44551652900603358e-17,
+    6.47912478081578101e-18,  2.74327723439333436e-18};
 
 inline __attribute__((always_inline)) double scaled_erfc(double s) {
   double b1 = 0, b2 = 0;
@@ -346,7 +340,7 @@ inline __attribute__((always_inline)) double scaled_erfc(double s) {
   return s * b1 - b2 + kErfc[0];
 }
 
-// Φ(z), and the density's e^{−z²/2} beside it.
+// Φ(z), and e^{−z²/2} for the density.
 template <class A>
 inline __attribute__((always_inline)) A normal_cdf(A z, A* gauss) {
   A u = (z < 0 ? -z : z) * A(0.70710678118654752440);
@@ -368,7 +362,7 @@ void activate(Activation activation, A slope, A* z, int64_t n) {
     case kNone:
     case kRelu:
     case kRelu6:
-      break;  // done while z was made
+      break;  // done where z is computed
     case kLeakyRelu:
       for (int64_t i = 0; i < n; ++i) z[i] = z[i] > 0 ? z[i] : slope * z[i];
       break;
@@ -397,7 +391,7 @@ void differentiate(Activation activation, A slope, const A* g, A* __restrict z, 
       break;
     case kRelu:
     case kRelu6:
-      break;  // done while z was made
+      break;  // done where z is computed
     case kLeakyRelu:
       for (int64_t i = 0; i < n; ++i) z[i] = z[i] > 0 ? g[i] : slope * g[i];
       break;
@@ -422,7 +416,7 @@ void differentiate(Activation activation, A slope, const A* g, A* __restrict z, 
   }
 }
 
-// z = affine(i) + residual, held between low and high where clamped.
+// z = affine(i) + residual, clamped to [0, high] where kClamped.
 template <bool kClamped, class A, class Affine>
 inline __attribute__((always_inline)) void apply_loop(const Affine& affine, const A* residual, A* __restrict y,
                                                       int64_t n, A high) {
@@ -473,20 +467,20 @@ inline __attribute__((always_inline)) void finish_gradient(const Affine& affine,
 }
 
 template <class A>
-struct AffineS {
+struct PlaneAffine {
   const A* x;
   A mean, scale, shift;
   __attribute__((always_inline)) A operator()(int64_t i) const { return (x[i] - mean) * scale + shift; }
 };
 
 template <class A>
-struct AffineV {
+struct ColumnsAffine {
   const A *x, *mean, *scale, *shift;
   __attribute__((always_inline)) A operator()(int64_t i) const { return (x[i] - mean[i]) * scale[i] + shift[i]; }
 };
 
 template <class A, bool kBias>
-struct AffineE {
+struct LineAffine {
   const A* x;
   A mean, rstd;
   const A *weight, *bias;
@@ -497,59 +491,61 @@ struct AffineE {
 };
 
 template <class A>
-void apply_s(const A* x, const A* residual, A* __restrict y, int64_t n, A mean, A scale, A shift, Finish<A> finish) {
-  apply(AffineS<A>{x, mean, scale, shift}, residual, y, n, finish);
+void apply_plane(const A* x, const A* residual, A* __restrict y, int64_t n, A mean, A scale, A shift,
+                 Finish<A> finish) {
+  apply(PlaneAffine<A>{x, mean, scale, shift}, residual, y, n, finish);
 }
 
 template <class A>
-void apply_v(const A* x, const A* residual, A* __restrict y, int64_t n, const A* mean, const A* scale, const A* shift,
-             Finish<A> finish) {
-  apply(AffineV<A>{x, mean, scale, shift}, residual, y, n, finish);
+void apply_columns(const A* x, const A* residual, A* __restrict y, int64_t n, const A* mean, const A* scale,
+                   const A* shift, Finish<A> finish) {
+  apply(ColumnsAffine<A>{x, mean, scale, shift}, residual, y, n, finish);
 }
 
 template <class A>
-void apply_e(const A* x, const A* residual, A* __restrict y, int64_t n, A mean, A rstd, const A* weight, const A* bias,
-             Finish<A> finish) {
+void apply_line(const A* x, const A* residual, A* __restrict y, int64_t n, A mean, A rstd, const A* weight,
+                const A* bias, Finish<A> finish) {
   if (bias)
-    apply(AffineE<A, true>{x, mean, rstd, weight, bias}, residual, y, n, finish);
+    apply(LineAffine<A, true>{x, mean, rstd, weight, bias}, residual, y, n, finish);
   else
-    apply(AffineE<A, false>{x, mean, rstd, weight, bias}, residual, y, n, finish);
+    apply(LineAffine<A, false>{x, mean, rstd, weight, bias}, residual, y, n, finish);
 }
 
 template <class A>
-void finish_gradient_s(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A scale, A shift,
-                       Finish<A> finish) {
-  finish_gradient(AffineS<A>{x, mean, scale, shift}, g, residual, g_z, n, finish);
+void finish_gradient_plane(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A scale, A shift,
+                           Finish<A> finish) {
+  finish_gradient(PlaneAffine<A>{x, mean, scale, shift}, g, residual, g_z, n, finish);
 }
 
 template <class A>
-void finish_gradient_v(const A* g, const A* x, const A* residual, A* g_z, int64_t n, const A* mean, const A* scale,
-                       const A* shift, Finish<A> finish) {
-  finish_gradient(AffineV<A>{x, mean, scale, shift}, g, residual, g_z, n, finish);
+void finish_gradient_columns(const A* g, const A* x, const A* residual, A* g_z, int64_t n, const A* mean,
+                             const A* scale, const A* shift, Finish<A> finish) {
+  finish_gradient(ColumnsAffine<A>{x, mean, scale, shift}, g, residual, g_z, n, finish);
 }
 
 template <class A>
-void finish_gradient_e(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A rstd, const A* weight,
-                       const A* bias, Finish<A> finish) {
+void finish_gradient_line(const A* g, const A* x, const A* residual, A* g_z, int64_t n, A mean, A rstd, const A* weight,
+                          const A* bias, Finish<A> finish) {
   if (bias)
-    finish_gradient(AffineE<A, true>{x, mean, rstd, weight, bias}, g, residual, g_z, n, finish);
+    finish_gradient(LineAffine<A, true>{x, mean, rstd, weight, bias}, g, residual, g_z, n, finish);
   else
-    finish_gradient(AffineE<A, false>{x, mean, rstd, weight, bias}, g, residual, g_z, n, finish);
+    finish_gradient(LineAffine<A, false>{x, mean, rstd, weight, bias}, g, residual, g_z, n, finish);
 }
 
 template <class A>
-void gradient_apply_s(const A* g, const A* x, A* __restrict g_x, int64_t n, A mean, A a, A b, A c) {
+void gradient_apply_plane(const A* g, const A* x, A* __restrict g_x, int64_t n, A mean, A a, A b, A c) {
   for (int64_t i = 0; i < n; ++i) g_x[i] = a * g[i] + (b * (x[i] - mean) + c);
 }
 
 template <class A>
-void gradient_apply_v(const A* g, const A* x, A* __restrict g_x, int64_t n, const A* mean, const A* a, const A* b, const A* c) {
+void gradient_apply_columns(const A* g, const A* x, A* __restrict g_x, int64_t n, const A* mean, const A* a, const A* b,
+                            const A* c) {
   for (int64_t i = 0; i < n; ++i) g_x[i] = a[i] * g[i] + (b[i] * (x[i] - mean[i]) + c[i]);
 }
 
 template <class A>
-void gradient_apply_e(const A* g, const A* x, const A* weight, A* __restrict g_x, int64_t n, A mean, A a, A b, A c,
-                      A* __restrict g_weight, A* __restrict g_bias) {
+void gradient_apply_line(const A* g, const A* x, const A* weight, A* __restrict g_x, int64_t n, A mean, A a, A b, A c,
+                         A* __restrict g_weight, A* __restrict g_bias) {
   for (int64_t i = 0; i < n; ++i) {
     A d = x[i] - mean;
     g_x[i] = a * (g[i] * weight[i]) + (b * d + c);
@@ -571,7 +567,7 @@ void merge_deviations(int64_t n, double count, double more, const A* shift, cons
 }
 
 template <class A>
-void drain(A* __restrict part, double* __restrict total, int64_t n) {
+void add_and_clear(A* __restrict part, double* __restrict total, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     total[i] += part[i];
     part[i] = 0;
@@ -583,7 +579,7 @@ void select(const A* x, const uint8_t* mask, A fill, A* __restrict y, int64_t n)
   for (int64_t i = 0; i < n; ++i) y[i] = mask[i] ? x[i] : fill;
 }
 
-// One row, its last lanes twice where it does not fill them.
+// Copy one row. Where the last lanes are not full, they overlap with those before.
 template <class A>
 inline __attribute__((always_inline)) void copy_row(const A* from, A* to, int64_t n) {
   constexpr int w = kLanes<A>;
@@ -591,8 +587,8 @@ inline __attribute__((always_inline)) void copy_row(const A* from, A* to, int64_
     for (int64_t i = 0; i < n; ++i) to[i] = from[i];
     return;
   }
-  for (int64_t i = 0; i + w <= n; i += w) put_lanes(to + i, lanes(from + i));
-  put_lanes(to + n - w, lanes(from + n - w));
+  for (int64_t i = 0; i + w <= n; i += w) store_vector(to + i, load_vector(from + i));
+  store_vector(to + n - w, load_vector(from + n - w));
 }
 
 template <class A>
@@ -601,11 +597,24 @@ void copy_rows(const A* from, int64_t from_stride, A* to, int64_t to_stride, int
 }
 
 template <class A>
-constexpr Rows<A> kRows = {
-    sum<A>,           deviations<A>,       apply_s<A>,          apply_v<A>,          apply_e<A>,
-    finish_gradient_s<A>, finish_gradient_v<A>, finish_gradient_e<A>, gradient_sums_s<A>,  gradient_sums_e<A>,
-    gradient_apply_s<A>,  gradient_apply_v<A>,  gradient_apply_e<A>, 
-    merge_deviations<A>, drain<A>,            select<A>,          copy_rows<A>,
+constexpr Loops<A> kLoops = {
+    sum<A>,
+    deviations<A>,
+    apply_plane<A>,
+    apply_columns<A>,
+    apply_line<A>,
+    finish_gradient_plane<A>,
+    finish_gradient_columns<A>,
+    finish_gradient_line<A>,
+    gradient_sums_plane<A>,
+    gradient_sums_line<A>,
+    gradient_apply_plane<A>,
+    gradient_apply_columns<A>,
+    gradient_apply_line<A>,
+    merge_deviations<A>,
+    add_and_clear<A>,
+    select<A>,
+    copy_rows<A>,
 };
 
 // 16-bit floating point.
@@ -634,7 +643,8 @@ void store_bfloat16(const float* from, uint16_t* __restrict to, int64_t n) {
   }
 }
 
-// Without instructions for it, by the bits: the exponent is moved by a multiplication, so that subnormals come right.
+// Conversion by bits, without instructions for it. A multiplication moves the exponent, so that subnormals come out
+// right.
 inline float widen(uint16_t half) {
   uint32_t sign = uint32_t(half & 0x8000) << 16, rest = uint32_t(half & 0x7fff) << 13;
   float f = rest >= (0x7c00u << 13) ? from_bits(rest | 0x7f800000) : from_bits(rest) * from_bits(0x77800000);
@@ -660,6 +670,8 @@ void load_float16(const uint16_t* from, float* __restrict to, int64_t n) {
 #elif defined(GAMMABETA_AVX2)
   for (; i + 8 <= n; i += 8)
     _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i))));
+#elif defined(GAMMABETA_NEON)
+  for (; i + 4 <= n; i += 4) vst1q_f32(to + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + i))));
 #endif
   for (; i < n; ++i) to[i] = widen(from[i]);
 }
@@ -674,11 +686,13 @@ void store_float16(const float* from, uint16_t* __restrict to, int64_t n) {
   for (; i + 8 <= n; i += 8)
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i),
                      _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(GAMMABETA_NEON)
+  for (; i + 4 <= n; i += 4) vst1_u16(to + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(from + i))));
 #endif
   for (; i < n; ++i) to[i] = narrow(from[i]);
 }
 
-// Past the caches: a line that is written whole need not be read first, nor push out what is still wanted.
+// Copy past the caches: a cache line that is written whole need not be read first, nor evict what is still needed.
 void stream(const void* from, void* to, int64_t bytes) {
   const char* source = static_cast<const char*>(from);
   char* target = static_cast<char*>(to);
@@ -715,4 +729,5 @@ void fence() {
 constexpr Storage kStorage = {load_bfloat16, load_float16, store_bfloat16, store_float16, stream, fence};
 
 }  // namespace
+}  // namespace GAMMABETA_TARGET
 }  // namespace gammabeta

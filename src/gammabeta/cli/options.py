@@ -1,0 +1,223 @@
+"""Options of the commands `study`, `check` and `bench`, as types that typer reads."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _names_in(part: str) -> str:
+    """Return the claims' or subjects' names from their files: imports would load scikit-learn for every ``--help``."""
+    folder = files("gammabeta").joinpath(part)
+    return ", ".join(sorted(name[:-3] for f in folder.iterdir() if (name := f.name).endswith(".py") and name[0] != "_"))
+
+
+# study
+ClaimNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CLAIM",
+        help=f"The claims to measure (default: all): {_names_in('lab/claims')}.",
+        show_default=False,
+    ),
+]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option("--claims", metavar="A,B", help="The claims as an option, separated by commas.", show_default=False),
+]
+Quick = Annotated[bool, typer.Option("--quick", help="Few seeds and small grids: minutes instead of half an hour.")]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="What to train on: [bold]digits[/], [bold]strokes[/] or [bold]text[/] (built in; default: all three), "
+        "[bold]mnist:FILE[/], [bold]cifar10:FILE[/], [bold]folder:DIR[/], [bold]vowels:DIR[/], "
+        "[bold]text:FILE[/], or [bold]package.module:function[/].",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="TARGET",
+        help="Your network: [bold]package.module:function[/] or [bold]file.py:function[/], called "
+        "function(input_shape, classes, norm).",
+        show_default=False,
+    ),
+]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Only measure what the recommendation needs: the norms side by side.")
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Images, sequences or windows of text per batch on one device, for the recommendation (default: 32; "
+        "text: 16).",
+        show_default=False,
+    ),
+]
+Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Number of devices, for the recommendation.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", metavar="N", help="Worker processes (default: one per core).", show_default=False),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of initializations, batches and subsets.")]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        metavar="N",
+        help="Number of seeds per result, for example as many as would settle it (default: each claim's own).",
+        show_default=False,
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Discard the finished trials in DIR instead of reusing them.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="DIR",
+        help="Continue the study in DIR with its own options; only --jobs, --engine, --address and more --seeds may "
+        "change.",
+        show_default=False,
+    ),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        help="What runs the trials: [bold]loky[/] (processes on this machine), [bold]dask[/] or [bold]ray[/].",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Address of the Dask scheduler or Ray cluster (default: one is started on this machine).",
+        show_default=False,
+    ),
+]
+
+
+# check
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="TARGET",
+        help="A model: [bold]package.module:name[/] or [bold]file.py:name[/], an instance or a function that returns "
+        "one, optionally with literal arguments in parentheses; or a checkpoint file.",
+        show_default=False,
+    ),
+]
+Inputs = Annotated[
+    str | None,
+    typer.Option(
+        "--inputs",
+        metavar="TARGET",
+        help="Example inputs, as [bold]data.py:sample[/] or [bold]'torch:randn(2, 3, 224, 224)'[/]; the model runs "
+        "on them.",
+        show_default=False,
+    ),
+]
+Loader = Annotated[
+    str | None,
+    typer.Option("--loader", metavar="TARGET", help="Batches in the form that the model takes.", show_default=False),
+]
+Optimizer = Annotated[
+    str | None,
+    typer.Option(
+        "--optimizer",
+        metavar="TARGET",
+        help="The optimizer, or a function that gets the model and returns the optimizer.",
+        show_default=False,
+    ),
+]
+CheckBatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", help="Samples per batch on one device in training.", show_default=False),
+]
+Intent = Annotated[
+    str | None,
+    typer.Option(
+        "--intent",
+        metavar="WHAT",
+        help="The model's purpose: contrastive, gradient-penalty or private.",
+        show_default=False,
+    ),
+]
+Train = Annotated[
+    bool | None,
+    typer.Option(
+        "--train/--eval",
+        help="Check the model in training or in evaluation mode (default: the mode that it is in).",
+        show_default=False,
+    ),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        "--select", metavar="A,B", help="Rules to run, by code, prefix of a code, or name.", show_default=False
+    ),
+]
+Ignore = Annotated[
+    str | None,
+    typer.Option(
+        "--ignore",
+        metavar="A,B",
+        help="Rules not to run; [bold]GB401:head.*[/] ignores one for some modules.",
+        show_default=False,
+    ),
+]
+FailOn = Annotated[
+    str | None,
+    typer.Option(
+        "--fail-on",
+        metavar="SEVERITY",
+        help="Exit with 1 if a finding has at least this severity: error (default), warning or note.",
+        show_default=False,
+    ),
+]
+Output = Annotated[str, typer.Option("--format", metavar="FORMAT", help="Output format: text, json, sarif or github.")]
+
+
+# bench
+SubjectNames = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SUBJECT",
+        help=f"The subjects to measure (default: all): {_names_in('benchmarks/subjects')}.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    str | None,
+    typer.Option(
+        "--threads",
+        metavar="1,2",
+        help="Numbers of threads (default: one, then as many as torch uses).",
+        show_default=False,
+    ),
+]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds", metavar="N", help="Timings of each contestant (default: 15, or 5 with --quick).", show_default=False
+    ),
+]
+BenchOut = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="The folder for one dated Markdown file per subject.")
+]
+NoCompile = Annotated[bool, typer.Option("--no-compile", help="Leave out torch.compile, which compiles once per row.")]
+BenchQuick = Annotated[bool, typer.Option("--quick", help="Few rows and few rounds.")]

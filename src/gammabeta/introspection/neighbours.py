@@ -1,0 +1,143 @@
+"""The neighbours of a norm: who alone makes what it gets, and who alone reads what it gives, in an observed forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from gammabeta.introspection.observe import Call, Observation, Operation, Seen, axis_in, hooks_of
+
+LAYERS = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+)  # fmt: skip
+"""The layers that norms stand next to, and are folded into."""
+
+
+class Refusal(Exception):  # noqa: N818
+    """A change cannot be made safely here; the message is the reason, for the report."""
+
+
+@dataclass(frozen=True)
+class Producer:
+    """The layer whose output is what a call gets, through views and plain copies.
+
+    Attributes:
+        call: the layer's call.
+        layer: the layer.
+        output: its one output.
+        axis: the axis of the output that is the one asked about; None where it is no single axis there.
+        path: the tensors from what the call gets back to the output's data.
+    """
+
+    call: Call
+    layer: Any
+    output: Seen
+    axis: int | None
+    path: tuple[Seen, ...]
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether the call gets a view of the output, and no copy."""
+        return self.output.data == self.path[0].data
+
+    @property
+    def features(self) -> int:
+        """The axis of features in the output."""
+        return feature_axis(self.layer, self.output)
+
+
+class Neighbours:
+    """Looks up neighbours in one observed forward.
+
+    Args:
+        modules: the modules of the model that was observed, or of a copy, by qualified name.
+        observation: what was observed.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], observation: Observation) -> None:
+        self.modules = modules
+        self.observation = observation
+
+    def only_call(self, name: str, what: str) -> Call:
+        """Return the one call of the module of that name.
+
+        Raises:
+            Refusal: it was not called, or more than once; `what` names it in the message.
+        """
+        calls = self.observation.calls_of(name)
+        if not calls:
+            raise Refusal(f"{what} was not called on the example inputs")
+        if len(calls) > 1:
+            raise Refusal(f"{what} is called {len(calls)} times in a forward")
+        return calls[0]
+
+    def producer(self, seen: Seen, axis: int, layers: tuple[type[nn.Module], ...] = LAYERS) -> Producer | None:
+        """Trace a tensor back to the nearest layer of these classes that made it.
+
+        None where an operation between them computes, where the axis is lost on the way, and where the layer gives
+        other than one tensor.
+        """
+        path: list[Seen] = []
+        for at, same in self.observation.trace_back(seen, axis):
+            path.append(at)
+            for call in self.observation.producers(at.data):
+                layer = self.modules[call.module]
+                if isinstance(layer, layers):
+                    if len(call.outputs) != 1:
+                        return None
+                    output = call.outputs[0]
+                    return Producer(call, layer, output, axis_in(at, same, output), tuple(path))
+        return None
+
+    def readers(self, data: int, call: Call) -> list[Operation]:
+        """Return the operations outside the call that read the data."""
+        observation = self.observation
+        return [op for op in observation.readers(data) if not observation.is_within(op, call)]
+
+    def escape(self, data: int) -> str | None:
+        """Describe how the data gets out of the forward; None where it does not."""
+        if any(seen.data == data for seen in self.observation.outputs):
+            return "also an output of the model"
+        return "still held after the forward" if data in self.observation.kept else None
+
+    def check_alone(self, producer: Producer, call: Call) -> None:
+        """Check that only the call, and the copies on the way to it, read what the producer gives.
+
+        Raises:
+            Refusal: somebody else reads it, sees it by a hook, or it gets out of the forward.
+        """
+        what = f"what {producer.call.module} gives"
+        copies = {id(self.observation.maker(seen.data)) for seen in producer.path}
+        for seen in producer.path:
+            for op in self.readers(seen.data, call):
+                if id(op) not in copies:
+                    raise Refusal(f"{what} is also read by {self.describe(op)}")
+            self.check_unseen(seen.data, what)
+
+    def check_unseen(self, data: int, what: str) -> None:
+        """Check that the data stays within the forward and that no hook sees it.
+
+        Raises:
+            Refusal: it does not; `what` names the data in the message.
+        """
+        escape = self.escape(data)
+        if escape is not None:
+            raise Refusal(f"{what} is {escape}")
+        for call in self.observation.calls:
+            sees = any(seen.data == data for seen in (*call.inputs, *call.outputs))
+            if sees and hooks_of(self.modules[call.module]):
+                raise Refusal(f"{what} is seen by the hooks of {call.module or 'the model'}")
+
+    def describe(self, op: Operation) -> str:
+        """Name an operation and the innermost module that it runs in."""
+        names = [call.module for call in self.observation.stack(op.call)]
+        return f"{op.name} in {names[0] or 'the model'}" if names else op.name
+
+
+def feature_axis(layer: Any, seen: Seen) -> int:
+    """Return the axis of features in what a layer gets or gives; without a batch axis too."""
+    positions = len(layer.kernel_size) if hasattr(layer, "kernel_size") else 0
+    return len(seen.shape) - 1 - positions

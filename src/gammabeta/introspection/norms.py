@@ -1,0 +1,299 @@
+"""What a norm is: one value for each module, which everyone asks who treats norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from gammabeta.layers.group_norm import GroupNorm
+from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from gammabeta.layers.layer_norm import LayerNorm
+from gammabeta.layers.rms_norm import RMSNorm
+from gammabeta.statistics import Running
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.InstanceNorm1d: InstanceNorm1d,
+    nn.InstanceNorm2d: InstanceNorm2d,
+    nn.InstanceNorm3d: InstanceNorm3d,
+    nn.GroupNorm: GroupNorm,
+    nn.LayerNorm: LayerNorm,
+    nn.RMSNorm: RMSNorm,
+}
+"""Our class for each of torch's."""
+TORCHS = {ours: torchs for torchs, ours in OURS.items()}
+"""torch's class for each of ours."""
+TORCHS_MODULES = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "torch.nn.modules.normalization")
+"""Where torch defines its norms and their base classes."""
+
+CLASS, FROZEN, NAME, STATISTICS = "class", "frozen", "name", "statistics"
+
+_SCRIPTED = {cls.__name__ for cls in OURS} | {"SyncBatchNorm"}
+_BY_CLASS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.modules.instancenorm._InstanceNorm, "instance"),
+    (nn.modules.batchnorm._NormBase, "batch"),
+    (nn.GroupNorm, "group"),
+    (nn.LayerNorm, "layer"),
+    (nn.RMSNorm, "rms"),
+)
+# Parts of class names, without underscores. "batchnorm" is no part of another.
+_BY_NAME = (
+    ("rmsnorm", "rms"),
+    ("layernorm", "layer"),
+    ("groupnorm", "group"),
+    ("instancenorm", "instance"),
+    ("batchnorm", "batch"),
+)
+# What other libraries call ε.
+_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
+_WITH_ACTIVATION = {"drop", "act"}
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which values of an input share one mean and one variance.
+
+    Attributes:
+        samples: whether all samples of a batch share them, as in BatchNorm.
+        groups: how many groups the channels of a sample form. None where each channel has statistics of its own, as in
+            BatchNorm and InstanceNorm, and where the module does not say.
+        last: how many last axes are normalized together, as in LayerNorm and RMSNorm. 0 in norms of channels, which
+            have them on axis 1.
+        centered: whether the mean is subtracted. RMSNorm does not.
+    """
+
+    samples: bool = False
+    groups: int | None = None
+    last: int = 0
+    centered: bool = True
+
+    @property
+    def channel(self) -> int | None:
+        """The input's axis along which γ and β run; None where they span several."""
+        return 1 if self.last == 0 else -1 if self.last == 1 else None
+
+
+@dataclass(frozen=True)
+class Affine:
+    """γ and β of a norm: y = (offset + weight)·x̂ + bias.
+
+    Attributes:
+        weight, bias: the names under which the module holds them; None for what it does not hold.
+        offset: what is added to the weight to give γ. 0 in torch's norms and ours; 1 in norms that keep γ − 1, as
+            Gemma's. None where nobody knows: a name does not tell.
+    """
+
+    weight: str | None
+    bias: str | None
+    offset: float | None
+
+
+@dataclass(frozen=True)
+class NormLayer:
+    """What a module is as a norm.
+
+    `known_by` says how far the rest can be trusted. A module of torch's classes or ours computes what they compute,
+    unless a subclass has a forward of its own. The other kinds of evidence are hints: whoever changes such a module
+    first compares what it computes.
+
+    Attributes:
+        kind: "batch", "instance", "group", "layer" or "rms"; None where no evidence says.
+        known_by: the evidence. `CLASS`: the module is an instance of torch's or our class, or was scripted from one.
+            `FROZEN`: its class is called a frozen BatchNorm, as torchvision's, detectron2's and DETR's. `NAME`: a class
+            of it is called a norm. `STATISTICS`: it holds a running mean and variance.
+        axes: over what it takes statistics; None where the kind is unknown.
+        affine: its γ and β.
+        eps: ε; None where the module does not say, and for RMSNorm's that is chosen by dtype.
+        uses_running: whether evaluation normalizes by running statistics that it holds.
+        tracks: whether its running statistics move in training.
+        frozen: whether it normalizes by its running statistics in training too: by the source `Running`, or a frozen
+            BatchNorm of another library.
+        is_ours: whether it is gammabeta's, or a subclass.
+        has_activation: whether it applies an activation that it holds as a child, beside `drop`, as timm's BatchNorms.
+        scripted: whether it is a module of TorchScript.
+    """
+
+    kind: str | None
+    known_by: str
+    axes: Axes | None
+    affine: Affine
+    eps: float | None
+    uses_running: bool
+    tracks: bool
+    frozen: bool
+    is_ours: bool
+    has_activation: bool
+    scripted: bool
+
+    @property
+    def is_changeable(self) -> bool:
+        """Whether operations on models look at it at all, and give a reason where they leave it alone."""
+        return self.known_by in (CLASS, FROZEN)
+
+
+def norm_of(module: nn.Module) -> NormLayer | None:
+    """Tell what a module is as a norm; None where nothing says that it is one.
+
+    Evidence is taken in the order class, frozen BatchNorm, name, running statistics; the first counts. The module is
+    only looked at: nothing runs, and no parametrization is computed.
+    """
+    evidence = _evidence(module)
+    if evidence is None:
+        return None
+    kind, known_by = evidence
+    frozen = known_by == FROZEN or getattr(module, "statistics", None) == Running()
+    return NormLayer(
+        kind=kind,
+        known_by=known_by,
+        axes=_axes(module, kind),
+        affine=_affine(module, known_by),
+        eps=next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None),
+        uses_running=_uses_running(module),
+        tracks=not frozen
+        and getattr(module, "running_mean", None) is not None
+        and bool(getattr(module, "track_running_stats", False)),
+        frozen=frozen,
+        is_ours=is_ours(module),
+        has_activation=_has_activation(module, known_by),
+        scripted=_is_scripted(module),
+    )
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """Return the kind of a norm; None where the module is none, or of no known kind."""
+    evidence = _evidence(module)
+    return None if evidence is None else evidence[0]
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether it is a norm of gammabeta's, or of a subclass."""
+    return isinstance(module, (_BatchNorm, *TORCHS))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
+    evidence = _evidence(module)
+    return evidence is not None and evidence[1] in (CLASS, FROZEN)
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether it is such a norm and a BatchNorm."""
+    return _evidence(module) in (("batch", CLASS), ("batch", FROZEN))
+
+
+def is_frozen_batch_norm(module: nn.Module) -> bool:
+    """Whether it is a frozen BatchNorm of another library, by the name of its class."""
+    return _evidence(module) == ("batch", FROZEN)
+
+
+def is_norm_act(module: nn.Module) -> bool:
+    """Whether it is a subclass of torch's BatchNorm2d or SyncBatchNorm that holds its activation."""
+    return _has_activation(module, CLASS)
+
+
+def _evidence(module: nn.Module) -> tuple[str | None, str] | None:
+    """Return the kind and what tells it."""
+    if _is_scripted(module):
+        # The class of a scripted module says nothing; the name of the class that was scripted is kept.
+        name = str(getattr(module, "original_name", ""))
+        if name in _SCRIPTED:
+            return _kind_by_name(name), CLASS
+    by_class = next((kind for cls, kind in _BY_CLASS if isinstance(module, cls)), None)
+    if by_class is not None:
+        return by_class, CLASS
+    name = type(module).__name__.lower()
+    if "frozen" in name and "batchnorm" in name:
+        return "batch", FROZEN
+    names = list(_class_names(module))
+    named = next((kind for name in names if (kind := _kind_by_name(name)) is not None), None)
+    if named is not None and _is_small(module):
+        return named, NAME
+    if any(name.rstrip("0123456789d").endswith("Norm") for name in names):
+        return None, NAME
+    return (None, STATISTICS) if _holds_statistics(module) else None
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def _class_names(module: nn.Module) -> Iterator[str]:
+    """The names of the module's classes, its own first; of a scripted module the one that it had."""
+    if _is_scripted(module):
+        yield str(getattr(module, "original_name", ""))
+        return
+    for cls in type(module).__mro__:
+        if cls is nn.Module:
+            return
+        yield cls.__name__
+
+
+def _kind_by_name(name: str) -> str | None:
+    plain = name.lower().replace("_", "")
+    return next((kind for part, kind in _BY_NAME if part in plain), None)
+
+
+def _is_small(module: nn.Module) -> bool:
+    """Whether a module is a weight and a bias of one axis and nothing else: γ and β, by all that can be seen."""
+    parameters = dict(module.named_parameters(recurse=False))
+    return (
+        not any(True for _ in module.children())
+        and bool(parameters)
+        and set(parameters) <= {"weight", "bias"}
+        and all(p.ndim == 1 for p in parameters.values())
+    )
+
+
+def _axes(module: Any, kind: str | None) -> Axes | None:
+    if kind == "batch":
+        return Axes(samples=True)
+    if kind == "instance":
+        return Axes()
+    if kind == "group":
+        return Axes(groups=getattr(module, "num_groups", None))
+    if kind in ("layer", "rms"):
+        return Axes(last=len(getattr(module, "normalized_shape", (0,))), centered=kind == "layer")
+    return None
+
+
+def _affine(module: nn.Module, known_by: str) -> Affine:
+    weight, bias = (name if _holds(module, name) else None for name in ("weight", "bias"))
+    return Affine(weight, bias, 0.0 if known_by == CLASS else None)
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    # A parametrized tensor would be computed by a look at it.
+    return parametrize.is_parametrized(module, name) or getattr(module, name, None) is not None
+
+
+def _uses_running(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
+        return module.track_running_stats
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.running_mean is not None
+    return _holds_statistics(module)
+
+
+def _holds_statistics(module: nn.Module) -> bool:
+    """Whether there are buffers for a running mean and variance of the same channels."""
+    if _is_scripted(module):
+        mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    else:
+        mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or nn.parameter.is_lazy(mean):
+        return False
+    return mean.ndim == 1 and mean.shape == var.shape
+
+
+def _has_activation(module: nn.Module, known_by: str) -> bool:
+    if _is_scripted(module) or is_ours(module) or {*module._modules} != _WITH_ACTIVATION:
+        return False
+    return known_by == FROZEN or isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)

@@ -1,0 +1,57 @@
+"""What claims do to the layers of a network for images: find them, look at what they put out, make dropout repeat."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.weight
+
+
+def first_norm(model: nn.Module) -> nn.Module:
+    return next(module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends a forward at the layer that is looked at: what comes after it is not needed."""
+
+
+def output_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
+    """What ``layer`` puts out when the model runs on x."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append(output)
+        raise _Reached
+
+    hook = layer.register_forward_hook(look)
+    try:
+        with torch.no_grad(), contextlib.suppress(_Reached):
+            model(x_nchw)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+@contextlib.contextmanager
+def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
+    """Dropout, if a user's model has any, drops the same in every forward that begins so."""
+    if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def dropout_of(rate: float) -> dict[str, Any]:
+    return {"dropout": rate} if rate else {}

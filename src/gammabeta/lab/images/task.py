@@ -1,0 +1,59 @@
+"""Classification of images: the task and its splits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gammabeta.lab.task import TaskError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (n, channels, height, width) float32 and labels (n,) int64."""
+
+    x_nchw: torch.Tensor
+    y_n: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.y_n)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classification of images: rates are tuned on ``validation``, what is reported comes from ``test``."""
+
+    name: str
+    description: str
+    classes: int
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.x_nchw.shape[1:]
+        return channels, height, width
+
+
+def standardized(
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    name: str,
+    description: str,
+    classes: int,
+) -> Task:
+    """A task of images (n, c, h, w), each channel less its training mean and over its training standard deviation."""
+    mean_1c11 = train[0].mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
+    std_1c11 = train[0].std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
+    if not np.all(std_1c11 > 0):
+        raise TaskError(f"{name}: every training image has the same pixels in some channel: nothing can be learned.")
+
+    def split(part: tuple[np.ndarray, np.ndarray]) -> Split:
+        x_nchw, y_n = part
+        scaled = ((x_nchw - mean_1c11) / std_1c11).astype(np.float32)
+        return Split(torch.from_numpy(scaled), torch.from_numpy(y_n.astype(np.int64)))
+
+    return Task(name, description, classes, split(train), split(validation), split(test))

@@ -1,0 +1,112 @@
+"""Training runs on sequences: Adam, a rate that falls as half a cosine, and each arm at its own best rate."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gammabeta as gb
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.sequences.networks import build_sequence_network, exact_statistics, networks_of
+from gammabeta.lab.sequences.task import Sequences
+from gammabeta.lab.sources import load_sequences
+from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.tuning import error_then_loss, tune
+
+BATCH = 32
+RATES = (-9, -7, -5)
+POPULATION = 512  # training sequences that the statistics for evaluation come from
+Cell = tuple[str, str]  # network, arm
+LOST: dict[str, Any] = {"error": 1.0, "loss": None, "moving_error": 1.0}
+
+
+def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sequences at ``index``, padded to the longest of them, with their mask and labels."""
+    lengths = split.lengths_n[index]
+    longest = int(lengths.max())
+    return split.x_ntf[index, :longest], gb.lengths_to_mask(lengths, longest), split.y_n[index]
+
+
+@versioned(3)
+def classified(
+    *, task: Mapping[str, Any], network: str, arm: str, rate: float, steps: int, seed: int, report: str,
+    batch_size: int = BATCH,
+) -> dict[str, Any]:  # fmt: skip
+    """Train by Adam; error and loss on the split that is reported, with exact statistics, and the error with moving
+    averages."""
+    data = load_sequences(task)
+    model = build_sequence_network(network, data.features, data.classes, arm, 2 * data.train.x_ntf.shape[1], seed)
+    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (batch_size,), generator=generator))
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(x, mask), y)
+        if not torch.isfinite(loss):
+            return LOST
+        loss.backward()
+        optimizer.step()
+    split: Sequences = getattr(data, report)
+    model.eval()
+    moving_error, _ = judged(model, split)
+    population = torch.arange(min(POPULATION, len(data.train)))
+    with exact_statistics(model, *batch_of(data.train, population)[:2]):
+        error, final_loss = judged(model, split)
+    return {"error": error, "loss": final_loss, "moving_error": moving_error}
+
+
+@torch.no_grad()
+def judged(model: nn.Module, split: Sequences) -> tuple[float, float | None]:
+    """Share of wrong answers and mean cross entropy; scores that are not finite are wrong everywhere."""
+    parts = [batch_of(split, index) for index in torch.arange(len(split)).split(200)]
+    scores = torch.cat([model(x, mask) for x, mask, _ in parts])
+    if not bool(torch.isfinite(scores).all()):
+        return 1.0, None
+    wrong = (scores.argmax(dim=1) != split.y_n).float().mean()
+    return float(wrong), float(functional.cross_entropy(scores, split.y_n))
+
+
+def seeds_of(experiment: Experiment) -> list[int]:
+    return experiment.seeds(3, 12)
+
+
+def steps_of(experiment: Experiment) -> int:
+    return 120 if experiment.quick else 400
+
+
+def trained(
+    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
+) -> tuple[dict[Cell, int], dict[Cell, list[dict[str, Any]]], dict[Cell, dict[str, Any]]]:
+    """Each network with each arm at its own best rate: that rate's exponent, the results on every seed, and that on the
+    validation split for which the rate was chosen."""
+    cells = [(network, arm) for network in networks_of(experiment) for arm in arms]
+    base = {"task": dict(experiment.sources["sequences"]), "steps": steps_of(experiment)}
+    base |= {} if batch_size == BATCH else {"batch_size": batch_size}
+    seeds = seeds_of(experiment)
+
+    def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
+        return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
+
+    # Without norms there is no before and after them: both Transformers are one, trained once.
+    same = {("Transformer, post-norm", "none"): "Transformer, pre-norm"}
+    settings = [{"network": same.get((network, arm), network), "arm": arm} for network, arm in cells]
+    tuning = experiment.tuning_seed
+    rates = tune(
+        experiment,
+        settings,
+        error_then_loss,
+        make=lambda cell, exponent: trial(cell, exponent, tuning, "validation"),
+        coarse=RATES,
+    )
+    at_best = list(zip(settings, rates, strict=True))
+    tuned = experiment.run([trial(cell, rate, tuning, "validation") for cell, rate in at_best])
+    results = iter(experiment.run([trial(cell, rate, seed, "test") for cell, rate in at_best for seed in seeds]))
+    return (
+        dict(zip(cells, rates, strict=True)),
+        {cell: [next(results) for _ in seeds] for cell in cells},
+        dict(zip(cells, tuned, strict=True)),
+    )

@@ -1,0 +1,238 @@
+"""Hooks and measurements on one watched norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from gammabeta.diagnostics.record import Norm
+from gammabeta.introspection.sampled import Sampled, apart, sample
+from gammabeta.layers.batch_norm import _BatchNorm
+from gammabeta.moments import squared_distance
+from gammabeta.monitoring.watched import Watched, WatchedNorm
+from gammabeta.running_statistics import recomputing
+from gammabeta.statistics import Ghost, Synced
+
+# At most this many forwards of one norm are measured in a step.
+_FORWARDS = 8
+
+
+class Hook:
+    """A hook that does not travel with the model: in a copy or a pickle it does nothing."""
+
+    def __init__(self, call: Callable[..., None] | None = None) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        if self._call is not None:
+            self._call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return Hook()
+
+    def __reduce__(self) -> Any:
+        return Hook, ()
+
+
+@dataclass
+class Progress:
+    """Progress of a watched training: the watch moves it, the probes read it.
+
+    Attributes:
+        measuring: whether this step is measured.
+        forwards: forwards of the model so far, in training and with gradients.
+    """
+
+    measuring: bool = True
+    forwards: int = 0
+
+
+class Probe:
+    """Counts and measurements of one norm.
+
+    Args:
+        norm: the norm.
+        watched: where its record is kept.
+        progress: the training's progress.
+
+    Attributes:
+        norm: the norm.
+        record: what is known of it.
+        place: how many of its calls the current forward of the model has made.
+    """
+
+    def __init__(self, norm: Norm, watched: Watched, progress: Progress) -> None:
+        self.norm = norm
+        self.record = watched.norms.setdefault(norm.name, WatchedNorm(norm.name))
+        self.place = 0
+        self._watched = watched
+        self._progress = progress
+        self._epoch = -1
+        self._batches: list[tuple[int, int, Sampled]] = []  # forward of the model, place in it, batch
+        self._before: tuple[Tensor, Tensor] | None = None
+        self._tracked = norm.num_batches_tracked.clone() if norm.num_batches_tracked is not None else None
+        self._step = 0
+        self._calls = 0
+        self._moved = False
+
+    def trained(self) -> Tensor | None:
+        """Return γ or β, whichever trains; None if neither does."""
+        assert self.norm.module is not None
+        leaves = (p for p in self.norm.module.parameters(recurse=False) if p.requires_grad and p.is_leaf)
+        return next(leaves, None)
+
+    def count_backward(self, parameter: Tensor) -> None:
+        """Count a backward pass; a hook on `trained()`."""
+        assert self.record.backwards is not None
+        self.record.backwards += 1
+
+    def count_call(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """Count a forward of the norm and, in a measured step, keep what its input says; a forward hook."""
+        if torch.compiler.is_compiling() or not module.training:
+            return
+        record, self._calls = self.record, self._calls + 1
+        moves = self._moves(module)
+        if recomputing():
+            record.recomputed += 1
+            record.moved_again += moves and not isinstance(module, _BatchNorm)
+            return
+        if not torch.is_grad_enabled():
+            record.without_gradient += moves
+            return
+        record.calls += 1
+        if record.backwards is not None and record.backwards != self._epoch:
+            self._epoch = record.backwards
+            record.parts += 1
+        if self.norm.kind != "batch":
+            return
+        if self._watched.first is None and moves:
+            self._watched.first = record.name
+        place, self.place = self.place, self.place + 1
+        if not self._progress.measuring or len(self._batches) >= _FORWARDS or kwargs.get("mask") is not None:
+            return
+        if not args or not isinstance(args[0], Tensor) or torch._C._are_functorch_transforms_active():
+            return
+        with torch.no_grad(), _disable_current_modes(), torch.autocast(args[0].device.type, enabled=False):
+            sampled = sample(args[0].detach())
+        if sampled is not None:
+            self._batches.append((self._progress.forwards, place, sampled))
+            record.samples = sampled.samples
+
+    def _moves(self, module: Any) -> bool:
+        """Whether a forward in training moves the running statistics."""
+        return (
+            self.norm.tracks
+            and bool(getattr(module, "track_running_stats", False))
+            and not getattr(module, "holds_statistics", False)
+        )
+
+    def synchronized(self) -> bool:
+        """Whether the norm shares its batch statistics with other processes."""
+        return isinstance(self.norm.module, nn.SyncBatchNorm) or isinstance(
+            getattr(self.norm.module, "statistics", None), Synced
+        )
+
+    def moved_unseen(self) -> bool:
+        """Whether the running statistics moved although no hook saw a call, as in a compiled model."""
+        return self._moved and self._calls == 0
+
+    def measure(self, step: int) -> list[tuple[str, Tensor]]:
+        """Measure the norm at the end of a step.
+
+        Returns:
+            Names (those of `QUANTITIES`) and values, scalars on the norm's device.
+        """
+        module: Any = self.norm.module
+        found: list[tuple[str, Tensor]] = []
+        batches, self._batches = self._batches, []
+        for name in ("weight", "bias"):
+            parameter = module._parameters.get(name)
+            if parameter is not None and parameter.grad is not None:
+                found.append((f"{name}_grad", _local(parameter.grad).norm(dtype=torch.float32)))
+        weight = module._parameters.get("weight")
+        dead = _local(weight) == 0 if weight is not None else None
+        last = batches[-1][2] if batches else None
+        if last is not None:
+            still = last.var < (self.norm.eps or 0.0)
+            dead = still if dead is None else dead | still
+            found.append(("effective", last.effective() * self._batches_shared(module, last.samples)))
+            found += self._domains(batches)
+        if dead is not None:
+            found.append(("dead", dead.sum()))
+        return found + self._running(step, last)
+
+    def _running(self, step: int, last: Sampled | None) -> list[tuple[str, Tensor]]:
+        """Measure the running statistics: beside the last batch, and beside those of the step measured before."""
+        module: Any = self.norm.module
+        found: list[tuple[str, Tensor]] = []
+        mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+        if not self.norm.tracks or mean is None or var is None:
+            return found
+        mean, var = mean.float(), var.float()
+        eps = self.norm.eps or 0.0
+        found += [("mean", mean.square().mean().sqrt()), ("std", var.mean().sqrt())]
+        if last is not None:
+            found.append(("gap", distance(last.mean, last.var, mean, var, eps)))
+        if self._before is not None:
+            found.append(("drift", distance(mean, var, *self._before, eps)))
+        self._before = mean.clone(), var.clone()
+        count = module._buffers.get("num_batches_tracked")
+        if count is not None and self._tracked is not None:
+            since = step + 1 - self._step
+            updates = (count - self._tracked).double() / since
+            if self._calls == 0:
+                self._moved = bool(updates > 0)
+            found.append(("updates", updates))
+            self._tracked, self._step = count.clone(), step + 1
+        return found
+
+    def _batches_shared(self, module: Any, samples: int) -> float:
+        """Return how many batches of this size the statistics come from: a fraction for `Ghost`."""
+        source = getattr(module, "statistics", None)
+        if isinstance(source, Ghost):
+            return min(1.0, source.size / max(1, samples))
+        peers = getattr(source, "peers", None)
+        if callable(peers):
+            found = peers()
+            return 1.0 if found is None else float(found.size)
+        if isinstance(module, nn.SyncBatchNorm) and torch.distributed.is_initialized():
+            return float(torch.distributed.get_world_size(module.process_group))
+        return 1.0
+
+    def _domains(self, batches: list[tuple[int, int, Sampled]]) -> list[tuple[str, Tensor]]:
+        """Compare the same call in successive forwards of the step; return the pair that differs most."""
+        pairs = []
+        by_place: dict[int, Sampled] = {}
+        forwards = {forward for forward, _, _ in batches}
+        for _, place, sampled in batches:
+            place = place if len(forwards) > 1 else 0  # called outside the model: one after another
+            before = by_place.get(place)
+            if before is not None and self._progress.forwards != 0 and len(forwards) == 1:
+                continue  # several places of one forward
+            if before is not None and min(before.samples, sampled.samples) > 1:
+                pairs.append(apart(before, sampled))
+            by_place[place] = sampled
+        if not pairs:
+            return []
+        every = torch.stack(pairs)
+        farthest = every[every[:, 0].nan_to_num(-1).argmax()]
+        return [("domains", farthest[0]), ("apart", farthest[1])]
+
+
+def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor, eps: float) -> Tensor:
+    """Return √(Δμ²/σ'² + ln²(σ/σ')), root mean square over channels, in the other's standard deviations σ'.
+
+    ε is added to both variances.
+    """
+    return squared_distance(other_mean, other_var + eps, mean, var + eps).mean().sqrt()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a sharded tensor."""
+    part = getattr(tensor, "_local_tensor", tensor)
+    return part.detach()

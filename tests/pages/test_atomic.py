@@ -1,0 +1,28 @@
+"""Atomic writes: a new text or the old one, never a part."""
+
+import os
+
+import pytest
+
+from gammabeta.pages.atomic import write_atomically
+
+
+def test_it_makes_the_folder_and_replaces_what_was_there(tmp_path):
+    path = tmp_path / "new" / "page.html"
+    for text in ("first γ", "second β"):
+        assert write_atomically(str(path), text) == path
+        assert path.read_bytes() == text.encode()
+    assert os.listdir(path.parent) == ["page.html"]
+
+
+def test_a_write_that_fails_leaves_the_old_text_and_nothing_else(tmp_path, monkeypatch):
+    path = write_atomically(tmp_path / "page.html", "old")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["page.html"]
