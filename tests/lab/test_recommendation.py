@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gammabeta.lab.comparison import ERROR, LOSS, Comparison, side_by_side
+from gammabeta.lab.comparison import ERROR, LOSS, Compared, Comparison, side_by_side
 from gammabeta.lab.outcome import Effect, Outcome, Room
 from gammabeta.lab.recommendation import choose, failed, not_compared, recommend
 
@@ -15,13 +15,18 @@ NAMES = {"batch": "BatchNorm", "group": "GroupNorm", "none": "no normalization",
 
 def compared(values, *, scale=ERROR, kind="images", devices=1, learned=True, seconds=None, saved=None):
     """Norms with these values, a seed each; the first is the usual one."""
-    named = {norm: NAMES.get(norm, norm) for norm in values}
     arms = side_by_side(
-        named,
-        dict.fromkeys(named, -1),
-        values,
-        {norm: [(seconds or {}).get(norm, 0.01)] for norm in named},
-        {norm: (saved or {}).get(norm, 1000) for norm in named},
+        [
+            Compared(
+                norm,
+                NAMES.get(norm, norm),
+                0.5,
+                of_norm,
+                (seconds or {}).get(norm, 0.01),
+                (saved or {}).get(norm, 1000),
+            )
+            for norm, of_norm in values.items()
+        ],
         scale,
     )
     return Comparison(kind, "digits", "ResNet", 4, devices, 400, scale, learned, arms)
@@ -44,16 +49,16 @@ def test_the_recommendation_says_how_far_it_reaches():
     effect = Effect("x", 1.5, 1.0, 2.0, "decades", (-1, 1), 0.0, "supported", 2)
     said = recommend(of_study, {"init_robustness": Outcome("supported", "", [effect], Room(True, ""))})
     assert said["scope"] == (
-        "After 400 steps, each norm at its own best rate, in a network of the study's own: a deeper one may tell "
-        "otherwise."
+        "After 400 steps, each norm at its own best learning rate, in one of the study's own networks: a deeper "
+        "network may behave differently."
     )
     assert said["evidence"][-1] == {
-        "text": "Given up without a norm: Supported: 1.5 [1, 2] decades (x).", "claim": "init_robustness"
+        "text": "What is given up without a norm: Supported: 1.5 [1, 2] decades (x).", "claim": "init_robustness"
     }  # fmt: skip
     by_another = dataclasses.replace(of_study, rates_by="exact statistics")
-    assert "at its own best rate by exact statistics, in a network" in recommend(by_another, {})["scope"]
+    assert "at its own best learning rate by exact statistics, in one" in recommend(by_another, {})["scope"]
     own = dataclasses.replace(of_study, own=True)
-    assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best rate."
+    assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best learning rate."
 
 
 def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid():
@@ -63,37 +68,37 @@ def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid
     said = recommend(compared(values, seconds={"group": 0.012}, saved={"group": 900}), {"small_batch": outcome})
     assert said["headline"] == (
         "For ResNet on digits with batches of 4 on one device: GroupNorm, test error 1.0 %, 2.1 points [2.0, 2.2] "
-        "below BatchNorm; 1.20 times its time a step, 0.90 times its memory for the backward."
+        "below BatchNorm; 20 % more time per step, 10 % less memory kept for the backward pass."
     )
     assert said["how"] == "gb.GroupNorm"
     assert said["avoid"] == [
         "BatchNorm: test error 3.1 %",
-        "no normalization: test error 9.1 %, 6.0 points [5.9, 6.1] above BatchNorm; 1.00 times its time a step, 1.00 "
-        "times its memory for the backward",
+        "no normalization: test error 9.1 %, 6.0 points [5.9, 6.1] above BatchNorm; the same time per step, the same "
+        "memory kept for the backward pass",
     ]
     assert said["uncertain"] is None
     assert said["evidence"][-1] == {"text": "Supported: 1.5 [-3, 6] points (x).", "claim": "small_batch"}
 
 
-def test_the_recommendation_says_what_is_not_told_apart():
+def test_the_recommendation_says_what_is_not_distinguished():
     said = recommend(compared({"batch": BATCH, "group": LEVEL}), {})
     assert said["headline"].startswith(
         "For ResNet on digits with batches of 4 on one device: BatchNorm, test error 3.1"
     )
     assert said["uncertain"] == (
-        "Not told apart from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds). No number of seeds "
-        "that is practical settles it: the norms are about as good as each other here."
+        "Not distinguished from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds would decide). No "
+        "practical number of seeds would decide: the norms are about equally good here."
     )
     assert "--seeds 2 --data" not in said["uncertain"]
     near = compared({"batch": BATCH, "layer": NEAR})
     assert "--data digits, with the other" in recommend(near, {}, option=" --data digits")["uncertain"]
     needed = near.arms[1].gain.seeds_needed
     assert recommend(near, {})["uncertain"] == (
-        f"Not told apart from BatchNorm by the margin of 1 point: LayerNorm ({needed} seeds would tell). What settles "
-        f"it: gammabeta study --compare --seeds {needed}, with the other options as they were."
+        f"Not distinguished from BatchNorm by the margin of 1 point: LayerNorm ({needed} seeds would decide). To "
+        f"decide: gammabeta study --compare --seeds {needed}, with the other options unchanged."
     )
     of_both = recommend(compared({"batch": BATCH, "layer": NEAR, "group": LEVEL}), {})["uncertain"]
-    assert "What settles what can be: gammabeta study" in of_both
+    assert "To decide where that is practical: gammabeta study" in of_both
 
 
 def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
@@ -132,8 +137,8 @@ def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
 def test_what_is_level_has_no_sign_and_time_over_devices_is_that_of_one():
     level = compared({"batch": BATCH, "group": BATCH}, devices=2)
     assert recommend(level, {})["evidence"][1]["text"] == (
-        "GroupNorm: test error 3.1 %, 0.0 points [0.0, 0.0] above BatchNorm; 1.00 times its time a step on one device, "
-        "without communication, 1.00 times its memory for the backward."
+        "GroupNorm: test error 3.1 %, 0.0 points [0.0, 0.0] above BatchNorm; the same time per step on one device, "
+        "without communication, the same memory kept for the backward pass."
     )
 
 
@@ -142,7 +147,7 @@ def test_without_training_or_comparison_there_is_no_recommendation():
     assert untrained["headline"].startswith(
         "No recommendation for ResNet on digits with batches of 4 on one device: no"
     )
-    assert untrained["uncertain"] == "Another model is given with --model."
+    assert untrained["uncertain"] == "Name another model with --model."
     elsewhere = compared({"layer": (80.0, 81.0)}, learned=False, kind="sequences")
     assert recommend(elsewhere, {})["uncertain"] is None  # a model can only be given for images
     assert recommend(elsewhere, {}, quick=True)["uncertain"] == "A run without --quick trains longer."

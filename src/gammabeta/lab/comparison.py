@@ -3,7 +3,7 @@
 import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean, median
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.outcome import Axis, Effect, Picture, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Picture, Table, bars
 from gammabeta.lab.task import Kind
 
 Batch = TypeVar("Batch")
@@ -42,11 +42,17 @@ LOSS = Scale("test loss", "nats a character", "nats a character", "nats", (-0.03
 
 @dataclass(frozen=True)
 class Compared:
-    """One arm: its values on the comparison's scale, a seed each; seconds a step; bytes that a forward keeps for the
-    backward.
+    """One arm of a comparison.
 
-    ``gain`` is the usual arm's value less this one's; None for the usual arm itself. ``exact``: the mean value where
-    evaluation is with exact statistics in place of moving averages, if ``values`` are with those.
+    Attributes:
+        norm: the arm's name in settings.
+        name: what a reader knows it by.
+        rate: its best learning rate.
+        values: one per seed, on the comparison's scale.
+        seconds: per training step, the median of several timings.
+        saved: bytes that one forward pass keeps for the backward pass, at least 1, so that ratios are finite.
+        exact: the mean value with exact statistics, where ``values`` are with moving averages.
+        gain: the usual arm's value less this one's; None for the usual arm itself.
     """
 
     norm: str
@@ -55,8 +61,8 @@ class Compared:
     values: tuple[float, ...]
     seconds: float
     saved: int
-    gain: Effect | None
     exact: float | None = None
+    gain: Effect | None = None
 
     @property
     def value(self) -> float:
@@ -133,45 +139,15 @@ class Comparison:
         }
 
 
-def side_by_side(
-    named: Mapping[str, str],
-    exponents: Mapping[str, int],
-    values: Mapping[str, Sequence[float]],
-    seconds: Mapping[str, Sequence[float]],
-    saved: Mapping[str, int],
-    scale: Scale,
-    exact: Mapping[str, Sequence[float]] | None = None,
-) -> tuple[Compared, ...]:
-    """The arms, each against the first of ``named`` (norm: what a reader knows it by), paired by seed.
+def side_by_side(arms: Sequence[Compared], scale: Scale) -> tuple[Compared, ...]:
+    """Return the arms with their gains, paired by seed, over the first arm, which is the usual one."""
+    usual, *others = arms
+    criterion = Criterion(unit=scale.unit_of_differences, margin=scale.margin, direction="above")
 
-    Args:
-        exponents: of 2, the arm's best rate.
-        values: one a seed, on the scale.
-        seconds: a step, of several timings; their median counts.
-        saved: bytes.
-        exact: values with exact statistics.
-    """
-    usual = next(iter(named))
-    arms = []
-    for norm, name in named.items():
-        gain = None
-        if norm != usual:
-            differences = [a - b for a, b in zip(values[usual], values[norm], strict=True)]
-            unit = scale.unit_of_differences
-            gain = measured(name, differences, unit=unit, margin=scale.margin, direction="above")
-        arms.append(
-            Compared(
-                norm,
-                name,
-                2.0 ** exponents[norm],
-                tuple(values[norm]),
-                median(seconds[norm]),
-                max(1, saved[norm]),
-                gain,
-                None if exact is None else mean(exact[norm]),
-            )
-        )
-    return tuple(arms)
+    def gain(arm: Compared) -> Effect:
+        return criterion.effect(arm.name, [a - b for a, b in zip(usual.values, arm.values, strict=True)])
+
+    return (usual, *(replace(arm, gain=gain(arm)) for arm in others))
 
 
 def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:

@@ -7,13 +7,14 @@ usual norm is BatchNorm as each device computes it.
 """
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe, impossible_arms
 from gammabeta.lab.images.training import chance
@@ -79,17 +80,28 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
     # Of one device; a batch of one image is timed as two, of which every BatchNorm has statistics.
     at = {"task": dict(experiment.source), "network": dict(network), "batch_size": max(batch_size, 2)}
-    timings = [
-        Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed})
-        for norm in named
-        for seed in seeds[:3]
-    ]
-    timed = iter(experiment.records(timings))
-    seconds = {norm: [next(timed)["timing"]["seconds_per_step"] for _ in seeds[:3]] for norm in named}
-    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
-    errors = {norm: [100 * result["error"] for result in results] for norm, results in found.items()}
-    saved = {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)}
-    compared = side_by_side(named, rates, errors, seconds, saved, ERROR)
+    timed = experiment.grid_of_records(
+        list(named),
+        seeds[:3],
+        lambda norm, seed: Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed}),
+    )
+    sizes = experiment.grid(
+        list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
+    )
+    compared = side_by_side(
+        [
+            Compared(
+                norm,
+                name,
+                2.0 ** rates[norm],
+                tuple(100 * result["error"] for result in found[norm]),
+                median(record["timing"]["seconds_per_step"] for record in timed[norm]),
+                max(1, sizes[norm][0]["bytes"]),
+            )
+            for norm, name in named.items()
+        ],
+        ERROR,
+    )
     by_chance = 100 * (1 - chance(experiment.task))
     return [
         Comparison(

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,10 @@ class Training:
     order: str = "shuffled"
     only_last: bool = False
 
+    def part_of_rate(self, step: int) -> float:
+        """The part of the learning rate that the schedule leaves at a step, the first of which is 1."""
+        return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if self.schedule == "cosine" else 1.0
+
 
 def fit(
     data: Task,
@@ -177,9 +181,8 @@ def fit(
         return fitted
     drawn = batches(train, training.batch_size, training.steps, training.seed, training.order)
     for step, (x_nchw, y_n) in enumerate(drawn, start=1):
-        if training.schedule == "cosine":
-            for group in optimizer.param_groups:
-                group["lr"] = training.rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / training.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = training.rate * training.part_of_rate(step)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x_nchw), y_n)
         loss.backward()
@@ -192,38 +195,46 @@ def fit(
     return fitted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run(Training):
+    """The settings of one trial of :func:`train`.
+
+    Attributes:
+        task: as :func:`gammabeta.lab.sources.load` takes it.
+        target: stop at this validation accuracy, looked at after ``every`` steps with exact statistics.
+        report: the split that the final error is taken from: ``"validation"`` while tuning, ``"test"`` after it.
+        images: train on this many images, drawn by ``seed``; None for all.
+        label_noise: the share of the training labels that are wrong.
+        curve: look at the losses after each of that many steps; 0 for never.
+    """
+
+    task: Mapping[str, Any]
+    target: float | None = None
+    every: int = 5
+    report: str = "validation"
+    images: int | None = None
+    label_noise: float = 0.0
+    curve: int = 0
+
+    def own(self, data: Task) -> Split:
+        """What the network is trained on."""
+        if self.images is None:
+            return data.train
+        return subset(data.train, self.images, data.classes, self.label_noise, self.seed)
+
+    def reached(self, looks: Sequence[tuple[int, float]]) -> float | None:
+        """The step at which the target was reached, on the line between the last two looks; None where it was not."""
+        if self.target is None or len(looks) < 2 or looks[-1][1] < self.target:
+            return None
+        return crossing(looks[-2], looks[-1], self.target)
+
+
 @versioned(4, together="gammabeta.lab.images.together")
-def train(
-    *,
-    task: Mapping[str, Any],
-    network: Mapping[str, Any],
-    norm: str,
-    rate: float,
-    batch_size: int,
-    steps: int,
-    seed: int,
-    target: float | None = None,
-    every: int = 5,
-    report: str = "validation",
-    images: int | None = None,
-    label_noise: float = 0.0,
-    curve: int = 0,
-    **options: Any,
-) -> dict[str, Any]:
+def train(**settings: Any) -> dict[str, Any]:
     """Train one network.
 
     Args:
-        task, network: as :func:`gammabeta.lab.sources.load` and :func:`gammabeta.lab.images.networks.build` take them.
-        norm: the arm.
-        rate: the learning rate of SGD, without momentum.
-        steps: the limit.
-        seed: of the initialization, the batches and the subset; arms of one seed share all three.
-        target: stop at this validation accuracy, looked at after ``every`` steps with exact statistics.
-        report: the split that the final error is taken from: ``"validation"`` while tuning, ``"test"`` after it.
-        images: train on this many images, drawn by ``seed``; all where None.
-        label_noise: share of the training labels that are wrong.
-        curve: look at the losses after every so many steps; never where 0.
-        options: decay, schedule, order, only_last, as :func:`fit` takes them.
+        settings: the fields of :class:`Run`. Arms of one seed share initialization, batches and subset.
 
     Returns:
         ``steps``: at which the target was reached, interpolated between the two looks around it; None where it was not.
@@ -232,40 +243,35 @@ def train(
         trained, with exact statistics. ``curve``: (step, train_loss, loss) at each look of the curve. ``diverged``: the
         step at which the loss was not finite.
     """
-    data = load(task)
-    own = data.train if images is None else subset(data.train, images, data.classes, label_noise, seed)
+    run = Run(**settings)
+    data = load(run.task)
+    own = run.own(data)
     population_nchw = own.x_nchw[:POPULATION]
-    split: Split = getattr(data, report)
+    split: Split = getattr(data, run.report)
     looks: list[tuple[int, float]] = []
     losses: list[tuple[int, float | None, float | None]] = []
 
     def look(step: int, model: nn.Module) -> bool:
-        if curve and step % curve == 0:
+        if run.curve and step % run.curve == 0:
             with exact_statistics(model, population_nchw):
                 losses.append((step, error_and_loss(model, own)[1], error_and_loss(model, split)[1]))
-        if target is None or (step % every and step != steps):
+        if run.target is None or (step % run.every and step != run.steps):
             return False
         with exact_statistics(model, population_nchw):
             looks.append((step, 1.0 - error_and_loss(model, data.validation)[0]))
-        return step > 0 and looks[-1][1] >= target
+        return step > 0 and looks[-1][1] >= run.target
 
-    how = Training(
-        network=network, norm=norm, rate=rate, batch_size=batch_size, steps=steps, seed=seed, **options
-    )  # fmt: skip
-    fitted = fit(data, own, how, look)
-    reached = None
-    if target is not None and len(looks) > 1 and looks[-1][1] >= target and fitted.diverged is None:
-        reached = crossing(looks[-2], looks[-1], target)
+    fitted = fit(data, own, run, look)
     error, final_loss, moving_error, train_loss = 1.0, None, 1.0, None
     if fitted.diverged is None:
         model = fitted.model.eval()
         moving_error, _ = error_and_loss(model, split)
         with exact_statistics(model, population_nchw):
             error, final_loss = error_and_loss(model, split)
-            if images is not None or report == "train":
+            if run.images is not None or run.report == "train":
                 _, train_loss = error_and_loss(model, own)
     return {
-        "steps": reached,
+        "steps": run.reached(looks) if fitted.diverged is None else None,
         "accuracy": looks,
         "error": error,
         "loss": final_loss,

@@ -7,13 +7,14 @@ are those of b on one device, without communication. The usual norm is LayerNorm
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import mean, median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_a_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
@@ -74,22 +75,26 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     # Of one device; a batch of one sequence is timed as two, of which BatchNorm has statistics.
     at = {"task": source, "norms": sorted(set(plain.values())), "batch_size": max(batch_size, 2)}
     seeds = seeds_of(experiment)[:3]
-    trials = [
-        Trial(f"{__name__}:costs", {**at, "network": network, "seed": seed}) for network in networks for seed in seeds
-    ]
-    records = iter(experiment.records(trials))
+    records = experiment.grid_of_records(
+        networks, seeds, lambda network, seed: Trial(f"{__name__}:costs", {**at, "network": network, "seed": seed})
+    )
     made = []
-    for network in networks:
-        of_network = [next(records) for _ in seeds]
+    for network, of_network in records.items():
         found = {norm: results[network, norm] for norm in named}
         compared = side_by_side(
-            named,
-            {norm: exponents[network, norm] for norm in named},
-            {norm: [100 * result["moving_error"] for result in of_norm] for norm, of_norm in found.items()},
-            {norm: [record["timing"][plain[norm]] for record in of_network] for norm in named},
-            {norm: of_network[0]["result"]["bytes"][plain[norm]] for norm in named},
+            [
+                Compared(
+                    norm,
+                    name,
+                    2.0 ** exponents[network, norm],
+                    tuple(100 * result["moving_error"] for result in found[norm]),
+                    median(record["timing"][plain[norm]] for record in of_network),
+                    max(1, of_network[0]["result"]["bytes"][plain[norm]]),
+                    mean(100 * result["error"] for result in found[norm]),
+                )
+                for norm, name in named.items()
+            ],
             ERROR,
-            {norm: [100 * result["error"] for result in of_norm] for norm, of_norm in found.items()},
         )
         learned = min(arm.value for arm in compared) <= 0.5 * by_chance
         made.append(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,27 +31,54 @@ def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch
     return split.x_ntf[index, :longest], gb.lengths_to_mask(lengths, longest), split.y_n[index]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings of one trial of :func:`classified`.
+
+    Attributes:
+        task: as :func:`gammabeta.lab.sources.load_sequences` takes it.
+        network, arm: as :func:`gammabeta.lab.sequences.networks.build_sequence_network` takes them.
+        rate: the learning rate at the start; it falls to 0 as half a cosine.
+        seed: decides the initialization and the batches.
+        report: the split that is reported: ``"validation"`` while tuning, ``"test"`` after it.
+    """
+
+    task: Mapping[str, Any]
+    network: str
+    arm: str
+    rate: float
+    steps: int
+    seed: int
+    report: str
+    batch_size: int = BATCH
+
+
 @versioned(3)
-def classified(
-    *, task: Mapping[str, Any], network: str, arm: str, rate: float, steps: int, seed: int, report: str,
-    batch_size: int = BATCH,
-) -> dict[str, Any]:  # fmt: skip
-    """Train by Adam; error and loss on the split that is reported, with exact statistics, and the error with moving
-    averages."""
-    data = load_sequences(task)
-    model = build_sequence_network(network, data.features, data.classes, arm, 2 * data.train.x_ntf.shape[1], seed)
-    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (batch_size,), generator=generator))
+def classified(**settings: Any) -> dict[str, Any]:
+    """Train one network by Adam.
+
+    Args:
+        settings: the fields of :class:`Run`.
+
+    Returns:
+        ``error``, ``loss``: on the reported split, with exact statistics. ``moving_error``: with moving averages.
+    """
+    run = Run(**settings)
+    data = load_sequences(run.task)
+    longest = 2 * data.train.x_ntf.shape[1]
+    model = build_sequence_network(run.network, data.features, data.classes, run.arm, longest, run.seed)
+    optimizer = torch.optim.Adam(model.parameters(), run.rate, fused=True)
+    generator = torch.Generator().manual_seed(run.seed)
+    for step in range(run.steps):
+        optimizer.param_groups[0]["lr"] = run.rate * 0.5 * (1 + math.cos(math.pi * step / run.steps))
+        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (run.batch_size,), generator=generator))
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x, mask), y)
         if not torch.isfinite(loss):
             return LOST
         loss.backward()
         optimizer.step()
-    split: Sequences = getattr(data, report)
+    split: Sequences = getattr(data, run.report)
     model.eval()
     moving_error, _ = judged(model, split)
     population = torch.arange(min(POPULATION, len(data.train)))
@@ -102,11 +130,7 @@ def trained(
         make=lambda cell, exponent: trial(cell, exponent, tuning, "validation"),
         coarse=RATES,
     )
-    at_best = list(zip(settings, rates, strict=True))
-    tuned = experiment.run([trial(cell, rate, tuning, "validation") for cell, rate in at_best])
-    results = iter(experiment.run([trial(cell, rate, seed, "test") for cell, rate in at_best for seed in seeds]))
-    return (
-        dict(zip(cells, rates, strict=True)),
-        {cell: [next(results) for _ in seeds] for cell in cells},
-        dict(zip(cells, tuned, strict=True)),
-    )
+    at_best = dict(zip(cells, zip(settings, rates, strict=True), strict=True))
+    tuned = experiment.grid(cells, [tuning], lambda cell, seed: trial(*at_best[cell], seed, "validation"))
+    results = experiment.grid(cells, seeds, lambda cell, seed: trial(*at_best[cell], seed, "test"))
+    return dict(zip(cells, rates, strict=True)), results, {cell: of_cell[0] for cell, of_cell in tuned.items()}

@@ -6,11 +6,12 @@ a batch is one of b·d; time and memory are those of b on one device, without co
 """
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import torch
 
-from gammabeta.lab.comparison import LOSS, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.comparison import LOSS, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import ARMS, decoder
@@ -54,13 +55,21 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     of_one = shape_of(experiment, batch_size)
     timings = timed(experiment, of_one)
     at = {"task": source, **of_one}
-    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
+    sizes = experiment.grid(
+        list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
+    )
     compared = side_by_side(
-        named,
-        exponents,
-        {norm: [result["loss"] for result in of_norm] for norm, of_norm in results.items()},
-        {norm: [timing[plain[norm]] for timing in timings] for norm in named},
-        {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)},
+        [
+            Compared(
+                norm,
+                name,
+                2.0 ** exponents[norm],
+                tuple(result["loss"] for result in results[norm]),
+                median(timing[plain[norm]] for timing in timings),
+                max(1, sizes[norm][0]["bytes"]),
+            )
+            for norm, name in named.items()
+        ],
         LOSS,
     )
     learned = min(arm.value for arm in compared) < blind_loss(data) - 0.5

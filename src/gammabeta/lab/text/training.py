@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,18 +41,53 @@ def blind_loss(data: TextTask) -> float:
     return float(-(shares * shares.log()).sum())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings of one trial of :func:`language_model`.
+
+    Attributes:
+        task: as :func:`gammabeta.lab.sources.load_text` takes it.
+        arm, width, layers, context: as :func:`gammabeta.lab.text.networks.decoder` takes them.
+        rate: the largest learning rate.
+        seed: decides the initialization and the windows.
+        report: the split that is reported: ``"validation"`` while tuning, ``"test"`` after it.
+        batch: windows per batch.
+    """
+
+    task: Mapping[str, Any]
+    arm: str
+    rate: float
+    steps: int
+    seed: int
+    report: str
+    width: int
+    layers: int
+    context: int
+    batch: int
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, the first of which is 1: a linear warm-up times half a cosine that ends at 0."""
+        return self.rate * min(1.0, step / WARM_UP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
+
+
 @versioned(3)
-def language_model(
-    *, task: Mapping[str, Any], arm: str, rate: float, steps: int, seed: int, report: str, width: int, layers: int,
-    context: int, batch: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Train the decoder; loss on 128 fixed windows of the split that is reported, nats a character, and its course."""
-    data = load_text(task)
-    model = decoder(data, arm, width, layers, context, seed)
-    optimizer = torch.optim.Adam(model.parameters(), rate, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    split = data.test_n if report == "test" else data.validation_n
-    held = windows(split, 128, context, torch.Generator().manual_seed(0))
+def language_model(**settings: Any) -> dict[str, Any]:
+    """Train the decoder by Adam.
+
+    Args:
+        settings: the fields of :class:`Run`.
+
+    Returns:
+        ``loss``: at the end, on 128 fixed windows of the reported split, in nats per character. ``course``: (step,
+        loss), every 100 steps and at the end.
+    """
+    run = Run(**settings)
+    data = load_text(run.task)
+    model = decoder(data, run.arm, run.width, run.layers, run.context, run.seed)
+    optimizer = torch.optim.Adam(model.parameters(), run.rate, fused=True)
+    generator = torch.Generator().manual_seed(run.seed)
+    split = data.test_n if run.report == "test" else data.validation_n
+    held = windows(split, 128, run.context, torch.Generator().manual_seed(0))
 
     def look() -> float:
         with torch.no_grad():
@@ -61,29 +97,35 @@ def language_model(
         return value if math.isfinite(value) else WORST
 
     course: list[tuple[int, float]] = []
-    for step in range(1, steps + 1):
+    for step in range(1, run.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, step / WARM_UP) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+            group["lr"] = run.rate_at(step)
         optimizer.zero_grad()
-        loss = loss_of(model, windows(data.train_n, batch, context, generator))
+        loss = loss_of(model, windows(data.train_n, run.batch, run.context, generator))
         if not torch.isfinite(loss):
             return {"loss": WORST, "course": course}
         loss.backward()
         optimizer.step()
-        if step % 100 == 0 or step == steps:
+        if step % 100 == 0 or step == run.steps:
             course.append((step, look()))
     return {"loss": course[-1][1], "course": course}
 
 
 @versioned(2)
-def step_times(
-    *, task: Mapping[str, Any], seed: int, width: int, layers: int, context: int, batch: int, repeats: int = 30
-) -> dict[str, Any]:
-    """``timing``: seconds of a training step of each arm, medians of steps in turns."""
+def step_times(*, task: Mapping[str, Any], seed: int, repeats: int = 30, **shape: int) -> dict[str, Any]:
+    """Time a training step of each arm, in turns.
+
+    Args:
+        shape: width, layers, context and batch, as :func:`shape_of` returns them.
+
+    Returns:
+        ``timing``: seconds per step by arm, medians.
+    """
     data = load_text(task)
     generator = torch.Generator().manual_seed(seed)
+    width, layers, context = shape["width"], shape["layers"], shape["context"]
     models = {arm: decoder(data, arm, width, layers, context, seed) for arm in JUDGED}
-    batches = [windows(data.train_n, batch, context, generator) for _ in range(repeats)]
+    batches = [windows(data.train_n, shape["batch"], context, generator) for _ in range(repeats)]
     return {"repeats": repeats, "timing": seconds_a_step(models, loss_of, batches)}
 
 
@@ -124,9 +166,9 @@ def trained(
         coarse=RATES,
     )
     rate = dict(zip(arms, exponents, strict=True))
-    tuned = experiment.run([trial(arm, rate[arm], tuning, "validation", of_tuning) for arm in arms])
-    results = iter(experiment.run([trial(arm, rate[arm], seed, "test", steps) for arm in arms for seed in seeds]))
-    return rate, {arm: [next(results) for _ in seeds] for arm in arms}, dict(zip(arms, tuned, strict=True))
+    tuned = experiment.grid(arms, [tuning], lambda arm, seed: trial(arm, rate[arm], seed, "validation", of_tuning))
+    results = experiment.grid(arms, seeds, lambda arm, seed: trial(arm, rate[arm], seed, "test", steps))
+    return rate, results, {arm: of_arm[0] for arm, of_arm in tuned.items()}
 
 
 def timed(experiment: Experiment, shape: Mapping[str, int]) -> list[dict[str, float]]:
