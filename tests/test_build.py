@@ -82,7 +82,10 @@ def test_the_sources_of_the_kernels_are_in_the_sdist(tree):
 
     def sources(root):
         folder = root / "src" / "gammabeta" / "kernels"
-        return {path.name for path in folder.iterdir() if path.suffix in (".cpp", ".h", ".inc", ".py")}
+        return {
+            str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".cpp", ".h", ".py", ".md")
+        }
 
     assert sources(unpacked) == sources(tree)
+    assert {"cpu/loops.cpp", "cpu/loops-inl.h", "cpu/README.md", "cuda/README.md"} <= sources(tree)
     assert (unpacked / "setup.py").exists()
