@@ -52,10 +52,13 @@ def test_no_producer_behind_a_computation():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Two(also=lambda y: y), "what conv gives is also an output of the model"),
-        (Two(also=lambda y: y.flatten(1)), "what conv gives is also an output of the model"),
-        (Two(also=lambda y: y.relu()), "what conv gives is also read by aten.relu in the model"),
-        (Two(lambda y: y.clone(), also=lambda y: y.relu()), "what conv gives is also read by aten.relu in the model"),
+        (Two(also=lambda y: y), "the output of conv is also an output of the model"),
+        (Two(also=lambda y: y.flatten(1)), "the output of conv is also an output of the model"),
+        (Two(also=lambda y: y.relu()), "the output of conv is also read by aten.relu in the model"),
+        (
+            Two(lambda y: y.clone(), also=lambda y: y.relu()),
+            "the output of conv is also read by aten.relu in the model",
+        ),
     ],
 )
 def test_who_else_reads_what_a_producer_gives(model, reason):
@@ -69,7 +72,7 @@ def test_a_hook_sees_what_a_producer_gives():
     model = Two()
     model.conv.register_forward_hook(lambda *_: None)
     found, call = neighbours(model)
-    with pytest.raises(Refusal, match="what conv gives is seen by the hooks of conv"):
+    with pytest.raises(Refusal, match="the output of conv is seen by the hooks of conv"):
         found.check_alone(found.producer(call.inputs[0], 1), call)
 
 

@@ -265,7 +265,7 @@ class TestRefusals:
         m = nn.Sequential(nn.Conv2d(3, 4, 6), nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4))
         before = whole(m)
         change = gb.convert(m, "instance", batches=[images()])
-        reason = "a group would have one value, and the output would be β whatever comes in"
+        reason = "a group would have one value, and the output would be β for any input"
         assert change.left == {"1": reason, "3": reason}
         assert whole(m) == before
         assert gb.convert(m, "instance", where="3").left == {

@@ -198,11 +198,11 @@ REFUSED = {
     ),
     "output read twice": (
         lambda: conv_norm(lambda net, x: net.norm(y := net.conv(x)) + y.sin()),
-        "what conv gives is also read by aten.sin in the model",
+        "the output of conv is also read by aten.sin in the model",
     ),
     "output given": (
         lambda: conv_norm(lambda net, x: (y := net.conv(x), net.norm(y))),
-        "what conv gives is also an output of the model"
+        "the output of conv is also an output of the model"
     ),
     "hook on conv": (lambda: hooked("conv"), "conv has hooks, which would see or change something else"),
     "hook on norm": (lambda: hooked("norm"), "it has hooks, which would see or change something else"),
@@ -216,7 +216,7 @@ REFUSED = {
     ),
     "no running statistics": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4, track_running_stats=False)),
-        "it has no running statistics: what it gives depends on the batch",
+        "it has no running statistics: its output depends on the batch",
     ),
     "not called": (lambda: conv_norm(lambda net, x: net.conv(x)), "it was not called on the example inputs"),
 }  # fmt: skip
