@@ -58,14 +58,21 @@ def places(title):
     return re.findall(r"^\| `([^`]+)` \|", section[1], re.MULTILINE)
 
 
-def follow(tree, title, name, steps):
-    """Take the steps of a recipe: one for each place, each from the file's text, "" for a new file, to its new text."""
+def follow(tree, title, name, steps, **names):
+    """Take the steps of a recipe: one for each place, each from the file's text to its new one.
+
+    Args:
+        steps: by place, in the recipe's order; a step takes "" where there is no file yet.
+        names: what other words in capitals stand for in places.
+    """
     assert list(steps) == places(title), f"CONTRIBUTING.md names other places for {title}"
     for place, step in steps.items():
-        path = tree / place.replace("NAME", name)
+        for word, meaning in {"NAME": name, **names}.items():
+            place = place.replace(word, meaning)
+        path = tree / place
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         after = step(before)
-        assert after != before, f"{place}: nothing was written"
+        assert not path.exists() or after != before, f"{place}: nothing was written"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(after, encoding="utf-8")
 
@@ -428,3 +435,213 @@ def test_an_operation_of_surgery(tree):
         "-k", f"level_epsilon or {REPOSITORY}",
     )  # fmt: skip
     assert "level_epsilon.py" in (tree / "docs" / "files.md").read_text(encoding="utf-8")
+
+
+TASK = '''"""Points in the plane as a task: which ring a point lies on."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PointTask:
+    """Points (n, 2) float32 with labels (n,) int64, by split."""
+
+    name: str
+    description: str
+    classes: int
+    splits: dict[str, tuple[Tensor, Tensor]]
+'''
+READER = '''"""Two rings of points, drawn from a fixed seed."""
+
+import torch
+
+from gammabeta.lab.points.task import PointTask
+
+
+def load() -> PointTask:
+    """Draw the rings."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y_n = torch.arange(n) % 2
+        angle_n = torch.rand(n, generator=generator) * 6.3
+        x_n2 = torch.stack([angle_n.cos(), angle_n.sin()], 1) * (1.0 + y_n[:, None])
+        return x_n2 + 0.05 * torch.randn(n, 2, generator=generator), y_n
+
+    splits = {"train": split(400), "validation": split(200), "test": split(200)}
+    return PointTask("rings", "rings: two rings of points", 2, splits)
+'''
+NETWORKS = '''"""The network that trials on points train."""
+
+from torch import nn
+
+from gammabeta.lab.norms import norm
+
+
+def mlp(arm: str) -> nn.Module:
+    """Build an MLP of one hidden layer with the arm's norm."""
+    return nn.Sequential(nn.Linear(2, 16), norm(arm, 16, positions=0), nn.ReLU(), nn.Linear(16, 2))
+'''
+TRAINING = '''"""Training runs on points: SGD on batches drawn from the seed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from gammabeta.lab.points.networks import mlp
+from gammabeta.lab.sources import load_points
+from gammabeta.lab.trials.trial import versioned
+
+
+@versioned(1)
+def train(
+    *, task: Mapping[str, Any], norm: str, rate: float, steps: int, batch: int, seed: int, report: str
+) -> dict[str, Any]:
+    """Train the MLP, and report its error in per cent on a split."""
+    data = load_points(task)
+    torch.manual_seed(seed)
+    model = mlp(norm)
+    optimizer = torch.optim.SGD(model.parameters(), rate)
+    generator = torch.Generator().manual_seed(seed)
+    x_n2, y_n = data.splits["train"]
+    for _ in range(steps):
+        drawn = torch.randint(len(x_n2), (batch,), generator=generator)
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x_n2[drawn]), y_n[drawn]).backward()
+        optimizer.step()
+    x_n2, y_n = data.splits[report]
+    with torch.no_grad():
+        wrong = model.eval()(x_n2).argmax(1) != y_n
+    return {"error": 100 * float(wrong.float().mean())}
+'''
+COMPARISON = '''"""Norms side by side on points: the MLP with BatchNorm, LayerNorm and none."""
+
+from functools import partial
+
+import torch
+from torch.nn import functional
+
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.norms import named
+from gammabeta.lab.points.networks import mlp
+from gammabeta.lab.sources import load_points
+from gammabeta.lab.trials.trial import Trial
+from gammabeta.lab.tuning import tune
+
+ARMS = ("batch", "layer", "none")
+BATCH, STEPS = 32, 60
+
+
+def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
+    """Train the MLP with every norm, each at its own best learning rate, and measure what it costs."""
+    source = dict(experiment.sources["points"])
+    data = load_points(source)
+    batch = (batch_size or BATCH) * devices
+
+    def trial(arm: str, exponent: int, seed: int, report: str) -> Trial:
+        settings = {"task": source, "norm": arm, "rate": 2.0**exponent, "steps": STEPS, "batch": batch}
+        return Trial("gammabeta.lab.points.training:train", {**settings, "seed": seed, "report": report})
+
+    best = tune(
+        experiment,
+        [{"norm": arm} for arm in ARMS],
+        lambda result: float(result["error"]),
+        lambda arm, exponent: trial(arm["norm"], exponent, experiment.tuning_seed, "validation"),
+    )
+    exponents = dict(zip(ARMS, best, strict=True))
+    results = experiment.grid(ARMS, experiment.seeds(3, 6), lambda arm, seed: trial(arm, exponents[arm], seed, "test"))
+    x_n2, y_n = data.splits["train"][0][:batch], data.splits["train"][1][:batch]
+    models = {arm: mlp(arm) for arm in ARMS}
+
+    def loss(model: torch.nn.Module, batch: object = None) -> torch.Tensor:
+        return functional.cross_entropy(model(x_n2), y_n)
+
+    seconds = seconds_a_step(models, loss, range(8))
+    arms = [
+        Compared(
+            arm,
+            named(arm),
+            2.0 ** exponents[arm],
+            tuple(result["error"] for result in results[arm]),
+            seconds[arm],
+            kept_bytes(models[arm], partial(loss, models[arm])),
+            None,
+        )
+        for arm in ARMS
+    ]
+    compared = side_by_side(arms, ERROR)
+    learned = min(arm.value for arm in compared) < 25
+    return [Comparison("points", data.name, "MLP", batch_size or BATCH, devices, STEPS, ERROR, learned, compared)]
+'''
+ROW = """    "points": KindOfData(
+        "rings",
+        {"rings": Form(rings.load)},
+        lambda data: PointTask(data.name, data.name, 2, {name: data.content["points"] for name in ("train", "test")}),
+        lambda task: {
+            "shape": [2],
+            "classes": task.classes,
+            "samples": {name: len(y_n) for name, (_, y_n) in task.splits.items()},
+        },
+    ),
+"""
+USER = """    if keys == {"points", "labels"}:
+        return "points", ("points", "labels")
+"""
+LOAD = '''def load_points(task: Mapping[str, Any]) -> PointTask:
+    """Load the points that :func:`source` named."""
+    points = load_kind(task, "points")
+    assert isinstance(points, PointTask)
+    return points
+
+
+'''
+KIND_TEST = '''"""Points in the plane: a study of them recommends a norm."""
+
+import io
+
+from rich.console import Console
+
+from gammabeta.lab.study import study
+
+
+def test_a_study_compares_the_norms_on_rings(tmp_path):
+    console = Console(file=io.StringIO(), width=200)
+    results = study(data="rings", compare_only=True, quick=True, jobs=1, out=tmp_path, console=console)
+    assert [task["kind"] for task in results["tasks"]] == ["points"]
+    (recommendation,) = results["recommendations"]
+    assert recommendation["kind"] == "points"
+    assert recommendation["network"] == "MLP"
+'''
+
+
+def test_a_kind_of_data(tree):
+    steps = {
+        "src/gammabeta/lab/NAME/__init__.py": write(""),
+        "src/gammabeta/lab/NAME/task.py": write(TASK),
+        "src/gammabeta/lab/NAME/READER.py": write(READER),
+        "src/gammabeta/lab/NAME/networks.py": write(NETWORKS),
+        "src/gammabeta/lab/NAME/training.py": write(TRAINING),
+        "src/gammabeta/lab/NAME/comparison.py": write(COMPARISON),
+        "src/gammabeta/lab/kinds.py": insert(
+            (
+                "from gammabeta.lab.sequences import",
+                "from gammabeta.lab.points import rings\nfrom gammabeta.lab.points.task import PointTask\n",
+            ),
+            ('    "sequences": KindOfData(', ROW),
+        ),
+        "src/gammabeta/lab/sources.py": insert(
+            ("from gammabeta.lab.sequences.task", "from gammabeta.lab.points.task import PointTask\n"),
+            (" | SequenceTask | TextTask", " | PointTask"),
+            ("def load_sequences(", LOAD),
+        ),
+        "src/gammabeta/lab/user_data.py": insert(("    if keys == set(NAMES):\n", USER)),
+        "src/gammabeta/cli/options.py": insert(("[bold]strokes[/]", "[bold]rings[/], ")),
+        "tests/lab/test_NAME.py": write(KIND_TEST),
+    }
+    follow(tree, "A kind of data", "points", steps, READER="rings")
+    check(tree, "tests/lab/test_points.py", "tests/test_repository.py", "-k", f"rings or {REPOSITORY}")
