@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gammabeta._torch_private import process_group, store_of
 from gammabeta.distributed.process_groups import Peers
 
 
@@ -133,9 +134,8 @@ def _last_heard(store: Any, other: int, rank: int, number: int) -> str:
 
 
 def _group_and_store(peers: Peers) -> tuple[dist.ProcessGroup, Any]:
-    c10d = dist.distributed_c10d
-    group = c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
-    return group, c10d._get_process_group_store(group)
+    group = process_group(peers.name)
+    return group, store_of(group)
 
 
 def _key(rank: int, slot: object) -> str:

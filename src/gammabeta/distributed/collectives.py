@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import process_group
 from gammabeta.distributed.process_groups import Peers
 
 _ops = torch.ops._c10d_functional
@@ -66,4 +67,4 @@ class _AllGather(torch.autograd.Function):
 
 
 def _rank_in(peers: Peers) -> int:
-    return torch.distributed.distributed_c10d._resolve_process_group(peers.name).rank()  # type: ignore[arg-type]
+    return process_group(peers.name).rank()

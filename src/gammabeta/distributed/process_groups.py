@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from gammabeta._torch_private import declare_collectives, known_process_groups
+
 Group = Any
 """None for the default group, a `torch.distributed.ProcessGroup`, ranks, or a group's name."""
 
@@ -114,15 +116,13 @@ def _initialized() -> bool:
 # While a compiler traces, this runs as it is and its answer is a constant of the graph.
 @torch.compiler.assume_constant_result
 def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> tuple[str, int] | None:
-    # Declares to compilers what the collectives give; they do not compile without it.
-    import torch.distributed._functional_collectives  # noqa: F401
-
+    declare_collectives()
     if group is None:
         found = dist.group.WORLD
     elif isinstance(group, str):
         found = _named(group)
         if found is None:
-            known = ", ".join(repr(group.group_name) for group in _known())
+            known = ", ".join(repr(group.group_name) for group in known_process_groups())
             raise RuntimeError(
                 f"{owner}: expected the name of a process group of this process, which has {known}; got {group!r}: "
                 "make it first, by torch.distributed.new_group in every process."
@@ -138,7 +138,8 @@ def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> 
             return None
         found = None if name is None else _named(name)
         if found is None or tuple(dist.get_process_group_ranks(found)) != group:
-            found = next((known for known in _known() if set(dist.get_process_group_ranks(known)) == {*group}), None)
+            same = (g for g in known_process_groups() if set(dist.get_process_group_ranks(g)) == {*group})
+            found = next(same, None)
         if found is None:
             raise RuntimeError(
                 f"{owner}: expected a process group of ranks {group}, got none in this process: make it first, by "
@@ -148,11 +149,5 @@ def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> 
     return None if found.size() == 1 else (found.group_name, found.size())
 
 
-def _known() -> list[dist.ProcessGroup]:
-    """The groups that this process has made and is in."""
-    known = dist.distributed_c10d._world.pg_group_ranks
-    return [group for group in known if isinstance(group, dist.ProcessGroup)]  # a mark stands for the rest
-
-
 def _named(name: str) -> dist.ProcessGroup | None:
-    return next((known for known in _known() if known.group_name == name), None)
+    return next((known for known in known_process_groups() if known.group_name == name), None)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gammabeta._torch_private import TorchDispatchMode
 
 _NOT_COLLECTIVES = ("wait_tensor", "_wrap_tensor_autograd")
 
