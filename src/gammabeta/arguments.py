@@ -191,7 +191,8 @@ def check_values_per_channel(x: Tensor) -> None:
         raise ValueError(
             f"batch_norm: expected more than 1 value per channel in training, got 1 from input {_shape(x)}: the "
             "variance of one value is 0 and the output would be the bias whatever comes in. Use a larger batch "
-            "(drop_last=True where the loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm."
+            "(drop_last=True where the loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, "
+            "GroupNorm."
         )
 
 

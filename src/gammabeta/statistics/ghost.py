@@ -17,8 +17,8 @@ from gammabeta.moments import Moments
 class Ghost:
     """μ and σ² of each sub-batch of `size` samples in turn; the last one may be smaller.
 
-    The running statistics move once, by the merged moments of all sub-batches. These are the moments of the whole batch,
-    so evaluation uses those of the population. With a size of at least the batch size it is `Batch`, to the bit.
+    The running statistics move once, by the merged moments of all sub-batches. These are the moments of the whole
+    batch, so evaluation uses those of the population. With a size of at least the batch size it is `Batch`, to the bit.
 
     Args:
         size: number of samples of a sub-batch, at least 1.

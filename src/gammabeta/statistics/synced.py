@@ -21,12 +21,12 @@ class Synced:
     """μ and σ² of the batches of all processes together, as if one process had them all.
 
     They are exact for batches of different sizes: each batch counts by its number of unmasked values. One without
-    values, of shape (0, C, …), adds nothing, but its process still has to call the layer. A forward makes one all-gather
-    of 2C + 2 values (count, mean, m2; merged by Chan's formula), a backward one all-reduce of 2C. With a group of one,
-    or no process group, it is `Batch`. The running statistics get the same values on every process.
+    values, of shape (0, C, …), adds nothing, but its process still has to call the layer. A forward makes one
+    all-gather of 2C + 2 values (count, mean, m2; merged by Chan's formula), a backward one all-reduce of 2C. With a
+    group of one, or no process group, it is `Batch`. The running statistics get the same values on every process.
 
-    Gradients of x are those of the sum of all processes' losses. Gradients of γ and β are each process's own sums, which
-    DistributedDataParallel and FSDP average as they do those of every other parameter.
+    Gradients of x are those of the sum of all processes' losses. Gradients of γ and β are each process's own sums,
+    which DistributedDataParallel and FSDP average as they do those of every other parameter.
 
     With GAMMABETA_DEBUG=1 in the environment, processes that disagree raise an error instead of waiting for each other
     (`gammabeta.distributed.agreement`).

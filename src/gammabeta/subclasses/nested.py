@@ -71,7 +71,11 @@ def _inside(offsets: Tensor, lengths: Tensor, rows: int) -> Tensor:
 
 
 def _strided(norm: str, compute: Compute, axes: int, x: Tensor, operands: Operands) -> Tensor:
-    """Normalize the samples' rows in one copy. torch's layer norm needs x contiguous and weight and bias; others differ."""
+    """Normalize the samples' rows in one copy.
+
+    torch's own layer norm takes such a tensor only if it is contiguous and has weight and bias; torch's other norms do
+    not take it.
+    """
     weight, bias, residual, mask = operands
     samples = x.unbind()
     if len(samples) == 0:
