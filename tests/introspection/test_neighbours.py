@@ -1,4 +1,4 @@
-"""Who alone feeds a norm, and who alone reads it: the mechanism under fold, fuse and several rules."""
+"""Neighbours of a norm: who alone feeds it and who alone reads it, for fold, fuse and several rules."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from gammabeta.introspection.observe import observe
 
 
 class Two(nn.Module):
-    """A convolution, a norm behind what `between` makes of its output, and what the model gives by `also`."""
+    """A convolution, `between` on its output, a norm behind that, and `also` as a second reader or output."""
 
     def __init__(self, between=lambda y: y, also=lambda y: None):
         super().__init__()
@@ -90,10 +90,10 @@ def test_features_are_on_the_last_axis_of_linear_layers_and_before_positions_of_
 
 
 class TestWhereTheWaysDisagreed:
-    """Four ways told neighbours before: what each of them says now where it said something else."""
+    """Four mechanisms found neighbours before, and disagreed. Each of these cases has one answer now."""
 
     def test_a_bias_that_a_view_hands_out_is_of_use(self):
-        """A view of the convolution's output, as an output of the model, shows its bias, as the output itself does."""
+        """A view of the convolution's output shows its bias outside the model, as the output itself does."""
         for also in (lambda y: y, lambda y: y.flatten(1)):
             model = Two(also=also).eval()
             diagnosis = gb.check(model, torch.randn(4, 3, 4, 4), select="bias-before-norm")

@@ -1,4 +1,4 @@
-"""Fusing: an activation goes into the norm where that is safe, the same in both modes, and comes back out."""
+"""fuse: an activation goes into the norm where that is safe, with equal outputs in both modes, and undo."""
 
 import copy
 
@@ -41,7 +41,7 @@ def test_an_activation_is_absorbed_in_both_modes_and_given_back(name):
     for training in (True, False):
         model.train(training)
         before.train(training)
-        # float64; kernel and torch sum in another order.
+        # float64; the kernel sums in another order than torch.
         torch.testing.assert_close(model(x), before(x), rtol=1e-12, atol=1e-12)
     change.undo()
     assert model[2] is act

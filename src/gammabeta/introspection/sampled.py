@@ -70,7 +70,7 @@ def sample(x: Tensor) -> Sampled | None:
     return Sampled(mean, var, error, x.shape[0])
 
 
-def apart(one: Sampled, other: Sampled) -> Tensor:
+def mean_distance(one: Sampled, other: Sampled) -> Tensor:
     """Return the distance between the means of two batches, (2,).
 
     The first value is the squared distance over its expectation under sampling, which is 1 where both batches are

@@ -68,9 +68,11 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
 
     The last two kinds are first compared with ours, on inputs made for the purpose.
 
-    Left alone, each with the reason: other subclasses (their own forward would be lost), parametrized modules, lazy
-    modules that have not seen a batch, scripted modules, modules with a `forward` set on the instance, and those that
-    FSDP2 manages.
+    Left alone, each with the reason, are:
+
+    - other subclasses, whose own forward would be lost
+    - modules that are parametrized, scripted, or lazy and have not seen a batch
+    - modules with a `forward` set on the instance, and those that FSDP2 manages
 
     Args:
         model: any module. It may be wrapped by torch.compile, which compiles again, or by DistributedDataParallel.
@@ -125,7 +127,7 @@ def release(model: nn.Module, *, where: Where = None) -> Change:
 
 def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: bool = True) -> bool:
     """Adopt one norm within a change, or leave it with the reason; return whether it was adopted."""
-    reason = why_not(module)
+    reason = why_not_adopted(module)
     if reason is not None:
         change.leave(name, reason)
         return False
@@ -145,7 +147,7 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     return True
 
 
-def leave_old_class(change: Change, name: str, module: Any, source: Any) -> None:
+def drop_old_class(change: Change, name: str, module: Any, source: Any) -> None:
     """Drop the old class of a former SyncBatchNorm or frozen BatchNorm whose statistics get another source.
 
     Such a class says where the statistics come from, and would be wrong with another source.
@@ -176,7 +178,7 @@ def _describe_settings(module: Any) -> str:
     return f" with {' and '.join(has)}" if has else ""
 
 
-def why_not(module: nn.Module) -> str | None:
+def why_not_adopted(module: nn.Module) -> str | None:
     """Return why a norm cannot be adopted; None where it can, or must be compared first."""
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):

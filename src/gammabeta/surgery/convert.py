@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
-from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
-from gammabeta.surgery.adopt import adopt_module, forget_source, why_not
+from gammabeta.surgery.adopt import adopt_module, forget_source, why_not_adopted
 from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
@@ -69,9 +69,9 @@ def convert(
         former one, ‖difference‖/‖former − its channels' means‖; `kept`, the same with γ and β unchanged.
 
     Raises:
-        ValueError: `to` is none of the four, `groups` does not divide a layer's channels, "batch" has no batches, there
-            is no batch, an optimizer lacks a converted layer's γ or β, or `where` chooses nothing. The model is as
-            before.
+        ValueError: `to` is none of the four; `groups` does not divide a layer's channels; "batch" is asked for without
+            batches, or `batches` is empty; an optimizer lacks a converted layer's γ or β; or `where` chooses nothing.
+            The model is as before.
         TypeError: a batch is none of the above.
 
     Source: Wu & He 2018 (1803.08494), eq. 2 to 6: the four kinds differ by the values that they average over.
@@ -98,7 +98,7 @@ def convert(
             _convert_site(change, site, to)
             numbers = {} if site.line is None else {"residual": site.residual, "kept": site.residual_kept}
             fitted = "" if given is None else ", fitted" if site.line is not None and site.fits else ", not fitted"
-            what = f"{site.described} is {type(site.module).__name__}"
+            what = f"{site.class_name} is {type(site.module).__name__}"
             if isinstance(site.module, GroupNorm):
                 what += f" of {_describe_groups(site.module.num_groups)}"
             change.note(site.name, what + fitted, **numbers)
@@ -118,16 +118,17 @@ def _check(to: str, batches: Iterable[Any] | None, groups: int | None) -> None:
 
 def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None) -> Site | None:
     """Return the layer as a `Site` to convert; None where it is left alone, with the reason."""
-    described = type(module).__name__
-    if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and hasattr(module, "normalized_shape"):
-        change.leave(name, f"{described} normalizes the last axes, and not channels at axis 1")
+    class_name = type(module).__name__
+    norm = norm_of(module)
+    if norm is not None and norm.axes is not None and norm.axes.last:
+        change.leave(name, f"{class_name} normalizes the last axes, and not channels at axis 1")
         return None
     ours = is_ours(module)
-    reason = None if ours else why_not(module)
+    reason = None if ours else why_not_adopted(module)
     if ours and our_class(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
-        reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
+        reason = f"{class_name} is a subclass of gammabeta's, whose additions would be lost"
     elif is_frozen_batch_norm(module):
-        reason = f"{described} is another library's: adopt it first"
+        reason = f"{class_name} is another library's: adopt it first"
     if reason is not None:
         change.leave(name, reason)
         return None
@@ -143,10 +144,10 @@ def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None
         present = module.num_groups
     if present == target:
         kind = "BatchNorm" if target is None else _describe_groups(target)
-        change.leave(name, f"{described} is {'a' if target is None else 'of'} {kind} already")
+        change.leave(name, f"{class_name} is {'a' if target is None else 'of'} {kind} already")
         return None
     rank = next((axes for cls, axes in _RANK.items() if isinstance(module, cls)), None)
-    return Site(name, module, channels, target, described, rank)
+    return Site(name, module, channels, target, class_name, rank)
 
 
 def _usual_groups(channels: int) -> int:

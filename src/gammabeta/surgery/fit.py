@@ -26,7 +26,7 @@ class Site:
         name, module: the layer, still unchanged.
         channels: C.
         groups: those of the norm that it becomes; None for BatchNorm.
-        described: the former name of its class.
+        class_name: the former name of its class.
         rank: the number of axes of its input, where known.
         positions: the fewest positions in a call, where seen.
         calls: the number of calls in a forward.
@@ -42,7 +42,7 @@ class Site:
     module: Any
     channels: int
     groups: int | None
-    described: str
+    class_name: str
     rank: int | None = None
     positions: int | None = None
     calls: int = 0
@@ -64,7 +64,7 @@ class Site:
         """Whether a γ or β was fitted."""
         return self.line is not None and (self.weight is not None or self.bias is not None)
 
-    def former(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def former_output(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return the former layer's output in evaluation, before residual and activation."""
         m = self.module
         if isinstance(m, nn.GroupNorm):
@@ -82,7 +82,7 @@ class Site:
         """
         return x if self.groups is None else group_norm(x, self.groups, None, None, self.module.eps, mask=mask)
 
-    def becoming(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def new_forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
         """Run the forward of the norm that the layer becomes."""
         m = self.module
         finish: dict[str, Any] = {"residual": residual, "mask": mask}
@@ -190,8 +190,8 @@ def fit_in_order(model: nn.Module, sites: Sequence[Site], run: Forward, batches:
             continue
         line, found = Line(), 0
         for batch in batches:
-            formers = _at(model, site, [], run, batch, site.former)
-            regressors = _at(model, site, sites[:index], run, batch, site.regressor)
+            formers = _values_at(model, site, [], run, batch, site.former_output)
+            regressors = _values_at(model, site, sites[:index], run, batch, site.regressor)
             for (x, _), (y, mask) in zip(regressors, formers, strict=True):
                 line.add(_rows(x, mask), _rows(y, mask))
             found += bool(formers)
@@ -200,7 +200,7 @@ def fit_in_order(model: nn.Module, sites: Sequence[Site], run: Forward, batches:
             site.fit(line)
 
 
-def _at(
+def _values_at(
     model: nn.Module,
     site: Site,
     converted: Sequence[Site],
@@ -219,7 +219,7 @@ def _at(
     with _evaluating(model, [site], look) as temporary:
         for other in converted:
             if other.calls:
-                temporary.set_attribute(other.module, "forward", other.becoming, other.name)
+                temporary.set_attribute(other.module, "forward", other.new_forward, other.name)
         with suppress(_Reached):
             run(model, batch)
     return out

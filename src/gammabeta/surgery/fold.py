@@ -117,8 +117,8 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
     if that does not pad with zeros. A norm without such a neighbour becomes one multiply-add. What follows scale and
     shift in the norm's own forward (an activation, a residual) stays in place.
 
-    Refused are layers and norms that are called more than once, share their weights, have hooks or parametrizations,
-    whose tensor has another reader, or whose statistics are the batch's.
+    A layer or norm is refused that is called more than once, shares its weights, has hooks or parametrizations, or
+    whose tensor has another reader; so is a norm that uses the batch's statistics.
 
     Then the outputs are compared with the original's, on the example inputs and on perturbed ones. A site that makes
     them differ is put back.

@@ -8,9 +8,9 @@ from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm, i
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Batch, Running
-from gammabeta.surgery.adopt import Frozen, leave_old_class
+from gammabeta.surgery.adopt import Frozen, drop_old_class
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.set_statistics import own, why_not_source
+from gammabeta.surgery.set_statistics import ensure_ours, why_not_source
 
 _AFFINE = ("weight", "bias")
 
@@ -82,7 +82,7 @@ def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affi
     if statistics and is_batch_norm(module):
         if is_frozen_batch_norm(module):
             reason = f"{type(module).__name__} is frozen by its class"
-        elif not own(change, name, module):
+        elif not ensure_ours(change, name, module):
             reason = change.entries.pop().what
         else:
             reason = why_not_source(module, Running())
@@ -111,7 +111,7 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
     source, taken, done = before.statistics, before.affine, []
     if statistics and isinstance(module, _BatchNorm) and module.statistics == Running():
         former = Batch() if source is None else source
-        leave_old_class(change, name, module, former)
+        drop_old_class(change, name, module, former)
         change.set_attribute(module, "statistics", former, name)
         done.append(f"statistics (are {former})")
         source = None

@@ -44,8 +44,8 @@ def recalibrate(
     One pass over the batches takes the moments of each chosen layer's inputs. They are merged by Chan's formula in
     float64; the variance is divided by n − 1. A channel that is not finite in a batch is left out of that batch.
 
-    During the pass the chosen layers normalize by their batch on this process, whatever their source of statistics, so
-    that the inputs of later layers depend on no running statistic. Everything else is in evaluation mode, with dropout
+    During the pass the chosen layers normalize by their batch on this process, whatever their source of statistics. So
+    the inputs of later layers depend on no running statistic. Everything else is in evaluation mode, with dropout
     off. Frozen layers (`Running`) are left alone. Afterwards modes, sources and classes are restored, and
     num_batches_tracked is the number of batches.
 
@@ -57,8 +57,8 @@ def recalibrate(
         group: the process group whose ranks' batches are merged; `dist.group.WORLD` for all. Every rank in it must call
             this. Ranks may have different numbers of batches, at least one each. None is only this process.
         forward: `forward(model, batch)`, for batches that go through the model in another way.
-        standard_error: stop as soon as the standard error of every layer's mean, in standard deviations, and of its
-            variance, relative, are at most this (root mean square over channels). None takes all batches.
+        standard_error: stop as soon as every layer's standard errors are at most this: that of the mean, in standard
+            deviations, and that of the variance, relative; root mean squares over channels. None takes all batches.
 
     Returns:
         The `Change`. Its numbers, by layer:

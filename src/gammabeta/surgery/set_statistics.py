@@ -11,7 +11,7 @@ from gammabeta.introspection.norms import is_batch_norm
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Renorm, Running, Statistics
-from gammabeta.surgery.adopt import adopt_module, forget_source, leave_old_class
+from gammabeta.surgery.adopt import adopt_module, drop_old_class, forget_source
 from gammabeta.surgery.change import Change, transaction
 
 
@@ -40,7 +40,7 @@ def set_statistics(model: nn.Module, source: Statistics, *, where: Where = None)
     with transaction("set_statistics") as change:
         chosen = select(model, where, is_batch_norm, operation="set_statistics", kind="BatchNorms")
         for name, module in chosen:
-            if not own(change, name, module):
+            if not ensure_ours(change, name, module):
                 continue
             reason = why_not_source(module, source)
             if reason is not None:
@@ -52,7 +52,7 @@ def set_statistics(model: nn.Module, source: Statistics, *, where: Where = None)
     return change
 
 
-def own(change: Change, name: str, module: nn.Module) -> bool:
+def ensure_ours(change: Change, name: str, module: nn.Module) -> bool:
     """Adopt a BatchNorm within the change unless it is ours; return False where it is left, with the reason."""
     if isinstance(module, _BatchNorm):
         return True
@@ -74,6 +74,6 @@ def why_not_source(module: Any, source: Statistics) -> str | None:
 
 def change_source(change: Change, name: str, module: nn.Module, source: Statistics) -> None:
     """Set the source, and forget one that `freeze` replaced."""
-    leave_old_class(change, name, module, source)
+    drop_old_class(change, name, module, source)
     change.set_attribute(module, "statistics", source, name)
     forget_source(change, name, module)

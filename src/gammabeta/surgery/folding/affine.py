@@ -85,8 +85,8 @@ class MultiplyAdd(nn.Module):
 def is_candidate(module: nn.Module) -> bool:
     """Return whether the module normalizes, or may normalize, by running statistics of its own.
 
-    That is any BatchNorm of torch.nn or ours, an InstanceNorm that tracks, and any other module that holds running
-    statistics, as the frozen norms of other libraries do.
+    That is any BatchNorm of torch.nn or ours, and an InstanceNorm that tracks. So is any other module that holds
+    running statistics, as the frozen norms of other libraries do.
     """
     norm = norm_of(module)
     return norm is not None and (norm.uses_running or (norm.kind == "batch" and norm.known_by == CLASS))
@@ -97,8 +97,8 @@ def affine_of(norm: nn.Module) -> Affine:
 
         scale = γ/√(σ² + ε)   shift = β − μ·scale        all (C,), in float64
 
-    A subclass with a forward of its own, or another class, is taken for a multiply-add followed by the modules that it
-    holds, in their order, or by one activation. In float64, on random numbers, it must compute exactly that.
+    A subclass with a forward of its own, or another class, is taken for a multiply-add and what follows it: the modules
+    that it holds, in their order, or one activation. In float64, on random numbers, it must compute exactly that.
 
     Raises:
         Refusal: the norm has no running statistics, they are not finite, or its forward does something else.

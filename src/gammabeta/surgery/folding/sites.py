@@ -78,10 +78,10 @@ class Sites:
             affine = Affine(affine.scale, affine.shift, None)
         refusal = None
         try:
-            layer = self._maker(call, affine)
+            layer = self._producer(call, affine)
             if layer is not None:
                 return Place(AFTER, layer, affine)
-            why = self._made_by(call)
+            why = self._describe_producer(call)
         except Refusal as error:
             refusal = error
         if affine.rest is None:
@@ -96,7 +96,7 @@ class Sites:
             raise refusal
         return Place(ALONE, "", affine, why)
 
-    def _maker(self, call: Call, affine: Affine) -> str | None:
+    def _producer(self, call: Call, affine: Affine) -> str | None:
         """Return the layer whose output the norm alone reads, through views and copies that keep the channels."""
         found = self._neighbours.producer(call.inputs[0], 1)
         if found is None or found.axis != found.features or found.output.shape[found.features] != len(affine.scale):
@@ -166,7 +166,7 @@ class Sites:
         own = observation.state[f"{name}.weight"]
         return weight.data == own and weight.shape == tuple(layer.weight.shape) and call.outputs[0] == given
 
-    def _made_by(self, call: Call) -> str:
+    def _describe_producer(self, call: Call) -> str:
         maker = self.observation.maker(call.inputs[0].data)
         return f"its input is made by {self._neighbours.describe(maker)}" if maker else "its input is the model's"
 
