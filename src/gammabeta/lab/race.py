@@ -55,7 +55,9 @@ def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
 def target(experiment: Experiment) -> float:
     """Return the validation accuracy to reach; a linear classifier fixes it before any network is trained."""
     reference = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0]
-    return round(reference["chance"] + PART * (reference["accuracy"] - reference["chance"]), 4)
+    chance: float = reference["chance"]
+    accuracy: float = reference["accuracy"]
+    return round(chance + PART * (accuracy - chance), 4)
 
 
 def steps_or_more(result: Mapping[str, Any]) -> float:
@@ -66,7 +68,7 @@ def steps_or_more(result: Mapping[str, Any]) -> float:
 
 
 def best_accuracy(result: Mapping[str, Any]) -> float:
-    return max(accuracy for _, accuracy in result["accuracy"])
+    return float(max(accuracy for _, accuracy in result["accuracy"]))
 
 
 def races(experiment: Experiment) -> list[Race]:

@@ -88,7 +88,8 @@ class Averaged:
         call.running.update(mean.detach(), variance.detach(), count.long())
         assert weight is not None
         assert bias is not None
-        return y * weight.reshape(shape) + bias.reshape(shape)
+        scaled: Tensor = y * weight.reshape(shape) + bias.reshape(shape)
+        return scaled
 
 
 SOURCES: dict[str, Callable[[Peers, tuple[int, ...]], Statistics]] = {
