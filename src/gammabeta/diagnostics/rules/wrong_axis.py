@@ -30,6 +30,7 @@ from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import LAYERS, Neighbours
+from gammabeta.introspection.norms import norm_of
 from gammabeta.introspection.observe import Call, axis_in
 
 severity = "warning"
@@ -39,10 +40,10 @@ sees = "D"
 def check(record: Record) -> Iterator[Match]:
     found: set[str] = set()
     for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
-        last = norm.kind in ("layer", "rms")
-        if norm.name in found or len(x.shape) < 3 or (last and _axes(norm.module) != 1) or _own_forward(norm.module):
+        channel = _channel_axis(norm.module)
+        if norm.name in found or len(x.shape) < 3 or channel is None or _own_forward(norm.module):
             continue
-        axis = len(x.shape) - 1 if last else 1
+        axis = channel % len(x.shape)
         other = _features_elsewhere(record, call, axis)
         if other is None:
             continue
@@ -61,8 +62,9 @@ def _own_forward(module: Any) -> bool:
     return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))
 
 
-def _axes(module: Any) -> int:
-    return len(getattr(module, "normalized_shape", (0,)))
+def _channel_axis(module: Any) -> int | None:
+    norm = norm_of(module)
+    return None if norm is None or norm.axes is None else norm.axes.channel
 
 
 def _features_elsewhere(record: Record, call: Call, axis: int) -> tuple[str, int] | None:
