@@ -76,11 +76,11 @@ def inspect(request: Request) -> Inspection:
     """
     with contextlib.redirect_stdout(sys.stderr), _in_one_sentence():
         chosen = _with_project_defaults(request.configuration)
-        file: str | None
         check_patterns(chosen.select, chosen.ignore)  # before a model is built
+        file: str | None = request.target
+        line = 1
         if _is_checkpoint(request.target):
             diagnosis = _check_checkpoint(request, chosen)
-            file, line = request.target, 1
         else:
             diagnosis, file, line = _check_model(request, chosen)
     assert chosen.fail_on is not None
