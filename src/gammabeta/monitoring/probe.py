@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gammabeta._torch_private import disable_current_modes, local_part, transforms_active
 from gammabeta.diagnostics.record import Norm
-from gammabeta.introspection.sampled import Sampled, apart, sample
+from gammabeta.introspection.sampled import Sampled, mean_distance, sample
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.moments import squared_distance
 from gammabeta.monitoring.watched import Watched, WatchedNorm
@@ -215,7 +215,7 @@ class Probe:
             if before is not None and self._progress.forwards != 0 and len(forwards) == 1:
                 continue  # several places of one forward
             if before is not None and min(before.samples, sampled.samples) > 1:
-                pairs.append(apart(before, sampled))
+                pairs.append(mean_distance(before, sampled))
             by_place[place] = sampled
         if not pairs:
             return []
