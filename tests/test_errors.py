@@ -275,7 +275,7 @@ def test_captured_statistics_under_a_transform_are_refused_by_their_own_name(nor
 @pytest.mark.parametrize("shape", [(2, 5, 6), (5, 6)], ids=["batched", "unbatched"])
 @pytest.mark.parametrize("settings", [{}, {"affine": True}], ids=["plain", "affine"])
 def test_instance_norm_of_another_channel_count_is_as_torch_s(settings, shape, route):
-    """torch's warns where nothing depends on num_features and raises where something does."""
+    """torch's layer warns where nothing depends on num_features and raises where something does."""
     x = torch.randn(shape)
     ours, theirs = gb.InstanceNorm1d(3, **settings), nn.InstanceNorm1d(3, **settings)
     if settings:
