@@ -1,4 +1,4 @@
-"""What of a batch goes into a model, and modes that are put back."""
+"""Reading a batch, and putting modes back."""
 
 from collections import UserDict
 

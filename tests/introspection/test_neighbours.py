@@ -1,4 +1,4 @@
-"""Who alone feeds a norm, and who alone reads it: the mechanism under fold, fuse and several rules."""
+"""Neighbours of a norm: who alone feeds it and who alone reads it, for fold, fuse and several rules."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from gammabeta.introspection.observe import observe
 
 
 class Two(nn.Module):
-    """A convolution, a norm behind what `between` makes of its output, and what the model gives by `also`."""
+    """A convolution, `between` on its output, a norm behind that, and `also` as a second reader or output."""
 
     def __init__(self, between=lambda y: y, also=lambda y: None):
         super().__init__()
@@ -52,10 +52,13 @@ def test_no_producer_behind_a_computation():
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Two(also=lambda y: y), "what conv gives is also an output of the model"),
-        (Two(also=lambda y: y.flatten(1)), "what conv gives is also an output of the model"),
-        (Two(also=lambda y: y.relu()), "what conv gives is also read by aten.relu in the model"),
-        (Two(lambda y: y.clone(), also=lambda y: y.relu()), "what conv gives is also read by aten.relu in the model"),
+        (Two(also=lambda y: y), "the output of conv is also an output of the model"),
+        (Two(also=lambda y: y.flatten(1)), "the output of conv is also an output of the model"),
+        (Two(also=lambda y: y.relu()), "the output of conv is also read by aten.relu in the model"),
+        (
+            Two(lambda y: y.clone(), also=lambda y: y.relu()),
+            "the output of conv is also read by aten.relu in the model",
+        ),
     ],
 )
 def test_who_else_reads_what_a_producer_gives(model, reason):
@@ -69,7 +72,7 @@ def test_a_hook_sees_what_a_producer_gives():
     model = Two()
     model.conv.register_forward_hook(lambda *_: None)
     found, call = neighbours(model)
-    with pytest.raises(Refusal, match="what conv gives is seen by the hooks of conv"):
+    with pytest.raises(Refusal, match="the output of conv is seen by the hooks of conv"):
         found.check_alone(found.producer(call.inputs[0], 1), call)
 
 
@@ -87,10 +90,10 @@ def test_features_are_on_the_last_axis_of_linear_layers_and_before_positions_of_
 
 
 class TestWhereTheWaysDisagreed:
-    """Four ways told neighbours before: what each of them says now where it said something else."""
+    """Four mechanisms found neighbours before, and disagreed. Each of these cases has one answer now."""
 
     def test_a_bias_that_a_view_hands_out_is_of_use(self):
-        """A view of the convolution's output, as an output of the model, shows its bias, as the output itself does."""
+        """A view of the convolution's output shows its bias outside the model, as the output itself does."""
         for also in (lambda y: y, lambda y: y.flatten(1)):
             model = Two(also=also).eval()
             diagnosis = gb.check(model, torch.randn(4, 3, 4, 4), select="bias-before-norm")

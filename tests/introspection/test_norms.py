@@ -1,4 +1,4 @@
-"""What a module is as a norm: one answer for every class, which all who treat norms get."""
+"""What a norm is: one answer for each class of module, the same for every caller."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ from gammabeta.surgery.folding.affine import is_candidate
 
 
 class Foreign(nn.Module):
-    """γ, and β where asked, as modules of other libraries hold them."""
+    """A norm of another library: γ, and β where asked."""
 
     def __init__(self, channels=4, *, bias=False):
         super().__init__()
@@ -63,7 +63,7 @@ class ScaleNorm(nn.Module):
 
 
 class AdaLayerNorm(Foreign):
-    """A norm with a layer inside: what it does cannot be told from what it holds."""
+    """A norm with a layer inside, so that its parameters do not show what it computes."""
 
     def __init__(self):
         super().__init__()
@@ -253,7 +253,7 @@ def test_batch_norms_that_hold_their_activation():
 
 
 class TestWhereTheAnswersDisagreed:
-    """Seven predicates told norms before: what each of them says now where it said something else."""
+    """Seven predicates recognized norms before, and disagreed. Each of these cases has one answer now."""
 
     def test_a_scripted_batch_norm_is_left_with_the_reason_and_not_overlooked(self):
         for operation in (gb.freeze, lambda m: gb.set_statistics(m, gb.statistics.Ghost(2))):

@@ -1,4 +1,4 @@
-"""What observing finds in a forward, and that it leaves no trace."""
+"""Observing: what it records of a forward, and that it leaves no trace."""
 
 import copy
 import random
@@ -11,7 +11,7 @@ from gammabeta.introspection.observe import axis_in, observe
 
 
 class Branches(nn.Module):
-    """Two norms: one behind a view of a linear layer, one on a tensor with two readers; state moves in every way."""
+    """Two norms, one behind a view of a linear layer, one on a tensor with two readers; every kind of state changes."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models that the tests of surgery share, and the whole of a model as a value to compare."""
+"""Models that the tests of surgery share, and the complete state of a model as a value to compare."""
 
 import copy
 
@@ -9,7 +9,7 @@ import gammabeta as gb
 
 
 class Residual(nn.Module):
-    """A small network with every kind of norm, and one BatchNorm that is shared."""
+    """A small network with every kind of norm and one shared BatchNorm."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """As detectron2 and DETR have it: buffers, and ε in the forward alone where `eps` is None."""
+    """A frozen BatchNorm as in detectron2 and DETR: buffers, and where `eps` is None ε only in the forward."""
 
     def __init__(self, channels, eps=None, wrong=0.0):
         super().__init__()
@@ -51,7 +51,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def randomize(model, seed=0):
-    """Random Parameters, running means and variances: a layer that loses one shows."""
+    """Set random Parameters, running means and variances, so that a layer that loses one is noticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -79,7 +79,7 @@ def images(count=8, seed=1):
 
 
 def whole(model):
-    """Everything that is the model: classes, attributes, objects by identity, hooks, flags, and the bits of tensors."""
+    """Return the complete state of a model: classes, attributes, identities, hooks, flags, and the bits of tensors."""
     out = {}
     for name, module in model.named_modules(remove_duplicate=False):
         skip = ("_parameters", "_buffers", "_modules")
@@ -98,14 +98,14 @@ def whole(model):
 
 
 def tensor(t):
-    """Identity, requires_grad, and the bits."""
+    """Return a tensor's identity, requires_grad and bits."""
     if t is None:
         return None
     return id(t), t.requires_grad, t.dtype, tuple(t.shape), t.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def hooked(model):
-    """The model with hooks on its norms, which count their calls."""
+    """Return the model with hooks on its norms that count their calls."""
     calls = []
     for name, module in model.named_modules():
         if name in ("bn1", "ln"):

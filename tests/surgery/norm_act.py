@@ -1,4 +1,4 @@
-"""timm's norm-and-activation BatchNorms as they are in timm 1.0, and its converters, for tests without timm."""
+"""Copies of timm 1.0's BatchNorms with an activation, and of its converters, for tests without timm."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""adopt and release: the same objects with another class, the same outputs, and what is left alone."""
+"""adopt and release: the same objects with another class, equal outputs, and which norms are left alone."""
 
 import copy
 import importlib
@@ -16,7 +16,7 @@ from gammabeta.layers.batch_norm import BatchNorm
 from gammabeta.statistics import Batch, Ghost, Running, Synced
 from gammabeta.surgery import adopt as adopt_module
 
-# Two orders of summing some hundred float32 values, and then five more layers.
+# Some hundred float32 values are summed in two orders, followed by five more layers.
 ROUNDING = {"rtol": 2e-5, "atol": 2e-5}
 NORMS = ["bn1", "block.1", "gn", "inorm", "bn2", "ln", "rms"]
 
@@ -68,7 +68,7 @@ class TestAdopt:
             losses = [step(m, o, images(seed=seed)) for m, o in zip((ours, theirs), optimizers, strict=True)]
             torch.testing.assert_close(*losses, **ROUNDING)
         for name, value in theirs.state_dict().items():
-            # Three steps of an optimizer on values that were rounded differently.
+            # Three optimizer steps on values that were rounded differently.
             torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
     def test_release_gives_back_the_very_model(self):
@@ -248,7 +248,7 @@ class TestFrozen:
 
 
 def zoo(name):
-    """A module of timm or torchvision, skipping where they are not installed."""
+    """Import a module of timm or torchvision; skip the test where it is not installed."""
     try:
         training_step.load_timm()
     except ImportError:
@@ -257,7 +257,7 @@ def zoo(name):
 
 
 class TestNormAct:
-    """timm's BatchNormAct2d."""
+    """Return timm's BatchNormAct2d."""
 
     @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU, None])
     @pytest.mark.parametrize("momentum", [0.3, None])
@@ -292,7 +292,7 @@ class TestNormAct:
             assert len(change.changed) == 13
             assert change.left == {}
             buffers = [b.clone() for b in m.buffers()]
-            torch.testing.assert_close(m.train()(x), expected, rtol=1e-3, atol=1e-4)  # 13 layers, and a sum over γ
+            torch.testing.assert_close(m.train()(x), expected, rtol=1e-3, atol=1e-4)  # 13 layers and a sum over γ
             assert all(torch.equal(a, b) for a, b in zip(buffers, m.buffers(), strict=True))
         fitted = gb.convert(m, "layer", batches=[x])
         assert len(fitted.changed) == 13

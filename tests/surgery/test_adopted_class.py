@@ -1,4 +1,4 @@
-"""An adopted layer is still an instance of the class that it had, in every process, and nothing of that class runs."""
+"""An adopted layer is still an instance of the class that it had, in every process, but none of its code runs."""
 
 import abc
 import copy
@@ -217,7 +217,7 @@ class TestSync:
         gb.freeze(thawed)
         gb.unfreeze(thawed)
         assert isinstance(thawed, nn.SyncBatchNorm)
-        gb.set_statistics(m, Ghost(2))  # with which it is no SyncBatchNorm any more
+        gb.set_statistics(m, Ghost(2))  # after which it is no longer a SyncBatchNorm
         assert type(m) is BatchNorm
         gb.set_statistics(m, Synced())
         gb.release(m)

@@ -1,4 +1,4 @@
-"""The transaction: what it prints, how it goes back, when it refuses; and the choice of modules."""
+"""The transaction: its table, how it undoes, when it refuses to; and the choice of modules."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""When running statistics move, for as long as a context lasts: frozen_statistics and accumulate_statistics."""
+"""frozen_statistics and accumulate_statistics: when running statistics move within a context."""
 
 import copy
 import math
@@ -113,7 +113,7 @@ class TestAccumulateStatistics:
     @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
     @pytest.mark.parametrize("sizes", [[4, 4, 4], [2, 7, 3], [12]])
     def test_one_update_by_the_moments_of_all_micro_batches(self, momentum, sizes):
-        """The first norm sees the same values whether its batch is split; the conv before it acts on each sample."""
+        """The first norm sees the same values with its batch split or whole: the conv before it acts on each sample."""
         net, whole = network(momentum), network(momentum)
         for _ in range(2):
             before = state(net)

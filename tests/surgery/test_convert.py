@@ -1,4 +1,4 @@
-"""convert: the kinds of norm, the least squares fit in the order of the data, and what a trained network keeps."""
+"""convert: every kind of norm, the least squares fit in the order of the data, and the accuracy that is kept."""
 
 import copy
 import functools
@@ -14,7 +14,7 @@ import gammabeta as gb
 from gammabeta.lab.images.networks import ResNet
 from gammabeta.surgery import convert as convert_module
 
-# float32 against float64, a few layers deep
+# float32 against float64, through a few layers
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -82,7 +82,7 @@ class TestKinds:
 
 class TestFit:
     def test_what_can_be_said_exactly_is(self):
-        """On one sample instance norm is a line in x, channel by channel, as batch norm in evaluation is."""
+        """On one sample, instance norm is linear in x for each channel, as batch norm is in evaluation."""
         x = torch.randn(1, 4, 5, 5) * torch.tensor([1.0, 3.0, 0.5, 2.0]).reshape(-1, 1, 1) + 2
         m = randomize(gb.InstanceNorm2d(4, affine=True))
         expected = m(x)
@@ -158,7 +158,7 @@ class TestFit:
 
 @functools.cache
 def trained():
-    """A ResNet with BatchNorm on scikit-learn's digits, and its test images."""
+    """Train a ResNet with BatchNorm on scikit-learn's digits; return it with the test images."""
     data = load_digits()
     x = torch.tensor(data.images, dtype=torch.float32)[:, None] / 8 - 1
     y = torch.tensor(data.target)
@@ -265,7 +265,7 @@ class TestRefusals:
         m = nn.Sequential(nn.Conv2d(3, 4, 6), nn.BatchNorm2d(4), nn.Flatten(), nn.BatchNorm1d(4))
         before = whole(m)
         change = gb.convert(m, "instance", batches=[images()])
-        reason = "a group would have one value, and the output would be β whatever comes in"
+        reason = "a group would have one value, and the output would be β for any input"
         assert change.left == {"1": reason, "3": reason}
         assert whole(m) == before
         assert gb.convert(m, "instance", where="3").left == {

@@ -1,4 +1,4 @@
-"""Folding: right for every layer and direction, refused where it would be wrong, and proven on other inputs."""
+"""fold: right for every layer and direction, refused where it would be wrong, and verified on other inputs."""
 
 import copy
 
@@ -17,7 +17,7 @@ EXACT = 1e-12
 
 
 class Net(nn.Module):
-    """Modules and a forward of one's own."""
+    """Any modules with any forward."""
 
     def __init__(self, forward, **modules):
         super().__init__()
@@ -46,7 +46,7 @@ class FunctionalAct(nn.BatchNorm2d):
 
 
 class Frozen(nn.Module):
-    """As DETR has it: four buffers, and ε in the forward alone."""
+    """A frozen BatchNorm as in DETR: four buffers, and ε only in the forward."""
 
     def __init__(self, channels):
         super().__init__()
@@ -65,7 +65,7 @@ def ready(model):
 
 
 def folded(model, *shape, **options):
-    """Fold on one input, and hold the result to the original on another; neither changes."""
+    """Fold on one input and compare the result with the original on another; both models stay unchanged."""
     generator = torch.Generator().manual_seed(3)
     x, other = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -149,7 +149,7 @@ def test_views_and_copies_that_keep_the_channels_are_followed():
 
 
 def test_channels_on_another_axis_are_not_taken_for_the_layer_s():
-    # As many positions as features: nothing but the axis tells them apart.
+    # There are as many positions as features, so only the axis distinguishes them.
     model = ready(Net(lambda net, x: net.norm(net.linear(x)), linear=nn.Linear(5, 6), norm=nn.BatchNorm1d(6)))
     assert folded(model, 3, 6, 5).sites[0].way == "alone"
 
@@ -198,11 +198,11 @@ REFUSED = {
     ),
     "output read twice": (
         lambda: conv_norm(lambda net, x: net.norm(y := net.conv(x)) + y.sin()),
-        "what conv gives is also read by aten.sin in the model",
+        "the output of conv is also read by aten.sin in the model",
     ),
     "output given": (
         lambda: conv_norm(lambda net, x: (y := net.conv(x), net.norm(y))),
-        "what conv gives is also an output of the model"
+        "the output of conv is also an output of the model"
     ),
     "hook on conv": (lambda: hooked("conv"), "conv has hooks, which would see or change something else"),
     "hook on norm": (lambda: hooked("norm"), "it has hooks, which would see or change something else"),
@@ -216,7 +216,7 @@ REFUSED = {
     ),
     "no running statistics": (
         lambda: nn.Sequential(nn.Conv1d(4, 4, 1), nn.BatchNorm1d(4, track_running_stats=False)),
-        "it has no running statistics: what it gives depends on the batch",
+        "it has no running statistics: its output depends on the batch",
     ),
     "not called": (lambda: conv_norm(lambda net, x: net.conv(x)), "it was not called on the example inputs"),
 }  # fmt: skip
@@ -235,7 +235,7 @@ def test_training_mode_is_refused():
 
 
 def test_a_site_that_comes_out_wrong_is_put_back_and_the_others_stay():
-    # Reading a norm's weight is no data flow of tensors that a fold may change, but finds the norm gone.
+    # A forward that reads the norm's weight raises after the fold, because the norm is gone.
     def run(net, x):
         return net.b(net.second(net.a(net.first(x)))) + net.b.weight.sum()
 
@@ -304,5 +304,5 @@ def test_onnxruntime_gives_the_same(kind, tmp_path):
     torch.onnx.export(model, (x,), dynamo=True, verbose=False).save(file)
     session = onnxruntime.InferenceSession(file)
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    # float32, a handful of operations in another order.
+    # float32, a few operations in another order.
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""set_statistics, freeze and unfreeze: what changes, what survives, and what training then leaves alone."""
+"""set_statistics, freeze and unfreeze: what changes, what survives, and what training no longer changes."""
 
 import copy
 import pickle
@@ -65,7 +65,7 @@ class TestSetStatistics:
         gb.set_statistics(m, Ghost(2))
         x = images(4)
         expected = torch.cat([nn.BatchNorm2d(3)(part) for part in x.split(2)])
-        torch.testing.assert_close(m(x), expected, rtol=1e-5, atol=1e-5)  # the sums' order
+        torch.testing.assert_close(m(x), expected, rtol=1e-5, atol=1e-5)  # sums in another order
 
     def test_subclasses_frozen_ones_and_layers_without_statistics_are_left(self):
         m = nn.ModuleDict({"own": OwnForward(3), "bare": nn.BatchNorm2d(3, track_running_stats=False)})

@@ -1,4 +1,4 @@
-"""Fusing: an activation goes into the norm where that is safe, the same in both modes, and comes back out."""
+"""fuse: an activation goes into the norm where that is safe, with equal outputs in both modes, and undo."""
 
 import copy
 
@@ -41,7 +41,7 @@ def test_an_activation_is_absorbed_in_both_modes_and_given_back(name):
     for training in (True, False):
         model.train(training)
         before.train(training)
-        # float64; kernel and torch sum in another order.
+        # float64; the kernel sums in another order than torch.
         torch.testing.assert_close(model(x), before(x), rtol=1e-12, atol=1e-12)
     change.undo()
     assert model[2] is act
@@ -74,10 +74,10 @@ LEFT = {
         lambda: Block(lambda m, x: m.act(m.act(m.norm(x)) + x)), "act is called 2 times in a forward"
     ),
     "two readers": (
-        lambda: Block(lambda m, x: m.act(y := m.norm(x)) + y.sin()), "what it gives is read by act, the model"
+        lambda: Block(lambda m, x: m.act(y := m.norm(x)) + y.sin()), "its output is read by act, the model"
     ),
     "residual between": (
-        lambda: Block(lambda m, x: m.act(m.norm(x) + x)), "what it gives is read by aten.add in the model (Block)"
+        lambda: Block(lambda m, x: m.act(m.norm(x) + x)), "its output is read by aten.add in the model (Block)"
     ),
     "dropout between": (
         lambda: Block(lambda m, x: m.act(m.drop(m.norm(x))), drop=nn.Dropout(0.5)).eval(),
@@ -85,9 +85,9 @@ LEFT = {
     ),
     "tanh gelu": (
         lambda: nn.Sequential(gb.BatchNorm1d(3), nn.GELU("tanh")),
-        "1 is a gelu by approximation (tanh); a norm's is the exact one",
+        "1 is an approximate gelu (tanh); a norm's is exact",
     ),
-    "hook": (hooked, "it has hooks, which would see what the activation gives"),
+    "hook": (hooked, "it has hooks, which would see the activation's output"),
 }  # fmt: skip
 
 

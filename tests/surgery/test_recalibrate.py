@@ -1,4 +1,4 @@
-"""recalibrate: against float64 over the whole set, what is in evaluation meanwhile, standard errors, early stop."""
+"""recalibrate: against float64 over the whole set, modes during the pass, standard errors, and the early stop."""
 
 import io
 import math
@@ -22,7 +22,7 @@ def batches(sizes=SIZES):
 
 
 def by_hand(m, batches):
-    """Mean and variance (by n − 1) of every BatchNorm's inputs over the whole set: all inputs kept, in float64.
+    """Return mean and variance (by n − 1) of every BatchNorm's inputs over the whole set, in float64.
 
     The BatchNorms normalize by each batch, the rest is in evaluation.
     """
@@ -58,7 +58,7 @@ class TestPopulation:
         for name in NAMES:
             layer = m.get_submodule(name)
             mean, var = expected[name]
-            # The float32 forward of the layers before; the first has none before it.
+            # The layers before round in float32; the first norm has none before it.
             bound = 1e-6 if name == "bn1" else 1e-5
             assert ((layer.running_mean - mean).abs() / var.sqrt()).max() < bound
             assert (layer.running_var / var - 1).abs().max() < bound
@@ -113,7 +113,7 @@ class TestPopulation:
         def forward(model, batch):
             forwards.append(batch)
             out = model(batch)
-            # One before, four of the pass, one after.
+            # One forward before, four in the pass, one after.
             if len(forwards) == {"first forward": 1, "second forward": 3, "last forward": 6}.get(at):
                 raise OSError("in the middle")
             return out
@@ -155,7 +155,7 @@ def test_evaluation_afterwards_is_near_that_of_the_batch():
     m = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
     change = gb.recalibrate(randomize(m), batches((64, 64)))
     for entry in change.entries:
-        # Random statistics before; after, the sampling of 64 of 128 images with 4 × 4 positions or more.
+        # Random statistics before. Afterwards the sampling error of 64 of 128 images with 4 × 4 positions or more.
         assert entry.numbers["before"] > 0.5
         assert entry.numbers["after"] < 0.1
         assert entry.numbers["samples"] == 128
@@ -168,7 +168,7 @@ def test_a_layer_that_is_called_twice_has_the_moments_of_both():
 
 
 def test_standard_errors_are_those_of_repeated_samples():
-    """Positions that are copies of each other count once: the error is by samples."""
+    """Positions that are copies of each other count once, because the error is taken over samples."""
 
     def data(seed, count=200):
         x = torch.randn(count, 3, 1, generator=torch.Generator().manual_seed(seed))
@@ -182,10 +182,10 @@ def test_standard_errors_are_those_of_repeated_samples():
         errors.append([entry.numbers["mean_error"], entry.numbers["var_error"]])
     true = data(999, 100_000)[..., 0]
     mean_spread = torch.stack(found)[:, 0].std(0) / true.std(0)
-    # 200 repetitions tell a deviation to 5 %; a lognormal's fourth moment makes that of the variance heavy-tailed.
+    # 200 repetitions estimate a deviation to 5 %. The lognormal's fourth moment gives the variance's heavy tails.
     errors = torch.tensor(errors).square().mean(0).sqrt()
     assert errors[0] == pytest.approx(mean_spread.square().mean().sqrt().item(), rel=0.15)
-    # The error relative to the sample's own variance, against the spread of the logarithm of it.
+    # The error relative to the sample's own variance is compared with the spread of its logarithm.
     log_spread = torch.stack(found)[:, 1].log().std(0)
     assert errors[1] == pytest.approx(log_spread.square().mean().sqrt().item(), rel=0.35)
 
@@ -258,7 +258,9 @@ def test_what_is_being_accumulated_is_not_disturbed():
         gb.recalibrate(m, batches())
     gb.recalibrate(twin, batches())
     twin(batches()[0])
-    torch.testing.assert_close(m.running_var, twin.running_var, rtol=1e-6, atol=0)  # one update, by another route
+    torch.testing.assert_close(
+        m.running_var, twin.running_var, rtol=1e-6, atol=0
+    )  # the same update, computed another way
 
 
 def test_layers_compiled_in_place_are_measured_too():
@@ -295,7 +297,7 @@ def test_sync_batch_norm_and_subclasses_are_measured_too():
 
     m = nn.Sequential(nn.SyncBatchNorm(3), Doubling(3), nn.BatchNorm2d(3))
     twin = nn.Sequential(nn.BatchNorm2d(3), Doubling(3), nn.BatchNorm2d(3))
-    # On a CPU torch's SyncBatchNorm evaluates, and would raise in training.
+    # On a CPU torch's SyncBatchNorm runs in evaluation, but raises in training.
     for one in (m, twin):
         gb.recalibrate(one, batches())
     assert type(m[0]) is nn.SyncBatchNorm
@@ -361,7 +363,7 @@ class TestErrors:
         )
         assert text.endswith("times as many are needed. Hand more, or a larger standard_error.")
         times = int(text.split("about ")[1].split()[0])
-        # 28 images of 36 independent positions: √(2/1008) for the variance of a normal.
+        # 28 images of 36 independent positions: √(2/1008) for the variance of a normal distribution.
         assert times == pytest.approx((math.sqrt(2 / 1008) / 0.005) ** 2, rel=0.4)
         assert whole(m) == before
 

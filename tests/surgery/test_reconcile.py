@@ -1,4 +1,4 @@
-"""reconcile in a world of one process, and what an exception leaves; tests/distributed has it in several."""
+"""reconcile in a group of one process, and after an exception; tests/distributed tests several processes."""
 
 import copy
 
@@ -25,7 +25,7 @@ class TestAlone:
         before = copy.deepcopy(m.state_dict())
         change = gb.reconcile(m)
         assert change.changed == ["bn1", "block.1", "inorm", "bn2"]
-        # what float64 makes of log(√σ²)
+        # the rounding of log(√σ²) in float64
         assert all(0 <= number < 1e-12 for entry in change.entries for number in entry.numbers.values())
         assert all(torch.equal(value, before[key]) for key, value in m.state_dict().items())
 

@@ -1,4 +1,4 @@
-"""timm itself: its converters on adopted models, our layers as its norm_layer. Skipped where it is not installed."""
+"""timm: its converters on adopted models, and our layers as its norm_layer. Skipped without timm."""
 
 import copy
 import importlib
@@ -31,7 +31,7 @@ def distance(found, expected):
 @pytest.mark.parametrize("name", NETWORKS)
 class TestConverters:
     def model(self, name):
-        """Adopted, with an input, the output before, and what release gives back."""
+        """Return an adopted model, an input, and the output before adoption."""
         m, (x, _) = build(f"timm {name}")
         expected, classes = m(x), [type(module) for module in m.modules()]
         change = gb.adopt(m)

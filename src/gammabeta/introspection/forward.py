@@ -1,4 +1,4 @@
-"""How a batch goes through a model: by what most loaders give."""
+"""How a batch goes through a model, for the kinds of batches that most loaders give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Without DistributedDataParallel, whose forward has collectives of its own, or DataParallel's copies."""
+    """Return the model without DistributedDataParallel or DataParallel.
+
+    The forward of the first has collectives of its own; the second runs copies of the model.
+    """
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         inner: nn.Module = model.module
         return inner
@@ -20,10 +23,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def forward_batch(operation: str) -> Forward:
-    """A forward of a tensor, of a tuple or list by its first item, or of a mapping as keyword arguments.
+    """Return a forward of batches as `input_of` takes them; a mapping becomes keyword arguments.
 
-    Tensors are moved to the device of the model's first Parameter. What it makes of anything else is a TypeError, with
-    the operation's name.
+    Tensors are moved to the device of the model's first Parameter. Any other batch raises a TypeError with the
+    operation's name.
     """
 
     def forward(model: nn.Module, batch: Any) -> Any:
@@ -37,11 +40,11 @@ def forward_batch(operation: str) -> Forward:
 
 
 def input_of(batch: Any, operation: str, remedy: str) -> Tensor | Mapping[str, Any]:
-    """Return what of a batch goes into a model: a tensor, or keyword arguments.
+    """Return the part of a batch that goes into a model: a tensor, or keyword arguments.
 
     Args:
         batch: a tensor, a mapping of keyword arguments, or a tuple or list whose first item is one of them.
-        operation: who asks, for the message.
+        operation: the operation's name, for the message.
         remedy: what to do with other batches, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The neighbours of a norm: who alone makes what it gets, and who alone reads what it gives, in an observed forward."""
+"""The neighbours of a norm in an observed forward: the layer that feeds it, and who reads its output."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ LAYERS = (
 
 
 class Refusal(Exception):  # noqa: N818
-    """A change cannot be made safely here; the message is the reason, for the report."""
+    """Reason why a change cannot be made safely here; the message goes into the report."""
 
 
 @dataclass(frozen=True)
 class Producer:
-    """The layer whose output is what a call gets, through views and plain copies.
+    """A layer whose output is the input of a call, through views and plain copies.
 
     Attributes:
         call: the layer's call.
         layer: the layer.
         output: its one output.
-        axis: the axis of the output that is the one asked about; None where it is no single axis there.
-        path: the tensors from what the call gets back to the output's data.
+        axis: the axis of the output that corresponds to the one asked about; None where there is no such axis.
+        path: the tensors from the call's input back to the output's data.
     """
 
     call: Call
@@ -40,7 +40,7 @@ class Producer:
 
     @property
     def is_viewed(self) -> bool:
-        """Whether the call gets a view of the output, and no copy."""
+        """Whether the call's input is a view of the output, and no copy."""
         return self.output.data == self.path[0].data
 
     @property
@@ -50,11 +50,11 @@ class Producer:
 
 
 class Neighbours:
-    """Looks up neighbours in one observed forward.
+    """The neighbours in one observed forward.
 
     Args:
         modules: the modules of the model that was observed, or of a copy, by qualified name.
-        observation: what was observed.
+        observation: of the forward.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], observation: Observation) -> None:
@@ -77,8 +77,8 @@ class Neighbours:
     def producer(self, seen: Seen, axis: int, layers: tuple[type[nn.Module], ...] = LAYERS) -> Producer | None:
         """Trace a tensor back to the nearest layer of these classes that made it.
 
-        None where an operation between them computes, where the axis is lost on the way, and where the layer gives
-        other than one tensor.
+        None where an operation between them computes, where the axis is lost on the way, and where the layer does not
+        return exactly one tensor.
         """
         path: list[Seen] = []
         for at, same in self.observation.trace_back(seen, axis):
@@ -98,18 +98,18 @@ class Neighbours:
         return [op for op in observation.readers(data) if not observation.is_within(op, call)]
 
     def escape(self, data: int) -> str | None:
-        """Describe how the data gets out of the forward; None where it does not."""
+        """Describe how the data leaves the forward; None where it does not."""
         if any(seen.data == data for seen in self.observation.outputs):
             return "also an output of the model"
         return "still held after the forward" if data in self.observation.kept else None
 
     def check_alone(self, producer: Producer, call: Call) -> None:
-        """Check that only the call, and the copies on the way to it, read what the producer gives.
+        """Check that only the call, and the copies on the way to it, read the producer's output.
 
         Raises:
-            Refusal: somebody else reads it, sees it by a hook, or it gets out of the forward.
+            Refusal: something else reads it, a hook sees it, or it leaves the forward.
         """
-        what = f"what {producer.call.module} gives"
+        what = f"the output of {producer.call.module}"
         copies = {id(self.observation.maker(seen.data)) for seen in producer.path}
         for seen in producer.path:
             for op in self.readers(seen.data, call):
@@ -138,6 +138,6 @@ class Neighbours:
 
 
 def feature_axis(layer: Any, seen: Seen) -> int:
-    """Return the axis of features in what a layer gets or gives; without a batch axis too."""
+    """Return the axis of features in a layer's input or output, which may lack a batch axis."""
     positions = len(layer.kernel_size) if hasattr(layer, "kernel_size") else 0
     return len(seen.shape) - 1 - positions

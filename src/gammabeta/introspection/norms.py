@@ -1,4 +1,4 @@
-"""What a norm is: one value for each module, which everyone asks who treats norms."""
+"""What a norm is: one value that describes a module, the same for every operation, rule and study."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _WITH_ACTIVATION = {"drop", "act"}
 
 @dataclass(frozen=True)
 class Axes:
-    """Which values of an input share one mean and one variance.
+    """The values of an input that share one mean and one variance.
 
     Attributes:
         samples: whether all samples of a batch share them, as in BatchNorm.
@@ -88,7 +88,7 @@ class Affine:
     Attributes:
         weight, bias: the names under which the module holds them; None for what it does not hold.
         offset: what is added to the weight to give γ. 0 in torch's norms and ours; 1 in norms that keep γ − 1, as
-            Gemma's. None where nobody knows: a name does not tell.
+            Gemma's. None where it is unknown, because a name does not tell.
     """
 
     weight: str | None
@@ -98,11 +98,12 @@ class Affine:
 
 @dataclass(frozen=True)
 class NormLayer:
-    """What a module is as a norm.
+    """A module described as a norm.
 
     `known_by` says how far the rest can be trusted. A module of torch's classes or ours computes what they compute,
-    unless a subclass has a forward of its own. The other kinds of evidence are hints: whoever changes such a module
-    first compares what it computes.
+    unless a subclass has a forward of its own. The other kinds of evidence are hints: an operation that changes such a
+    module first compares what it computes. A further kind of evidence, such as a probe of what the module computes,
+    is one more constant here and one more step in `_evidence`.
 
     Attributes:
         kind: "batch", "instance", "group", "layer" or "rms"; None where no evidence says.
@@ -140,10 +141,10 @@ class NormLayer:
 
 
 def norm_of(module: nn.Module) -> NormLayer | None:
-    """Tell what a module is as a norm; None where nothing says that it is one.
+    """Describe a module as a norm; None where nothing says that it is one.
 
-    Evidence is taken in the order class, frozen BatchNorm, name, running statistics; the first counts. The module is
-    only looked at: nothing runs, and no parametrization is computed.
+    Evidence is taken in the order class, frozen BatchNorm, name, running statistics; the first that is found counts.
+    Nothing runs, and no parametrization is computed.
     """
     evidence = _evidence(module)
     if evidence is None:
@@ -174,28 +175,28 @@ def kind_of(module: nn.Module) -> str | None:
 
 
 def is_ours(module: nn.Module) -> bool:
-    """Whether it is a norm of gammabeta's, or of a subclass."""
+    """Return whether it is a norm of gammabeta's, or of a subclass."""
     return isinstance(module, (_BatchNorm, *TORCHS))
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
+    """Return whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
     evidence = _evidence(module)
     return evidence is not None and evidence[1] in (CLASS, FROZEN)
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether it is such a norm and a BatchNorm."""
+    """Return whether it is such a norm and a BatchNorm."""
     return _evidence(module) in (("batch", CLASS), ("batch", FROZEN))
 
 
 def is_frozen_batch_norm(module: nn.Module) -> bool:
-    """Whether it is a frozen BatchNorm of another library, by the name of its class."""
+    """Return whether it is a frozen BatchNorm of another library, by the name of its class."""
     return _evidence(module) == ("batch", FROZEN)
 
 
 def is_norm_act(module: nn.Module) -> bool:
-    """Whether it is a subclass of torch's BatchNorm2d or SyncBatchNorm that holds its activation."""
+    """Return whether it is a subclass of torch's BatchNorm2d or SyncBatchNorm that holds its activation."""
     return _has_activation(module, CLASS)
 
 
@@ -242,7 +243,7 @@ def _kind_by_name(name: str) -> str | None:
 
 
 def _is_small(module: nn.Module) -> bool:
-    """Whether a module is a weight and a bias of one axis and nothing else: γ and β, by all that can be seen."""
+    """Return whether a module is a weight and a bias of one axis and nothing else: γ and β, by all that can be seen."""
     parameters = dict(module.named_parameters(recurse=False))
     return (
         not any(True for _ in module.children())
@@ -283,7 +284,7 @@ def _uses_running(module: nn.Module) -> bool:
 
 
 def _holds_statistics(module: nn.Module) -> bool:
-    """Whether there are buffers for a running mean and variance of the same channels."""
+    """Return whether there are buffers for a running mean and variance of the same channels."""
     if _is_scripted(module):
         mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
     else:

@@ -1,9 +1,11 @@
-"""What a forward does: every operation and module call in order, what each read and what it made.
+"""What a forward does: every operation and module call in order, with the tensors that each reads and makes.
 
-Tensors are told apart by their data: a storage between two writes. A view has the data of its base; what is written in
-place is other data from then on. So the questions of folding, fusing and the check are looked up: which call made what
-a norm gets, through views that keep its channels, and who reads what it gives. Nothing is traced; any eager model will
-do. What is seen holds for the inputs, and for the mode, in which it was seen.
+Tensors are distinguished by their data: a storage between two writes. A view has the data of its base. A tensor that
+is written in place has new data from then on.
+
+Folding, fusing and the check look up their questions here: which call made the input of a norm, through views that
+keep its channels, and who reads its output. Nothing is traced, so any eager model works. An observation holds for the
+inputs and the mode in which it was made.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from gammabeta._torch_private import TorchDispatchMode
 from gammabeta.introspection.unchanged import arguments_of, storage_of, unchanged, written_by
 
-# They make another tensor of the same elements at the same indices.
+# Operations that make another tensor of the same elements at the same indices.
 _COPIES = ("aten.clone", "aten._to_copy", "aten.lift_fresh_copy")
-# Where hooks of a module stand that see or change what it gets and gives.
+# Where a module keeps the hooks that see or change its inputs and outputs.
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,7 +34,7 @@ class Seen:
     """A tensor as an operation or a module saw it.
 
     Attributes:
-        data: the number of its data; views have their base's, and what is written to gets a new one.
+        data: the number of its data. A view has its base's; a write gives a new one.
         shape, stride, offset: its geometry in the storage, in elements.
         dtype: of its elements.
     """
@@ -67,13 +69,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Operation:
-    """One call of an operation of torch's dispatcher.
+    """One call of an operation in torch's dispatcher.
 
     Attributes:
-        index: its place in the order.
+        index: its position in the order.
         name: such as "aten.convolution".
-        call: the index of the innermost module call that it runs in; None outside of all.
-        inputs, outputs: its tensors. What it writes in place is in both, with other data.
+        call: the index of the innermost module call that it runs in; None outside every module.
+        inputs, outputs: its tensors. A tensor that it writes in place is in both, with different data.
     """
 
     index: int
@@ -88,10 +90,10 @@ class Call:
     """One call of a module.
 
     Attributes:
-        index: its place in the order.
-        module: the module's qualified name; the first, if it has several; "" is the model itself.
+        index: its position in the order.
+        module: the module's qualified name, the first if it has several; "" is the model itself.
         parent: the index of the module call that it runs in; None for the model's own.
-        inputs, outputs: the tensors among its arguments and in what it gave.
+        inputs, outputs: the tensors among its arguments and in its result.
         training: the module's mode.
     """
 
@@ -105,14 +107,14 @@ class Call:
 
 @dataclass
 class Observation:
-    """What one forward did.
+    """The record of one forward.
 
     Attributes:
         calls: the module calls, in order.
         operations: the operations, in order.
-        outputs: the tensors that the model gave.
+        outputs: the tensors in the model's result.
         state: the data of each parameter and buffer, by qualified name (all names of a shared one).
-        kept: data that something still held when the forward was over, other than parameters, buffers and outputs.
+        kept: data that something still held after the forward, other than parameters, buffers and outputs.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -124,20 +126,20 @@ class Observation:
     _readers: dict[int, list[int]] = field(default_factory=dict)
 
     def calls_of(self, module: str) -> list[Call]:
-        """The calls of the module of that qualified name."""
+        """Return the calls of the module of that qualified name."""
         return [call for call in self.calls if call.module == module]
 
     def maker(self, data: int) -> Operation | None:
-        """The operation that made the data; None for what came from outside: inputs, parameters, buffers."""
+        """Return the operation that made the data; None for inputs, parameters and buffers."""
         index = self._makers.get(data)
         return None if index is None else self.operations[index]
 
     def readers(self, data: int) -> list[Operation]:
-        """The operations that read the data, through whatever view; taking a view is not reading."""
+        """Return the operations that read the data, through any view; taking a view is not reading."""
         return [self.operations[index] for index in self._readers.get(data, ())]
 
     def stack(self, call: int | None) -> list[Call]:
-        """The call of that index and those that it runs in, innermost first."""
+        """Return the call of that index and those that it runs in, innermost first."""
         found = []
         while call is not None:
             found.append(self.calls[call])
@@ -145,12 +147,12 @@ class Observation:
         return found
 
     def is_within(self, event: Operation | Call, call: Call) -> bool:
-        """Whether an operation or call runs in the call, or is it."""
+        """Return whether an operation or call runs within the call, or is the call."""
         index = event.index if isinstance(event, Call) else event.call
         return call in self.stack(index)
 
     def producers(self, data: int) -> list[Call]:
-        """The calls that gave the data without having got it, the innermost first."""
+        """Return the calls whose outputs have the data and whose inputs don't, innermost first."""
         return [
             call
             for call in reversed(self.calls)
@@ -158,9 +160,9 @@ class Observation:
         ]
 
     def trace_back(self, seen: Seen, axis: int) -> Iterator[tuple[Seen, int]]:
-        """From a tensor back to what it is a view or a plain copy of, with the axis that is the given one there.
+        """Trace a tensor back to what it is a view or a plain copy of, with the axis that corresponds there.
 
-        Ends where an operation computes, or where the axis is no longer whole.
+        The trace ends at an operation that computes, or where the axis is no longer whole.
         """
         while True:
             yield seen, axis
@@ -180,9 +182,9 @@ class Observation:
 
 
 def axis_in(seen: Seen, axis: int, other: Seen) -> int | None:
-    """The axis of another view of the same data that runs over the same elements; None where there is none.
+    """Return the axis of another view of the same data that runs over the same elements; None where there is none.
 
-    Of two dense views of the same elements an axis is the same if size and stride are: i = offset // stride mod size.
+    In two dense views of the same elements, axes of equal size and stride are the same: i = offset // stride mod size.
     """
     if seen.data != other.data or not (seen.is_dense and other.is_dense) or seen.offset != other.offset:
         return None
@@ -196,14 +198,14 @@ def axis_in(seen: Seen, axis: int, other: Seen) -> int | None:
 
 
 def observe(model: nn.Module, example_inputs: Any) -> Observation:
-    """Run the model once, without gradients, and write down what happens; the model stays as it was.
+    """Run the model once, without gradients, and record what happens; the model stays unchanged.
 
     Args:
-        model: any eager module, in the mode in which it is; compiled parts run eagerly.
+        model: any eager module, observed in its present mode. Compiled parts run eagerly.
         example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments.
 
     Returns:
-        The observation, which holds no tensor.
+        The `Observation`, which holds no tensor.
 
     Raises:
         ValueError: the model has uninitialized parameters.
@@ -221,7 +223,7 @@ def observe(model: nn.Module, example_inputs: Any) -> Observation:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested tuples, lists, mappings and dataclasses, in order."""
+    """Return the tensors in nested tuples, lists, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -234,12 +236,12 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def hooks_of(module: nn.Module) -> bool:
-    """Whether the module has hooks that see or change what it gets and gives."""
+    """Return whether the module has hooks that see or change its inputs or outputs."""
     return any(vars(module).get(name) for name in HOOKS)
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes operations down as they are dispatched, and module calls from hooks."""
+    """Recorder of operations, as they are dispatched, and of module calls, from hooks."""
 
     supports_higher_order_operators = True
 
@@ -247,7 +249,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.observation = Observation()
         self.stack: list[int] = []
-        # By the storage's address, which a weak reference keeps from being given to another, but not its memory.
+        # By the storage's address. The weak reference keeps the address from being reused, but not the memory.
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
         self.count = 0
         for name, tensor in _state(model):
@@ -282,14 +284,14 @@ class _Recorder(TorchDispatchMode):
         observation.operations.append(operation)
         for data in made:
             observation._makers[data] = operation.index
-        if made or not outputs:  # else it takes a view
+        if made or not outputs:  # otherwise it takes a view
             for data in {seen.data for seen in inputs}:
                 observation._readers.setdefault(data, []).append(operation.index)
         return out
 
     @contextmanager
     def hooks(self, model: nn.Module) -> Iterator[None]:
-        """Hooks that write down the calls of every module, behind all others of the module."""
+        """Record the calls of every module by hooks, which run after the module's other hooks."""
         names = {module: name for name, module in model.named_modules()}
         calls = self.observation.calls
 
@@ -314,7 +316,7 @@ class _Recorder(TorchDispatchMode):
                 handle.remove()
 
     def kept(self, *given: Any) -> frozenset[int]:
-        """The data that were made and are still held by someone; not what the model gave."""
+        """Return the data that were made and that something still holds, without inputs and the model's outputs."""
         mine = {seen.data for seen in self.observation.outputs}
         mine |= {self.seen(tensor).data for tensor in tensors_in(given)}
         alive = {data for reference, data in self.storages.values() if not reference.expired()}
@@ -327,7 +329,7 @@ class _Recorder(TorchDispatchMode):
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """No gradients, nothing compiled, and no fast path of torch's Transformer, which calls none of its norms."""
+    """Turn off gradients, compilation and the fast path of torch's Transformer, which calls none of its norms."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -354,7 +356,7 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 
 def _dense_strides(shape: tuple[int, ...], order: Any) -> tuple[int, ...]:
-    """The strides of a dense tensor whose axes lie in that order, the last one closest."""
+    """Return the strides of a dense tensor whose axes lie in that order, the last one innermost."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(list(order)):
         strides[axis] = step

@@ -1,8 +1,8 @@
-"""The moments of one batch with their sampling error, as a norm's input shows them.
+"""The moments of one batch, with their sampling error estimated from the batch itself.
 
-Positions of one sample are correlated, samples are not. So the error comes from how the samples' own means differ,
-which needs no model of the correlation: var(mean) = var over samples of (mean over positions)/N. An effective number of
-values is what independent values would have this error: σ²/var(mean).
+Positions of one sample are correlated; samples are not. The error therefore comes from how much the samples' own means
+differ, which needs no model of the correlation: var(mean) = var over samples of (mean over positions)/N. The effective
+number of values is how many independent values would have this error: σ²/var(mean).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from gammabeta import ops
 
-# A single sample is taken in so many pieces.
+# A batch of a single sample is divided into this many pieces.
 _PIECES = 8
 
 
 class Sampled(NamedTuple):
-    """Moments of a batch.
+    """Moments of a batch, by channel.
 
     Attributes:
-        mean, var: (C,), the variance divided by n.
-        error: (C,), the variance of the mean; NaN where one sample cannot tell.
+        mean, var: (C,); the variance is divided by n.
+        error: (C,), the variance of the mean; NaN where one sample is too small to estimate it.
         samples: N.
     """
 
@@ -33,8 +33,8 @@ class Sampled(NamedTuple):
     samples: int
 
     def effective(self) -> Tensor:
-        """Effective number of values, scalar: the mean variance over the mean error, channels weighed by variance."""
-        # In units of each channel's own variance every channel counts alike.
+        """Return the effective number of values, a scalar: mean variance over mean error, weighted by variance."""
+        # In units of each channel's own variance, every channel counts equally.
         scale = self.var.clamp(min=torch.finfo(self.var.dtype).tiny)
         live = self.var > 0
         share = torch.where(live, self.error / scale, 0.0).sum() / live.sum()
@@ -42,13 +42,13 @@ class Sampled(NamedTuple):
 
 
 def sample(x: Tensor) -> Sampled | None:
-    """Moments of x (N, C, …); None where there is nothing to take them of."""
+    """Return the moments of x (N, C, …); None where x is empty or has no channel axis."""
     if x.dim() < 2 or x.numel() == 0:
         return None
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     axes = tuple(range(2, x.dim()))
     if axes and x.is_contiguous() and x.device.type == "cpu" and ops.has_kernel("cpu"):
-        # One pass at the speed of memory, each channel of each sample for one of its own.
+        # One pass at the speed of memory, which takes each channel of each sample for a channel.
         mean, m2, _ = torch.ops.gammabeta.channel_moments(x.flatten(2).flatten(0, 1)[None], None)
         mean_NC, var_NC = mean.view(x.shape[:2]), (m2 / x[0, 0].numel()).view(x.shape[:2])
     elif axes:
@@ -70,10 +70,11 @@ def sample(x: Tensor) -> Sampled | None:
     return Sampled(mean, var, error, x.shape[0])
 
 
-def apart(one: Sampled, other: Sampled) -> Tensor:
-    """How far two batches' means are apart: (2,), squared over what sampling gives, and in standard deviations.
+def mean_distance(one: Sampled, other: Sampled) -> Tensor:
+    """Return the distance between the means of two batches, (2,).
 
-    1 and, of n effective values, √(2/n), where both are samples of one distribution.
+    The first value is the squared distance over its expectation under sampling, which is 1 where both batches are
+    samples of one distribution. The second is the distance in standard deviations, then √(2/n) of n effective values.
     """
     spread = 0.5 * (one.var + other.var)
     live = spread > 0
@@ -84,10 +85,10 @@ def apart(one: Sampled, other: Sampled) -> Tensor:
 
 
 class InputOrder:
-    """Whether successive batches differ more than shuffled ones would, told from the model's input itself.
+    """A measure of how much more successive batches differ than shuffled ones would.
 
-    The input has no drift, as what the layers get has while the model learns. Of each batch the mean of up to 128
-    features is kept, with its error, for the last 64 batches, in one tensor.
+    It looks at the model's input, which does not drift as the inputs of layers do while the model learns. One tensor
+    keeps, for the last 64 batches, the means of up to 128 features and their errors.
     """
 
     FEATURES, WINDOW, LEAST = 128, 64, 16
@@ -111,7 +112,10 @@ class InputOrder:
         self._samples = x.shape[0]
 
     def measure(self) -> Tensor | None:
-        """(2,): the variance between batches over what shuffled ones would have; its root over σ. None: too few yet."""
+        """Return (2,): the variance between batches over that of shuffled ones, and its root over σ.
+
+        None while fewer than LEAST batches were added.
+        """
         count = min(self._seen, self.WINDOW)
         if self._ring is None or count < self.LEAST:
             return None
@@ -125,7 +129,7 @@ class InputOrder:
 
 
 def _thinned(x: Tensor, most: int) -> Tensor:
-    """(N, F) of x's values on a coarse grid, F at most `most`."""
+    """Return x's values on a coarse grid, (N, F) with F at most `most`."""
     axes = x.dim() - 1
     each = max(1, int(most ** (1 / axes) + 1e-9)) if axes > 1 else most
     for axis in range(1, x.dim()):

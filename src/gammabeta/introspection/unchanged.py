@@ -1,4 +1,4 @@
-"""A forward that leaves no trace: the model, its inputs and the random numbers are afterwards as they were."""
+"""Forwards that leave no trace: the model, its inputs and the random number generators are restored afterwards."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
-# What a module keeps in a dict of its own; a shallow copy of each goes back in place.
+from gammabeta._torch_private import TorchDispatchMode, tree_leaves, tree_map
+
+# The dicts that a module keeps; a shallow copy of each is put back in place.
 _DICTS = ("_parameters", "_buffers", "_modules")
 
 
 @contextmanager
 def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
-    """Whatever runs inside, the model is afterwards as it was, and so are the generators of random numbers.
+    """Restore the model and the random number generators when the block ends.
 
-    Buffers and parameters keep their objects and get their bits back; so do mode, attributes, children, gradients and
-    hooks; an exception inside passes on after that. Parameters are copied only where something writes to them.
+    Buffers and parameters keep their objects and get their bits back. Modes, attributes, children, gradients and hooks
+    are restored too. An exception inside is passed on afterwards. A parameter is copied only when something writes to
+    it.
 
     Args:
         model: any module whose parameters are initialized.
-        watch: whether each operation is looked at for a write to a parameter; not while time is taken.
+        watch: whether each operation is checked for a write to a parameter. Turn it off while timing.
 
     Raises:
         ValueError: a parameter or buffer is uninitialized (lazy modules): a first forward would change the model.
@@ -67,7 +68,7 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Put every module back into its mode, training or evaluation, when the block ends."""
+    """Put every module back into its own mode, training or evaluation, when the block ends."""
     before = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -77,7 +78,10 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, their tensors cloned: a tuple or list is positional, a dict by keyword."""
+    """Return positional and keyword arguments, with their tensors cloned.
+
+    A tuple or list holds positional arguments, a dict keyword arguments.
+    """
     copied = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs)
     if isinstance(copied, dict):
         return (), copied
@@ -85,13 +89,13 @@ def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 class _Written(TorchDispatchMode):
-    """Copies of buffers, and of those parameters that an operation is about to write to."""
+    """Copies of all buffers, and of the parameters that an operation is about to write to."""
 
     supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # torch's batch_norm writes running statistics without its schema saying so: buffers are copied at once.
+        # torch's batch_norm writes running statistics, which its schema does not declare: copy all buffers at once.
         self.copies: list[tuple[Tensor, Tensor]] = [(b, b.detach().clone()) for b in model.buffers()]
         self.parameters: dict[int, list[Tensor]] = {}
         for parameter in model.parameters():
@@ -110,13 +114,13 @@ class _Written(TorchDispatchMode):
     @torch.no_grad()
     def restore(self) -> None:
         for tensor, copy in self.copies:
-            # Bits: a NaN is not equal to itself, and is written again, harmlessly.
+            # A NaN is not equal to itself, so its tensor is written again, which does no harm.
             if not torch.equal(tensor, copy):
                 tensor.copy_(copy)
 
 
 def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """The tensors among an operation's arguments that its schema says it writes to."""
+    """Return the tensors among an operation's arguments that its schema declares as written."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
@@ -129,7 +133,7 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
 
 
 def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a tensor; None where it has none (sparse, wrapped by a transform)."""
+    """Return the storage of a tensor; None where it has none (sparse, wrapped by a transform)."""
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):
@@ -142,5 +146,5 @@ def _dicts(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _numpy() -> Any:
-    """numpy's global generator, where something has loaded it."""
+    """Return numpy's module of random numbers, if something has loaded numpy."""
     return getattr(sys.modules.get("numpy"), "random", None)

@@ -1,4 +1,4 @@
-"""torch.nn's norms become gammabeta's, and back: the class of the very same module object changes."""
+"""Adoption of torch.nn's norms as gammabeta's, and back: the class of the same module object changes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from gammabeta._torch_private import process_group
 from gammabeta.activations import activate
 from gammabeta.introspection.norms import (
     OURS,
@@ -34,10 +35,10 @@ _FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a layer's freezing took, kept with the layer so that `unfreeze` can give it back.
+    """The state that freezing a layer replaced, kept with the layer so that `unfreeze` can restore it.
 
     Attributes:
-        statistics: the source before; None where it was not frozen.
+        statistics: the former source; None where the statistics were not frozen.
         affine: which of "weight" and "bias" required a gradient.
     """
 
@@ -47,7 +48,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class _Origin:
-    """The class that an adopted module had, and the attributes that it had not."""
+    """The class that an adopted module had, and the attributes that it lacked."""
 
     cls: type[nn.Module]
     added: tuple[str, ...] = ()
@@ -55,25 +56,30 @@ class _Origin:
 
 
 def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -> Change:
-    """torch.nn's norms in the model become gammabeta's, in place: same objects, Parameters, hooks and state_dict.
+    """Turn torch.nn's norms in the model into gammabeta's, in place: same objects, Parameters, hooks and state_dict.
 
-    Outputs stay equal to rounding, and every layer stays an instance of the class that it had. torch's SyncBatchNorm
-    becomes a BatchNorm with `Synced`, of its group; on a CPU it is no SyncBatchNorm any more, because
-    DistributedDataParallel refuses all of these there, and ours work. A frozen BatchNorm as torchvision, detectron2 and
-    DETR have it, whose four vectors are buffers, becomes a BatchNorm2d with `Running`, whose γ and β are Parameters
-    that require no gradient; timm's norm-and-activation BatchNorms become ours with the activation that they hold. Both
-    kinds are first compared with ours, on inputs made up for that.
+    Outputs stay equal up to rounding, and every layer stays an instance of the class that it had.
 
-    Left alone, each with the reason: other subclasses (their own forward would be lost), parametrized modules, lazy
-    ones that have not seen a batch, scripted ones, modules with a `forward` set on the instance, and those that FSDP2
-    manages.
+    - torch's SyncBatchNorm becomes a BatchNorm with `Synced`, of its group. On a CPU it is no longer a SyncBatchNorm,
+      because DistributedDataParallel refuses every SyncBatchNorm there, and ours work.
+    - The frozen BatchNorms of torchvision, detectron2 and DETR, whose four vectors are buffers, become a BatchNorm2d
+      with `Running`. Its γ and β are Parameters that require no gradient.
+    - timm's BatchNorms with an activation become ours with that activation.
+
+    The last two kinds are first compared with ours, on inputs made for the purpose.
+
+    Left alone, each with the reason, are:
+
+    - other subclasses, whose own forward would be lost
+    - modules that are parametrized, scripted, or lazy and have not seen a batch
+    - modules with a `forward` set on the instance, and those that FSDP2 manages
 
     Args:
-        model: any module, also wrapped by torch.compile, which compiles again, or DistributedDataParallel.
+        model: any module. It may be wrapped by torch.compile, which compiles again, or by DistributedDataParallel.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
         keep_float32: whether parameters and running statistics stay float32 in a model that is cast to 16 bits later.
-            False casts them as torch's, for what wants one dtype in a model: FSDP1 and FSDP2 without mixed precision,
-            `torch.nn.utils.vector_to_parameters`. Norms that are gammabeta's already get this setting too.
+            False casts them as torch's, for code that needs one dtype in a model: FSDP1 and FSDP2 without mixed
+            precision, `torch.nn.utils.vector_to_parameters`. Norms that are gammabeta's already get this setting too.
 
     Returns:
         The `Change`.
@@ -94,14 +100,14 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
 
 
 def release(model: nn.Module, *, where: Where = None) -> Change:
-    """gammabeta's norms in the model become torch.nn's, in place: the inverse of `adopt`.
+    """Turn gammabeta's norms in the model into torch.nn's, in place: the inverse of `adopt`.
 
-    An adopted module gets the class that it had. Left alone, each with the reason: what torch's layer cannot do, an
-    activation or another source of statistics than `Batch`; subclasses; and parametrized modules.
+    An adopted module gets the class that it had. Left alone, each with the reason: layers with what torch's cannot do
+    (an activation, or a source of statistics other than `Batch`), subclasses, and parametrized modules.
 
-    For what takes torch's own classes only (torch.fx, torch.jit.script, torch.ao's quantization, code that asks
-    `type(layer) is nn.BatchNorm2d`): `with gammabeta.release(model): …`. On leaving the block the norms are gammabeta's
-    again.
+    Some tools take only torch's own classes: torch.fx, torch.jit.script, torch.ao's quantization, and code that asks
+    `type(layer) is nn.BatchNorm2d`. For these, write `with gammabeta.release(model): …`. On leaving the block the norms
+    are gammabeta's again.
 
     Args:
         model: any module.
@@ -120,8 +126,8 @@ def release(model: nn.Module, *, where: Where = None) -> Change:
 
 
 def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: bool = True) -> bool:
-    """Adopts one norm within a change, or leaves it with the reason; whether it was adopted."""
-    reason = why_not(module)
+    """Adopt one norm within a change, or leave it with the reason; return whether it was adopted."""
+    reason = why_not_adopted(module)
     if reason is not None:
         change.leave(name, reason)
         return False
@@ -134,17 +140,17 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     elif is_norm_act(module):
         _adopt_norm_act(change, name, module)
     else:
-        _become(change, name, module, OURS[before])
+        _change_class(change, name, module, OURS[before])
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
-    change.note(name, f"{before.__name__} is {our_class(module).__name__}{_with(module)}")
+    change.note(name, f"{before.__name__} is {our_class(module).__name__}{_describe_settings(module)}")
     return True
 
 
-def leave_old_class(change: Change, name: str, module: Any, source: Any) -> None:
-    """Make a former SyncBatchNorm, or frozen one, an instance of our class only where the source is not of its kind.
+def drop_old_class(change: Change, name: str, module: Any, source: Any) -> None:
+    """Drop the old class of a former SyncBatchNorm or frozen BatchNorm whose statistics get another source.
 
-    An old class that says where the statistics come from would be wrong with another source.
+    Such a class says where the statistics come from, and would be wrong with another source.
     """
     old = old_class(module)
     if old is None or issubclass(old, nn.BatchNorm2d):
@@ -158,7 +164,7 @@ def leave_old_class(change: Change, name: str, module: Any, source: Any) -> None
 
 
 def forget_source(change: Change, name: str, module: nn.Module) -> None:
-    """No memory of a source that `freeze` replaced; what it took of γ and β is remembered."""
+    """Forget the source that `freeze` replaced, but not which of γ and β it froze."""
     frozen: Frozen | None = module.__dict__.get("frozen")
     if frozen is not None and frozen.affine:
         change.set_attribute(module, "frozen", Frozen(None, frozen.affine), name)
@@ -166,14 +172,14 @@ def forget_source(change: Change, name: str, module: nn.Module) -> None:
         change.delete_attribute(module, "frozen")
 
 
-def _with(module: Any) -> str:
+def _describe_settings(module: Any) -> str:
     source: Any = getattr(module, "statistics", Batch())
     has = [*([] if source == Batch() else [str(source)]), *([module.activation] if module.activation else [])]
     return f" with {' and '.join(has)}" if has else ""
 
 
-def why_not(module: nn.Module) -> str | None:
-    """Why a norm cannot be adopted."""
+def why_not_adopted(module: nn.Module) -> str | None:
+    """Return why a norm cannot be adopted; None where it can, or must be compared first."""
     cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted: adopt the model before torch.jit.script"
@@ -198,8 +204,8 @@ def why_not(module: nn.Module) -> str | None:
     return f"{cls.__name__} is a subclass of {torchs.__name__}, whose additions would be lost"
 
 
-def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    """One of our classes that is the old one too, with the attributes that ours sets in its constructor."""
+def _change_class(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
+    """Give a module one of our classes that is also an instance of the old one, and our constructor's attributes."""
     change.set_class(module, adopted_class(cls, _kept_class(module)), name)
     change.set_attribute(module, "activation", None, name)
     change.set_attribute(module, "activation_slope", 0.01, name)
@@ -209,7 +215,7 @@ def _become(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) 
 
 
 def _kept_class(module: nn.Module) -> type[nn.Module]:
-    """The class that the layer stays an instance of."""
+    """Return the class that the layer stays an instance of."""
     cls = type(module)
     if not isinstance(module, nn.SyncBatchNorm):
         return cls
@@ -220,7 +226,7 @@ def _kept_class(module: nn.Module) -> type[nn.Module]:
 def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
     cls, source = type(module), Synced(module.process_group)
     activation, slope = activation_of(module) if is_norm_act(module) else (None, 0.01)
-    _become(change, name, module, BatchNorm)
+    _change_class(change, name, module, BatchNorm)
     change.delete_attribute(module, "process_group")
     change.set_attribute(module, "statistics", source, name)
     _finish(change, name, module, activation, slope)
@@ -229,13 +235,13 @@ def _adopt_synced(change: Change, name: str, module: nn.SyncBatchNorm) -> None:
 
 def _adopt_norm_act(change: Change, name: str, module: nn.Module) -> None:
     cls, (activation, slope) = type(module), activation_of(module)
-    _become(change, name, module, BatchNorm2d)
+    _change_class(change, name, module, BatchNorm2d)
     _finish(change, name, module, activation, slope)
     change.set_attribute(module, "adopted_from", _Origin(cls, activation=activation), name)
 
 
 def _finish(change: Change, name: str, module: nn.Module, activation: str | None, slope: float) -> None:
-    # timm's `drop` and `act` stay where they are, unused: names and the way back are the same.
+    # timm's `drop` and `act` stay in place, unused, so that names stay and release is simple.
     change.set_attribute(module, "activation", activation, name)
     change.set_attribute(module, "activation_slope", slope, name)
 
@@ -243,13 +249,13 @@ def _finish(change: Change, name: str, module: nn.Module, activation: str | None
 def _why_not_frozen(module: nn.Module) -> str | None:
     name = type(module).__name__
     if module._parameters or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
-        return f"{name} is a frozen BatchNorm with more to it than weight, bias, running_mean and running_var"
+        return f"{name} is a frozen BatchNorm with more than weight, bias, running_mean and running_var"
     if module._modules:
         return why_not_act(module)
     if any(b is None or b.ndim != 1 for key, b in module._buffers.items() if key in _FROZEN_BUFFERS):
         return f"{name} is a frozen BatchNorm whose buffers are not vectors of the channels"
     if module._buffers["weight"].is_meta:  # type: ignore[union-attr]
-        return f"{name} is on the meta device, where what it computes cannot be looked at"
+        return f"{name} is on the meta device, where its computation cannot be compared"
     return None
 
 
@@ -262,14 +268,14 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
     assert bias is not None
     assert mean is not None
     assert var is not None
-    # At the running means and a deviation around them, where γ, β, both statistics and ε all show.
+    # At the running means and one deviation around them, γ, β, both statistics and ε all affect the output.
     with torch.no_grad():
         signs = torch.tensor([-1.0, 0.0, 1.0, 2.0], dtype=mean.dtype, device=mean.device)
         x = (mean[:, None] + signs * torch.sqrt(var[:, None] + eps)).reshape(1, -1, 2, 2)
         got = cls.forward(module, x)
         expected = (signs * weight[:, None] + bias[:, None]).reshape(1, -1, 2, 2)
         expected = activate(expected, activation or "none", slope)
-    # As the terms of x·scale + (β − mean·scale) round.
+    # The bound on rounding of the terms of x·scale + (β − mean·scale).
     scale = weight / torch.sqrt(var + eps)
     terms = (x.abs() * scale.abs().reshape(1, -1, 1, 1)).amax((2, 3), keepdim=True) + bias.abs().reshape(1, -1, 1, 1)
     if not bool(((got - expected).abs() <= 16 * torch.finfo(mean.dtype).eps * (terms + expected.abs() + 1e-30)).all()):
@@ -279,7 +285,7 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
         return False
     settings = {"num_features": mean.shape[0], "eps": eps, "momentum": 0.1, "affine": True, "track_running_stats": True}
     added = tuple(key for key in settings if key not in module.__dict__)
-    _become(change, name, module, BatchNorm2d)
+    _change_class(change, name, module, BatchNorm2d)
     for key in added:
         change.set_attribute(module, key, settings[key], name)
     for key, value in (("weight", weight), ("bias", bias)):
@@ -287,7 +293,7 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
         change.set_parameter(module, key, nn.Parameter(value, requires_grad=False))
     if "num_batches_tracked" not in module._buffers:
         added += ("num_batches_tracked",)
-        change.set_buffer(module, "num_batches_tracked", None)  # not in the state_dict, as before
+        change.set_buffer(module, "num_batches_tracked", None)  # as before, it is not in the state_dict
     change.set_attribute(module, "statistics", Running(), name)
     _finish(change, name, module, activation, slope)
     change.set_attribute(module, "frozen", Frozen(Batch(), ("weight", "bias")), name)
@@ -299,7 +305,7 @@ def _release_module(change: Change, name: str, module: Any) -> None:
     described, cls = type(module).__name__, our_class(module)
     origin: _Origin | None = module.__dict__.get("adopted_from")
     source: Any = getattr(module, "statistics", Batch())
-    # The old class applies the activation that it was adopted with itself, by its child `act`.
+    # The old class applies its own activation, by its child `act`.
     old_activates = origin is not None and "act" in module._modules and module.activation == origin.activation
     reason = None
     if parametrize.is_parametrized(module):
@@ -348,8 +354,8 @@ def _release_synced(change: Change, name: str, module: nn.Module, source: Synced
         except RuntimeError as error:
             return str(error)
         if peers is None:
-            return f"{source} is of this process alone, which SyncBatchNorm cannot say"
-        group = torch.distributed.distributed_c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
+            return f"{source} is of this process only, which SyncBatchNorm cannot express"
+        group = process_group(peers.name)
     _leave_ours(change, name, module, cls)
     change.set_attribute(module, "process_group", group, name)
     return None

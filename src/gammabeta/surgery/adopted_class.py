@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-import gammabeta.layers.integrations.opacus  # noqa: F401  (enters our layers in Opacus' tables when it is imported)
+import gammabeta.layers.integrations.opacus  # noqa: F401  (registers our layers with Opacus when it is imported)
 from gammabeta.layers.integrations.class_tables import add_class
 
 _made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
@@ -16,13 +16,13 @@ _made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 class _Adopted(type):
     """Metaclass that places the old class behind `nn.Module` in the order of methods.
 
-    `isinstance(layer, Old)` holds, and nothing of the old class runs: every method that ours or `nn.Module` has is
-    found first. In Python's own order the old class would stand before torch's base classes and `nn.Module`, and their
-    `super()` calls and `__repr__` would reach its methods.
+    `isinstance(layer, Old)` holds, and no method of the old class runs: those of ours and of `nn.Module` are found
+    first. In Python's own order the old class would stand before torch's base classes and `nn.Module`. Their `super()`
+    calls and `__repr__` would then reach its methods.
     """
 
     def mro(cls) -> list[type]:
-        if not _is_made(cls):  # a subclass, as parametrizations and FSDP2 make them
+        if not _is_made(cls):  # a subclass, as parametrizations and FSDP2 make
             return super().mro()
         ours, old = cls.__bases__
         before: list[type] = list(ours.__mro__[:-1])  # without object
@@ -30,10 +30,10 @@ class _Adopted(type):
 
 
 def adopted_class(ours: type[nn.Module], old: type[nn.Module]) -> type[nn.Module]:
-    """Make the class of `old` layers that became `ours`, once for each pair: `ours` itself where it is a subclass.
+    """Make the class of `old` layers that became `ours`, once for each pair; `ours` itself where it is a subclass.
 
-    It has the old class's name. Its instances, and the class itself, are pickled as the pair (ours, old), from which
-    another process makes the class again.
+    It has the old class's name. Its instances, and the class itself, are pickled as the pair (ours, old). Another
+    process makes the class again from that.
     """
     if issubclass(ours, old):
         return ours
@@ -56,19 +56,19 @@ def adopted_class(ours: type[nn.Module], old: type[nn.Module]) -> type[nn.Module
 
 
 def our_class(module: nn.Module) -> type[nn.Module]:
-    """Return the module's class; of an adopted layer the one of ours without the class that it had."""
+    """Return the module's class; for an adopted layer our class, without the one that it had."""
     cls = type(module)
     return cls.__bases__[0] if _is_made(cls) else cls
 
 
 def old_class(module: nn.Module) -> type[nn.Module] | None:
-    """Return the class that an adopted layer had, where that is no base of ours; else None."""
+    """Return the class that an adopted layer had, where that is no base of ours; otherwise None."""
     cls = type(module)
     return cls.__bases__[1] if _is_made(cls) else None
 
 
 def _is_made(cls: type) -> bool:
-    # By the bases, and not by a mark in the namespace, which pickling by value (cloudpickle) fills in later.
+    # Told by the bases, not by a mark in the namespace: pickling by value (cloudpickle) fills the namespace later.
     return isinstance(cls, _Adopted) and len(cls.__bases__) == 2 and not any(
         isinstance(base, _Adopted) for base in cls.__bases__
     )  # fmt: skip
@@ -94,7 +94,7 @@ copyreg.pickle(_Adopted, _reduce_class)
 
 
 def _load_without_count(self: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-    """Load as frozen BatchNorms do: they have no `num_batches_tracked`, and take checkpoints of layers that have it."""
+    """Load as frozen BatchNorms do: without `num_batches_tracked`, also from checkpoints of layers that have it."""
     if self._buffers.get("num_batches_tracked") is None:
         state_dict.pop(prefix + "num_batches_tracked", None)
     nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The transaction under every change in place: a journal of edits, each with what takes it back."""
+"""The transaction under every change in place: a journal of edits, each with the step that undoes it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one module.
+    """The outcome for one module.
 
     Attributes:
         module: its qualified name; "" is the model itself.
         done: whether it was changed.
-        what: what was done, or why it was left alone.
-        numbers: what was measured, by name.
+        what: what was done, or why the module was left alone.
+        numbers: measurements, by name.
     """
 
     module: str
@@ -32,25 +32,26 @@ class Entry:
 
 
 class Change:
-    """What an operation did to a model, module by module, and the way back.
+    """What an operation did to a model, module by module, and how to undo it.
 
-    Printed it is a table. `undo()` restores what the operation changed, exactly: the same Parameter objects, hooks and
-    classes, and the bits of buffers; what happened since to anything else stays. As a context manager it undoes on
-    leaving.
+    It prints as a table. `undo()` restores exactly what the operation changed: the same Parameter objects, hooks and
+    classes, and the bits of buffers. Later changes to anything else stay. Used as a context manager, it undoes on
+    leaving the block.
 
     Attributes:
         operation: its name.
-        entries: one `Entry` a module that was looked at, in the order of the model.
+        entries: one `Entry` for each module that was looked at, in the order of the model.
 
-    Operations build it within `transaction`, by the methods from `set_class` on; each writes down what takes it back.
+    Operations build it within `transaction`, with the methods from `set_class` on. Each of these records how to undo
+    its edit.
     """
 
     def __init__(self, operation: str) -> None:
         self.operation = operation
         self.entries: list[Entry] = []
-        self._back: list[Callable[[], None]] = []
-        # What must be as we left it for the way back to lead where it came from.
-        self._kept: dict[tuple[nn.Module, str], tuple[str, Any]] = {}
+        self._undo_steps: list[Callable[[], None]] = []
+        # Values that must still be as this change left them, or undoing would not lead back to the start.
+        self._expected: dict[tuple[nn.Module, str], tuple[str, Any]] = {}
 
     @property
     def changed(self) -> list[str]:
@@ -63,18 +64,18 @@ class Change:
         return {entry.module: entry.what for entry in self.entries if not entry.done}
 
     def undo(self) -> None:
-        """Puts back everything that the operation changed; a second time it does nothing.
+        """Restore everything that the operation changed; a second call does nothing.
 
         Raises:
-            RuntimeError: a later change to the same layers stands; undo that one first. Nothing was changed.
+            RuntimeError: a later change to the same layers is still in place; undo that one first. Nothing was changed.
         """
-        for (module, attribute), (name, value) in self._kept.items():
+        for (module, attribute), (name, value) in self._expected.items():
             now = getattr(module, attribute, None)
             if now is not value and now != value:
                 what = "its class" if attribute == "__class__" else attribute
                 raise RuntimeError(
                     f"{self.operation}: expected {name or 'the model'} as this change left it, with {what} "
-                    f"{_said(value)}, got {_said(now)}: undo the later change first."
+                    f"{_describe(value)}, got {_describe(now)}: undo the later change first."
                 )
         self.roll_back()
 
@@ -92,42 +93,42 @@ class Change:
         names = [entry.module or "(the model)" for entry in self.entries]
         width = max(map(len, names))
         for name, entry in zip(names, self.entries, strict=True):
-            numbers = "".join(f"  {key} {_short(value)}" for key, value in entry.numbers.items())
+            numbers = "".join(f"  {key} {_format_number(value)}" for key, value in entry.numbers.items())
             lines.append(f"  {name:<{width}}  {'' if entry.done else 'left alone: '}{entry.what}{numbers}")
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def note(self, module: str, what: str, **numbers: float) -> None:
-        """An entry for a module that was changed."""
+        """Add an entry for a module that was changed."""
         self.entries.append(Entry(module, True, what, numbers))
 
     def leave(self, module: str, reason: str, **numbers: float) -> None:
-        """An entry for a module that was left alone."""
+        """Add an entry for a module that was left alone."""
         self.entries.append(Entry(module, False, reason, numbers))
 
     def include(self, other: Change) -> None:
-        """Takes over another change, entries and way back: both are undone together, and `other` alone no more."""
+        """Take over the entries and undo steps of another change, which can then no longer be undone on its own."""
         self.entries += other.entries
-        self._back += other._back
-        self._kept |= other._kept
-        other._back, other._kept = [], {}
+        self._undo_steps += other._undo_steps
+        self._expected |= other._expected
+        other._undo_steps, other._expected = [], {}
 
     def set_class(self, module: nn.Module, cls: type[nn.Module], name: str) -> None:
-        """The class of the very same object; `name` is the module's, for messages."""
+        """Change the class of the same object; `name` is the module's, for messages."""
         before = type(module)
-        self._back.append(lambda: setattr(module, "__class__", before))
+        self._undo_steps.append(lambda: setattr(module, "__class__", before))
         module.__class__ = cls
-        self._kept[module, "__class__"] = (name, cls)
+        self._expected[module, "__class__"] = (name, cls)
 
     def set_attribute(self, module: nn.Module, attribute: str, value: Any, name: str) -> None:
-        """A plain attribute: neither Parameter nor buffer nor module; `name` is the module's."""
+        """Set a plain attribute, no Parameter, buffer or module; `name` is the module's."""
         self._set(module.__dict__, attribute, value)
-        self._kept[module, attribute] = (name, value)
+        self._expected[module, attribute] = (name, value)
 
     def delete_attribute(self, module: nn.Module, attribute: str) -> None:
         self._set(module.__dict__, attribute, _ABSENT)
-        self._kept.pop((module, attribute), None)
+        self._expected.pop((module, attribute), None)
 
     def set_buffer(self, module: nn.Module, name: str, value: Tensor | None, *, persistent: bool = True) -> None:
         self._set(module._buffers, name, value)
@@ -144,18 +145,18 @@ class Change:
         self._set(module._parameters, name, _ABSENT)
 
     def set_child(self, parent: nn.Module, name: str, child: nn.Module) -> None:
-        """Another module object under a parent's name."""
+        """Put another module under a parent's name."""
         self._set(parent._modules, name, child)
 
     def set_item(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
-        """An item of any other dict: an optimizer's group, for example."""
+        """Set an item of any other dict, such as an optimizer's group."""
         self._set(mapping, key, value)
 
     def delete_item(self, mapping: dict[Any, Any], key: Any) -> None:
         self._set(mapping, key, _ABSENT)
 
     def overwrite(self, module: nn.Module, name: str, value: Tensor) -> None:
-        """The contents of a Parameter or buffer, which stays the same object; undone bit by bit, wherever it is."""
+        """Overwrite the contents of a Parameter or buffer, which stays the same object; undoing restores the bits."""
         tensor = _tensor(module, name)
         assert tensor is not None
         before = tensor.detach().clone()
@@ -166,51 +167,51 @@ class Change:
             if now is not None:
                 now.copy_(before)
 
-        self._back.append(back)
+        self._undo_steps.append(back)
         with torch.no_grad():
             tensor.copy_(value)
 
     def require_grad(self, parameter: nn.Parameter, required: bool) -> None:
         before = parameter.requires_grad
-        self._back.append(lambda: setattr(parameter, "requires_grad", before))
+        self._undo_steps.append(lambda: setattr(parameter, "requires_grad", before))
         parameter.requires_grad_(required)
 
     def on_undo(self, back: Callable[[], None]) -> None:
-        """What takes back an edit that none of the other methods makes; call it before the edit."""
-        self._back.append(back)
+        """Record how to undo an edit that no other method makes; call it before the edit."""
+        self._undo_steps.append(back)
 
     def _set(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
         before, order = mapping.get(key, _ABSENT), list(mapping)
 
         def back() -> None:
-            _put(mapping, key, before)
-            # In the order it had, with what was added since at the end: the state_dict's keys follow this order.
+            _set_or_remove(mapping, key, before)
+            # In the original order, with later additions at the end: the state_dict's keys follow this order.
             present = dict(mapping)
             mapping.clear()
             mapping.update({k: present.pop(k) for k in order if k in present})
             mapping.update(present)
 
-        self._back.append(back)
-        _put(mapping, key, value)
+        self._undo_steps.append(back)
+        _set_or_remove(mapping, key, value)
 
     def _set_membership(self, names: set[str], name: str, member: bool) -> None:
         before = name in names
-        self._back.append(lambda: names.add(name) if before else names.discard(name))
+        self._undo_steps.append(lambda: names.add(name) if before else names.discard(name))
         if member:
             names.add(name)
         else:
             names.discard(name)
 
     def roll_back(self) -> None:
-        """`undo` without a look at what happened since: for changes that an operation makes for its own time."""
-        while self._back:
-            self._back.pop()()
-        self._kept.clear()
+        """Undo without looking for later changes: for temporary changes within an operation."""
+        while self._undo_steps:
+            self._undo_steps.pop()()
+        self._expected.clear()
 
 
 @contextmanager
 def transaction(operation: str) -> Iterator[Change]:
-    """A `Change` to be built: an exception inside takes back what was done so far and goes on."""
+    """Yield a `Change` to be built; an exception inside undoes what was done so far and is passed on."""
     change = Change(operation)
     try:
         yield change
@@ -223,16 +224,16 @@ def _tensor(module: nn.Module, name: str) -> Tensor | None:
     return module._parameters[name] if name in module._parameters else module._buffers.get(name)
 
 
-def _said(value: Any) -> str:
+def _describe(value: Any) -> str:
     return value.__qualname__ if isinstance(value, type) else str(value)
 
 
-def _put(mapping: dict[Any, Any], key: Any, value: Any) -> None:
+def _set_or_remove(mapping: dict[Any, Any], key: Any, value: Any) -> None:
     if value is _ABSENT:
         mapping.pop(key, None)
     else:
         mapping[key] = value
 
 
-def _short(value: float) -> str:
+def _format_number(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) and abs(value) < 1e9 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""When running statistics move, for as long as a context lasts."""
+"""Contexts that hold running statistics, or move them once for several forwards."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BUFFERS = "running_mean", "running_var", "num_batches_tracked"
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """No forward inside moves a running statistic of the model; everything else goes on as in its mode.
+    """Hold the model's running statistics during the block; everything else behaves as in its mode.
 
-    For forwards that training does not consist of: a summary, a teacher's or an adversary's pass, a gradient penalty.
-    Layers of torch.nn are held too, by switching their `track_running_stats` off, and get their buffers back bit by
-    bit. Statistics that a source keeps still (`Running`) are not concerned.
+    Use it for forwards that are not part of training: a summary, a teacher's or an adversary's pass, a gradient
+    penalty. Layers of torch.nn are held too: their `track_running_stats` is switched off, and their buffers are
+    restored bit by bit. Layers whose source keeps the statistics (`Running`) are not affected.
 
     Args:
         model: any module.
@@ -42,7 +42,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     for ours_module, _ in held:
         ours_module.holds_statistics = True
     for module, _ in tracked:
-        # In evaluation it is the buffers that are looked at; InstanceNorm moves all the same, and is set back.
+        # BatchNorm in evaluation still uses its buffers. InstanceNorm moves its own, which are restored.
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.track_running_stats = False
     try:
@@ -60,18 +60,18 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def accumulate_statistics(model: nn.Module) -> Iterator[None]:
-    """The running statistics move once, on leaving, by the exact moments of all forwards inside together.
+    """Move the running statistics once, on leaving, by the exact moments of all forwards in the block together.
 
-    For gradient accumulation: the micro-batches of an optimizer step count as the one batch that they are. Each is
-    still normalized by its own statistics. `num_batches_tracked` counts one; a channel of a micro-batch that is not
-    finite is left out of the merge, and `skipped_updates` counts a channel that was so in all of them. An exception
-    inside discards what was gathered.
+    Use it for gradient accumulation: the micro-batches of an optimizer step count as one batch, though each is still
+    normalized by its own statistics. `num_batches_tracked` counts one. A channel that is not finite in a micro-batch is
+    left out of the merge; `skipped_updates` counts a channel that was finite in none of them. An exception inside
+    discards the gathered moments.
 
     Args:
-        model: any module whose BatchNorms are gammabeta's. InstanceNorm's averages over samples move as ever.
+        model: any module whose BatchNorms are gammabeta's. InstanceNorm's averages over samples move as usual.
 
     Raises:
-        ValueError: a BatchNorm is not ours, and would move at every forward.
+        ValueError: a BatchNorm is not gammabeta's, and would move at every forward.
 
     Example:
         with gammabeta.accumulate_statistics(model):

@@ -1,4 +1,4 @@
-"""One norm becomes another, with the same γ, β and ε; fitted to data where there are some."""
+"""Conversion of one norm into another with the same γ, β and ε, which batches may refit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
-from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
-from gammabeta.surgery.adopt import adopt_module, forget_source, why_not
+from gammabeta.surgery.adopt import adopt_module, forget_source, why_not_adopted
 from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
@@ -39,39 +39,40 @@ def convert(
     groups: int | None = None,
     forward: Forward | None = None,
 ) -> Change:
-    """The model's norms over channels become norms of another kind, in place.
+    """Turn the model's norms over channels into norms of another kind, in place.
 
-    The object stays, its γ and β are the same Parameters (so that optimizers keep their state), ε, activation, dtype,
-    device and mode stay. torch's norms are adopted on the way. "layer" is GroupNorm with one group, over channels and
-    positions.
+    The object stays, and so do ε, activation, dtype, device and mode. γ and β stay the same Parameters, so that
+    optimizers keep their state. torch's norms are adopted on the way. "layer" is GroupNorm with one group, over
+    channels and positions.
 
-    With `batches` γ and β are fitted by least squares, a scale and a shift of each channel, layer by layer in the order
-    of the data: each layer's output in evaluation mode, behind the layers converted so far, comes as near as can be to
-    what it was in the model before. That takes as many passes over the batches as there are layers.
-    What the new norm removes no fit brings back: instance norm each channel's mean over a sample, which global pooling
-    reads.
+    With `batches`, γ and β are fitted by least squares, layer by layer in the order of the data. Each layer's output in
+    evaluation mode, behind the layers converted so far, comes as close as possible to its output in the former model.
+    That takes as many passes over the batches as there are layers. No fit restores what the new norm removes: instance
+    norm removes each channel's mean over a sample, which global pooling reads.
 
     Left alone, each with the reason: norms of the last axes (LayerNorm, RMSNorm); groups of one value, whose output
-    would be β whatever comes in; subclasses and what `adopt` leaves.
+    would be β for any input; subclasses, and what `adopt` leaves alone.
 
     Args:
         model: any module.
         to: "batch", "group", "layer" or "instance".
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
-        batches: what the fit sees, kept in memory: tensors, tuples or lists whose first item is the input, or mappings
-            of keyword arguments. "batch" needs them: its running statistics are theirs.
-        optimizer: one or several, which are checked to hold γ and β of the converted layers where these train.
-        groups: of "group"; a divisor of each layer's channels. None is the largest up to 32 that leaves 4 channels or
-            more to a group.
-        forward: `forward(model, batch)`, how a batch goes through the model where it is not as above.
+        batches: the data for the fit, kept in memory. Each is a tensor, a mapping of keyword arguments, or a tuple or
+            list that begins with one of them. "batch" needs them, because its running statistics are theirs.
+        optimizer: one or several. They must hold γ and β of the converted layers, where these train.
+        groups: the number of groups for "group", a divisor of each layer's channels. None is the largest up to 32 that
+            leaves at least 4 channels to a group.
+        forward: `forward(model, batch)`, for batches that go through the model in another way.
 
     Returns:
-        The `Change`. Its numbers, by layer, with batches: residual, how far the fitted output is from the former one,
-        ‖difference‖/‖former − its channels' means‖; kept, the same with γ and β as they were.
+        The `Change`. With batches, its numbers, by layer, are: `residual`, the distance of the fitted output from the
+        former one, ‖difference‖/‖former − its channels' means‖; `kept`, the same with γ and β unchanged.
 
     Raises:
-        ValueError: `to` is none of the four, groups that do not divide a layer's channels, "batch" without batches, no
-            batch, an optimizer without a converted layer's γ or β, or `where` chooses nothing. The model is as before.
+        ValueError: `to` is none of the four; `groups` does not divide a layer's channels; "batch" is asked for without
+            batches, or `batches` is empty; an optimizer lacks a converted layer's γ or β; or `where` chooses nothing.
+            The model is as before.
+        TypeError: a batch is none of the above.
 
     Source: Wu & He 2018 (1803.08494), eq. 2 to 6: the four kinds differ by the values that they average over.
     """
@@ -82,7 +83,7 @@ def convert(
     with transaction("convert") as change:
         sites = []
         for name, module in select(model, where, is_norm, operation="convert", kind="norms"):
-            site = _site(change, name, module, to, groups)
+            site = _site_of(change, name, module, to, groups)
             if site is not None:
                 sites.append(site)
         if given is not None and sites:
@@ -94,12 +95,12 @@ def convert(
         else:
             sites = [site for site in sites if not _refused(change, site)]
         for site in sites:
-            _become(change, site, to)
+            _convert_site(change, site, to)
             numbers = {} if site.line is None else {"residual": site.residual, "kept": site.residual_kept}
             fitted = "" if given is None else ", fitted" if site.line is not None and site.fits else ", not fitted"
-            what = f"{site.described} is {type(site.module).__name__}"
+            what = f"{site.class_name} is {type(site.module).__name__}"
             if isinstance(site.module, GroupNorm):
-                what += f" of {_groups_said(site.module.num_groups)}"
+                what += f" of {_describe_groups(site.module.num_groups)}"
             change.note(site.name, what + fitted, **numbers)
         _check_optimizers(optimizer, sites)
     return change
@@ -115,18 +116,19 @@ def _check(to: str, batches: Iterable[Any] | None, groups: int | None) -> None:
         raise ValueError(f'convert: expected groups of at least 1, for to="group", got {groups} for to={to!r}.')
 
 
-def _site(change: Change, name: str, module: Any, to: str, groups: int | None) -> Site | None:
-    """The layer as it is to be converted; None where it is left alone, with the reason."""
-    described = type(module).__name__
-    if not isinstance(module, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and hasattr(module, "normalized_shape"):
-        change.leave(name, f"{described} normalizes the last axes, and not channels at axis 1")
+def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None) -> Site | None:
+    """Return the layer as a `Site` to convert; None where it is left alone, with the reason."""
+    class_name = type(module).__name__
+    norm = norm_of(module)
+    if norm is not None and norm.axes is not None and norm.axes.last:
+        change.leave(name, f"{class_name} normalizes the last axes, and not channels at axis 1")
         return None
     ours = is_ours(module)
-    reason = None if ours else why_not(module)
+    reason = None if ours else why_not_adopted(module)
     if ours and our_class(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
-        reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
+        reason = f"{class_name} is a subclass of gammabeta's, whose additions would be lost"
     elif is_frozen_batch_norm(module):
-        reason = f"{described} is another library's: adopt it first"
+        reason = f"{class_name} is another library's: adopt it first"
     if reason is not None:
         change.leave(name, reason)
         return None
@@ -141,11 +143,11 @@ def _site(change: Change, name: str, module: Any, to: str, groups: int | None) -
     if isinstance(module, nn.GroupNorm):
         present = module.num_groups
     if present == target:
-        kind = "BatchNorm" if target is None else _groups_said(target)
-        change.leave(name, f"{described} is {'a' if target is None else 'of'} {kind} already")
+        kind = "BatchNorm" if target is None else _describe_groups(target)
+        change.leave(name, f"{class_name} is {'a' if target is None else 'of'} {kind} already")
         return None
     rank = next((axes for cls, axes in _RANK.items() if isinstance(module, cls)), None)
-    return Site(name, module, channels, target, described, rank)
+    return Site(name, module, channels, target, class_name, rank)
 
 
 def _usual_groups(channels: int) -> int:
@@ -153,18 +155,18 @@ def _usual_groups(channels: int) -> int:
     return next(count for count in range(most, 0, -1) if channels % count == 0)
 
 
-def _groups_said(count: int) -> str:
+def _describe_groups(count: int) -> str:
     return f"{count} group{'' if count == 1 else 's'}"
 
 
 def _refused(change: Change, site: Site) -> bool:
-    """Leaves a layer whose groups would have one value, or might have, or that cannot be fitted at all."""
+    """Leave a layer whose groups would or might have one value, or that cannot be fitted; return whether it is left."""
     if site.misplaced is not None:
         change.leave(site.name, site.misplaced)
     elif site.groups is None and not site.calls:
         change.leave(site.name, "no batch reached it, whose statistics it would have")
     elif site.groups is not None and site.positions is not None and site.positions * site.channels == site.groups:
-        change.leave(site.name, "a group would have one value, and the output would be β whatever comes in")
+        change.leave(site.name, "a group would have one value, and the output would be β for any input")
     elif site.groups == site.channels and site.positions is None and site.rank is None:
         change.leave(site.name, "a group of one channel has one value where there are no positions: hand batches")
     else:
@@ -172,12 +174,12 @@ def _refused(change: Change, site: Site) -> bool:
     return True
 
 
-def _become(change: Change, site: Site, to: str) -> None:
+def _convert_site(change: Change, site: Site, to: str) -> None:
     module, name = site.module, site.name
     if not is_ours(module):
         before = len(change.entries)
         adopt_module(change, name, module)
-        del change.entries[before:]  # what comes next is told in its place
+        del change.entries[before:]  # the entry of the conversion replaces it
     instance: Any = _INSTANCE.get(site.rank) if to == "instance" and site.rank is not None else None
     forget_source(change, name, module)
     for key in ("statistics", "adopted_from", "num_features", "momentum", "track_running_stats"):
@@ -186,7 +188,7 @@ def _become(change: Change, site: Site, to: str) -> None:
     for key in ("num_groups", "num_channels"):
         if key in module.__dict__:
             change.delete_attribute(module, key)
-    # What InstanceNorm registers, and what BatchNorm does; in their constructors' order.
+    # The buffers that InstanceNorm and BatchNorm register, in the order of their constructors.
     for key in _STATISTICS:
         if key in module._buffers:
             change.delete_buffer(module, key)

@@ -1,4 +1,4 @@
-"""A norm's γ and β fitted so that its output comes nearest to another norm's, in the order of the data."""
+"""Least squares fit of a norm's γ and β to another norm's output, layer by layer in the order of the data."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from gammabeta.surgery.norm_act import activation_of
 
 @dataclass
 class Site:
-    """A layer that becomes another kind of norm, and what was found out about it.
+    """A layer that becomes another kind of norm, with what is known about it.
 
     Attributes:
-        name, module: the layer, still as it was.
+        name, module: the layer, still unchanged.
         channels: C.
-        groups: of the norm that it becomes; None for BatchNorm.
-        described: its class's name before.
+        groups: those of the norm that it becomes; None for BatchNorm.
+        class_name: the former name of its class.
         rank: the number of axes of its input, where known.
-        positions: the fewest positions of a call, where seen.
-        calls: how often a forward calls it.
-        misplaced: why its inputs are none that this is for.
-        weight, bias: γ and β for the norm that it becomes; as they were, until fitted.
-        mean, var: running statistics for the BatchNorm that it becomes; var is divided by n − 1.
-        batches: how many batches these are from.
+        positions: the fewest positions in a call, where seen.
+        calls: the number of calls in a forward.
+        misplaced: why its inputs are not supported.
+        weight, bias: γ and β of the norm that it becomes; the present ones until fitted.
+        mean, var: running statistics of the BatchNorm that it becomes; var is divided by n − 1.
+        batches: the number of batches that these are from.
         line: the moments of (standardized input, former output), once fitted.
-        residual, residual_kept: how far the output is from the former one, fitted and with γ and β as they were.
+        residual, residual_kept: the distance of the output from the former one, with γ and β fitted and unchanged.
     """
 
     name: str
     module: Any
     channels: int
     groups: int | None
-    described: str
+    class_name: str
     rank: int | None = None
     positions: int | None = None
     calls: int = 0
@@ -61,11 +61,11 @@ class Site:
 
     @property
     def fits(self) -> bool:
-        """Whether there is a γ or β that was fitted."""
+        """Whether a γ or β was fitted."""
         return self.line is not None and (self.weight is not None or self.bias is not None)
 
-    def former(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What the layer gave in evaluation, before residual and activation."""
+    def former_output(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the former layer's output in evaluation, before residual and activation."""
         m = self.module
         if isinstance(m, nn.GroupNorm):
             return group_norm(x, m.num_groups, m.weight, m.bias, m.eps, mask=mask)
@@ -76,11 +76,14 @@ class Site:
         return group_norm(x, self.channels, m.weight, m.bias, m.eps, mask=mask)
 
     def regressor(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What the new γ and β scale and shift; of BatchNorm x itself, whose standardizing is a scale and shift."""
+        """Return what the new γ and β scale and shift.
+
+        For BatchNorm that is x itself, because its standardization is a scale and shift too.
+        """
         return x if self.groups is None else group_norm(x, self.groups, None, None, self.module.eps, mask=mask)
 
-    def becoming(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
-        """The forward of the norm that the layer becomes."""
+    def new_forward(self, input: Tensor, residual: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """Run the forward of the norm that the layer becomes."""
         m = self.module
         finish: dict[str, Any] = {"residual": residual, "mask": mask}
         if is_ours(m):
@@ -92,7 +95,7 @@ class Site:
         return group_norm(input, self.groups, self.weight, self.bias, m.eps, **finish)
 
     def fit(self, line: Line) -> None:
-        """γ and β by least squares, what of them there is."""
+        """Fit γ and β (whichever exist) by least squares."""
         self.line = line
         one, zero = torch.ones_like(line.mean_x), torch.zeros_like(line.mean_x)
         weight = one if self.weight is None else self.weight.detach().to(one)
@@ -120,7 +123,10 @@ class Line:
         self.mean_x = self.mean_y = self.xx = self.yy = self.xy = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Pairs as rows (K, C). Source: Chan, Golub & LeVeque 1983, eq. 2.1, and its product form."""
+        """Add pairs as rows (K, C).
+
+        Source: Chan, Golub & LeVeque 1983, eq. 2.1, and its product form.
+        """
         x, y = x.double(), y.double()
         k = x.shape[0]
         if k == 0:
@@ -137,25 +143,28 @@ class Line:
         self.count = n
 
     def slope(self, *, centered: bool) -> Tensor:
-        """The least squares slope, with an intercept or through 0; NaN where x varies by no more than its rounding."""
+        """Return the least squares slope, with an intercept or through 0.
+
+        With an intercept it is NaN where x varies by no more than its rounding.
+        """
         if centered:
             varies = self.xx > 1e-10 * self.count * self.mean_x.square()
             return torch.where(varies, self.xy / self.xx, torch.nan)
         return (self.xy + self.count * self.mean_x * self.mean_y) / (self.xx + self.count * self.mean_x.square())
 
     def residual(self, slope: Tensor, intercept: Tensor) -> float:
-        """‖y − slope·x − intercept‖/‖y − mean‖ over all channels."""
+        """Return ‖y − slope·x − intercept‖/‖y − mean‖ over all channels."""
         offset = self.mean_y - slope * self.mean_x - intercept
         squares = self.yy - 2 * slope * self.xy + slope.square() * self.xx + self.count * offset.square()
         return (squares.clamp(min=0).sum() / self.yy.sum()).sqrt().item()
 
 
 class _Reached(BaseException):
-    """Ends a forward at the layer that it was for; no error, so that nothing on the way takes it for one."""
+    """End of a forward at the layer that it was run for; no Exception, so that no handler on the way catches it."""
 
 
 def look_at_calls(model: nn.Module, sites: list[Site], run: Forward, batch: Any) -> None:
-    """Orders the sites by their first call, and finds out the shapes and number of calls."""
+    """Order the sites by their first call, and record the shapes and number of calls."""
     order: list[Site] = []
 
     def look(site: Site, x: Tensor, mask: Tensor | None) -> None:
@@ -175,14 +184,14 @@ def look_at_calls(model: nn.Module, sites: list[Site], run: Forward, batch: Any)
 
 
 def fit_in_order(model: nn.Module, sites: Sequence[Site], run: Forward, batches: Sequence[Any]) -> None:
-    """Fits each site behind those before it, already fitted, to what it gives in the model as it is."""
+    """Fit each site, behind the sites already fitted, to its output in the unchanged model."""
     for index, site in enumerate(sites):
         if not site.calls:
             continue
         line, found = Line(), 0
         for batch in batches:
-            formers = _at(model, site, [], run, batch, site.former)
-            regressors = _at(model, site, sites[:index], run, batch, site.regressor)
+            formers = _values_at(model, site, [], run, batch, site.former_output)
+            regressors = _values_at(model, site, sites[:index], run, batch, site.regressor)
             for (x, _), (y, mask) in zip(regressors, formers, strict=True):
                 line.add(_rows(x, mask), _rows(y, mask))
             found += bool(formers)
@@ -191,7 +200,7 @@ def fit_in_order(model: nn.Module, sites: Sequence[Site], run: Forward, batches:
             site.fit(line)
 
 
-def _at(
+def _values_at(
     model: nn.Module,
     site: Site,
     converted: Sequence[Site],
@@ -199,7 +208,7 @@ def _at(
     batch: Any,
     value: Callable[[Tensor, Tensor | None], Tensor],
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """`value` of the inputs that a forward hands the site, where some layers have become what they will be."""
+    """Return `value` of the site's inputs in a forward with some layers already converted."""
     out: list[tuple[Tensor, Tensor | None]] = []
 
     def look(_: Site, x: Tensor, mask: Tensor | None) -> None:
@@ -210,7 +219,7 @@ def _at(
     with _evaluating(model, [site], look) as temporary:
         for other in converted:
             if other.calls:
-                temporary.set_attribute(other.module, "forward", other.becoming, other.name)
+                temporary.set_attribute(other.module, "forward", other.new_forward, other.name)
         with suppress(_Reached):
             run(model, batch)
     return out
@@ -220,7 +229,7 @@ def _at(
 def _evaluating(
     model: nn.Module, sites: Sequence[Site], look: Callable[[Site, Tensor, Tensor | None], None]
 ) -> Iterator[Any]:
-    """The model in evaluation mode, `look` shown every input of the sites; everything as before on leaving."""
+    """Put the model in evaluation mode and show `look` every input of the sites; restore everything on leaving."""
     with modes_kept(model), transaction("convert") as temporary:
         for module in model.modules():
             module.training = False
@@ -237,6 +246,6 @@ def _evaluating(
 
 
 def _rows(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, C, *positions) as rows of channels, those that count."""
+    """Return (N, C, *positions) as rows of channels, without masked positions."""
     rows = values.movedim(1, -1)
     return rows.reshape(-1, rows.shape[-1]) if mask is None else rows[mask.broadcast_to(rows.shape[:-1])]

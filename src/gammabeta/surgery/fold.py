@@ -1,4 +1,4 @@
-"""Norms folded into the layers next to them, for inference, and the proof that nothing changed."""
+"""Folding of norms into the layers next to them, for inference, with proof that the outputs stay."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from gammabeta.surgery.folding.compare import Comparison
 from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
 
 _ROUNDS = 5
-_LONGEST = 5.0  # seconds that timing may take, roughly
+_LONGEST = 5.0  # seconds that timing takes at most, roughly
 
 
 @dataclass(frozen=True)
 class Site:
-    """What became of one norm.
+    """The outcome for one norm.
 
     Attributes:
         norm: its qualified name.
-        way: "after" the layer that took it up or "before" it; "alone", as one multiply-add; "refused".
+        way: "after" or "before" the layer that absorbed it; "alone", as one multiply-add; "refused".
         layer: the layer's qualified name; "" for none.
-        reason: why it was refused, or is alone.
-        error: the largest relative error with this site alone changed; measured only where the whole was above
-            tolerance.
+        reason: why the norm was refused, or became a multiply-add.
+        error: the largest relative error with only this site changed. It is measured only where the error of the whole
+            model exceeded the tolerance.
     """
 
     norm: str
@@ -47,7 +47,7 @@ class Site:
 
     @property
     def folded(self) -> bool:
-        """Whether a layer took it up."""
+        """Whether a layer absorbed it."""
         return bool(self.layer) and self.way != "refused"
 
     def __str__(self) -> str:
@@ -60,15 +60,15 @@ class Site:
 
 @dataclass(frozen=True)
 class Folded:
-    """A model with its norms folded away; printed it is a table.
+    """A model with its norms folded away; it prints as a table.
 
     Attributes:
         model: the new model.
         sites: one for each norm that was chosen, in the order of the forward.
         error: the largest relative error of an output, max|y′ − y|/max|y|, on the example inputs and perturbed ones.
-        tolerance: what it may be, by the least precise dtype.
-        inputs: on how many inputs the two were compared.
-        seconds: a forward on the example inputs before and after, medians.
+        tolerance: the bound on the error, by the least precise dtype.
+        inputs: the number of inputs on which the two models were compared.
+        seconds: median times of a forward on the example inputs, before and after.
     """
 
     model: nn.Module
@@ -80,17 +80,17 @@ class Folded:
 
     @property
     def folded(self) -> list[Site]:
-        """The sites that a layer took up."""
+        """The sites that a layer absorbed."""
         return [site for site in self.sites if site.folded]
 
     @property
     def refused(self) -> list[Site]:
-        """The sites that were left as they were."""
+        """The sites that were left unchanged."""
         return [site for site in self.sites if site.way == "refused"]
 
     @property
     def speedup(self) -> float:
-        """Time of a forward before over after."""
+        """The time of a forward before, over that after."""
         return self.seconds[0] / self.seconds[1]
 
     def __str__(self) -> str:
@@ -108,26 +108,29 @@ class Folded:
 
 
 def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folded:
-    """A new model, for inference, whose norms are folded into the convolutions and linear layers next to them.
+    """Make a new model, for inference, with its norms folded into the convolutions and linear layers next to them.
 
         W' = W·scale, b' = b·scale + shift,  scale = γ/√(σ² + ε), shift = β − μ·scale,  for each channel
 
-    How data flows is observed on the example inputs, so any eager model will do. A norm goes into the layer that makes
-    its input, through views that keep the channels, or into the one that reads its output where that does not pad
-    with zeros; one that has no such neighbour becomes one multiply-add. What follows scale and shift in the norm's own
-    forward (an activation, a residual) stays in its place. A layer or norm that is called more than once, shares its
-    weights, has hooks or parametrizations, whose tensor has another reader, or whose statistics are the batch's, is
-    refused. Then outputs are compared with the original's on the example inputs and on perturbed ones, and a site that
-    makes them differ is put back.
+    The data flow is observed on the example inputs, so any eager model works. A norm is folded into the layer that
+    makes its input, through views that keep the channels. Otherwise it is folded into the layer that reads its output,
+    if that does not pad with zeros. A norm without such a neighbour becomes one multiply-add. What follows scale and
+    shift in the norm's own forward (an activation, a residual) stays in place.
+
+    A layer or norm is refused that is called more than once, shares its weights, has hooks or parametrizations, or
+    whose tensor has another reader; so is a norm that uses the batch's statistics.
+
+    Then the outputs are compared with the original's, on the example inputs and on perturbed ones. A site that makes
+    them differ is put back.
 
     Args:
-        model: in evaluation mode; it stays as it is.
-        example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments. Floating
-            point tensors among them are perturbed for the comparison.
+        model: in evaluation mode. It stays unchanged.
+        example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments. Their
+            floating point tensors are perturbed for the comparison.
         where: a glob on the norms' names, a list of names and modules, or a predicate (name, module) -> bool.
 
     Returns:
-        The new model, what became of each norm, the error and the time measured.
+        The `Folded`: the new model, the outcome for each norm, the error and the measured time.
 
     Raises:
         ValueError: `where` chooses no norm; the model is compiled, uninitialized, or cannot be copied.
@@ -174,7 +177,7 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
 def _settle(
     new: nn.Module, places: dict[str, Place], comparison: Comparison
 ) -> tuple[float, dict[str, tuple[str, float]]]:
-    """Change all places; where the outcome is off, only those that keep within tolerance, alone and together."""
+    """Fold all places; if the error exceeds the tolerance, only those that keep it, one by one and then together."""
     change = _apply(new, places)
     error, why = comparison.error(new)
     if error <= comparison.tolerance:
@@ -205,7 +208,7 @@ def _settle(
 
 
 def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
-    """Carry out the places, in order: a layer may take up a norm behind it and one before it."""
+    """Fold the places in order; a layer may absorb a norm behind it and one before it."""
     change = Change("fold")
     for name, place in places.items():
         norm = model.get_submodule(name)
@@ -229,14 +232,14 @@ def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
 
 
 def _dtype(norm: nn.Module) -> torch.dtype:
-    """In which a norm keeps its statistics."""
+    """Return the dtype of a norm's statistics."""
     var = norm.running_var
     assert isinstance(var, Tensor)
     return var.dtype
 
 
 def _time(model: nn.Module, new: nn.Module, example_inputs: Any) -> tuple[float, float]:
-    """Median seconds of a forward of both, in turns."""
+    """Return the median seconds of a forward of each model, run in turns."""
     args, kwargs = arguments_of(example_inputs)
     taken: Sequence[list[float]] = ([], [])
     with unchanged(model, watch=False), unchanged(new, watch=False), torch.no_grad():
@@ -246,7 +249,7 @@ def _time(model: nn.Module, new: nn.Module, example_inputs: Any) -> tuple[float,
                 start = time.perf_counter()
                 module(*args, **kwargs)
                 _wait(args)
-                if turn:  # the first is for caches
+                if turn:  # the first turn warms caches
                     taken[which].append(time.perf_counter() - start)
             if turn and time.perf_counter() - began > _LONGEST:
                 break

@@ -1,4 +1,4 @@
-"""Statistics and affine parameters that stay as they are, whatever `train()` says."""
+"""Freezing of statistics and affine parameters, whatever `train()` says."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm, i
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Batch, Running
-from gammabeta.surgery.adopt import Frozen, leave_old_class
+from gammabeta.surgery.adopt import Frozen, drop_old_class
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.set_statistics import own, why_not_source
+from gammabeta.surgery.set_statistics import ensure_ours, why_not_source
 
 _AFFINE = ("weight", "bias")
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, where: Where = None) -> Change:
-    """The norms of a model normalize by their running statistics and keep them, in training too; γ and β if asked.
+    """Make a model's norms normalize by their running statistics, in training too, and keep them; γ and β if asked.
 
-    Statistics are frozen by the source `Running`, which is the layer's own and no mode: `model.train()`, copies,
-    pickles, a state_dict loaded into it, `swa_utils.update_bn`, DistributedDataParallel and torch.compile leave them
-    frozen. A state_dict has no place for it. torch's own BatchNorms are adopted on the way. γ and β are frozen by
-    `requires_grad=False`; an optimizer that holds them leaves them as they are.
+    Statistics are frozen by the source `Running`, which belongs to the layer and is no mode. So `model.train()`,
+    copies, pickles, loading a state_dict, `swa_utils.update_bn`, DistributedDataParallel and torch.compile leave them
+    frozen. A state_dict itself does not record that they are. torch's own BatchNorms are adopted on the way. γ and β
+    are frozen by `requires_grad=False`; an optimizer that holds them leaves them unchanged.
 
     Args:
         model: any module.
         statistics: whether the BatchNorms' statistics are frozen.
-        affine: whether γ and β of the norms are; then all norms are looked at and not the BatchNorms alone.
+        affine: whether γ and β are frozen, of all norms and not only of the BatchNorms.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
 
     Returns:
-        The `Change`. Where only `unfreeze` is at hand, after loading a pickle for example, it does as much.
+        The `Change`. Where it is not at hand, after loading a pickle for example, `unfreeze` does the same as its undo.
 
     Raises:
         ValueError: neither is asked for, or `where` chooses nothing.
-        TypeError: `where` cannot choose.
+        TypeError: `where` is of another type.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
     """
@@ -42,15 +42,15 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, w
 
 
 def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where = None) -> Change:
-    """Gives back what `freeze` took: each layer's former source of statistics, and gradients of the γ and β that had.
+    """Undo `freeze`: restore each layer's former source of statistics, and the gradients of the γ and β it froze.
 
-    A layer whose statistics are `Running` without `freeze` gets `Batch`. An adopted FrozenBatchNorm becomes a BatchNorm
-    that trains.
+    A layer whose statistics are `Running` for another reason gets `Batch`. An adopted FrozenBatchNorm becomes a
+    BatchNorm that trains.
 
     Args:
         model: any module.
         statistics: whether the statistics are unfrozen.
-        affine: whether γ and β are; those alone that `freeze` froze.
+        affine: whether γ and β are unfrozen; only those that `freeze` froze.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
 
     Returns:
@@ -81,8 +81,8 @@ def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affi
     reason = None
     if statistics and is_batch_norm(module):
         if is_frozen_batch_norm(module):
-            reason = f"{type(module).__name__} is frozen by itself"
-        elif not own(change, name, module):
+            reason = f"{type(module).__name__} is frozen by its class"
+        elif not ensure_ours(change, name, module):
             reason = change.entries.pop().what
         else:
             reason = why_not_source(module, Running())
@@ -111,7 +111,7 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
     source, taken, done = before.statistics, before.affine, []
     if statistics and isinstance(module, _BatchNorm) and module.statistics == Running():
         former = Batch() if source is None else source
-        leave_old_class(change, name, module, former)
+        drop_old_class(change, name, module, former)
         change.set_attribute(module, "statistics", former, name)
         done.append(f"statistics (are {former})")
         source = None
@@ -124,7 +124,9 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
         taken = ()
     if not done:
         foreign = is_frozen_batch_norm(module) and not is_ours(module)
-        change.leave(name, f"{type(module).__name__} is frozen by itself: adopt it first" if foreign else "not frozen")
+        change.leave(
+            name, f"{type(module).__name__} is frozen by its class: adopt it first" if foreign else "not frozen"
+        )
         return
     if source is None and not taken:
         if "frozen" in module.__dict__:

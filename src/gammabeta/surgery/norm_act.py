@@ -1,4 +1,4 @@
-"""BatchNorms that hold their activation: with the children `drop` and `act`, as timm's BatchNormAct2d and its like."""
+"""BatchNorms that hold their activation in the children `drop` and `act`, such as timm's BatchNormAct2d."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import gammabeta.layers.integrations.timm  # noqa: F401  (timm learns of our layers when it is imported, and before it builds)
+import gammabeta.layers.integrations.timm  # noqa: F401  (registers our layers with timm before it builds a model)
 from gammabeta.activations import TABLE
 from gammabeta.layers.batch_norm import BatchNorm2d
 
-# The classes of `act`, by name: "Swish" is timm's SiLU. What they compute is compared.
+# The classes of `act` by name, "Swish" being timm's SiLU. What they compute is compared before adoption.
 _ACTIVATIONS = {
     class_name: None if row.name == "none" else row.name
     for row in TABLE.values()
     for class_name in (*(module.__name__ for module in row.modules), *row.other_modules)
 }
-_TOLERANCE = 1e-4  # relative, in float32: kernels differ by some units in the last place, activations by far more
+_TOLERANCE = 1e-4  # relative, in float32: kernels differ by a few units in the last place, activations by far more
 
 
 def activation_of(module: nn.Module) -> tuple[str | None, float]:
-    """The activation's name and slope; of a module that `why_not_act` has nothing against."""
+    """Return the activation's name and slope, for a module that `why_not_act` accepts."""
     act = module._modules["act"]
     return _ACTIVATIONS[type(act).__name__], float(getattr(act, "negative_slope", 0.01))
 
 
 def why_not_act(module: nn.Module) -> str | None:
-    """Why what its children compute is not an activation of ours."""
+    """Return why the module's children do not compute an activation of ours; None where they do."""
     name = type(module).__name__
     if {*module._modules} != {"drop", "act"}:
         return f"{name} has a forward of its own, with the children {', '.join(module._modules)}"
@@ -40,13 +40,13 @@ def why_not_act(module: nn.Module) -> str | None:
 
 
 def why_not_norm_act(module: nn.BatchNorm2d) -> str | None:
-    """Why it is not the same as our BatchNorm2d with an activation; compared on copies, in both modes."""
+    """Return why the module differs from our BatchNorm2d with an activation; compare copies in both modes."""
     name, reason = type(module).__name__, why_not_act(module)
     if reason is not None:
         return reason
     weight = module.running_mean if module.weight is None else module.weight
     if weight is None or weight.is_meta:
-        return f"{name} has a forward of its own, and nothing here to compare it by"
+        return f"{name} has a forward of its own, and no values to compare it by"
     return None if _same(module) else f"{name} has a forward of its own, which computes something else than ours"
 
 
@@ -57,7 +57,7 @@ def _same(module: nn.BatchNorm2d) -> bool:
         module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats,
         activation=activation, activation_slope=slope, bias=module.bias is not None,
     )  # fmt: skip
-    # A copy without hooks, which belong to the user's run and not to this one.
+    # A copy without hooks, which belong to the user's runs and not to this one.
     theirs = type(module).__new__(type(module))
     nn.Module.__init__(theirs)
     theirs.__dict__.update({k: v for k, v in module.__dict__.items() if not k.startswith("_")})
@@ -78,7 +78,7 @@ def _same(module: nn.BatchNorm2d) -> bool:
         else:
             theirs.register_buffer(key, copied)
     x = torch.randn(4, module.num_features, 3, 3, generator=generator) * 3
-    # A SyncBatchNorm in training would wait for other processes that compare nothing.
+    # In training a SyncBatchNorm would wait for other processes, which compare nothing.
     alone = not isinstance(module, nn.SyncBatchNorm) or not (dist.is_available() and dist.is_initialized())
     for training in (True, False) if alone else (False,):
         ours.training = theirs.training = training

@@ -1,4 +1,4 @@
-"""Which Parameters of a model decay."""
+"""Groups of Parameters for an optimizer, with and without weight decay."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from gammabeta.introspection.norms import STATISTICS, norm_of
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimizer: weight decay on the weights, none on norms and biases.
+    """Build groups for an optimizer: weight decay on the weights, none on norms and biases.
 
     Norms are torch's and gammabeta's, with their subclasses, and those of other libraries: a module with a class, or
     base class, whose name ends in "Norm", as LlamaRMSNorm, or has it before digits, as LayerNorm2d; and what `check`
     takes for a norm by its name. Of a module that holds a running mean and variance the vectors are spared.
 
-    A bias is a Parameter called "bias", or "…_bias". A Parameter that is shared stands once, and does not decay where
-    one of its owners is a norm. Parameters that require no gradient are included: optimizers leave them alone, and may
-    be handed them before they are unfrozen.
+    A bias is a Parameter called "bias", or "…_bias". A shared Parameter appears once, and does not decay where one of
+    its owners is a norm. Parameters that require no gradient are included: optimizers leave them alone until they are
+    unfrozen.
 
     Args:
         model: any module.
-        weight_decay: of the weights, at least 0.
+        weight_decay: for the weights, at least 0.
 
     Returns:
         `[{"params", "weight_decay": weight_decay}, {"params", "weight_decay": 0.0}]`, in the order of
-        `model.parameters()`; a group of none is left out.
+        `model.parameters()`. An empty group is left out.
 
     Raises:
-        ValueError: weight_decay is negative, or the model has no Parameters.
+        ValueError: `weight_decay` is negative, or the model has no Parameters.
     """
     if not weight_decay >= 0:
         raise ValueError(f"parameter_groups: expected weight_decay of at least 0, got {weight_decay}.")
     spared: set[nn.Parameter] = set()
     for module in model.modules():
         norm = norm_of(module)
-        # What merely holds running statistics may be a layer and its norm in one, with a weight that decays.
+        # A module known only by its running statistics may be a layer and its norm in one, with a weight that decays.
         whole = norm is not None and norm.known_by != STATISTICS
         for name, parameter in module._parameters.items():
             vector = norm is not None and parameter is not None and parameter.ndim == 1

@@ -1,4 +1,4 @@
-"""The moments of all that a layer has been given, and how far they can be trusted."""
+"""The moments of all inputs of a layer, and their standard errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Estimate:
     """The statistics of a population, by channel, and their standard errors.
 
     Attributes:
-        samples: how many samples they are from, on all ranks.
+        samples: the number of samples, on all ranks.
         moments: (C,), float64.
         mean_error, var_error: standard errors of the mean and of the variance, (C,).
         eps: the layer's ε.
@@ -30,25 +30,32 @@ class Estimate:
     eps: float
 
     def relative_errors(self) -> tuple[float, float]:
-        """Standard error of the mean in standard deviations and of the variance relative to it; root mean squares."""
+        """Return the standard errors of the mean, in standard deviations, and of the variance, relative to it.
+
+        Both are root mean squares over the channels.
+        """
         known = self.moments.count > 1
         var = self.moments.var()[known] + self.eps
         return _rms(self.mean_error[known] / var.sqrt()), _rms(self.var_error[known] / var)
 
     def distance(self, mean: Tensor, var: Tensor) -> float:
-        """√(Δμ²/σ² + ln²(σ'/σ)) to other statistics, root mean square over channels; ε is added to both variances."""
+        """Return √(Δμ²/σ² + ln²(σ'/σ)) to other statistics, root mean square over channels.
+
+        ε is added to both variances.
+        """
         known = self.moments.count > 1
-        # Layers of one model may lie on several devices; estimates lie on one.
+        # The layers of a model may be on several devices; the estimates are on one.
         mean, var = mean.to(self.moments.mean), var.to(self.moments.mean)
         own, other = self.moments.var()[known] + self.eps, var[known] + self.eps
         return float(squared_distance(self.moments.mean[known], own, mean[known], other).mean().sqrt())
 
 
 class Population:
-    """The moments of a layer's inputs over many forwards, in float64, one layer's channels.
+    """The moments of one layer's inputs over many forwards, by channel, in float64.
 
-    Standard errors take samples as independent, and the positions of a sample as anything: they come from the spread of
-    the samples' own moments about those of all (the linearized variance of a ratio, samples weighted by their count).
+    Standard errors assume that samples are independent, and nothing about the positions of a sample. They come from the
+    spread of the samples' own moments about those of all: the linearized variance of a ratio, with samples weighted by
+    their count.
 
     Source: Chan, Golub & LeVeque 1983, eq. 2.1; Cochran 1977, "Sampling Techniques", chapter 6.
     """
@@ -61,13 +68,13 @@ class Population:
         self._sums: Tensor | None = None
 
     def add(self, x: Tensor, mask: Tensor | None) -> None:
-        """A forward's input (N, C, *positions), and the mask that the layer was given."""
+        """Add a forward's input (N, C, *positions), with the mask that the layer was given."""
         x_NCS = x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(-1)
         if mask is not None:
             mask = mask.broadcast_to(x.shape[:1] + x.shape[2:]).reshape(x.shape[0], 1, -1)
         each = Moments.of(x_NCS, 2, mask)
         n, mean, m2 = each.count.double(), each.mean.double(), each.m2.double()
-        # A channel that is not finite somewhere in the batch has spoiled what the layer made of all of it.
+        # A channel with a value that is not finite has spoiled the layer's output for the whole batch.
         finite = ((mean - mean) + (m2 - m2) == 0).all(0)
         n, mean, m2 = (torch.where(finite, values, 0.0) for values in (n, mean, m2))
         total = n.sum(0)
@@ -81,13 +88,13 @@ class Population:
         else:
             self._moments = self._moments.merge(batch)
         self.samples += x.shape[0]
-        # The samples' deviations from the final moments, which are not known yet, are polynomials in these.
+        # The samples' deviations from the final moments, not known yet, are polynomials in these sums.
         a = mean - self._shift
         b = m2 / n.clamp(min=1) + a.square()
         self._sums += (n.square() * torch.stack((torch.ones_like(a), a, b, a * a, a * b, b * b))).sum(1)
 
     def vector(self, channels: int, device: torch.device) -> Tensor:
-        """What other ranks need of it, as one vector."""
+        """Return what other ranks need of it, as one vector."""
         if self._moments is None:
             return torch.zeros(1 + 3 * channels, dtype=torch.float64, device=device)
         m = self._moments
@@ -95,8 +102,10 @@ class Population:
         return torch.cat([samples, m.count.double().to(device), m.mean.to(device), m.m2.to(device)])
 
     def squares(self, moments: Moments) -> Tensor:
-        """Σ n²·(deviation)² over this rank's samples, (2, C): of their means, and of their second moments, about
-        `moments`."""
+        """Return Σ n²·(deviation)² over this rank's samples, (2, C), about `moments`.
+
+        The first row is for the samples' means, the second for their second moments.
+        """
         if self._shift is None or self._sums is None:
             return torch.zeros(2, *moments.mean.shape, dtype=torch.float64, device=moments.mean.device)
         w, wa, wb, waa, wab, wbb = self._sums.to(moments.mean.device)
@@ -112,7 +121,7 @@ class Population:
 
 
 def estimates(populations: Mapping[str, Population], channels: Mapping[str, int], ranks: Ranks) -> dict[str, Estimate]:
-    """Every layer's estimate from all ranks' samples; the same bits on each of them."""
+    """Return every layer's estimate from all ranks' samples, with the same bits on every rank."""
     device = ranks.device
     vectors = [population.vector(channels[name], device) for name, population in populations.items()]
     sizes = [v.numel() for v in vectors]

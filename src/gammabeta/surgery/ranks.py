@@ -1,4 +1,4 @@
-"""The processes of a group, each with its copy of a model: to gather what they have, and to fail together."""
+"""The processes of a group, each with its copy of a model: they gather values and fail together."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 class Ranks:
-    """The ranks of a group; or this process alone.
+    """The ranks of a group, or only this process.
 
     Args:
-        operation: who asks, for messages.
+        operation: the operation's name, for messages.
         group: a process group; `dist.group.WORLD` is all processes.
-        device: where what is gathered lies.
-        alone: this process alone, whatever the group.
+        device: the device of the gathered values.
+        alone: whether only this process counts, whatever the group.
 
     Raises:
         RuntimeError: torch.distributed is not initialized.
@@ -42,7 +42,7 @@ class Ranks:
         self.size = dist.get_world_size(group)
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Each rank's values, of one shape and dtype, in the order of ranks."""
+        """Return each rank's values, of one shape and dtype, in the order of ranks."""
         if self._alone:
             return [values]
         out = [torch.empty_like(values) for _ in range(self.size)]
@@ -50,11 +50,11 @@ class Ranks:
         return out
 
     def agree(self, failure: Exception | None, *numbers: int) -> list[list[int]]:
-        """Each rank's numbers, where no rank has failed.
+        """Return each rank's numbers, if no rank has failed.
 
         Raises:
             Exception: this rank's own failure.
-            RuntimeError: another rank's; instead of waiting for it.
+            RuntimeError: another rank failed; this one does not wait for it.
         """
         told = [[int(failure is not None), *numbers]]
         if not self._alone:

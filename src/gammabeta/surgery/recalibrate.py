@@ -1,4 +1,4 @@
-"""Population statistics in place of the moving average."""
+"""Recalibration: population statistics in place of the moving average."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.population import Estimate, Population, estimates
 from gammabeta.surgery.ranks import Ranks
 
-# A loader of fewer batches shows no progress bar; and so many batches go by between two looks at the standard errors.
+# The fewest batches that show a progress bar, and the batches between two checks of the standard errors.
 _LONG, _BETWEEN_LOOKS = 20, 4
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -39,35 +39,40 @@ def recalibrate(
     forward: Forward | None = None,
     standard_error: float | None = None,
 ) -> Change:
-    """The running statistics become those of all batches together: exact merged moments, every batch by its count.
+    """Set the running statistics to those of all batches together: exact merged moments, each batch by its count.
 
-    Moments of each chosen layer's inputs are taken in one pass over the batches, merged by Chan's formula in float64;
-    the variance is divided by n − 1. During the pass the chosen layers normalize by the batch, so that what later
-    layers see depends on no running statistic; everything else is in evaluation mode, dropout off. A channel of a batch
-    that is not finite is left out. Whatever the source of a layer, it is its batch on this process that it normalizes
-    by; frozen layers (`Running`) are left alone. Modes, sources and classes are afterwards as they were;
+    One pass over the batches takes the moments of each chosen layer's inputs. They are merged by Chan's formula in
+    float64; the variance is divided by n − 1. A channel that is not finite in a batch is left out of that batch.
+
+    During the pass the chosen layers normalize by their batch on this process, whatever their source of statistics. So
+    the inputs of later layers depend on no running statistic. Everything else is in evaluation mode, with dropout
+    off. Frozen layers (`Running`) are left alone. Afterwards modes, sources and classes are restored, and
     num_batches_tracked is the number of batches.
 
     Args:
-        model: any module. DistributedDataParallel is taken off for the pass, and compiled modules run uncompiled.
-        batches: of what the model takes: a tensor, a tuple or list whose first item is the input, or a mapping of
-            keyword arguments. Tensors are moved to the device of the model's first Parameter.
+        model: any module. The pass runs without DistributedDataParallel, and runs compiled modules uncompiled.
+        batches: each a tensor, a mapping of keyword arguments, or a tuple or list that begins with one of them. Tensors
+            are moved to the device of the model's first Parameter.
         where: which BatchNorms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
-        group: the process group whose ranks' batches are merged, by every rank in it; `dist.group.WORLD` for all.
-            Ranks may have different numbers of batches, at least one each. None is this process alone.
-        forward: `forward(model, batch)`, how a batch goes through the model where it is not as above.
-        standard_error: stop as soon as the standard error of every layer's mean, in standard deviations, and of its
-            variance, relative, are at most this (root mean square over channels). None takes all batches.
+        group: the process group whose ranks' batches are merged; `dist.group.WORLD` for all. Every rank in it must call
+            this. Ranks may have different numbers of batches, at least one each. None is only this process.
+        forward: `forward(model, batch)`, for batches that go through the model in another way.
+        standard_error: stop as soon as every layer's standard errors are at most this: that of the mean, in standard
+            deviations, and that of the variance, relative; root mean squares over channels. None takes all batches.
 
     Returns:
-        The `Change`. Its numbers, by layer: samples; mean_error and var_error, the standard errors above, which take
-        samples as independent and positions as not; before and after, the distance between the moments that this
-        rank's first batch has in evaluation mode and the running statistics, √(Δμ²/σ² + ln²(σ'/σ)), root mean square
-        over channels. `after` is not 0, but what one batch's sampling gives.
+        The `Change`. Its numbers, by layer:
+
+        - `samples`.
+        - `mean_error` and `var_error`, the standard errors above. They take samples as independent, positions not.
+        - `before` and `after`, √(Δμ²/σ² + ln²(σ'/σ)), root mean square over channels: the distance between the running
+          statistics and the moments of this rank's first batch in evaluation mode. `after` is not 0 but the sampling
+          error of one batch.
 
     Raises:
-        ValueError: too few batches: none, fewer than two samples for a layer, or too few for `standard_error`, and then
-            how many are needed; or `where` chooses nothing. The model is as before.
+        ValueError: there are no batches, fewer than two samples for a layer, or too few batches for `standard_error`
+            (the message says how many are needed); or `where` chooses nothing. The model is as before.
+        TypeError: a batch is none of the above.
         RuntimeError: another rank of the group failed.
 
     Source: Wu & Johnson 2021 (2105.07576), section 3, with exact merging; Chan, Golub & LeVeque 1983, eq. 2.1.
@@ -78,7 +83,7 @@ def recalibrate(
     with transaction("recalibrate") as change:
         layers: dict[str, Any] = {}
         for name, module in select(model, where, is_batch_norm, operation="recalibrate", kind="BatchNorms"):
-            reason = _why_not(module)
+            reason = _why_not_recalibrated(module)
             if reason is None:
                 layers[name] = module
             else:
@@ -107,9 +112,9 @@ def recalibrate(
     return change
 
 
-def _why_not(module: nn.Module) -> str | None:
+def _why_not_recalibrated(module: nn.Module) -> str | None:
     if is_frozen_batch_norm(module):
-        return f"{type(module).__name__} is frozen by itself"
+        return f"{type(module).__name__} is frozen by its class"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is scripted: recalibrate before torch.jit.script"
     if isinstance(module, LazyModuleMixin):
@@ -122,7 +127,7 @@ def _why_not(module: nn.Module) -> str | None:
 
 
 class _Recalibration:
-    """The forwards that a recalibration makes, on this rank in step with the others."""
+    """The forwards of a recalibration, in step with the other ranks."""
 
     def __init__(
         self, model: nn.Module, layers: Mapping[str, Any], run: Forward, ranks: Ranks, bound: float | None
@@ -134,18 +139,18 @@ class _Recalibration:
         self.taken = 0
 
     def measure(self, batches: Iterable[Any]) -> dict[str, Estimate]:
-        """The layers' estimates from the batches of all ranks."""
+        """Return the layers' estimates from the batches of all ranks."""
         populations = self._populations()
         failure: Exception | None = None
         own = 0
         waiting: Iterator[Any] = iter(())
         try:
-            # The first batch by itself: what it is like under the statistics as they were.
+            # The first batch on its own: its distance from the statistics before the recalibration.
             rest = iter(batches)
             self._first = next(rest, None)
             if self._first is not None:
                 self.before = self._distances()
-                waiting = _shown(itertools.chain([self._first], rest), batches, self._ranks.rank)
+                waiting = _with_progress(itertools.chain([self._first], rest), batches, self._ranks.rank)
         except Exception as error:
             failure = error
         with _measuring(self._model, self._layers, populations, by_batch=True):
@@ -168,7 +173,7 @@ class _Recalibration:
                 if settled or not any(rank_has_more for _, rank_has_more in told):
                     break
         if isinstance(waiting, Generator):
-            waiting.close()  # the progress bar goes
+            waiting.close()  # removes the progress bar
         self._check_enough(found)
         return found
 
@@ -185,7 +190,7 @@ class _Recalibration:
         return {name: Population(layer.eps) for name, layer in self._layers.items()}
 
     def _distances(self) -> dict[str, float]:
-        """How far each layer's input is from its running statistics in evaluation mode, on the first batch."""
+        """Return the distance of each layer's input from its running statistics in evaluation, on the first batch."""
         populations = self._populations()
         with _measuring(self._model, self._layers, populations, by_batch=False):
             self._run(self._model, self._first)
@@ -197,7 +202,7 @@ class _Recalibration:
         }
 
     def _largest(self, found: Mapping[str, Estimate]) -> tuple[str, float]:
-        """The layer with the largest standard error, and that."""
+        """Return the layer with the largest standard error, and the error."""
         errors = {name: max(e.relative_errors()) for name, e in found.items() if e.samples > 1}
         name = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name], default="")
         return name, errors.get(name, math.inf)
@@ -232,10 +237,10 @@ class _Recalibration:
 def _measuring(
     model: nn.Module, layers: Mapping[str, Any], populations: Mapping[str, Population], *, by_batch: bool
 ) -> Iterator[None]:
-    """The model in evaluation mode, every input of the layers added to their populations.
+    """Put the model in evaluation mode and add every input of the layers to their populations.
 
-    With `by_batch` the layers normalize by the batch, and move copies of their running statistics. Everything is as
-    before on leaving.
+    With `by_batch` the layers normalize by the batch, and update copies of their running statistics. On leaving,
+    everything is restored.
     """
     with modes_kept(model), transaction("recalibrate") as temporary:
         for module in model.modules():
@@ -252,7 +257,7 @@ def _measuring(
                     buffer = layer._buffers.get(key)
                     if buffer is not None:
                         temporary.set_buffer(layer, key, buffer.clone())
-            handle = layer.register_forward_pre_hook(_looking(populations[name]), with_kwargs=True)
+            handle = layer.register_forward_pre_hook(_adding_to(populations[name]), with_kwargs=True)
             temporary.on_undo(handle.remove)
         try:
             yield
@@ -260,7 +265,7 @@ def _measuring(
             temporary.roll_back()
 
 
-def _looking(population: Population) -> Callable[[nn.Module, Any, Any], None]:
+def _adding_to(population: Population) -> Callable[[nn.Module, Any, Any], None]:
     def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         population.add(args[0] if args else kwargs["input"], kwargs.get("mask"))
 
@@ -279,12 +284,12 @@ def _write(change: Change, layer: nn.Module, estimate: Estimate, taken: int) -> 
     change.on_undo(forget_skipped(layer._buffers["running_mean"]))
 
 
-def _shown(waiting: Iterator[Any], batches: Iterable[Any], rank: int) -> Iterator[Any]:
-    """With a progress bar, where there are many, on the first rank and on a terminal."""
+def _with_progress(waiting: Iterator[Any], batches: Iterable[Any], rank: int) -> Iterator[Any]:
+    """Show a progress bar for many batches, on the first rank and on a terminal."""
     total = len(batches) if isinstance(batches, Sized) else None
     if rank or not sys.stderr.isatty() or (total is not None and total < _LONG):
         return waiting
-    # Here and not above: importing gammabeta loads torch alone.
+    # Imported here, because importing gammabeta loads only torch.
     from rich.console import Console
     from rich.progress import track
 

@@ -1,4 +1,4 @@
-"""Running statistics that drifted apart over ranks, made one again."""
+"""Merging of running statistics that drifted apart between ranks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from gammabeta.surgery.ranks import Ranks
 
 
 def reconcile(model: nn.Module, group: Any = None, *, where: Where = None) -> Change:
-    """The running statistics of all ranks, merged: by the batches each has counted, with the variance between means.
+    """Merge the running statistics of all ranks, weighted by the batches that each has counted.
 
-    μ = Σ wᵣ·μᵣ and σ² = Σ wᵣ·(σᵣ² + (μᵣ − μ)²), the shares wᵣ by num_batches_tracked less the skipped batches, channel
-    by channel; alike where none were counted. A rank whose statistics of a channel are not finite is left out of it.
-    Every rank gets the same bits. num_batches_tracked becomes the largest of the ranks'. Frozen layers (`Running`) are
-    left alone, as are those of torch that cannot be told from frozen ones.
+    μ = Σ wᵣ·μᵣ and σ² = Σ wᵣ·(σᵣ² + (μᵣ − μ)²), channel by channel, so that the variance between means is included.
+    The shares wᵣ are proportional to num_batches_tracked less the skipped batches, and equal where none were counted. A
+    rank whose statistics of a channel are not finite does not count for that channel. Every rank gets the same bits.
+    num_batches_tracked becomes the largest of the ranks'. Frozen layers (`Running`) are left alone. Frozen BatchNorms
+    of other libraries are not looked at.
 
     Args:
-        model: any module, the same on every rank of the group, each of which has to call this.
+        model: any module, the same on every rank of the group. Each of these ranks must call this.
         group: a process group; None is the default group, all processes.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
 
     Returns:
-        The `Change`, whose undo concerns this rank alone. Its numbers, by layer: moved, how far this rank's statistics
-        went, √(Δμ²/σ² + ln²(σ'/σ)), root mean square over channels; spread, the largest of the ranks'.
+        The `Change`, whose undo concerns only this rank. Its numbers, by layer: `moved`, the distance that this rank's
+        statistics moved, √(Δμ²/σ² + ln²(σ'/σ)), root mean square over channels; `spread`, the largest of the ranks'.
 
     Raises:
         RuntimeError: torch.distributed is not initialized.
-        ValueError: ranks have different layers, or `where` chooses nothing. No rank has changed.
+        ValueError: ranks have different layers, or `where` chooses nothing. Nothing has changed on any rank.
 
     Source: Chan, Golub & LeVeque 1983, eq. 2.1.
     """
@@ -83,7 +84,7 @@ def _has_statistics(module: nn.Module) -> bool:
 
 
 def _vector(layer: nn.Module, device: torch.device) -> Tensor:
-    """Batches that counted, mean, variance and num_batches_tracked, by channel: (4, C)."""
+    """Return counted batches, mean, variance and num_batches_tracked, by channel: (4, C)."""
     buffers = layer._buffers
     mean, var = buffers["running_mean"], buffers["running_var"]
     assert mean is not None
@@ -95,7 +96,7 @@ def _vector(layer: nn.Module, device: torch.device) -> Tensor:
 
 
 def _check_alike(ranks: Ranks, layers: dict[str, nn.Module]) -> None:
-    # Before anything else is exchanged: collectives of different sizes abort the process, or wait for ever.
+    # First of all exchanges, because collectives of different sizes abort the process or wait forever.
     described = "\n".join(f"{name} {layer.num_features}" for name, layer in layers.items())
     digest = int.from_bytes(hashlib.sha256(described.encode()).digest()[:7], "big")
     told = ranks.gather(torch.tensor([digest, len(layers)], dtype=torch.int64, device=ranks.device))

@@ -1,4 +1,4 @@
-"""Another source of statistics for the BatchNorms of a model."""
+"""Replacement of the source of statistics of a model's BatchNorms."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from gammabeta.introspection.norms import is_batch_norm
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Renorm, Running, Statistics
-from gammabeta.surgery.adopt import adopt_module, forget_source, leave_old_class
+from gammabeta.surgery.adopt import adopt_module, drop_old_class, forget_source
 from gammabeta.surgery.change import Change, transaction
 
 
 def set_statistics(model: nn.Module, source: Statistics, *, where: Where = None) -> Change:
-    """The statistics of the model's BatchNorms come from `source` in training, from now on.
+    """Take the statistics of the model's BatchNorms in training from `source`.
 
-    Parameters, their names, hooks and the state of optimizers stay. torch's own BatchNorms are adopted on the way;
-    subclasses with a forward of their own are left alone, with the reason. What `freeze` did to the chosen layers'
-    statistics is replaced.
+    Parameters, their names, hooks and the state of optimizers stay. torch's own BatchNorms are adopted on the way.
+    Subclasses with a forward of their own are left alone, with the reason. The new source replaces what `freeze` did to
+    the chosen layers' statistics.
 
     Args:
         model: any module.
-        source: one of `gammabeta.statistics`, as `Ghost(16)`.
+        source: one of `gammabeta.statistics`, such as `Ghost(16)`.
         where: which BatchNorms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
 
     Returns:
         The `Change`.
 
     Raises:
-        TypeError: source is none, or `where` cannot choose.
+        TypeError: `source` is no source of statistics, or `where` is of another type.
         ValueError: `where` chooses nothing.
     """
     if inspect.isclass(source) or not callable(getattr(source, "normalize", None)):
@@ -40,7 +40,7 @@ def set_statistics(model: nn.Module, source: Statistics, *, where: Where = None)
     with transaction("set_statistics") as change:
         chosen = select(model, where, is_batch_norm, operation="set_statistics", kind="BatchNorms")
         for name, module in chosen:
-            if not own(change, name, module):
+            if not ensure_ours(change, name, module):
                 continue
             reason = why_not_source(module, source)
             if reason is not None:
@@ -52,18 +52,19 @@ def set_statistics(model: nn.Module, source: Statistics, *, where: Where = None)
     return change
 
 
-def own(change: Change, name: str, module: nn.Module) -> bool:
-    """Whether it is a BatchNorm of ours, or could be adopted within the change; else it is left with the reason."""
+def ensure_ours(change: Change, name: str, module: nn.Module) -> bool:
+    """Adopt a BatchNorm within the change unless it is ours; return False where it is left, with the reason."""
     if isinstance(module, _BatchNorm):
         return True
     before = len(change.entries)
     adopted = adopt_module(change, name, module)
     if adopted:
-        del change.entries[before:]  # what comes next is told in its place
+        del change.entries[before:]  # the caller's own entry replaces it
     return adopted
 
 
 def why_not_source(module: Any, source: Statistics) -> str | None:
+    """Return why a layer cannot get the source; None where it can."""
     if module.statistics == source:
         return f"its statistics are {source} already"
     if isinstance(source, Running | Renorm) and module.running_mean is None:
@@ -72,7 +73,7 @@ def why_not_source(module: Any, source: Statistics) -> str | None:
 
 
 def change_source(change: Change, name: str, module: nn.Module, source: Statistics) -> None:
-    """The source, and no memory of one that was frozen."""
-    leave_old_class(change, name, module, source)
+    """Set the source, and forget one that `freeze` replaced."""
+    drop_old_class(change, name, module, source)
     change.set_attribute(module, "statistics", source, name)
     forget_source(change, name, module)

@@ -1,4 +1,4 @@
-"""Scale and shift taken up by the weights of a convolution or linear layer, before or behind it."""
+"""Absorption of a scale and shift into the weights of a convolution or linear layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Layer: TypeAlias = "nn.modules.conv._ConvNd | nn.Linear"
 
 
 def after(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of layer'(x) = layer(x)·scale + shift.
+    """Return weight and bias of layer'(x) = layer(x)·scale + shift.
 
         W'[o, …] = W[o, …]·scale[o]        b'[o] = b[o]·scale[o] + shift[o]
 
@@ -37,11 +37,11 @@ def after(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def before(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of layer'(x) = layer(x·scale + shift), where no padding with zeros comes between.
+    """Return weight and bias of layer'(x) = layer(x·scale + shift), for a layer that does not pad with zeros.
 
         W'[o, i, …] = W[o, i, …]·scale[i]        b'[o] = b[o] + Σ_(i, …) W[o, i, …]·shift[i]
 
-    With groups i counts the inputs of o's group.
+    With groups, i counts the inputs of o's group.
 
     Args:
         layer: a convolution (not transposed) or a linear layer.

@@ -1,4 +1,4 @@
-"""What a norm does in evaluation: one scale and one shift for each channel, and what its module does after that."""
+"""What a norm computes in evaluation: one scale and shift per channel, and what its module does after that."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.layers.instance_norm import _InstanceNorm
 
 _TORCH = nn.modules.batchnorm._NormBase
-# Forwards that are known: normalize by the running statistics and nothing else.
+# Forwards that are known to normalize by the running statistics and do nothing else.
 _PLAIN = (
     nn.modules.batchnorm._BatchNorm.forward,
     nn.SyncBatchNorm.forward,
     nn.modules.instancenorm._InstanceNorm.forward,
 )
-# Of what a module computes, in float64: some hundred roundings.
+# Relative, for outputs in float64: some hundred roundings.
 _SAME = 1e-12
 
 
@@ -30,8 +30,8 @@ class Affine:
     """y = rest(x·scale + shift) on axis 1 of x.
 
     Attributes:
-        scale, shift: float64, one value a channel.
-        rest: what comes after, None for nothing. A residual that the norm was handed is its second argument.
+        scale, shift: float64, (C,).
+        rest: what comes after; None for nothing. A residual that the norm was given is its second argument.
     """
 
     scale: Tensor
@@ -40,7 +40,7 @@ class Affine:
 
 
 class Finish(nn.Module):
-    """What is left of a norm that is folded away: y = activation(x + residual)."""
+    """The remainder of a norm that is folded away: y = activation(x + residual)."""
 
     def __init__(self, activation: str | None, slope: float) -> None:
         super().__init__()
@@ -56,11 +56,11 @@ class Finish(nn.Module):
 
 
 class MultiplyAdd(nn.Module):
-    """y = rest(x·scale + shift) for each channel, axis 1: what a norm is in evaluation.
+    """A norm in evaluation: y = rest(x·scale + shift) for each channel, axis 1.
 
     Attributes:
         scale, shift: buffers, (C,).
-        rest: what comes after, None for nothing; a residual is handed on to it.
+        rest: what comes after; None for nothing. A residual is passed on to it.
     """
 
     scale: Tensor
@@ -83,29 +83,29 @@ class MultiplyAdd(nn.Module):
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether the module is one that normalizes, or may normalize, by running statistics of its own.
+    """Return whether the module normalizes, or may normalize, by running statistics of its own.
 
-    Any BatchNorm of torch.nn or ours, an InstanceNorm that tracks, and whatever else holds running statistics, as the
-    frozen norms of other libraries do.
+    That is any BatchNorm of torch.nn or ours, and an InstanceNorm that tracks. So is any other module that holds
+    running statistics, as the frozen norms of other libraries do.
     """
     norm = norm_of(module)
     return norm is not None and (norm.uses_running or (norm.kind == "batch" and norm.known_by == CLASS))
 
 
 def affine_of(norm: nn.Module) -> Affine:
-    """Scale and shift of a norm in evaluation, and the rest of its forward.
+    """Return the scale and shift of a norm in evaluation, and the rest of its forward.
 
         scale = γ/√(σ² + ε)   shift = β − μ·scale        all (C,), in float64
 
-    A subclass with a forward of its own, or another class, is taken for a multiply-add and then the modules that it
-    holds, in their order, or one activation; in float64, on random numbers, it must compute just that.
+    A subclass with a forward of its own, or another class, is taken for a multiply-add and what follows it: the modules
+    that it holds, in their order, or one activation. In float64, on random numbers, it must compute exactly that.
 
     Raises:
-        Refusal: it has no running statistics, they are not finite, or its forward does something else.
+        Refusal: the norm has no running statistics, they are not finite, or its forward does something else.
     """
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if mean is None or var is None:
-        raise Refusal("it has no running statistics: what it gives depends on the batch")
+        raise Refusal("it has no running statistics: its output depends on the batch")
     if norm.training:
         raise Refusal("it is in training mode: call model.eval() first")
     if isinstance(norm, _TORCH):
@@ -138,7 +138,7 @@ def _by_statistics(norm: nn.modules.batchnorm._NormBase, mean: Tensor, var: Tens
 
 @torch.no_grad()
 def _by_probing(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift from what the module without its children makes of zeros and ones."""
+    """Return scale and shift from the module's outputs for zeros and ones, without its children."""
     bare = _in_float64(norm)
     for name, child in bare.named_children():
         setattr(bare, name, nn.Identity().train(child.training))
@@ -151,10 +151,10 @@ def _by_probing(norm: nn.Module, channels: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _rest(norm: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module | None:
-    """What the module computes after scale and shift, shown on random numbers."""
+    """Return what the module computes after scale and shift, tested on random numbers."""
     exact = _in_float64(norm)
     channels = len(scale)
-    # Spread so that x·scale + shift takes both signs, and passes the kinks of activations, in every channel.
+    # In every channel, x·scale + shift takes both signs and passes the kinks of activations.
     z = torch.linspace(-8, 8, 36, dtype=torch.float64, device=scale.device).view(-1, 1, 1).expand(-1, channels, 1)
     z = z[torch.randperm(36, generator=torch.Generator().manual_seed(0))].reshape(4, 3, 3, channels)
     z = z.permute(0, 3, 1, 2)
@@ -190,7 +190,7 @@ def _rest(norm: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module | None:
 def _in_float64(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module).double()
-    except Exception as error:  # whatever a foreign module raises: it cannot be looked into
+    except Exception as error:  # whatever a foreign module raises: it cannot be examined
         raise Refusal(f"it cannot be copied: {type(error).__name__}: {error}") from error
 
 
@@ -206,5 +206,5 @@ def _call(module: nn.Module, x: Tensor) -> Tensor:
             f"{type(module).__qualname__}.forward does not take one tensor (N, C, …): {type(error).__name__}: {error}"
         ) from error
     if not isinstance(out, Tensor):
-        raise Refusal(f"{type(module).__qualname__}.forward gives {type(out).__qualname__}, not one tensor")
+        raise Refusal(f"{type(module).__qualname__}.forward returns {type(out).__qualname__}, not one tensor")
     return out

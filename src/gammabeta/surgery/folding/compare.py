@@ -1,4 +1,4 @@
-"""Whether a changed model still gives what the original gives, on example inputs and on perturbed ones."""
+"""Comparison of a changed model's outputs with the original's, on example inputs and on perturbed ones."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from gammabeta._torch_private import tree_map
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import arguments_of, unchanged
 
-# Relative to the largest output: what tens of layers, each rounding once more or less, may come to.
+# Relative to the largest output: what tens of layers, each with one rounding more or less, may add up to.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _PERTURBED = 2
 
 
 class Comparison:
-    """Holds the outputs of a model for comparing others with.
+    """The outputs of a model, to compare other models with.
 
     Args:
-        model: the original; it stays as it is.
-        example_inputs: as for `observe`; their floating point tensors are perturbed by noise of their own spread.
+        model: the original, which stays unchanged.
+        example_inputs: as for `observe`. Their floating point tensors are perturbed by noise of their own spread.
 
     Attributes:
-        tolerance: by the least precise floating dtype among parameters and outputs.
-        inputs: on how many inputs the original runs: a perturbed one that it raises on is left out.
+        tolerance: that of the least precise floating dtype among parameters and outputs.
+        inputs: the number of inputs that the original runs on. A perturbed one on which it raises is left out.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any) -> None:
@@ -36,7 +36,7 @@ class Comparison:
             other = tree_map(lambda leaf: _perturb(leaf, generator), example_inputs)
             try:
                 outputs = _outputs(model, other)
-            except Exception:  # the model may take no other inputs than the user's
+            except Exception:  # the model may accept only the user's inputs
                 continue
             self._given.append(other)
             self._outputs.append(outputs)
@@ -49,12 +49,12 @@ class Comparison:
         return len(self._given)
 
     def error(self, other: nn.Module) -> tuple[float, str]:
-        """The largest relative error of the other model, and what went wrong where that is no number."""
+        """Return the largest relative error of the other model, and what went wrong where that is infinite."""
         largest = 0.0
         for given, expected in zip(self._given, self._outputs, strict=True):
             try:
                 outputs = _outputs(other, given)
-            except Exception as error:  # whatever a forward raises that finds a norm gone
+            except Exception as error:  # whatever a forward raises when a norm is gone
                 return float("inf"), f"the forward raises {type(error).__name__}: {error}"
             if [o.shape for o in outputs] != [e.shape for e in expected]:
                 return float("inf"), "the outputs have other shapes"
@@ -64,7 +64,10 @@ class Comparison:
 
 
 def _relative_error(output: Tensor, true: Tensor) -> float:
-    """max|output − true| / max|true|; infinite where they are not finite in the same places, or differ as integers."""
+    """Return max|output − true|/max|true|.
+
+    It is infinite where the two are not finite in the same places, and where integers differ.
+    """
     if true.numel() == 0:
         return 0.0
     if not true.is_floating_point():

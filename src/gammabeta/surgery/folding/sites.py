@@ -1,4 +1,4 @@
-"""Where a norm's scale and shift can go: into the layer that alone makes what it gets, or alone reads what it gives."""
+"""Where a norm's scale and shift can go: into the layer that alone feeds it, or the one that alone reads it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ AFTER, BEFORE, ALONE = "after", "before", "alone"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a norm goes.
+    """The place that a norm is folded into.
 
     Attributes:
-        way: `AFTER` a layer or `BEFORE` one, which takes it up; or `ALONE`, as one multiply-add.
+        way: `AFTER` or `BEFORE` a layer, which absorbs it; or `ALONE`, as one multiply-add.
         layer: the layer's qualified name; "" for none.
-        affine: what is taken up, and the rest that stays.
-        why: for one that is alone, why.
+        affine: what is absorbed, and the rest that stays.
+        why: for `ALONE`, the reason.
     """
 
     way: str
@@ -36,11 +36,11 @@ class Place:
 
 
 class Sites:
-    """Looks for the places of a model's norms.
+    """The places of a model's norms.
 
     Args:
-        model: what was observed, or a copy.
-        observation: of one forward of it.
+        model: the model that was observed, or a copy.
+        observation: of one forward.
     """
 
     def __init__(self, model: nn.Module, observation: Observation) -> None:
@@ -54,10 +54,10 @@ class Sites:
                     self.owners.setdefault(_address(tensor), set()).add(module)
 
     def place(self, name: str) -> Place:
-        """The place of the norm of that name.
+        """Return the place of the norm of that name.
 
         Raises:
-            Refusal: there is none that is safe.
+            Refusal: there is no safe place.
         """
         norm = self.modules[name]
         if name == "":
@@ -66,7 +66,7 @@ class Sites:
         affine = affine_of(norm)
         call = self._neighbours.only_call(name, "it")
         if len(call.outputs) != 1 or not call.inputs:
-            raise Refusal(f"it gives {len(call.outputs)} tensors, where one was expected")
+            raise Refusal(f"it returns {len(call.outputs)} tensors, where one was expected")
         if len(call.inputs) > 1:
             if (
                 not isinstance(affine.rest, Finish)
@@ -78,10 +78,10 @@ class Sites:
             affine = Affine(affine.scale, affine.shift, None)
         refusal = None
         try:
-            layer = self._maker(call, affine)
+            layer = self._producer(call, affine)
             if layer is not None:
                 return Place(AFTER, layer, affine)
-            why = self._made_by(call)
+            why = self._describe_producer(call)
         except Refusal as error:
             refusal = error
         if affine.rest is None:
@@ -96,8 +96,8 @@ class Sites:
             raise refusal
         return Place(ALONE, "", affine, why)
 
-    def _maker(self, call: Call, affine: Affine) -> str | None:
-        """The layer whose output, through views and copies that keep the channels, the norm alone reads."""
+    def _producer(self, call: Call, affine: Affine) -> str | None:
+        """Return the layer whose output the norm alone reads, through views and copies that keep the channels."""
         found = self._neighbours.producer(call.inputs[0], 1)
         if found is None or found.axis != found.features or found.output.shape[found.features] != len(affine.scale):
             return None
@@ -106,7 +106,7 @@ class Sites:
         return found.call.module
 
     def _reader(self, call: Call, affine: Affine) -> str | None:
-        """The layer that alone reads what the norm gives, through views that keep the channels."""
+        """Return the layer that alone reads the norm's output, through views that keep the channels."""
         observation, out = self.observation, call.outputs[0]
         readers = self._neighbours.readers(out.data, call)
         calls = {observation.calls[op.call].index for op in readers if op.call is not None}
@@ -129,11 +129,11 @@ class Sites:
             if not _is_plain(layer):
                 raise Refusal(f"{what} has a forward of its own ({type(layer).__qualname__})")
         self._check_layer(reader.module, reader)
-        self._neighbours.check_unseen(out.data, "what the norm gives")
+        self._neighbours.check_unseen(out.data, "the norm's output")
         return reader.module
 
     def _check_layer(self, name: str, call: Call) -> None:
-        """That the layer is its own, its weights too, and that it computes what torch's does."""
+        """Check that neither the layer nor its weights are shared, and that it computes what torch's layer does."""
         layer, observation = self.modules[name], self.observation
         assert isinstance(layer, LAYERS)
         _check_free(layer, name)
@@ -156,7 +156,7 @@ class Sites:
             raise Refusal(f"{name} has a forward of its own ({type(layer).__qualname__}), which does more than torch's")
 
     def _convolves_plainly(self, layer: Layer, name: str, call: Call) -> bool:
-        """Whether a subclass's call is one convolution with the very weight, whose result it gives."""
+        """Return whether a subclass's call is one convolution with its own weight and returns the result."""
         observation = self.observation
         ops = [op for op in observation.operations if observation.is_within(op, call)]
         done = [op for op in ops if op.name == "aten.convolution"]
@@ -166,7 +166,7 @@ class Sites:
         own = observation.state[f"{name}.weight"]
         return weight.data == own and weight.shape == tuple(layer.weight.shape) and call.outputs[0] == given
 
-    def _made_by(self, call: Call) -> str:
+    def _describe_producer(self, call: Call) -> str:
         maker = self.observation.maker(call.inputs[0].data)
         return f"its input is made by {self._neighbours.describe(maker)}" if maker else "its input is the model's"
 

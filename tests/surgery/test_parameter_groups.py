@@ -1,4 +1,4 @@
-"""parameter_groups: weights decay; norms and biases do not; every Parameter stands once."""
+"""parameter_groups: weights decay, norms and biases don't, and every Parameter appears once."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ class LlamaRMSNorm(nn.Module):
 
 
 class PreNormBlock(nn.Module):
-    """Has a norm in its name, and is none."""
+    """A module with a norm in its name that is none."""
 
     def __init__(self):
         super().__init__()
