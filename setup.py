@@ -1,12 +1,13 @@
-"""The native kernels' build; everything else is in pyproject.toml.
+"""The build of the native kernels. Everything else is in pyproject.toml.
 
 One extension, `gammabeta.kernels._cpu`, against PyTorch's stable ABI and Python's limited API: one binary for every
-Python from 3.10 and every torch from 2.10. It needs torch and a C++ compiler at build time. Where either is missing, or
-the compiler fails, the package installs without it and says so. Environment variables of the build:
+Python from 3.10 and every torch from 2.10, on x86-64 and aarch64. It needs torch and a C++ compiler at build time.
+Where either is missing, or the compiler fails, the package installs without the extension and says so. Environment
+variables:
 
     GAMMABETA_KERNELS=0     do not build it
     GAMMABETA_KERNELS=1     fail where it cannot be built
-    GAMMABETA_SANITIZE=1    with AddressSanitizer and UndefinedBehaviorSanitizer, in a build folder of its own
+    GAMMABETA_SANITIZE=1    with AddressSanitizer and UndefinedBehaviorSanitizer, in a separate build folder
 """
 
 import os
@@ -17,22 +18,22 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# The oldest torch whose stable ABI is used; not the oldest that gammabeta runs on, which pyproject.toml says.
+# The oldest torch whose stable ABI the extension uses. The oldest torch that gammabeta supports is in pyproject.toml.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
 SANITIZE = os.environ.get("GAMMABETA_SANITIZE") == "1"
 KERNELS = os.environ.get("GAMMABETA_KERNELS", "")
-# A folder for each set of flags: a library that stands in the other's would be packaged without being linked again.
+# A separate folder for each set of flags: a library in the other one's would be packaged without being linked again.
 BUILD = "build/sanitized" if SANITIZE else "build"
 
 
 def files(*patterns: str) -> list[str]:
-    """The kernels' files of these patterns: relative to this folder, as setuptools asks, always in the same order."""
+    """Return the kernels' files of these patterns, relative to this folder as setuptools requires, in a fixed order."""
     return sorted(path for pattern in patterns for path in glob(f"src/gammabeta/kernels/cpu/{pattern}"))
 
 
 def extension() -> tuple[Extension, type[build_ext], str | None]:
-    """The extension, the command that builds it, and why it cannot be built (None where it can be tried)."""
+    """Return the extension, the command that builds it, and why it cannot be built (None where it may be)."""
     name, sources, depends = "gammabeta.kernels._cpu", files("*.cpp"), files("*.h")
     bare = Extension(name, sources, depends=depends, optional=True, py_limited_api=True)
     if KERNELS == "0":
@@ -45,7 +46,7 @@ def extension() -> tuple[Extension, type[build_ext], str | None]:
         return bare, build_ext, f"torch is not there at build time ({error}): install it, then --no-build-isolation"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
     flags = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
-    # Python's own flags bring -fwrapv, under which an overflow is no error and would not be seen.
+    # Python's own flags contain -fwrapv, under which an overflow is not an error and would not be reported.
     flags += ["-O1", "-g", "-fno-wrapv", "-fno-omit-frame-pointer", *sanitizers] if SANITIZE else ["-O3", "-g0"]
     built = CppExtension(
         name, sources, depends=depends, optional=True, py_limited_api=True,
@@ -62,25 +63,25 @@ class Kernels(COMMAND):  # type: ignore[misc, valid-type]
     """Builds the extension, or says why the package is installed without it."""
 
     def build_extensions(self) -> None:
-        if self.editable_mode:  # setuptools' temporary folder would have ninja compile everything each time
+        if self.editable_mode:  # in setuptools' temporary folder ninja would compile everything each time
             self.build_temp = os.path.join(BUILD, "editable")
         reason = WHY_NOT
         if reason is None:
             try:
                 super().build_extensions()
                 return
-            # torch raises RuntimeError where ninja failed and CalledProcessError where the compiler does not know its
-            # own version; distutils has its own errors. What they have in common is that there is no extension.
+            # torch raises RuntimeError if ninja fails and CalledProcessError if the compiler does not report its
+            # version; distutils has its own errors. After any of them there is no extension.
             except Exception as error:
                 reason = f"building them failed ({type(error).__name__}: {error})"
         if KERNELS == "1":
-            raise SystemExit(f"gammabeta: GAMMABETA_KERNELS=1 asks for the native kernels, and {reason}.")
+            raise SystemExit(f"gammabeta: GAMMABETA_KERNELS=1 requires the native kernels, but {reason}.")
         print(f"gammabeta: installed WITHOUT its native CPU kernels: {reason}.", file=sys.stderr, flush=True)
-        for one in self.extensions:  # an older build's would be packaged
+        for one in self.extensions:  # else that of an older build would be packaged
             Path(self.get_ext_fullpath(one.name)).unlink(missing_ok=True)
 
     def copy_extensions_to_source(self) -> None:
-        for one in self.extensions:  # an older build's would be loaded
+        for one in self.extensions:  # else that of an older build would be loaded
             Path(self.get_ext_fullpath(one.name)).unlink(missing_ok=True)
         super().copy_extensions_to_source()
 

@@ -70,7 +70,7 @@ class TestFunc:
 
 class TestBuffersInTransforms:
     message = (
-        "running statistics: expected some that are arguments of the torch.func transform, got captured ones: "
+        "running statistics: expected buffers that are arguments of the torch.func transform, got captured ones: "
         "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
     )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gammabeta.cli.configuration import Configuration, ConfigurationError, configuration
+from gammabeta.cli.configuration import Configuration, ConfigurationError, read_configuration
 
 
 def write(folder, text):
@@ -15,11 +15,11 @@ def test_the_nearest_table_upwards_counts(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").mkdir()
     expected = Configuration(["GB1", "GB4"], ["GB401:head.*"], "warning")
-    assert configuration(tmp_path / "a" / "b") == expected
+    assert read_configuration(tmp_path / "a" / "b") == expected
     write(tmp_path / "a", "[tool.other]\n")  # without our table it is skipped
-    assert configuration(tmp_path / "a" / "b") == expected
+    assert read_configuration(tmp_path / "a" / "b") == expected
     write(tmp_path / "a", "[tool.gammabeta]\n")
-    assert configuration(tmp_path / "a" / "b") == Configuration()
+    assert read_configuration(tmp_path / "a" / "b") == Configuration()
 
 
 @pytest.mark.parametrize(
@@ -37,5 +37,5 @@ def test_the_nearest_table_upwards_counts(tmp_path):
 def test_what_is_wrong_in_it_is_said(tmp_path, text, message):
     write(tmp_path, text)
     with pytest.raises(ConfigurationError) as caught:
-        configuration(tmp_path)
+        read_configuration(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / 'pyproject.toml'}: {message}")

@@ -52,7 +52,7 @@ def test_json_has_everything_and_is_json(diagnosis):
         "where": "1",
         "message": "running mean NaN in 1 of 4 channels: 1",
         "evidence": {"running mean NaN": 1},
-        "fix": "gammabeta.recalibrate(model, batches, where='1'); given loader= the check can do it",
+        "fix": "gammabeta.recalibrate(model, batches, where='1'); given loader=, the fix does it",
     }
     assert [(found["code"], found["reason"]) for found in content["ignored"]] == [("GB306", "ported, as it was")]
     assert content["rules"] == list(diagnosis.rules)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import gammabeta
-from gammabeta.diagnostics.findings import Diagnosis, Finding, fixes
+from gammabeta.diagnostics.findings import Diagnosis, Finding, advice
 from gammabeta.diagnostics.rule import Rule
 from gammabeta.diagnostics.rules import RULES
 
@@ -36,7 +36,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
             table.add_row("", Text(finding.where or "(the model)"), Text(finding.message))
         if len(shown) < len(group):
             table.add_row("", "…", Text(f"and {len(group) - len(shown)} more"))
-        for what in fixes(group):
+        for what in advice(group):
             table.add_row("", Text("fix", style="green"), Text(what))
         console.print(table)
         console.print()

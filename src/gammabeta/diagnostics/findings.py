@@ -163,7 +163,7 @@ class Diagnosis:
             lines += [f"  {finding.where or '(the model)':<{width}}  {finding.message}" for finding in shown]
             if len(shown) < len(group):
                 lines.append(f"  … and {len(group) - len(shown)} more")
-            lines += [f"  fix: {what}" for what in fixes(group)]
+            lines += [f"  fix: {what}" for what in advice(group)]
             lines.append("")
         lines.append(self.summary())
         lines += [f"  skipped (needs {need}): {', '.join(codes)}" for need, codes in self.idle.items()]
@@ -175,7 +175,7 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
 
-def fixes(group: tuple[Finding, ...]) -> list[str]:
+def advice(group: tuple[Finding, ...]) -> list[str]:
     """Return what the findings of one rule say to do: each sentence once, the first few only."""
     every = list(dict.fromkeys(finding.fix.what for finding in group if finding.fix is not None))
     return every[:_FIXES] if len(every) <= _FIXES + 1 else [*every[:_FIXES], f"… and {len(every) - _FIXES} more"]

@@ -1,4 +1,4 @@
-"""Questions that several rules ask of an observation: what a norm is called with, and what stands before it."""
+"""Questions about an observation that several rules ask: a norm's calls, and the layer before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gammabeta.introspection.observe import Call, Observation, Seen
 
 
 def calls_of(record: Record, *kinds: str) -> Iterator[tuple[Norm, Call, Seen]]:
-    """Every call of the norms of these kinds with a tensor: the norm, the call, what it is given."""
+    """Yield every call with a tensor of norms of these kinds: the norm, the call, and its input."""
     observation: Observation = record.observed
     by_name = {name: norm for norm in record.of_kind(*kinds) for name in norm.names}
     for call in observation.calls:
@@ -20,9 +20,10 @@ def calls_of(record: Record, *kinds: str) -> Iterator[tuple[Norm, Call, Seen]]:
 
 
 def layer_before(record: Record, call: Call) -> tuple[str, Any] | None:
-    """The convolution or linear layer whose output, through views that keep the channels, is what the call is given.
+    """Return the convolution or linear layer whose output is the call's input, through views that keep the channels.
 
-    None where there is none, or where somebody else reads that output too.
+    Returns:
+        Its qualified name and the layer; None if there is none, or if something else reads its output too.
     """
     assert record.model is not None
     observation: Observation = record.observed

@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gammabeta.monitoring.probe import distance
+from gammabeta._torch_private import default_store
+from gammabeta.moments import squared_distance
 from gammabeta.monitoring.watched import RankRecord
 
 # Watches of this process, so that their keys differ: every process makes them in the same order.
@@ -83,7 +84,7 @@ class RankRecords:
 
 
 def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+    return default_store()
 
 
 def _statistics(module: nn.Module) -> Tensor:
@@ -99,4 +100,4 @@ def _distance(own: Tensor, other: Tensor) -> float:
     if own.shape != other.shape:
         return float("inf")
     (mean, var), (other_mean, other_var) = own, other
-    return float(distance(other_mean, other_var, mean, var, 0.0))  # both variances have ε in them already
+    return float(squared_distance(mean, var, other_mean, other_var).mean().sqrt())

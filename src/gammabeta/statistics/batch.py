@@ -1,4 +1,4 @@
-"""The batch itself."""
+"""The batch as the source of statistics."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_without_a_loader_nothing_is_done_and_it_is_said():
     assert change.changed == []
     assert change.left["1"] == (
         "GB106 batch-dependent-inference: attach running statistics and gammabeta.recalibrate(model, batches, "
-        "where='1'); given loader= the check can do it"
+        "where='1'); given loader=, the fix does it"
     )
     assert model[1].running_mean is None
 

@@ -1,6 +1,6 @@
 // Calls every loop of loops.h on fixed inputs and writes the results to standard output, for test_loops.py to compare.
 //
-// A record is a name of 48 bytes, the number of values, their scale and that many doubles. Nothing of torch is needed, so
+// A record is a name of 48 bytes, the number of values, their scale and that many doubles. It needs nothing of torch, so
 // the program also runs under an emulator of another processor.
 #include "loops.h"
 

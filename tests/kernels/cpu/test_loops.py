@@ -111,3 +111,15 @@ def aarch64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool}: apt-get install g++-aarch64-linux-gnu qemu-user")
     return [EMULATOR, str(build(AARCH64, folder / "loops", "-O3", "-static"))]
+
+
+@pytest.mark.parametrize("source", ["channel_norm.cpp", "checks.cpp", "running_statistics.cpp", "sample_norm.cpp"])
+def test_what_includes_torch_compiles_for_aarch64(source: str) -> None:
+    """Only its syntax and types: there is no torch of that architecture here to link with."""
+    if shutil.which(AARCH64) is None:
+        pytest.skip(f"needs {AARCH64}: apt-get install g++-aarch64-linux-gnu")
+    include = Path(torch.__file__).parent / "include"
+    version = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+    command = [AARCH64, *FLAGS, "-fsyntax-only", version, f"-I{include}", f"-I{include / 'torch/csrc/api/include'}"]
+    done = subprocess.run([*command, str(SOURCES / source)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]

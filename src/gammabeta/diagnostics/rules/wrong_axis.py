@@ -1,22 +1,22 @@
 """A norm whose channels are on another axis than the one it normalizes.
 
-What it does: Where a norm's input comes from a linear layer, a convolution or an embedding through views alone,
-compares the axis on which that layer has its features with the one that the norm takes for channels: axis 1 of
-BatchNorm, InstanceNorm and GroupNorm, the last one of LayerNorm and RMSNorm over one axis.
+What it does: Looks at norms whose input comes from a linear layer, a convolution or an embedding, with only views
+between. It compares the axis of that layer's features with the one that the norm takes for channels: axis 1 for
+BatchNorm, InstanceNorm and GroupNorm, the last one for LayerNorm and RMSNorm over one axis.
 
-Why it matters: Nothing raises as long as the sizes fit, and they do where somebody set them so that it runs: the norm
-then has a γ, a β and a mean for every time step or pixel column, and none for a feature.
+Why it matters: Nothing raises as long as the sizes fit, and they do if somebody chose them so that the model runs. The
+norm then has a γ, a β and a mean for every time step or pixel column, and none for a feature.
 
 Example: BatchNorm1d(20) behind a linear layer that gives (N, 20 steps, 32 features).
 
 Use instead: `x.transpose(1, 2)` around it, or a LayerNorm over the features.
 
-Evidence: tests/diagnostics/rules/test_probed_rules.py: with γ and β as trained, the flagged example gives the same step
-another output elsewhere in the sequence, off by a tenth and more of its size; the clean one the same.
+Evidence: tests/diagnostics/rules/test_probed_rules.py: with trained γ and β, the flagged example's output for the same
+step changes with its place in the sequence by at least a tenth of its size. The clean one's stays the same.
 
-Limits: Subclasses with a forward of their own, which may turn the axes themselves, are not looked at. Normalizing by
-time step is sometimes meant. What is computed in between, a sum or an activation, hides where
-the features are, and nothing is said.
+Limits: Subclasses with a forward of their own, which may move the axes themselves, are not looked at. Normalizing by
+time step is sometimes intended. Operations in between, such as a sum or an activation, hide where the features are, and
+nothing is reported.
 """
 
 from collections.abc import Iterator
@@ -38,27 +38,27 @@ sees = "D"
 
 
 def check(record: Record) -> Iterator[Match]:
-    told: set[str] = set()
+    found: set[str] = set()
     for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
         channel = _channel_axis(norm.module)
-        if norm.name in told or len(x.shape) < 3 or channel is None or _own_forward(norm.module):
+        if norm.name in found or len(x.shape) < 3 or channel is None or _own_forward(norm.module):
             continue
         axis = channel % len(x.shape)
         other = _features_elsewhere(record, call, axis)
         if other is None:
             continue
-        told.add(norm.name)
+        found.add(norm.name)
         layer, at = other
         message = (
-            f"it normalizes axis {axis} of {x.shape}, {x.shape[axis]} long; what {layer} gives has its features on "
-            f"axis {at}, {x.shape[at]} long"
+            f"it normalizes axis {axis} of {x.shape}, of size {x.shape[axis]}; the features of {layer}'s output are on "
+            f"axis {at}, of size {x.shape[at]}"
         )
         evidence = {"axis": axis, "features": at, "layer": layer}
         yield Match(norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
 
 
 def _own_forward(module: Any) -> bool:
-    """Whether a subclass may turn its input before it normalizes."""
+    """Whether a subclass may move its input's axes before it normalizes."""
     return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))
 
 
@@ -68,7 +68,7 @@ def _channel_axis(module: Any) -> int | None:
 
 
 def _features_elsewhere(record: Record, call: Call, axis: int) -> tuple[str, int] | None:
-    """The layer that made the norm's input, and the axis of its features there, if that is another one."""
+    """Return the layer that made the norm's input, and the axis of its features; None if that is the norm's axis."""
     assert record.model is not None
     x = call.inputs[0]
     neighbours = Neighbours(dict(record.model.named_modules()), record.observed)

@@ -1,10 +1,14 @@
 """The Triton kernels of the channel norms, for both layouts.
 
-x is (O, V, C): outer samples, values of a channel in one of them, channels, with a stride each. Positions contiguous:
-O = N, V = S, and the stride of the values is 1. Channels contiguous (channels_last): the N·S rows are cut into blocks,
-which take the place of samples, and the stride of the channels is 1. A tile is (K, V, C): the same values of K outer
-samples that follow each other. Tiles are numbered along the values first, and a program takes a run of them for one
-block of channels. All tensors of x's shape come in x's layout, each in its own dtype; the mask is (O, V).
+x is (O, V, C): outer samples, values of a channel in one of them, channels, each with a stride.
+
+- Positions contiguous: O = N, V = S, and the stride of the values is 1.
+- Channels contiguous (channels_last): the N·S rows are cut into blocks, which take the place of samples, and the stride
+  of the channels is 1.
+
+A tile is (K, V, C): the same values of K consecutive outer samples. Tiles are numbered along the values first, and a
+program takes a run of tiles for one block of channels. All tensors of x's shape have x's layout, each its own dtype.
+The mask is (O, V).
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ def shape_of(
     values, v_tiles, all_values, outer_stride, value_stride, channel_stride, channels, UNIT: tl.constexpr,
     LAST: tl.constexpr,
 ):  # fmt: skip
-    """What is known of x. LAST: channels are contiguous; all strides but that one are multiples of UNIT."""
+    """Pack the shape of x. LAST: channels are contiguous. All strides but that of size 1 are multiples of UNIT."""
     if LAST:
         channels = multiple(channels, UNIT)
         value_stride = multiple(value_stride, UNIT)
@@ -42,7 +46,7 @@ def shape_of(
 
 @triton.jit
 def place(t, c0, shape, K: tl.constexpr, V: tl.constexpr):
-    """Where tile t begins in x; the first of its values, within a sample and among all."""
+    """Return where tile t begins in x, and the index of its first value within a sample and among all."""
     values, v_tiles, _, outer_stride, value_stride, channel_stride, _ = shape
     outer = (t // v_tiles).to(tl.int64) * K
     v0 = (t % v_tiles).to(tl.int64) * V
@@ -52,7 +56,7 @@ def place(t, c0, shape, K: tl.constexpr, V: tl.constexpr):
 
 @triton.jit
 def offsets(shape, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr):
-    """Of a tile's elements from where it begins."""
+    """Return the offsets of a tile's elements from where it begins."""
     _, _, _, outer_stride, value_stride, channel_stride, _ = shape
     k = tl.arange(0, K)[:, None, None].to(tl.int64)
     return k * outer_stride + tl.arange(0, V)[None, :, None] * value_stride + channel_of(0, C) * channel_stride
@@ -60,13 +64,13 @@ def offsets(shape, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def channel_of(c0, C: tl.constexpr):
-    """The channels of a tile, (1, 1, C)."""
+    """Return the channels of a tile, (1, 1, C)."""
     return c0 + tl.arange(0, C)[None, None, :]
 
 
 @triton.jit
 def counts(mask, v0, at, v, of_all, shape, HAS_MASK: tl.constexpr):
-    """Which values of a tile, by their places in a sample and in all, are there, and which of them count."""
+    """Return which values of a tile exist and which count, by their indices within a sample and among all."""
     there = (v0 + v < shape[0]) & (of_all < shape[2] - at)
     if HAS_MASK:
         return there, there & (tl.load(mask + at + of_all, mask=there, other=0) != 0)
@@ -76,7 +80,7 @@ def counts(mask, v0, at, v, of_all, shape, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def values_of(shape, K: tl.constexpr, V: tl.constexpr):
-    """The places of a tile's values, (1, V, 1) and (K, V, 1), in a sample and in all, from the first."""
+    """Return a tile's indices from its first value: within a sample, (1, V, 1), and among all, (K, V, 1)."""
     v = tl.arange(0, V)[None, :, None]
     return v, tl.arange(0, K)[:, None, None].to(tl.int64) * shape[0] + v
 
@@ -86,13 +90,13 @@ def moments_of_tiles(
     x, mask, first, full, last, shape, c0, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """n, shift, mean and m2, (1, 1, 1) or (1, 1, C), of the tiles from first to last. In the `full` first of all tiles
-    each of the K samples is there."""
+    """Compute n, shift, mean and m2, (1, 1, 1) or (1, 1, C), of the tiles from first to last. The first `full` tiles of
+    all have all their K samples."""
     values = shape[0]
     value_stride = shape[4]
-    # Tiles lie flat here, K by whichever of both is not contiguous: then no version of the compiler spreads K over
-    # threads, and one thread has all that a lane gets at once. With positions contiguous that is also the G values of
-    # an access: they are of one channel, and there or not together.
+    # Tiles are flat here, with K beside the axis that is not contiguous. Then no version of the compiler distributes K
+    # over threads, and one thread has all that a lane gets at once. With positions contiguous that includes the G
+    # values of an access: they belong to one channel, and either all exist or none.
     G: tl.constexpr = 1 if LAST else accessed_at_once(UNIT, V)
     LANES: tl.constexpr = (K, V, 1, 1, C) if LAST else (1, V // G, G, K, C)
     if LAST:
@@ -141,7 +145,7 @@ def normalize_tiles(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """y of the tiles from first to last."""
+    """Write y of the tiles from first to last."""
     local = offsets(shape, K, V, C)
     v, of_all = values_of(shape, K, V)
     in_channels = channel_of(c0, C) < shape[6]
@@ -163,7 +167,7 @@ def sums_of_tiles(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr,
 ):  # fmt: skip
-    """Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z, each (1, 1, C); with STORE_G ∂ℓ/∂z is written on the way."""
+    """Compute Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z, each (1, 1, C). With STORE_G, ∂ℓ/∂z is written too."""
     local = offsets(shape, K, V, C)
     v, of_all = values_of(shape, K, V)
     in_channels = channel_of(c0, C) < shape[6]
@@ -191,7 +195,7 @@ def differentiate_tiles(
     HAS_MASK: tl.constexpr, STORE_G: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x of the tiles from first to last; with STORE_G ∂ℓ/∂z too. `means` of ∂ℓ/∂z and x̂·∂ℓ/∂z, if not CONSTANT."""
+    """Write ∂ℓ/∂x of the tiles, with STORE_G also ∂ℓ/∂z. `means`: of ∂ℓ/∂z and x̂·∂ℓ/∂z, unless CONSTANT."""
     mean_g, mean_g_xhat = means
     scale = statistics[1]
     if HAS_WEIGHT:
@@ -219,7 +223,7 @@ def differentiate_tiles(
 
 @triton.jit
 def load_statistics(mean, var, c, in_channels, EPS: tl.constexpr, DOUBLE: tl.constexpr):
-    """μ and 1/√(σ² + ε)."""
+    """Load μ and 1/√(σ² + ε)."""
     rstd = root_reciprocal(load(var, c, in_channels, DOUBLE), EPS, DOUBLE)
     return load(mean, c, in_channels, DOUBLE), rstd
 
@@ -230,7 +234,7 @@ def channel_moments_kernel(
     full_tiles, all_tiles, each, splits, blocks, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of channels, split): n, shift, mean, m2 of its tiles, to (splits, C) and (3, splits, C)."""
+    """Write n, shift, mean, m2 of the tiles of a (block of channels, split), to (splits, C) and (3, splits, C)."""
     pid = tl.program_id(0)
     split = pid // blocks
     c0 = (pid % blocks) * C
@@ -254,7 +258,7 @@ def channel_moments_kernel(
 def channel_merge_kernel(
     partial_n, partials, mean, var, count, channels, splits, VARIANCE: tl.constexpr, K: tl.constexpr, C: tl.constexpr
 ):
-    """What the splits of a channel found, as one: mean, variance (m2 without VARIANCE) and count."""
+    """Merge the moments of all splits of a channel into mean, variance (m2 without VARIANCE) and count."""
     c = tl.program_id(0) * C + tl.arange(0, C)[None, :]
     k = tl.arange(0, K)[:, None]
     where = (k < splits) & (c < channels)
@@ -279,7 +283,7 @@ def channel_apply_kernel(
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr,
 ):  # fmt: skip
-    """y by statistics that are given."""
+    """Write y, with given statistics."""
     pid = tl.program_id(0)
     c0 = (pid % blocks) * C
     first = pid // blocks * each
@@ -304,7 +308,7 @@ def channel_forward_kernel(
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr,
 ):  # fmt: skip
-    """Moments and y of a block of channels, all in one program: the second reading comes from a cache."""
+    """Write moments and y of a block of channels, in one program that reads it a second time from a cache."""
     c0 = tl.program_id(0) * C
     shape = shape_of(
         values, v_tiles, all_values, outer_stride, value_stride, channel_stride, channels, UNIT, LAST
@@ -333,7 +337,7 @@ def channel_sums_kernel(
     STORE_G: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of channels, split): Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of its tiles, to (2, splits, C)."""
+    """Write Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of the tiles of a (block of channels, split), to (2, splits, C)."""
     pid = tl.program_id(0)
     split = pid // blocks
     c0 = (pid % blocks) * C
@@ -362,7 +366,7 @@ def channel_differentiate_kernel(
     HAS_MASK: tl.constexpr, STORE_G: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x by sums that are given; CONSTANT: the statistics do not depend on x."""
+    """Write ∂ℓ/∂x, with given sums. CONSTANT: the statistics do not depend on x."""
     pid = tl.program_id(0)
     c0 = (pid % blocks) * C
     first = pid // blocks * each
@@ -392,7 +396,7 @@ def channel_backward_kernel(
     HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """All gradients of a block of channels, in one program."""
+    """Write all gradients of a block of channels, in one program."""
     c0 = tl.program_id(0) * C
     c = channel_of(c0, C)
     statistics = load_statistics(mean, var, c, c < channels, EPS, DOUBLE)

@@ -1,6 +1,7 @@
 """What every norm does around its statistics, in Triton: scale, shift, residual, activation, and back through them.
 
-Offsets `at` and `where` (what is there and counts) are those of a tile. The flags say what a compilation is for.
+`at` are the offsets of a tile, `where` says which of its elements exist and count. The flags are constants of the
+compilation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ GELU = tl.constexpr(CODES["gelu"])
 
 @triton.jit
 def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation at z. NaN stays NaN, so comparisons ask for what is replaced."""
+    """Apply the activation to z. NaN stays NaN, so comparisons select the values that are replaced."""
     if ACTIVATION == RELU:
         return tl.where(z <= 0, 0.0, z)
     elif ACTIVATION == RELU6:
@@ -43,13 +44,13 @@ def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 @triton.jit
 def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
-    """The activation's derivative at z, at a kink the one that torch's backward takes."""
+    """Compute the activation's derivative at z; at a kink the one that torch's backward takes."""
     if ACTIVATION == RELU:
         return tl.where(z > 0, 1.0, 0.0)
     elif ACTIVATION == RELU6:
         return tl.where((z > 0) & (z < 6), 1.0, 0.0)
     elif ACTIVATION == LEAKY_RELU:
-        # Constants of z's dtype: as bare numbers both would be float32.
+        # Constants of z's dtype: plain numbers would be float32.
         return tl.where(z > 0, tl.full([], 1.0, z.dtype), tl.full([], SLOPE, z.dtype))
     elif ACTIVATION == SILU:
         s = 1.0 / (1.0 + tl.exp(-z))
@@ -64,7 +65,7 @@ def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 
 @triton.jit
 def affine(xhat, gamma, beta, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
-    """γ·x̂ + β, what is absent left out."""
+    """Compute γ·x̂ + β, leaving out what is absent."""
     z = xhat
     if HAS_WEIGHT:
         z = z * gamma
@@ -75,7 +76,7 @@ def affine(xhat, gamma, beta, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr):
 
 @triton.jit
 def load_parameters(weight, bias, at, where, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, DOUBLE: tl.constexpr):
-    """γ and β, 0 for one that is absent and not looked at."""
+    """Load γ and β. An absent one is 0 and never read."""
     gamma = 0.0
     beta = 0.0
     if HAS_WEIGHT:
@@ -91,7 +92,7 @@ def finish(
     HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    """y of values of x, zero where masked; `statistics` are μ and 1/√(σ² + ε), `parameters` γ and β."""
+    """Compute y from values of x, 0 where masked out. `statistics` are μ and 1/√(σ² + ε), `parameters` γ and β."""
     mean, rstd = statistics
     gamma, beta = parameters
     z = affine((value - mean) * rstd, gamma, beta, HAS_WEIGHT, HAS_BIAS)
@@ -108,7 +109,7 @@ def backward_of_finish(
     g_y, x, residual, at, where, statistics, parameters, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    """x̂ and ∂ℓ/∂z, both 0 where nothing counts."""
+    """Compute x̂ and ∂ℓ/∂z, both 0 where nothing counts."""
     mean, rstd = statistics
     gamma, beta = parameters
     xhat = tl.where(where, (load(x, at, where, DOUBLE) - mean) * rstd, 0.0)

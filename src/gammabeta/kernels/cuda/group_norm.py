@@ -1,11 +1,11 @@
 """The Triton kernels of norms over groups of any size: GroupNorm, InstanceNorm, and rows too long for registers.
 
-A group is (D, V): channels and values of one sample, with a stride each; positions are contiguous (the stride of the
-values is 1), or channels are (LAST), and the other strides are multiples of UNIT. A tile is (K, V, D), K times (V, D)
-side by side: along the channels (ALONG_D) or along the values. Tiles are numbered along the values first. γ and β have
-D values for each of the G groups, the mask has V values for each sample. Where groups are few, several programs share
-each: they leave partial moments (merged by `channel_merge_kernel`, a group taking the place of a channel) and partial
-sums.
+A group is (D, V): channels and values of one sample, each with a stride. Positions are contiguous (the stride of the
+values is 1), or channels are (LAST); the other strides are multiples of UNIT. A tile is (K, V, D): K times (V, D), side
+by side along the channels (ALONG_D) or along the values. Tiles are numbered along the values first. γ and β have D
+values for each of the G groups, the mask has V values for each sample. Where there are few groups, several programs
+share each. They write partial moments, which `channel_merge_kernel` merges (a group takes the place of a channel), and
+partial sums.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gammabeta.kernels.cuda.finish import backward_of_finish, finish, load_param
 
 @triton.jit
 def channels_of(d_tile, ALONG_D: tl.constexpr, K: tl.constexpr, D: tl.constexpr):
-    """The channels of a tile within its group, (K, 1, D) or (1, 1, D)."""
+    """Return the channels of a tile within its group, (K, 1, D) or (1, 1, D)."""
     d = tl.arange(0, D)[None, None, :]
     if ALONG_D:
         return (d_tile * K + tl.arange(0, K)[:, None, None]) * D + d
@@ -42,7 +42,7 @@ def place(
     group, v_tile, d_tile, shape, mask, HAS_MASK: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr,
     ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile: where its elements are in x; its channels within the group; what is there; what of it counts."""
+    """Return a tile's offsets in x, its channels within the group, which elements exist, and which of them count."""
     values, channels, groups, sample_stride, group_stride, value_stride, channel_stride = shape
     d = channels_of(d_tile, ALONG_D, K, D)
     v = tl.arange(0, V)[None, :, None]
@@ -72,7 +72,7 @@ def moments_of_group(
     x, mask, group, first, last, v_tiles, shape, CENTER: tl.constexpr, HAS_MASK: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, ALONG_D: tl.constexpr, DOUBLE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """n, shift, mean and m2, each (1, 1, 1), of the tiles from first to last; without CENTER of squares about 0."""
+    """Compute n, shift, mean and m2, each (1, 1, 1), of the tiles from first to last. Without CENTER, mean is 0."""
     G: tl.constexpr = accessed_at_once(UNIT, D if LAST else V)
     A: tl.constexpr = V * D // G if LAST else V // G
     B: tl.constexpr = 1 if LAST else D
@@ -90,7 +90,7 @@ def moments_of_group(
         value = tl.reshape(load(x, at, where, DOUBLE), (K, A, G, 1, B))
         where = tl.reshape(tl.broadcast_to(where, (K, V, D)), (K, A, G, 1, B))
         if CENTER:
-            # Where all K are there, whole lanes are or are not.
+            # Where all K tiles exist, a lane exists as a whole or not at all.
             if ALONG_D:
                 full = (d_tile + 1) * (K * D) <= shape[1]
                 lane = (v_tile * V + lane_v < shape[0]) & (lane_d < D)
@@ -130,7 +130,7 @@ def normalize_group(
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, ALONG_D: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """y of the tiles from first to last."""
+    """Write y of the tiles from first to last."""
     channels, groups = shape[1], shape[2]
     for t in range(first, last):
         at, d, there, where = place(
@@ -153,7 +153,7 @@ def sums_of_group(
     ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr,
     ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Σ∂ℓ/∂x̂ and Σx̂·∂ℓ/∂x̂ of a range of tiles; Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of each channel in it go to (2, parts, G·D)."""
+    """Compute Σ∂ℓ/∂x̂ and Σx̂·∂ℓ/∂x̂ of a range of tiles. Write its channels' Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z to (2, parts, G·D)."""
     channels, groups = shape[1], shape[2]
     DEEP: tl.constexpr = K if ALONG_D else 1
     total = widen(tl.zeros([DEEP, 1, D], tl.float32), DOUBLE)
@@ -197,7 +197,7 @@ def differentiate_group(
     HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x and ∂ℓ/∂z of the tiles from first to last, by the means of ∂ℓ/∂x̂ and x̂·∂ℓ/∂x̂."""
+    """Write ∂ℓ/∂x and ∂ℓ/∂z of the tiles from first to last, from the means of ∂ℓ/∂x̂ and x̂·∂ℓ/∂x̂."""
     channels, groups = shape[1], shape[2]
     mean_g, mean_g_xhat = means
     for t in range(first, last):
@@ -226,7 +226,7 @@ def differentiate_group(
 
 @triton.jit
 def group_statistics(mean, var, group, EPS: tl.constexpr, DOUBLE: tl.constexpr):
-    """μ and 1/√(σ² + ε)."""
+    """Load μ and 1/√(σ² + ε)."""
     rstd = root_reciprocal(widen(tl.load(var + group), DOUBLE), EPS, DOUBLE)
     return widen(tl.load(mean + group), DOUBLE), rstd
 
@@ -239,7 +239,7 @@ def group_forward_kernel(
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, ALONG_D: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Moments and y of a group, all in one program: the second reading comes from a cache."""
+    """Write moments and y of a group, in one program that reads it a second time from a cache."""
     group = tl.program_id(0)
     last = v_tiles * d_tiles
     shape = (values, channels, groups, sample_stride, group_stride, value_stride, channel_stride)
@@ -264,7 +264,7 @@ def group_moments_kernel(
     v_tiles, d_tiles, each, splits, all_groups, CENTER: tl.constexpr, HAS_MASK: tl.constexpr, DOUBLE: tl.constexpr,
     UNIT: tl.constexpr, LAST: tl.constexpr, ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Program (group, split): n, shift, mean, m2 of its tiles, to (splits, groups) and (3, splits, groups)."""
+    """Write n, shift, mean, m2 of the tiles of a (group, split), to (splits, groups) and (3, splits, groups)."""
     pid = tl.program_id(0)
     group = pid % all_groups
     split = pid // all_groups
@@ -289,7 +289,7 @@ def group_apply_kernel(
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, ALONG_D: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """y by statistics that have been taken."""
+    """Write y, with given statistics."""
     pid = tl.program_id(0)
     group = pid % all_groups
     first = pid // all_groups * each
@@ -310,7 +310,7 @@ def group_backward_kernel(
     HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x of a group, and its sample's part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, samples, G·D)."""
+    """Write ∂ℓ/∂x of a group, and its sample's part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, samples, G·D)."""
     group = tl.program_id(0)
     shape = (values, channels, groups, sample_stride, group_stride, value_stride, channel_stride)
     statistics = group_statistics(mean, var, group, EPS, DOUBLE)
@@ -335,7 +335,7 @@ def group_sums_kernel(
     HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, ALONG_D: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Program (group, split): sums of its range of channels and values, to (2, splits, groups); by channel, to
+    """Write the sums of a (group, split) over its channels and values, to (2, splits, groups); those of each channel to
     (2, v_splits · samples, G·D)."""
     pid = tl.program_id(0)
     group = pid % all_groups
@@ -363,7 +363,7 @@ def group_differentiate_kernel(
     DOUBLE: tl.constexpr, UNIT: tl.constexpr, LAST: tl.constexpr, ALONG_D: tl.constexpr, K: tl.constexpr,
     V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x by sums that have been taken."""
+    """Write ∂ℓ/∂x, with given sums."""
     pid = tl.program_id(0)
     group = pid % all_groups
     first = pid // all_groups * each

@@ -26,7 +26,7 @@ _LAUNCHERS: dict[str, Callable[..., Any]] = {
 }
 
 IMPLEMENTATIONS = {name: ops.CHECKS[name].checked(launcher) for name, launcher in _LAUNCHERS.items()}
-"""What launches an op's kernels, by name: eagerly, traced or interpreted, on nothing that is not checked."""
+"""The function that launches an op's kernels, by name, with the arguments checked: eager, traced or interpreted."""
 
 KERNELS: list[Any] = [
     kernel
@@ -34,4 +34,4 @@ KERNELS: list[Any] = [
     for name, kernel in vars(module).items()
     if name.endswith("_kernel") and isinstance(kernel, triton.runtime.KernelInterface)
 ]
-"""All kernels that these launch."""
+"""All kernels that these functions launch."""

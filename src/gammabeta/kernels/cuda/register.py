@@ -1,11 +1,11 @@
-"""The Triton kernels as the ops' implementation for CUDA: when they serve, and how the dispatcher comes to them.
+"""Registration of the Triton kernels as the ops' implementation for CUDA, and when they are used.
 
-What `torch.library.triton_op` does for an op that it declares itself, for ops that are declared already: eagerly, the
-kernels are launched; while torch.compile traces, an op gives way to the launches that it is made of (`wrap_triton`), so
-that the compiler sees kernels and not a closed op; an exported graph keeps the op. Fakes and autograd are those of
-the op.
+It does for ops that are already declared what `torch.library.triton_op` does for an op that it declares itself.
+Eagerly, the kernels are launched. While torch.compile traces, an op is replaced by its launches (`wrap_triton`), so
+that the compiler sees kernels and not an opaque op. An exported graph keeps the op. Fakes and autograd are those of the
+op.
 
-The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where the kernels do not serve, the
+The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where they cannot be used, the
 default implementations run, and `missing()` says why.
 """
 
@@ -26,19 +26,19 @@ from torch import Tensor
 from gammabeta import ops
 
 LEAST_CAPABILITY = (8, 0)
-"""Of a GPU, for which Triton itself is made. Unmeasured on any but compiled for 8.0 and 9.0."""
+"""Lowest compute capability of a GPU, as Triton itself requires. Compiled for 8.0 and 9.0, measured on none."""
 
 _library: torch.library.Library | None = None
 _refused: set[str] = set()
-"""Ops of which Triton could not compile or launch a kernel here."""
+"""Ops with a kernel that Triton could not compile or launch here."""
 
 
 def missing() -> str | None:
-    """Why the Triton kernels do not serve CUDA tensors here, None where they do. May start CUDA."""
+    """Return why the Triton kernels cannot be used here, None where they can. May start CUDA."""
     if os.environ.get("GAMMABETA_KERNELS") == "0":
         return "switched off by GAMMABETA_KERNELS=0"
     if torch.version.hip is not None:
-        return "this torch is built for ROCm, on which they were never tried"
+        return "this torch is built for ROCm, which was never tested"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     if importlib.util.find_spec("triton") is None:
@@ -56,10 +56,10 @@ def missing() -> str | None:
 
 @functools.cache
 def serves() -> bool:
-    """Whether the kernels serve CUDA tensors; asked once, when the first comes.
+    """Return whether the kernels are used for CUDA tensors. Decided once, at the first CUDA tensor.
 
     Raises:
-        RuntimeError: they do not, and GAMMABETA_KERNELS=1 asks for them.
+        RuntimeError: they are not, and GAMMABETA_KERNELS=1 asks for them.
     """
     reason = missing()
     if reason is None:
@@ -67,13 +67,13 @@ def serves() -> bool:
     wanted = os.environ.get("GAMMABETA_KERNELS")
     if wanted == "1":
         raise RuntimeError(
-            f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}. "
-            "Unset it to go on without them."
+            f"gammabeta: GAMMABETA_KERNELS=1 requires the Triton kernels for CUDA, but {reason}. "
+            "Unset it to run without them."
         )
     if wanted != "0" and multiprocessing.parent_process() is None:
         warnings.warn(
-            f"gammabeta: the Triton kernels for CUDA are left out: {reason}. Results are right all the same, by "
-            "torch's own ops and the reference in plain torch. GAMMABETA_KERNELS=0 goes without them.",
+            f"gammabeta: the Triton kernels for CUDA are not used: {reason}. Results are still right, by torch's "
+            "own ops and the reference in plain torch. GAMMABETA_KERNELS=0 runs without them.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -81,23 +81,24 @@ def serves() -> bool:
 
 
 def triton_version() -> str:
+    """Return the version of the installed Triton."""
     return importlib.metadata.version("triton")
 
 
 @functools.cache
 def implementations() -> dict[str, Callable[..., Any]]:
-    """The ops' implementations by name. Imports the kernels."""
+    """Return the ops' implementations by name. Imports the kernels."""
     from torch._library.triton import triton_ops_to_kernels
 
     from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS, KERNELS
 
-    # By these torch's caches of compiled code know that a kernel has changed.
+    # torch's caches of compiled code read these to see that a kernel has changed.
     triton_ops_to_kernels.update({f"gammabeta::{name}": KERNELS for name in IMPLEMENTATIONS})
     return IMPLEMENTATIONS
 
 
 def register() -> None:
-    """Make them the CUDA implementation of the ops, once. Imports no kernel and starts no CUDA."""
+    """Register the kernels as the CUDA implementation of the ops, once. Imports no kernel and does not start CUDA."""
     global _library
     if _library is not None:
         return
@@ -109,16 +110,16 @@ def register() -> None:
 
 
 def register_decomposition(name: str, library: torch.library.Library) -> None:
-    """While functions are traced, the op gives way to its launches."""
+    """Replace the op by its launches while functions are traced."""
     from torch._subclasses.functional_tensor import FunctionalTensorMode
 
     torch.library.register_torch_dispatch(
-        f"gammabeta::{name}", FunctionalTensorMode, functools.partial(decomposed, name), lib=library
+        f"gammabeta::{name}", FunctionalTensorMode, functools.partial(decompose, name), lib=library
     )
 
 
 def launching(name: str) -> Callable[..., Any]:
-    """The op for tensors: by kernels, or by the default implementation where they do not serve or nothing is there."""
+    """Return the op for tensors. It runs the default implementation where x is empty or the kernels cannot be used."""
 
     def op(*args: Any) -> Any:
         x: Tensor = args[0]
@@ -126,10 +127,10 @@ def launching(name: str) -> Callable[..., Any]:
             return ops.DEFAULTS[name](*args)
         ops.CHECKS[name].check_memory(args)
         try:
-            # On the device of x, and without the tracing that only a compiler needs.
-            # Where x is on no GPU another argument is, and the launcher refuses them.
+            # On the device of x, without the tracing that only a compiler needs. If x is not on a GPU, another argument
+            # is, and the launcher refuses them.
             with torch.cuda.device(x.device if x.is_cuda else None):
-                return launched(name, args)
+                return launch(name, args)
         except Exception as error:
             refuse(name, error)
             return ops.DEFAULTS[name](*args)
@@ -138,7 +139,7 @@ def launching(name: str) -> Callable[..., Any]:
 
 
 def refuse(name: str, error: Exception) -> None:
-    """Leave an op to its default implementation from now on, since Triton cannot compile or launch a kernel of it.
+    """Use the op's default implementation from now on, since Triton cannot compile or launch one of its kernels.
 
     Raises:
         Exception: the error itself, where it is not Triton's or GAMMABETA_KERNELS=1 asks for the kernels.
@@ -151,21 +152,22 @@ def refuse(name: str, error: Exception) -> None:
     first = next(iter(str(error).splitlines()), "")
     warnings.warn(
         f"gammabeta: the Triton kernel of {name} does not run here: {type(error).__name__}: {first}. From now on "
-        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come "
-        "slower.",
+        "torch's own ops and the reference in plain torch replace it: results are still right, but slower.",
         RuntimeWarning,
         stacklevel=3,
     )
 
 
-def launched(name: str, args: tuple[Any, ...]) -> Any:
+def launch(name: str, args: tuple[Any, ...]) -> Any:
+    """Launch the op's kernels, untraced."""
     from torch._library.triton import set_wrap_triton_enabled
 
     with set_wrap_triton_enabled(False):
         return implementations()[name](*args)
 
 
-def decomposed(name: str, mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+def decompose(name: str, mode: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
+    """Run the op's launches under the tracing mode, or the op itself where it stays one."""
     from torch.export._trace import custom_triton_ops_decomposition_disabled
 
     x: Tensor = args[0]

@@ -1,7 +1,7 @@
 """The Triton kernels of norms over rows that fit into registers: LayerNorm and RMSNorm, and both of x + residual.
 
 x is (R, D), contiguous; γ and β are (D,), the mask is (R,), and D is a multiple of UNIT. A tile is (R, D) with all of
-D, so that everything is read once. In the backward a program takes a run of rows and leaves one partial sum of the
+D, so that everything is read once. In backward a program takes a run of rows and writes one partial sum of the
 parameters' gradients.
 """
 
@@ -16,7 +16,7 @@ from gammabeta.kernels.cuda.finish import backward_of_finish, finish, load_param
 
 @triton.jit
 def counted_rows(mask, row, rows, HAS_MASK: tl.constexpr):
-    """Which rows of a tile, (R, 1), are there and count."""
+    """Return which rows of a tile, (R, 1), exist and count."""
     if HAS_MASK:
         return (row < rows) & (tl.load(mask + row, mask=row < rows, other=0) != 0)
     else:
@@ -25,7 +25,7 @@ def counted_rows(mask, row, rows, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def row_moments(x, where, length, CENTER: tl.constexpr, DOUBLE: tl.constexpr):
-    """Mean and variance of every row, (R, 1): two passes with the correction of the mean, all in registers."""
+    """Compute mean and variance of every row, (R, 1), in two passes over registers, with a correction of the mean."""
     n = widen(length, DOUBLE)
     if CENTER:
         shift = tl.sum(x, 1, keep_dims=True) / n
@@ -45,7 +45,7 @@ def row_forward_kernel(
     HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr,
     R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """y and the statistics of a tile of rows. ADD: of x + residual, which is written to `total`."""
+    """Compute y and the statistics of a tile of rows. ADD: of x + residual, which is written to `total`."""
     length = multiple(length, UNIT)
     row = tl.program_id(0) * R + tl.arange(0, R)[:, None]
     d = tl.arange(0, D)[None, :]
@@ -55,7 +55,7 @@ def row_forward_kernel(
     where = counted & (d < length)
     value = load(x, at, where, DOUBLE)
     if ADD:
-        # Normalized as it is stored, so that backward, which has nothing else, sees the same numbers.
+        # Normalize the sum as it is stored, since backward reads only that.
         value = (value + load(residual, at, where, DOUBLE)).to(total.dtype.element_ty)
         tl.store(total + at, value, mask=there)
         value = widen(value, DOUBLE)
@@ -78,7 +78,7 @@ def row_backward_kernel(
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_MASK: tl.constexpr, ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr, DOUBLE: tl.constexpr, UNIT: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """∂ℓ/∂x of a run of tiles, and its part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, programs, D). ADD: `g_total` is added."""
+    """Write ∂ℓ/∂x of a run of tiles, and its part of ∂ℓ/∂β and ∂ℓ/∂γ, to (2, programs, D). ADD: plus `g_total`."""
     length = multiple(length, UNIT)
     program = tl.program_id(0)
     first = program * each
@@ -113,7 +113,7 @@ def row_backward_kernel(
         if HAS_MASK:
             out = tl.where(where, out, 0.0)
         if ADD:
-            # Rounded before the sum, as the reference's own gradient is.
+            # Rounded before the sum, as the reference's gradient is.
             out = widen(out.to(g_x.dtype.element_ty), DOUBLE) + load(g_total, at, there, DOUBLE)
         store(g_x, at, out, there)
     if HAS_BIAS:

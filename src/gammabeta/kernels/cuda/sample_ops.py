@@ -1,4 +1,4 @@
-"""The ops of the sample norms by Triton kernels: LayerNorm, RMSNorm, GroupNorm, InstanceNorm, and of x + residual."""
+"""The ops of the sample norms, as launches of Triton kernels: Layer-, RMS-, Group- and InstanceNorm, add_… norms."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.library import wrap_triton
 
 from gammabeta import reference
-from gammabeta.kernels.cuda import channel_norm, group_norm, row_norm
-from gammabeta.kernels.cuda import launch as launch
+from gammabeta.kernels.cuda import channel_norm, group_norm, launch, row_norm
 from gammabeta.kernels.cuda.launch import GroupTiles, ceil_div, power_of_2, unit_of
 from gammabeta.kernels.cuda.sums import sum_partials
 from gammabeta.kernels.cuda.tensors import Layout, Outputs, dense, finish_constants, layout_of, or_empty
@@ -34,7 +33,7 @@ class View:
     def of(cls, x: Tensor, sample_axes: int, channel_axes: int, groups: int) -> View:
         channels = math.prod(x.shape[sample_axes : sample_axes + channel_axes])
         values = math.prod(x.shape[sample_axes + channel_axes :])
-        # Channels contiguous is a layout of (N, C, *positions) alone.
+        # Only (N, C, *positions) can have contiguous channels.
         layout = layout_of(x) if (sample_axes, channel_axes) == (1, 1) and x.ndim > 2 else Layout(False)
         return cls(layout, math.prod(x.shape[:sample_axes]), groups, channels // groups, values, x.dtype.itemsize)
 
@@ -44,7 +43,7 @@ class View:
 
     @property
     def in_rows(self) -> bool:
-        """Whether a group is a row that fits into registers."""
+        """Return whether a group is a row that fits into registers."""
         return self.groups == 1 and self.values == 1 and self.channels <= launch.LAUNCH.row
 
     @property
@@ -55,8 +54,8 @@ class View:
         return launch.LAUNCH.group_tiles(self.values, self.channels, self.channels_last, self.value_bytes)
 
     def geometry(self) -> tuple[Any, ...]:
-        """values, channels, groups; the strides of samples, groups, values, channels; tiles along values and
-        channels."""
+        """Return values, channels, groups, the strides of samples, groups, values, channels, and the number of tiles
+        along values and channels."""
         sample = self.groups * self.channels * self.values
         if self.layout.channels_contiguous:
             strides = sample, self.channels, self.groups * self.channels, 1
@@ -65,7 +64,8 @@ class View:
         tiles = self.tiles()
         return self.values, self.channels, self.groups, *strides, tiles.v_count, tiles.d_count
 
-    def launched(self, constants: dict[str, Any]) -> dict[str, Any]:
+    def launch_arguments(self, constants: dict[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of a launch."""
         tiles = self.tiles()
         return {
             **constants, "UNIT": unit_of(self.channels if self.channels_last else self.values),
@@ -86,12 +86,8 @@ def sample_norm_forward(
     outputs = Outputs(view.layout)
     y = outputs.like(x, reference.output_dtype(x, residual))
     statistics = view.empty_statistics(x)
-    constants = {
-        "EPS": eps,
-        "CENTER": center,
-        **finish_constants(x, weight, bias, residual, mask, activation, slope),
-    }
-    residual = None if residual is None else view.layout.dense(residual)
+    constants = {"EPS": eps, "CENTER": center, **finish_constants(x, weight, bias, residual, mask, activation, slope)}
+    residual = view.layout.optional(residual)
     x, weight, bias, mask = view.layout.dense(x), dense(weight), dense(bias), dense(mask)
     if view.in_rows:
         normalize_rows(view, x, y, residual, None, mask, statistics, weight, bias, constants)
@@ -100,17 +96,17 @@ def sample_norm_forward(
     splits = launch.LAUNCH.group_splits(view.all_groups, tiles.v_count, tiles.d_count)
     if splits == (1, 1):
         wrap_triton(group_norm.group_forward_kernel)[(view.all_groups,)](
-            x, y, residual, mask, *statistics, weight, bias, *view.geometry(), **view.launched(constants)
+            x, y, residual, mask, *statistics, weight, bias, *view.geometry(), **view.launch_arguments(constants)
         )
         return outputs.results()[0], *statistics
     count = tiles.v_count * tiles.d_count
     each = ceil_div(count, math.prod(splits))
     parts = ceil_div(count, each)
-    take_moments(view, x, mask, statistics, each, parts, center)
+    reduce_moments(view, x, mask, statistics, each, parts, center)
     del constants["CENTER"]
     wrap_triton(group_norm.group_apply_kernel)[(view.all_groups * parts,)](
         x, y, residual, mask, *statistics[:2], weight, bias, *view.geometry(), each, view.all_groups,
-        **view.launched(constants),
+        **view.launch_arguments(constants),
     )  # fmt: skip
     return outputs.results()[0], *statistics
 
@@ -126,16 +122,16 @@ def normalize_rows(
     )  # fmt: skip
 
 
-def take_moments(
+def reduce_moments(
     view: View, x: Tensor, mask: Tensor | None, statistics: tuple[Tensor, Tensor, Tensor], each: int, parts: int,
     center: bool,
 ) -> None:  # fmt: skip
-    """The statistics of groups that several programs share."""
+    """Write the statistics of groups that several programs share."""
     partial_n = torch.empty((parts, view.all_groups), dtype=torch.int32, device=x.device)
     partials = torch.empty((3, parts, view.all_groups), dtype=statistics[0].dtype, device=x.device)
     constants = {"CENTER": center, "HAS_MASK": mask is not None, "DOUBLE": x.dtype == torch.float64}
     wrap_triton(group_norm.group_moments_kernel)[(view.all_groups * parts,)](
-        x, mask, partial_n, partials, *view.geometry(), each, parts, view.all_groups, **view.launched(constants)
+        x, mask, partial_n, partials, *view.geometry(), each, parts, view.all_groups, **view.launch_arguments(constants)
     )
     wrap_triton(channel_norm.channel_merge_kernel)[(ceil_div(view.all_groups, launch.LAUNCH.merged),)](
         partial_n, partials, *statistics, view.all_groups, parts, VARIANCE=True,
@@ -153,16 +149,12 @@ def sample_norm_backward(
     outputs = Outputs(view.layout)
     g_x = outputs.like(x)
     g_residual = None if residual is None else outputs.like(residual)
-    constants = {
-        "EPS": eps,
-        "CENTER": center,
-        **finish_constants(x, weight, bias, residual, mask, activation, slope),
-    }
+    constants = {"EPS": eps, "CENTER": center, **finish_constants(x, weight, bias, residual, mask, activation, slope)}
     g_weight, g_bias = (
         None if t is None else torch.empty_like(t, memory_format=torch.contiguous_format) for t in (weight, bias)
     )
     tensors = (
-        view.layout.dense(g_y), view.layout.dense(x), None if residual is None else view.layout.dense(residual),
+        view.layout.dense(g_y), view.layout.dense(x), view.layout.optional(residual),
         dense(mask), g_x, g_residual,
     )  # fmt: skip
     parameters = dense(weight), dense(bias)
@@ -173,7 +165,7 @@ def sample_norm_backward(
         partials = empty_partials(view, view.samples, x)
         wrap_triton(group_norm.group_backward_kernel)[(view.all_groups,)](
             *tensors, mean, var, count, *parameters, partials, view.samples, *view.geometry(),
-            **view.launched(constants),
+            **view.launch_arguments(constants),
         )  # fmt: skip
     else:
         partials = differentiate_shared_groups(view, tensors, (mean, var, count), parameters, constants)
@@ -185,7 +177,7 @@ def sample_norm_backward(
 
 
 def as_promised(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    """With the strides that `torch.empty_like` gives the parameter's gradient."""
+    """Return the gradient with the strides of `torch.empty_like(parameter)`."""
     if gradient is None or parameter is None or parameter.is_contiguous():
         return gradient
     return torch.empty_like(parameter).copy_(gradient)
@@ -201,7 +193,7 @@ def differentiate_rows(
     g_x: Tensor, g_residual: Tensor | None, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None,
     constants: dict[str, Any],
 ) -> Tensor:  # fmt: skip
-    """∂ℓ/∂x, and every program's part of ∂ℓ/∂β and ∂ℓ/∂γ."""
+    """Write ∂ℓ/∂x, and return every program's part of ∂ℓ/∂β and ∂ℓ/∂γ."""
     r, d, warps = launch.LAUNCH.row_tiles(view.samples, view.channels, launch.LAUNCH.row_backward_values)
     tiles = ceil_div(view.samples, r)
     each, programs = launch.LAUNCH.row_programs(tiles, warps)
@@ -218,7 +210,7 @@ def differentiate_shared_groups(
     view: View, tensors: tuple[Tensor | None, ...], statistics: tuple[Tensor, Tensor, Tensor],
     parameters: tuple[Tensor | None, Tensor | None], constants: dict[str, Any],
 ) -> Tensor:  # fmt: skip
-    """The same for groups that several programs share."""
+    """Do the same for groups that several programs share."""
     g_y, x, residual, mask = tensors[:4]
     assert x is not None
     tiles = view.tiles()
@@ -231,14 +223,21 @@ def differentiate_shared_groups(
     of_sums = {name: value for name, value in constants.items() if name != "CENTER"}
     wrap_triton(group_norm.group_sums_kernel)[(view.all_groups * splits,)](
         g_y, x, residual, mask, *statistics[:2], *parameters, partials, totals, view.samples, *view.geometry(), v_each,
-        d_each, v_splits, splits, view.all_groups, **view.launched(of_sums),
+        d_each, v_splits, splits, view.all_groups, **view.launch_arguments(of_sums),
     )  # fmt: skip
     sums = [torch.empty(view.all_groups, dtype=partials.dtype, device=x.device) for _ in range(2)]
     sum_partials(totals, *sums)
     each = ceil_div(v_tiles * d_tiles, splits)
     parts = ceil_div(v_tiles * d_tiles, each)
     wrap_triton(group_norm.group_differentiate_kernel)[(view.all_groups * parts,)](
-        *tensors, *statistics, *sums, *parameters, *view.geometry(), each, view.all_groups, **view.launched(constants)
+        *tensors,
+        *statistics,
+        *sums,
+        *parameters,
+        *view.geometry(),
+        each,
+        view.all_groups,
+        **view.launch_arguments(constants),
     )
     return partials
 

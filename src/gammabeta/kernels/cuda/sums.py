@@ -1,4 +1,4 @@
-"""Partial sums, one of each program, added up in a fixed order."""
+"""Sums of the programs' partial sums, in a fixed order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.library import wrap_triton
 from gammabeta.kernels.cuda.arithmetic import store, widen
 from gammabeta.kernels.cuda.launch import ceil_div, power_of_2
 
-PARTIALS = 128  # of a tile
-COLUMNS = 32  # of a program
+PARTIALS = 128  # per tile
+COLUMNS = 32  # per program
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def sum_partials_kernel(
     partials, first_out, second_out, rows, columns, HAS_FIRST: tl.constexpr, HAS_SECOND: tl.constexpr,
     DOUBLE: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the rows of (2, rows, columns), each to its own output in that one's dtype."""
+    """Sum (2, rows, columns) over its rows, each half into its own output, in the dtype of that output."""
     c = tl.program_id(0) * C + tl.arange(0, C)[None, :]
     first = widen(tl.zeros([K, C], tl.float32), DOUBLE)
     second = first
@@ -42,7 +42,7 @@ def sum_partials_kernel(
 
 
 def sum_partials(partials: Tensor, first: Tensor | None, second: Tensor | None) -> None:
-    """Σ over axis 1 of (2, K, C), to `first` and `second`, of (C,) elements and any dtype."""
+    """Sum (2, K, C) over axis 1, into `first` and `second` of shape (C,) and any dtype."""
     _, rows, columns = partials.shape
     constants: dict[str, Any] = {"HAS_FIRST": first is not None, "HAS_SECOND": second is not None}
     wrap_triton(sum_partials_kernel)[(ceil_div(columns, COLUMNS),)](
