@@ -75,7 +75,7 @@ class Kernels(COMMAND):  # type: ignore[misc, valid-type]
             except Exception as error:
                 reason = f"building them failed ({type(error).__name__}: {error})"
         if KERNELS == "1":
-            raise SystemExit(f"gammabeta: GAMMABETA_KERNELS=1 asks for the native kernels, and {reason}.")
+            raise SystemExit(f"gammabeta: GAMMABETA_KERNELS=1 requires the native kernels, but {reason}.")
         print(f"gammabeta: installed WITHOUT its native CPU kernels: {reason}.", file=sys.stderr, flush=True)
         for one in self.extensions:  # else that of an older build would be packaged
             Path(self.get_ext_fullpath(one.name)).unlink(missing_ok=True)

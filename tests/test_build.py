@@ -1,4 +1,4 @@
-"""The build: without a compiler it installs all the same, and asked for kernels it does not."""
+"""The build: without a compiler the package still installs, unless the kernels are required."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of what is installed, without what an earlier build left."""
+    """Copy the installed files, without the results of an earlier build."""
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", tmp_path / "tree" / "src", ignore=ignored)
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
@@ -22,7 +22,7 @@ def tree(tmp_path):
 
 
 def install(tree, **variables):
-    """Install the tree beside itself, with a compiler that fails; pip's verbose output shows the build's own."""
+    """Install the tree into a folder beside it, with a compiler that fails. pip's verbose output has the build's."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GAMMABETA_")}
     false = shutil.which("false")
     pip = [sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index"]
@@ -69,7 +69,7 @@ def test_without_a_compiler_it_installs_and_says_so(tree, variables, reason):
 def test_asked_for_kernels_that_cannot_be_built_it_fails(tree):
     done = install(tree, GAMMABETA_KERNELS="1")
     assert done.returncode != 0
-    assert "gammabeta: GAMMABETA_KERNELS=1 asks for the native kernels, and building them failed (" in done.stdout
+    assert "gammabeta: GAMMABETA_KERNELS=1 requires the native kernels, but building them failed (" in done.stdout
     assert not (tree.parent / "site" / "gammabeta").exists()
 
 

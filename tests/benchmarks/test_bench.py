@@ -1,4 +1,4 @@
-"""The benchmarks: turns, percentiles, rings, tables and files; nothing here asserts a time."""
+"""The benchmarks: turns, percentiles, rings, tables and files. Nothing here asserts a time."""
 
 import datetime
 import functools
@@ -44,7 +44,7 @@ def subject(*rows, unit="copies", missing=lambda: None):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Runs the engine with these subjects; what it printed and wrote."""
+    """Run the engine with these subjects. What it printed is in `text`."""
     monkeypatch.setattr(gb, "warm_allocator", lambda: "kept warm for the test")
 
     def call(*subjects, **options):
@@ -61,7 +61,7 @@ def run(monkeypatch, tmp_path):
 
 def test_every_round_begins_with_another_contestant():
     names = ["a", "b", "c"]
-    assert [contest.in_turn(names, turn) for turn in range(4)] == [
+    assert [contest.rotated(names, turn) for turn in range(4)] == [
         ["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"],
     ]  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_contestants_are_timed_in_turns_each_on_the_next_buffer():
 
     contest.contest(row(build=build), 1, 3, False)
     assert timed[:9] == [(name, number) for name in (OURS, TORCH, COPY) for number in range(3)], "warmed up"
-    # Twice round the ring of two with results held, so in two rounds; then three that are timed, the order moving on.
+    # Two rounds of warm-up: twice the ring of two, with results held. Then three timed rounds, the order rotating.
     turns = [(OURS, TORCH, COPY), (TORCH, COPY, OURS), *((OURS, TORCH, COPY), (TORCH, COPY, OURS), (COPY, OURS, TORCH))]
     assert timed[9:] == list(zip([name for turn in turns for name in turn], range(15), strict=True))
 
@@ -97,7 +97,7 @@ def test_results_are_held_as_long_as_the_ring_goes_round():
         return Field({name: lambda number: Output for name in (OURS, TORCH, COPY)}, slots=4)
 
     contest.contest(row(build=build), 1, 5, False)
-    # Four that are held and the one that has just come.
+    # Four that are held, and the newest.
     assert (Output.most, Output.alive) == (4 + 1, 0)
 
 
@@ -122,16 +122,16 @@ def test_copies_ratios_and_limits():
     assert this.copies() == (1.0, 1.5, 2.0)
     assert this.copies(TORCH) == (2.5, 3.0, 3.5)
     assert this.ratio() == 0.5
-    assert this.met() is True
-    assert result((2.0, 3.1, 4.0), (5.0, 6.0, 7.0), copy=2.0, at_most=1.5).met() is False
-    assert result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0)).met() is None
-    assert result((2.0, 3.0, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).met() is True
-    assert result((2.0, 3.2, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).met() is False
+    assert this.within_limit() is True
+    assert result((2.0, 3.1, 4.0), (5.0, 6.0, 7.0), copy=2.0, at_most=1.5).within_limit() is False
+    assert result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0)).within_limit() is None
+    assert result((2.0, 3.0, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).within_limit() is True
+    assert result((2.0, 3.2, 4.0), (1.0, 2.0, 7.0), at_most_of_torch=1.5).within_limit() is False
 
 
 def test_where_we_are_not_ahead():
-    assert result((2.0, 3.0, 4.0), (3.0, 3.1, 4.0), compiled=(8.0, 9.0, 9.0)).ahead_of_us() == {}
-    assert result((2.0, 3.0, 4.0), (1.0, 3.0, 4.0), compiled=(1.0, 1.5, 1.9)).ahead_of_us() == {
+    assert result((2.0, 3.0, 4.0), (3.0, 3.1, 4.0), compiled=(8.0, 9.0, 9.0)).at_least_as_fast() == {}
+    assert result((2.0, 3.0, 4.0), (1.0, 3.0, 4.0), compiled=(1.0, 1.5, 1.9)).at_least_as_fast() == {
         TORCH: "1.00 of its time, ranges overlap",
         COMPILED: "2.00 of its time, ranges apart",
     }
@@ -151,16 +151,8 @@ def test_a_ring_s_contestants_compute_the_norm_on_tensors_in_turn(backward, grad
         assert torch.is_grad_enabled() is gradients
         return x * weight[:, None, None]
 
-    field = ring.norm_field(
-        norm,
-        norm,
-        shape=(2, 6, 3, 3),
-        layout="channels_last",
-        parameters=[weight],
-        backward=backward,
-        gradients=gradients,
-        compiled=False,
-    )
+    inputs = ring.Inputs((2, 6, 3, 3), layout="channels_last", parameters=[weight], gradients=gradients)
+    field = ring.norm_field(norm, norm, inputs, backward=backward, compiled=False)
     assert list(field.contestants) == [OURS, TORCH, COPY]
     assert field.slots == ring.slots_for(2 * 6 * 9 * 4) == ring.MOST_SLOTS
     outs = [field.contestants[OURS](number)() for number in range(field.slots + 1)]
@@ -172,7 +164,7 @@ def test_a_ring_s_contestants_compute_the_norm_on_tensors_in_turn(backward, grad
         assert g_x.shape == (2, 6, 3, 3)
         torch.testing.assert_close(g_x / 2 * seen[0], g_x * seen[0] / 2)
         torch.testing.assert_close((g_x / 2 * seen[0].detach()).sum((0, 2, 3)), g_weight)
-        # Round once: the same buffer, the kept graph.
+        # After a full turn: the same buffer and the kept graph.
         torch.testing.assert_close(outs[-1][0], g_x)
     else:
         torch.testing.assert_close(outs[0], seen[-field.slots - 1] * 2)
@@ -238,7 +230,7 @@ def test_a_file_for_each_subject(run, tmp_path):
     assert [line.partition(":")[0] for line in over] == [
         f"- norm, backward (4, 8) float32 contiguous, {threads}" for threads in ("1 thread", "2 threads")
     ]
-    assert "## Where we are not ahead" in text
+    assert "## Where torch is as fast or faster" in text
     assert "Partial" not in text
     assert "norm, backward" in run.text
     assert f"written to {path}" in run.text
@@ -248,12 +240,14 @@ def test_rows_where_we_are_not_ahead_are_listed_with_both_figures():
     rows = [result((2.0, 3.0, 4.0), (1.0, 1.5, 1.9)), result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0))]
     plan = engine.Plan((subject(),), (1,), 3, False, False, Path("."), "gammabeta bench")
     text = engine.page(subject(), plan, rows, "warm", 2)
-    assert text.split("## Where we are not ahead\n\n")[1] == (
+    assert text.split("## Where torch is as fast or faster\n\n")[1] == (
         "- norm, forward (4, 8) float32 contiguous, 1 thread: 3.00 (2.00 – 4.00); torch 1.50 (1.00 – 1.90): "
         "2.00 of its time, ranges apart\n"
     )
     assert "## Over the limit\n\nNone.\n" in text
-    assert engine.page(subject(), plan, rows[1:], "warm", 1).endswith("## Where we are not ahead\n\nNowhere.\n")
+    assert engine.page(subject(), plan, rows[1:], "warm", 1).endswith(
+        "## Where torch is as fast or faster\n\nNowhere.\n"
+    )
 
 
 def test_a_contestant_that_did_not_run_is_named_with_its_reason(run):
@@ -371,7 +365,7 @@ def test_ctrl_c_leaves_the_command_with_130(monkeypatch):
 
 def test_help_names_the_subjects_without_importing_them():
     script = (
-        "import sys; from gammabeta import cli\n"
+        "import sys; from gammabeta.cli import main as cli\n"
         "try: cli.app(['bench', '--help'])\n"
         "except SystemExit: pass\n"
         "print('gammabeta.benchmarks.subjects' in sys.modules)"
@@ -420,7 +414,7 @@ def test_the_limits_are_those_that_were_set():
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Built as timm's: a norm that applies its activation itself."""
+    """A copy of timm's class: a norm that applies its activation itself."""
 
     def __init__(self, channels, act, drop=None):
         super().__init__(channels)
@@ -455,7 +449,7 @@ def test_the_swap_keeps_modules_parameters_and_results():
     assert list(ours.state_dict()) == list(theirs.state_dict())
     x, labels = torch.randn(7, 6, 12, 12), torch.randint(5, (7,))
     training_step.check_equal(ours, theirs, x, labels)
-    # Nothing was moved by the comparison.
+    # The comparison changed no statistics.
     assert all(int(norm.num_batches_tracked) == 0 for norm in norms)
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks' processes: they go in step, and end."""
+"""The benchmarks' processes: they make calls together, and end."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from gammabeta.benchmarks.world import World
 
 
 def calls():
-    """What the processes of these tests can do."""
+    """Return the calls of these tests' processes."""
     total = torch.zeros(())
 
     def add():
@@ -31,7 +31,7 @@ def calls():
 
 @pytest.fixture
 def children():
-    """The processes of this one that were not there before the test: others' pools stay."""
+    """Return the child processes that were started since the test began; pools of other tests stay."""
     before = set(multiprocessing.active_children())
     return lambda: [process for process in multiprocessing.active_children() if process not in before]
 

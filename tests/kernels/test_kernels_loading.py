@@ -1,6 +1,6 @@
-"""How the native kernels are loaded: there, not built, broken, switched off, and asked for.
+"""Loading of the native kernels: present, not built, broken, switched off, required.
 
-Each in a process of its own. What is missing is missing by an import hook that takes the extension's place.
+Each runs in a separate process, where an import hook takes the extension's place.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 import gammabeta
 from gammabeta import kernels, ops
 
-# An extension that is not there, or not loadable, as Python's import tells it.
+# An extension that is missing or cannot be loaded, as Python's import reports it.
 HOOK = """
 import importlib.abc, sys
 class Hook(importlib.abc.MetaPathFinder):
@@ -48,16 +48,16 @@ print("right")
 """
 
 UNDEFINED = "_cpu.abi3.so: undefined symbol: aoti_torch_x"
-CURE = "Install gammabeta again with pip's --no-build-isolation, where torch and g++ or clang++ are there"
+CURE = "Reinstall gammabeta with pip install --no-build-isolation, where torch and g++ or clang++ are installed"
 REASONS = {
     NOT_BUILT: "not built: there was no torch or no working C++ compiler when gammabeta was installed",
-    BROKEN: f"built, and they do not load beside torch {torch.__version__}: {UNDEFINED}",
+    BROKEN: f"built, but do not load with torch {torch.__version__}: {UNDEFINED}",
 }
 OFF = "switched off by GAMMABETA_KERNELS=0"
 
 
 def run(script, **variables):
-    """A process with these variables, and none of the kernels' that the tests were started with."""
+    """Run a process with these variables, without the kernels' variables of this process."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("GAMMABETA_")}
     return subprocess.run(
         [sys.executable, "-c", script], env={**own, **variables}, capture_output=True, text=True, timeout=120
@@ -75,9 +75,9 @@ def test_without_them_one_warning_and_the_right_numbers(hook):
     warnings, has_kernel, row, right = done.stdout.splitlines()
     assert warnings == repr(
         [
-            f"RuntimeWarning: gammabeta: the native CPU kernels are {REASONS[hook]}. Results are right all the same, "
-            f"by torch's own ops and the reference in plain torch, and come slower. {CURE}; or set GAMMABETA_KERNELS=0 "
-            "to go without them."
+            f"RuntimeWarning: gammabeta: the native CPU kernels are {REASONS[hook]}. Results are still right, but "
+            f"slower, by torch's own ops and the reference in plain torch. {CURE}; or set GAMMABETA_KERNELS=0 to run "
+            "without them."
         ]
     )
     assert (has_kernel, row, right) == ("False", without(REASONS[hook]), "right")
@@ -94,7 +94,7 @@ def test_switched_off_there_is_no_warning(hook):
 def test_asked_for_and_missing_they_are_an_error(hook):
     done = run(hook + USE, GAMMABETA_KERNELS="1")
     assert done.returncode == 1
-    expected = f"gammabeta: GAMMABETA_KERNELS=1 asks for the native CPU kernels, and they are {REASONS[hook]}. {CURE}."
+    expected = f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, but they are {REASONS[hook]}. {CURE}."
     assert done.stderr.splitlines()[-1] == f"ImportError: {expected}"
 
 

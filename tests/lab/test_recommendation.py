@@ -1,4 +1,4 @@
-"""What is recommended on the ground of a comparison, whose numbers are made up here."""
+"""What is recommended from a comparison, whose numbers are made up here."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from gammabeta.lab.outcome import Effect, Outcome, Room
 from gammabeta.lab.recommendation import choose, failed, not_compared, recommend
 
 BATCH = (3.0, 3.2, 3.1, 3.1)
-NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, give or take 0.5
+NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, with a spread of 0.5
 LEVEL = (1.1, 3.1, 2.1, 2.1)  # 1 below on average: the margin itself
 BETTER = (1.0, 1.1, 0.9, 1.0)
 NAMES = {"batch": "BatchNorm", "group": "GroupNorm", "none": "no normalization", "layer": "LayerNorm", "rms": "RMSNorm"}
 
 
 def compared(values, *, scale=ERROR, kind="images", devices=1, learned=True, seconds=None, saved=None):
-    """Norms with these values, a seed each; the first is the usual one."""
+    """Compare norms with these values, one per seed; the first is the usual one."""
     arms = side_by_side(
         [
             Compared(
@@ -34,11 +34,11 @@ def compared(values, *, scale=ERROR, kind="images", devices=1, learned=True, sec
 
 def test_the_usual_norm_is_chosen_unless_another_is_better_by_the_margin():
     assert choose(compared({"batch": BATCH, "group": (2.8, 3.0, 2.9, 2.9)})).norm == "batch"
-    # what is surely better comes before what is better by luck
+    # a norm that is surely better comes before one that is better by luck
     both = compared({"batch": BATCH, "group": BETTER, "renorm": (0.0, 4.0, -1.0, 0.0)})
     assert both.arms[2].gain.verdict == "inconclusive"
     assert choose(both).norm == "group"
-    # of two that are level the first: 0.3 is not worth a less usual norm, 1.3 is
+    # of two about equally good norms the first: 0.3 is not worth a less usual norm, 1.3 is
     level = {"batch": BATCH, "group": BETTER, "none": (0.7, 0.8, 0.6, 0.7)}
     assert choose(compared(level)).norm == "group"
     assert choose(compared({**level, "group": (1.7, 2.1, 1.8, 1.9)})).norm == "none"
@@ -103,7 +103,7 @@ def test_the_recommendation_says_what_is_not_distinguished():
 
 def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     effect = Effect(
-        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats a character", (-0.03, 0.03), 0.0, "supported", 2
+        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats per character", (-0.03, 0.03), 0.0, "supported", 2
     )
     outcomes = {
         "layernorm_in_transformers": Outcome("supported", "", [effect], Room(True, "")),
@@ -112,14 +112,15 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     values = {"layer": (1.70, 1.71, 1.72), "rms": (1.66, 1.67, 1.679), "padded": (1.80, 1.81, 1.83)}
     said = recommend(compared(values, scale=LOSS, kind="text"), outcomes)
     assert said["headline"].startswith(
-        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats a character, 0.040 nats ["
+        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats per character, 0.040 "
+        "nats ["
     )
     assert said["how"] == "gb.RMSNorm"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
-    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats a character, the usual choice."
-    assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of what was chosen
-    assert said["avoid"][0].startswith("padded: test loss 1.813 nats a character, 0.103 nats [")
-    # A tenth of a point of test error would be nothing; of the loss it is three margins.
+    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats per character, the usual choice."
+    assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of the chosen norm
+    assert said["avoid"][0].startswith("padded: test loss 1.813 nats per character, 0.103 nats [")
+    # A tenth of a point of test error would be negligible; as a difference of the loss it is three margins.
     assert recommend(compared(values), {})["headline"].count("LayerNorm, test error 1.7 %, the usual choice") == 1
 
 

@@ -1,6 +1,6 @@
 """The benchmarks: ours beside torch's and torch.compile's, as a table on the screen and a dated Markdown file.
 
-A file is written after every row, under a name that says that it is partial; the finished one takes its place.
+A file is written after every row, under a name that marks it as partial. The finished file replaces it.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ FIGURES = {"copies": 2, "µs": 1, "ms": 1}  # decimals
 IN_SECONDS = {"µs": 1e6, "ms": 1e3}
 
 METHOD = """\
-All contestants run in one process and take turns; the one that begins changes from round to round. A figure is the
-median over the rounds, with the 20th and 80th percentile in brackets. What a turn needs is got ready outside the
-clock: for backward, the forward has run, and `torch.autograd.grad` is timed on its kept graph."""
+All contestants run in one process and take turns; a different one begins each round. A figure is the median over the
+rounds, with the 20th and 80th percentile in brackets. Preparations are not timed: for backward, the forward has run
+before, and `torch.autograd.grad` is timed on its kept graph."""
 METHOD_OF_COPIES = """\
 The unit is the median of `y.copy_(x)` on tensors of the row's shape, dtype and layout, timed in the same turns: one
-copy reads and writes one tensor. Tensors come from a ring that fills the last-level cache twice, and results are held
-as long, so that none is hot from the last call. *Traffic* is what has to be read and written at the least, *floor*
-the same in copies; *saved* is what forward keeps for backward, x included, ours / torch's."""
+copy reads and writes one tensor. Tensors come from a ring that fills the last-level cache twice. Results are held for
+one turn of the ring, so that no tensor is hot from the last call. *Traffic* is the least that must be read and
+written, *floor* the same in copies. *Saved* is what forward keeps for backward, x included, ours / torch's."""
 
 
 class BenchError(Exception):
-    """What the user asked for cannot be done: one sentence, with what to do."""
+    """The benchmarks cannot be run as asked: one sentence, with what to do."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The benchmarks were interrupted; the message says what is written."""
+    """The benchmarks were interrupted; the message says what was written."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for, after checks."""
+    """The options of a run, after checks."""
 
     subjects: tuple[Subject, ...]
     threads: tuple[int, ...]
@@ -78,11 +78,11 @@ def bench(
     Sets malloc to keep its pages for the rest of the process (`gammabeta.warm_allocator`).
 
     Args:
-        subjects: names of files in benchmarks/; None for all.
-        threads: numbers of torch's threads, measured one after the other; None for one and for as many as torch has.
-        rounds: timings of each contestant in each row, at least 2; None for 15, or 5 if quick.
-        out: the folder for `<subject>-<date>.md`.
-        compiled: whether torch.compile takes part. It compiles once for each row and number of threads.
+        subjects: names of files in benchmarks/subjects/; None for all.
+        threads: numbers of torch's threads, measured one after the other; None for one and for all that torch has.
+        rounds: timings per contestant and row, at least 2; None for 15, or 5 if quick.
+        out: folder for `<subject>-<date>.md`.
+        compiled: whether torch.compile takes part. It compiles once per row and number of threads.
         quick: few rows and rounds.
         console: where to print; None for the terminal.
 
@@ -90,8 +90,8 @@ def bench(
         The files that were written.
 
     Raises:
-        BenchError: unknown subject, unusable numbers or folder.
-        Interrupted: after Ctrl-C; what was measured is in a file marked partial.
+        BenchError: an unknown subject, an unusable number or folder.
+        Interrupted: after Ctrl-C. What was measured is in a file marked as partial.
     """
     console = console or Console()
     plan = _plan(subjects, threads, rounds, out, compiled, quick)
@@ -118,6 +118,11 @@ def _plan(
     compiled: bool,
     quick: bool,
 ) -> Plan:
+    """Check the options.
+
+    Raises:
+        BenchError: as `bench`.
+    """
     known = {subject.name: subject for subject in SUBJECTS}
     for name in names or ():
         if name not in known:
@@ -144,6 +149,7 @@ def _plan(
 
 
 def _measure(subject: Subject, plan: Plan, warmed: str, console: Console) -> Path:
+    """Measure a subject and write its file."""
     today = datetime.date.today().isoformat()
     path = plan.out / f"{subject.name}-{today}.md"
     partial = path.with_suffix(".partial.md")
@@ -188,10 +194,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _show(subject: Subject, results: Sequence[Result], console: Console) -> None:
-    """Medians for the screen; the file has the rest."""
+    """Print the medians; the file has the rest."""
     for threads in dict.fromkeys(result.threads for result in results):
         table = Table(title=f"{subject.name}, {_threads(threads)}: medians {_unit(subject)}")
-        ours, theirs = subject.called(OURS), subject.called(TORCH)
+        ours, theirs = subject.name_of(OURS), subject.name_of(TORCH)
         for i, head in enumerate(("operation", "x", ours, "at most", theirs, COMPILED, f"/ {theirs}")):
             table.add_column(head, justify="right" if i > 1 else "left")
         for result in results:
@@ -200,21 +206,26 @@ def _show(subject: Subject, results: Sequence[Result], console: Console) -> None
                 x = f"{row.shape} {_name(row.dtype)}" + ("" if row.layout == "contiguous" else f" {row.layout}")
                 mine, torchs, compiled = (_median(subject, result, name) for name in (OURS, TORCH, COMPILED))
                 cells = (row.operation, x, mine, _limit(result), torchs, compiled, f"{result.ratio():.2f}")
-                table.add_row(*(escape(cell) for cell in cells), style="yellow" if result.met() is False else "")
+                table.add_row(
+                    *(escape(cell) for cell in cells), style="yellow" if result.within_limit() is False else ""
+                )
         console.print(table)
-    behind, broken = _behind(subject, results), sum(result.met() is False for result in results)
-    console.print(f"{broken} of {len(results)} rows over their limit, {len(behind)} times not ahead", highlight=False)
+    behind, broken = _as_fast(subject, results), sum(result.within_limit() is False for result in results)
+    console.print(
+        f"{broken} of {len(results)} rows over their limit; torch as fast or faster {len(behind)} times",
+        highlight=False,
+    )
 
 
 def page(subject: Subject, plan: Plan, results: Sequence[Result], warmed: str, expected: int) -> str:
-    """The Markdown file of a subject: how it was measured, a table for each number of threads, where we are behind.
+    """Write the page of a subject: how it was measured, a table per number of threads, where torch is as fast.
 
     Args:
         subject: what was measured.
-        plan: how.
-        results: of the rows that are done, at least one.
+        plan: how it was measured.
+        results: those of the finished rows, at least one.
         warmed: what was done to the allocator, in words.
-        expected: how many results there will be; with fewer the page says that it is partial.
+        expected: the final number of results; with fewer the page is marked as partial.
     """
     where = environment()
     kernels = "; ".join(f"{name}: {value}" for name, value in where["kernels"])
@@ -230,7 +241,7 @@ def page(subject: Subject, plan: Plan, results: Sequence[Result], warmed: str, e
         f"# {subject.title}",
         "",
         *(
-            [f"**Partial: {len(results)} of {expected} rows.** The run was interrupted or goes on.", ""]
+            [f"**Partial: {len(results)} of {expected} rows.** The run was interrupted or is still going on.", ""]
             if partial
             else []
         ),
@@ -255,12 +266,12 @@ def page(subject: Subject, plan: Plan, results: Sequence[Result], warmed: str, e
             f"|{'---|' * 3}{'---:|' * (len(heads) - 3)}",
             *(f"| {' | '.join(_cells(subject, result))} |" for result in results if result.threads == threads),
         ]
-    broken = [result for result in results if result.met() is False]
+    broken = [result for result in results if result.within_limit() is False]
     lines += ["", "## Over the limit", ""]
     lines += [f"- {_label(result)}: {_figure(subject, result, OURS)}, at most {_limit(result)}" for result in broken]
     lines += [] if broken else ["None."]
-    lines += ["", "## Where we are not ahead", ""]
-    behind = _behind(subject, results)
+    lines += ["", "## Where torch is as fast or faster", ""]
+    behind = _as_fast(subject, results)
     lines += [f"- {line}" for line in behind] or ["Nowhere."]
     refused = [
         f"- {_label(result)}, {name}: {why}" for result in results for name, why in sorted(result.refused.items())
@@ -274,7 +285,7 @@ def _heads(subject: Subject) -> list[str]:
     heads = ["operation", "shape", "dtype, layout"]
     if subject.unit == "copies":
         heads += ["traffic, MiB", "saved, MiB", "copy, ms", "floor"]
-    ours, theirs = subject.called(OURS), subject.called(TORCH)
+    ours, theirs = subject.name_of(OURS), subject.name_of(TORCH)
     return [*heads, "at most", ours, theirs, COMPILED, *subject.others, f"{ours} / {theirs}", "limit kept"]
 
 
@@ -286,13 +297,13 @@ def _cells(subject: Subject, result: Result) -> list[str]:
         saved = " / ".join(f"{result.saved[name] / 2**20:.1f}" for name in (OURS, TORCH) if name in result.saved)
         floor = "" if row.floor is None else f"{row.floor:g}"
         cells += [traffic, saved, f"{1e3 * result.seconds[COPY][1]:.2f}", floor]
-    kept = {True: "yes", False: "**no**", None: ""}[result.met()]
+    kept = {True: "yes", False: "**no**", None: ""}[result.within_limit()]
     figures = [_figure(subject, result, name) for name in (OURS, TORCH, COMPILED, *subject.others)]
     return [*cells, _limit(result), *figures, f"{result.ratio():.2f}", kept]
 
 
 def _figure(subject: Subject, result: Result, name: str) -> str:
-    """The median and, in brackets, the 20th and 80th percentile, in the subject's unit."""
+    """Format the median and, in brackets, the 20th and 80th percentile, in the subject's unit."""
     if name not in result.seconds:
         return _median(subject, result, name)
     low, _, high = _in_unit(subject, result, name)
@@ -306,7 +317,7 @@ def _median(subject: Subject, result: Result, name: str) -> str:
 
 
 def _in_unit(subject: Subject, result: Result, name: str) -> tuple[float, float, float]:
-    """(p20, p50, p80)"""
+    """Return (p20, p50, p80) in the subject's unit."""
     if subject.unit == "copies":
         return result.copies(name)
     low, middle, high = (IN_SECONDS[subject.unit] * second for second in result.seconds[name])
@@ -320,12 +331,12 @@ def _limit(result: Result) -> str:
     return "" if row.at_most_of_torch is None else f"{row.at_most_of_torch:.2f} of torch"
 
 
-def _behind(subject: Subject, results: Sequence[Result]) -> list[str]:
+def _as_fast(subject: Subject, results: Sequence[Result]) -> list[str]:
     return [
         f"{_label(result)}: {_figure(subject, result, OURS)}; "
-        f"{subject.called(name)} {_figure(subject, result, name)}: {how}"
+        f"{subject.name_of(name)} {_figure(subject, result, name)}: {how}"
         for result in results
-        for name, how in result.ahead_of_us().items()
+        for name, how in result.at_least_as_fast().items()
     ]
 
 

@@ -1,11 +1,11 @@
 """One contest: several ways to compute the same, timed in turns in one process.
 
     p50(contestant) / p50(copy)       copies: the time in units of y.copy_(x), which reads x once and writes y once
-    p50(gammabeta) / p50(torch)       the ratio; under 1 is faster
+    p50(gammabeta) / p50(torch)       the ratio; below 1 is faster
 
-Every round times each contestant once, and the order moves on by one from round to round. What a turn needs is got
-ready outside the clock. Each timing of the whole contest has a number of its own, so that a contestant can take other
-buffers each time; what the last few gave is held, so that no result lands where the one before lay.
+Every round times each contestant once, and the order rotates by one per round. Preparations are not timed. Each timing
+of a contest has its own number, so that a contestant can use other buffers each time. The last few results are held, so
+that no result is written where the one before was.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gammabeta.allocator import trim_heap
 
 OURS, TORCH, COMPILED, COPY, LIGER = "gammabeta", "torch", "torch.compile", "copy", "Liger-Kernel"
 
-Call = Callable[[], object]  # what the clock runs for
-Contestant = Callable[[int], Call]  # outside the clock: the timing's number in, the call out
+Call = Callable[[], object]  # what is timed
+Contestant = Callable[[int], Call]  # not timed: from the timing's number to its call
 
 
 def wall_clock(call: Call, repeats: int) -> tuple[float, object]:
-    """Seconds a call, and what the last one gave."""
+    """Time calls by the wall clock. Return seconds per call, and the last result."""
     start = time.perf_counter()
     for _ in range(repeats):
         result = call()
@@ -39,7 +39,7 @@ def wall_clock(call: Call, repeats: int) -> tuple[float, object]:
 
 
 def device_clock(call: Call, repeats: int) -> tuple[float, object]:
-    """The same by events of CUDA: from when the device begins to when it is done."""
+    """Do the same by CUDA events: from when the device begins to when it is done."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     begin.record()
@@ -52,14 +52,14 @@ def device_clock(call: Call, repeats: int) -> tuple[float, object]:
 
 @dataclass(frozen=True)
 class Field:
-    """Who takes part.
+    """The contestants of a row.
 
     Args:
         contestants: by name, among them `OURS` and `TORCH`.
-        slots: how many buffers the contestants go round; as many results are held.
-        saved: bytes that forward keeps for backward, by contestant.
-        refused: contestants that do not take part, and why.
-        clock: what times them.
+        slots: number of buffers that the contestants cycle through, and of results that are held.
+        saved: bytes that forward keeps for backward, per contestant.
+        refused: contestants that could not take part, and why.
+        clock: the function that times them.
     """
 
     contestants: Mapping[str, Contestant]
@@ -71,17 +71,16 @@ class Field:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a subject's table: what is computed on what, and what it may cost.
+    """A row of a subject's table: what is computed on which tensors, and its limits.
 
     Args:
-        operation: what is computed, in words.
-        shape, dtype, layout: of x.
-        build: whether torch.compile takes part in, the field out. Called after the number of threads is set.
-        floor: least traffic to memory, in copies (one copy reads and writes one tensor of x's size); None where it
-            says nothing.
-        at_most: largest p50 in copies that is right; None for no limit.
-        at_most_of_torch: the same as a ratio to torch's time.
-        lasts: a timing repeats its call until it lasts so long, in seconds; 0 times single calls.
+        operation: what is computed, in words. shape, dtype, layout: of x. build: returns the field; its argument says
+        whether torch.compile takes part. Called with the number of threads set. floor: least traffic to memory, in
+        copies (one copy reads and writes one tensor of x's size); None where it is
+            not meaningful.
+        at_most: limit of the p50, in copies; None for no limit.
+        at_most_of_torch: limit of the p50, as a ratio to torch's.
+        lasts: least duration of a timing in seconds, which repeats its call that long; 0 times single calls.
     """
 
     operation: str
@@ -105,7 +104,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What a row took: seconds (p20, p50, p80) of each contestant."""
+    """The result of a row: seconds (p20, p50, p80) of each contestant."""
 
     row: Row
     threads: int
@@ -114,25 +113,25 @@ class Result:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def ratio(self, contestant: str = TORCH) -> float:
-        """Our median over another's."""
+        """Return our median over another's."""
         return self.seconds[OURS][1] / self.seconds[contestant][1]
 
     def copies(self, contestant: str = OURS) -> tuple[float, float, float]:
-        """(p20, p50, p80) in medians of the copy."""
+        """Return (p20, p50, p80) in units of the copy's median."""
         low, middle, high = self.seconds[contestant]
         unit = self.seconds[COPY][1]
         return low / unit, middle / unit, high / unit
 
-    def met(self) -> bool | None:
-        """Whether our median keeps the row's limit; None where it has none."""
+    def within_limit(self) -> bool | None:
+        """Return whether our median is within the row's limit; None where it has none."""
         if self.row.at_most is not None:
             return self.copies()[1] <= self.row.at_most
         if self.row.at_most_of_torch is not None:
             return self.ratio() <= self.row.at_most_of_torch
         return None
 
-    def ahead_of_us(self) -> dict[str, str]:
-        """Whose median is not above ours, by name, and by how much; "apart" where the ranges p20 to p80 part too."""
+    def at_least_as_fast(self) -> dict[str, str]:
+        """Return whose median is not above ours, and by how much; "apart" where the ranges p20 to p80 are disjoint."""
         others = (name for name in self.seconds if name not in (OURS, COPY))
         return {
             name: f"{self.ratio(name):.2f} of its time, "
@@ -144,16 +143,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a file of benchmarks/ measures.
+    """What one file of benchmarks/subjects/ measures.
 
     Args:
-        name: the file's.
-        title, text: its docstring's first line, and the rest.
+        name: the file's name.
+        title, text: the first line of its docstring, and the rest.
         unit: of its figures: "copies", "µs" or "ms".
-        rows: the lines; with True few of them.
-        missing: what has to be installed first, in a sentence; None where all is there.
-        names: what contestants are called in its tables, where that is not their own name.
-        others: contestants besides ours, torch's and torch.compile's, each with a column.
+        rows: returns the rows, few of them for True.
+        missing: what must be installed first, in a sentence; None where nothing is missing.
+        names: names of contestants in its tables, where they differ from their own.
+        others: contestants besides ours, torch's and torch.compile's, each with its own column.
     """
 
     name: str
@@ -165,13 +164,14 @@ class Subject:
     names: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
 
-    def called(self, contestant: str) -> str:
+    def name_of(self, contestant: str) -> str:
+        """Return the name of a contestant in this subject's tables."""
         return self.names.get(contestant, contestant)
 
     @classmethod
     def of(cls, module: Any) -> Subject:
-        """The subject of a module with docstring, `UNIT`, `rows(quick)` and, where needed, `missing()`, `NAMES` and
-        `OTHERS`."""
+        """Return a module's subject: its docstring, `UNIT`, `rows(quick)` and, if it has them, `missing()`, `NAMES`
+        and `OTHERS`."""
         title, _, text = (inspect.getdoc(module) or "").partition("\n")
         missing = getattr(module, "missing", lambda: None)
         name, names = module.__name__.rpartition(".")[2], getattr(module, "NAMES", {})
@@ -184,11 +184,11 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
 
     Args:
         row: what is timed.
-        threads: torch's threads; set by the caller, written into the result.
-        rounds: timings of each contestant, 2 at the least.
+        threads: torch's threads, for the result; the caller has set them.
+        rounds: timings per contestant, at least 2.
         compiled: whether torch.compile takes part.
     """
-    gc.collect()  # what the row before left in cycles, and its pages
+    gc.collect()  # frees what the row before left in reference cycles, and its pages
     trim_heap()
     parts = row.build(compiled)
     contestants = dict(parts.contestants)
@@ -196,16 +196,17 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     held: deque[object] = deque(maxlen=parts.slots)
     number = 0
-    # Until twice as many results as will be held: pages that malloc does not have yet cost more than the arithmetic.
+    # Warm up with twice as many results as will be held: pages that malloc must first get cost more than the
+    # arithmetic.
     for turn in range(math.ceil(2 * parts.slots / len(contestants))):
-        for name in in_turn(list(contestants), turn):
+        for name in rotated(list(contestants), turn):
             held.append(contestants[name](number)())
             number += 1
     collected = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
-            for name in in_turn(list(contestants), turn):
+            for name in rotated(list(contestants), turn):
                 call = contestants[name](number)
                 took, result = parts.clock(call, repeats)
                 seconds[name].append(took)
@@ -217,14 +218,14 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
     return Result(row, threads, {name: percentiles(took) for name, took in seconds.items()}, parts.saved, parts.refused)
 
 
-def in_turn(names: list[str], turn: int) -> list[str]:
-    """The names, beginning with another one each round."""
+def rotated(names: list[str], turn: int) -> list[str]:
+    """Return the names, beginning with another one each round."""
     first = turn % len(names)
     return names[first:] + names[:first]
 
 
 def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile, interpolated between the values; of two values at the least."""
+    """Return the 20th, 50th and 80th percentile of at least two values, interpolated between them."""
     low, *_, high = statistics.quantiles(values, n=5, method="inclusive")
     return low, statistics.median(values), high
 
@@ -232,7 +233,7 @@ def percentiles(values: list[float]) -> tuple[float, float, float]:
 def _repeats(
     contestant: Contestant, slots: int, lasts: float, clock: Callable[[Call, int], tuple[float, object]]
 ) -> int:
-    """Warm the contestant up on every buffer; how many of its calls last long enough."""
+    """Warm the contestant up on every buffer. Return how many of its calls last long enough."""
     shortest = math.inf
     for number in range(max(slots, 3)):
         took, _ = clock(contestant(number), 1)

@@ -1,7 +1,7 @@
 """Contestants that compute a norm forward or backward on a ring of buffers, so that no tensor is hot.
 
-A ring holds as many tensors x as fill the last-level cache twice, and two at the least. All contestants go round the
-same ring. Backward is timed alone: each buffer's forward has run before, and its graph is kept.
+A ring has as many tensors x as fill the last-level cache twice, at least two. All contestants cycle through the same
+ring. Backward is timed on its own: the forward of each buffer has run before, and its graph is kept.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ LAYOUTS = {
     "channels_last": torch.channels_last,
 }
 
-# Tensors of x's shape, then parameters in; tensors of x's shape out.
+# From tensors of x's shape, then parameters, to tensors of x's shape.
 Norm = Callable[..., "Tensor | tuple[Tensor, ...]"]
 
 
 def last_level_cache() -> int:
-    """Bytes of the largest cache that the system names, 32 MiB where it names none."""
+    """Return the bytes of the largest cache that the system reports, at least 32 MiB."""
     found = [32 << 20]
     for size in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = size.read_text(encoding="utf-8").strip()
@@ -38,59 +39,60 @@ def last_level_cache() -> int:
 
 
 def slots_for(tensor_bytes: int, device: str = "cpu") -> int:
-    """How many tensors of that size fill the last-level cache twice: 2 to `MOST_SLOTS`."""
+    """Return how many tensors of that size fill the last-level cache twice: 2 to `MOST_SLOTS`."""
     cache = last_level_cache() if device == "cpu" else torch.cuda.get_device_properties(device).L2_cache_size
     return min(MOST_SLOTS, max(2, math.ceil(2 * cache / max(1, tensor_bytes))))
 
 
-def norm_field(
-    ours: Norm,
-    theirs: Norm,
-    *,
-    shape: tuple[int, ...],
-    dtype: torch.dtype = torch.float32,
-    layout: str = "contiguous",
-    parameters: Sequence[Tensor] = (),
-    inputs: int = 1,
-    outputs: int = 1,
-    backward: bool = False,
-    gradients: bool = True,
-    compiled: bool = True,
-    device: str = "cpu",
-    others: Mapping[str, Norm] | None = None,
-) -> Field:
-    """The contestants of a row of norms: ours, torch's, torch's compiled, and a copy of x.
+@dataclass(frozen=True)
+class Inputs:
+    """What a norm is called with: `count` tensors of x's shape, then the parameters.
 
     Args:
-        ours, theirs: called norm(*inputs, *parameters).
-        shape, dtype, layout: of x and of every other input; "contiguous" or "channels_last".
-        parameters: leaves that take gradients, the same for all.
-        inputs, outputs: how many tensors of x's shape go in and come out.
-        backward: time the backward by `torch.autograd.grad`, to all inputs and parameters.
+        shape, dtype, layout: of x and of every other such tensor; "contiguous" or "channels_last".
+        parameters: leaves that take gradients, the same for all contestants.
+        count: number of tensors of x's shape that go in.
+        outputs: number of tensors of x's shape that come out.
         gradients: without them forward runs under `torch.no_grad`.
-        compiled: whether torch's function takes part compiled.
-        device: of all tensors; on "cuda" the device's own clock times.
-        others: more contestants by name; one that fails does not take part.
-
-    Returns:
-        The field, with the bytes that each forward saves for its backward.
+        device: of all tensors; on "cuda" the device's own clock is used.
     """
-    slots = slots_for(math.prod(shape) * dtype.itemsize, device)
-    torch.manual_seed(0)
 
-    def tensor() -> Tensor:
-        return torch.randn(shape, device=device).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    parameters: Sequence[Tensor] = ()
+    count: int = 1
+    outputs: int = 1
+    gradients: bool = True
+    device: str = "cpu"
 
-    ring = [[tensor().requires_grad_(gradients) for _ in range(inputs)] for _ in range(slots)]
-    onto = [torch.empty_like(x, requires_grad=False) for x, *_ in ring]
-    cotangents = [[tensor() for _ in range(outputs)] for _ in range(slots)] if backward else []
+    def tensor(self) -> Tensor:
+        """Return a random tensor like x."""
+        x = torch.randn(self.shape, device=self.device).to(self.dtype)
+        return x.contiguous(memory_format=LAYOUTS[self.layout])
 
-    def contestant(norm: Norm) -> Contestant:
-        graphs: dict[int, tuple[Tensor, ...]] = {}
+    @property
+    def slots(self) -> int:
+        return slots_for(math.prod(self.shape) * self.dtype.itemsize, self.device)
 
-        def forward(number: int) -> Call:
-            tensors = ring[number % slots]
-            if gradients:
+
+class Ring:
+    """The tensors that all contestants of a row cycle through, and the calls on them."""
+
+    def __init__(self, inputs: Inputs, backward: bool) -> None:
+        torch.manual_seed(0)
+        slots = range(inputs.slots)
+        self.inputs = inputs
+        self.tensors = [[inputs.tensor().requires_grad_(inputs.gradients) for _ in range(inputs.count)] for _ in slots]
+        self.copies = [torch.empty_like(x, requires_grad=False) for x, *_ in self.tensors]
+        self.cotangents = [[inputs.tensor() for _ in range(inputs.outputs)] for _ in slots] if backward else []
+
+    def forward(self, norm: Norm) -> Contestant:
+        """Return the contestant that runs the norm forward."""
+
+        def ready(number: int) -> Call:
+            tensors, parameters = self.tensors[number % len(self.tensors)], self.inputs.parameters
+            if self.inputs.gradients:
                 return lambda: norm(*tensors, *parameters)
 
             def call() -> object:
@@ -99,42 +101,73 @@ def norm_field(
 
             return call
 
-        def back(number: int) -> Call:
-            slot = number % slots
-            tensors = ring[slot]
+        return ready
+
+    def backward(self, norm: Norm) -> Contestant:
+        """Return the contestant that runs the norm backward, to all inputs and parameters, on kept graphs."""
+        graphs: dict[int, tuple[Tensor, ...]] = {}
+
+        def ready(number: int) -> Call:
+            slot = number % len(self.tensors)
+            leaves = [*self.tensors[slot], *self.inputs.parameters]
             if slot not in graphs:
-                graphs[slot] = as_tuple(norm(*tensors, *parameters))
-            leaves, given = [*tensors, *parameters], cotangents[slot]
-            return lambda: torch.autograd.grad(graphs[slot], leaves, given, retain_graph=True)
+                graphs[slot] = as_tuple(norm(*leaves))
+            return lambda: torch.autograd.grad(graphs[slot], leaves, self.cotangents[slot], retain_graph=True)
 
-        return back if backward else forward
+        return ready
 
-    def copied(number: int) -> Call:
-        slot = number % slots
-        x = ring[slot][0].detach()
-        return lambda: onto[slot].copy_(x)
+    def copy(self, number: int) -> Call:
+        """Be the contestant that copies x."""
+        slot = number % len(self.tensors)
+        x = self.tensors[slot][0].detach()
+        return lambda: self.copies[slot].copy_(x)
 
+    def saved_bytes(self, norm: Norm) -> int:
+        """Return the bytes that the norm's forward saves for its backward."""
+        return saved_bytes(lambda: norm(*self.tensors[0], *self.inputs.parameters))
+
+
+def norm_field(
+    ours: Norm,
+    theirs: Norm,
+    inputs: Inputs,
+    *,
+    backward: bool = False,
+    compiled: bool = True,
+    others: Mapping[str, Norm] | None = None,
+) -> Field:
+    """Return the contestants of a row of norms: ours, torch's, torch's compiled, and a copy of x.
+
+    Args:
+        ours, theirs: called norm(*tensors, *parameters).
+        inputs: what they are called with.
+        backward: whether to time the backward, by `torch.autograd.grad` to all inputs and parameters.
+        compiled: whether torch's function takes part compiled.
+        others: more contestants by name; one that fails does not take part.
+
+    Returns:
+        The field, with the bytes that each forward saves for its backward.
+    """
+    ring = Ring(inputs, backward)
+    contestant = ring.backward if backward else ring.forward
     contestants = {OURS: contestant(ours), TORCH: contestant(theirs)}
     refused = join(contestants, COMPILED, contestant(compile_for_shapes(theirs))) if compiled else {}
     for name, norm in (others or {}).items():
         refused |= join(contestants, name, contestant(norm))
-    contestants[COPY] = copied
-    saved = {}
-    if gradients:
-        saved[OURS] = saved_bytes(lambda: ours(*ring[0], *parameters))
-        saved[TORCH] = saved_bytes(lambda: theirs(*ring[0], *parameters))
-    return Field(contestants, slots, saved, refused, wall_clock if device == "cpu" else device_clock)
+    contestants[COPY] = ring.copy
+    saved = {OURS: ring.saved_bytes(ours), TORCH: ring.saved_bytes(theirs)} if inputs.gradients else {}
+    return Field(contestants, inputs.slots, saved, refused, wall_clock if inputs.device == "cpu" else device_clock)
 
 
 def layer_field(
     ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...], inputs: int, phase: str, compiled: bool
 ) -> Field:
-    """The contestants of a row of layers on one small, warm input.
+    """Return the contestants of a row of layers on one small, warm input.
 
     Args:
         ours, theirs: layers that take `inputs` tensors of that shape.
         shape: of x.
-        inputs: how many tensors of x's shape forward takes.
+        inputs: number of tensors of x's shape that forward takes.
         phase: "forward in training", "evaluation" (without gradients) or "step" (forward and backward).
         compiled: whether torch's layer takes part compiled.
     """
@@ -166,34 +199,35 @@ def layer_field(
 
 
 def as_tuple(out: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the outputs of a norm as a tuple."""
     return out if isinstance(out, tuple) else (out,)
 
 
 def compile_for_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` of a function for the shapes it is called with, forgetting what was compiled before."""
+    """Compile a function for the shapes it is called with, forgetting what was compiled before."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False)
 
 
 @contextmanager
 def compiling(threads: int) -> Iterator[None]:
-    """While compiled functions are built and run: code for that many threads, and backward more than once."""
+    """Configure torch.compile for code for that many threads, and for backward more than once."""
     import torch._functorch.config
     import torch._inductor.config
 
-    # Inductor writes the number of threads into its code; by its config it also enters the key of its cache.
+    # Inductor writes the number of threads into its code. Set in its config, it is also part of the key of its cache.
     with (
         torch._inductor.config.patch({"cpp.threads": threads}),
-        torch._functorch.config.patch(donated_buffer=False),  # else a kept graph is refused
+        torch._functorch.config.patch(donated_buffer=False),  # else torch refuses a kept graph
     ):
         yield
 
 
 def join(contestants: dict[str, Contestant], name: str, contestant: Contestant) -> dict[str, str]:
-    """Add the contestant where it runs; else say why it does not: the first line of what it raised."""
+    """Add the contestant where it runs; else return why it does not: the first line of what it raised."""
     try:
         contestant(0)()
-    except Exception as error:  # whatever a compiler raises: the other contestants are timed all the same
+    except Exception as error:  # whatever a compiler raises; the other contestants are still timed
         lines = str(error).strip().splitlines()
         return {name: f"{type(error).__name__}: {lines[0] if lines else 'no message'}"}
     contestants[name] = contestant
@@ -201,7 +235,7 @@ def join(contestants: dict[str, Contestant], name: str, contestant: Contestant) 
 
 
 def saved_bytes(forward: Callable[[], object]) -> int:
-    """Bytes of the storages that a forward saves for its backward, each counted once."""
+    """Return the bytes of the storages that a forward saves for its backward, each counted once."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

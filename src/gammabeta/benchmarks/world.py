@@ -1,4 +1,4 @@
-"""Several processes that make the same calls in step, so that calls which wait for each other can be timed."""
+"""Several processes that make the same calls together, so that calls which wait for each other can be timed."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ import torch.distributed as dist
 from gammabeta.benchmarks.contest import Call, Contestant
 
 Calls = Callable[[], Mapping[str, Call]]
-"""Makes the calls in each process; a function that can be pickled."""
+"""Returns the calls, by name, in each process. Must be picklable."""
 
 TIMEOUT = timedelta(seconds=60)  # for one collective
 _ASK, _STOP = b"?", b""
 
 
 class World:
-    """Gloo processes of this machine: this one is rank 0, the others are started here and end with the object.
+    """Gloo processes on this machine. This one is rank 0; the others are started here and end with the object.
 
     Args:
-        size: how many, at least 1. One needs no process group, and has none.
-        calls: what they can do, by name.
+        size: number of processes, at least 1. A single one has no process group.
+        calls: returns the calls that they can make, by name.
         threads: torch's threads in each of the others.
 
     Raises:
-        RuntimeError: this process has a default process group already, or another one did not start.
+        RuntimeError: this process already has a default process group, or another process did not start.
     """
 
     def __init__(self, size: int, calls: Calls, threads: int = 1) -> None:
@@ -45,7 +45,7 @@ class World:
         others: list[BaseProcess] = []
         self.close = weakref.finalize(self, _end, self._pipes, others)
         if size > 1:
-            # A server of its own choosing its port: nothing else can take it in between.
+            # The server chooses its port itself, so that nothing else can take the port in between.
             store = dist.TCPStore("127.0.0.1", 0, size, True, timeout=TIMEOUT, wait_for_workers=False)
             context = multiprocessing.get_context("spawn")
             for rank in range(1, size):
@@ -62,7 +62,7 @@ class World:
         self.settle()
 
     def contestant(self, name: str) -> Contestant:
-        """The call of that name, in all processes at once; before each timing all are waited for."""
+        """Return the contestant that makes the call in all processes at once, after waiting for all of them."""
 
         def ready(number: int) -> Call:
             self.settle()
@@ -71,16 +71,16 @@ class World:
         return ready
 
     def step(self, name: str) -> object:
-        """Sends the others on, and makes the call here; does not wait for theirs."""
+        """Start the call in the other processes and make it here, without waiting for theirs."""
         for pipe in self._pipes:
             pipe.send_bytes(name.encode())
         return self._calls[name]()
 
     def settle(self) -> None:
-        """Waits until all have made what they were sent on for.
+        """Block until every process has finished its calls.
 
         Raises:
-            RuntimeError: one has ended.
+            RuntimeError: a process has ended.
         """
         try:
             for pipe in self._pipes:
@@ -92,7 +92,8 @@ class World:
 
 
 def _serve(rank: int, size: int, port: int, threads: int, calls: Calls, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process has it, and ends the others
+    """Run one of the other processes: make the calls that are asked for until told to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles it and ends the others
     torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", port, size, False, timeout=TIMEOUT)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -106,11 +107,12 @@ def _serve(rank: int, size: int, port: int, threads: int, calls: Calls, pipe: Co
 
 
 def _end(pipes: list[Connection], processes: list[BaseProcess]) -> None:
+    """Stop the other processes and leave the process group."""
     for pipe in pipes:
         try:
             pipe.send_bytes(_STOP)
         except OSError:
-            continue  # that one has ended
+            continue  # it has ended
     for process in processes:
         process.join(10)
         if process.is_alive():

@@ -35,10 +35,10 @@ def _load() -> str | None:
         importlib.import_module(EXTENSION)
     except ModuleNotFoundError as error:
         if error.name != EXTENSION:
-            return f"built, and they do not load: {error}"
+            return f"built, but do not load: {error}"
         return "not built: there was no torch or no working C++ compiler when gammabeta was installed"
     except ImportError as error:
-        return f"built, and they do not load beside torch {torch.__version__}: {error}"
+        return f"built, but do not load with torch {torch.__version__}: {error}"
     if hasattr(torch.ops.gammabeta, "cpu_activations"):
         _check_activations(tuple(torch.ops.gammabeta.cpu_activations().split(",")))
     return None
@@ -60,16 +60,16 @@ def _check_activations(built: tuple[str, ...]) -> None:
 def _tell(reason: str) -> None:
     """Raise or warn, depending on GAMMABETA_KERNELS and the process."""
     wanted = os.environ.get("GAMMABETA_KERNELS")
-    cure = "Install gammabeta again with pip's --no-build-isolation, where torch and g++ or clang++ are there"
+    cure = "Reinstall gammabeta with pip install --no-build-isolation, where torch and g++ or clang++ are installed"
     if wanted == "1":
         raise ImportError(
-            f"gammabeta: GAMMABETA_KERNELS=1 asks for the native CPU kernels, and they are {reason}. {cure}."
+            f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, but they are {reason}. {cure}."
         )
     # A worker process does not warn, since the process that started it has.
     if wanted != "0" and multiprocessing.parent_process() is None:
         warnings.warn(
-            f"gammabeta: the native CPU kernels are {reason}. Results are right all the same, by torch's own ops and "
-            f"the reference in plain torch, and come slower. {cure}; or set GAMMABETA_KERNELS=0 to go without them.",
+            f"gammabeta: the native CPU kernels are {reason}. Results are still right, but slower, by torch's own "
+            f"ops and the reference in plain torch. {cure}; or set GAMMABETA_KERNELS=0 to run without them.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Norms side by side on one network: what each reaches, by how much that differs, and what it costs."""
+"""Norms side by side on one network: what each reaches, how much they differ, and what each costs."""
 
 import importlib
 import time
@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 class Scale:
     """What arms are judged by; lower is better.
 
-    ``margin``: below this difference nobody would change the normalization; ``least`` says it in words.
+    For a difference within ``margin`` nobody would change the normalization; ``least`` says the margin in words.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Scale:
 
 
 ERROR = Scale("test error", "%", "percentage points", "points", (-1.0, 1.0), "1 point", 1)
-LOSS = Scale("test loss", "nats a character", "nats a character", "nats", (-0.03, 0.03), "0.03 nats", 3)
+LOSS = Scale("test loss", "nats per character", "nats per character", "nats", (-0.03, 0.03), "0.03 nats", 3)
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a recommendation rests on. The first arm is the usual one for such a network.
+    """The comparison of the norms on one network, on which a recommendation rests.
 
-    The arms stand in the order in which one takes them up where they are level. ``learned``: whether any trained well
-    enough for their differences to mean something. ``own``: whether the network is the user's. ``rates_by``: what each
-    arm's rate is the best by, where that is not what arms are judged by.
+    Attributes:
+        arms: the first one is the usual norm of such a network. The others are in order of preference where they are
+            equally good.
+        learned: whether any arm trained well enough for differences to mean something.
+        own: whether the network is the user's.
+        rates_by: what learning rates were tuned by, where arms are judged by something else.
     """
 
     kind: Kind
@@ -102,7 +105,7 @@ class Comparison:
     def picture(self) -> Picture:
         effects = [arm.gain for arm in self.arms if arm.gain is not None]
         return bars(
-            f"{self.scale.name.capitalize()} of {self.usual.name}, less each norm's",
+            f"{self.scale.name.capitalize()} of {self.usual.name} minus that of each norm",
             f"{self.where}. Above 0: better than {self.usual.name}. 95 % interval over seeds.",
             "norm",
             Axis(f"difference of {self.scale.name}", self.scale.unit_of_differences),
@@ -124,13 +127,13 @@ class Comparison:
             ]
             for arm in sorted(self.arms, key=lambda arm: arm.value)
         ]
-        columns = ["norm", "rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
+        columns = ["norm", "learning rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
         columns += ["with exact statistics"] if exact else []
-        columns += ["time of a step", "memory for the backward"]
-        return Table(f"Norms side by side; time and memory in those of {self.usual.name}", columns, rows)
+        columns += ["time per step", "memory for the backward pass"]
+        return Table(f"Norms side by side; time and memory relative to {self.usual.name}", columns, rows)
 
     def to_json(self) -> dict[str, Any]:
-        """The part of ``results.json`` that is the comparison's own."""
+        """Return the comparison's own part of ``results.json``."""
         named = ("kind", "data", "network", "batch_size", "devices", "steps")
         return {
             **{name: getattr(self, name) for name in named},
@@ -154,8 +157,8 @@ def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices:
     """Compare the norms on one kind of data: each of its networks with every norm.
 
     Args:
-        kind: of ``experiment.sources``; its folder's ``comparison.compare`` does it.
-        batch_size: on one device; None for the usual one.
+        kind: one of ``experiment.sources``; the work is done by ``compare`` of that folder's ``comparison``.
+        batch_size: on one device; None for the default.
     """
     found: list[Comparison] = importlib.import_module(f"gammabeta.lab.{kind}.comparison").compare(
         experiment, batch_size, devices
@@ -164,7 +167,7 @@ def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices:
 
 
 def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that one computation of the loss keeps for its backward, the parameters left out, each storage once."""
+    """Return the bytes that computing the loss keeps for the backward pass: each storage once, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -180,10 +183,14 @@ def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def seconds_a_step(
+def seconds_per_step(
     models: Mapping[str, nn.Module], loss: Callable[[nn.Module, Batch], Tensor], batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Seconds of a training step by Adam, the median over the batches but for the first three, models in turns."""
+    """Time training steps by Adam, one model after the other on each batch.
+
+    Returns:
+        Seconds per step by model: medians over all batches after the first three.
+    """
     optimizers = {name: torch.optim.Adam(model.parameters(), 1e-4, fused=True) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in models}
     for batch in batches:

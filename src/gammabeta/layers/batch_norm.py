@@ -117,7 +117,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         return normalize(NormCall(input, running, affine, self.eps, finish))
 
     def reset_running_stats(self) -> None:
-        """Set the running mean to 0, the variance to 1 and the counts to 0; do nothing where frozen."""
+        """Set running mean and counts to 0 and the variance to 1; do nothing where they are frozen (`Running`)."""
         # torch's constructor resets before there is a source.
         if isinstance(getattr(self, "statistics", None), Running):
             return

@@ -1,7 +1,7 @@
-"""What may be wrong with an op's arguments, and memory around them that nobody may touch.
+"""Invalid arguments for ops, and guarded memory around tensors.
 
-A damage takes a valid argument and gives another one, and says what an op owes for it: an error (REFUSED), the result
-of the same numbers in plain tensors (TAKEN), or either, as long as all implementations agree (AGREED).
+A damage turns a valid argument into another one and says what an op must do with it: raise an error (REFUSED), return
+the result of the same numbers in plain tensors (TAKEN), or either, as long as all implementations agree (AGREED).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def arguments_of(op: Any) -> list[Argument]:
 
 @dataclass(frozen=True)
 class Damage:
-    """What it is called, what an op owes, and what does it; None where the argument has nothing to damage so."""
+    """A name, what an op must do, and the function that damages; it returns None where it does not apply."""
 
     name: str
     owed: int
@@ -61,7 +61,7 @@ def _if(condition: bool, t: Callable[[], Any]) -> Any:
 
 
 def _resized(t: Tensor, axis: int, size: int) -> Tensor | None:
-    """Of another size along one axis: cut off, or repeated values behind."""
+    """Change the size of one axis: cut values off, or append repeated ones."""
     if t.ndim == 0 or size < 0 or t.shape[axis] in (0, size):
         return None
     return t.index_select(axis, torch.arange(size) % t.shape[axis])
@@ -87,7 +87,7 @@ def _freed(t: Tensor) -> Tensor:
 
 
 def _far_strides(t: Tensor) -> Tensor | None:
-    """Where an axis has one element its stride reaches nothing: any may stand there."""
+    """Change the stride of an axis of one element, which may be anything."""
     if 1 not in t.shape:
         return None
     strides = t.contiguous().stride()
@@ -95,7 +95,7 @@ def _far_strides(t: Tensor) -> Tensor | None:
 
 
 def damages(argument: Argument, t: Tensor) -> list[Damage]:
-    """All that can be wrong with a tensor of the schema."""
+    """Return everything that can be wrong with a tensor of the schema."""
     floating = t.dtype in FLOATING
     found = [
         Damage("as it is", TAKEN, lambda t: t),
@@ -142,7 +142,7 @@ def damages(argument: Argument, t: Tensor) -> list[Damage]:
 
 
 def _cast(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Where a sparse tensor has no such dtype, as many zeros."""
+    """Return a sparse tensor, of zeros where sparse tensors lack the dtype."""
     return t.to(dtype) if t.layout == torch.strided else torch.zeros(t.shape, dtype=dtype)
 
 
@@ -153,11 +153,11 @@ WRONG_NUMBERS: dict[str, tuple[Any, ...]] = {
     "sample_axes": (-1, 7, 2**31, 2**63 - 1, -(2**63)),
     "channel_axes": (0, -1, 7, 2**31, 2**63 - 1, -(2**63)),
 }
-"""None of them is right, whatever the tensors are."""
+"""Values that are invalid for any tensors."""
 
 
 class Guarded:
-    """A tensor in the middle of memory of its own, all of which is watched."""
+    """A tensor in the middle of its own memory, all of which is watched."""
 
     MARGIN = 64
 
@@ -176,7 +176,7 @@ class Guarded:
         self.before = whole.clone()
 
     def around(self, memory: Tensor) -> Tensor:
-        """The memory without the tensor's own elements."""
+        """Return the memory without the tensor's own elements."""
         around = memory.clone()
         around.view(self.tensor.dtype).as_strided(self.tensor.shape, self.tensor.stride(), self.MARGIN).zero_()
         return around

@@ -1,7 +1,7 @@
-"""A call of the conformance suite, taken to the ops themselves: forward and backward, by kernel and by the reference.
+"""A call of the conformance suite, made to the ops themselves: forward and backward, by kernel and by the reference.
 
-The values, the tolerances and the comparison are the conformance suite's. What differs is who is asked: not a public
-function, which may choose torch's op, but torch.ops.gammabeta; and what is expected: the reference in float64.
+The values, tolerances and comparison are the conformance suite's. The call differs: it goes to torch.ops.gammabeta, not
+to a public function, which may choose torch's op. So does the expected result: the reference in float64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "add_layer": ("add_layer_norm", {}),
     "add_rms": ("add_rms_norm", {}),
 }
-"""Every op that has a kernel, and every set of axes that one is called with, by the norm that it is."""
+"""Every op with a kernel and every set of axes it is called with, by norm."""
 
 OVER_CHANNELS = ("channel_norm", "channel_apply", "group", "instance")  # (N, C, *positions), parameters (C,)
 OVER_LAST = ("layer", "rms", "add_layer", "add_rms")  # (*samples, C), parameters of the normalized shape
@@ -39,22 +39,22 @@ FINISHED = ("channel_norm", "channel_apply", "group", "instance", "layer", "rms"
 
 
 def op_call(mode: str, shape: Sequence[int], dtype: torch.dtype = torch.float32, **settings: Any) -> Call:
-    """`random_call` of that mode."""
+    """Return `random_call` of that mode."""
     op, own = MODES[mode]
     return random_call(op, shape, dtype, **{**own, **settings})
 
 
 STATISTICS_ROUNDINGS = 32
-"""Of a mean, times the mean of |x|; of a variance, times itself: whatever the mean is, it has no part in the variance.
+"""Tolerance: of a mean, times the mean of |x|; of a variance, times itself, whatever the mean is.
 
-2e-6 in float32. The sums are over up to millions of values, in blocks: some ten roundings (the reference's own in
-float32 were measured to be up to 10). Taken plainly, or about a mean that is off, they would be thousands.
+2e-6 in float32. Sums of up to millions of values in blocks have some ten roundings (up to 10 were measured for the
+reference in float32). Plain sums, or sums of deviations from a wrong mean, would have thousands.
 """
 
 
 @dataclass(frozen=True)
 class Results:
-    """Of forward and backward: what the conformance suite compares, and the statistics, absent where they are given."""
+    """Results of forward and backward: what the conformance suite compares, and the statistics unless given."""
 
     compared: dict[str, Tensor]
     statistics: tuple[Tensor, Tensor, Tensor] | None  # mean, var, count
@@ -66,7 +66,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Implementation:
-    """The five functions that a norm's forward and backward are made of, by the names of the ops."""
+    """The functions of a norm's forward and backward, by the names of the ops."""
 
     channel_norm_forward: Callable[..., Any]
     channel_apply_forward: Callable[..., Any]
@@ -101,15 +101,15 @@ REFERENCE = Implementation(
 
 
 def by_kernel(call: Call) -> Results:
-    """What the ops give, in the dtypes in which they give it."""
+    """Run the ops, and return their results in their own dtypes."""
     return _run(call, KERNELS)
 
 
 def by_reference(call: Call) -> Results:
-    """What the reference gives in float64 for the same numbers."""
+    """Run the reference in float64 on the same numbers."""
     wide = {name: t if t is None or name == "mask" else _wide(t) for name, t in call.tensors.items()}
     if call.op in ADD_OPS:
-        # The sum is normalized as it is stored, so x + residual is to be that in float64 too.
+        # The sum is normalized as it is stored, so float64 must use the rounded x + residual too.
         total = call.input + call.tensors["residual"]
         wide |= {"input": _wide(total), "residual": torch.zeros_like(total, dtype=torch.float64)}
     gradients = tuple(map(_wide, call.gradients))
@@ -118,12 +118,12 @@ def by_reference(call: Call) -> Results:
 
 
 def _wide(t: Tensor) -> Tensor:
-    """In float64, and contiguous: torch adds up pairwise there, and one by one in some other layouts."""
+    """Convert to float64 and contiguous: torch adds up pairwise there, and one by one in some other layouts."""
     return t.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
 def assert_equals_reference(call: Call, about: str = "", results: Results | None = None) -> Results:
-    """The kernel's results, run now where none are given, are the reference's to the conformance suite's tolerances."""
+    """Assert that the kernel's results equal the reference's to the conformance suite's tolerances."""
     got, wanted = by_kernel(call) if results is None else results, by_reference(call)
     assert_close(call, got.compared, wanted.compared, "added" if call.op in ADD_OPS else "ops", about)
     if got.statistics is not None:
@@ -135,7 +135,7 @@ def assert_equals_reference(call: Call, about: str = "", results: Results | None
 def assert_statistics(
     call: Call, got: tuple[Tensor, Tensor, Tensor], wanted: tuple[Tensor, Tensor, Tensor], about: str = ""
 ) -> None:
-    """Mean and variance to STATISTICS_ROUNDINGS, the count exactly."""
+    """Assert mean and variance to STATISTICS_ROUNDINGS, the count exactly."""
     dtype = statistics_dtype(_total(call).dtype)
     u = torch.finfo(dtype).eps / 2
     size = mean_of_absolutes(call)
@@ -159,7 +159,7 @@ def assert_statistics(
 
 
 def mean_of_absolutes(call: Call) -> Tensor:
-    """Mean of |x| over what each statistic is taken of, float64: what a mean's rounding is measured against."""
+    """Return the mean of |x| of each statistic, in float64: the scale of a mean's rounding."""
     wide = Call(call.op, {**call.tensors, "input": _total(call).double().abs()}, call.settings)
     if call.op == "batch_norm":
         return reference.channel_moments(wide.input, mask_of(wide)).mean
@@ -167,7 +167,7 @@ def mean_of_absolutes(call: Call) -> Tensor:
 
 
 def mask_of(call: Call) -> Tensor | None:
-    """The mask as the ops take it: expanded, without the channel axes, its strides 0 where it broadcasts."""
+    """Return the mask as the ops take it: expanded, without the channel axes, with strides 0 where it broadcasts."""
     mask, x = call.tensor("mask"), call.input
     if mask is None:
         return None
@@ -177,7 +177,7 @@ def mask_of(call: Call) -> Tensor | None:
 
 
 def sample_axes(call: Call) -> tuple[int, int, int]:
-    """sample_axes, channel_axes and groups of sample_norm."""
+    """Return sample_axes, channel_axes and groups of sample_norm."""
     if call.op == "group_norm":
         return 1, 1, call.setting("num_groups")
     if call.op == "instance_norm":
@@ -187,12 +187,12 @@ def sample_axes(call: Call) -> tuple[int, int, int]:
 
 
 def finish_of(call: Call) -> tuple[float, str, float]:
-    """ε, activation and slope."""
+    """Return ε, activation and slope."""
     return _eps(call), call.setting("activation") or "none", call.setting("activation_slope")
 
 
 def named(call: Call, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """Gradients by x, weight, bias and residual under the names of the conformance suite."""
+    """Name the gradients by x, weight, bias and residual as the conformance suite does."""
     results = {}
     for name, gradient in zip(("input", "weight", "bias", "residual"), gradients, strict=True):
         if call.tensor(name) is not None:
@@ -209,7 +209,7 @@ def _eps(call: Call) -> float:
 
 
 def _total(call: Call) -> Tensor:
-    """What is normalized."""
+    """Return the tensor that is normalized."""
     return call.input + call.tensors["residual"] if call.op in ADD_OPS else call.input
 
 
@@ -245,7 +245,7 @@ def _run(call: Call, by: Implementation) -> Results:
 
 
 def with_layouts(call: Call, **layouts: Callable[[Tensor], Tensor]) -> Call:
-    """The call with some tensors in other layouts; `gradients` for those of the outputs."""
+    """Return the call with some tensors in other layouts; `gradients` for the gradients of the outputs."""
     tensors = {name: layouts[name](t) for name, t in call.tensors.items() if name in layouts and t is not None}
     back = layouts.get("gradients", lambda g: g)
     return Call(call.op, {**call.tensors, **tensors}, call.settings, tuple(back(g) for g in call.gradients))

@@ -1,7 +1,7 @@
-"""Ops trust nothing: whatever they are handed they refuse in words, or give the reference's result; nothing is written.
+"""Ops check everything: they refuse an argument in words or return the reference's result, and write nothing else.
 
-Every op by its schema, from valid arguments of which some are damaged, by everything that implements it. With
-`make sanitize` this runs under AddressSanitizer, where reading beyond a tensor ends the process.
+Arguments are derived from every op's schema: valid ones, of which some are damaged. Every implementation of the op gets
+them. With `make sanitize` this runs under AddressSanitizer, where reading beyond a tensor ends the process.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NAMES = tensor_ops()
 LAUNCHED = [name for name in NAMES if name in gammabeta.ops.DEFAULTS]
 
 REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError)
-"""What a refusal may be. Which words are ours is asserted where our check is the one that speaks."""
+"""The errors that count as a refusal. Their text is asserted where our own check raises them."""
 
 
 def op(name: str) -> Any:
@@ -50,7 +50,7 @@ def op(name: str) -> Any:
 
 
 def default(name: str) -> Callable[..., Any]:
-    """What runs where no kernel does, for tensors of any device."""
+    """Return the default implementations, which run on tensors of any device."""
     kernel = torch.library.get_kernel(op(name), "PrivateUse1")
     return lambda *args: kernel.call_boxed(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args)
 
@@ -65,7 +65,7 @@ def by_fake(name: str) -> Callable[..., Any]:
 
 @pytest.fixture(autouse=True)
 def _launches_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is registered for CUDA takes tensors of the CPU for those of a GPU."""
+    """Let what is registered for CUDA take CPU tensors for CUDA tensors."""
     monkeypatch.setattr(cuda, "serves", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     if INTERPRETED:
@@ -95,7 +95,7 @@ def copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
 def run_guarded(
     run: Callable[..., Any], schema: list[Argument], args: tuple[Any, ...], about: str
 ) -> list[Tensor] | Exception:
-    """Results and what was written, or the refusal; all else is as it was, around the tensors too."""
+    """Return results and what was written, or the refusal. Everything else is unchanged, around the tensors too."""
     guarded = {i: Guarded(a) for i, a in enumerate(args) if isinstance(a, Tensor)}
     given = [guarded[i].tensor if i in guarded else a for i, a in enumerate(args)]
     try:
@@ -130,7 +130,7 @@ def assert_same(got: list[Tensor], wanted: list[Tensor], about: str) -> None:
 
 
 def assert_in_words(error: Exception, name: str, about: str) -> None:
-    """Ours, or torch's where its dispatcher let nothing through; never a place in the source."""
+    """Check the words: ours, or those of torch's dispatcher, but never a position in the source."""
     text = str(error)
     assert not any(path in text for path in (".cpp", ".h:", ".h,", "/src/")), f"{about}: {text}"
     ours = text.startswith((f"gammabeta::{name}: expected ", "Expected all tensors to be on the same device"))
@@ -139,7 +139,7 @@ def assert_in_words(error: Exception, name: str, about: str) -> None:
 
 
 def check(name: str, args: tuple[Any, ...], owed: int, about: str) -> None:
-    """What is owed, by every implementation."""
+    """Assert what every implementation must do."""
     schema = arguments_of(op(name))
     of_tensors = [a for a in args if isinstance(a, Tensor)]
     meta = any(a.is_meta for a in of_tensors)
@@ -147,7 +147,7 @@ def check(name: str, args: tuple[Any, ...], owed: int, about: str) -> None:
     outcomes = {}
     for who, run in implementations(name).items():
         if who == "launcher" and (args[0] is None or on_meta_alone or (owed != REFUSED and not INTERPRETED)):
-            continue  # never handed these by the dispatcher; kernels run in the interpreter alone
+            continue  # the dispatcher never passes these; kernels run only in the interpreter
         outcomes[who] = run_guarded(run, schema, args, f"{name} by {who}, {about}")
     refused = {who: isinstance(outcome, Exception) for who, outcome in outcomes.items()}
     if owed != AGREED:
@@ -158,13 +158,13 @@ def check(name: str, args: tuple[Any, ...], owed: int, about: str) -> None:
         if isinstance(outcome, Exception):
             assert_in_words(outcome, name, f"{name} by {who}, {about}")
     if not refused["native"]:
-        # As in float64: of the same numbers, each tensor in memory of its own.
+        # The same numbers, each tensor in its own memory.
         reference = run_guarded(default(name), schema, copied(args), about)
         assert not isinstance(reference, Exception), f"{name}, {about}: {reference}"
         for who, outcome in outcomes.items():
             assert_same(outcome, reference, f"{name} by {who}, {about}")  # type: ignore[arg-type]
     if "freed" in about or meta:
-        return  # a fake asks for no memory; and mixed devices have a test of their own
+        return  # fakes do not check memory, and mixed devices have their own test
     native = outcomes["native"]
     for who, run in (("meta", on_meta(name)), ("fake", by_fake(name))):
         if isinstance(native, Exception):
@@ -178,7 +178,7 @@ def check(name: str, args: tuple[Any, ...], owed: int, about: str) -> None:
 def tried(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     try:
         return run(*args)
-    except Exception as error:  # of a fake mode's making too, which takes no sparse tensors, say
+    except Exception as error:  # also one of the fake mode itself, which refuses sparse tensors, for example
         return error
 
 
@@ -192,7 +192,7 @@ def on_meta(name: str) -> Callable[..., Any]:
 
 
 def arguments(name: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
-    """Valid ones, the counts of groups too: where all values count, kernels go by x's shape."""
+    """Return valid arguments, with the right counts: where all values count, kernels use x's shape."""
     given = []
     for args in arguments_in(name, dtype):
         if name == "sample_norm_backward":
@@ -208,13 +208,13 @@ def tensors_of(name: str, args: tuple[Any, ...]) -> list[int]:
 
 
 def owed_for(name: str, args: tuple[Any, ...], at: int, one: Damage) -> int:
-    """x may be of another shape where nothing of its shape goes with it, and on meta with all else."""
+    """x may have another shape where no other argument has x's shape, and may be on meta together with all others."""
     schema = arguments_of(op(name))
     names = [schema[i].name for i in tensors_of(name, args)]
     if one.name == "on meta" and len(names) == 1:
         return AGREED
     if name == "update_running_statistics_" and schema[at].name == "num_batches_tracked" and one.of_dtype:
-        return AGREED  # it counts in what it finds
+        return AGREED  # it counts what it finds
     free = schema[at].name == "x" and not {"residual", "g_y", "g_total"} & set(names)
     return AGREED if one.of_shape and free else one.owed
 
@@ -236,7 +236,7 @@ def test_one_tensor_is_wrong(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_several_tensors_are_wrong(name: str) -> None:
-    """Two or three at once, in any dtype, chosen at random."""
+    """Two or three damages at once, in any dtype, chosen at random."""
     rng = random.Random(name)
     torch.manual_seed(0)
     schema = arguments_of(op(name))
@@ -253,7 +253,7 @@ def test_several_tensors_are_wrong(name: str) -> None:
             args[at] = None if isinstance(damaged, str) else damaged
             owed = max(owed, owes)
             about.append(f"{schema[at].name} {what}")
-        # Two that are wrong alike may fit each other.
+        # Two with the same mistake may fit each other.
         check(name, tuple(args), AGREED if owed == REFUSED else owed, ", ".join(about))
 
 
@@ -270,7 +270,7 @@ def test_a_number_is_wrong(name: str) -> None:
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 @pytest.mark.parametrize("name", NAMES)
 def test_one_tensor_is_on_another_device(name: str, device: str) -> None:
-    """In words like torch's: plainly, and among fake tensors, as compilers have them."""
+    """Mixed devices are refused in words like torch's, with real and with fake tensors, as compilers use."""
     for args in arguments(name, torch.float32):
         of_tensors = tensors_of(name, args)
         for at in of_tensors:
@@ -300,7 +300,7 @@ SHAPES = [
 
 
 def of_shape(name: str, shape: tuple[int, ...], *, last: bool) -> tuple[Any, ...] | None:
-    """All arguments of an op for x of that shape, over channels or over the last axis; None where it has no such."""
+    """Return all arguments of an op for x of that shape, over channels or over the last axis; None where impossible."""
     c = shape[1]
     sample = "sample" in name
     if (last and not sample) or (not last and name.startswith("add")):
@@ -337,7 +337,7 @@ def of_shape(name: str, shape: tuple[int, ...], *, last: bool) -> tuple[Any, ...
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_empty_and_single_values(name: str, last: bool) -> None:
-    """Right, as long as everything fits: no samples, no channels, no positions, one value."""
+    """Empty and single: no samples, no channels, no positions, one value. All are right as long as everything fits."""
     torch.manual_seed(0)
     ran = 0
     for shape in SHAPES:
@@ -349,7 +349,7 @@ def test_empty_and_single_values(name: str, last: bool) -> None:
 
 
 def test_every_op_with_a_tensor_has_its_check() -> None:
-    """One that is added without is red here. Those of the running statistics have theirs in their own module."""
+    """An op without a check fails here. Those of the running statistics are checked in their own module."""
     for name in NAMES:
         args = arguments(name, torch.float32)[0]
         at = tensors_of(name, args)[0]
@@ -367,7 +367,7 @@ def test_an_op_with_an_unknown_tensor_cannot_be_declared() -> None:
 
 
 def test_the_words_are_the_same_in_both_languages() -> None:
-    """Of one wrong argument the C++ kernels say what the default implementations say."""
+    """The C++ kernels and the default implementations report a wrong argument in the same words."""
     compared = 0
     for name in LAUNCHED:
         schema = arguments_of(op(name))
@@ -389,7 +389,7 @@ def test_the_words_are_the_same_in_both_languages() -> None:
 
 
 def traced(mode: FakeTensorMode, t: Tensor) -> Tensor:
-    """All sizes are symbols, each its own."""
+    """Trace with every size as its own symbol."""
     dynamic: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC] * t.ndim)
     fake = mode.from_tensor(t, symbolic_context=dynamic)
     assert not any(type(size) is int for size in fake.shape)
@@ -397,7 +397,7 @@ def traced(mode: FakeTensorMode, t: Tensor) -> Tensor:
 
 
 def test_traced_sizes_that_are_the_same_symbols_cost_no_guard() -> None:
-    """Each guard is a graph more, for some other size."""
+    """Checks add no guards: each would be another graph, for some other size."""
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes)
     x = traced(mode, torch.randn(6, 8, 10))

@@ -1,4 +1,4 @@
-"""Any mix of the dtypes of input, parameters, residual, gradient and given statistics."""
+"""Any mix of dtypes of input, parameters, residual, gradient and given statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPE = (5, 6, 37)
 
 
 def layouts(mode: str) -> list[dict[str, object]]:
-    """Of x and all of its shape: contiguous, and for the channel norms channels_last, which is another kernel."""
+    """Contiguous, and for the channel norms also channels_last, which is another kernel."""
     return [{}, {"layout": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)}] if "channel" in mode else [{}]
 
 
@@ -42,7 +42,7 @@ def test_input_residual_and_parameters(mode: str, x: torch.dtype) -> None:
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if "rms" not in mode])
 def test_weight_and_bias_of_two_dtypes(mode: str, x: torch.dtype) -> None:
-    """And one of the two alone."""
+    """Also with only one of the two."""
     for weight, bias in itertools.permutations(DTYPES, 2):
         call = op_call(mode, SHAPE, x, dtypes={"weight": weight, "bias": bias})
         assert_equals_reference(call)
@@ -53,7 +53,7 @@ def test_weight_and_bias_of_two_dtypes(mode: str, x: torch.dtype) -> None:
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient(mode: str, x: torch.dtype) -> None:
-    """The gradient of y is of y's dtype from autograd, and may be of any for the op."""
+    """Autograd gives the gradient of y in y's dtype; the op takes it in any."""
     for gradient, masked in itertools.product(DTYPES, (False, True)):
         if mode not in FINISHED and masked:
             continue
@@ -77,10 +77,10 @@ def test_given_statistics(x: torch.dtype) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_long_sum_in_16_bits(mode: str) -> None:
-    """15,000 and more terms of one size: a sum kept in 16 bits stops at some hundred.
+    """15,000 and more terms of equal size: a sum in 16 bits stops growing at some hundred.
 
-    A sum of equal terms in float32 rounds to the same side each time, so that its error grows with the number of terms
-    in one accumulator: 1e-4 of the terms together is what some hundred terms at a time stay far below.
+    A float32 sum of equal terms rounds to the same side each time, so its error grows with the number of terms in one
+    accumulator. Accumulators of some hundred terms stay far below 1e-4 of the total.
     """
     shape = (3000, 4, 5) if mode in OVER_CHANNELS else (3000, 37)
     for dtype in (torch.bfloat16, torch.float16):

@@ -1,4 +1,4 @@
-"""What surrounds the norm: scale, shift, residual, activation and mask, in every combination."""
+"""Scale, shift, residual, activation and mask around the norm, in every combination."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.kernels.cpu.op_call import FINISHED, MODES, OVER_CHANNELS, assert_equ
 
 NAN, INF = math.nan, math.inf
 
-# Rows longer than a vector and not a multiple of one, few and many of them.
+# Rows longer than a vector and not a multiple of it, few and many of them.
 SHAPES = {"channels": [(4, 6, 37), (3, 6, 5, 3)], "last": [(9, 37), (2, 3, 70)]}
 
 
@@ -51,13 +51,13 @@ def test_without_scale_or_shift(mode: str, dtype: torch.dtype, activation: str |
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a])
 def test_far_out(activation: str) -> None:
-    """z up to ±100, where exp and erf of a kernel's own would overflow or lose their tails."""
+    """z up to ±100, where a kernel's own exp and erf could overflow or lose their tails."""
     for mode, dtype in itertools.product(FINISHED, DTYPES):
         call = op_call(mode, shapes(mode)[0], dtype, scale=40.0, activation=activation)
         assert_equals_reference(call, activation)
 
 
-# activation(NaN), (∞), (−∞). The three curves are ∞·0 at −∞ by their formulas, and 0 in the limit: either will do.
+# activation(NaN), (∞), (−∞). By their formulas the three curves are ∞·0 at −∞, and 0 in the limit: both are accepted.
 NOT_FINITE = {
     "relu": (NAN, INF, 0.0), "relu6": (NAN, 6.0, 0.0), "leaky_relu": (NAN, INF, -INF),
     "silu": (NAN, INF, None), "hardswish": (NAN, INF, None), "gelu": (NAN, None, None), None: (NAN, INF, -INF),
@@ -67,7 +67,7 @@ NOT_FINITE = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_what_is_not_finite_goes_through_the_activation(activation: str | None, dtype: torch.dtype) -> None:
-    """z = NaN and ±∞, which a residual brings: fast forms of exp, min and max tend to lose them."""
+    """z = NaN and ±∞ from a residual: fast forms of exp, min and max tend to lose them."""
     call = op_call("channel_apply", (4, 3, 37), dtype, residual=True, activation=activation)
     residual = call.tensors["residual"].clone()  # type: ignore[union-attr]
     for at, value in enumerate((NAN, INF, -INF)):
@@ -76,7 +76,7 @@ def test_what_is_not_finite_goes_through_the_activation(activation: str | None, 
     clean = by_kernel(call).compared["output"]
     for at, wanted in enumerate(NOT_FINITE[activation]):
         got = y[at, 1, 11 + at].item()
-        if wanted is None:  # torch's gelu too gives NaN for ∞ in its vectorized form
+        if wanted is None:  # torch's vectorized gelu gives NaN for ∞ too
             assert not math.isfinite(got) or (at == 2 and got == 0), f"{got} for z number {at}"
         else:
             assert got == wanted or (math.isnan(got) and math.isnan(wanted)), f"{got}, expected {wanted}"

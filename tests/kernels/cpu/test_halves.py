@@ -27,9 +27,9 @@ def channels_last(t: Tensor) -> Tensor:
 
 
 def by_halves(ranks: Sequence[Call]) -> Results:
-    """The channel norm of all samples together, every rank's share worked by the halves on its own.
+    """Compute the channel norm of all samples by the halves, each rank's share separately.
 
-    Between them what synchronizing would exchange: moments are merged, the two sums of the backward added up.
+    Between the halves it does what synchronization does: it merges moments, and adds up the two sums of backward.
     """
     merged = Moments.merge_all([moments(*ops.channel_moments(c.input, mask_of(c))) for c in ranks])
     var = merged.m2 / merged.count.clamp(min=1)
@@ -64,7 +64,7 @@ def moments(mean: Tensor, m2: Tensor, count: Tensor) -> Moments:
 
 
 def split(call: Call, sizes: Sequence[int]) -> list[Call]:
-    """The call's samples dealt out."""
+    """Deal out the samples of a call."""
     ranks = []
     for start, size in zip(itertools.accumulate(sizes, initial=0), sizes, strict=False):
 
@@ -98,7 +98,7 @@ def test_one_rank_equals_the_fused_norm(activation: str | None, dtype: torch.dty
 @pytest.mark.parametrize("sizes", [(3, 3), (1, 5), (6, 0), (0, 6), (2, 1, 3), (1,) * 6], ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_ranks_together_equal_the_whole_batch(masked: bool, sizes: tuple[int, ...]) -> None:
-    """Uneven shares, an empty one, one that is all masked."""
+    """Uneven shares, an empty one, one that is masked out as a whole."""
     mask = None
     if masked:
         mask = torch.rand(6, 33, generator=torch.Generator().manual_seed(1)) < 0.7
@@ -112,7 +112,7 @@ def test_ranks_together_equal_the_whole_batch(masked: bool, sizes: tuple[int, ..
 
 
 def test_ranks_far_from_each_other() -> None:
-    """Each with a mean of its own, 10⁴ spreads apart: the variance between them is the whole of it."""
+    """Each rank has its own mean, 10⁴ standard deviations apart: almost all variance is between them."""
     for layout in (Tensor.contiguous, channels_last):
         call = op_call("channel_norm", (6, 5, 129), layout=layout)
         x = call.input.clone()
@@ -124,7 +124,7 @@ def test_ranks_far_from_each_other() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments(dtype: torch.dtype) -> None:
-    """Shapes, dtypes and values of the first half alone; 0 where nothing counts."""
+    """Shapes, dtypes and values of the first half; 0 where nothing counts."""
     for shape, layout in itertools.product(SHAPES, (Tensor.contiguous, channels_last)):
         call = op_call("channel_norm", shape, dtype, layout=layout, mean=100.0)
         mean, m2, count = ops.channel_moments(call.input, None)

@@ -1,4 +1,4 @@
-"""Every instruction set that the machine has: one binary has them all, and GAMMABETA_ISA chooses a lower one."""
+"""Every instruction set of this machine: one binary has them all, and GAMMABETA_ISA chooses a lower one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
-LEVELS = {"baseline": "baseline", "avx2": "AVX2", "avx512": "AVX-512"}  # as they are asked for, as they are named
-HERE = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)  # so many of them
+LEVELS = {"baseline": "baseline", "avx2": "AVX2", "avx512": "AVX-512"}  # the value of the variable, the name
+HERE = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)  # how many of them this machine has
 
-# What differs between instruction sets: arithmetic in every dtype, the ends of rows, what is not finite.
+# Where instruction sets may differ: arithmetic in every dtype, the ends of rows, values that are not finite.
 CASES = (
     "tests/kernels/cpu/test_finish.py", "tests/kernels/cpu/test_dtypes.py::test_input_residual_and_parameters",
     "tests/kernels/cpu/test_sizes.py::test_widths", "tests/kernels/cpu/test_layouts.py::test_expanded",
@@ -43,7 +43,7 @@ def test_kernels_of(level: str) -> None:
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip() == LEVELS[level]
     if list(LEVELS).index(level) == HERE - 1:
-        return  # what runs without the variable, and so in all other tests
+        return  # this one runs without the variable, and so in all other tests
     done = with_level(level, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *CASES)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert " passed" in done.stdout

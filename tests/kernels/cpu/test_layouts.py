@@ -1,4 +1,4 @@
-"""Memory layouts: x, residual and gradients each in any, not dense, not aligned, without memory of their own."""
+"""Memory layouts: x, residual and gradients each in any layout, not dense, not aligned, expanded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Layout = Callable[[Tensor], Tensor]
 
 
 def channels_last(t: Tensor) -> Tensor:
-    """Channels innermost, for any number of axes."""
+    """Make the channels innermost, for any number of axes."""
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
@@ -35,19 +35,19 @@ def transposed(t: Tensor) -> Tensor:
 
 
 def sliced(t: Tensor) -> Tensor:
-    """Every second element of twice as many, in the innermost axis."""
+    """Take every second element of twice as many, in the innermost axis."""
     return t.repeat_interleave(2, dim=-1)[..., ::2]
 
 
 def spread(t: Tensor) -> Tensor:
-    """A part of a larger tensor in its first two axes: rows are dense, what holds them is not."""
+    """Take a part of a larger tensor in its first two axes: rows are dense, the tensor is not."""
     larger = t.new_full((t.shape[0] + 1, t.shape[1] + 2, *t.shape[2:]), 9.0)
     larger[1:, 1:-1] = t
     return larger[1:, 1:-1]
 
 
 def misaligned(t: Tensor) -> Tensor:
-    """Dense, and one element past where memory is aligned."""
+    """Make it dense, one element past an aligned address."""
     base = t.new_empty(t.numel() + 1)
     base[1:] = t.reshape(-1)
     return base[1:].view(t.shape)
@@ -82,7 +82,7 @@ def test_all_alike(mode: str, layout: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
 def test_each_in_its_own(mode: str, dtype: torch.dtype) -> None:
-    """x, residual and gradient in every three of the layouts."""
+    """x, residual and gradient in every triple of layouts."""
     add = MODES[mode][0] in ADD_OPS
     for shape in shapes(mode)[:1]:
         call = op_call(mode, shape, dtype, residual=True, **({} if add else {"activation": "silu"}))
@@ -94,7 +94,7 @@ def test_each_in_its_own(mode: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("mode", FINISHED)
 def test_masks(mode: str) -> None:
-    """A mask of any strides, 0 among them, against any layout of x."""
+    """A mask of any strides, including 0, with any layout of x."""
     for shape, layout in itertools.product(shapes(mode), ("contiguous", "channels_last", "spread", "misaligned")):
         size = (shape[0], *shape[2:]) if mode in OVER_CHANNELS else shape[:-1]
         random = torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.6
@@ -114,7 +114,7 @@ def test_masks(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_expanded(mode: str) -> None:
-    """Gradients as sums and means send them back, x and residual as one sample repeated."""
+    """Expanded gradients, as sums and means produce them, and expanded x and residual."""
     for shape, dtype in itertools.product(shapes(mode), (torch.float32, torch.bfloat16)):
         call = op_call(mode, shape, dtype, residual=True)
         for kept in ((), (0,), (1,), (0, 1), (len(shape) - 1,)):
@@ -141,7 +141,7 @@ def test_parameters(mode: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)
 def test_outputs_have_the_strides_that_compiled_code_is_promised(mode: str, layout: str) -> None:
-    """Those of the fakes: inductor asserts them. Axes of size 1 have any."""
+    """The strides of the fakes, which inductor asserts. Axes of size 1 may have any."""
     for shape in shapes(mode):
         finish = {"activation": "silu"} if mode in FINISHED else {}
         call = op_call(mode, shape, residual=True, layout=LAYOUTS[layout], **finish)
@@ -169,7 +169,7 @@ def test_channels_last_comes_back_as_channels_last(mode: str) -> None:
 
 
 def test_nothing_is_written_beside_the_output() -> None:
-    """Inputs are as they were, bit by bit, also around the part of a larger tensor that was given."""
+    """Inputs are unchanged, bit by bit, also around the part of a larger tensor that is the input."""
     for mode in MODES:
         call = op_call(mode, shapes(mode)[0], residual=True, layout=spread)
         given = [t for t in (*call.tensors.values(), *call.gradients) if t is not None]

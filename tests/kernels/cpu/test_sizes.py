@@ -1,4 +1,4 @@
-"""Sizes: about the width of vectors and of blocks, one, none, and far more than a cache holds."""
+"""Sizes: around the width of vectors and blocks, one, none, and far larger than a cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.kernels.cpu.op_call import (
 )
 from torch import Tensor
 
-# One less and one more than 4 to 64 elements fill: a vector of any width, and a few of them unrolled.
+# One less and one more than 4 to 64 elements: a vector of any width, and a few of them unrolled.
 WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 769)
 
 
@@ -27,14 +27,14 @@ def channels_last(t: Tensor) -> Tensor:
 
 
 def roles(mode: str, size: int) -> list[tuple[int, ...]]:
-    """Shapes in which `size` is the number of samples, of channels, of positions."""
+    """Return shapes in which `size` is the number of samples, of channels, of positions."""
     if mode in OVER_CHANNELS:
         return [(size, 3), (5, size), (size, 3, 2), (2, size, 3), (2, 3, size), (1, 2, size), (1, size, 1, 7)]
     return [(size, 3), (3, size), (2, size, 5), (1, size)]
 
 
 def countable(mode: str, shape: tuple[int, ...]) -> bool:
-    """Whether a statistic is taken of more than one value: of one x̂ is 0 but for ε, and M of the tolerances too."""
+    """Return whether a statistic is of more than one value. Of one, x̂ is 0, and so is the scale of the tolerances."""
     if mode in OVER_LAST:
         return shape[-1] > 1
     positions = math.prod(shape[2:])
@@ -44,7 +44,7 @@ def countable(mode: str, shape: tuple[int, ...]) -> bool:
 @pytest.mark.parametrize("size", WIDTHS)
 @pytest.mark.parametrize("mode", MODES)
 def test_widths(mode: str, size: int) -> None:
-    """A finish that differs from case to case, so that every width meets every one."""
+    """Return a finish that differs from case to case, so that every width meets every finish."""
     activations = (None, "relu", "silu", "gelu")
     for i, (shape, dtype) in enumerate(itertools.product(roles(mode, size), DTYPES)):
         finish = {}
@@ -59,7 +59,7 @@ def test_widths(mode: str, size: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 def test_one_value_a_statistic(mode: str, dtype: torch.dtype) -> None:
-    """x̂ is exactly 0 where the mean is taken out: y is the bias, the weight gets no gradient, x but rounding of it."""
+    """x̂ is exactly 0 where the mean is subtracted: y is the bias, the weight gets no gradient, x only rounding."""
     shape = {"channel_norm": (1, 7), "instance": (3, 7, 1)}.get(mode, (3, 7, 1) if mode in OVER_CHANNELS else (7, 1))
     call = op_call(mode, shape, dtype, **({"groups": 7} if mode == "group" else {}))
     results = assert_equals_reference(call)
@@ -76,7 +76,7 @@ def test_one_value_a_statistic(mode: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing(mode: str, dtype: torch.dtype) -> None:
-    """No samples, no positions, no channels: empty outputs, sums of nothing that are zero, statistics of count 0."""
+    """No samples, no positions, no channels: empty outputs, sums that are 0, statistics of count 0."""
     shapes = [(0, 6, 5), (0, 6), (3, 6, 0), (2, 6, 0, 4)] if mode in OVER_CHANNELS else [(0, 6), (2, 0, 6)]
     for shape, residual in itertools.product(shapes, (False, True)):
         finish = {} if mode in ("add_layer", "add_rms") else {"residual": residual, "activation": "silu"}
@@ -110,7 +110,7 @@ def test_nothing(mode: str, dtype: torch.dtype) -> None:
     ids=lambda value: str(value) if isinstance(value, (str, tuple)) else value.__name__,
 )
 def test_statistics_of_millions(mode: str, shape: tuple[int, ...], layout: object) -> None:
-    """More values in one statistic than a cache holds, and so many that a plain float32 sum would lose digits."""
+    """More values per statistic than a cache holds, so many that a plain float32 sum would lose digits."""
     settings = {"groups": 1} if mode == "group" else {}
     assert_equals_reference(op_call(mode, shape, layout=layout, mean=3.0, **settings))
 
@@ -129,7 +129,7 @@ def test_statistics_of_millions(mode: str, shape: tuple[int, ...], layout: objec
     ids=str,
 )  # fmt: skip
 def test_shapes_of_networks(mode: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Many channels, few positions, one image, wide and narrow rows: each takes another way through the kernels."""
+    """Many channels, few positions, one image, wide and narrow rows: each takes another path in the kernels."""
     finish = {} if mode in ("add_layer", "add_rms") else {"residual": True, "activation": "hardswish"}
     settings = {"groups": 32} if mode == "group" else {}
     for layout in (Tensor.contiguous, channels_last) if mode in OVER_CHANNELS else (Tensor.contiguous,):

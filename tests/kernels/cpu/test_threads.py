@@ -26,7 +26,7 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# Large enough to be split, and split unevenly: few samples with many positions, many with few, one channel alone.
+# Large enough to be split, and unevenly: few samples with many positions, many with few, a single channel.
 CHANNEL_SHAPES = [
     (8, 64, 56, 56), (2, 3, 512, 512), (4096, 512), (1, 1, 1024, 1030), (64, 33, 7, 7), (1, 128, 63, 65), (30_001, 5),
 ]  # fmt: skip
@@ -46,7 +46,7 @@ def cases() -> list[Any]:
 
 
 def large_call(mode: str, shape: tuple[int, ...], dtype: torch.dtype, layout: Any, finished: bool) -> Call:
-    """With and without all that surrounds a norm; a mask among it."""
+    """With and without a finish, including a mask."""
     settings: dict[str, Any] = {"groups": 1 if shape[1] % 32 else 32} if mode == "group" else {}
     if finished and mode not in ("add_layer", "add_rms"):
         size = (shape[0], *shape[2:]) if mode in OVER_CHANNELS else shape[:-1]
@@ -80,7 +80,7 @@ def test_the_same_bits_of_the_halves(layout: Any) -> None:
 
 
 def test_threads_work_at_once_from_several_python_threads() -> None:
-    """Two Python threads in the kernels at a time: no state is shared between calls."""
+    """Two Python threads in the kernels at once: calls share no state."""
     from concurrent.futures import ThreadPoolExecutor
 
     calls = [large_call("channel_norm", (8, 64, 28, 28), torch.float32, channels_last, True) for _ in range(2)]
@@ -93,7 +93,7 @@ def test_threads_work_at_once_from_several_python_threads() -> None:
 
 
 def test_a_test_of_bits_would_notice() -> None:
-    """Sums of the same values in another order have other bits: the comparison above is not of empty things."""
+    """Sums of the same values in another order have other bits, so the comparison above can fail."""
     call = large_call("channel_norm", (8, 64, 56, 56), torch.float32, Tensor.contiguous, False)
     flipped = call.with_tensors(input=call.input.flip(0, 2, 3))
     forward, backward = (reference.channel_moments(c.input, mask_of(c)).mean for c in (call, flipped))

@@ -1,4 +1,4 @@
-"""Values that kernels are known to go wrong on: far means, none and tiny spreads, the ends of a dtype's range, NaN."""
+"""Values on which kernels are known to fail: large means, no and tiny spread, the ends of a dtype's range, NaN."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def shape(mode: str) -> tuple[int, ...]:
 
 
 def parts(call: Call, x: Tensor) -> Tensor:
-    """x as (statistics, values)."""
+    """Return x as (statistics, values)."""
     if call.op == "batch_norm":
         return x.movedim(1, 0).flatten(1)
     samples, channels, groups = sample_axes(call)
@@ -48,7 +48,7 @@ def parts(call: Call, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("mean", [1e6, -1e6, 1e4])
 @pytest.mark.parametrize("mode", CENTERED)
 def test_variance_at_a_large_mean(mode: str, mean: float) -> None:
-    """Mean 10⁶, spread 1: the variance right to 1e-5 of itself, which one pass over float32 loses altogether."""
+    """Mean 10⁶, spread 1: the variance is right to 1e-5 of itself; one pass in float32 would lose it entirely."""
     for size, layout in itertools.product(((9, 4, 1025), (3, 4, 70_001)), layouts(mode)):
         call = op_call(mode, size, layout=layout)
         x = layout(mean + torch.randn(size, generator=torch.Generator().manual_seed(3)))
@@ -65,10 +65,10 @@ def test_variance_at_a_large_mean(mode: str, mean: float) -> None:
 @pytest.mark.parametrize("first", [1e30, -300.0, 1e-30])
 @pytest.mark.parametrize("mode", ["channel_norm", "group", "instance"])
 def test_a_first_value_unlike_the_rest(mode: str, first: float) -> None:
-    """Whoever takes deviations from the first value, or from a guess, has to make up for it."""
+    """Outliers in front: a kernel that takes deviations from the first value, or from a guess, must correct for it."""
     for dtype, layout in itertools.product((torch.float32, torch.bfloat16), layouts(mode)):
         call = op_call(mode, (3, 4, 4099), dtype, mean=0.0, layout=layout, dtypes={"weight": torch.float32})
-        if abs(first) > 1e10:  # its square is beyond float32: in float64 alone
+        if abs(first) > 1e10:  # its square is beyond float32: float64 only
             call = op_call(mode, (3, 4, 4099), torch.float64, mean=0.0, layout=layout)
         x = call.input.clone()
         x[:, :, 0] = first
@@ -78,7 +78,7 @@ def test_a_first_value_unlike_the_rest(mode: str, first: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", CENTERED)
 def test_constant(mode: str, dtype: torch.dtype) -> None:
-    """No spread: the variance is 0 and not the square of a rounding, and y the bias to the last bit."""
+    """No spread: the variance is 0, not the square of a rounding, and y is exactly the bias."""
     shapes = [shape(mode), (19, 6)]
     for value, layout, size in itertools.product((0.0, 0.1, 1 / 3, 3.0, -1000.0, 6e4), layouts(mode), shapes):
         call = op_call(mode, size, dtype, layout=layout)
@@ -98,7 +98,7 @@ def test_constant(mode: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_small_and_subnormal(mode: str) -> None:
-    """Down to the smallest numbers: nothing is flushed to zero that counts beside an ε as small."""
+    """Down to the smallest numbers: nothing that matters beside an equally small ε is flushed to zero."""
     spreads = {
         torch.float64: (1e-150, 1e-300), torch.float32: (1e-15, 1e-18), torch.bfloat16: (1e-15, 1e-18),
         torch.float16: (1e-4, 1e-6),
@@ -110,9 +110,9 @@ def test_small_and_subnormal(mode: str) -> None:
             eps = 1e-30 if wide == torch.float32 else 1e-290
             call = op_call(
                 mode, shape(mode), dtype, mean=0.0, std=spread, eps=eps, layout=layout, dtypes=given,
-                scale=1e-3 if dtype == torch.float16 else 1.0,  # the gradient by x stays in its range
+                scale=1e-3 if dtype == torch.float16 else 1.0,  # keeps the gradient by x in range
             )  # fmt: skip
-            if spread**2 > (1e-35 if wide == torch.float32 else 1e-280):  # where squares keep their digits
+            if spread**2 > (1e-35 if wide == torch.float32 else 1e-280):  # where squares keep their precision
                 assert_equals_reference(call, f"spread {spread}")
             else:
                 assert not by_kernel(call).compared["output"].isnan().any()
@@ -120,7 +120,7 @@ def test_small_and_subnormal(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_large_in_16_bits(mode: str) -> None:
-    """Values up to 6e4, whose sums and squares are beyond float16 and have to be in float32."""
+    """Values up to 6e4, whose sums and squares are beyond float16 and must be in float32."""
     for dtype, layout in itertools.product((torch.float16, torch.bfloat16), layouts(mode)):
         given = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), torch.float32)
         call = op_call(mode, shape(mode), dtype, layout=layout, dtypes=given)
@@ -136,7 +136,7 @@ def test_large_in_16_bits(mode: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("mode", FINISHED)
 def test_what_is_not_finite_stays_in_its_statistic(mode: str, value: float) -> None:
-    """All other channels (samples, groups) are what they were, bit by bit, in every result; its own are not finite."""
+    """Other channels (samples, groups) are unchanged, bit by bit, in every result; its own are not finite."""
     for dtype, layout, activation in itertools.product((torch.float32, torch.bfloat16), layouts(mode), (None, "silu")):
         size = (4, 6, 131)
         call = op_call(mode, size, dtype, layout=layout, residual=True, activation=activation)
@@ -166,7 +166,7 @@ def test_what_is_not_finite_stays_in_its_statistic(mode: str, value: float) -> N
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
 @pytest.mark.parametrize("mode", FINISHED)
 def test_what_is_masked_out_has_no_part(mode: str, value: float) -> None:
-    """Whatever stands there in x, residual and gradient: every result is the same bits, and zero there."""
+    """Whatever x, residual and gradient contain there: every result has the same bits, and zeros there."""
     for dtype, layout in itertools.product((torch.float32, torch.bfloat16), layouts(mode)):
         size = (4, 6, 131)
         kinds = (size[0], size[2]) if mode in OVER_CHANNELS else size[:2]
@@ -184,7 +184,7 @@ def test_what_is_masked_out_has_no_part(mode: str, value: float) -> None:
                 out = out.unsqueeze(1 if mode in OVER_CHANNELS else 2).expand(size)
 
                 def spoil(t: Tensor, out: Tensor = out) -> Tensor:
-                    return t.clone().masked_fill_(out, value)  # of t's strides
+                    return t.clone().masked_fill_(out, value)  # with t's strides
 
                 names = ("input", "residual") if residual else ("input",)
                 tensors = {name: spoil(call.tensors[name]) for name in names}  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
-"""What a kernel's machine code asks of a multiprocessor: instructions against bytes, in its loops.
+"""What a kernel's machine code needs of a multiprocessor: instructions against bytes, in its loops.
 
-Counted, not measured: a lower bound of the time that a kernel takes, and no more. A multiprocessor issues four
-instructions of warps a cycle, and in an H200 has 19 bytes a cycle of the memory's bandwidth (4.3 TB/s over 132 of them
-at 1.7 GHz). A loop whose instructions take longer than its bytes cannot come near that bandwidth.
+Counted, not measured: only a lower bound of the time that a kernel takes. A multiprocessor issues four warp
+instructions per cycle. In an H200 its share of the memory's bandwidth is 19 bytes per cycle (4.3 TB/s over 132
+multiprocessors at 1.7 GHz). A loop whose instructions take longer than its bytes cannot come near that bandwidth.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 ISSUED_A_CYCLE = 4
 BYTES_A_CYCLE = 19
 
-WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes, 4 where nothing is said
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes; 4 for all others
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Instruction:
 
     @property
     def width(self) -> int:
-        """Bytes that a thread loads or stores."""
+        """Return the bytes that a thread loads or stores."""
         return next((WIDTHS[suffix] for suffix in self.suffixes if suffix in WIDTHS), 4)
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes."""
+        """Return the target of a branch."""
         found = re.search(r"0x([0-9a-f]+)\)?$", self.operands.strip()) if self.name == "BRA" else None
         return int(found.group(1), 16) if found else None
 
@@ -43,17 +43,17 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Passage:
-    """The instructions of the shortest way through a loop, or through a whole kernel."""
+    """The instructions of the shortest path through a loop, or through a whole kernel."""
 
     instructions: tuple[Instruction, ...]
 
     def of(self, name: str) -> Counter[int]:
-        """How many accesses of which width there are of LDG (loads from memory), STG (stores), ..."""
+        """Count the accesses of each width, of LDG (loads from memory), STG (stores), ..."""
         return Counter(i.width for i in self.instructions if i.name == name)
 
     @property
     def loaded(self) -> int:
-        """Bytes of a thread."""
+        """Return the bytes per thread."""
         return sum(width * count for width, count in self.of("LDG").items())
 
     @property
@@ -62,7 +62,7 @@ class Passage:
 
     @property
     def issue_share(self) -> float:
-        """The time in which its instructions are issued, over that in which its bytes are moved."""
+        """Return the time to issue its instructions, over the time to move its bytes."""
         return len(self.instructions) / ISSUED_A_CYCLE / (32 * self.bytes / BYTES_A_CYCLE)
 
 
@@ -79,7 +79,7 @@ def instructions_of(disassembly: str) -> list[Instruction]:
 
 
 def loops(code: list[Instruction]) -> list[Passage]:
-    """One turn of each loop, innermost ones, that touches memory: the shortest way through."""
+    """Return one turn of each innermost loop that accesses memory, along its shortest path."""
     ends = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
     innermost = [
         (start, end) for start, end in ends
@@ -90,14 +90,14 @@ def loops(code: list[Instruction]) -> list[Passage]:
 
 
 def whole(code: list[Instruction]) -> Passage:
-    """A kernel without loops, padding and subroutines left out."""
+    """Return a kernel without loops, leaving out padding and subroutines."""
     end = next(i for i, instruction in enumerate(code) if instruction.name == "EXIT" and not instruction.predicated)
     return shortest(code[: end + 1])
 
 
 def shortest(code: list[Instruction]) -> Passage:
-    """From the first of these instructions to the last, along branches forward."""
-    steps: dict[int, tuple[int, int | None]] = {code[0].address: (1, None)}  # how many, and from where
+    """Return the shortest path from the first of these instructions to the last, along forward branches."""
+    steps: dict[int, tuple[int, int | None]] = {code[0].address: (1, None)}  # steps so far, and the predecessor
     for instruction, after in zip(code, [*code[1:], None], strict=True):
         if instruction.address not in steps:
             continue

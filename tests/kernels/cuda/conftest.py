@@ -13,13 +13,13 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """Tensors are small here."""
+    """Use one thread, as tensors are small here."""
     with one_thread():
         yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """With CUDA_REPORT=1 what `benchmarks/results/` quotes of the kernels' machine code."""
+    """With CUDA_REPORT=1, print the table of the kernels' machine code for `benchmarks/results/`."""
     if os.environ.get("CUDA_REPORT"):
         from tests.kernels.cuda.test_compiled import report
 

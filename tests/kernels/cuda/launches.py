@@ -1,4 +1,4 @@
-"""The launches that an op is made of, taken down instead of made, and compiled for a GPU that is not there."""
+"""The launches of an op, recorded instead of made, and compiled for a GPU that need not be present."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with all its arguments by name."""
+    """The launch of a kernel, with all its arguments by name."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -41,7 +41,7 @@ class Launch:
         return self.kernel.fn.__name__
 
     def compiled(self, capability: int) -> Any:
-        """As Triton's launcher would have it compiled: divisibility by 16 and a size of 1 are known."""
+        """Return the specialization of Triton's launcher: divisibility by 16 and a size of 1 are known."""
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(self.kernel.params):
             value = self.arguments[parameter.name]
@@ -60,7 +60,7 @@ class Launch:
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
     def with_sizes_of_1(self) -> Launch:
-        """Every integer is 1, which makes it a constant of the compilation: as of one row, one program, one channel."""
+        """Return the launch with every integer 1, hence a compile-time constant: one row, one program, one channel."""
         ones = {
             parameter.name: 1
             for parameter in self.kernel.params
@@ -69,7 +69,7 @@ class Launch:
         return replace(self, arguments=self.arguments | ones)
 
     def resources(self, capability: int) -> dict[str, int]:
-        """What the assembler reports: REG, STACK (where registers spill to), SHARED, LOCAL, ..."""
+        """Return the assembler's report: REG, STACK (for spilled registers), SHARED, LOCAL, ..."""
         report = self.inspected(capability, "--dump-resource-usage")
         return {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", report)}
 
@@ -77,7 +77,7 @@ class Launch:
         return instructions_of(self.inspected(capability, "--dump-sass"))
 
     def inspected(self, capability: int, option: str) -> str:
-        """What Triton's own cuobjdump says of the binary."""
+        """Run Triton's own cuobjdump on the binary."""
         binary = self.compiled(capability).asm["cubin"]
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
         with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as file:
@@ -91,7 +91,7 @@ class Launch:
 
 @contextmanager
 def taken_down(patch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
-    """Inside, ops launch nothing: their results are what memory held, and the launches are in the list."""
+    """Record launches in the list instead of making them. Results are uninitialized memory."""
     launches: list[Launch] = []
 
     class Taken:

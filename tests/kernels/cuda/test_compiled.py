@@ -1,7 +1,8 @@
-"""Every kernel compiles for GPUs that need not be there; its machine code has no more in its loops than memory is slow.
+"""Every kernel compiles for GPUs that need not be present, and memory, not instructions, limits its loops.
 
-The interpreter takes what the compiler refuses, so that it alone proves too little. Shapes are those for which the cuts
-are made: nothing is computed, tensors are fake. CUDA_REPORT=1 prints the table in `benchmarks/results/`.
+The interpreter accepts code that the compiler refuses, so interpreting alone proves too little. The shapes are those
+for which the launch choices were made. Nothing is computed: tensors are fake. CUDA_REPORT=1 prints the table in
+`benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS, KERNELS
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 compiles nothing")
 
-CAPABILITIES = (80, 90)  # the least that is served, and an H200's
+CAPABILITIES = (80, 90)  # the lowest supported, and that of an H200
 
 
 def channel_norm(
@@ -40,7 +41,7 @@ def channel_norm(
 def sample_norm(
     shape: tuple[int, ...], groups: int | None, dtype: torch.dtype, last: bool, finished: bool, center: bool = True
 ) -> None:
-    """Without groups over the last axis."""
+    """Return the launches of norms over the last axis, without groups."""
     x = torch.empty(shape, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     axes = (1, 1, groups) if groups else (len(shape) - 1, 1, 1)
@@ -98,11 +99,11 @@ def launches_of(call: Callable[[], None], patch: pytest.MonkeyPatch) -> list[Lau
 def test_compiles_and_loops_in_registers(name: str, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in launches_of(CALLS[name], monkeypatch):
         resources, code = launch.resources(capability), launch.code(capability)
-        # The most that a block of so many threads may have for one to run at all.
+        # The most registers with which a block of that many threads can run at all.
         assert resources["REG"] * 32 * launch.warps <= 65536, f"{launch.name}: {resources}"
-        # Some bytes may be put aside once in a program, not in every turn of a loop.
+        # Some bytes may be spilled once per program, not in every turn of a loop.
         assert resources["STACK"] <= 64, f"{launch.name} spills: {resources}"
-        # Sums in a fixed order give the same bits from run to run.
+        # No atomic additions: sums in a fixed order have the same bits from run to run.
         assert not {i.name for i in code} & {"ATOM", "ATOMG", "ATOMS", "RED", "REDG"}, f"{launch.name} has atomics"
         for passage in loops(code):
             assert not passage.of("LDL") + passage.of("STL"), f"{launch.name} spills in a loop: {resources}"
@@ -110,7 +111,7 @@ def test_compiles_and_loops_in_registers(name: str, capability: int, monkeypatch
 
 @pytest.mark.parametrize("name", CALLS)
 def test_compiles_where_any_size_is_1(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is 1 comes as a plain number, which has no `.to`, and of which no multiple is known."""
+    """An argument of 1 is a plain number, which has no `.to` and no known divisibility."""
     for launch in launches_of(CALLS[name], monkeypatch):
         for unit in {1, launch.arguments.get("UNIT", 1)}:
             units = {"UNIT": unit} if "UNIT" in launch.arguments else {}
@@ -127,16 +128,16 @@ IN_32_BITS = ["batch norm, float32", "batch norm, all", "layer norm, all", "rms 
 
 @pytest.mark.parametrize("name", IN_16_BITS + IN_32_BITS)
 def test_instructions_take_less_time_than_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In every loop over a tensor: Welford's update of each value, for one, would be issued for 1.8 times as long as
-    the values take to come, and no launch choice would help."""
+    """In every loop over a tensor. Welford's update of each value, for example, would take 1.8 times as long to issue
+    as the values take to load, and no launch choice would help."""
     for launch in large(launches_of(CALLS[name], monkeypatch)):
         passages = loops(launch.code(90)) or [whole(launch.code(90))]
         if launch.name == "channel_moments_kernel" and name != "batch norm, all":
-            passages = passages[:1]  # the other loop is for the last tiles
+            passages = passages[:1]  # the other loop handles the last tiles
         for passage in passages:
             assert passage.issue_share < 1, f"{launch.name}: {passage.issue_share:.2f}"
             if launch.name.startswith("channel_") and launch.arguments["mask"] is None:
-                # Every lane of statistics lies in one thread, which waits for no other.
+                # Every lane of statistics is in one thread, which does not wait for others.
                 assert not passage.of("SHFL") + passage.of("BAR") + passage.of("LDS"), launch.name
 
 
@@ -146,10 +147,10 @@ def test_instructions_take_less_time_than_memory(name: str, monkeypatch: pytest.
     )],
 )  # fmt: skip
 def test_tensors_are_read_and_written_in_wide_accesses(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight values of 16 bits at once; four where a plane of 14 × 14 begins every 392 bytes."""
+    """Eight 16-bit values at once; four where planes of 14 × 14 begin every 392 bytes."""
     for launch in large(launches_of(CALLS[name], monkeypatch)):
         for passage in loops(launch.code(90)) or [whole(launch.code(90))]:
-            # What is narrower are parameters and statistics, of 32 bits and more.
+            # Narrower accesses are parameters and statistics, of 32 bits and more.
             assert not {1, 2} & (passage.of("LDG") + passage.of("STG")).keys(), launch.name
             assert passage.of("LDG")[width], f"{launch.name} loads {passage.of('LDG')}"
             assert launch.name.endswith(("moments_kernel", "sums_kernel")) or passage.of("STG")[width] or (
@@ -158,7 +159,7 @@ def test_tensors_are_read_and_written_in_wide_accesses(name: str, width: int, mo
 
 
 def test_long_rows_are_read_and_written_in_wide_accesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A multiple of 8, and not of 16, which alone Triton sees by itself."""
+    """A multiple of 8 but not of 16: Triton only detects the latter on its own."""
     for launch in large(launches_of(CALLS["layer norm of long rows of eights"], monkeypatch)):
         widths = {i.width for i in launch.code(90) if i.name in ("LDG", "STG")}
         assert max(widths) == 16, f"{launch.name}: {widths}"
@@ -166,12 +167,12 @@ def test_long_rows_are_read_and_written_in_wide_accesses(monkeypatch: pytest.Mon
 
 
 def large(launches: list[Launch]) -> list[Launch]:
-    """Those that go over whole tensors, and not over partial results."""
+    """Return the launches over whole tensors, not those over partial results."""
     return [launch for launch in launches if launch.name not in ("channel_merge_kernel", "sum_partials_kernel")]
 
 
 def report() -> list[str]:
-    """A table of what the kernels' machine code asks of an H200's multiprocessor."""
+    """Return a table of what the kernels' machine code needs of an H200's multiprocessor."""
     lines = [
         "| | kernel | registers | warps at once | loads | KB in flight | issue / memory |",
         "|---|---|" + "--:|" * 5,
@@ -181,7 +182,7 @@ def report() -> list[str]:
             launches = large(launches_of(CALLS[name], patch))
         for launch in launches:
             registers = launch.resources(90)["REG"]
-            # Registers are given out by 8 for a thread, 65,536 of a multiprocessor, which holds 64 warps.
+            # A thread gets registers by 8; a multiprocessor has 65,536 registers and 64 warps.
             blocks = min(64 // launch.warps, 65536 // (-(-registers // 8) * 8 * 32 * launch.warps))
             warps = blocks * launch.warps
             for passage in loops(launch.code(90)) or [whole(launch.code(90))]:

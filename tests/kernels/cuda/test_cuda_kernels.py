@@ -1,4 +1,4 @@
-"""When the Triton kernels serve CUDA tensors, and what is said where they do not. Nothing here needs a GPU."""
+"""When the Triton kernels are used for CUDA tensors, and the messages where they are not. Needs no GPU."""
 
 import contextlib
 import subprocess
@@ -16,7 +16,7 @@ A_GPU = {"hip": None, "cuda": "13.0", "triton": True, "capabilities": [(9, 0)]}
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine as it would be seen: its torch, whether Triton is there, its GPUs."""
+    """Simulate a machine: its torch, whether Triton is installed, its GPUs."""
 
     def put(**changed):
         seen = A_GPU | changed
@@ -34,7 +34,7 @@ def machine(monkeypatch):
 
 
 REASONS = [
-    ({"hip": "7.0"}, "this torch is built for ROCm, on which they were never tried"),
+    ({"hip": "7.0"}, "this torch is built for ROCm, which was never tested"),
     ({"cuda": None}, "this torch is built without CUDA"),
     ({"triton": False}, "Triton is not installed: pip install triton"),
     ({"capabilities": []}, "no device answers"),
@@ -54,16 +54,16 @@ def test_why_they_do_not_serve(machine, monkeypatch, changed, reason):
     with pytest.warns(RuntimeWarning) as caught:
         assert not cuda.serves()
     assert str(caught[0].message) == (
-        f"gammabeta: the Triton kernels for CUDA are left out: {reason}. Results are right all the same, by torch's "
-        "own ops and the reference in plain torch. GAMMABETA_KERNELS=0 goes without them."
+        f"gammabeta: the Triton kernels for CUDA are not used: {reason}. Results are still right, by torch's own "
+        "ops and the reference in plain torch. GAMMABETA_KERNELS=0 runs without them."
     )
     cuda.serves.cache_clear()
     monkeypatch.setenv("GAMMABETA_KERNELS", "1")
     with pytest.raises(RuntimeError) as error:
         cuda.serves()
     assert str(error.value) == (
-        f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}. "
-        "Unset it to go on without them."
+        f"gammabeta: GAMMABETA_KERNELS=1 requires the Triton kernels for CUDA, but {reason}. "
+        "Unset it to run without them."
     )
 
 
@@ -101,7 +101,7 @@ def test_an_op_without_a_triton_kernel_would_be_noticed():
 
 @pytest.fixture
 def failing(monkeypatch):
-    """An op's launch, on a machine where kernels serve, raises what it is told to."""
+    """Make an op's launch raise an error, on a machine that supports the kernels."""
     monkeypatch.setattr(cuda, "serves", lambda: True)
     monkeypatch.setattr(cuda, "_refused", set())
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -113,7 +113,7 @@ def failing(monkeypatch):
             launches.append(name)
             raise error
 
-        monkeypatch.setattr(cuda, "launched", launched)
+        monkeypatch.setattr(cuda, "launch", launched)
         return launches
 
     return put
@@ -127,8 +127,7 @@ def test_a_kernel_that_triton_refuses_gives_way_to_the_reference(failing, monkey
         first = op(x, None)
     assert str(caught[0].message) == (
         "gammabeta: the Triton kernel of channel_moments does not run here: TritonError: out of registers. From now on "
-        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come "
-        "slower."
+        "torch's own ops and the reference in plain torch replace it: results are still right, but slower."
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

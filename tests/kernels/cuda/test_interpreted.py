@@ -1,7 +1,7 @@
-"""Every kernel, interpreted on small CPU tensors, gives what the reference gives in float64, and the same bits again.
+"""Every kernel, interpreted on small CPU tensors, equals the reference in float64, and gives the same bits again.
 
-TRITON_INTERPRET=1 runs them. The conformance suite runs so too (`TRITON_INTERPRET=1 pytest tests/conformance`), at some
-fifty times the cost: this is the part that no commit goes without.
+Runs with TRITON_INTERPRET=1, for every commit. The conformance suite can be interpreted too (`TRITON_INTERPRET=1 pytest
+tests/conformance`), at some fifty times the cost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gammabeta.kernels.cuda.launch import Launch
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="TRITON_INTERPRET=1 runs these")
 
-# So small that a few values already take several tiles, splits, ranges of rows and waves of programs.
+# So small that a few values already need several tiles, splits, ranges of rows and waves of programs.
 SPLIT = Launch(
     multiprocessors=3, waves=2, tile=32, narrow=8, applied=2, fused_bytes=0, row=64, row_tile=32, row_waves=1
 )
@@ -41,18 +41,18 @@ def _interpreted() -> Iterator[None]:
 
 @pytest.fixture(params=["whole", "split"])
 def launch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """As on a GPU, where all that is small takes one program; and cut as large tensors are."""
+    """Use the choices of a GPU, with one program for small tensors, and choices that cut them like large ones."""
     if request.param == "split":
         monkeypatch.setattr(triton_launch, "LAUNCH", SPLIT)
     return request.param
 
 
 def a_call(mode: str, shape: tuple[int, ...], dtype: torch.dtype, finished: bool, layout: Any, **settings: Any) -> Call:
-    """Plain; or with a mask, a residual and an activation, of which the dtype decides."""
+    """Return a plain call; or one with a mask, a residual and an activation that depends on the dtype."""
     if finished:
         size = (shape[0], *shape[2:]) if mode in OVER_CHANNELS else shape[:-1]
         mask = torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.7
-        mask.view(-1)[:1] = False  # what a shift is taken from must count
+        mask.view(-1)[:1] = False  # a shift may only be taken from a value that counts
         settings |= {"residual": True, "mask": mask, "activation": "gelu" if dtype == torch.float64 else "silu"}
     return op_call(mode, shape, dtype, layout=layout, **settings)
 
@@ -70,7 +70,7 @@ def cases() -> list[Any]:
 
 def shape_of(mode: str, launch: str) -> tuple[int, ...]:
     if mode in OVER_LAST:
-        return (5, 70) if launch == "split" else (7, 37)  # longer and shorter than the rows that registers hold
+        return (5, 70) if launch == "split" else (7, 37)  # longer and shorter than the rows that fit into registers
     if mode in ("group", "instance"):
         return (1, 3, 65) if launch == "split" else (2, 6, 9)
     return (3, 7, 37)
@@ -95,7 +95,7 @@ def assert_the_same_bits(first: Results, second: Results) -> None:
 @pytest.mark.parametrize("shape", [(5, 4, 20), (3, 4, 48), (3, 8, 34)], ids=str)
 @pytest.mark.parametrize("mode", OVER_CHANNELS)
 def test_sizes_with_common_factors(mode: str, shape: tuple[int, ...], launch: str) -> None:
-    """Several values are loaded at once, are of one lane, and are there or not together; samples leave a rest."""
+    """Several values of one lane are loaded at once, and all exist or none. Samples leave a remainder."""
     for layout in (Tensor.contiguous, channels_last):
         for finished in (False, True):
             for groups in (2, 4) if mode == "group" else (None,):
@@ -114,7 +114,7 @@ def test_channel_norms_of_every_rank(shape: tuple[int, ...], launch: str) -> Non
 @pytest.mark.parametrize("activation", ["relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"])
 @pytest.mark.parametrize("mode", ["channel_norm", "group", "layer"])
 def test_activations(mode: str, activation: str) -> None:
-    """With values on both sides of every kink, and with a residual in another dtype and another layout than x."""
+    """Values on both sides of every kink, and a residual in another dtype and layout than x."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         call = op_call(
             mode, (3, 6, 5), dtype, residual=True, activation=activation, activation_slope=0.2, scale=4.0,
@@ -146,7 +146,7 @@ def test_parameters_and_statistics_that_are_strided_or_expanded(launch: str) -> 
 
 
 def test_halves_of_strided_statistics() -> None:
-    """As a process gets them that slices what all have sent."""
+    """Statistics as views: a process slices them from what all have sent."""
     call = op_call("channel_norm", (4, 5, 6))
     x, g, weight = call.input, call.gradients[0], call.tensors["weight"]
     mean, var, count = torch.randn(3, 5, 2)[..., 0].unbind()
@@ -170,7 +170,7 @@ def test_halves_of_strided_statistics() -> None:
 
 
 def test_variances_of_which_a_root_has_no_reciprocal() -> None:
-    """1/√0 is infinite and 1/√∞ is 0: not NaN, which Newton's step alone would make of both."""
+    """1/√0 is infinite and 1/√∞ is 0, not NaN, as a plain Newton step would return for both."""
     x = torch.tensor([[1.0, 1.0, 1.0, 4.0]])
     mean, var = torch.zeros(4), torch.tensor([0.0, torch.inf, torch.nan, 4.0])
     y = torch.ops.gammabeta.channel_apply_forward(x, mean, var, None, None, None, None, 0.0, "none", 0.0)
@@ -179,7 +179,7 @@ def test_variances_of_which_a_root_has_no_reciprocal() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_large_means(masked: bool, launch: str) -> None:
-    """Mean 10⁶, spread 1 in float32; where it is masked out, a value that no shift may be taken from."""
+    """Mean 10⁶, spread 1 in float32. Masked-out values are ones from which no shift may be taken."""
     for mode in ("channel_norm", "group", "layer"):
         shape = (3, 4, 40) if mode != "layer" else (6, 60)
         mask = None
@@ -197,7 +197,7 @@ def test_large_means(masked: bool, launch: str) -> None:
 
 
 def test_a_shift_that_is_off() -> None:
-    """The first value of every channel is 10⁴ spreads away from all others: no cancellation for that."""
+    """The first value of every channel is 10⁴ standard deviations away from all others, without cancellation."""
     call = op_call("channel_norm", (4, 3, 50), mean=0.0)
     x = call.input.clone()
     x[0, :, 0] = 1e4
@@ -207,7 +207,7 @@ def test_a_shift_that_is_off() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("masked", [False, True])
 def test_halves(masked: bool, dtype: torch.dtype, launch: str) -> None:
-    """Of one process, and of three, one of which has nothing."""
+    """Halves of one process, and of three of which one is empty."""
     mask = torch.rand(6, 9, generator=torch.Generator().manual_seed(1)) < 0.7 if masked else None
     for layout in (Tensor.contiguous, channels_last):
         call = op_call("channel_norm", (6, 5, 9), dtype, residual=True, mask=mask, activation="silu", layout=layout)
@@ -218,7 +218,7 @@ def test_halves(masked: bool, dtype: torch.dtype, launch: str) -> None:
 
 
 def test_nothing_counts(launch: str) -> None:
-    """Statistics and gradients are 0, as the reference's are."""
+    """Statistics and gradients are 0, as in the reference."""
     for mode, shape in (("channel_norm", (3, 4, 9)), ("group", (2, 6, 9)), ("layer", (4, 70))):
         size = (shape[0], *shape[2:]) if mode != "layer" else shape[:-1]
         assert_equals_reference(op_call(mode, shape, mask=torch.zeros(size, dtype=torch.bool)))
@@ -233,7 +233,7 @@ def test_what_is_not_finite_stays_in_its_statistic(op: str, launch: str) -> None
 
 
 def test_a_test_of_bits_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums in another order have other bits: a different cut of the same tensor shows it."""
+    """Sums in another order have other bits, as another partition of the same tensor shows."""
     call = random_call("batch_norm", (4, 3, 300), training=True, running=False)
     first = by_kernel(call)
     monkeypatch.setattr(triton_launch, "LAUNCH", SPLIT)

@@ -1,4 +1,4 @@
-"""Compilers see the launches that an op for CUDA is made of: traced with fake CUDA tensors, without a GPU."""
+"""Compilers see the launches of an op for CUDA: traced with fake CUDA tensors, without a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.interpreter import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 traces nothing")
 
-# In a process of its own: what is registered for CUDA stays.
+# In a separate process, since registrations for CUDA are permanent.
 TRACE = """
 import torch, triton
 from torch._functorch.aot_autograd import aot_function, make_boxed_compiler
@@ -94,7 +94,7 @@ REFUSE = """
 
 
 def test_a_launch_is_refused_what_does_not_fit() -> None:
-    """By the fake, and where the op gives way to its launches."""
+    """By the fake, and where the op is replaced by its launches."""
     before, traced = TRACE.replace("{serves}", "True").replace("{refused}", "()").split("    traced = ")
     assert traced
     done = subprocess.run([sys.executable, "-c", before + REFUSE], capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""The subjects of `gammabeta bench`, one a file, in the order in which they are measured."""
+"""The subjects of `gammabeta bench`, one per file, in the order in which they are measured."""
 
 from gammabeta.benchmarks.contest import Subject
 from gammabeta.benchmarks.subjects import (

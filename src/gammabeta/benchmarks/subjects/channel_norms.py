@@ -1,10 +1,10 @@
 """BatchNorm forward and backward, with and without a residual and relu.
 
-γ, β and running statistics are float32, beside float64 x float64; torch's residual and relu are composed after its
-norm. Evaluation runs without gradients. Backward's forward keeps no running statistics: compiled, each forward would
-write over what the graphs of those before it hold. The least traffic counts each pass over memory that cannot be
-spared: one reading of x for a contiguous forward, where a channel stays in cache between statistics and output, two
-in channels_last, where all channels lie in every line.
+γ, β and running statistics are float32 (float64 for float64 x). For torch, residual and relu are composed after its
+norm. Evaluation runs without gradients. The forward of a backward row keeps no running statistics: when compiled, each
+forward would overwrite what earlier graphs hold. The least traffic counts the passes over memory that cannot be
+avoided. A contiguous forward reads x once, since a channel stays in cache between statistics and output. In
+channels_last it reads x twice, since every cache line has all channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gammabeta import functional
 from gammabeta.benchmarks.contest import Field, Row
-from gammabeta.benchmarks.ring import Norm, norm_field
+from gammabeta.benchmarks.ring import Inputs, Norm, norm_field
 from gammabeta.moments import statistics_dtype
 
 UNIT = "copies"
@@ -25,7 +25,7 @@ Running = tuple[Tensor, Tensor] | tuple[None, None]  # mean and variance
 SHAPES = ((32, 64, 112, 112), (32, 256, 56, 56), (32, 512, 28, 28), (128, 64, 32, 32))
 FEW_POSITIONS = ((32, 2048, 7, 7), (4096, 512))
 
-# (residual and relu, backward, layout): the floor and what is allowed, in copies.
+# (residual and relu, backward, layout): the floor and the limit, in copies.
 LIMITS = {
     (False, False, "contiguous"): (1.0, 1.3),
     (False, False, "channels_last"): (1.5, 2.0),
@@ -40,18 +40,17 @@ FEW_POSITIONS_LIMITS = {False: 2.0, True: 3.0}
 
 
 def rows(quick: bool) -> list[Row]:
-    """Every shape and layout of the limits, then single rows of what they leave out; quick: the last shape only."""
+    """Return every shape and layout of the limits, then single rows beyond them; quick: the last shape only."""
     shapes = SHAPES[-1:] if quick else SHAPES
     found = []
-    for (finish, backward, layout), (floor, at_most) in LIMITS.items():
-        found += [_row(shape, layout, finish, backward, floor, at_most) for shape in shapes]
+    for (finish, backward, layout), limits in LIMITS.items():
+        found += [_row(shape, layout, finish, backward, limits) for shape in shapes]
     for shape in FEW_POSITIONS[-1:] if quick else FEW_POSITIONS:
-        # (N, C) lies in memory as channels_last does: every line holds all channels.
+        # (N, C) has the memory layout of channels_last: every cache line has all channels.
         kin = "contiguous" if len(shape) > 2 else "channels_last"
-        found += [
-            _row(shape, "contiguous", False, backward, LIMITS[False, backward, kin][0], FEW_POSITIONS_LIMITS[backward])
-            for backward in (False, True)
-        ]
+        for backward in (False, True):
+            limits = LIMITS[False, backward, kin][0], FEW_POSITIONS_LIMITS[backward]
+            found.append(_row(shape, "contiguous", False, backward, limits))
     if quick:
         return found
     passes, layouts = (False, True), ("contiguous", "channels_last")
@@ -72,31 +71,19 @@ def _row(
     layout: str,
     finish: bool,
     backward: bool,
-    floor: float | None = None,
-    at_most: float | None = None,
+    limits: tuple[float, float | None] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Row:
-    if floor is None:
-        floor = LIMITS[finish, backward, layout][0]
+    """Build a row of training; `limits` are its floor and what is allowed, by default the floor only."""
+    floor, at_most = limits or (LIMITS[finish, backward, layout][0], None)
     words = "BatchNorm" + (" + residual + relu" if finish else "")
-    inputs = 2 if finish else 1
 
     def build(compiled: bool) -> Field:
         channels = shape[1]
-        parameters = _affine(channels, dtype)
-        for parameter in parameters:
-            parameter.requires_grad_()
-        return norm_field(
-            _ours(_running(channels, dtype, not backward), True),
-            _theirs(_running(channels, dtype, not backward), True),
-            shape=shape,
-            dtype=dtype,
-            layout=layout,
-            parameters=parameters,
-            inputs=inputs,
-            backward=backward,
-            compiled=compiled,
-        )
+        parameters = [parameter.requires_grad_() for parameter in _affine(channels, dtype)]
+        inputs = Inputs(shape, dtype, layout, parameters, count=2 if finish else 1)
+        ours, theirs = (by(_running(channels, dtype, not backward), True) for by in (_ours, _theirs))
+        return norm_field(ours, theirs, inputs, backward=backward, compiled=compiled)
 
     return Row(f"{words}, {'backward' if backward else 'forward'}", shape, dtype, layout, build, floor, at_most)
 
@@ -104,16 +91,10 @@ def _row(
 def _evaluation(shape: tuple[int, ...], layout: str, finish: bool) -> Row:
     def build(compiled: bool) -> Field:
         channels = shape[1]
-        return norm_field(
-            _ours(_running(channels, torch.float32, True), False),
-            _theirs(_running(channels, torch.float32, True), False),
-            shape=shape,
-            layout=layout,
-            parameters=_affine(channels, torch.float32),
-            inputs=2 if finish else 1,
-            gradients=False,
-            compiled=compiled,
-        )
+        parameters = _affine(channels, torch.float32)
+        inputs = Inputs(shape, layout=layout, parameters=parameters, count=2 if finish else 1, gradients=False)
+        ours, theirs = (by(_running(channels, torch.float32, True), False) for by in (_ours, _theirs))
+        return norm_field(ours, theirs, inputs, compiled=compiled)
 
     words = "BatchNorm" + (" + residual + relu" if finish else "")
     return Row(f"{words}, evaluation", shape, torch.float32, layout, build, 1.5 if finish else 1.0)
@@ -132,7 +113,7 @@ def _running(channels: int, dtype: torch.dtype, tracked: bool) -> Running:
 
 
 def _ours(running: Running, training: bool) -> Norm:
-    """x, then a residual where there is one, γ, β in."""
+    """Return our norm of x, a residual where there is one, γ and β."""
     mean, var = running
 
     def norm(x: Tensor, *rest: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Inference of real networks with their norms folded away, and as they are.
+"""Inference of real networks with their norms folded away, and unchanged.
 
-Ours is what `gammabeta.fold` gives, torch the network as timm builds it, with random weights, statistics and affine
-parameters; both in evaluation mode without gradients. A row is not timed if a norm was refused.
+Ours is the result of `gammabeta.fold`. torch is the network as timm builds it, with random weights, statistics and
+affine parameters. Both run in evaluation mode without gradients. A row is not timed if a norm was refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ missing = training_step.missing
 
 
 def rows(quick: bool) -> list[Row]:
-    """Each network; quick: the first alone."""
+    """Return each network; quick: only the first."""
     return [_row(name) for name in (NETWORKS[:1] if quick else NETWORKS)]
 
 
@@ -51,7 +51,7 @@ def _inference(model: nn.Module, x: torch.Tensor) -> Contestant:
 
 @torch.no_grad()
 def _randomize(model: nn.Module) -> None:
-    """Statistics and affine parameters near those of a trained network."""
+    """Set statistics and affine parameters to values near those of a trained network."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.3)

@@ -1,10 +1,10 @@
 """BatchNorm on a GPU at ResNet-50's shapes, batch 256, plain and with residual and relu, in both layouts.
 
-γ and β are float32, x is bfloat16 or float32. Statistics of a channel do not fit on the chip, so x is read once for
-them and once to be normalized: the floor counts it twice, and in backward x and the gradient. With residual and relu
-forward reads x twice and the residual once; backward reads all three for the sums, writes the residual's gradient,
-and reads that and x for the other. Limits: 85 % of a device-to-device copy's bandwidth for tensors of 64 MB and more
-(plain rows), and 1/1.7 of torch's time (rows with residual and relu). Device time, by CUDA events.
+γ and β are float32, x is bfloat16 or float32. A channel does not fit on the chip, so x is read once for the statistics
+and once to be normalized. The floor counts x twice, and in backward x and the gradient twice. With residual and relu,
+forward reads x twice and the residual once. Backward reads all three for the sums, writes the residual's gradient, and
+reads that and x for the gradient of x. Limits: 85 % of the bandwidth of a device-to-device copy for tensors of 64 MB
+and more (plain rows), and 1/1.7 of torch's time (rows with residual and relu). Times are device times, by CUDA events.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from gammabeta import functional
 from gammabeta.benchmarks.contest import Field, Row
 from gammabeta.benchmarks.gpu import affine, limit, missing
-from gammabeta.benchmarks.ring import norm_field
+from gammabeta.benchmarks.ring import Inputs, norm_field
 
 __all__ = ["UNIT", "missing", "rows"]
 
@@ -28,7 +28,7 @@ FINISHED = 1 / 1.7
 
 
 def rows(quick: bool) -> list[Row]:
-    """Every shape, layout and dtype; quick: one shape in bfloat16."""
+    """Return every shape, layout and dtype; quick: one shape in bfloat16."""
     shapes = SHAPES[1:2] if quick else SHAPES
     dtypes = (torch.bfloat16,) if quick else (torch.bfloat16, torch.float32)
     return [
@@ -53,10 +53,9 @@ def _row(shape: tuple[int, ...], dtype: torch.dtype, layout: str, residual: bool
         return torch.relu(y + skip[0]) if skip else y
 
     def build(compiled: bool) -> Field:
-        return norm_field(
-            ours, theirs, shape=shape, dtype=dtype, layout=layout, parameters=affine(shape[1:2], torch.float32),
-            inputs=2 if residual else 1, backward=backward, compiled=compiled, device="cuda",
-        )  # fmt: skip
+        parameters = affine(shape[1:2], torch.float32)
+        inputs = Inputs(shape, dtype, layout, parameters, count=2 if residual else 1, device="cuda")
+        return norm_field(ours, theirs, inputs, backward=backward, compiled=compiled)
 
     name = f"BatchNorm{' + residual + relu' if residual else ''}, {'backward' if backward else 'forward'}"
     floor = FLOOR[residual, backward]

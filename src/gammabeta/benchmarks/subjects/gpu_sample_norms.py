@@ -1,7 +1,8 @@
 """LayerNorm, RMSNorm, GroupNorm and InstanceNorm on a GPU, beside Liger-Kernel's where it is installed.
 
-γ and β have x's dtype over words, and are float32 over images. The floor reads each input once and writes each output
-once. Limits: 85 % of a device-to-device copy's bandwidth for tensors of 64 MB and more. Device time, by CUDA events.
+γ and β have x's dtype over words and are float32 over images. The floor reads each input once and writes each output
+once. Limits: 85 % of the bandwidth of a device-to-device copy for tensors of 64 MB and more. Times are device times, by
+CUDA events.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from gammabeta import functional
 from gammabeta.benchmarks.contest import LIGER, Field, Row
 from gammabeta.benchmarks.gpu import affine, liger_missing, limit, missing
-from gammabeta.benchmarks.ring import Norm, norm_field
+from gammabeta.benchmarks.ring import Inputs, Norm, norm_field
 
 __all__ = ["OTHERS", "UNIT", "missing", "rows"]
 
@@ -32,7 +33,7 @@ FLOOR = {False: 1.0, True: 1.5}
 
 
 def rows(quick: bool) -> list[Row]:
-    """quick: the first shapes, bfloat16 only."""
+    """Return every row; quick: the first shapes, bfloat16 only."""
     words, images = (WORDS[:1], IMAGES[:1]) if quick else (WORDS, IMAGES)
     found = []
     for dtype in (torch.bfloat16,) if quick else (torch.bfloat16, torch.float32):
@@ -59,16 +60,14 @@ def _over_words(name: str, shape: tuple[int, ...], dtype: torch.dtype, backward:
     parameters = 2 if name == "LayerNorm" else 1
 
     def build(compiled: bool) -> Field:
-        return norm_field(
-            ours, theirs, shape=shape, dtype=dtype, parameters=affine(size, dtype)[:parameters], backward=backward,
-            compiled=compiled, device="cuda", others=liger,
-        )  # fmt: skip
+        inputs = Inputs(shape, dtype, parameters=affine(size, dtype)[:parameters], device="cuda")
+        return norm_field(ours, theirs, inputs, backward=backward, compiled=compiled, others=liger)
 
-    return _row(name, shape, dtype, "contiguous", build, FLOOR[backward], backward)
+    return _row(_named(name, backward), shape, dtype, "contiguous", build, FLOOR[backward])
 
 
 def _sum_of_words(name: str, shape: tuple[int, ...], dtype: torch.dtype, backward: bool) -> Row:
-    """Forward reads two and writes two; backward reads two gradients and the sum, and writes one for both inputs."""
+    """Build a row of x + residual. Forward reads two tensors and writes two; backward reads three and writes one."""
     size = shape[-1:]
 
     def ours(x: Tensor, residual: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,12 +82,10 @@ def _sum_of_words(name: str, shape: tuple[int, ...], dtype: torch.dtype, backwar
 
     def build(compiled: bool) -> Field:
         parameters = affine(size, dtype)[: 2 if name == "LayerNorm" else 1]
-        return norm_field(
-            ours, theirs, shape=shape, dtype=dtype, parameters=parameters, inputs=2, outputs=2, backward=backward,
-            compiled=compiled, device="cuda",
-        )  # fmt: skip
+        inputs = Inputs(shape, dtype, parameters=parameters, count=2, outputs=2, device="cuda")
+        return norm_field(ours, theirs, inputs, backward=backward, compiled=compiled)
 
-    return _row(f"x + residual, {name}", shape, dtype, "contiguous", build, 2.0, backward)
+    return _row(_named(f"x + residual, {name}", backward), shape, dtype, "contiguous", build, 2.0)
 
 
 def _over_images(name: str, shape: tuple[int, ...], layout: str, dtype: torch.dtype, backward: bool) -> Row:
@@ -102,24 +99,30 @@ def _over_images(name: str, shape: tuple[int, ...], layout: str, dtype: torch.dt
         liger = {}
 
     def build(compiled: bool) -> Field:
-        return norm_field(
-            ours, theirs, shape=shape, dtype=dtype, layout=layout, parameters=affine(shape[1:2], torch.float32),
-            backward=backward, compiled=compiled, device="cuda", others=liger if layout == "contiguous" else {},
-        )  # fmt: skip
+        inputs = Inputs(shape, dtype, layout, affine(shape[1:2], torch.float32), device="cuda")
+        others = liger if layout == "contiguous" else {}
+        return norm_field(ours, theirs, inputs, backward=backward, compiled=compiled, others=others)
 
-    return _row(name, shape, dtype, layout, build, FLOOR[backward], backward)
+    return _row(_named(name, backward), shape, dtype, layout, build, FLOOR[backward])
+
+
+def _named(name: str, backward: bool) -> str:
+    return f"{name}, {'backward' if backward else 'forward'}"
 
 
 def _row(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, layout: str, build: Callable[[bool], Field], floor: float,
-    backward: bool,
-) -> Row:  # fmt: skip
-    operation = f"{name}, {'backward' if backward else 'forward'}"
+    operation: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: str,
+    build: Callable[[bool], Field],
+    floor: float,
+) -> Row:
     return Row(operation, shape, dtype, layout, build, floor, limit(floor, shape, dtype))
 
 
 def _liger(module: str, function: str, arguments: Callable[..., tuple[Any, ...]]) -> dict[str, Norm]:
-    """Liger-Kernel's function, where it is installed."""
+    """Return Liger-Kernel's function, where it is installed."""
     if liger_missing():
         return {}
 

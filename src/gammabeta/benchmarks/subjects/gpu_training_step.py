@@ -1,8 +1,8 @@
 """A training step of ResNet-50 on a GPU, in channels_last and bfloat16 autocast.
 
-Contestants: torch, torch.compile, and ours adopted and fused. A step is forward, loss, backward and SGD on images that
-are on the device. Ours: `gammabeta.adopt`, then `gammabeta.fuse`, which makes each relu that alone reads a norm the
-norm's own; the sum with the residual stays where the network has it. Device time, by CUDA events.
+Contestants: torch, torch.compile, and ours adopted and fused. A step is forward, loss, backward and SGD on images on
+the device. Ours: `gammabeta.adopt`, then `gammabeta.fuse`, which moves each relu into the norm whose only reader it is.
+The sum with the residual stays where the network has it. Times are device times, by CUDA events.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNIT = "ms"
 
 SHAPE = (256, 3, 224, 224)
 SMALL = (64, 3, 224, 224)
-BATCHES = 2  # images and labels that the steps go round
+BATCHES = 2  # of images and labels, which the steps cycle through
 
 
 def missing() -> str | None:
@@ -59,7 +59,7 @@ def _row(shape: tuple[int, ...]) -> Row:
 
 
 def steps(model: nn.Module, shape: tuple[int, ...], compiled: bool = False) -> Contestant:
-    """Training steps of the network, on other images each time."""
+    """Return training steps of the network, on other images each time."""
     model.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = [torch.randn(shape, device="cuda").contiguous(memory_format=torch.channels_last) for _ in range(BATCHES)]
     labels = [torch.randint(1000, shape[:1], device="cuda") for _ in range(BATCHES)]

@@ -1,8 +1,8 @@
 """LayerNorm, RMSNorm, GroupNorm and InstanceNorm forward and backward, and the sums before them in Transformers.
 
-γ and β have x's dtype. `add_layer_norm` and `add_rms_norm` give the norm of x + residual and the sum itself; torch's
-are composed, and both results' gradients come into backward. The least traffic: each input is read once, each output
-written once.
+γ and β have x's dtype. `add_layer_norm` and `add_rms_norm` return the norm of x + residual and the sum itself. For
+torch both are composed. Backward gets the gradients of both results. The least traffic reads each input once and writes
+each output once.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from gammabeta import functional
 from gammabeta.benchmarks.contest import Field, Row
-from gammabeta.benchmarks.ring import Norm, norm_field
+from gammabeta.benchmarks.ring import Inputs, Norm, norm_field
 
 UNIT = "copies"
 
 WORDS = ((8192, 768), (8192, 4096))
 IMAGES = ((32, 256, 56, 56), (32, 512, 28, 28))
 GROUPS = 32
-# backward: what is allowed, in copies.
+# backward: the limit, in copies.
 FLOAT32, BFLOAT16, GROUP = {False: 1.3, True: 2.0}, {False: 2.0, True: 3.0}, {False: 1.5, True: 2.5}
 FLOOR = {False: 1.0, True: 1.5}
 
 
 def rows(quick: bool) -> list[Row]:
-    """Every row of the limits, then single rows of what they leave out; quick: the smallest shapes, float32 only."""
+    """Return every row of the limits, then single rows beyond them; quick: the smallest shapes, float32 only."""
     words, images = (WORDS[:1], IMAGES[1:]) if quick else (WORDS, IMAGES)
     layouts = ("contiguous", "channels_last")
     passes = (False, True)
@@ -61,15 +61,8 @@ def _over_words(
         theirs = lambda x, w: F.rms_norm(x, size, w)  # noqa: E731
 
     def build(compiled: bool) -> Field:
-        return norm_field(
-            ours,
-            theirs,
-            shape=shape,
-            dtype=dtype,
-            parameters=_affine(size, dtype)[:count],
-            backward=backward,
-            compiled=compiled,
-        )
+        inputs = Inputs(shape, dtype, parameters=_affine(size, dtype)[:count])
+        return norm_field(ours, theirs, inputs, backward=backward, compiled=compiled)
 
     return Row(f"{name}, {_pass(backward)}", shape, dtype, "contiguous", build, FLOOR[backward], at_most)
 
@@ -79,9 +72,7 @@ def _group_norm(shape: tuple[int, ...], layout: str, backward: bool) -> Row:
         return norm_field(
             lambda x, w, b: functional.group_norm(x, GROUPS, w, b),
             lambda x, w, b: F.group_norm(x, GROUPS, w, b),
-            shape=shape,
-            layout=layout,
-            parameters=_affine(shape[1:2], torch.float32),
+            Inputs(shape, layout=layout, parameters=_affine(shape[1:2], torch.float32)),
             backward=backward,
             compiled=compiled,
         )
@@ -95,8 +86,7 @@ def _instance_norm(shape: tuple[int, ...], backward: bool) -> Row:
         return norm_field(
             lambda x, w, b: functional.instance_norm(x, None, None, w, b),
             lambda x, w, b: F.instance_norm(x, None, None, w, b),
-            shape=shape,
-            parameters=_affine(shape[1:2], torch.float32),
+            Inputs(shape, parameters=_affine(shape[1:2], torch.float32)),
             backward=backward,
             compiled=compiled,
         )
@@ -124,16 +114,8 @@ def _add(name: str, shape: tuple[int, ...], backward: bool) -> Row:
         ours, theirs, count = lambda x, r, w: functional.add_rms_norm(x, r, size, w), F.rms_norm, 1
 
     def build(compiled: bool) -> Field:
-        return norm_field(
-            ours,
-            composed(theirs),
-            shape=shape,
-            parameters=_affine(size, torch.float32)[:count],
-            inputs=2,
-            outputs=2,
-            backward=backward,
-            compiled=compiled,
-        )
+        inputs = Inputs(shape, parameters=_affine(size, torch.float32)[:count], count=2, outputs=2)
+        return norm_field(ours, composed(theirs), inputs, backward=backward, compiled=compiled)
 
     # Forward reads two and writes two; backward reads two gradients and the sum, and writes one for both inputs.
     return Row(f"x + residual, {name}, {_pass(backward)}", shape, torch.float32, "contiguous", build, 2.0)

@@ -1,7 +1,7 @@
 """Whole calls of layers on small inputs, where Python and torch's dispatcher cost more than the arithmetic.
 
 A timing repeats the call on one input for some milliseconds. A step is forward and backward, to x and the parameters.
-Further down the inputs grow to where the arithmetic counts.
+Further down, inputs grow to sizes where the arithmetic matters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gammabeta.layers.rms_norm import RMSNorm
 
 UNIT = "µs"
 
-LASTS = 2e-3  # seconds of a timing
+LASTS = 2e-3  # seconds per timing
 AT_MOST_OF_TORCH = 1.5  # a call on the smallest inputs
 PHASES = ("forward in training", "evaluation", "step")
 
@@ -29,7 +29,7 @@ Case = tuple[str, Callable[[], nn.Module], Callable[[], nn.Module], tuple[int, .
 
 
 class Composed(nn.Module):
-    """torch's norm, then the sum, then the activation: what a residual block does today."""
+    """torch's norm, then the sum, then the activation, as in a residual block."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Composed(nn.Module):
         return torch.relu(self.norm(x) + residual)
 
 
-# Name; ours; torch's; shape of x; how many such tensors forward takes.
+# Name; ours; torch's; shape of x; number of such tensors that forward takes.
 SMALLEST: tuple[Case, ...] = (
     ("BatchNorm1d", lambda: BatchNorm1d(16), lambda: nn.BatchNorm1d(16), (8, 16), 1),
     ("LayerNorm", lambda: LayerNorm(16), lambda: nn.LayerNorm(16), (8, 16), 1),
@@ -79,7 +79,7 @@ LARGER: tuple[Case, ...] = (
 
 
 def rows(quick: bool) -> list[Row]:
-    """The smallest inputs, whose calls have a limit, then larger ones; quick: the smallest only."""
+    """Return the smallest inputs, whose calls have a limit, then larger ones; quick: only the smallest."""
     found = [_row(case, phase, phase != "step") for case in SMALLEST for phase in PHASES]
     return found if quick else found + [_row(case, phase, False) for case in LARGER for phase in PHASES]
 

@@ -1,8 +1,8 @@
-"""What a study's time goes into: six training runs of one network, as the study takes them and one by one with torch.
+"""The speed of a study: six training runs of one network, as the study runs them and one by one with torch.
 
-Ours is the six as one network of six groups, with the library's norms; torch's is one after the other, with torch.nn's
-norms and torch.optim.SGD. Both run 50 steps with batches of 32 digits, each run with its own seed and rate. The time of
-a run is a sixth of it; trials per second are six over it.
+Ours runs the six as one network of six groups, with gammabeta's norms. torch's runs them one after the other, with
+torch.nn's norms and torch.optim.SGD. Both run 50 steps with batches of 32 digits; each run has its own seed and
+learning rate. The time per run is a sixth of the figure; trials per second are six divided by it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ NORMS = ("batch", "group", "none")
 
 
 def missing() -> str | None:
-    """What has to be installed for the digits."""
+    """Return what must be installed for the digits."""
     if importlib.util.find_spec("sklearn") is None:
         return 'scikit-learn is not installed: pip install "gammabeta[study]".'
     return None
 
 
 def rows(quick: bool) -> list[Row]:
-    """Each network and norm; quick: the MLP with BatchNorm alone."""
+    """Return each network and norm; quick: only the MLP with BatchNorm."""
     chosen = [(name, norm) for name in NETWORKS for norm in NORMS]
     return [_row(name, norm) for name, norm in (chosen[:1] if quick else chosen)]
 
@@ -88,7 +88,7 @@ def _one_by_one(network: Mapping[str, Any], norm: str) -> Contestant:
                 F.cross_entropy(model(x), y).backward()
                 optimizer.step()
             model.eval()
-            # what a trial looks at in its end: the split twice, by moving averages and by exact statistics
+            # what a trial evaluates at its end: the split twice, by moving averages and by exact statistics
             errors.append([error_and_loss(model, data.validation) for _ in range(2)])
         assert all(math.isfinite(loss or math.inf) for of_run in errors for _, loss in of_run)
         return errors
@@ -98,7 +98,7 @@ def _one_by_one(network: Mapping[str, Any], norm: str) -> Contestant:
 
 
 def with_torchs_norms(model: nn.Module) -> nn.Module:
-    """The network with torch.nn's BatchNorm and GroupNorm in the place of the library's, parameters taken over."""
+    """Replace gammabeta's BatchNorm and GroupNorm by torch.nn's, with the same parameters. Returns the network."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             ours: nn.Module | None = None

@@ -1,15 +1,15 @@
 """What Synced costs over Batch, in 1, 2 and 4 processes of this machine over gloo.
 
-Every process has a batch of the row's shape, and all do the same at once; the clock runs in one of them. With more
-processes than cores they take turns, Batch's too, so read the difference of the two, which is what exchanging
-statistics and waiting for each other costs, and read it as this machine's: no network lies between these processes.
-One layer is a forward and a backward in training; a step is forward, loss, backward and SGD of a network of 8 times
-convolution and norm, each process its own, with no averaging of gradients, which costs the same under both.
+Every process has a batch of the row's shape, and all do the same at once; one of them is timed. With more processes
+than cores they take turns, for Batch too. So read the difference of the two: it is the cost of exchanging statistics
+and of waiting for each other. It is that of this machine, where no network is between the processes. One layer is a
+forward and a backward in training. A step is forward, loss, backward and SGD of a network of 8 convolutions with norms,
+each process with its own network. Gradients are not averaged, which would cost the same for both.
 
-What is exchanged, counted for each process, layer and step (C channels; a test holds ours): Synced sends 2C + 2 values
-in one all-gather forward and 2C in one all-reduce backward. torch's SyncBatchNorm, which refuses tensors of a CPU and
-so takes no part, sends 2C + 1 and 2C by the same two collectives, by its source; our one value more keeps the count
-exact above 2^24. It takes its moments apart into mean and 1/√(σ² + ε), and waits on the host for the counts.
+The traffic, per process, layer and step, for C channels (a test checks ours): Synced sends 2C + 2 values in one
+all-gather forward and 2C in one all-reduce backward. torch's SyncBatchNorm refuses CPU tensors and so does not take
+part. By its source it sends 2C + 1 and 2C values by the same two collectives; our additional value keeps the count
+exact above 2^24. torch's takes its moments apart into mean and 1/√(σ² + ε), and waits on the host for the counts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def missing() -> str | None:
 
 
 def rows(quick: bool) -> list[Row]:
-    """One layer and one step for each number of processes; quick: the smallest layer in one and two."""
+    """Return one layer and one step per number of processes; quick: the smallest layer in one and two."""
     if quick:
         return [_row("forward and backward", LAYERS[-1], one_layer, size) for size in PROCESSES[:2]]
     return [
@@ -64,7 +64,7 @@ def _row(
 
 
 def one_layer(shape: tuple[int, ...]) -> Mapping[str, Call]:
-    """A forward and a backward of a BatchNorm by either source."""
+    """Return a forward and a backward of a BatchNorm, by either source."""
     x, direction = torch.randn(shape, requires_grad=True), torch.randn(shape)
 
     def call(source: Statistics) -> Call:
@@ -76,7 +76,7 @@ def one_layer(shape: tuple[int, ...]) -> Mapping[str, Call]:
 
 
 def one_step(shape: tuple[int, ...]) -> Mapping[str, Call]:
-    """A training step of a network whose norms have either source."""
+    """Return a training step of a network, with norms of either source."""
     images, labels = torch.randn(shape), torch.randint(10, shape[:1])
 
     def call(source: Statistics) -> Call:

@@ -1,11 +1,11 @@
 """A whole training step of timm's networks: forward, loss, backward, SGD, with torch's layers and with ours.
 
-Ours is a copy of the same network in which norms have another class and nothing else changed. timm's mobile networks
-call norm and activation as one layer (`BatchNormAct2d`), which becomes one layer of ours that carries the activation;
-ResNet-50 has plain BatchNorm2d. Before the clock starts, outputs, gradients and running statistics of both are
-compared with float64's: ours may be no farther from them than four times torch's own.
+Ours is a copy of the same network in which only the class of the norms differs. timm's mobile networks have norm and
+activation as one layer (`BatchNormAct2d`), which becomes one layer of ours with an activation. ResNet-50 has plain
+BatchNorm2d. Before anything is timed, outputs, gradients and running statistics of both are compared with those in
+float64: ours may be at most four times as far from them as torch's.
 
-torch.compile takes no part: these are the eager layers that the ratio is about.
+torch.compile does not take part, since the ratio is about eager layers.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from gammabeta.statistics import Batch
 UNIT = "ms"
 
 SHAPE = (16, 3, 160, 160)
-BATCHES = 4  # images and labels that the steps go round
-# The network, and our time over torch's at the most.
+BATCHES = 4  # of images and labels, which the steps cycle through
+# The network, and the limit of our time over torch's.
 NETWORKS = (("mobilenetv2_100", 1 / 1.15), ("efficientnet_b0", 1 / 1.15), ("resnet50", 1.0))
-# What a network has after its norm, and what our layer calls it; leaky_relu comes with its slope.
+# The layer that a network has after its norm, and our name of it; leaky_relu has its slope too.
 ACTIVATIONS: dict[type[nn.Module], str | None] = {
     nn.Identity: None,
     nn.ReLU: "relu",
@@ -40,13 +40,13 @@ ACTIVATIONS: dict[type[nn.Module], str | None] = {
     nn.SiLU: "silu",
     nn.Hardswish: "hardswish",
 }
-# Than torch in float32 from float64: roundings in another order, and kinks that they push to the other side.
+# How many times farther from float64 than torch's float32: roundings in another order, and kinks that they cross.
 FARTHER = 4
-# Relative. A value within a rounding of 0 may fall on the other side of a relu, by torch's arithmetic as by ours: one
-# such in ResNet-50 moved its gradients by 1.4e-5, where rounding alone moves both by 1.3e-6.
+# Relative. A value within a rounding of 0 may fall on the other side of a relu, in torch's arithmetic as in ours. One
+# such value in ResNet-50 changed its gradients by 1.4e-5, where rounding alone changes both by 1.3e-6.
 LEAST = 1e-4
 
-_libraries: list[torch.library.Library] = []  # a schema lasts as long as the object that declared it
+_libraries: list[torch.library.Library] = []  # a schema lives as long as the object that declared it
 
 
 def missing() -> str | None:
@@ -56,7 +56,7 @@ def missing() -> str | None:
 
 
 def rows(quick: bool) -> list[Row]:
-    """Each network in both layouts; quick: the first alone."""
+    """Return each network in both layouts; quick: only the first."""
     return [
         _row(name, layout, at_most) for name, at_most in (NETWORKS[:1] if quick else NETWORKS) for layout in LAYOUTS
     ]
@@ -75,7 +75,7 @@ def _row(name: str, layout: str, at_most: float) -> Row:
 
 
 def steps(model: nn.Module, layout: str) -> Contestant:
-    """Training steps of the network, on other images each time; model and images get the layout."""
+    """Return training steps of the network, on other images each time. Model and images get the layout."""
     generator = torch.Generator().manual_seed(0)
     model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     images = [torch.randn(SHAPE, generator=generator).contiguous(memory_format=LAYOUTS[layout]) for _ in range(BATCHES)]
@@ -96,13 +96,13 @@ def steps(model: nn.Module, layout: str) -> Contestant:
 
 
 def with_our_layers(model: nn.Module) -> nn.Module:
-    """A copy of the network whose BatchNorm2d are ours: the same modules and parameters, another class.
+    """Return a copy of the network whose BatchNorm2d are ours: the same modules and parameters, another class.
 
-    A subclass of BatchNorm2d with a forward of its own is changed where it is norm, then activation: where it holds
-    them as timm's BatchNormAct2d does (`act` and an idle `drop`). Its activation becomes that of our layer.
+    A subclass of BatchNorm2d with its own forward is changed where it is a norm and then an activation, as in timm's
+    BatchNormAct2d (`act`, and a `drop` that does nothing). Its activation becomes that of our layer.
 
     Raises:
-        ValueError: a subclass of BatchNorm2d that is built otherwise.
+        ValueError: a subclass of BatchNorm2d that is built in another way.
     """
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
@@ -110,7 +110,7 @@ def with_our_layers(model: nn.Module) -> nn.Module:
             activation, slope = _activation(name, module)
             module.__class__ = BatchNorm2d
             changed: Any = module
-            # What our constructor sets besides.
+            # What our constructor sets in addition.
             changed.activation = activation
             changed.activation_slope = slope
             changed.statistics = Batch()
@@ -118,7 +118,7 @@ def with_our_layers(model: nn.Module) -> nn.Module:
 
 
 def _activation(name: str, norm: nn.BatchNorm2d) -> tuple[str | None, float]:
-    """Name and slope of the activation that a norm's own forward applies after it."""
+    """Return name and slope of the activation that a norm's own forward applies."""
     if type(norm) is nn.BatchNorm2d:
         return None, 0.01
     act: Any = getattr(norm, "act", None)
@@ -133,11 +133,11 @@ def _activation(name: str, norm: nn.BatchNorm2d) -> tuple[str | None, float]:
 
 
 def check_equal(ours: nn.Module, theirs: nn.Module, x: Tensor, labels: Tensor) -> None:
-    """Compare one training forward and backward of both networks, which keep their state, with torch's in float64.
+    """Compare one training forward and backward of both networks with torch's in float64. Both keep their state.
 
     Raises:
         RuntimeError: output, gradients or running statistics of ours are farther from float64's than `FARTHER` times
-            torch's, and than `LEAST`, both relative in the Euclidean norm.
+            torch's and than `LEAST`, both relative in the Euclidean norm.
     """
     exact = _one_pass(copy.deepcopy(theirs).double(), x.double(), labels)
     by_torch = _one_pass(copy.deepcopy(theirs), x, labels)
@@ -169,10 +169,10 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 
 def load_timm() -> Any:
-    """timm, also where its torchvision is built for CUDA and torch is not.
+    """Import timm, also where its torchvision is built for CUDA and torch is not.
 
-    Such a torchvision finds its operators missing and cannot be imported; with their schemas declared it can, and the
-    networks, which need none of them, work.
+    Such a torchvision misses its operators and cannot be imported. With their schemas declared it can, and the networks
+    work, since they need none of these operators.
     """
     try:
         return importlib.import_module("timm")

@@ -1,7 +1,7 @@
-"""A training step of timm's networks while it is watched, and while it is not.
+"""A training step of timm's networks, watched and not watched.
 
-Ours is the network inside `gammabeta.watch` at its default interval; torch's the same network without. A timing is 20
-steps, so that a measured one is among them with the others.
+Ours is the network inside `gammabeta.watch` at its default interval, torch's the same network without it. A timing is
+20 steps, so that it includes one step that is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CASES = (("mobilenetv2_100", (8, 3, 96, 96)), ("resnet18", (8, 3, 96, 96)), ("re
 
 
 def rows(quick: bool) -> list[Row]:
-    """Each network; quick: the first alone."""
+    """Return each network; quick: only the first."""
     return [_row(name, shape) for name, shape in (CASES[:1] if quick else CASES)]
 
 
@@ -45,7 +45,7 @@ def _steps(model: nn.Module, shape: tuple[int, ...], watching: bool) -> Contesta
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     if watching:
         watcher = watch(model, optimizer).__enter__()
-        watcher.watched.steps = STEPS  # past the first steps, which are measured more often
+        watcher.watched.steps = STEPS  # after the first steps, which are measured more often
 
     def contestant(number: int) -> Call:
         def steps() -> None:

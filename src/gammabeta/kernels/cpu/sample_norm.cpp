@@ -48,7 +48,10 @@ class SampleAxes {
  public:
   // sums: filled by backward, else null.
   SampleAxes(const Problem<T>& p, const Statistics& statistics, ChannelSums* sums)
-      : p_(p), geo_(p.geometry), channel_plane_(1, 0, geo_.s, 0), statistics_(statistics), sums_(sums) {}
+      : p_(p), geo_(p.geometry), channel_plane_(1, 0, geo_.s, 0), statistics_(statistics), sums_(sums) {
+    if (!sums) return;
+    for (const RunningMoments& m : statistics) rstd_.push_back(rstd_of(m, p.eps));
+  }
 
   Partition partition(int) const {
     const int64_t statistics = geo_.n * geo_.groups;
@@ -85,7 +88,8 @@ class SampleAxes {
 
   ChannelAffine<double> affine(int64_t i, int64_t channel) const {
     const RunningMoments& m = statistics_[size_t(i)];
-    return {m.mean, p_.weight[size_t(channel)] * rstd_of(m, p_.eps), p_.bias[size_t(channel)]};
+    const double rstd = sums_ ? rstd_[size_t(i)] : rstd_of(m, p_.eps);
+    return {m.mean, p_.weight[size_t(channel)] * rstd, p_.bias[size_t(channel)]};
   }
 
   bool constant() const { return false; }
@@ -98,8 +102,7 @@ class SampleAxes {
   }
   // ∂ℓ/∂x = rstd·(γ·∂ℓ/∂z − Σγ·∂ℓ/∂z/n − x̂·Σx̂·γ·∂ℓ/∂z/n); without the first mean if x is not centered.
   Backprop<double> backprop(int64_t i, int64_t channel, const GradientSums& sums) const {
-    const RunningMoments& m = statistics_[size_t(i)];
-    const double rstd = rstd_of(m, p_.eps), n = m.count > 1 ? m.count : 1;
+    const double rstd = rstd_[size_t(i)], n = std::max(statistics_[size_t(i)].count, 1.0);
     return {p_.weight[size_t(channel)] * rstd, -rstd * (rstd * rstd * sums.sum_x / n),
             p_.center ? -rstd * (sums.sum / n) : 0};
   }
@@ -115,6 +118,7 @@ class SampleAxes {
   Plane<T> channel_plane_;
   const Statistics& statistics_;
   ChannelSums* sums_;
+  std::vector<double> rstd_;  // of every statistic, in backward
 };
 
 // Lines: each element has its own parameters.

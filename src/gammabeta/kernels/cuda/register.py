@@ -38,7 +38,7 @@ def missing() -> str | None:
     if os.environ.get("GAMMABETA_KERNELS") == "0":
         return "switched off by GAMMABETA_KERNELS=0"
     if torch.version.hip is not None:
-        return "this torch is built for ROCm, on which they were never tried"
+        return "this torch is built for ROCm, which was never tested"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     if importlib.util.find_spec("triton") is None:
@@ -67,13 +67,13 @@ def serves() -> bool:
     wanted = os.environ.get("GAMMABETA_KERNELS")
     if wanted == "1":
         raise RuntimeError(
-            f"gammabeta: GAMMABETA_KERNELS=1 asks for the Triton kernels for CUDA, and {reason}. "
-            "Unset it to go on without them."
+            f"gammabeta: GAMMABETA_KERNELS=1 requires the Triton kernels for CUDA, but {reason}. "
+            "Unset it to run without them."
         )
     if wanted != "0" and multiprocessing.parent_process() is None:
         warnings.warn(
-            f"gammabeta: the Triton kernels for CUDA are left out: {reason}. Results are right all the same, by "
-            "torch's own ops and the reference in plain torch. GAMMABETA_KERNELS=0 goes without them.",
+            f"gammabeta: the Triton kernels for CUDA are not used: {reason}. Results are still right, by torch's "
+            "own ops and the reference in plain torch. GAMMABETA_KERNELS=0 runs without them.",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -152,8 +152,7 @@ def refuse(name: str, error: Exception) -> None:
     first = next(iter(str(error).splitlines()), "")
     warnings.warn(
         f"gammabeta: the Triton kernel of {name} does not run here: {type(error).__name__}: {first}. From now on "
-        "torch's own ops and the reference in plain torch take its place: results are right all the same, and come "
-        "slower.",
+        "torch's own ops and the reference in plain torch replace it: results are still right, but slower.",
         RuntimeWarning,
         stacklevel=3,
     )

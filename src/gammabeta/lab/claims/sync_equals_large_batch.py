@@ -5,10 +5,10 @@ Question: Do k processes that share BatchNorm's statistics compute what one proc
 Claim: Synchronized BatchNorm over k ranks is BatchNorm on the whole batch: the same outputs, gradients and running
 statistics, for batches of equal and of different sizes.
 
-Criterion: An identity in float64. In each case the outputs, the gradients of the input and of all parameters, and the
-running statistics differ from those of the whole batch by less than 10⁻¹⁰ of the largest value of their kind. Sums of
-some hundred values in another order err by 10⁻¹⁴, which several layers, forward and backward, magnify. Supported if all
-agree, otherwise contradicted.
+Criterion: An identity in float64. Each case compares the outputs, the gradients of the input and of all parameters, and
+the running statistics. They differ from those of the whole batch by less than 10⁻¹⁰ of the largest value of their kind.
+Sums of some hundred values in another order err by 10⁻¹⁴, which several layers, forward and backward, magnify.
+Supported if all agree, otherwise contradicted.
 
 Room: The control averages the ranks' means and variances, which leaves out the variance between the means and weighs a
 small batch as much as a large one. Its outputs must be off by more than 10⁻⁶ in every case, 10⁴ times what is allowed.

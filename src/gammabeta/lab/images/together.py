@@ -1,9 +1,9 @@
 """Several training runs as one: networks of one shape side by side as groups of one network.
 
-S networks become one whose linear and convolutional layers have S groups and whose norms have S times the channels, so
-that every step, a few hundred microseconds of which are Python and dispatch, is taken for all at once. Each member has
-its own seed, rate and data; nothing of one reaches another, since groups share nothing and every statistic of a norm is
-of one member's values.
+S networks become one, whose linear and convolutional layers have S groups and whose norms have S times the channels.
+Each step then runs once for all members, which saves a few hundred microseconds of Python and dispatch per member and
+step. Each member has its own seed, learning rate and data. Members do not affect each other: groups share nothing, and
+every statistic of a norm is computed from one member's values.
 """
 
 import copy
@@ -56,12 +56,15 @@ class GroupedRMSNorm(nn.Module):
 
 
 class UnstackableError(TypeError):
-    """A layer of which it is not known that groups of its channels share nothing."""
+    """A layer whose groups of channels are not known to be independent."""
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
-    """One module that does what each of them does to its own group of channels; None for one whose children are to
-    be joined."""
+    """Join modules into one that does to each group of channels what each of them does.
+
+    Returns:
+        The module; None where the modules' children have to be joined instead.
+    """
     first, members = modules[0], len(modules)
     if isinstance(first, nn.Linear):
         return GroupedLinear(cast(Sequence[nn.Linear], modules))
@@ -100,8 +103,7 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
-    """One network of the given ones, which are of one architecture: (n, S·channels, …) to (n, S·classes), the first
-    member's first."""
+    """Stack networks of one architecture into one: (n, S·channels, …) to (n, S·classes), the first member first."""
     whole = copy.deepcopy(models[0])
     for name, _ in list(models[0].named_children()):
         parts = [model.get_submodule(name) for model in models]
@@ -110,12 +112,12 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def joinable(settings: Mapping[str, Any]) -> bool:
-    """Whether a trial of ``training:train`` can run beside others: the networks that are known to stack."""
+    """Whether a trial of ``training:train`` can run together with others: its network is known to stack."""
     return settings["network"]["kind"] in ("mlp", "resnet") and not settings.get("only_last")
 
 
 class _Descent:
-    """SGD on all members' parameters in one flat tensor, each member at its own rate."""
+    """SGD on all members' parameters in one flat tensor, each member at its own learning rate."""
 
     def __init__(self, model: nn.Module, rates: Sequence[float], decay: float) -> None:
         parameters = list(model.parameters())
@@ -143,7 +145,7 @@ class _Descent:
 
 
 class _Members:
-    """The members of one network while they are trained: their data, how well each does, and what comes of each."""
+    """The members of one stacked network in training: their data, their looks and their results."""
 
     def __init__(self, model: nn.Module, data: Task, runs: Sequence[Run]) -> None:
         self.model, self.data, self.runs = model, data, runs
@@ -168,11 +170,11 @@ class _Members:
         self.results: list[dict[str, Any] | None] = [None for _ in runs]
 
     def open(self) -> list[int]:
-        """The members that have no result yet."""
+        """Return the members that have no result yet."""
         return [m for m, result in enumerate(self.results) if result is None]
 
     def losses(self, step: int) -> Tensor:
-        """The members' losses (members,) on their batches of a step, the first of which is 1."""
+        """Return the members' losses (members,) on their batches of a step; steps count from 1."""
         index = self.order[step - 1]
         each = torch.arange(len(self.runs))
         x = (self.data.train.x_nchw[index] if self.own_x is None else self.own_x[index, each]).flatten(1, 2)
@@ -181,12 +183,12 @@ class _Members:
         return by_sample.mean(dim=0)
 
     def judge(self, split: Split) -> list[tuple[float, float | None]]:
-        """(error, loss) of each member on one split, as ``error_and_loss`` has them."""
+        """Return each member's (error, loss) on one split, as ``error_and_loss`` does."""
         members = len(self.runs)
         return self._judge(split.x_nchw.repeat(1, members, 1, 1), split.y_n[:, None].expand(-1, members))
 
     def judge_fit(self) -> list[tuple[float, float | None]]:
-        """(error, loss) of each member on what it is trained on."""
+        """Return each member's (error, loss) on the images that it is trained on."""
         if self.own_x is None or self.own_y is None:
             return self.judge(self.data.train)
         return self._judge(self.own_x.flatten(1, 2), self.own_y)
@@ -201,7 +203,7 @@ class _Members:
         return [(float(wrong[m]), float(losses[m])) if finite[m] else (1.0, None) for m in range(members)]
 
     def look(self, step: int) -> None:
-        """Note losses and accuracies where they are due, and finish the members that are at their target."""
+        """Record losses and accuracies where they are due, and finish the members that reached the target."""
         run = self.runs[0]
         if run.curve and step % run.curve == 0:
             with exact_statistics(self.model, self.population):
@@ -216,7 +218,7 @@ class _Members:
             self.accuracies[m].append((step, 1.0 - found[m][0]))
         self.finish([m for m in self.open() if step > 0 and self.accuracies[m][-1][1] >= run.target])
 
-    def lose(self, step: int, losses: Tensor) -> None:
+    def drop_diverged(self, step: int, losses: Tensor) -> None:
         """Finish the members whose loss is not finite."""
         finite = torch.isfinite(losses).tolist()
         lost = [m for m in self.open() if not finite[m]]
@@ -225,7 +227,7 @@ class _Members:
         self.finish(lost)
 
     def finish(self, which: Sequence[int]) -> None:
-        """Make the results of these members of the network as it is now."""
+        """Fill in the results of these members, from the network in its present state."""
         if not which:
             return
         run = self.runs[0]
@@ -251,8 +253,9 @@ class _Members:
 
 
 def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results of ``training:train`` for trials that differ in ``rate`` and ``seed`` alone, to rounding; one by one
-    where their networks hold a layer that does not stack.
+    """Run trials of ``training:train`` that differ only in ``rate`` and ``seed``; the results are equal to rounding.
+
+    Where their networks hold a layer that does not stack, they run one by one.
     """
     runs = [Run(**settings) for settings in several]
     first = runs[0]
@@ -267,8 +270,8 @@ def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for step in range(1, first.steps + 1):
         losses = members.losses(step)
         losses.sum().backward()
-        descent.step(first.part_of_rate(step))
-        members.lose(step, losses.detach())
+        descent.step(first.rate_factor(step))
+        members.drop_diverged(step, losses.detach())
         members.look(step)
         if not members.open():
             break

@@ -1,4 +1,4 @@
-"""Training runs on sequences: Adam, a rate that falls as half a cosine, and each arm at its own best rate."""
+"""Training runs on sequences: Adam, a learning rate that falls as half a cosine, each arm at its own best rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from gammabeta.lab.tuning import error_then_loss, tune
 
 BATCH = 32
 RATES = (-9, -7, -5)
-POPULATION = 512  # training sequences that the statistics for evaluation come from
+POPULATION = 512  # the training sequences whose statistics are used in evaluation
 Cell = tuple[str, str]  # network, arm
 LOST: dict[str, Any] = {"error": 1.0, "loss": None, "moving_error": 1.0}
 
 
 def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sequences at ``index``, padded to the longest of them, with their mask and labels."""
+    """Return the sequences at ``index``, padded to the longest of them, with their mask and labels."""
     lengths = split.lengths_n[index]
     longest = int(lengths.max())
     return split.x_ntf[index, :longest], gb.lengths_to_mask(lengths, longest), split.y_n[index]
@@ -89,7 +89,10 @@ def classified(**settings: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def judged(model: nn.Module, split: Sequences) -> tuple[float, float | None]:
-    """Share of wrong answers and mean cross entropy; scores that are not finite are wrong everywhere."""
+    """Return the share of wrong answers and the mean cross entropy.
+
+    Where any score is not finite, all answers are wrong and the loss is None.
+    """
     parts = [batch_of(split, index) for index in torch.arange(len(split)).split(200)]
     scores = torch.cat([model(x, mask) for x, mask, _ in parts])
     if not bool(torch.isfinite(scores).all()):
@@ -109,8 +112,12 @@ def steps_of(experiment: Experiment) -> int:
 def trained(
     experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
 ) -> tuple[dict[Cell, int], dict[Cell, list[dict[str, Any]]], dict[Cell, dict[str, Any]]]:
-    """Each network with each arm at its own best rate: that rate's exponent, the results on every seed, and that on the
-    validation split for which the rate was chosen."""
+    """Train each network with each arm at its own best learning rate.
+
+    Returns:
+        By (network, arm): the exponent of 2 of that rate; the test results, one per seed; and the result on the
+        validation split, on the tuning seed, by which the rate was chosen.
+    """
     cells = [(network, arm) for network in networks_of(experiment) for arm in arms]
     base = {"task": dict(experiment.sources["sequences"]), "steps": steps_of(experiment)}
     base |= {} if batch_size == BATCH else {"batch_size": batch_size}
@@ -119,7 +126,7 @@ def trained(
     def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
         return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
 
-    # Without norms there is no before and after them: both Transformers are one, trained once.
+    # Without norms, pre-norm and post-norm are the same Transformer, which is trained once.
     same = {("Transformer, post-norm", "none"): "Transformer, pre-norm"}
     settings = [{"network": same.get((network, arm), network), "arm": arm} for network, arm in cells]
     tuning = experiment.tuning_seed

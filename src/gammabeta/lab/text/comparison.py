@@ -1,8 +1,8 @@
-"""Norms side by side on text: a causal Transformer over characters, the trainings of the claim
-`layernorm_in_transformers`.
+"""Norms side by side on text: a causal Transformer over characters, trained as for layernorm_in_transformers.
 
-Losses are those of evaluation, BatchNorm with moving averages and therefore causal. Over d devices with b windows each
-a batch is one of b·d; time and memory are those of b on one device, without communication. The usual norm is LayerNorm.
+Losses are those of evaluation, in which BatchNorm uses moving averages and is therefore causal. Over d devices with b
+windows each, a batch holds b·d windows. Time and memory are those of b windows on one device, without communication.
+The usual norm is LayerNorm.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from gammabeta.lab.trials.trial import Trial, versioned
 
 
 def norms(batch_size: int, devices: int) -> dict[str, str]:
-    """The arms by the name that a reader knows them by; the usual one first."""
+    """Return the arms with the names that readers know them by; the usual one is first."""
     found = {norm: ARMS[norm] for norm in ("layer", "rms")}
     if devices > 1:
         found |= {
@@ -36,7 +36,7 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
 def saved_bytes(
     *, task: Mapping[str, Any], norm: str, width: int, layers: int, context: int, batch: int
 ) -> dict[str, Any]:
-    """Bytes that one forward on a batch keeps for its backward."""
+    """Return the bytes that one forward pass on a batch keeps for the backward pass."""
     data = load_text(task)
     model = decoder(data, norm, width, layers, context, 0)
     tokens = windows(data.train_n, batch, context, torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def saved_bytes(
 
 
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train the decoder with every norm, each at its own best rate, and measure what it costs."""
+    """Train the decoder with every norm, each at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
     named = norms(batch_size, devices)
     shape = shape_of(experiment, batch_size * devices)

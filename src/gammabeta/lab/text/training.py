@@ -1,4 +1,4 @@
-"""Training runs on text: Adam with a warm-up and a rate that falls as half a cosine, each arm at its own best rate."""
+"""Training runs on text: Adam, a warm-up and half a cosine for the learning rate, each arm at its own best rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import seconds_a_step
+from gammabeta.lab.comparison import seconds_per_step
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import decoder
@@ -24,18 +24,18 @@ BATCH = 16
 
 
 def windows(tokens_n: torch.Tensor, batch: int, context: int, generator: torch.Generator) -> torch.Tensor:
-    """(batch, context + 1) tokens from places drawn by ``generator``."""
+    """Draw windows of tokens: (batch, context + 1)."""
     starts = torch.randint(len(tokens_n) - context - 1, (batch, 1), generator=generator)
     return tokens_n[starts + torch.arange(context + 1)]
 
 
 def loss_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of each next token, nats."""
+    """Return the mean cross entropy of each next token, in nats."""
     return functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def blind_loss(data: TextTask) -> float:
-    """Nats a character of always predicting the characters' frequencies in the training text."""
+    """Return the loss, in nats per character, of always predicting the characters' frequencies in the training text."""
     counts = torch.bincount(data.train_n).double()
     shares = counts[counts > 0] / counts.sum()
     return float(-(shares * shares.log()).sum())
@@ -126,11 +126,11 @@ def step_times(*, task: Mapping[str, Any], seed: int, repeats: int = 30, **shape
     width, layers, context = shape["width"], shape["layers"], shape["context"]
     models = {arm: decoder(data, arm, width, layers, context, seed) for arm in JUDGED}
     batches = [windows(data.train_n, shape["batch"], context, generator) for _ in range(repeats)]
-    return {"repeats": repeats, "timing": seconds_a_step(models, loss_of, batches)}
+    return {"repeats": repeats, "timing": seconds_per_step(models, loss_of, batches)}
 
 
 def shape_of(experiment: Experiment, batch: int = BATCH) -> dict[str, int]:
-    """The decoder's, and its windows'."""
+    """Return the size of the decoder and of its windows."""
     if experiment.quick:
         return {"width": 32, "layers": 2, "context": 32, "batch": batch}
     return {"width": 48, "layers": 3, "context": 48, "batch": batch}
@@ -147,8 +147,12 @@ def seeds_of(experiment: Experiment) -> list[int]:
 def trained(
     experiment: Experiment, arms: Sequence[str], shape: Mapping[str, int]
 ) -> tuple[dict[str, int], dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
-    """Each arm at its own best rate: that rate's exponent, the results on every seed, and that on the validation split
-    for which the rate was chosen."""
+    """Train each arm at its own best learning rate.
+
+    Returns:
+        By arm: the exponent of 2 of that rate; the test results, one per seed; and the result on the validation split,
+        on the tuning seed, by which the rate was chosen.
+    """
     steps, seeds = steps_of(experiment), seeds_of(experiment)
     base = {"task": dict(experiment.sources["text"]), **shape}
 
@@ -172,7 +176,7 @@ def trained(
 
 
 def timed(experiment: Experiment, shape: Mapping[str, int]) -> list[dict[str, float]]:
-    """Seconds of a training step of each arm, one dict a seed."""
+    """Return the seconds per training step by arm, one dict per seed."""
     settings = {"task": dict(experiment.sources["text"]), **shape}
     trials = [Trial(f"{__name__}:step_times", {**settings, "seed": seed}) for seed in seeds_of(experiment)]
     return [record["timing"] for record in experiment.records(trials)]
