@@ -42,10 +42,13 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         track_running_stats: whether there are running statistics; without them evaluation uses the batch's too.
         device, dtype: of parameters and running statistics.
         bias: whether there is β.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
         statistics: source of the statistics in training, from `gammabeta.statistics`.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
+
+    `forward(x, residual=None, mask=None)`: residual has x's shape; mask is boolean, x's shape without axis 1. Values
+    where it is False are left out of the statistics and give zero.
 
     Its state_dict is that of torch's layer. It differs from torch's layer in four ways:
 

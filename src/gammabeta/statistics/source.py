@@ -13,5 +13,9 @@ class Statistics(Protocol):
     """A choice of the values from which μ and σ² are taken in training: an immutable setting without tensors."""
 
     def normalize(self, call: NormCall) -> Tensor:
-        """Standardize, scale, shift and finish call.x, and move the running statistics."""
+        """Standardize, scale, shift and finish call.x, and move the running statistics.
+
+        Returns:
+            y, of x's shape.
+        """
         ...
