@@ -14,7 +14,11 @@ PUBLIC = {"functional.py", "layers", "surgery/convert.py:convert", "diagnostics/
 COMMANDS = {"cli/main.py"}
 OPS = {"ops.py", "reference.py", "kernels/cuda"}
 FUNCTIONS = {"autograd.py:forward"}
-EXEMPT = PUBLIC | COMMANDS | OPS | FUNCTIONS
+# A trial's settings are its function's parameters by name, and a network's are its constructor's.
+SETTINGS = {"lab/claims/fine_tuning.py:tuned_on", "lab/claims/shifting_data.py:stream",
+            "lab/claims/weight_decay.py:decayed", "lab/images/networks.py:__init__",
+            "lab/sequences/networks.py:__init__"}  # fmt: skip
+EXEMPT = PUBLIC | COMMANDS | OPS | FUNCTIONS | SETTINGS
 
 
 def functions():
