@@ -31,7 +31,7 @@ class Moments:
 
     Attributes:
         count: number of values n in each set, int64, of `mean`'s shape or broadcastable to it.
-        mean: Σx / n, float32 (float64 for float64 values), in the unit of the values; 0 where count is 0.
+        mean: Σx / n, of any shape, float32 (float64 for float64 values), in the unit of the values; 0 where count is 0.
         m2: Σ(x − mean)², of `mean`'s shape and dtype, in the squared unit of the values; 0 where count is 0.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance".
@@ -93,6 +93,9 @@ class Moments:
 
         n = n₁ + n₂, δ = mean₂ − mean₁, mean = mean₁ + δ·n₂/n, m2 = m2₁ + m2₂ + δ²·n₁n₂/n.
 
+        Returns:
+            Moments of the shape of both.
+
         Source: Chan, Golub & LeVeque 1983, eq. 2.1.
         """
         count = self.count + other.count
@@ -105,6 +108,9 @@ class Moments:
     @staticmethod
     def merge_all(moments: Iterable[Moments]) -> Moments:
         """Merge all of them in pairs, always in one order, so that rounding grows with the logarithm of their number.
+
+        Returns:
+            Moments of the shape of each.
 
         Raises:
             ValueError: there are none.
@@ -138,7 +144,7 @@ class Moments:
         return self if peers is None else self.of_all(peers)
 
     def of_all(self, peers: Peers) -> Moments:
-        """Do what `all_reduce` does, with peers that `peers_of` has found."""
+        """Return what `all_reduce` does, with peers that `peers_of` has found."""
         # One tensor of one dtype. The count travels in two halves, since float32 counts only to 2^24.
         count, mean, m2 = (t.reshape(-1) for t in (self.count, self.mean, self.m2))
         halves = torch.cat((count // _LOW, count % _LOW)).to(mean.dtype)
@@ -151,6 +157,9 @@ class Moments:
         """Compute m2 / (count − correction); NaN where count ≤ correction, as in `torch.var`.
 
         A correction of 0 divides by n, one of 1 by n − 1.
+
+        Returns:
+            The variance, of the shape of `mean`, in the squared unit of the values.
         """
         divisor = (self.count - correction).to(self.m2.dtype)
         return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))

@@ -37,7 +37,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     Args:
         num_features: C, the size of axis 1.
         eps: ε, in the squared unit of x.
-        momentum: weight of the batch in the running statistics; None averages all batches equally.
+        momentum: weight of the batch in the running statistics, 0 to 1; None averages all batches equally.
         affine: whether there are γ and β.
         track_running_stats: whether there are running statistics; without them evaluation uses the batch's too.
         device, dtype: of parameters and running statistics.
@@ -46,6 +46,9 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         activation_slope: leaky_relu's slope for negative values.
         statistics: source of the statistics in training, from `gammabeta.statistics`.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
+
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without axis 1. Where it is False, x enters no
+    statistic and y is zero.
 
     Its state_dict is that of torch's layer. It differs from torch's layer in four ways:
 
