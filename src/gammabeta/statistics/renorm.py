@@ -21,8 +21,8 @@ class Renorm:
         r = σ_B/σ clipped to [1/r_max, r_max]
         d = (μ_B − μ)/σ clipped to [−d_max, d_max]
 
-    Both are constants to the backward. σ_B = √(var + ε) is that of the batch, its variance divided by n. μ and σ = √(running_var + ε) are the
-    running statistics before they move.
+    Both are constants to the backward. σ_B = √(var + ε) is that of the batch, its variance divided by n. μ and σ =
+    √(running_var + ε) are the running statistics before they move.
 
     The schedule counts forwards by the layer's `num_batches_tracked`, so it continues from a checkpoint. The first
     `warmup` forwards are `Batch` (r_max = 1, d_max = 0). Over the next `r_steps` r_max grows linearly from 1, and over

@@ -13,8 +13,9 @@ from gammabeta.functional import NormCall, normalize_by_running
 class Running:
     """The running μ and σ² in training as in evaluation: constants to the backward, which never move.
 
-    σ² is the running variance, which was divided by n − 1. For fine-tuning a pretrained network on few images. `train()` does not undo it, and `reset_running_stats()`, which
-    `torch.optim.swa_utils.update_bn` calls, leaves them unchanged.
+    σ² is the running variance, which was divided by n − 1. For fine-tuning a pretrained network on few images.
+    `train()` does not undo it, and `reset_running_stats()`, which `torch.optim.swa_utils.update_bn` calls, leaves them
+    unchanged.
 
     Raises:
         ValueError: in forward, the layer has no running statistics.
