@@ -38,7 +38,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     Args:
         num_features: C, the size of axis 1.
         eps: ε, in the squared unit of x.
-        momentum: weight of the batch in the running statistics; None averages all batches equally.
+        momentum: weight of the batch in the running statistics, 0 to 1; None averages all batches equally.
         affine: whether there are γ and β.
         track_running_stats: whether there are running statistics; without them evaluation uses the batch's too.
         device, dtype: of parameters and running statistics.

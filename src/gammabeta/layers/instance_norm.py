@@ -25,7 +25,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
     Args:
         num_features: C.
         eps: ε, in the squared unit of x.
-        momentum: weight of the batch in the running statistics; None means 0, as in torch's layer.
+        momentum: weight of the batch in the running statistics, 0 to 1; None means 0, as in torch's layer.
         affine: whether there are γ and β.
         track_running_stats: whether there are running statistics.
         device, dtype: of parameters and running statistics, which stay float32 in a model cast by `.half()`.

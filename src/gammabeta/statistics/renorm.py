@@ -29,8 +29,8 @@ class Renorm:
     the next `d_steps` d_max grows from 0. The paper uses warmup=5000, r_steps=35000, d_steps=20000.
 
     Args:
-        r_max: a ratio of standard deviations, at least 1; 1 with d_max = 0 is `Batch`.
-        d_max: at least 0, in standard deviations.
+        r_max: the largest ratio r, at least 1; 1 with d_max = 0 is `Batch`.
+        d_max: the largest shift d, in standard deviations, at least 0.
         warmup, r_steps, d_steps: numbers of forwards in training, at least 0.
         over: the source of μ_B and σ_B: this process's batch, or with `Synced()` the batches of several.
 

@@ -13,9 +13,12 @@ class Statistics(Protocol):
     """A choice of the values from which μ and σ² are taken in training: an immutable setting without tensors."""
 
     def normalize(self, call: NormCall) -> Tensor:
-        """Standardize, scale, shift and finish call.x, and move the running statistics.
+        """Normalize call.x, and move the running statistics.
+
+        Args:
+            call: input, running statistics, parameters and finish, all checked.
 
         Returns:
-            y, of x's shape.
+            y, of the shape of call.x.
         """
         ...
