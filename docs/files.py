@@ -73,7 +73,7 @@ def files() -> str:
         table(SOURCE, [root[part] for part in parts if part in root]),
     ]
     for part in parts:
-        if part in root:
+        if not (SOURCE / part).is_dir():
             continue
         for folder in (SOURCE / part, *sorted(path for path in (SOURCE / part).rglob("*") if path.is_dir())):
             kept = sorted(path for path in folder.iterdir() if path.suffix in (".py", *COMMENTED) and path.is_file())

@@ -1,10 +1,9 @@
-"""docs/findings.md, from what was kept of full studies in docs/findings/*.json.
+"""Keep the results of full studies in docs/findings/*.json, and write docs/findings.md from them.
 
-    python docs/findings.py NAME FOLDER    keeps what the study in FOLDER found as docs/findings/NAME.json
+    python docs/findings.py NAME FOLDER    keeps the results of the study in FOLDER as docs/findings/NAME.json
 
-and docs/generate.py draws the page. Claims and recommendations that FOLDER lacks stay as they were: a study of some
-claims adds to what is there. Where what was found departs from the literature, findings_comments.md says why that may
-be.
+docs/generate.py writes the page. Claims and recommendations that FOLDER lacks stay unchanged, so that a study of some
+claims adds to the file. Where a result departs from the literature, findings_comments.md says why that may be.
 """
 
 import json
@@ -18,7 +17,7 @@ Json = dict[str, Any]
 
 HERE = Path(__file__).parent
 KEPT = HERE / "findings"
-# Two sets of seeds on the embedded tasks; further data, in the page's order.
+# Two sets of seeds on the embedded tasks, and further data, in the order of the page.
 FIRST, SECOND = "embedded", "embedded-again"
 FURTHER = {"mnist": "MNIST", "vowels": "JapaneseVowels", "shakespeare": "tinyshakespeare"}
 OPEN = ("inconclusive", "no room here")
@@ -26,13 +25,14 @@ ABSENT = ("does not apply", "interrupted", "failed")
 
 
 def keep(name: str, folder: str) -> None:
+    """Merge the results in ``folder`` into docs/findings/NAME.json."""
     results: Json = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
     path = KEPT / f"{name}.json"
     before: Json = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"claims": [], "recommended": []}
     claims = {claim["name"]: claim for claim in before["claims"]}
     for claim in results["claims"]:
         if claim["verdict"] not in ABSENT:
-            # Of one core, over the claim's trials: other than wall time the same when a study was interrupted.
+            # Of one core, over the claim's trials: unlike wall time, not affected by an interruption of the study.
             seconds = sum(float(results["trials"][key]["seconds"]) for key in claim["trials"])
             first = {key: claim["effects"][0][key] for key in ("value", "low", "high", "unit")}
             claims[claim["name"]] = {
@@ -42,16 +42,16 @@ def keep(name: str, folder: str) -> None:
                 "effect": first,
                 "seconds": round(seconds, 1),
             }
-    recommended = {(said["kind"], said["network"]): said for said in before["recommended"]}
-    for said in results["recommendations"]:
-        if said.get("picture"):
-            of_network = {key: said.get(key, "") for key in ("kind", "network", "headline", "scope")}
-            recommended[said["kind"], said["network"]] = of_network
+    recommended = {(entry["kind"], entry["network"]): entry for entry in before["recommended"]}
+    for entry in results["recommendations"]:
+        if entry.get("picture"):
+            of_network = {key: entry.get(key, "") for key in ("kind", "network", "headline", "scope")}
+            recommended[entry["kind"], entry["network"]] = of_network
     kept = {
         "date": results["date"][:10],
         "machine": results["machine"],
         "torch": results["torch"],
-        # Without where files lay and where results went; what is added to a study is not another one.
+        # Without the folders of data and results; a study that adds to the file keeps the first command.
         "command": before.get("command")
         or re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --(out|jobs) \S+", "", results["command"])),
         "recommended": list(recommended.values()),
@@ -62,44 +62,43 @@ def keep(name: str, folder: str) -> None:
 
 
 def study_of(name: str) -> tuple[Json, dict[str, Json]]:
+    """Return a kept study, and its claims by name."""
     kept: Json = json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
     return kept, {claim["name"]: claim for claim in kept["claims"]}
 
 
 def listed(recommended: list[Json]) -> str:
-    return "\n".join(f"- {said['headline']} *{said['scope']}*" for said in recommended)
+    """List the recommendations, each with its scope."""
+    return "\n".join(f"- {entry['headline']} *{entry['scope']}*" for entry in recommended)
 
 
 def effect(claim: Json) -> str:
+    """Format the claim's main effect with its interval and unit."""
     value, low, high, unit = (claim["effect"][key] for key in ("value", "low", "high", "unit"))
     interval = "" if low is None or low == high else f" [{low:.3g}, {high:.3g}]"
     return f"{value:.3g}{interval} {unit}"
 
 
+def comments_of() -> dict[str, str]:
+    """Read findings_comments.md: the comment under each heading."""
+    text = (HERE / "findings_comments.md").read_text(encoding="utf-8")
+    return dict(re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", text, re.M | re.S))
+
+
 def findings() -> str:
-    """docs/findings.md: what the study found, claim by claim."""
-    comments = dict(
-        re.findall(
-            r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", (HERE / "findings_comments.md").read_text(encoding="utf-8"), re.M | re.S
-        )
-    )
+    """Return the text of docs/findings.md: what the study found, claim by claim."""
+    comments = comments_of()
     (first, one), (_, two) = study_of(FIRST), study_of(SECOND)
     further = {title: study_of(name) for name, title in FURTHER.items()}
-    same = [name for name in one if one[name]["verdict"] == two[name]["verdict"]]
-    opposed = [name for name in one if {one[name]["verdict"], two[name]["verdict"]} == {"supported", "contradicted"}]
-    counts = [Counter(claim["verdict"] for claim in study.values()) for study in (one, two)]
-    undecided = [sum(count[verdict] for verdict in OPEN) for count in counts]
+    counts = Counter(claim["verdict"] for claim in one.values())
     lines = [
         "# What the study found",
         "<!-- Generated by docs/generate.py from docs/findings/ and docs/findings_comments.md: change those. -->",
         f"Measured on {first['date']} on {first['machine']}, torch {first['torch']}, by `gammabeta study` on the "
         "embedded tasks (digits, strokes, text), with two disjoint sets of seeds (`--seed 0` and `--seed 1`). Numbers "
-        "are estimates with their 95 % interval over seeds; what each effect and margin is stands in "
-        "[claims.md](claims.md). Seconds are those of one core, over a claim's trials; claims share some.",
-        f"The second set of seeds gives the same verdict for {len(same)} of {len(one)} claims"
-        + (f" (others: {', '.join(name for name in one if name not in same)})" if len(same) < len(one) else "")
-        + f"; {len(opposed) or 'none'} is supported by one and contradicted by the other. Open are {undecided[0]} with "
-        f"the first and {undecided[1]} with the second.",
+        "are estimates with their 95 % interval over seeds; [claims.md](claims.md) defines each effect and margin. "
+        "Seconds are those of one core, over a claim's trials; claims share some trials.",
+        agreement(one, two),
         comments["study"],
         "## Recommendations",
         listed(first["recommended"]),
@@ -116,25 +115,10 @@ def findings() -> str:
                 ),
             ]
         ),
-        ", ".join(f"{count} {verdict}" for verdict, count in counts[0].most_common()) + ".",
+        ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",
     ]
     for title, (kept, claims) in further.items():
-        lines += [
-            f"## {title}",
-            f"`{kept['command']}`.",
-            *([listed(kept["recommended"])] if kept["recommended"] else []),
-            "\n".join(
-                [
-                    "| claim | verdict | effect |",
-                    "|---|---|---|",
-                    *(
-                        f"| [{name}](#{name}) | {claims[name]['verdict']} | {effect(claims[name])} |"
-                        for name in one
-                        if name in claims
-                    ),
-                ]
-            ),
-        ]
+        lines += on_further_data(title, kept, [(name, claims[name]) for name in one if name in claims])
     lines.append("## Claim by claim")
     for name, claim in one.items():
         lines += [f"### {name}", f"**{claim['verdict'].capitalize()}**: {claim['sentence']}."]
@@ -144,6 +128,30 @@ def findings() -> str:
                 lines.append(f"{title}, **{claims[name]['verdict']}**: {claims[name]['sentence']}.")
         lines += [comments[name]] if name in comments else []
     return "\n\n".join(lines) + "\n"
+
+
+def agreement(one: dict[str, Json], two: dict[str, Json]) -> str:
+    """Tell in how many claims the two sets of seeds agree, and how many stay open."""
+    differ = [name for name in one if one[name]["verdict"] != two[name]["verdict"]]
+    opposed = [name for name in differ if {one[name]["verdict"], two[name]["verdict"]} == {"supported", "contradicted"}]
+    undecided = [sum(claim["verdict"] in OPEN for claim in study.values()) for study in (one, two)]
+    return (
+        f"The second set of seeds gives the same verdict for {len(one) - len(differ)} of {len(one)} claims"
+        + (f" (others: {', '.join(differ)})" if differ else "")
+        + f"; {len(opposed) or 'none'} is supported by one and contradicted by the other. {undecided[0]} claims stay "
+        f"open with the first set and {undecided[1]} with the second."
+    )
+
+
+def on_further_data(title: str, kept: Json, claims: list[tuple[str, Json]]) -> list[str]:
+    """Return the section on one of the further data sets."""
+    rows = [f"| [{name}](#{name}) | {claim['verdict']} | {effect(claim)} |" for name, claim in claims]
+    return [
+        f"## {title}",
+        f"`{kept['command']}`.",
+        *([listed(kept["recommended"])] if kept["recommended"] else []),
+        "\n".join(["| claim | verdict | effect |", "|---|---|---|", *rows]),
+    ]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,6 @@ from tests.routes import ROUTES, taken
 
 @pytest.fixture(params=ROUTES)
 def route(request, monkeypatch):
-    """As users get it; with our kernels wherever they can run; and with the reference in their place."""
+    """Run a test three ways: as users call, with our kernels wherever they can run, and with the reference instead."""
     with taken(request.param, monkeypatch):
         yield request.param

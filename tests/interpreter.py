@@ -1,4 +1,4 @@
-"""Triton's interpreter, in which kernels run on CPU tensors: set up by whoever tests by it.
+"""Triton's interpreter, in which kernels run on CPU tensors: set up by the tests that use it.
 
 TRITON_INTERPRET=1 has to be in the environment before a module with kernels is imported: then all kernels of the
 process are interpreted, and none is compiled.
@@ -25,7 +25,7 @@ def set_up() -> None:
 
 
 def _round_bfloat16_to_nearest(interpreter: Any) -> None:
-    """From float32, ties to even: the interpreter cuts the bits off."""
+    """Round from float32, ties to even; the interpreter truncates."""
     convert = interpreter._convert_float
 
     def converted(values: Any, source: Any, target: Any, rounding: Any) -> Any:

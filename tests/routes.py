@@ -1,4 +1,4 @@
-"""The routes that a call can take: as users get it, by our kernels, by the reference in their place.
+"""The routes that a call can take: as users get it, by our kernels, or by the reference instead.
 
 On a machine with a GPU there is one more for it. With TRITON_INTERPRET=1 the kernels for the GPU run interpreted in
 place of those for the CPU, and there is no other route.
@@ -24,19 +24,19 @@ OURS = ("interpreted",) if INTERPRETED else ("ops", "reference") if gammabeta.op
 """The routes to our ops: to the kernels ("ops"), where they are built, and to the reference that they have to equal."""
 
 ROUTES = OURS if INTERPRETED else ("chosen", *OURS, *ON_GPU)
-"""And what a call of a user takes ("chosen"): torch's own op for some, ours for others. On a GPU: our kernels."""
+"""With the route of a user's call ("chosen"): torch's own op for some, ours for others. On a GPU: our kernels."""
 
 _device = "cpu"
 
 
 def device() -> str:
-    """Where the route that is taken computes: calls bring their tensors there, and results back."""
+    """Return the device of the present route; calls move their tensors there, and results back."""
     return _device
 
 
 @contextmanager
 def taken(route: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Inside, all calls take that route."""
+    """Make all calls in the context take that route."""
     if route == "chosen":
         yield
         return
@@ -50,7 +50,7 @@ def taken(route: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def tensor_ops() -> list[str]:
-    """The names of all our ops that take a tensor."""
+    """Return the names of all our ops that take a tensor."""
     names = {
         name.removeprefix("gammabeta::").partition(".")[0]
         for name in torch._C._dispatch_get_all_op_names()
@@ -61,7 +61,7 @@ def tensor_ops() -> list[str]:
 
 @contextmanager
 def reference_instead_of_kernels() -> Iterator[None]:
-    """Every op with a kernel for the CPU runs its default implementation there, as if none had been built.
+    """Make every op with a CPU kernel run its default implementation, as if no kernel had been built.
 
     Through the dispatcher, so that it holds for whoever calls and in compiled code too. Leaving brings the kernels
     back: the dispatcher keeps what was registered before.
@@ -76,7 +76,7 @@ def _has_cpu_kernel(name: str) -> bool:
 
 @contextmanager
 def triton_instead_of_kernels() -> Iterator[None]:
-    """Every op with a Triton kernel runs that one on CPU tensors, interpreted."""
+    """Make every op with a Triton kernel run it on CPU tensors, interpreted."""
     from tests.interpreter import set_up
 
     from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS

@@ -1,4 +1,4 @@
-"""Accuracy first: what a call takes loses at most 4 times what our own kernel loses, or 2 ulp of the largest value.
+"""Accuracy first: a call loses at most 4 times as much as our own kernel, or 2 ulp of the largest value.
 
 docs/accuracy.py measures, here as for the table of docs/conventions.md. Without kernels it is held against the
 reference. Compared are errors, from exact arithmetic on this machine, never figures of another one.
@@ -37,7 +37,7 @@ def on_one_thread():
 
 @contextmanager
 def without_kernels(patch):
-    """As where none was built."""
+    """Act as if no kernel was built."""
     with patch.context() as inner, reference_instead_of_kernels():
         inner.setattr("gammabeta.ops.has_kernel", lambda device: False)
         yield
@@ -87,7 +87,7 @@ def test_the_table_holds_the_rule():
         for route, own in (("chosen", "ours"), ("without kernels", "reference")):
             for taken, of_own in zip(errors[route], errors[own], strict=True):
                 assert taken <= max(accuracy.TIMES_OURS * of_own, accuracy.ULP), (row, route)
-        # With kernels torch's op is what it is: where it is wrong anywhere it is taken nowhere.
+        # With kernels torch's op runs unchanged: where it is inaccurate anywhere, it is used nowhere.
         assert not (any(row["wrong"]) and "torch" in row["taken"]), row
 
 
@@ -134,13 +134,13 @@ def test_one_statistic_one_channel_many_rows_and_long_ones(norm, shape, ratio, m
     ],
 )
 def test_gradients_of_parameters_that_are_sums_of_many_equal_values(norm, shape, layout, monkeypatch):
-    """Plain sums in float32 lose with every term, all in one direction: torch's LayerNorm 1,700 ulp here."""
+    """Plain sums in float32 lose with every term in one direction: torch's LayerNorm loses 1,700 ulp here."""
     given = accuracy.inputs(norm, shape, layout, torch.float32, 1, 0)
     given.g_y.fill_(0.1)
 
     def of_parameters(route):
         found = accuracy.errors(route(given), accuracy.exact(given))
-        # The gradient of γ is a sum of x̂, which is nothing but for RMSNorm: only its rounding is left.
+        # The gradient of γ is a sum of x̂, which is 0 except for RMSNorm: only its rounding is left.
         return found["g_weight" if norm == "rms_norm" else "g_bias"]
 
     assert of_parameters(accuracy.chosen) <= max(4 * of_parameters(accuracy.ours), 2)
@@ -167,7 +167,7 @@ def test_a_convolution_with_a_large_bias_before_a_norm_in_channels_last(kernels,
 
 @pytest.mark.parametrize("norm", ["batch_norm", "batch_norm in evaluation", "group_norm", "layer_norm", "rms_norm"])
 def test_under_a_transform_it_is_as_accurate(norm):
-    """torch differentiates there, and what it differentiates has to be right."""
+    """torch differentiates this, so the operations that it differentiates have to be accurate."""
     layout = "contiguous" if norm in ("layer_norm", "rms_norm") else "channels_last"
     given = accuracy.inputs(norm, accuracy.SHAPES[norm][layout][1], layout, torch.float32, 100, 0)
     calls = {
@@ -188,7 +188,7 @@ def test_under_a_transform_it_is_as_accurate(norm):
 
 @pytest.mark.parametrize("norm", ["batch_norm", "group_norm", "layer_norm"])
 def test_compiled_without_kernels_the_operations_are_the_reference_s(norm, monkeypatch):
-    """With the operations as they are (aot_eager); what a code generator makes of long sums is its own."""
+    """With unchanged operations (aot_eager); how a code generator computes long sums is its own matter."""
     layout = "contiguous" if norm == "layer_norm" else "channels_last"
     given = accuracy.inputs(norm, accuracy.SHAPES[norm][layout][0], layout, torch.float32, 100, 0)
     with without_kernels(monkeypatch), monkeypatch.context() as patch:
@@ -201,7 +201,7 @@ def test_compiled_without_kernels_the_operations_are_the_reference_s(norm, monke
 @pytest.mark.skipif(not gammabeta.ops.has_kernel("cpu"), reason="without kernels sums are the code generator's own")
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_compiled_with_kernels_sums_are_the_kernels(norm, monkeypatch):
-    """What torch.compile generates adds up 542 ulp of error for LayerNorm's bias here."""
+    """The code that torch.compile generates adds up 542 ulp of error for LayerNorm's bias here."""
     given = accuracy.inputs(norm, (16384, 16), "contiguous", torch.float32, 1, 0)
     given.g_y.fill_(0.1)
     right = accuracy.exact(given)

@@ -1,4 +1,4 @@
-"""malloc that keeps its pages: that it does, that it says so, and where it cannot."""
+"""Settings that make malloc keep freed memory: that they work, and what is said where they cannot."""
 
 import ctypes
 import subprocess
@@ -11,8 +11,8 @@ from gammabeta import allocator, warm_allocator
 GLIBC = sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
 glibc = pytest.mark.skipif(not GLIBC, reason="glibc's malloc is not in use here")
 
-# Page faults of a process while it allocates, fills and frees the same tensor many times; the first times are left out,
-# in which the heap grows until a freed block fits.
+# Page faults of a process while it allocates, fills and frees the same tensor many times, without the first times, in
+# which the heap grows until a freed block fits.
 FAULTS = """
 import resource, sys, torch, gammabeta
 if sys.argv[1] == "warm":
@@ -52,7 +52,7 @@ def test_it_says_what_it_changed_each_time():
 
 
 class Libraries:
-    """What ctypes.CDLL(None) answers; a call that is not expected fails."""
+    """A stand-in for ctypes.CDLL(None); a call that is not expected fails."""
 
     def __init__(self, accepted=None):
         if accepted is not None:

@@ -1,4 +1,4 @@
-"""What the differentiable ops keep, and what they leave alone."""
+"""What the differentiable ops save, and what they do not change."""
 
 import pytest
 import torch
@@ -104,7 +104,7 @@ def test_update_bn_averages_the_batches():
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (33, 40, 9, 9), (4, 4, 300)], ids=str)
 @pytest.mark.parametrize("last", [False, True])
 def test_with_given_statistics_what_is_not_finite_reaches_no_gradient_of_x(last, shape, activation, value, route):
-    """∂y/∂x = γ/σ·act', whatever x is: what is left out of the loss sends back 0, as through torch's layer."""
+    """∂y/∂x = γ/σ·act', whatever x is: values left out of the loss get a gradient of 0, as in torch's layer."""
     if last and len(shape) != 4:
         return
     for dtype in (torch.float32, torch.bfloat16):

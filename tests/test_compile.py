@@ -12,7 +12,7 @@ import gammabeta as gb
 
 
 class Net(nn.Module):
-    """Every norm once, with what is ours: a residual, an activation, a mask, cumulative momentum."""
+    """Every norm once, with our additions: a residual, an activation, a mask, cumulative momentum."""
 
     def __init__(self, activation=None, momentum=0.1):
         super().__init__()
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 def _compare(net, compiled, batches, masked):
-    """Outputs, gradients and running statistics of the compiled net against eager ones, batch by batch."""
+    """Compare outputs, gradients and running statistics of the compiled net to eager ones, batch by batch."""
     eager = copy.deepcopy(net)
     for size in batches:
         x = torch.randn(size, 3, 8, 8)
@@ -44,7 +44,7 @@ def _compare(net, compiled, batches, masked):
         for out in (y, expected):
             (out * torch.linspace(-1, 1, 8)).sum().backward()
     for (name, parameter), other in zip(net.named_parameters(), eager.parameters(), strict=True):
-        # The gradient of a bias before a norm is zero but for rounding: compared with the scale of the others.
+        # The gradient of a bias before a norm is zero except for rounding: compared on the scale of the others.
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
     for (name, buffer), other in zip(net.named_buffers(), eager.named_buffers(), strict=True):
         torch.testing.assert_close(buffer, other[1], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")

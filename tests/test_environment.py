@@ -1,4 +1,4 @@
-"""What ``gammabeta env`` says of the machine."""
+"""What ``gammabeta env`` reports about the machine."""
 
 import platform
 

@@ -1,4 +1,4 @@
-"""The channel norm with moments that were taken before, in one process: it is the channel norm."""
+"""The channel norm with moments taken before, in one process: it equals the channel norm."""
 
 import pytest
 import torch

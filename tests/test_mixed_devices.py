@@ -1,4 +1,4 @@
-"""A tensor that was left on another device than the others: an error in words like torch's, whoever would compute.
+"""A tensor left on another device than the others: an error worded like torch's, whoever would compute.
 
 A model that is built on the meta device, of which a checkpoint did not bring everything, leaves such tensors behind.
 What comes out of memory that nobody wrote may be anything.

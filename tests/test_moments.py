@@ -19,7 +19,7 @@ from gammabeta.moments import statistics_dtype
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 AXES: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (-1,), (0, 2), (-1, 0), (1, 2), (0, 1, 2))
 
-# Of Σ|x|/n for the mean and of Σ(x − mean)² for m2, in the arithmetic's dtype, which for 16 bits is float32.
+# Relative to Σ|x|/n for the mean and to Σ(x − mean)² for m2, in the arithmetic's dtype, float32 for 16 bits.
 ROUNDINGS = 4
 DECIMALS = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-24, torch.float16: 2.0**-24}
 
@@ -76,7 +76,7 @@ def test_masks(axes: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 def test_large_mean_and_small_spread() -> None:
-    """Mean 1e6, spread 1 in float32: the variance is promised to 1e-3 of itself and kept to 1e-6; 1e4, 1e-2 alike."""
+    """With mean 1e6 and spread 1 (or 1e4 and 1e-2) in float32 the variance, promised to 1e-3, is right to 1e-6."""
     for mean, std in ((1e6, 1.0), (1e4, 1e-2), (-1e6, 1.0)):
         for shape, axes in (((4096, 8), (0,)), ((32, 8, 513), (0, 2)), ((100_000, 1), (0,))):
             x = normal(*shape, mean=mean, std=std).float()

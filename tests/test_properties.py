@@ -1,4 +1,4 @@
-"""What holds for every shape and setting, by Hypothesis."""
+"""Properties that hold for every shape and setting, tested by Hypothesis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ eps = st.sampled_from([1e-8, 1e-5, 1e-2, 1.0])
 activations = st.sampled_from([None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"])
 seeds = st.integers(0, 2**16)
 
-# float64: what is left over is rounding, and 1e-9 is far above it and far below any mistake.
+# In float64 only rounding differs: 1e-9 is far above it and far below any mistake.
 CLOSE: dict[str, float] = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -92,7 +92,7 @@ def test_layer_and_rms_norm_standardize(
 @many
 @given(channel_inputs(), st.floats(0.1, 10), st.floats(-10, 10))
 def test_invariances(route: str, x: Tensor, scale: float, shift: float) -> None:
-    """a·x + b with ε scaled by a²: nothing moves that is constant over a norm's own statistic; RMSNorm has no shift."""
+    """a·x + b with ε scaled by a² gives the same y; RMSNorm is not invariant to the shift."""
     assume(x.ndim > 2 and torch.Size(x.shape[2:]).numel() > 1)
     channel = torch.linspace(0.5, 2.0, x.shape[1], dtype=torch.float64)
     moved, per_channel = x * scale + shift, x + over_channels(channel, x)
@@ -109,7 +109,7 @@ def test_invariances(route: str, x: Tensor, scale: float, shift: float) -> None:
         torch.testing.assert_close(norms[name](per_channel), norms[name](x), rtol=1e-7, atol=1e-7)
     rms = gf.rms_norm(x * scale, x.shape[1:], eps=small)
     torch.testing.assert_close(rms, gf.rms_norm(x, x.shape[1:], eps=1e-5), rtol=1e-7, atol=1e-7)
-    # Companions: a sample's own norms don't see them, and no norm sees their order.
+    # Other samples of the batch: norms of each sample do not depend on them, and no norm depends on their order.
     order = torch.randperm(x.shape[0], generator=torch.Generator().manual_seed(0))
     for name, norm in norms.items():
         torch.testing.assert_close(norm(x[order]), norm(x)[order], **CLOSE)
@@ -163,7 +163,7 @@ def test_a_mask_of_true_is_no_mask(route: str, x: Tensor, activation: str | None
 @many
 @given(channel_inputs(), st.data())
 def test_a_mask_is_the_norm_of_the_rest(route: str, x: Tensor, data: st.DataObject) -> None:
-    """BatchNorm of what is left, gathered; and moving what is masked out moves nothing."""
+    """A masked BatchNorm is that of the unmasked values, and does not depend on the masked ones."""
     mask = torch.rand(x.shape[0], *x.shape[2:], generator=torch.Generator().manual_seed(data.draw(seeds))) < 0.7
     assume(mask.sum() > 1)
     running = [normal(0, x.shape[1]), normal(1, x.shape[1]).square() + 0.1]

@@ -18,6 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # The wings, and the modules at the root between them: each imports only from those before it. "gammabeta" is the
 # package's __init__.
 ORDER = (
+    "_torch_private",
     "activations",
     "distributed",
     "masks",

@@ -111,7 +111,7 @@ def test_an_empty_batch_moves_nothing(route):
 
 
 def test_a_training_forward_after_an_evaluating_one_is_noticed_by_autograd(route):
-    """The buffers that evaluation saved have moved: torch goes on with what they are now, and we raise."""
+    """The buffers that evaluation saved have moved: torch continues with their present values, and we raise."""
     layer = gb.BatchNorm1d(3).eval()
     x = torch.randn(8, 3, requires_grad=True)
     y = layer(x)

@@ -1,4 +1,4 @@
-"""The memory that a norm keeps from forward to backward, to the byte: x itself, vectors, and never a copy of x."""
+"""The memory that a norm keeps from forward to backward, to the byte: x itself and vectors, never a copy of x."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def kept(call: Callable[[], Any]) -> tuple[Any, list[Tensor]]:
 
 
 def memory(saved: list[Tensor], *known: Tensor | None) -> tuple[list[int], int]:
-    """Which of the known tensors' storages are kept, by their position, and the bytes of all other storages."""
+    """Return which of the known tensors' storages are kept, by position, and the bytes of all other storages."""
     places = {t.untyped_storage().data_ptr(): i for i, t in enumerate(known) if t is not None}
     found = [places.get(t.untyped_storage().data_ptr()) for t in saved]
     others = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
@@ -97,7 +97,7 @@ def test_evaluation_keeps_the_running_statistics_themselves(
 
 @pytest.mark.parametrize("dtypes", [(torch.float32,) * 2, (torch.bfloat16,) * 2, (torch.bfloat16, torch.float32)])
 def test_a_sum_keeps_the_sum_alone(dtypes: tuple[torch.dtype, torch.dtype], route: str) -> None:
-    """Which is an output: nothing of x's size is kept that would not be there anyway."""
+    """The sum is an output: nothing of x's size is kept that would not exist anyway."""
     x, residual = (torch.randn(8, 40).to(dtype).requires_grad_() for dtype in dtypes)
     weight, bias = torch.randn(40, requires_grad=True), torch.randn(40, requires_grad=True)
     for norm, parameters in ((gb.functional.add_layer_norm, (weight, bias)), (gb.functional.add_rms_norm, (weight,))):
@@ -110,7 +110,7 @@ def test_a_sum_keeps_the_sum_alone(dtypes: tuple[torch.dtype, torch.dtype], rout
 
 
 def test_what_is_kept_is_seen_here(route: str) -> None:
-    """A copy of x, were there one, would not go unnoticed."""
+    """A copy of x would be noticed."""
     x = torch.randn(N, C, H, W, requires_grad=True)
     _, saved = kept(lambda: torch.relu(x * 2) * x)
     places, rest = memory(saved, x)

@@ -46,7 +46,7 @@ batches = [torch.zeros(1, 2)]
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """A file and a module beside it; what imports leave behind is taken away."""
+    """Write a file and a module beside it, and remove what their imports leave behind."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     modules = set(sys.modules)
     (tmp_path / "beside.py").write_text("x = 1\n")

@@ -70,7 +70,7 @@ class TestFunc:
 
 class TestBuffersInTransforms:
     message = (
-        "running statistics: expected some that are arguments of the torch.func transform, got captured ones: "
+        "running statistics: expected buffers that are arguments of the torch.func transform, got captured ones: "
         "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
     )
 
@@ -145,7 +145,7 @@ class TestCheckpoint:
         torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
 
     def test_torch_moves_them_twice(self):
-        """What the difference is about (pytorch#96136); when torch mends it this test says so."""
+        """The reason for the difference (pytorch#96136); this test fails once torch has fixed it."""
         norm = nn.BatchNorm2d(3)
         checkpoint(norm, X.float().requires_grad_(), use_reentrant=False).sum().backward()
         assert norm.num_batches_tracked == 2

@@ -1,4 +1,4 @@
-"""How many threads a test computes with."""
+"""The number of threads with which a test computes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For small tensors: waking a second thread costs more than it does, ten times more on a busy machine."""
+    """Compute with one thread: for small tensors a second one costs more than it saves, ten times on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

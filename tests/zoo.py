@@ -87,7 +87,7 @@ NAMES = (
 
 
 def build(name):
-    """The model of that name in evaluation mode with random norms, and two inputs for it; skips where it cannot be."""
+    """Return the model of that name, in evaluation with random norms, and two inputs; skip where it cannot be built."""
     library, which = name.split(" ", 1)
     for needed in {"torchvision", "timm", library}:
         if not importlib.util.find_spec(needed):
@@ -119,7 +119,7 @@ def build(name):
 
 @torch.no_grad()
 def randomize_norms(model, seed=0):
-    """Random statistics and affine parameters, near those of a trained network: activations stay of one size."""
+    """Set random statistics and affine parameters near those of a trained network: activations keep their scale."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if is_candidate(module) and module.running_mean is not None:
@@ -131,14 +131,14 @@ def randomize_norms(model, seed=0):
 
 
 def cast(inputs, dtype):
-    """Inputs of another floating dtype."""
+    """Cast floating inputs to another dtype."""
     if isinstance(inputs, dict):
         return {name: value.to(dtype) for name, value in inputs.items()}
     return inputs.to(dtype)
 
 
 def outputs(model, inputs):
-    """The tensors that the model gives, without gradients."""
+    """Return the tensors that the model returns, computed without gradients."""
     from gammabeta.introspection.observe import tensors_in
 
     with torch.no_grad():
@@ -146,18 +146,18 @@ def outputs(model, inputs):
 
 
 def relative_error(found, expected):
-    """The largest of max|a − b|/max|b| over the outputs."""
+    """Return the largest of max|a − b|/max|b| over the outputs."""
     assert len(found) == len(expected)
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, expected, strict=True))
 
 
 def norms(model):
-    """The modules that fold looks at, by name."""
+    """Return the modules that fold considers, by name."""
     return [name for name, module in model.named_modules() if is_candidate(module)]
 
 
 def count_of_fx(model):
-    """The norms that torch's own fusion by symbolic tracing folds, and the model; None where it cannot trace."""
+    """Return the norms that torch's fusion by symbolic tracing folds, and the model; None where it cannot trace."""
     from torch.fx.experimental.optimization import fuse
 
     try:

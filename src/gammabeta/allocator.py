@@ -1,8 +1,8 @@
-"""malloc told to keep its pages: what a tensor occupied is reused by the next one instead of fetched anew.
+"""Settings that make malloc keep freed memory, so that the next tensor reuses it.
 
-Linux hands out memory in pages that it must clear at the first touch, and glibc's malloc gives large blocks back as
-soon as they are freed. So each step of a training on a CPU fetches the pages of its activations again, which costs
-about as much as the arithmetic of a normalization.
+Linux hands out memory in pages that it must clear at the first touch, and glibc's malloc returns large blocks as soon
+as they are freed. So each training step on a CPU fetches the pages of its activations again, which costs about as much
+as the arithmetic of a normalization.
 """
 
 from __future__ import annotations
@@ -19,24 +19,28 @@ M_MMAP_MAX = -4
 def warm_allocator() -> str:
     """Set malloc to keep freed memory for this process, and say what was changed.
 
-    On Linux with glibc's malloc it sets two of mallopt's parameters:
+    On Linux with glibc's malloc it sets two parameters of mallopt:
 
-        M_MMAP_MAX = 0           no block is mapped on its own, to be unmapped when it is freed
-        M_TRIM_THRESHOLD = -1    the heap's free end is never given back
+        M_MMAP_MAX = 0           no block is mapped separately, which would be unmapped when it is freed
+        M_TRIM_THRESHOLD = -1    the free end of the heap is never returned
 
-    Elsewhere (macOS, Windows, musl, another malloc in glibc's place) it changes nothing and says why. No result
+    Elsewhere (macOS, Windows, musl, another malloc in place of glibc's) it changes nothing and says why. No result
     depends on it. It may be called at any time and any number of times.
 
-    Measured with two threads, medians of steps side by side in processes of their own: BatchNorm alone on
-    (32, 64, 112, 112) by the native kernels 5.7 times faster forward and 4 backward, by torch's op 2.3 times for both
-    together; training a small network of torch's depthwise convolutions and BatchNorm, 16 images of 160×160, 1.25
-    times. A LayerNorm of (8192, 768), whose 25 MB malloc keeps by itself after a few calls, gains nothing.
+    Speedup, measured with two threads, as medians of steps side by side in separate processes:
 
-    What it costs: the process keeps its peak of memory until it ends, numpy's as well as torch's, and that peak can be
-    higher because a free block must fit: 1.0 times for the network above, 2.4 times for the lone BatchNorm. It holds
-    for the whole process, and for processes forked from it. glibc has no call that undoes it. In other threads than the
-    first, tensors above 64 MiB are still mapped, since a thread's own heap cannot hold them; M_ARENA_MAX=1 would take
-    them to the first thread's, but then all threads wait for one lock, so it is left alone.
+        BatchNorm of (32, 64, 112, 112), native kernels                                5.7 forward, 4 backward
+        the same by torch's op                                                         2.3 for both together
+        training a small network of torch's depthwise convolutions and BatchNorm,
+        16 images of 160×160                                                           1.25
+        LayerNorm of (8192, 768), whose 25 MB malloc keeps anyway after a few calls    1
+
+    Cost: the process keeps its peak memory until it ends, that of numpy as well as that of torch. The peak can be
+    higher, because a free block must fit: 1.0 times for the network above, 2.4 times for the single BatchNorm. The
+    setting holds for the whole process and for processes forked from it, and glibc has no call that undoes it. In
+    threads other than the first, tensors above 64 MiB are still mapped, since a thread's own heap cannot hold them.
+    M_ARENA_MAX=1 would place them in the first thread's heap, but then all threads would wait for one lock, so it is
+    not set.
 
     Returns:
         One sentence: what was changed, or why nothing was.
@@ -59,16 +63,16 @@ def warm_allocator() -> str:
 
 
 def trim_heap() -> None:
-    """Give the pages of all free blocks back to the system, once; malloc goes on as it was told. glibc only.
+    """Return the pages of all free blocks to the system once, and keep malloc's settings. glibc only.
 
-    For a process that goes through tensors of many sizes, whose heap would else be the sum of what each one left.
+    For a process that uses tensors of many sizes, whose heap would otherwise be the sum of what each one left.
     """
     if _why_not() is None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Place(ctypes.Structure):
-    """Dl_info of dladdr(3): the library that holds an address."""
+    """Dl_info of dladdr(3): the library that contains an address."""
 
     _fields_ = (
         ("library", ctypes.c_char_p),
@@ -79,7 +83,7 @@ class _Place(ctypes.Structure):
 
 
 def _why_not() -> str | None:
-    """Why mallopt would change nothing here; None where it would."""
+    """Return why mallopt would change nothing here; None where it would."""
     if not sys.platform.startswith("linux"):
         return f"this is for glibc's malloc, and the system is {sys.platform}"
     libraries = ctypes.CDLL(None)
@@ -92,7 +96,7 @@ def _why_not() -> str | None:
 
 
 def _library_of(libraries: ctypes.CDLL, function: str) -> str:
-    """The file of the library from which the process takes that function."""
+    """Return the file of the library from which the process takes that function."""
     place = _Place()
     libraries.dladdr(ctypes.cast(getattr(libraries, function), ctypes.c_void_p), ctypes.byref(place))
     return os.fsdecode(place.library or b"")

@@ -1,4 +1,4 @@
-"""What the public operations accept, and what they say when they don't: expected, received, what to do."""
+"""Checks of the public functions' arguments. A message says what was expected, what was received and what to do."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import transforms_active
 from gammabeta.activations import ACTIVATIONS
 from gammabeta.reference import Affine
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
-"""The dtypes that norms compute with."""
+"""The dtypes that norms take."""
 
 _FLOATING = "float64, float32, bfloat16, float16"
 
 
 def activation_name(norm: str, activation: str | None) -> str:
-    """The activation's name in the schemas.
+    """Return the activation's name in the op schemas.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no activation of that name.
     """
     if activation is None:
         return "none"
@@ -57,12 +58,13 @@ def did_you_mean(
 
 
 def check_rank(layer: str, x: Tensor, shapes: str, ranks: tuple[int, ...]) -> None:
+    """Raise a ValueError where x has another number of axes than `ranks`; `shapes` describes them."""
     if x.ndim not in ranks:
-        raise ValueError(f"{layer}: expected input of shape {shapes}, got {_shape(x)}: {_many(x.ndim)}.")
+        raise ValueError(f"{layer}: expected input of shape {shapes}, got {_shape(x)}: {_count_axes(x.ndim)}.")
 
 
 def nested_refusal(norm: str) -> ValueError:
-    """What a norm of channels says to a NestedTensor."""
+    """Make the error that a channel norm raises for a NestedTensor."""
     return ValueError(
         f"{norm}: expected an input whose samples have one size, got a NestedTensor: its statistics are those of "
         "channels, axis 1, and of positions. Give it torch.nested.to_padded_tensor(input, 0.0), channels on axis 1, "
@@ -79,7 +81,8 @@ def check_channels(
 ) -> None:
     """Check what a channel norm gets; `statistics` are running mean and variance.
 
-    x is (N, C, *positions), the vectors are (C,), the residual is of x's shape, all floating and on one device.
+    x is (N, C, *positions), the vectors are (C,), and the residual is of x's shape. All are floating point and on one
+    device.
     """
     if x.is_nested:
         raise nested_refusal(norm)
@@ -101,7 +104,7 @@ def check_channels(
         )
         and x.dtype in FLOATING
     ):
-        return  # what is right is told at once: a call on little data costs no more than this
+        return  # all is right, found out at once: a call on little data pays for no more than this
     _check_floating(norm, x)
     if x.ndim < 2:
         raise ValueError(
@@ -128,8 +131,11 @@ def check_normalized(
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> None:
-    """x ends with normalized_shape, weight and bias are of it, the residual is of x's shape, all floating and on one
-    device."""
+    """Check what a norm over the last axes gets.
+
+    x ends with normalized_shape, which is the shape of weight and bias; the residual is of x's shape; all are floating
+    point and on one device.
+    """
     shape, device = tuple(normalized_shape), x.device
     if (
         residual is None
@@ -159,6 +165,7 @@ def check_normalized(
 
 
 def check_groups(num_groups: int, x: Tensor) -> None:
+    """Raise a ValueError where the groups do not divide the channels, or have one value."""
     channels = x.shape[1]
     if num_groups <= 0 or channels % num_groups != 0:
         raise ValueError(
@@ -172,22 +179,25 @@ def check_groups(num_groups: int, x: Tensor) -> None:
 
 
 def check_eps(norm: str, eps: float, *, positive: bool) -> None:
+    """Raise a ValueError where ε is negative, or is 0 and has to be positive."""
     if eps < 0 or (positive and eps == 0):
         bound = "eps > 0 in training" if positive else "eps ≥ 0"
         raise ValueError(f"{norm}: expected {bound}, got {eps}: it keeps the division by √(σ² + eps) defined.")
 
 
 def check_values_per_channel(x: Tensor) -> None:
+    """Raise a ValueError where a channel has one value: in training its output would be the bias."""
     if x.numel() == x.shape[1] > 0:
         raise ValueError(
             f"batch_norm: expected more than 1 value per channel in training, got 1 from input {_shape(x)}: the "
-            "variance "
-            "of one value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True "
-            "where the loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm."
+            "variance of one value is 0 and the output would be the bias whatever comes in. Use a larger batch "
+            "(drop_last=True where the loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, "
+            "GroupNorm."
         )
 
 
 def check_values_per_instance(x: Tensor) -> None:
+    """Raise a ValueError where a channel of a sample has one position."""
     if math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"instance_norm: expected more than 1 position per channel and sample, got 1 from input {_shape(x)}: the "
@@ -197,12 +207,12 @@ def check_values_per_instance(x: Tensor) -> None:
 
 
 def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
-    """x, copied where its axes are permuted.
+    """Return x, copied where its axes are permuted.
 
-    y is laid out as x, and whoever takes a view of torch's output takes one of y. Of such layouts torch's norms keep
-    channels_last, where `channels_last` says so, and no other.
+    y gets the layout of x, and code that takes a view of torch's output must be able to take one of y. Of permuted
+    layouts, torch's norms keep only channels_last, and that only where `channels_last` is true.
     """
-    if x.is_contiguous() or torch._C._are_functorch_transforms_active():
+    if x.is_contiguous() or transforms_active():
         return x
     if x.ndim in (4, 5):
         last = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
@@ -224,7 +234,7 @@ def _check_floating(norm: str, x: Tensor) -> None:
 
 
 def _check_alike(norm: str, x: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
-    """Every tensor is on x's device and of a dtype that norms compute with."""
+    """Check that every tensor is on x's device and of a dtype that norms take."""
     for name, tensor in tensors.items():
         if tensor is None:
             continue
@@ -242,6 +252,7 @@ def _check_alike(norm: str, x: Tensor, tensors: Mapping[str, Tensor | None]) -> 
 
 
 def check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
+    """Check that the residual, if given, has the shape and the device of x and a dtype that norms take."""
     if residual is None:
         return
     if residual.shape != x.shape:
@@ -252,7 +263,7 @@ def check_residual(norm: str, x: Tensor, residual: Tensor | None) -> None:
     _check_alike(norm, x, {"residual": residual})
 
 
-def _many(axes: int) -> str:
+def _count_axes(axes: int) -> str:
     return "it has 1 axis" if axes == 1 else f"it has {axes} axes"
 
 

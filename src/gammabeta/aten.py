@@ -1,16 +1,16 @@
 """torch's own norms: where they are called, and how, so that results are right.
 
-torch's kernels for the CPU lose what a large mean leaves of x: GroupNorm computes E[x²] − E[x]² in channels_last,
-BatchNorm takes plain sums in float32 there, the backward of GroupNorm and LayerNorm subtracts sums of the mean's size,
-and gradients of parameters are added up one by one. What was measured is in docs/conventions.md. So on a CPU torch's op
-computes
+torch's CPU kernels lose accuracy where the mean is large. In channels_last, GroupNorm computes E[x²] − E[x]² and
+BatchNorm takes plain sums in float32. The backward of GroupNorm and LayerNorm subtracts sums of the mean's size, and
+gradients of parameters are added up one by one. docs/conventions.md has the measurements. So on a CPU torch's ops
+compute only
 
-    RMSNorm     which torch composes of elementwise operations and sums, and which are right,
-    LayerNorm   of x less its means, norm(x) being norm(x − c) for every constant c, and without parameters: scale and
-                shift follow as elementwise operations, whose gradients torch.sum adds up pairwise,
+    RMSNorm     which torch composes of accurate elementwise operations and sums,
+    LayerNorm   of x minus its means, since norm(x) = norm(x − c) for every constant c, and without parameters. Scale
+                and shift follow as elementwise operations, whose gradients torch.sum adds up pairwise.
 
-and nothing else. In graphs of standard ops (exported, traced), on other devices, where this is not measured, and for
-subclasses of tensors torch's op is called as it is.
+torch's op is called unchanged in graphs of standard ops (exported, traced), for subclasses of tensors, and on other
+devices, where accuracy is not measured.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ from gammabeta import autograd
 from gammabeta.moments import statistics_dtype
 from gammabeta.subclasses.parts import knows_only_torch
 
-# Values of a row up to which the sums of LayerNorm's backward are good enough: torch adds up each lane of a vector one
-# by one. At 200,000 values a gradient that is the same everywhere loses 5 times what the reference loses.
+# Up to this many values per row the sums of LayerNorm's backward are accurate enough: torch adds up each lane of a
+# vector one by one. At 200,000 values a gradient that is the same everywhere loses 5 times as much as the reference.
 LONGEST_ROW = 1 << 16
 
 
 def as_it_is(x: Tensor) -> bool:
-    """Whether torch's op is called as it is, and its accuracy is torch's."""
+    """Return whether torch's op is called unchanged, with torch's accuracy."""
     if autograd.exporting() or x.device.type != "cpu":
         return True
     return knows_only_torch(x)
 
 
 def takes(norm: str, x: Tensor, weight: Tensor | None, bias: Tensor | None = None, row: int = 0) -> bool:
-    """Whether torch's op does this, and right; `row`: how many values LayerNorm normalizes together.
+    """Return whether torch's op can compute this, and is accurate.
 
-    At all it does not what is empty, nor a bias without a weight, which fails in the backward of its group norm.
+    It cannot for an empty x, nor for a bias without a weight, which fails in the backward of torch's group norm.
+
+    Args:
+        row: how many values LayerNorm normalizes together.
     """
     if x.numel() == 0 or (weight is None and bias is not None):
         return False
@@ -48,7 +51,7 @@ def takes(norm: str, x: Tensor, weight: Tensor | None, bias: Tensor | None = Non
 
 
 def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """torch.layer_norm, of x less its means where it is not called as it is."""
+    """Call torch.layer_norm; of x minus its means, where it is not called unchanged."""
     if as_it_is(x):
         return torch.layer_norm(x, normalized_shape, weight, bias, eps)
     axes = tuple(range(-len(normalized_shape), 0))
@@ -58,7 +61,7 @@ def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None, bias: Te
     return xhat * weight if bias is None else torch.addcmul(bias, xhat, weight)
 
 
-# torch.batch_norm and its like rather than torch.nn.functional's: those check arguments once more, which are checked.
+# torch.batch_norm and not torch.nn.functional.batch_norm, which would check the arguments once more.
 def batch_norm(
     x: Tensor,
     statistics: tuple[Tensor | None, Tensor | None],
@@ -74,11 +77,10 @@ def batch_norm(
 
 
 def in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """x and what goes with it in a dtype in which torch's op computes as ours do: float32 at the least.
+    """Cast x and its parameters to one dtype in which torch's op computes as ours do: float32 or float64.
 
-    In 16 bits torch's ops for the CPU keep statistics and sums in 16 bits (the gradient of LayerNorm's bias stagnates
-    in bfloat16 at some hundred samples), and none takes every mix of dtypes. Those for other devices accumulate in
-    float32 by themselves.
+    In 16 bits torch's CPU ops keep statistics and sums in 16 bits: the gradient of LayerNorm's bias stagnates in
+    bfloat16 at some hundred samples. None takes every mix of dtypes. The ops of other devices accumulate in float32.
     """
     if x.dtype == torch.float32:
         for t in tensors:
@@ -93,7 +95,7 @@ def in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
 
 
 def for_batch_norm(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """The same for batch_norm, which on other devices than the CPU takes 16-bit x beside float32 parameters."""
+    """Do the same for batch_norm, which on devices other than the CPU takes a 16-bit x with float32 parameters."""
     if x.device.type == "cpu":
         return in_one_dtype(x, *tensors)
     dtype = statistics_dtype(x.dtype)

@@ -1,8 +1,8 @@
 """The ops as differentiable functions.
 
-Saved for backward: x, the vectors of statistics and parameters, and where an activation's derivative needs it the
-residual: never a second copy of x. A backward that is itself differentiated (create_graph=True) takes the moments from
-x again and runs the reference, which is differentiable. The statistics that come out beside y are constants.
+Saved for backward are x, the vectors of statistics and parameters, and the residual where an activation's derivative
+needs it: never a second copy of x. A backward that is itself differentiated (create_graph=True) takes the moments from
+x again and runs the reference, which is differentiable. The statistics returned beside y are constants.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gammabeta import ops, reference
+from gammabeta._torch_private import forward_mode_active, transforms_active
 from gammabeta.arguments import laid_out
 from gammabeta.distributed.collectives import all_reduce
 from gammabeta.distributed.process_groups import Peers
@@ -26,28 +26,26 @@ _ops = torch.ops.gammabeta
 
 
 def exporting() -> bool:
-    """Whether a graph is made for programs that know only standard ops: torch.export, ONNX, torch.jit.trace."""
+    """Return whether a graph of standard ops is made for another program: by torch.export, ONNX or torch.jit.trace."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def plain_math(x: Tensor) -> bool:
-    """Whether autograd goes through the reference's own operations instead of through an op.
+    """Return whether autograd goes through the reference's own operations instead of through an op.
 
-    functorch and forward-mode AD need that, and torch.jit.trace, which can save no autograd Function, and classes of
-    tensors that may know none of our ops; and where no kernel waits, a compiler makes more of plain operations.
+    functorch and forward-mode AD need that. So do torch.jit.trace, which can save no autograd Function, and tensor
+    classes that may handle none of our ops. Where there is no kernel, a compiler fuses plain operations better.
     """
     if torch.compiler.is_compiling():
         if not ops.has_kernel(x.device.type):
             return True
     elif torch.jit.is_tracing():
         return True
-    return (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or subclasses.knows_only_torch(x)
-    )
+    return transforms_active() or forward_mode_active() or subclasses.knows_only_torch(x)
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
-    """Whether a gradient of any will be asked for. Where not, the op alone takes two thirds of the Function's time."""
+    """Return whether any tensor needs a gradient. Where none does, the op alone takes 2/3 of the Function's time."""
     if torch.is_grad_enabled():
         for t in tensors:
             if t is not None and t.requires_grad:
@@ -60,7 +58,7 @@ def _given(gradient: Tensor | None, tensor: Tensor | None) -> Tensor | None:
 
 
 def _of_residual(g_y: Tensor, mask: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
-    """∂ℓ/∂residual where there is no activation: that of y, zero where masked."""
+    """Compute ∂ℓ/∂residual where there is no activation: the gradient of y, zero where masked."""
     if dtype is None:
         return None
     g = g_y.to(dtype)
@@ -101,7 +99,7 @@ class _ChannelNorm(torch.autograd.Function):
 
 
 def _inline(x: Tensor) -> bool:
-    """Whether a compiler had better see the reference's operations than an op that it can't look into."""
+    """Return whether a compiler should see the reference's operations, not an op that it cannot look into."""
     return torch.compiler.is_compiling() and not ops.has_kernel(x.device.type)
 
 
@@ -151,7 +149,7 @@ class _ChannelNormGiven(torch.autograd.Function):
 
 
 def _of_all(moments: Moments, peers: Peers) -> Moments:
-    """The moments of every process's x, of (C,): all channels have one count, which is sent once."""
+    """Merge the moments of every process's x, (C,). All channels have one count, which is sent once."""
     merged = Moments(moments.count[:1], moments.mean, moments.m2).of_all(peers)
     return Moments(merged.count.expand(merged.mean.shape).contiguous(), merged.mean, merged.m2)
 
@@ -290,7 +288,7 @@ def channel_moments(x: Tensor, mask: Tensor | None, peers: Peers | None = None) 
 
 
 def _refuse_transforms(peers: Peers) -> None:
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transforms_active() or forward_mode_active():
         raise RuntimeError(
             "batch_norm: expected statistics of this process alone inside a torch.func transform or forward-mode AD, "
             f"got Synced over {peers.size} processes, which neither differentiates through: use torch.autograd, or "

@@ -1,4 +1,4 @@
-"""What gammabeta runs on here: versions, processor, devices, kernels, and what torch.compile needs."""
+"""A report of what gammabeta runs on: versions, processor, devices, kernels, and what torch.compile needs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Rows = list[tuple[str, str]]
 
 
 def environment() -> dict[str, Rows]:
-    """Sections of (name, value) for people, in the order to print them."""
+    """Return sections of (name, value) for people, in the order in which to print them."""
     return {"versions": _versions(), "processor": _processor(), "devices": _devices(), "kernels": _kernels()}
 
 
 def version_of(distribution: str) -> str | None:
-    """The installed version of a distribution, None where it is not installed."""
+    """Return the installed version of a distribution, None where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -33,7 +33,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch.compile would call on a CPU, None where there is none."""
+    """Return the C++ compiler that torch.compile would call on a CPU, None where there is none."""
     named = os.environ.get("CXX")
     return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
 

@@ -1,14 +1,14 @@
-"""The public operations: torch.nn.functional's norms, and what they can do besides.
+"""The public functions: torch.nn.functional's norms with a residual, an activation and a mask.
 
 Signatures are torch's, then keyword-only
     residual         added to norm(x) before the activation, of x's shape
     activation       None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"; activation_slope for leaky_relu
-    mask             boolean, True where x is real; what is masked out enters no statistic and is zero in the output
+    mask             boolean, True where x is real; masked values enter no statistic and are zero in the output
 
-Each checks its arguments, chooses who computes, and calls. Where our kernels are built the ops of ops.py do. torch's
-own ops run only where they are as accurate and faster (kernels.leaves_to_torch, aten.takes), and on other devices than
-the CPU wherever no kernel is. An exported or traced graph has torch's standard ops wherever there is no mask, and a
-compiled one has what does not depend on the size of x.
+Each function checks its arguments and chooses who computes. Where our kernels are built, the ops of ops.py do. torch's
+own ops run only where they are as accurate and faster (kernels.leaves_to_torch, aten.takes), and without a kernel on
+devices other than the CPU. An exported or traced graph has torch's standard ops wherever there is no mask. In a
+compiled graph the choice does not depend on the size of x.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from gammabeta import arguments, aten, autograd, kernels, ops
+from gammabeta._torch_private import forward_mode_active, transforms_active
 from gammabeta.activations import activate
 from gammabeta.masks import expand_mask
 from gammabeta.moments import Moments, statistics_dtype
@@ -33,7 +33,7 @@ from gammabeta.subclasses.parts import by_channels, by_parts, in_parts, knows_on
 
 @dataclass(slots=True)
 class Finish:
-    """What a norm does after scale and shift: add a residual, apply an activation, zero what is masked out."""
+    """The steps of a norm after scale and shift: add a residual, apply an activation, set masked values to zero."""
 
     norm: str
     residual: Tensor | None
@@ -42,30 +42,42 @@ class Finish:
     mask: Tensor | None
 
     def left_to_torch(self, x: Tensor) -> bool:
-        """Whether torch's own ops may do it: there is no mask, and no kernel of ours for the device, or nothing of ours
-        is asked for and torch is as accurate and faster, or is to differentiate it; or a graph of standard ops is made
-        for another program, or x is of a class that may know no others. `aten.takes` says whether they are right.
+        """Return whether torch's own ops may compute it; `aten.takes` says whether they are accurate.
+
+        They may where there is no mask, and one of these holds:
+
+            we have no kernel for the device
+            a graph of standard ops is made for another program
+            x is of a class that may handle only torch's ops
+            there is no residual and no activation, and torch is as accurate and faster or has to differentiate it
         """
         if self.mask is not None:
             return False
-        if self.norm in ("batch_norm", "layer_norm") and forward_ad._current_level >= 0:
-            return False  # torch's ops take mean and variance for constants in the gradient of a tangent
+        if self.norm in ("batch_norm", "layer_norm") and forward_mode_active():
+            return False  # torch's ops treat mean and variance as constants in the gradient of a tangent
         if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
             return True
         if self.residual is not None or self.activation is not None:
             return False
-        if torch.compiler.is_compiling():  # by nothing that a new size could change: that would be another graph
+        if (
+            torch.compiler.is_compiling()
+        ):  # by no condition that depends on the size: each outcome would be another graph
             return kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
         return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
 
     def overridden(self, *tensors: Tensor | None) -> bool:
-        """Whether a class of tensors has its own torch.nn.functional (`__torch_function__`), and nothing is asked for
-        that such a class can't know."""
+        """Return whether a tensor class handles torch.nn.functional itself (`__torch_function__`), and can here.
+
+        It can where there is no residual, activation or mask, which such a class does not know.
+        """
         asked = self.residual is not None or self.activation is not None or self.mask is not None
         return not asked and overrides_torch(*tensors)
 
     def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
-        """By torch's elementwise operations, in y's dtype; rounded once, to x's dtype or what the residual asks."""
+        """Apply the steps by torch's elementwise operations in y's dtype, and round once.
+
+        The result has the dtype to which `dtype`, which is that of x, and the residual promote.
+        """
         if self.residual is not None:
             y = y + self.residual
             dtype = torch.promote_types(dtype, self.residual.dtype)
@@ -74,12 +86,12 @@ class Finish:
         return y if y.dtype == dtype else y.to(dtype)
 
     def of_channels(self, x: Tensor, eps: float) -> OpFinish:
-        """residual, mask, ε, activation, slope as the ops take them, the mask without axis 1 of x."""
+        """Return the arguments of an op, the mask without axis 1 of x."""
         mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, 1, 2)
         return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
 
     def of_samples(self, x: Tensor, axes: int, eps: float) -> OpFinish:
-        """The same, the mask without the last `axes` axes of x."""
+        """Return the arguments of an op, the mask without the last `axes` axes of x."""
         mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
         return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
 
@@ -121,29 +133,30 @@ def batch_norm(
     activation_slope: float = 0.01,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² of each channel.
+    """Normalize each channel: y = activation((x − μ)/√(σ² + ε)·weight + bias + residual).
 
     In training μ and σ² (divided by n) are those of the batch over all axes but 1, and the running statistics move by
-    new = (1 − momentum)·old + momentum·batch, the variance divided by n − 1; channels whose batch statistics are not
-    finite keep theirs. Else μ and σ² are the running ones. Statistics and arithmetic are float32 (float64 for x of it).
+    new = (1 − momentum)·old + momentum·batch, with the variance divided by n − 1. Channels whose batch statistics are
+    not finite keep their running ones. In evaluation μ and σ² are the running statistics. Statistics and arithmetic are
+    float32 (float64 for float64 x).
 
     Args:
         input: x, (N, C) or (N, C, *positions), floating point, any layout.
-        running_mean, running_var: (C,), moved in place in training; None to keep none.
-        weight, bias: γ and β, (C,), any floating dtype; None is 1 and 0.
+        running_mean, running_var: (C,), updated in place in training; None to keep none.
+        weight, bias: γ and β, (C,), any floating dtype; None means 1 and 0.
         training: whether to normalize by the batch.
-        momentum: share of the batch in the running statistics, 0 to 1.
+        momentum: weight of the batch in the running statistics, 0 to 1.
         eps: ε, in the squared unit of x.
-        residual: of x's shape; y has the dtype that x and residual promote to.
-        activation, activation_slope: see the module.
+        residual: of x's shape; y has the dtype to which x and residual promote.
+        activation, activation_slope: see the module's documentation.
         mask: boolean, x's shape without axis 1 or broadcastable to it: (N, L) for x (N, C, L).
 
     Returns:
         y, of x's shape and memory format.
 
     Raises:
-        ValueError: shapes that do not fit, one value per channel in training, an unknown activation, ε ≤ 0 in training.
-        TypeError: a dtype that is not taken.
+        ValueError: shapes that do not fit; one value per channel or ε ≤ 0 in training; an unknown activation.
+        TypeError: a dtype that is not supported.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
     """
@@ -202,8 +215,8 @@ def normalize_by_batch(call: NormCall) -> Tensor:
                 running.num_batches_tracked.add_(1)
             y = aten.batch_norm(x_, (running.mean, running.var), affine_, True, running.momentum, eps)
             return finish.composed(y, x.dtype)
-        if not torch._C._are_functorch_transforms_active():
-            # At a momentum of 1 torch's op hands out the batch's own mean and variance (divided by n − 1).
+        if not transforms_active():
+            # With a momentum of 1 torch's op returns the batch's own mean and variance (divided by n − 1).
             mean = torch.zeros(x.shape[1], dtype=statistics_dtype(x.dtype), device=x.device)
             var = torch.zeros_like(mean)
             y = aten.batch_norm(x_, (mean, var), affine_, True, 1.0, eps)
@@ -233,19 +246,19 @@ def instance_norm(
     activation_slope: float = 0.01,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² of each channel of each sample.
+    """Normalize each channel of each sample: y = activation((x − μ)/√(σ² + ε)·weight + bias + residual).
 
-    With use_input_stats μ and σ² (divided by n) are taken over the positions, and the running statistics, if given,
-    move towards their averages over the samples (the variances divided by n − 1). Else they are the running ones.
+    With use_input_stats μ and σ² (divided by n) are taken over the positions. The running statistics, if given, move
+    towards their averages over the samples (the variances divided by n − 1). Otherwise μ and σ² are the running ones.
 
     Args:
         input: x, (N, C, *positions), floating point, any layout.
-        running_mean, running_var: (C,), moved in place with use_input_stats; None to keep none.
+        running_mean, running_var: (C,), updated in place with use_input_stats; None to keep none.
         weight, bias: γ and β, (C,).
         use_input_stats: whether to normalize by the sample.
-        momentum: share of the batch in the running statistics, 0 to 1.
+        momentum: weight of the batch in the running statistics, 0 to 1.
         eps: ε, in the squared unit of x.
-        residual, activation, activation_slope: see the module.
+        residual, activation, activation_slope: see the module's documentation.
         mask: boolean, (N, *positions) or broadcastable to it.
 
     Returns:
@@ -253,7 +266,7 @@ def instance_norm(
 
     Raises:
         ValueError: shapes that do not fit, one position with use_input_stats, an unknown activation.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not supported.
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022); Wu & He 2018 (1803.08494), eq. 5.
     """
@@ -293,12 +306,13 @@ def instance_norm(
         input, axes, affine, finish.of_channels(input, eps), True, channels_last=False
     )
     if tracked and input.shape[1] > 0:
-        # A sample with fewer than two values that count has no statistics to give.
-        gives = count > 1
-        samples = gives.sum(0).to(mean.dtype)
+        # A sample with fewer than two values that count contributes no statistics.
+        contributes = count > 1
+        samples = contributes.sum(0).to(mean.dtype)
         unbiased_var = Moments(count, mean, var * count.to(var.dtype)).var(correction=1)
         RunningStatistics(running_mean, running_var, momentum).update(
-            torch.where(gives, mean, 0.0).sum(0) / samples, torch.where(gives, unbiased_var, 0.0).sum(0) / samples
+            torch.where(contributes, mean, 0.0).sum(0) / samples,
+            torch.where(contributes, unbiased_var, 0.0).sum(0) / samples,
         )
     return y
 
@@ -315,7 +329,7 @@ def group_norm(
     activation_slope: float = 0.01,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² of each group of channels of each sample.
+    """Normalize each group of channels of each sample: y = activation((x − μ)/√(σ² + ε)·weight + bias + residual).
 
     μ and σ² are taken over the channels of the group and all positions; σ² is divided by n.
 
@@ -324,7 +338,7 @@ def group_norm(
         num_groups: G, a divisor of C.
         weight, bias: γ and β, (C,).
         eps: ε, in the squared unit of x.
-        residual, activation, activation_slope: see the module.
+        residual, activation, activation_slope: see the module's documentation.
         mask: boolean, (N, *positions) or broadcastable to it.
 
     Returns:
@@ -332,7 +346,7 @@ def group_norm(
 
     Raises:
         ValueError: shapes that do not fit, groups that do not divide the channels, an unknown activation.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not supported.
 
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """
@@ -363,14 +377,14 @@ def layer_norm(
     activation_slope: float = 0.01,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """y = activation((x − μ)/√(σ² + ε)·weight + bias + residual), μ and σ² over the last axes of each sample.
+    """Normalize the last axes of each sample: y = activation((x − μ)/√(σ² + ε)·weight + bias + residual).
 
     Args:
         input: x, (*samples, *normalized_shape), floating point.
-        normalized_shape: the sizes of the axes that are normalized; σ² is divided by their product.
+        normalized_shape: the sizes of the normalized axes; σ² is divided by their product.
         weight, bias: γ and β, of normalized_shape.
         eps: ε, in the squared unit of x.
-        residual, activation, activation_slope: see the module.
+        residual, activation, activation_slope: see the module's documentation.
         mask: boolean, of x's shape without the normalized axes or broadcastable to it: (N, L) for x (N, L, C).
 
     Returns:
@@ -378,7 +392,7 @@ def layer_norm(
 
     Raises:
         ValueError: shapes that do not fit, an unknown activation.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not supported.
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
@@ -410,14 +424,14 @@ def rms_norm(
     activation_slope: float = 0.01,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """y = activation(x/√(mean(x²) + ε)·weight + residual), the mean over the last axes of each sample.
+    """Divide by the root mean square of the last axes: y = activation(x/√(mean(x²) + ε)·weight + residual).
 
     Args:
         input: x, (*samples, *normalized_shape), floating point.
-        normalized_shape: the sizes of the axes that are normalized.
+        normalized_shape: the sizes of the normalized axes.
         weight: γ, of normalized_shape.
-        eps: ε, in the squared unit of x; None is the spacing of the arithmetic at 1: 1.2e-7 (2.2e-16 for float64 x).
-        residual, activation, activation_slope: see the module.
+        eps: ε, in the squared unit of x; None means the machine epsilon: 1.2e-7 (2.2e-16 for float64 x).
+        residual, activation, activation_slope: see the module's documentation.
         mask: boolean, of x's shape without the normalized axes or broadcastable to it.
 
     Returns:
@@ -425,7 +439,7 @@ def rms_norm(
 
     Raises:
         ValueError: shapes that do not fit, an unknown activation.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not supported.
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
@@ -454,19 +468,19 @@ def add_layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
-    """(layer_norm(x + residual), x + residual): the two that a pre-norm Transformer block goes on with.
+    """Compute (layer_norm(x + residual), x + residual), with which a pre-norm Transformer block continues.
 
     Args:
         input: x, (*samples, *normalized_shape), floating point.
-        residual: the stream that x is added to, of x's shape.
+        residual: the residual stream, to which x is added, of x's shape.
         normalized_shape, weight, bias, eps: those of `layer_norm`.
 
     Returns:
-        y and the sum, both of x's shape and of the dtype that x and residual promote to.
+        y and the sum, both of x's shape and of the dtype to which x and residual promote.
 
     Raises:
         ValueError: shapes that do not fit.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not supported.
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
@@ -486,19 +500,19 @@ def add_rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(rms_norm(x + residual), x + residual): the two that a pre-norm Transformer block goes on with.
+    """Compute (rms_norm(x + residual), x + residual), with which a pre-norm Transformer block continues.
 
     Args:
         input: x, (*samples, *normalized_shape), floating point.
-        residual: the stream that x is added to, of x's shape.
+        residual: the residual stream, to which x is added, of x's shape.
         normalized_shape, weight, eps: those of `rms_norm`.
 
     Returns:
-        y and the sum, both of x's shape and of the dtype that x and residual promote to.
+        y and the sum, both of x's shape and of the dtype to which x and residual promote.
 
     Raises:
         ValueError: shapes that do not fit.
-        TypeError: a dtype that is not taken.
+        TypeError: a dtype that is not supported.
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """

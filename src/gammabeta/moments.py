@@ -1,7 +1,7 @@
-"""Statistics of a tensor as (count, mean, m2), and how two of them become one.
+"""Statistics of a tensor as (count, mean, m2), and how two of them are merged.
 
-Every statistic in gammabeta is a `Moments`: a batch's, a sub-batch's, a rank's, a whole data set's. They are merged,
-never averaged, so that the variance between the parts is kept.
+Every statistic in gammabeta is a `Moments`: of a batch, a sub-batch, a rank or a whole data set. They are merged, never
+averaged, so that the variance between the parts is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOW = 2**24  # integers below are exact in float32
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which statistics of values of `dtype` are taken and kept: float64 for float64, else float32."""
+    """Return the dtype of statistics of values of `dtype`: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -31,7 +31,7 @@ class Moments:
 
     Attributes:
         count: number of values n in each set, int64, of `mean`'s shape or broadcastable to it.
-        mean: Σx / n, float32 (float64 for float64 values), in the unit of the values; 0 where count is 0.
+        mean: Σx / n, of any shape, float32 (float64 for float64 values), in the unit of the values; 0 where count is 0.
         m2: Σ(x − mean)², of `mean`'s shape and dtype, in the squared unit of the values; 0 where count is 0.
 
     Source: Chan, Golub & LeVeque 1983, "Algorithms for Computing the Sample Variance".
@@ -43,15 +43,15 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor, axes: int | Sequence[int], mask: Tensor | None = None) -> Moments:
-        """The moments of `x` over `axes`.
+        """Compute the moments of `x` over `axes`.
 
-        Two passes with the correction of the mean (Chan, Golub & LeVeque 1983, eq. 1.7): the first pass gives a mean
-        that carries the rounding of a large sum, the second takes deviations from it, removes their mean and squares.
+        Two passes with the correction of the mean (Chan, Golub & LeVeque 1983, eq. 1.7). The first pass gives a mean
+        that carries the rounding of a large sum. The second takes deviations from it, removes their mean and squares.
 
         Args:
             x: floating point, any shape and layout.
-            axes: the axes that are reduced, as `torch.mean` takes them.
-            mask: boolean, broadcastable to x; True where x counts. None counts everything.
+            axes: the reduced axes, as in `torch.mean`.
+            mask: boolean, broadcastable to x; True where x counts. None counts all values.
 
         Returns:
             Moments whose `mean` and `m2` have x's shape without `axes`.
@@ -89,9 +89,15 @@ class Moments:
         return cls(count.squeeze(reduced).expand(mean.shape), mean, m2)
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets together; moments of count 0 are neutral.
+        """Compute the moments of both sets together; moments of count 0 are neutral.
 
         n = n₁ + n₂, δ = mean₂ − mean₁, mean = mean₁ + δ·n₂/n, m2 = m2₁ + m2₂ + δ²·n₁n₂/n.
+
+        Args:
+            other: moments of as many sets, in the same unit.
+
+        Returns:
+            Moments of the same shapes.
 
         Source: Chan, Golub & LeVeque 1983, eq. 2.1.
         """
@@ -104,7 +110,10 @@ class Moments:
 
     @staticmethod
     def merge_all(moments: Iterable[Moments]) -> Moments:
-        """All of them together, merged in pairs: always in one order, and rounding grows with the logarithm.
+        """Merge all of them in pairs, always in one order, so that rounding grows with the logarithm of their number.
+
+        Returns:
+            Moments of the same shapes.
 
         Raises:
             ValueError: there are none.
@@ -118,28 +127,32 @@ class Moments:
         return level[0]
 
     def all_reduce(self, group: Group = None) -> Moments:
-        """The moments of all processes' sets together, the same bits on each of them.
+        """Compute the moments of all processes' sets together, with the same bits on each process.
 
-        One all-gather of count, mean and m2, then `merge` in pairs. Differentiable by mean and m2.
+        One all-gather of count, mean and m2, then `merge` in pairs. Differentiable with respect to mean and m2.
 
         Args:
             group: None for the default group, a `torch.distributed.ProcessGroup`, ranks, or a group's name. Every
-                process of it has to call, with moments of the same shapes and dtype; a count of 0 is neutral.
+                process of the group has to call, with moments of the same shapes and dtype; a count of 0 is neutral.
 
         Returns:
-            Moments of the same shapes; these themselves where there is no other process.
+            Moments of the same shapes; `self` where there is no other process.
 
         Raises:
-            TypeError, ValueError: `group` is none of that.
-            RuntimeError: there is no such group in this process.
+            TypeError, ValueError: `group` is none of these.
+            RuntimeError: this process has no such group.
         """
         owner = "Moments.all_reduce"
         peers = peers_of(owner, group_setting(owner, group))
         return self if peers is None else self.of_all(peers)
 
     def of_all(self, peers: Peers) -> Moments:
-        """`all_reduce` with processes that have been found."""
-        # One tensor of one dtype: the count goes in two halves, since float32 counts to 2^24 alone.
+        """Do what `all_reduce` does, with peers that `peers_of` has found.
+
+        Returns:
+            Moments of the same shapes.
+        """
+        # One tensor of one dtype. The count travels in two halves, since float32 counts only to 2^24.
         count, mean, m2 = (t.reshape(-1) for t in (self.count, self.mean, self.m2))
         halves = torch.cat((count // _LOW, count % _LOW)).to(mean.dtype)
         rows = all_gather(torch.cat((halves, mean, m2)), peers)
@@ -148,7 +161,13 @@ class Moments:
         return Moments(merged.count.view_as(self.count), merged.mean.view_as(self.mean), merged.m2.view_as(self.m2))
 
     def var(self, correction: int = 0) -> Tensor:
-        """m2 / (count − correction): 0 divides by n, 1 by n − 1; NaN where count ≤ correction, as in `torch.var`."""
+        """Compute m2 / (count − correction); NaN where count ≤ correction, as in `torch.var`.
+
+        A correction of 0 divides by n, one of 1 by n − 1.
+
+        Returns:
+            The variance, of `mean`'s shape, in the squared unit of the values.
+        """
         divisor = (self.count - correction).to(self.m2.dtype)
         return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))
 
@@ -163,7 +182,7 @@ def squared_distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: T
 
 
 def _merge_rows(rows: Moments) -> Moments:
-    """All rows in one, neighbours in pairs, all pairs at once: few operations for many rows."""
+    """Merge all rows into one: neighbours in pairs, all pairs at once, so that many rows take few operations."""
     count, mean, m2 = rows.count, rows.mean, rows.m2
     while len(mean) > 1:
         pairs = len(mean) // 2 * 2

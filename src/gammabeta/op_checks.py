@@ -1,14 +1,14 @@
-"""What an op is handed: number of axes, sizes, dtype, layout and device of every tensor, and the numbers beside them.
+"""Checks of an op's arguments: axes, sizes, dtype, layout and device of every tensor, and the numbers beside them.
 
-An op is called by whoever finds it, and a vector that is too short would be read beyond its end. So no implementation
-of an op runs unchecked: the default implementations, the fakes and the launches of Triton kernels are wrapped by
-`OpCheck.checked`, and the C++ kernels ask `kernels/cpu/checks.h`, which has the same rules in the same words and order.
+Anyone can call an op, and a vector that is too short would be read beyond its end. So no implementation of an op runs
+unchecked. `OpCheck.checked` wraps the default implementations, the fakes and the launches of Triton kernels. The C++
+kernels call `kernels/cpu/checks.h`, which has the same rules with the same words in the same order.
 
-`KINDS` says what an argument of that name has to be, in every op. An op with a tensor of another name cannot be
+`KINDS` says what an argument of a given name has to be, in every op. An op with a tensor of another name cannot be
 declared.
 
-Errors are RuntimeError, as those of torch's own ops: whoever calls a public function has been told before, by
-`arguments.py`.
+Errors are RuntimeErrors, as those of torch's own ops. Callers of a public function get the errors of `arguments.py`
+before.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import has_storage, parse_schema
 from gammabeta.activations import ACTIVATIONS
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -30,11 +31,11 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 @dataclass(frozen=True)
 class Kind:
-    """What a tensor has to be.
+    """Requirements on a tensor.
 
     Attributes:
-        shape: a shape of `Shapes`, by its name.
-        dtypes: any of these.
+        shape: the name of an attribute of `Shapes`.
+        dtypes: the dtypes that are accepted.
     """
 
     shape: str
@@ -55,13 +56,13 @@ KINDS = {
     "num_batches_tracked": _SCALAR, "forwards": _SCALAR,
     "batch_mean": _STATISTIC, "batch_var": _STATISTIC, "batch_count": _COUNT,
 }  # fmt: skip
-"""By an argument's name, whatever the op."""
+"""Requirements by an argument's name, the same in every op."""
 
 ANY_NUMBER = Kind("scalar", INTEGERS + FLOATING)
-"""For an op that counts in whatever dtype it finds."""
+"""Requirements on a counter of any dtype."""
 
 _BASES = ("x", "total", "mean")
-"""The argument whose shape and device the others follow: the first of these that an op has."""
+"""The argument that determines the shapes and the device of the others: the first of these that an op has."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ class Shapes:
     """The shapes that go with x, (*samples, *channels, *positions).
 
     Attributes:
-        input: x's own.
-        parameters: the channel axes'.
-        places: x's without the channel axes.
+        input: the shape of x.
+        parameters: the channel axes.
+        places: x's shape without the channel axes.
         statistics: one value for each channel, or for each sample and group.
-        skipped: what running statistics have skipped: two values more than channels.
+        skipped: counts of skipped updates: two values more than channels.
         scalar: no axes.
     """
 
@@ -87,7 +88,7 @@ class Shapes:
 
 @dataclass(frozen=True)
 class _Argument:
-    """A tensor of a schema: its place and name, what it has to be, whether it may be None, whether it is written."""
+    """A tensor argument of a schema: its position, name and requirements, and whether it may be None or is written."""
 
     at: int
     name: str
@@ -97,21 +98,21 @@ class _Argument:
 
 
 class OpCheck:
-    """The check of an op's arguments, made from its schema.
+    """A check of an op's arguments, made from its schema.
 
     Args:
-        schema: as the op is declared.
-        kinds: of arguments that are something else here than in `KINDS`.
+        schema: the schema that declares the op.
+        kinds: requirements on arguments for which `KINDS` does not hold in this op.
     """
 
     def __init__(self, schema: str, **kinds: Kind) -> None:
-        parsed = torch._C.parse_schema(f"gammabeta::{schema}")
+        parsed = parse_schema(f"gammabeta::{schema}")
         self.op = parsed.name
         names = [argument.name for argument in parsed.arguments]
         self._at = {name: i for i, name in enumerate(names)}
         self._base = next(name for name in _BASES if name in names)
         of_tensors = [a for a in parsed.arguments if "Tensor" in str(a.type)]
-        # The base first: what is said of the others is said in its terms.
+        # The base first: the requirements on the others depend on it.
         self._tensors = [
             _Argument(
                 at=self._at[a.name],
@@ -124,10 +125,10 @@ class OpCheck:
         ]
 
     def __call__(self, args: tuple[Any, ...]) -> None:
-        """What is told without memory, as fakes have none.
+        """Check all that needs no memory, which fakes do not have.
 
         Raises:
-            RuntimeError: something is not what the op takes.
+            RuntimeError: an argument is not what the op takes.
         """
         first = self._tensors[0]
         base: Tensor | None = args[first.at]
@@ -150,15 +151,16 @@ class OpCheck:
         self._check_numbers(args)
 
     def check_memory(self, args: tuple[Any, ...]) -> None:
-        """Whether every tensor's storage reaches as far as its sizes and strides do: one that was resized or freed, as
-        sharding does between forwards, does not, and torch's own ops read beyond it.
+        """Check that every tensor's storage reaches as far as its sizes and strides do.
+
+        A storage that was resized or freed, as sharding does between forwards, does not; torch's ops read beyond it.
 
         Raises:
-            RuntimeError: one does not.
+            RuntimeError: a storage is too small.
         """
         for argument in self._tensors:
             t: Tensor | None = args[argument.at]
-            if t is None or not torch._C._has_storage(t) or t.numel() == 0:
+            if t is None or not has_storage(t) or t.numel() == 0:
                 continue
             last = t.storage_offset() + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
             held = t.untyped_storage().nbytes()
@@ -169,7 +171,7 @@ class OpCheck:
                 )
 
     def checked(self, implementation: Callable[..., Any], *, memory: bool = False) -> Callable[..., Any]:
-        """The implementation, which runs on nothing else; with `memory` on tensors that have theirs."""
+        """Wrap an implementation so that it runs only on arguments that pass; with `memory`, of `check_memory` too."""
 
         @functools.wraps(implementation)
         def op(*args: Any) -> Any:
@@ -199,18 +201,18 @@ class OpCheck:
     def _check_shape(self, argument: _Argument, t: Tensor, shapes: Shapes, base: Tensor) -> None:
         expected = getattr(shapes, argument.kind.shape)
 
-        def said() -> str:
+        def message() -> str:
             return (
                 f"{self.op}: expected {argument.name} of shape {_shape(expected)}, got {_shape(t.shape)}: {self._base} "
                 f"is of shape {_shape(base.shape)}."
             )
 
-        _require(t.ndim == len(expected), said)
+        _require(t.ndim == len(expected), message)
         for size, wanted in zip(t.shape, expected, strict=True):
-            _require(size == wanted, said)
+            _require(size == wanted, message)
 
     def _check_apart(self, argument: _Argument, t: Tensor) -> None:
-        """What is written has memory of its own for each element."""
+        """Check that a tensor that is written has separate memory for each element."""
         if any(size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True)):
             raise RuntimeError(
                 f"{self.op}: expected {argument.name} with memory for each of its elements, since it is written, got "
@@ -251,11 +253,11 @@ class OpCheck:
             )
 
     def _check_groups(self, groups: int, channels: Any) -> None:
-        def said() -> str:
+        def message() -> str:
             return f"{self.op}: expected groups that divide the {channels} channels of {self._base}, got {groups}."
 
-        _require(groups >= 1, said)
-        _require(channels % groups == 0, said)
+        _require(groups >= 1, message)
+        _require(channels % groups == 0, message)
 
     def _check_numbers(self, args: tuple[Any, ...]) -> None:
         if "activation" in self._at and args[self._at["activation"]] not in ACTIVATIONS:
@@ -265,10 +267,13 @@ class OpCheck:
             raise RuntimeError(f"{self.op}: expected eps of 0 or more, got {args[self._at['eps']]:g}.")
 
 
-def _require(condition: bool | torch.SymBool, said: Callable[[], str]) -> None:
-    """Of sizes: a traced one is compared as torch's own ops compare it, without a guard where it is the same symbol."""
+def _require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
+    """Raise where a condition on sizes is false.
+
+    Traced sizes are compared as torch's own ops compare them, without a guard where both are the same symbol.
+    """
     if condition is not True:
-        torch._check(condition, said)
+        torch._check(condition, message)
 
 
 def _shape(sizes: Any) -> str:

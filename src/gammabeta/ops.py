@@ -1,16 +1,16 @@
 """The operations that a kernel implements: their schemas, default implementations and fakes.
 
 torch's dispatcher is the only registry of kernels. Every op is declared here once, with the reference as its default
-implementation; a native kernel registers itself for its device under the same schema and no caller changes. The ops are
-private, functional (they alias and mutate nothing), take any mix of dtypes, and trust nothing that they are handed
+implementation. A native kernel registers itself for its device under the same schema, and no caller changes. The ops
+are private and functional (they alias and mutate nothing). They take any mix of dtypes and check every argument
 (`op_checks.py`).
 
     channel_norm_forward, channel_norm_backward      statistics over batch and positions, taken from x
-    channel_apply_forward                            the same with statistics that are given, as constants
-    channel_moments, channel_backward_reduce,        their halves: between them statistics and sums can be those of
-    channel_backward_apply                           more than one process
+    channel_apply_forward                            the same with given statistics, as constants
+    channel_moments, channel_backward_reduce,        the halves of both: between them, statistics and sums of several
+    channel_backward_apply                           processes can be merged
     sample_norm_forward, sample_norm_backward        statistics over channels and positions of a sample
-    add_sample_norm_forward, -_backward              of x + residual, which is returned too
+    add_sample_norm_forward, -_backward              the same of x + residual, which is returned too
 
 `autograd.py` makes differentiable functions of them.
 """
@@ -24,16 +24,17 @@ import torch
 from torch import Tensor
 
 from gammabeta import reference
+from gammabeta._torch_private import has_dispatch_kernel
 from gammabeta.moments import statistics_dtype
 from gammabeta.op_checks import OpCheck
 
 _library = torch.library.Library("gammabeta", "DEF")
 
 DEFAULTS: dict[str, Callable[..., Any]] = {}
-"""The default implementations by name: what runs where no kernel does."""
+"""The default implementations by name, which run where no kernel does."""
 
 CHECKS: dict[str, OpCheck] = {}
-"""The checks of their arguments by name. Whoever implements an op wraps what it has in them."""
+"""The checks of their arguments by name. Every implementation of an op is wrapped in its check."""
 
 
 def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -42,28 +43,28 @@ def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[...
     DEFAULTS[name] = check.checked(implementation, memory=True)
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, DEFAULTS[name], "CompositeExplicitAutograd")
-    # A fake runs for real tensors too, wherever one of them is on meta.
+    # A fake also runs for real tensors, wherever one of them is on the meta device.
     torch.library.register_fake(f"gammabeta::{name}", check.checked(fake), lib=_library)
 
 
 serves: dict[str, Callable[[], bool]] = {}
-"""By device type, whether kernels that are registered serve the devices that are there, where that has to be asked."""
+"""By device type: whether the registered kernels serve the devices of this machine, where that has to be asked."""
 
 _has_kernel: dict[str, bool] = {}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(device_type: str) -> bool:
-    """Whether a kernel of ours serves that device type. What meta tensors have are the fakes."""
+    """Return whether our kernels serve that device type. Meta tensors have only fakes."""
     if device_type not in _has_kernel:
         key, name = device_type.upper(), "gammabeta::channel_norm_forward"
-        has = device_type != "meta" and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+        has = device_type != "meta" and has_dispatch_kernel(name, key)
         has = has and serves.get(device_type, lambda: True)()
         _has_kernel[device_type] = has
     return _has_kernel[device_type]
 
 
-# Gradients that are not there are tensors without elements: a schema can't return None in a tuple that compiles.
+# An absent gradient is a tensor without elements: no schema that compiles can return None in a tuple.
 
 
 def _or_empty(
@@ -74,7 +75,7 @@ def _or_empty(
 
 
 def _laid_as(like: Tensor, result: Tensor) -> Tensor:
-    """The result with the strides that fakes promise and kernels give: those of torch.empty_like."""
+    """Return the result with the strides that fakes and kernels give it: those of torch.empty_like."""
     laid = torch.empty_like(like, dtype=result.dtype)
     return result if result.stride() == laid.stride() else laid.copy_(result)
 
@@ -141,7 +142,7 @@ def _channel_norm_backward_fake(
     return _empty_gradients(x, weight, bias, residual)
 
 
-# `count` None: the statistics are constants. `residual` is given where the activation's derivative needs it.
+# Without `count` the statistics are constants. `residual` is given where the activation's derivative needs it.
 _declare(
     "channel_norm_backward(Tensor g_y, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask, "
     "Tensor mean, Tensor var, Tensor? count, float eps, str activation, float slope) "
@@ -155,7 +156,7 @@ _declare(
 
 
 def channel_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, m2 and count of every channel."""
+    """Compute mean, m2 and count of every channel."""
     moments = reference.channel_moments(x, mask)
     return moments.mean, moments.m2, moments.count.clone()
 
@@ -277,13 +278,13 @@ _declare(
 )
 
 
-# Sum and sample norm in one, for pre-norm Transformers: LayerNorm and RMSNorm of x + residual.
+# Sum and sample norm in one op, for pre-norm Transformers: LayerNorm and RMSNorm of x + residual.
 
 
 def add_sample_norm_forward(
     x: Tensor, residual: Tensor, channel_axes: int, weight: Any, bias: Any, eps: float, center: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y of the sum, the sum, and its statistics."""
+    """Compute y of the sum, the sum, and its statistics."""
     total = x + residual
     y, mean, var, count = reference.sample_norm_forward(
         total, x.ndim - channel_axes, channel_axes, 1, weight, bias, None, None, eps, "none", 0.0, center

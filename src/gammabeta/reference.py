@@ -1,18 +1,18 @@
 """The math of every norm in plain torch: forward, and backward by hand.
 
-This is what a kernel has to equal, and what runs where no kernel is. Nothing here is fast; everything is said once.
+Every kernel has to equal this, and it runs where there is no kernel. Nothing here is fast; everything stands once.
 
     N samples   C channels   S positions, flattened   G groups of channels   D = C/G channels of a group
     n values per statistic (divisor of the variance that standardizes; n − 1 only in running statistics)
-    x_NCS has those axes; mean_C has one value a channel; g_z is the gradient of the loss by z
+    x_NCS has those axes; mean_C has one value per channel; g_z is the gradient of the loss with respect to z
 
-Two families, told apart by the axes of their statistics:
+Two families, which differ in the axes of their statistics:
     channel norms   over N and S, one per channel                        BatchNorm
     sample norms    over D and S, one per sample and group of channels   LayerNorm, RMSNorm, GroupNorm, InstanceNorm
 
 Both compute y = activation(γ·x̂ + β + residual), x̂ = (x − μ)/√(σ² + ε), and set y to zero where mask is False.
-Arithmetic is in float32 (float64 for float64 x), whatever the dtypes of the parts; y has the dtype that x and residual
-promote to.
+Arithmetic is in float32 (float64 for float64 x), whatever the dtypes of the operands. y has the dtype to which x and
+residual promote.
 
 Sources: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2 and the chain rule after them, for BatchNorm; Ba, Kiros &
 Hinton 2016 (1607.06450), eq. 3, for LayerNorm; Zhang & Sennrich 2019 (1910.07467), eq. 4, for RMSNorm; Ulyanov 2016
@@ -32,7 +32,7 @@ from gammabeta.masks import insert_axes
 from gammabeta.moments import Moments, statistics_dtype
 
 Gradients = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""Of the loss by x, weight, bias, residual; None for what was not given."""
+"""Gradients of the loss with respect to x, weight, bias and residual; None for one that was not given."""
 
 Affine = tuple[Tensor | None, Tensor | None]
 """Weight γ and bias β; None for one that is absent (1 or 0). A plain tuple, which costs small calls nothing."""
@@ -79,6 +79,7 @@ class _Reduction(NamedTuple):
 
 
 def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    """Return the dtype of y."""
     return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
 
 
@@ -86,7 +87,7 @@ def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
 
 
 def channel_moments(x_NCS: Tensor, mask_NS: Tensor | None) -> Moments:
-    """μ_B and σ_B² of every channel (Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2), as moments."""
+    """Compute μ_B and σ_B² of every channel (Ioffe & Szegedy 2015, Algorithm 1, lines 1 and 2), as moments."""
     mask_N1S = insert_axes(mask_NS, 1, 2)
     return Moments.of(x_NCS, _all_but_channel(x_NCS), mask_N1S)
 
@@ -101,7 +102,7 @@ def channel_norm_forward(
     activation: str,
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, and the mean, the variance (m2/n; 0 where n is 0) and the count of every channel: Algorithm 1, all lines."""
+    """Compute y, and mean, variance (m2/n; 0 where n is 0) and count of every channel: Algorithm 1, all lines."""
     moments = channel_moments(x_NCS, mask_NS)
     var_C = moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype)
     y_NCS = channel_apply_forward(
@@ -122,7 +123,7 @@ def channel_apply_forward(
     activation: str,
     slope: float,
 ) -> Tensor:
-    """y from statistics that are given: Algorithm 1, lines 3 and 4; with running statistics Algorithm 2, line 11."""
+    """Compute y from given statistics: Algorithm 1, lines 3 and 4; with running statistics Algorithm 2, line 11."""
     mask_N1S = insert_axes(mask_NS, 1, 2)
     xhat_NCS = _standardize(x_NCS, _over_channels(mean_C, x_NCS), _over_channels(var_C, x_NCS), mask_N1S, eps)
     z_NCS = _scale_and_shift(xhat_NCS, _over_channels(weight_C, x_NCS), _over_channels(bias_C, x_NCS))
@@ -143,11 +144,17 @@ def channel_norm_backward(
     activation: str,
     slope: float,
 ) -> Gradients:
-    """Gradients of `channel_norm_forward`; with `count_C` None of `channel_apply_forward` (statistics are constants).
+    """Compute the gradients of `channel_norm_forward`; with `count_C` None, those of `channel_apply_forward`.
 
-    ∂ℓ/∂x̂ = γ·∂ℓ/∂z; with σ' = √(σ² + ε) and means over the n values of a channel,
-    ∂ℓ/∂x = (∂ℓ/∂x̂ − mean(∂ℓ/∂x̂) − x̂·mean(x̂·∂ℓ/∂x̂)) / σ': the six equations after Algorithm 1, with ∂ℓ/∂σ_B² and
-    ∂ℓ/∂μ_B put in. Where the statistics are constants, ∂ℓ/∂x = ∂ℓ/∂x̂ / σ'. ∂ℓ/∂γ = Σ x̂·∂ℓ/∂z, ∂ℓ/∂β = Σ ∂ℓ/∂z.
+    With σ' = √(σ² + ε) and means over the n values of a channel:
+
+        ∂ℓ/∂x̂ = γ·∂ℓ/∂z
+        ∂ℓ/∂x = (∂ℓ/∂x̂ − mean(∂ℓ/∂x̂) − x̂·mean(x̂·∂ℓ/∂x̂)) / σ'
+        ∂ℓ/∂x = ∂ℓ/∂x̂ / σ'                                        where the statistics are constants
+        ∂ℓ/∂γ = Σ x̂·∂ℓ/∂z
+        ∂ℓ/∂β = Σ ∂ℓ/∂z
+
+    These are the six equations after Algorithm 1, with ∂ℓ/∂σ_B² and ∂ℓ/∂μ_B substituted.
     """
     axes = _all_but_channel(x_NCS)
     affine, finish = (weight_C, bias_C), OpFinish(residual_NCS, mask_NS, eps, activation, slope)
@@ -176,7 +183,7 @@ def channel_backward_reduce(
     activation: str,
     slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of every channel: what the backward needs of all processes that share the statistics."""
+    """Compute Σ∂ℓ/∂z and Σx̂·∂ℓ/∂z of every channel, which the backward needs of all processes that share statistics."""
     affine, finish = (weight_C, bias_C), OpFinish(residual_NCS, mask_NS, eps, activation, slope)
     xhat_NCS, g_z_NCS = _channel_gradient(g_y_NCS, x_NCS, affine, finish, mean_C, var_C)
     axes = _all_but_channel(x_NCS)
@@ -199,7 +206,10 @@ def channel_backward_apply(
     activation: str,
     slope: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """∂ℓ/∂x = γ/σ'·(∂ℓ/∂z − Σ∂ℓ/∂z/n − x̂·Σx̂·∂ℓ/∂z/n), sums and n over all processes; and ∂ℓ/∂residual."""
+    """Compute ∂ℓ/∂x and ∂ℓ/∂residual from the sums and n of all processes.
+
+    ∂ℓ/∂x = γ/σ'·(∂ℓ/∂z − Σ∂ℓ/∂z/n − x̂·Σx̂·∂ℓ/∂z/n).
+    """
     affine, finish = (weight_C, bias_C), OpFinish(residual_NCS, mask_NS, eps, activation, slope)
     xhat_NCS, g_z_NCS = _channel_gradient(g_y_NCS, x_NCS, affine, finish, mean_C, var_C)
     dtype = xhat_NCS.dtype
@@ -231,9 +241,10 @@ def _channel_gradient(
 
 
 def sample_moments(x_NGDS: Tensor, mask_N11S: Tensor | None, center: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance (m2/n; 0 where n is 0) and count of every sample and group: Wu & He 2018, eq. 2 over eq. 7's set.
+    """Compute mean, variance (m2/n; 0 where n is 0) and count of every sample and group.
 
-    Without `center` the mean is 0 and the variance is the mean square: Zhang & Sennrich 2019, eq. 4.
+    Wu & He 2018, eq. 2 over the set of eq. 7. Without `center` the mean is 0 and the variance is the mean square (Zhang
+    & Sennrich 2019, eq. 4).
     """
     if center:
         moments = Moments.of(x_NGDS, (2, 3), mask_N11S)
@@ -268,7 +279,7 @@ def sample_norm_forward(
     slope: float,
     center: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, and the mean, the variance and the count of every sample and group, each (N, G)."""
+    """Compute y, and mean, variance and count of every sample and group, each (N, G)."""
     axes = Axes(sample_axes, channel_axes, groups)
     shape = _grouped_shape(x, axes)
     x_NGDS = x.reshape(shape)
@@ -299,9 +310,9 @@ def sample_norm_backward(
     slope: float,
     center: bool,
 ) -> Gradients:
-    """Gradients of `sample_norm_forward`: those of the channel norm with means over D and S.
+    """Compute the gradients of `sample_norm_forward`: those of the channel norm with means over D and S.
 
-    Without `center` the term mean(∂ℓ/∂x̂) is absent, since no mean was subtracted (Zhang & Sennrich 2019, section 4).
+    Without `center` there is no term mean(∂ℓ/∂x̂), since no mean was subtracted (Zhang & Sennrich 2019, section 4).
     """
     shape = _grouped_shape(x, Axes(sample_axes, channel_axes, groups))
     x_NGDS, g_y_NGDS = x.reshape(shape), g_y.reshape(shape)
@@ -321,21 +332,21 @@ def sample_norm_backward(
     return g_x_NGDS.reshape(x.shape).to(x.dtype), g_weight, g_bias, g_residual
 
 
-# The steps that both families share. Statistics and parameters come with axes that broadcast against x.
+# The steps that both families share. Statistics and parameters have axes that broadcast against x.
 
 
 def _standardize(x: Tensor, mean: Tensor, var: Tensor, mask: Tensor | None, eps: float) -> Tensor:
-    """x̂ = (x − μ)/√(σ² + ε): Algorithm 1, line 3; 0 where masked, whatever stands there."""
+    """Compute x̂ = (x − μ)/√(σ² + ε), Algorithm 1, line 3; 0 where masked, whatever x is there."""
     dtype = statistics_dtype(x.dtype)
     x, mean, var = x.to(dtype), mean.to(dtype), var.to(dtype)
     if mask is None:
         return (x - mean) * torch.rsqrt(var + eps)
-    # Masked before the arithmetic: a NaN in the padding would come back through the gradient of a later `where`.
+    # Masked before the arithmetic: a NaN in the padding would return through the gradient of a later `where`.
     return torch.where(mask, torch.where(mask, x, mean) - mean, 0.0) * torch.rsqrt(var + eps)
 
 
 def _scale_and_shift(xhat: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """γ·x̂ + β: Algorithm 1, line 4; Wu & He 2018, eq. 6."""
+    """Compute γ·x̂ + β: Algorithm 1, line 4; Wu & He 2018, eq. 6."""
     z = xhat if gamma is None else xhat * gamma.to(xhat.dtype)
     return z if beta is None else z + beta.to(xhat.dtype)
 
@@ -351,7 +362,7 @@ def _add(z: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
 def _finish(
     z: Tensor, residual: Tensor | None, mask: Tensor | None, activation: str, slope: float, dtype: torch.dtype
 ) -> Tensor:
-    """activation(z + residual), zero where masked, in the output's dtype."""
+    """Compute activation(z + residual), zero where masked, in the output's dtype."""
     y = activate(_add(z, residual, mask), activation, slope).to(dtype)
     return y if mask is None else torch.where(mask, y, 0.0)
 

@@ -1,9 +1,14 @@
 """Running statistics: how they move, and when they do not.
 
-One rule in one place. They move once for each forward in training: not when the forward is a recomputation for
-activation checkpointing, not inside `frozen_statistics`, once for all forwards inside `accumulate_statistics`, and not
-in a channel whose batch statistics are not finite (NaN or infinite values in the batch, or fewer than two values). A
-batch that moves no channel does not count in `num_batches_tracked`.
+One rule in one place. Running statistics move once for each forward in training, with these exceptions:
+
+    a recomputation for activation checkpointing     they do not move
+    inside `frozen_statistics`                       they do not move
+    inside `accumulate_statistics`                   they move once for all forwards
+    batch statistics of a channel are not finite     that channel does not move (NaN or infinite values in the batch, or
+                                                     fewer than two values)
+
+A batch that moves no channel does not count in `num_batches_tracked`.
 """
 
 from __future__ import annotations
@@ -16,34 +21,35 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import backward_running, is_wrapped, transforms_active
 from gammabeta.moments import Moments, statistics_dtype
 from gammabeta.op_checks import ANY_NUMBER, Kind, OpCheck
 
-# The attribute of a running mean under which its skipped batches are counted. torch's layer has no buffer for them, and
-# whatever walks, copies, stacks or zips a model's buffers must find torch's. So the counts belong to the tensor that
-# they are about: they are copied with it, and are gone when another tensor takes its place.
+# The attribute of a running mean that counts its skipped batches. torch's layer has no buffer for them, and code that
+# walks, copies, stacks or zips a model's buffers must find those of torch. So the counts belong to the tensor that they
+# are about: they are copied with it, and are gone when another tensor replaces it.
 _SKIPPED = "_gammabeta_skipped"
 
 
 def skipped_counts(running: Tensor | None) -> Tensor | None:
-    """The counts that belong to a running mean (or variance): int64, (C + 2,), made where there are none yet.
+    """Return the counts that belong to a running mean (or variance), and make them where there are none yet.
 
-    C counts of batches that each channel was left out of; the number of batches that all channels were left out of; and
-    what `num_batches_tracked` was after the last update: where it is something else now, somebody has written the
-    statistics (a checkpoint was loaded, they were averaged) and the counts are not about them.
+    They are int64, (C + 2,): for each channel the number of batches that skipped it; the number of batches that skipped
+    all channels; and the value of `num_batches_tracked` after the last update. Where it differs from the present one,
+    somebody else has written the statistics (loaded a checkpoint, averaged them), and the counts do not apply to them.
 
-    None inside a torch.func transform and on the meta device.
+    Returns None inside a torch.func transform and on the meta device.
     """
     if running is None:
         return None
     counts: Tensor | None = getattr(running, _SKIPPED, None)
     if counts is not None and counts.shape[0] == running.shape[0] + 2 and counts.device == running.device:
         return counts
-    if running.is_meta or torch._C._are_functorch_transforms_active():
+    if running.is_meta or transforms_active():
         return None
     if torch.compiler.is_compiling() or running.is_inference():
         counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
-    else:  # to be moved outside of inference mode too, where one made inside cannot be
+    else:  # a tensor made in inference mode could not be updated outside of it
         with torch.inference_mode(False):
             counts = torch.zeros(running.shape[0] + 2, dtype=torch.int64, device=running.device)
     setattr(running, _SKIPPED, counts)
@@ -51,7 +57,7 @@ def skipped_counts(running: Tensor | None) -> Tensor | None:
 
 
 def forget_skipped(running: Tensor | None) -> Callable[[], None]:
-    """Forget what was skipped: the statistics start again, or come from elsewhere. Returns the way back."""
+    """Set the counts of skipped batches to 0, since the statistics start again or are replaced. Returns the undo."""
     counts: Tensor | None = getattr(running, _SKIPPED, None)
     if counts is None:
         return lambda: None
@@ -60,14 +66,14 @@ def forget_skipped(running: Tensor | None) -> Callable[[], None]:
 
 
 def carry_skipped(before: Tensor | None, after: Tensor | None) -> None:
-    """The same statistics as another tensor, moved or cast: the counts go along."""
+    """Copy the counts to another tensor with the same statistics, moved or cast."""
     counts: Tensor | None = getattr(before, _SKIPPED, None)
     if counts is not None and after is not None and after is not before and not after.is_meta and not counts.is_meta:
         setattr(after, _SKIPPED, counts.to(after.device, copy=True))
 
 
 def skipped_updates(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor:
-    """How many batches each channel was left out of since the statistics were made, loaded or reset: int64, (C,)."""
+    """Return how many batches skipped each channel since the statistics were made, loaded or reset: int64, (C,)."""
     counts = _valid_counts(running, num_batches_tracked)
     if counts is None:
         return torch.zeros(running.shape, dtype=torch.int64, device=running.device)
@@ -75,7 +81,7 @@ def skipped_updates(running: Tensor, num_batches_tracked: Tensor | None) -> Tens
 
 
 def counted_batches(running: Tensor, num_batches_tracked: Tensor | None) -> Tensor:
-    """How many batches have moved each channel, as far as that is known: float64, (C,)."""
+    """Return how many batches have moved each channel, as far as that is known: float64, (C,)."""
     if num_batches_tracked is None:
         return torch.zeros(running.shape, dtype=torch.float64, device=running.device)
     batches = _whole(num_batches_tracked).reshape(()).to(running.device, torch.float64).expand(running.shape)
@@ -99,18 +105,18 @@ def _last(num_batches_tracked: Tensor) -> Tensor:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """As a plain tensor: the counts are plain beside buffers that are DTensors."""
+    """Return the tensor as a plain one: the counts are plain even where buffers are DTensors."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return whole
 
 
 @dataclass(slots=True)
 class GatheredMoments:
-    """The merged moments of the forwards so far, in place: what tensors do not hold, a compiled forward can't add to.
+    """The merged moments of the forwards so far, updated in place, since a compiled forward can only add to tensors.
 
     Attributes:
         count, mean, m2: those of `Moments`, (C,).
-        forwards: int64 scalar, how many forwards gave theirs.
+        forwards: number of forwards that were merged, int64 scalar.
     """
 
     count: Tensor
@@ -125,7 +131,7 @@ class GatheredMoments:
         return cls(counts[:-1], values[0], values[1], counts[-1])
 
     def add(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """Merges a forward's moments in; its channels that are not finite are left out, or one would spoil them all."""
+        """Merge a forward's moments in, without the channels that are not finite, which would spoil all later ones."""
         gather = torch.ops.gammabeta.gather_moments_ if torch.compiler.is_compiling() else _gather
         gather(self.count, self.mean, self.m2, self.forwards, mean, var, count)
 
@@ -135,14 +141,14 @@ class RunningStatistics:
     """The running mean and variance of every channel, with what their update needs; any of them may be absent.
 
     Attributes:
-        mean, var: (C,), any floating dtype, moved in place; computed in float32 at the least.
-        momentum: share of a batch in new = (1 − momentum)·old + momentum·batch, 0 to 1; None averages all batches that
-            counted, in each channel, and moves nothing without num_batches_tracked.
+        mean, var: (C,), any floating dtype, updated in place; the arithmetic is in float32 or float64.
+        momentum: weight of a batch in new = (1 − momentum)·old + momentum·batch, 0 to 1. None averages all batches that
+            moved a channel, channel by channel; without num_batches_tracked it moves nothing.
         num_batches_tracked: one value of any dtype; counts the forwards in training that moved a channel.
-        skipped: the counts of `skipped_counts`; without them a channel that was left out of some batches counts as if
-            it had been in all that moved any channel.
-        held: whether they stay as they are.
-        gathered: where batches are merged for one update later, instead of an update now.
+        skipped: the counts of `skipped_counts`. Without them, a channel that some batches skipped counts as if every
+            batch that moved any channel had moved it.
+        held: whether updates do nothing.
+        gathered: where batches are merged for one later update, instead of an update now.
     """
 
     mean: Tensor | None = None
@@ -155,16 +161,16 @@ class RunningStatistics:
 
     @property
     def tracked(self) -> bool:
-        """Whether there are any that a forward would move."""
+        """Whether there are any statistics that a forward would move."""
         return not self.held and (self.mean is not None or self.var is not None)
 
     def update(self, mean: Tensor, var: Tensor, count: Tensor | None = None) -> None:
-        """Moves them, in place, towards a batch's mean and variance.
+        """Move the statistics in place towards a batch's mean and variance.
 
         Args:
             mean: (C,).
-            var: (C,), divided by n where there is a count, and what they move towards is divided by n − 1; without one
-                it is that already.
+            var: (C,). With a count it is the variance divided by n, and the statistics move towards that divided by
+                n − 1. Without one it is the variance divided by n − 1.
             count: n of each channel, int64, (C,).
 
         Source: Ioffe & Szegedy 2015, Algorithm 2, line 10, a moving average in place of the average; pytorch#90342.
@@ -177,25 +183,27 @@ class RunningStatistics:
             return
         update: Callable[..., None] = _update
         tracked = self.num_batches_tracked
-        if torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
-            update = _move  # a traced graph has standard ops, and a transform no rule for ours
+        if torch.jit.is_tracing() or (torch.compiler.is_compiling() and transforms_active()):
+            update = _move  # a traced graph has only standard ops, and transforms have no rule for ours
         elif torch.compiler.is_compiling():
-            # Through one op, since the check for a recomputation has to run each time and not while tracing.
+            # By one op, since the check for a recomputation has to run in each call, not while tracing.
             update = torch.ops.gammabeta.update_running_statistics_
-            if tracked is not None and tracked.device != mean.device:  # left on meta: no op takes both devices
+            if (
+                tracked is not None and tracked.device != mean.device
+            ):  # left on the meta device: no op takes both devices
                 tracked.add_(1)
                 tracked = None
         update(self.mean, self.var, tracked, self.skipped, mean, var, count, self.momentum)
 
 
 def recomputing() -> bool:
-    """Whether this forward computes again what activation checkpointing has not kept.
+    """Return whether this forward recomputes what activation checkpointing has not kept.
 
-    That runs inside a backward: in the backward of an autograd Function, as that of compiled code is, in an unpack hook
-    of torch.utils.checkpoint, or in compiled autograd. What a tensor's hook computes there is new, and so is what runs
-    outside of a backward. That a Function's backward computes on new data is not told.
+    A recomputation runs inside a backward: in the backward of an autograd Function (compiled code has one), in an
+    unpack hook of torch.utils.checkpoint, or in compiled autograd. What a tensor's hook computes there is new, and
+    so is what runs outside a backward. A Function's backward that computes on new data cannot be distinguished.
     """
-    return torch._C._current_graph_task_id() != -1 and _inside_recomputation()
+    return backward_running() and _inside_recomputation()
 
 
 def _inside_recomputation() -> bool:
@@ -224,25 +232,28 @@ def _update(
 ) -> None:
     if recomputing():
         return
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         _refuse_captured(running_mean if running_mean is not None else running_var, mean)
         _move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
         return
     move: Callable[..., None] = _move_op
-    # A class of a user's knows torch's ops and need not know ours.
+    # A user's tensor class handles torch's ops, but may not handle ours.
     if type(mean) is not Tensor or (num_batches_tracked is not None and not _usual(num_batches_tracked, mean)):
         move = _move
     move(running_mean, running_var, num_batches_tracked, skipped, mean, var, count, momentum)
-    # A native kernel writes without telling autograd, which then would not notice that what it has saved has changed:
-    # evaluation saves these two.
+    # A native kernel writes without telling autograd. Evaluation saves these two for its backward, and autograd would
+    # not notice that they have changed.
     torch.autograd.graph.increment_version(
         [t for t in (running_mean, running_var) if t is not None and not t.is_inference()]
     )
 
 
 def _usual(num_batches_tracked: Tensor, mean: Tensor) -> bool:
-    """Whether the count is as torch's layers make it. It may be anything else that has an `add_`: an average of
-    checkpoints makes it floating, and a model that was built on the meta device may have left it there."""
+    """Return whether the count is as torch's layers make it.
+
+    It may be anything else that has an `add_`: averaging checkpoints makes it floating point, and a model built on the
+    meta device may have left it there.
+    """
     return (
         num_batches_tracked.dtype is torch.int64
         and num_batches_tracked.ndim == 0
@@ -281,7 +292,7 @@ def _move(
     if momentum is not None:
         share = momentum
     elif num_batches_tracked is None:
-        return  # as torch's layer, which then has no share for the batch
+        return  # as torch's layer does, which has no weight for the batch then
     else:
         batches = num_batches_tracked.reshape(()).to(mean)
         missed = 0 if skipped is None else skipped[:-2] - skipped[-2]
@@ -293,9 +304,8 @@ def _move(
 
 
 def _count(num_batches_tracked: Tensor, counts: Tensor) -> None:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    if wrapped(counts) and not wrapped(num_batches_tracked):
-        # One count for all calls of a transform: as torch's layer, it can't say which of them counted.
+    if is_wrapped(counts) and not is_wrapped(num_batches_tracked):
+        # One count for all calls of a transform: like torch's layer, it cannot say which of them counted.
         num_batches_tracked.add_(1)
     else:
         num_batches_tracked.add_(counts.to(num_batches_tracked.device, num_batches_tracked.dtype))
@@ -313,7 +323,7 @@ def _gather(
 ) -> None:
     if recomputing():
         return
-    if torch._C._are_functorch_transforms_active():
+    if transforms_active():
         _refuse_captured(mean, batch_mean)
     forwards.add_(1)
     finite = (batch_mean - batch_mean) + (batch_var - batch_var) == 0
@@ -328,12 +338,10 @@ def _gather(
 
 
 def _refuse_captured(running: Tensor | None, batch: Tensor) -> None:
-    """Before anything has changed: a transform would move a captured buffer for one of its calls, or for none."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    if running is not None and wrapped(batch) and not wrapped(running):
+    """Raise before anything has changed: a transform would move a captured buffer for one of its calls, or none."""
+    if running is not None and is_wrapped(batch) and not is_wrapped(running):
         raise RuntimeError(
-            "running statistics: expected some that are arguments of the torch.func transform, got "
-            "captured ones: "
+            "running statistics: expected buffers that are arguments of the torch.func transform, got captured ones: "
             "pass the buffers in through torch.func.functional_call, or use eval() or track_running_stats=False."
         )
 
@@ -345,7 +353,7 @@ _STATE = (
 )
 _COUNTING: dict[str, Kind] = {"num_batches_tracked": ANY_NUMBER}
 for _name, _arguments, _implementation, _kinds in (
-    # The rule whole, for compiled graphs; the movement alone, which a native kernel does in one go.
+    # The whole rule, for compiled graphs; only the movement, which a native kernel does in one call.
     ("update_running_statistics_", _STATE, _update, _COUNTING),
     ("move_running_statistics_", _STATE, _move, {}),
     (

@@ -1,4 +1,4 @@
-"""What the command line names: an object in a package or a file, called with literal arguments if need be."""
+"""Loading of what the command line names: an object in a package or a file, called with literal arguments if given."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_
 
 
 class TargetError(ValueError):
-    """A target that cannot be loaded. The message is one sentence for the person who named it."""
+    """Failure to load a target. The message is one sentence for the person who named it."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a target names.
+    """The object that a target names.
 
     Attributes:
-        text: as it was given.
-        value: the object, called where it had to be.
-        file: the source file, relative to the working directory where it is inside.
-        line: where in it the object is defined.
+        text: the target as it was given.
+        value: the object, or its result where it had to be called.
+        file: the source file, relative to the working directory where it is inside it.
+        line: the line in that file where the object is defined.
     """
 
     text: str
@@ -43,13 +43,13 @@ class Target:
 
 
 def load_model(text: str) -> Target:
-    """The model that a target names: an instance, or what a class or function without required arguments returns.
+    """Load the model that a target names: an instance, or the result of a class or function without required arguments.
 
     Args:
         text: "package.module:name" or "file.py:name", either with literal arguments in parentheses.
 
     Raises:
-        TargetError: it cannot be imported, is not there, needs arguments, raises, or is no module.
+        TargetError: it cannot be imported, does not exist, needs arguments, raises, or is no module.
     """
     module, name, arguments = _import(text)
     found = _attribute(text, module, name)
@@ -60,16 +60,16 @@ def load_model(text: str) -> Target:
 
 
 def load_object(text: str, model: nn.Module) -> Any:
-    """The object that a target names: inputs, a loader, an optimizer.
+    """Load the object that a target names: inputs, a loader, an optimizer.
 
-    A function or class is called: with the arguments in parentheses, with none, or with the model if it requires one.
+    A function or class is called: with the arguments in parentheses, without any, or with the model if it requires one.
 
     Args:
         text: as for `load_model`.
-        model: handed to a function that requires an argument.
+        model: passed to a function that requires an argument.
 
     Raises:
-        TargetError: it cannot be imported, is not there, needs more arguments, or raises.
+        TargetError: it cannot be imported, does not exist, needs more arguments, or raises.
     """
     module, name, arguments = _import(text)
     found = _attribute(text, module, name)
@@ -77,13 +77,13 @@ def load_object(text: str, model: nn.Module) -> Any:
 
 
 def load_value(text: str) -> Target:
-    """What a function that a target names returns, called with the arguments in parentheses or with none.
+    """Call the function that a target names, with the arguments in parentheses or without any, and return its result.
 
     Args:
         text: as for `load_model`.
 
     Raises:
-        TargetError: it cannot be imported, is not there, is no function, needs arguments, or raises.
+        TargetError: it cannot be imported, does not exist, is no function, needs arguments, or raises.
     """
     module, name, arguments = _import(text)
     found = _attribute(text, module, name)
@@ -93,7 +93,7 @@ def load_value(text: str) -> Target:
 
 
 def in_any_folder(text: str) -> str:
-    """The target with its file's whole path, which means the same from any working directory."""
+    """Return the target with its file's absolute path, which means the same in any working directory."""
     form = _FORM.fullmatch(text)
     if form is None or not form["where"].endswith(".py"):
         return text
@@ -101,7 +101,7 @@ def in_any_folder(text: str) -> str:
 
 
 def is_target(text: str) -> bool:
-    """Whether it has a target's form, with a .py file or a package that is there."""
+    """Return whether the text has the form of a target, with a .py file or a package that exists."""
     form = _FORM.fullmatch(text)
     if form is None:
         return False
@@ -113,10 +113,10 @@ def is_target(text: str) -> bool:
 
 
 def import_target(text: str) -> tuple[ModuleType, str]:
-    """The module that a target names, imported, and the name in it.
+    """Import the module that a target names; return it and the name in it.
 
     Raises:
-        TargetError: the form is another, or the module cannot be imported.
+        TargetError: the text has another form, or the module cannot be imported.
     """
     module, name, _ = _import(text)
     return module, name
@@ -142,7 +142,7 @@ def _import(text: str) -> tuple[ModuleType, str, str | None]:
     except TargetError:
         raise
     except (Exception, SystemExit) as error:
-        raise TargetError(f"{text}: cannot import {where}: {_said(error)}") from error
+        raise TargetError(f"{text}: cannot import {where}: {_describe(error)}") from error
 
 
 def _search(folder: Path) -> None:
@@ -197,7 +197,7 @@ def _call(text: str, name: str, found: Any, arguments: str | None, *offered: Any
     try:
         return found(*positional, **by_name)
     except (Exception, SystemExit) as error:
-        raise TargetError(f"{text}: {name} raised {_said(error)}") from error
+        raise TargetError(f"{text}: {name} raised {_describe(error)}") from error
 
 
 def _required(found: Callable[..., Any]) -> list[str]:
@@ -233,7 +233,8 @@ def _place(module: ModuleType, found: Any) -> tuple[str | None, int]:
     return (file if relative.startswith("..") else relative), max(line, 1)
 
 
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
+    """Describe an error in one line: its class and the first line of its message."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return text if text.endswith(".") else f"{text}."

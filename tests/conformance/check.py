@@ -16,7 +16,7 @@ WORST: dict[tuple[str, str, str], float] = {}
 
 
 def computed_by(call: Call, route: str) -> str:
-    """Who computes, in the words of the table."""
+    """Return who computes, in the words of the table."""
     if call.op in ADD_OPS:
         return "added"
     if route != "chosen" or call.tensor("mask") is not None:
@@ -28,7 +28,7 @@ def computed_by(call: Call, route: str) -> str:
 def assert_conforms(
     call: Call, route: str, about: str = "", *, differentiated: tuple[str, ...] = DIFFERENTIABLE
 ) -> None:
-    """The call, run now, gives what the oracle gives, in the right dtypes and shapes."""
+    """Assert that the call gives what the oracle gives, in the right dtypes and shapes."""
     wanted = expected(call)
     unwanted = {f"grad {name}" for name in set(DIFFERENTIABLE) - set(differentiated)}
     wanted = {name: result for name, result in wanted.items() if name not in unwanted}

@@ -9,13 +9,13 @@ from tests.threads import one_thread
 
 @pytest.fixture(autouse=True, scope="package")
 def _one_thread() -> Iterator[None]:
-    """Tensors are small here: waking a second thread costs more than it does, ten times more on a busy machine."""
+    """Compute with one thread: for small tensors a second one costs more than it saves, ten times on a busy machine."""
     with one_thread():
         yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """With CONFORMANCE_REPORT=1 (and in one process) what tolerances.py quotes as measured."""
+    """Print what tolerances.py quotes as measured, with CONFORMANCE_REPORT=1 (and in one process)."""
     if os.environ.get("CONFORMANCE_REPORT"):
         from tests.conformance.check import WORST
 

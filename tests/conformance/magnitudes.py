@@ -1,4 +1,4 @@
-"""How large the terms are from which each result is added up: what a rounding error is measured against.
+"""The size of the terms that are added up to each result, relative to which a rounding error is measured.
 
 A sum of terms of size M that cancels to something small is off by roundings of M, not of what is left. So a tolerance
 is a number of roundings, of a dtype's unit roundoff u each, times the M of the element in question. Two kinds:
@@ -34,7 +34,7 @@ class Magnitude:
 
 
 def magnitudes(call: Call) -> dict[str, Magnitude]:
-    """For each result of the call its two magnitudes, of its shape, float64."""
+    """Return for each result of the call its two magnitudes, of its shape, float64."""
     view = _View.of(call)
     arithmetic = _propagate(call, view, with_mean=True)
     half = torch.finfo(call.input.dtype).bits == 16  # else nothing is stored in less than the arithmetic has

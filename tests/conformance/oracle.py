@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[str | None, Callable[[Tensor, float], Tensor]] = {
 
 
 def expected(call: Call) -> dict[str, Tensor]:
-    """The outputs, the gradients and the running statistics after the call, all float64.
+    """Return outputs, gradients and running statistics after the call, all float64.
 
     Where a channel's statistics of the batch are not finite (NaN, infinite values, fewer than two of them) its running
     statistics are those before the call.
@@ -52,7 +52,7 @@ def expected(call: Call) -> dict[str, Tensor]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """A copy in float64, contiguous: layouts have no part either (aten's instance_norm is wrong for some)."""
+    """Copy to float64, contiguous, so that layouts play no role (aten's instance_norm is wrong for some)."""
     return tensor.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
 
@@ -86,7 +86,7 @@ def _norm(call: Call, tensors: dict[str, Tensor | None]) -> Tensor:
         return finish(_aten(call, select(x), tensors), None if residual is None else select(residual))
 
     if call.op == "batch_norm":
-        # Samples and positions in one axis, (n, C): which of them belong together is nothing to the statistics.
+        # Samples and positions in one axis, (n, C): the statistics do not depend on which belong together.
         counts = mask[:, 0].reshape(-1)
 
         def flat(t: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _norm(call: Call, tensors: dict[str, Tensor | None]) -> Tensor:
             def select(t: Tensor, i: int = i, counts: Tensor = counts) -> Tensor:
                 return t[i : i + 1, :, counts]
 
-            # Of nothing at all aten's gradients are NaN.
+            # For an empty input aten's gradients are NaN.
             y = gathered(select) if counts.any() else select(x)
             index = (torch.arange(x.shape[1])[:, None], *torch.where(counts))
             parts.append(torch.zeros_like(x[i]).index_put(index, y[0]))

@@ -25,7 +25,7 @@ def op_info(op: str) -> Any:
 
 
 def samples(op: str, dtype: torch.dtype) -> Iterator[Call]:
-    """Each sample with a random gradient of its output."""
+    """Return each sample with a random gradient of its output."""
     generator = torch.Generator().manual_seed(0)
     for sample in op_info(op).sample_inputs("cpu", dtype, requires_grad=False):
         call = _call(op, sample)

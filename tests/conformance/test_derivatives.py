@@ -30,7 +30,7 @@ FINISHES: dict[str, dict[str, Any]] = {
 
 
 def function(op: str, mode: dict[str, Any], finish: dict[str, Any]) -> tuple[Callable[..., Any], list[Tensor]]:
-    """The operation as a function of its differentiable tensors, and values for them."""
+    """Return the operation as a function of its differentiable tensors, and values for them."""
     finish = dict(finish)
     if finish.pop("mask", False):
         size = (2, 3) if op in CHANNEL_OPS else (2, 2)

@@ -18,7 +18,7 @@ MODES = {
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("op", OPS)
 def test_any_mix(op: str, x: torch.dtype, route: str) -> None:
-    """Outputs have the dtype that x and residual promote to, gradients that of what they belong to."""
+    """Outputs have the dtype to which x and residual promote, gradients that of their tensors."""
     residuals = DTYPES if op in ADD_OPS else (*DTYPES, None)
     for (i, parameters), (j, running) in itertools.product(enumerate(DTYPES), enumerate(DTYPES)):
         residual = residuals[(i + 2 * j) % len(residuals)]
@@ -47,7 +47,7 @@ def test_whatever_is_differentiated(op: str, x: torch.dtype, route: str) -> None
 @pytest.mark.parametrize("x", DTYPES)
 @pytest.mark.parametrize("op", [op for op in OPS if "rms" not in op])
 def test_weight_and_bias_of_two_dtypes(op: str, x: torch.dtype, route: str) -> None:
-    """And one of the two alone."""
+    """Only one of the two."""
     for weight, bias in itertools.permutations(DTYPES, 2):
         for mode in MODES.get(op, [{}]):
             call = random_call(op, (5, 6, 4), x, dtypes={"weight": weight, "bias": bias}, **mode)

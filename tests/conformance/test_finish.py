@@ -22,7 +22,7 @@ MODES = [
 def test_every_activation(activation: str | None, residual: bool, dtype: torch.dtype, route: str) -> None:
     for op, mode in MODES:
         settings = {**mode, "activation": activation, "activation_slope": 0.2}
-        # Wide enough that both kinks of relu6 and hardswish and their flat ends are met.
+        # Wide enough to reach both kinks of relu6 and hardswish and their flat ends.
         assert_conforms(random_call(op, (6, 6, 9), dtype, residual=residual, scale=3.0, **settings), route)
 
 
@@ -40,14 +40,14 @@ def test_without_scale_or_shift(affine: tuple[bool, bool], dtype: torch.dtype, r
 
 @pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a])
 def test_at_a_kink_the_derivative_is_torch_s(activation: str) -> None:
-    """Exactly at the kinks, where the other tests look away."""
+    """Exactly at the kinks, which the other tests leave out."""
     z = torch.tensor([-7.0, -3.0, -1.0, -0.0, 0.0, 1.0, 3.0, 6.0, 7.0], dtype=torch.float64, requires_grad=True)
     (wanted,) = torch.autograd.grad(activate(z, activation, 0.2).sum(), z)
     torch.testing.assert_close(derivative(z.detach(), activation, 0.2), wanted, rtol=1e-14, atol=1e-15)
 
 
 def test_a_kink_is_met_exactly_where_the_input_is_constant(route: str) -> None:
-    """x̂ is 0 there, z is the bias, and hardswish's bias stands on its kinks."""
+    """x̂ is 0 there, z is the bias, and the bias for hardswish is at its kinks."""
     for activation, bias in (
         ("relu", 0.0),
         ("relu6", 6.0),

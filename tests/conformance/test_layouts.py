@@ -1,4 +1,4 @@
-"""Memory layouts: what is given need be neither contiguous nor dense, and no gradient need have memory of its own."""
+"""Memory layouts: tensors need not be contiguous or dense, and gradients need not have separate memory."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_channels_last(
 
 @pytest.mark.parametrize("op", OPS)
 def test_expanded_gradient(op: str, route: str) -> None:
-    """What a sum or a mean sends back: one element, expanded; and one for each channel."""
+    """The gradient of a sum or a mean: one element, expanded; and one for each channel."""
     for dtype in DTYPES:
         for mode in modes(op):
             call = random_call(op, (5, 6, 9), dtype, **mode)

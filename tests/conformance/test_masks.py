@@ -1,4 +1,4 @@
-"""Masks: what is masked out enters no statistic, gets no gradient and is zero in the output."""
+"""Masks: masked values enter no statistic, get no gradient and are zero in the output."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_images_and_volumes(op: str, route: str) -> None:
 @pytest.mark.parametrize("kind", ["random", "padding", "a sample", "everything"])
 @pytest.mark.parametrize("op", MASKED_OPS)
 def test_what_is_masked_out_does_not_leak(op: str, kind: str, value: float, route: str) -> None:
-    """Whatever stands in the masked places of x, of the residual and of the gradient: the results are the same bits."""
+    """Whatever is in the masked places of x, of the residual and of the gradient, the results have the same bits."""
     mask = masks(op)[kind]
     for mode in modes(op):
         for finish in ({}, {"activation": "silu"}):
@@ -95,7 +95,7 @@ def test_what_is_masked_out_does_not_leak(op: str, kind: str, value: float, rout
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("op", MASKED_OPS)
 def test_appended_padding_changes_nothing(op: str, dtype: torch.dtype, route: str) -> None:
-    """To rounding: the same numbers with more padding behind them, held against the oracle of the shorter ones."""
+    """The same numbers with more padding behind them equal the oracle's of the shorter ones, to rounding."""
     axis = 2 if op in CHANNEL_OPS else 1
     mask = masks(op)["padding"]
     for mode in modes(op):

@@ -1,4 +1,4 @@
-"""The oracle itself, and the table it is held against."""
+"""The oracle itself, and the table of tolerances."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_tolerance_stands_once_and_has_a_reason() -> None:
 
 @pytest.mark.parametrize("op", ["batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"])
 def test_masked_outputs_are_those_of_a_formula(op: str) -> None:
-    """The gathered values normalized by aten against NumPy's masked arrays: two ways that share nothing."""
+    """The gathered values normalized by aten against NumPy's masked arrays: two ways that share no code."""
     generator = torch.Generator().manual_seed(0)
     shape = (3, 6, 8)
     mask = torch.rand((3, 8) if "layer" not in op and "rms" not in op else (3, 6), generator=generator) < 0.7

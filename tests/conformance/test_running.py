@@ -1,4 +1,4 @@
-"""Running statistics: how far they move, and when they don't."""
+"""Running statistics: how far they move, and when they do not."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import gammabeta as gb
 
 
 def refusal(call: Call) -> str | None:
-    """The full text of our error for the samples that torch takes and we don't: they have no meaning as a norm."""
+    """Return the full text of our error for samples that torch takes and we refuse, since they are no norm."""
     eps = call.settings.get("eps", 0)
     if eps < 0:
         return f"{call.op}: expected eps ≥ 0, got {eps}: it keeps the division by √(σ² + eps) defined."
@@ -130,7 +130,7 @@ def _as_call(layer: Any, x: Tensor, gradient: Tensor) -> Call:
 
 
 def _results(layer: Any, call: Call, *, unbatched: bool) -> dict[str, Tensor]:
-    """One forward and backward of the layer itself; torch's gets the same values in float64."""
+    """Run one forward and backward of the layer itself; torch's gets the same values in float64."""
     dtype = call.input.dtype if type(layer).__module__.startswith("gammabeta") else torch.float64
     x = call.input.detach().to(dtype).requires_grad_()
     y = layer(x.squeeze(0)).unsqueeze(0) if unbatched else layer(x)

@@ -1,4 +1,4 @@
-"""What torch asks of a registered operation: schema, fake, autograd, tracing with dynamic shapes."""
+"""What torch requires of a registered op: schema, fake, autograd, tracing with dynamic shapes."""
 
 from __future__ import annotations
 

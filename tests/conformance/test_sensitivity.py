@@ -21,7 +21,7 @@ by_the_reference = pytest.mark.parametrize("route", ["reference"], indirect=True
 
 
 def replace(patch: Patch, owner: Any, name: str, changed: Callable[..., Any]) -> None:
-    """`changed` gets what it replaces as its first argument."""
+    """Replace a function; `changed` gets the original as its first argument."""
     original = getattr(owner, name)
     patch.setattr(owner, name, lambda *args, **kwargs: changed(original, *args, **kwargs))
 

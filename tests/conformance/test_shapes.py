@@ -60,7 +60,7 @@ def test_no_positions(route: str) -> None:
 
 
 def test_one_value_per_group_is_refused(route: str) -> None:
-    """As by torch, but in our words, whoever computes."""
+    """torch refuses it too; the message is ours, whoever computes."""
     with pytest.raises(ValueError, match=r"^group_norm: expected more than 1 value"):
         gb.functional.group_norm(torch.ones(1, 3, 1), 3)
 

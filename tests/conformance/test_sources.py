@@ -1,4 +1,4 @@
-"""Every source of statistics × layout × dtype × mask × finish, against what the oracle makes of it.
+"""Every source of statistics × layout × dtype × mask × finish, against the oracle.
 
 A source is a way to call the same norm: on parts of the batch, with the running statistics, with another scale and
 shift. So the oracle's results for those calls, put together, are the source's, and so are their tolerances.
@@ -45,7 +45,7 @@ FINISHES: dict[str, dict[str, Any]] = {
 
 
 def by_layer(call: Call, source: Any) -> dict[str, Tensor]:
-    """The results of a layer with that source in training: as `run` has them, of the functional form."""
+    """Return the results of a layer with that source in training, as `run` does for the functional form."""
     layer = gb.BatchNorm2d(
         call.input.shape[1], statistics=source, activation=call.setting("activation"),
         activation_slope=call.setting("activation_slope"),
@@ -66,7 +66,7 @@ def by_layer(call: Call, source: Any) -> dict[str, Tensor]:
 
 
 def allowed(call: Call, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The error that the table allows our ops, by result."""
+    """Return the error that the table allows our ops, by result."""
     measures, dtypes = magnitudes(call), result_dtypes(call)
     return {
         name: tolerance(call, row(working_dtype(call), name, "ops"), measures[name], result, dtypes[name])

@@ -1,4 +1,4 @@
-"""Values that norms are known to go wrong on: a mean far above the spread, no spread, nothing finite."""
+"""Values on which norms are known to fail: a mean far above the spread, no spread, nothing finite."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_default_eps_of_rms_norm(op: str, route: str) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("op", ["batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"])
 def test_what_is_not_finite_stays_in_its_statistic(op: str, value: float, route: str) -> None:
-    """Outputs and gradients of every other channel (sample, group) are what they were, bit by bit."""
+    """Outputs and gradients of every other channel (sample, group) are unchanged, to the bit."""
     for mode in modes(op):
         call = random_call(op, (4, 6, 7), torch.float32, running=op == "batch_norm", **mode)
         x = call.input.clone()

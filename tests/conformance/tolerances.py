@@ -1,4 +1,4 @@
-"""How far a result may be from the oracle's: the one table, and a reason in every row.
+"""Allowed distances of results from the oracle: one table, with a reason in every row.
 
 The allowed error of an element is
 
@@ -138,7 +138,7 @@ TABLE = (
 
 
 def working_dtype(call: Call) -> torch.dtype:
-    """The dtype that the norm's input has."""
+    """Return the dtype of the norm's input."""
     if call.op in ADD_OPS:
         return torch.promote_types(call.input.dtype, call.tensors["residual"].dtype)  # type: ignore[union-attr]
     return call.input.dtype
@@ -161,7 +161,7 @@ def arithmetic_roundoff(call: Call, quantity: str, dtype: torch.dtype) -> float:
 
 
 def tolerance(call: Call, row: Row, magnitude: Magnitude, expected: Tensor, dtype: torch.dtype) -> Tensor:
-    """The allowed error of every element of a result of that dtype, float64."""
+    """Return the allowed error of every element of a result of that dtype, float64."""
     u = arithmetic_roundoff(call, row.quantity, dtype)
     arithmetic = row.arithmetic * u * magnitude.arithmetic
     if row.about_mean:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 class Spread(torch.autograd.Function):
-    """What all processes have alike, each of which uses a part: the identity, whose gradient is the sum of theirs."""
+    """A tensor that all processes have and each uses in part: the identity, whose gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, whole):
@@ -23,7 +23,7 @@ class Spread(torch.autograd.Function):
 
 
 class Collect(torch.autograd.Function):
-    """The sum of what processes have, which all then have alike: its gradient is the identity."""
+    """The sum of the processes' tensors, which all of them get; its gradient is the identity."""
 
     @staticmethod
     def forward(ctx, part):
@@ -37,7 +37,7 @@ class Collect(torch.autograd.Function):
 
 
 def replicated(norm, sizes):
-    """`norm(share, weight, bias, *shares)` of each process's share of the batch, as (x, weight, bias, *others) -> y."""
+    """Turn `norm(share, weight, bias, *shares)` of each process's share into (x, weight, bias, *others) -> y."""
     before, size, after = (sum(sizes[: dist.get_rank()]), sizes[dist.get_rank()], sum(sizes[dist.get_rank() + 1 :]))
 
     def whole(x, weight, bias, *others):

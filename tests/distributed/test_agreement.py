@@ -1,4 +1,4 @@
-"""The debug mode: processes that disagree get an error, all of them, instead of waiting for each other."""
+"""The debug mode: processes that disagree all raise an error, instead of waiting for each other."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def job():
     found["order"] = error(lambda: net[1](x, swapped=last))
     found["one value"] = error(lambda: net[1](x[: int(rank == 1)]))
     found["agree again"] = error(lambda: net(x))
-    # Evaluating alone is nobody else's business.
+    # One process may evaluate alone.
     if rank == 0:
         found["alone"] = error(lambda: net.eval()(x))
         net.train()
@@ -55,7 +55,7 @@ def job():
     found["parallel"] = error(lambda: parallel(x.half() if last else x))
     pairs = gb.BatchNorm1d(4, statistics=Synced(groups(2)))
     found["in a pair"] = error(lambda: pairs(x if rank == 0 else x.double()))
-    # From here on one process does not come, and the others have to end on their own.
+    # From here on one process does not call, and the others have to end on their own.
     net[1].second.train(not last)
     found["evaluation"] = error(lambda: net(x))
     if not last:
@@ -68,7 +68,7 @@ def found():
 
 
 def everywhere(case):
-    """What all processes found alike."""
+    """Return the result that all processes share."""
     texts = [results[case] for results in found()]
     assert texts == texts[:1] * PROCESSES
     return texts[0]

@@ -1,4 +1,4 @@
-"""Synced compiles as one graph, and computes in it what it does in eager mode."""
+"""Synced compiles to one graph, which computes the same as eager mode."""
 
 import copy
 
@@ -26,7 +26,7 @@ def job():
 
 
 def collectives():
-    """The collectives in the graphs of forward and backward, and the bytes that go into each."""
+    """Return the collectives in the graphs of forward and backward, and the bytes that each sends."""
     torch.compiler.reset()
     seen = []
 
@@ -43,7 +43,7 @@ def collectives():
 
 
 def both(backend, kernels, split):
-    """Eager's and compiled's output, gradients and running statistics; the latter with and without our kernels."""
+    """Return output, gradients and running statistics of eager and compiled code, with and without our kernels."""
     torch.compiler.reset()
     size = SIZES[split][dist.get_rank()]
     torch.manual_seed(dist.get_rank())
@@ -80,7 +80,7 @@ def test_compiled_is_eager(case):
     for results in found():
         eager, compiled = results[case]
         for expected, ours in zip(eager, compiled, strict=True):
-            # The same sums, by the compiler's loops in another order.
+            # The same sums in the order of the compiler's loops.
             torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 

@@ -52,7 +52,7 @@ def batches():
 
 
 def train(net, own, share, accumulate=False):
-    """Some steps of SGD on `own` of each batch; the loss is over the whole batch's size, `share` times."""
+    """Take some steps of SGD on `own` of each batch; the loss is divided by the whole batch's size, times `share`."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     outputs = []
     for x, labels in batches():
@@ -79,11 +79,11 @@ def result(way, own):
         trained = nn.parallel.DistributedDataParallel(net)
     else:
         mesh = init_device_mesh("cpu", (PROCESSES,))
-        # The norms as a group of their own, as those of a network in 16 bits have to be: theirs stay float32.
+        # The norms as a separate group, as a network in 16 bits needs it: they stay float32.
         fully_shard([net.norm, net.last], mesh=mesh)
         trained = fully_shard(net, mesh=mesh)
         assert all(isinstance(parameter, DTensor) for parameter in net.parameters())
-    # Both average gradients over the processes: times their number they add them.
+    # Both average gradients over the processes; times their number that is the sum.
     outputs = train(trained, own, PROCESSES, accumulate="accumulated" in way)
     state = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in net.state_dict().items()}
     return outputs, {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -105,7 +105,7 @@ def test_training_is_that_of_one_process_on_the_whole_batch(way):
     outputs, state = one_process()
     for step in range(STEPS):
         ours = torch.cat([results[way][0][step] for results in found()])
-        # Three steps on, what each has rounded in another order has gone through the network.
+        # After three steps, roundings in another order have gone through the network.
         torch.testing.assert_close(ours, outputs[step], rtol=1e-11, atol=1e-11)
     for results in found():
         assert list(results[way][1]) == list(state)
@@ -114,7 +114,7 @@ def test_training_is_that_of_one_process_on_the_whole_batch(way):
 
 
 def test_training_goes_somewhere():
-    """Else the test above would compare what nothing has moved."""
+    """Otherwise the test above would compare values that nothing has moved."""
     _, state = one_process()
     before = network(Batch()).state_dict()
     assert all(not torch.equal(before[name], tensor) for name, tensor in state.items())

@@ -1,4 +1,4 @@
-"""Synced's gradients, and its gradients' gradients, against finite differences over all processes."""
+"""First and second derivatives of Synced against finite differences over all processes."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def job():
 
 
 def norms(sizes, activation, masked):
-    """Synced on shares, and Batch on the whole batch, as functions of the same tensors."""
+    """Return Synced on shares, and Batch on the whole batch, as functions of the same tensors."""
     *leaves, mask = tensors(sizes)
     first = sum(sizes[: dist.get_rank()])
 
@@ -65,7 +65,7 @@ def outcome(sizes, activation, masked, check):
 
 
 def against_batch(sizes):
-    """The largest difference between third derivatives by Synced and by Batch, and their size."""
+    """Return the largest difference between third derivatives by Synced and by Batch, and their size."""
     synced, batch, leaves = norms(sizes, "silu", True)
     found = []
     for norm in (synced, batch):

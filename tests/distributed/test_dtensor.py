@@ -1,4 +1,4 @@
-"""Norms of DTensors: what torch.nn's norm gives for the whole tensor, whichever way it is distributed."""
+"""Norms of DTensors: they equal torch.nn's norm of the whole tensor, however it is distributed."""
 
 import copy
 import functools
@@ -52,7 +52,7 @@ PLACEMENTS = {
     "partial": Partial(),
 }
 THRESHOLDS = {"small": math.inf, "large": 0}
-"""What `kernels.WORTH_IT` is set to: torch's op where nothing of ours is asked for, or always ours."""
+"""Values for `kernels.WORTH_IT`: torch's op where nothing of ours is asked for, or always ours."""
 
 
 def whole(tensor):
@@ -60,7 +60,7 @@ def whole(tensor):
 
 
 def part(tensor, mesh, placements):
-    """The tensor distributed so; of a sum to be taken each process gets another summand."""
+    """Distribute the tensor; where it is a sum still to be taken, each process gets another summand."""
     if placements == [Partial()]:
         rank, size = dist.get_rank(), dist.get_world_size()
         return DTensor.from_local(tensor * (2 * (rank + 1) / (size * (size + 1))), mesh, placements)
@@ -68,7 +68,7 @@ def part(tensor, mesh, placements):
 
 
 def difference(a, b):
-    """The largest, relative to b's largest value; NaN where one is NaN and the other is not."""
+    """Return the largest difference relative to b's largest value; NaN where one is NaN and the other is not."""
     assert (a.shape, a.dtype) == (b.shape, b.dtype)
     same = a.isnan() & b.isnan()
     a, b = torch.where(same, 0, a), torch.where(same, 0, b)
@@ -80,7 +80,7 @@ def largest(*differences):
 
 
 def said(run, *args, **kwargs):
-    """What comes of it, an error as its text: every process goes on to the next."""
+    """Return the result, or an error as its text, so that every process goes on to the next case."""
     try:
         return run(*args, **kwargs)
     except Exception as error:
@@ -88,7 +88,7 @@ def said(run, *args, **kwargs):
 
 
 def in_both_ways(run, *args, **kwargs):
-    """`run` with both thresholds."""
+    """Call `run` with both thresholds."""
     results = {}
     before = dict(kernels.WORTH_IT)
     for way, threshold in THRESHOLDS.items():
@@ -99,7 +99,7 @@ def in_both_ways(run, *args, **kwargs):
 
 
 def pair(make, mesh, distribute=distribute_module):
-    """torch's layer, and ours with the same state, distributed."""
+    """Make torch's layer, and ours with the same state, distributed."""
     torch.manual_seed(1)
     theirs = make(nn).double()
     for parameter in theirs.parameters():
@@ -111,7 +111,7 @@ def pair(make, mesh, distribute=distribute_module):
 
 
 def compare(theirs, ours, shape, mesh, placements, steps=2):
-    """The largest difference of y, all gradients and all buffers over some forwards and backwards."""
+    """Return the largest difference of y, all gradients and all buffers over some forwards and backwards."""
     found = []
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
@@ -136,7 +136,7 @@ def placed(make, placements, mesh, samples=8):
     return compare(theirs, ours, (samples, S, C) if of_features else (samples, C, S), mesh, placements)
 
 
-# What ours do besides.
+# What only ours do.
 
 FINISHED = {
     "LayerNorm": lambda: gb.LayerNorm(C, activation="gelu"),
@@ -149,7 +149,7 @@ FINISHED = {
 
 
 def finished(make, placement, mesh, masked, dtype):
-    """With a residual and an activation, and a mask: ours on the whole and ours distributed."""
+    """Compare ours on the whole and ours distributed, with a residual, an activation and a mask."""
     torch.manual_seed(2)
     plain = make()
     ours = distribute_module(copy.deepcopy(plain), mesh)
@@ -213,7 +213,7 @@ def of_buffers(ours, plain):
 
 
 def not_finite(placement, mesh, momentum):
-    """The running statistics after batches with NaN in one channel, and in all, beside those of the whole."""
+    """Compare running statistics to those of the whole, after batches with NaN in one channel and in all."""
     plain = gb.BatchNorm1d(C, momentum=momentum).double()
     ours = distribute_module(copy.deepcopy(plain), mesh)
     generator = torch.Generator().manual_seed(5)
@@ -228,7 +228,7 @@ def not_finite(placement, mesh, momentum):
 
 
 def accumulated(placement, mesh):
-    """Some forwards, merged to one update."""
+    """Merge some forwards to one update."""
     plain = gb.BatchNorm1d(C).double()
     ours = distribute_module(copy.deepcopy(plain), mesh)
     generator = torch.Generator().manual_seed(5)
@@ -283,7 +283,7 @@ class Block(nn.Module):
 
 
 PLAN = {
-    # x comes in whole and is sharded over the sequence.
+    # x is whole and becomes sharded over the sequence.
     "": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Shard(1)),
     "norm1": SequenceParallel(),
     "norm2": SequenceParallel(),
@@ -311,7 +311,7 @@ def data(step):
 
 
 def trained(model, own_samples, own_positions, times, forward=None):
-    """Some steps of SGD on a share of the samples and of the sequence: the losses."""
+    """Take some steps of SGD on a share of the samples and of the sequence; return the losses."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, foreach=False)
     losses = []
     for step in range(STEPS):
@@ -329,7 +329,7 @@ def sharded_model(norm, adopted, mesh, data_mesh):
     model = block(norm)
     if adopted:
         gb.adopt(model)
-    # x comes in whole and is sharded over the sequence.
+    # x is whole and becomes sharded over the sequence.
     sequence = {
         "norm1": SequenceParallel(),
         "": PrepareModuleInput(input_layouts=Replicate(), desired_input_layouts=Shard(1)),
@@ -343,7 +343,7 @@ def sharded_model(norm, adopted, mesh, data_mesh):
 
 
 def block_trained(norm, adopted, mesh, data_mesh=None, backend=None):
-    """Losses of all processes together, and the parameters after training."""
+    """Return the losses of all processes together, and the parameters after training."""
     model = sharded_model(norm, adopted, mesh, data_mesh)
     rank, ranks = mesh.get_local_rank(), mesh.size()
     positions = slice(rank * 8 // ranks, (rank + 1) * 8 // ranks)
@@ -359,7 +359,7 @@ def block_trained(norm, adopted, mesh, data_mesh=None, backend=None):
 
 @functools.cache
 def block_alone(norm):
-    """torch.nn in one process."""
+    """Train torch.nn's layers in one process."""
     model = block(norm)
     return trained(model, slice(None), slice(None), 1), dict(model.named_parameters())
 
@@ -423,7 +423,7 @@ def job():
 
 
 def outside():
-    """What processes get that a mesh leaves out, and call all the same."""
+    """Call norms on processes that are outside the mesh."""
     mesh = DeviceMesh("cpu", [0, 1])
     found = {}
     for name, make in LAYERS.items():
@@ -455,7 +455,7 @@ def found(name, processes=2):
 
 
 def small(result, tolerance):
-    """Whether a difference, or each of several, is there and small: an error's text is neither."""
+    """Return whether a difference, or each of several, is a number and small; an error's text is not."""
     values = result.values() if isinstance(result, dict) else [result]
     assert all(isinstance(value, float) and value < tolerance for value in values), result
 

@@ -1,4 +1,4 @@
-"""Synced over 2, 3 and 4 processes is one process on the whole batch: outputs, gradients, running statistics."""
+"""Synced over 2, 3 and 4 processes equals one process on the whole batch: outputs, gradients, running statistics."""
 
 import itertools
 
@@ -24,7 +24,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def samples(case, processes):
-    """x, residual, mask, direction of the loss, and the sizes of the processes' shares of them."""
+    """Return x, residual, mask, direction of the loss, and the sizes of the processes' shares of them."""
     sizes = SIZES[case[0]][:processes]
     generator = torch.Generator().manual_seed(7)
     shape = (sum(sizes), CHANNELS, *POSITIONS)
@@ -51,7 +51,7 @@ def job():
 
 
 def share(case):
-    """What this process gets for its share of a case."""
+    """Return the results of this process for its share of a case."""
     _, layout, finish, masked = case
     x, residual, mask, direction, sizes = samples(case, dist.get_world_size())
     own = slice(sum(sizes[: dist.get_rank()]), sum(sizes[: dist.get_rank() + 1]))
@@ -76,7 +76,7 @@ def shares(processes):
 
 
 def expected(case, processes):
-    """By torch's own BatchNorm, of the values that count as rows of a matrix, in one process."""
+    """Compute it in one process by torch's BatchNorm, with the values that count as rows of a matrix."""
     _, _, finish, masked = case
     x, residual, mask, direction, sizes = samples(case, processes)
     x.requires_grad_()

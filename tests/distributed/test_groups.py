@@ -1,4 +1,4 @@
-"""Which processes take part, in copies and in other processes too."""
+"""Which processes take part, also in copies and in other processes."""
 
 import copy
 import pickle
@@ -21,7 +21,7 @@ def batch():
 
 
 def output(norm):
-    """This process's, of its sixth of the batch."""
+    """Return the results of this process for its sixth of the batch."""
     return copy.deepcopy(norm).double()(batch()[dist.get_rank()]).detach()
 
 
@@ -57,10 +57,10 @@ def job():
         "equal": Synced(pairs) == Synced(tuple(dist.get_process_group_ranks(pairs))),
         "pickle": pickle.dumps(mixed),
     }
-    # A group of the same ranks beside another: the one that was given is meant.
+    # Two groups of the same ranks: the one that was given is used.
     twin = groups(2)
     found["the one that was given"] = Synced(twin).peers().name == twin.group_name != pairs.group_name
-    # Ranks that no group of this process has.
+    # Ranks of which this process has no group.
     found["unmade"] = error(lambda: output(layer((0, 1, 3) if rank != 2 else (2, 3, 0))))
     found["of others"] = error(lambda: output(layer((0, 2) if rank % 2 else (1, 3))))
     found["not a member"] = error(lambda: Synced(dist.new_group([0])))
@@ -76,7 +76,7 @@ def found():
 
 
 def together(ranks):
-    """By torch, of the batches of these processes together, the part of each."""
+    """Compute by torch, for the batches of these processes together, the part of each."""
     x = batch()[list(ranks)]
     y = torch.nn.functional.batch_norm(x.flatten(0, 1), None, None, training=True)
     return dict(zip(ranks, y.unflatten(0, x.shape[:2]), strict=True))

@@ -1,4 +1,4 @@
-"""GB502 in two processes: what is found, and what the fix makes of it."""
+"""GB502 in two processes: what is found before and after the fix."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""FSDP, which wants one dtype: adopted models in bfloat16; checkpoints of shards; a cumulative average resumed."""
+"""FSDP, which needs one dtype: adopted models in bfloat16; checkpoints of shards; a cumulative average resumed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sharded(model: nn.Module, way: str) -> nn.Module:
 
 
 def trained(ours: bool | None, way: str) -> Any:
-    """Losses of some steps in bfloat16; ours: adopted with one dtype, or (None) with float32 left in."""
+    """Return the losses of some steps in bfloat16; ours are adopted with one dtype, or (None) with float32 left in."""
     model = network()
     if ours or ours is None:
         gb.adopt(model, keep_float32=ours is None)
@@ -70,7 +70,7 @@ def trained(ours: bool | None, way: str) -> Any:
 
 
 def resumed() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Statistics of an uninterrupted run and of one that goes through a sharded checkpoint, with batches of NaN."""
+    """Return statistics of an uninterrupted run and of one resumed from a sharded checkpoint, with batches of NaN."""
     models = []
     for stop in (None, 2):
         model = network(momentum=None)
@@ -98,7 +98,7 @@ def resumed() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 SIZES = (0, 1 << 62)
-"""From how many values on the kernels run: always, and never where torch's op could."""
+"""Numbers of values from which the kernels run: always, and never where torch's op could."""
 
 
 def job() -> dict[Any, Any]:

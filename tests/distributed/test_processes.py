@@ -1,4 +1,4 @@
-"""Processes that are started for one function end with it, whatever comes."""
+"""Processes started for one function end with it, whatever happens."""
 
 import os
 import subprocess

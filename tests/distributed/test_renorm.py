@@ -1,4 +1,4 @@
-"""Renorm over all processes' batches, and accumulated statistics of them: one process on the whole batch."""
+"""Renorm over all processes' batches, and their accumulated statistics, equal one process on the whole batch."""
 
 import functools
 

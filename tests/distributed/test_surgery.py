@@ -1,4 +1,4 @@
-"""recalibrate, reconcile and freeze in two processes: as one process with all of it, and no rank left waiting."""
+"""recalibrate, reconcile and freeze in two processes: they equal one process with all data, and no rank waits."""
 
 import copy
 import functools
@@ -102,7 +102,7 @@ def job():
 
 
 def synced():
-    """torch's SyncBatchNorm of a group, adopted, called, and released."""
+    """Adopt, call and release torch's SyncBatchNorm of a group."""
     group = dist.new_group([0, 1])
     m = nn.Sequential(nn.SyncBatchNorm(3, process_group=group), nn.SyncBatchNorm(3))
     gb.adopt(m)
@@ -115,7 +115,7 @@ def synced():
 
 
 def frozen(rank):
-    """Whether twenty steps under DDP, wrapped before and after freezing, leave the buffers bit-identical."""
+    """Return whether twenty steps under DDP, wrapped before and after freezing, leave the buffers bit-identical."""
     kept = []
     for freeze_first in (True, False):
         m = model()

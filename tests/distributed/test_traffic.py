@@ -1,4 +1,4 @@
-"""How many collectives a layer makes, and of how many bytes."""
+"""The number of collectives that a layer makes, and their bytes."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ NOT_COLLECTIVES = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 class Collectives(TorchDispatchMode):
-    """Inside, notes the name and the bytes of what this process puts into each collective."""
+    """A context that records the name and the bytes of each collective of this process."""
 
     def __init__(self):
         super().__init__()

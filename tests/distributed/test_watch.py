@@ -1,4 +1,4 @@
-"""watch in several processes: what ranks tell each other, and the rules that look at it."""
+"""watch in several processes: what ranks exchange, and the rules that use it."""
 
 import functools
 

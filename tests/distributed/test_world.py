@@ -1,4 +1,4 @@
-"""The tests' processes end, whatever happens in them."""
+"""The processes of tests end, whatever happens in them."""
 
 import os
 import sys

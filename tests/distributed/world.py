@@ -1,4 +1,4 @@
-"""Runs a function in several gloo processes under torchrun, and sees to it that all of them end."""
+"""A function run in several gloo processes under torchrun, all of which end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _results = {}
 
 
 def once(job, processes, environment=None):
-    """`run`, for many tests to look at: a job that failed or hung fails them all, and is not tried again for each."""
+    """Call `run` once for many tests: a job that failed or hung fails them all, and is not repeated for each."""
     if (job, processes) not in _results:
         try:
             _results[job, processes] = run(job, processes, environment)
@@ -35,7 +35,7 @@ def once(job, processes, environment=None):
 
 
 def run(job, processes, environment=None, limit=LIMIT):
-    """What `job` returned in each process, in the order of ranks.
+    """Return what `job` returned in each process, in the order of ranks.
 
     Args:
         job: "module:function"; it takes nothing, and returns what torch.save takes.
@@ -72,7 +72,7 @@ def run(job, processes, environment=None, limit=LIMIT):
 
 
 def _end(agent, out):
-    """Whatever still runs is killed."""
+    """Kill whatever still runs."""
     if agent.poll() is None:
         os.killpg(agent.pid, signal.SIGKILL)
         agent.wait()
@@ -81,12 +81,12 @@ def _end(agent, out):
 
 
 def alive(out):
-    """The workers that have not ended."""
+    """Return the workers that have not ended."""
     return [pid for pid in (int(path.read_text()) for path in out.glob("*.pid")) if Path(f"/proc/{pid}").exists()]
 
 
 def _main(job, out, limit):
-    # Should nobody end this process, it ends itself, and says where it was.
+    # If nobody ends this process, it ends itself, and says where it was.
     faulthandler.dump_traceback_later(float(limit), exit=True)
     Path(out, f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     torch.set_num_threads(1)

@@ -32,7 +32,7 @@ class Norms(nn.Module):
 
 
 def scattered(model: nn.Module) -> nn.Module:
-    """γ, β and running statistics that are not 0 and 1."""
+    """Set γ, β and running statistics to values other than 0 and 1."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -43,14 +43,14 @@ def scattered(model: nn.Module) -> nn.Module:
 
 
 def pair(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The model adopted, and as it is."""
+    """Return the model adopted, and unchanged."""
     ours = copy.deepcopy(scattered(model))
     gb.adopt(ours)
     return ours, model
 
 
 def resnet18(width: int = 8) -> nn.Module:
-    """ResNet-18 as transformers builds it, narrow."""
+    """Build a narrow ResNet-18 of transformers."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
@@ -70,7 +70,7 @@ class Logits(nn.Module):
 
 
 def assert_same_training(ours: nn.Module, theirs: nn.Module, *, tolerance: float = 1e-4) -> None:
-    """Gradients and buffers agree, name by name."""
+    """Assert that gradients and buffers agree, name by name."""
     for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert (mine.grad is None) == (other.grad is None), name
         if mine.grad is not None and other.grad is not None:

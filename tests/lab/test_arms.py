@@ -1,4 +1,4 @@
-"""A model that brings its own BatchNorms, with each arm's norm in their place."""
+"""Arms of a user's model: each arm's norm in place of the model's own BatchNorms."""
 
 import importlib.util
 
@@ -19,7 +19,7 @@ ARMS = ("none", "batch", "layer", "group", "instance", "rms", "ghost", "renorm")
 
 
 def with_affine(layer):
-    """γ and β random, so that a norm that ignores them is seen."""
+    """Make γ and β random, so that a norm that ignores them is noticed."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -31,7 +31,7 @@ def with_affine(layer):
 @pytest.mark.parametrize("arm", [*NORMS, "ghost:2"])
 def test_each_arm_computes_what_its_layer_does(arm, positions):
     if (arm, positions) == ("instance", 0):
-        return  # see below
+        return  # tested below
     x = torch.randn((8, 16, 3, 3)[: 2 + positions], generator=torch.Generator().manual_seed(0)) * 3 + 2
     cls = nn.BatchNorm2d if positions else nn.BatchNorm1d
     model = nn.Sequential(nn.Identity(), with_affine(cls(16)))
@@ -42,9 +42,9 @@ def test_each_arm_computes_what_its_layer_does(arm, positions):
     with torch.no_grad():
         for name, parameter in inner.named_parameters():
             parameter.copy_(own[name])
-        # The same arithmetic, to the order of additions in float32.
+        # The same arithmetic, up to the order of additions in float32.
         torch.testing.assert_close(model(x), expected(x), rtol=1e-5, atol=1e-5)
-    # What the arm has is the model's own, and what it has not is gone.
+    # Parameters that the arm has are the model's own; the others are gone.
     assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == set(dict(inner.named_parameters()))
 
 
@@ -121,7 +121,11 @@ class Own(nn.BatchNorm2d):
             "group",
             "0: LazyBatchNorm2d has not been initialized: run a batch through the model first",
         ),
-        (nn.BatchNorm1d(4), "instance", "0: InstanceNorm of (N, C), a BatchNorm1d's input, has one value a statistic"),
+        (
+            nn.BatchNorm1d(4),
+            "instance",
+            "0: InstanceNorm of (N, C), a BatchNorm1d's input, has one value per statistic",
+        ),
         (
             nn.BatchNorm2d(4, track_running_stats=False),
             "renorm",
@@ -188,7 +192,7 @@ def test_a_model_with_batch_norms_is_trained_with_each_arm(tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(weights[0], other, strict=True))
     text = (
         f"--model {network['model']}: InstanceNorm cannot stand in place of 5: InstanceNorm of (N, C), a BatchNorm1d's "
-        "input, has one value a statistic."
+        "input, has one value per statistic."
     )
     assert impossible_arms(network, task) == {"instance": text}
 
@@ -220,7 +224,7 @@ def build(input_shape, classes):
     return timm.create_model("resnet18", num_classes=classes, in_chans=input_shape[0])
 """
     network = user_network(written(tmp_path, text), task)
-    # 8 × 8 pixels become 1 × 1 within, where an InstanceNorm has one value.
+    # 8 × 8 pixels become 1 × 1 inside the model, where an InstanceNorm has one value.
     assert set(impossible_arms(network, task)) == {"instance"}
     trained(network, ("batch", "group"))
 

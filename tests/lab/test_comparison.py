@@ -1,4 +1,4 @@
-"""Norms side by side: the arms of each kind of data, what they cost, and the study that compares."""
+"""Norms side by side: the arms of each kind of data, their costs, and the study that compares them."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from gammabeta.lab.comparison import ERROR, LOSS, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.comparison import ERROR, LOSS, Compared, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.norms import norm
 from gammabeta.lab.sequences import comparison as sequences
@@ -30,7 +30,7 @@ def compared(**settings):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Trainings of a few steps."""
+    """Train for only a few steps."""
     monkeypatch.setattr(images, "LEAST_STEPS", 10)
     monkeypatch.setattr(images, "MOST_STEPS", 20)
     monkeypatch.setattr(sequence_training, "steps_of", lambda experiment: 6)
@@ -42,7 +42,7 @@ def short(monkeypatch):
 
 def test_kept_bytes_are_those_of_the_activations_and_none_twice():
     model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Sigmoid())
-    x = torch.randn(16, 8, requires_grad=True)  # so that the weight is kept too, and has to be left out
+    x = torch.randn(16, 8, requires_grad=True)  # so that the weight is kept too, and must not be counted
     # x for the weight's gradient and the sigmoid's output; the sum keeps nothing, the weight is a parameter
     assert kept_bytes(model, lambda: model(x).sum()) == 4 * (16 * 8 + 16 * 4)
     # the product keeps both of its factors, and they are one tensor
@@ -77,23 +77,20 @@ def test_every_model_takes_a_step_on_every_batch_in_turns():
         calls.append((next(name for name, one in models.items() if one is model), batch))
         return model(torch.ones(1, 2)).sum()
 
-    seconds = seconds_a_step(models, loss, range(5))
+    seconds = seconds_per_step(models, loss, range(5))
     assert calls == [(name, batch) for batch in range(5) for name in ("a", "b")]
     assert all(not torch.equal(before[name], model.weight) for name, model in models.items())
     assert seconds.keys() == {"a", "b"}
 
 
 def test_arms_are_paired_by_seed_against_the_first():
-    named = {"layer": "LayerNorm", "rms": "RMSNorm"}
-    values = {"layer": [1.0, 2.0, 3.0], "rms": [0.5, 1.5, 2.5]}
-    usual, other = side_by_side(
-        named, {"layer": -8, "rms": -7}, values, {"layer": [1, 9, 2], "rms": [4]}, {"layer": 10, "rms": 0}, LOSS,
-        {"layer": [1.0, 1.0, 1.0], "rms": [0.0, 3.0, 0.0]},
-    )  # fmt: skip
-    assert (usual.gain, usual.rate, usual.value, usual.seconds, usual.exact) == (None, 2**-8, 2.0, 2, 1.0)
-    # half a nat lower on each seed: the values spread, their differences do not
+    layer = Compared("layer", "LayerNorm", 2**-8, (1.0, 2.0, 3.0), 2, 10, 1.0)
+    rms = Compared("rms", "RMSNorm", 2**-7, (0.5, 1.5, 2.5), 4, 1, 1.0)
+    usual, other = side_by_side([layer, rms], LOSS)
+    assert usual == layer
+    assert usual.value == 2.0
+    # half a nat lower on each seed: the values vary, their differences do not
     assert (other.gain.value, other.gain.low, other.gain.high, other.gain.verdict) == (0.5, 0.5, 0.5, "supported")
-    assert other.saved == 1  # ratios to it stay finite
     assert (LOSS.margin, ERROR.margin) == ((-0.03, 0.03), (-1.0, 1.0))
 
 
@@ -116,11 +113,11 @@ def test_masked_batchnorm_of_each_device_is_masked_ghost_batchnorm_of_the_whole(
     whole, devices = SequenceNorm("masked:2", 3), [SequenceNorm("masked", 3) for _ in range(3)]
     each = torch.cat([devices[i](x[2 * i : 2 * i + 2], mask[2 * i : 2 * i + 2]) for i in range(3)])
     torch.testing.assert_close(whole(x, mask), each)
-    # Evaluation is by the first device's moving averages.
+    # Evaluation uses the first device's moving averages.
     for name, buffer in devices[0].norm.named_buffers():
         torch.testing.assert_close(whole.norm.get_buffer(name), buffer)
     torch.testing.assert_close(whole.eval()(x, mask), devices[0].eval()(x, mask))
-    # At a step of a recurrence at which a device has no sequence left, it has no say.
+    # At a step of a recurrence where a device has no sequence left, it does not count.
     ended = torch.tensor([True, True, False, False, True, True])
     assert torch.isfinite(SequenceNorm("masked:2", 3)(x[:, 0], ended)).all()
     assert list(sequences.norms(2, 3)) == ["layer", "rms", "masked:2", "masked", "none"]
@@ -144,7 +141,7 @@ def build(input_shape, classes):
 
 
 def test_on_images_it_recommends_and_leaves_out_what_a_model_cannot_have(tmp_path, short):
-    """Images of 8 × 8 become 1 × 1, where InstanceNorm has one value a statistic."""
+    """Images of 8 × 8 become 1 × 1, where InstanceNorm has one value per statistic."""
     (tmp_path / "shrinks.py").write_text(SHRINKS)
     out, model = tmp_path / "out", f"{tmp_path / 'shrinks.py'}:build"
     results, printed = compared(out=out, data="digits", model=model, batch_size=16, devices=2, seeds=2)
@@ -166,7 +163,7 @@ def test_on_sequences_each_network_has_its_own_and_the_claim_trains_nothing_agai
     gru, transformer = results["recommendations"]
     assert (gru["network"], transformer["network"]) == ("GRU", "Transformer, pre-norm")
     assert printed.count("recommended") == 2
-    assert gru["picture"]["title"] == "Test error of LayerNorm, less each norm's"
+    assert gru["picture"]["title"] == "Test error of LayerNorm minus that of each norm"
     assert "with exact statistics" in gru["table"]["columns"]
     assert {row[0] for row in gru["table"]["rows"]} == set(sequences.norms(32, 1).values())
     of_layernorm = next(row for row in gru["table"]["rows"] if row[0] == "LayerNorm")
@@ -181,7 +178,7 @@ def test_on_sequences_each_network_has_its_own_and_the_claim_trains_nothing_agai
 
 
 def keys(folder, run):
-    """Of the finished trials of one function."""
+    """Return the lines of one function's finished trials."""
     return [line for line in (folder / "trials.jsonl").read_text().splitlines() if run in line]
 
 

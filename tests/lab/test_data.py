@@ -1,4 +1,4 @@
-"""Data that a user names or brings: images, sequences of variable length, and what a function of theirs returns."""
+"""Data that a user names or brings: images, sequences of variable length, and what the user's function returns."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_cifar10_goes_in_with_labels_as_keras_has_them(tmp_path):
     assert (plain.name, plain.shape, plain.classes) == ("cifar10", (3, 8, 9), 3)
     assert torch.equal(plain.train.x_nchw, keras.train.x_nchw)
     assert torch.equal(plain.test.y_n, keras.test.y_n)
-    # Channels moved in front, values standardized: the images are those of the file.
+    # With channels moved to the front and values standardized, the images are those of the file.
     given = whole["x_test"].astype(np.float64)
     own = plain.test.x_nchw.permute(0, 2, 3, 1).double().numpy()
     for channel in range(3):
@@ -58,7 +58,7 @@ def test_cifar10_goes_in_with_labels_as_keras_has_them(tmp_path):
 
 
 def painted(folder, count=24, classes=("cat", "dog"), size=(20, 10), mode="L"):
-    """Images by class, each its own shade."""
+    """Write images by class, each with its own shade."""
     image = pytest.importorskip("PIL.Image")
     for label, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
@@ -175,17 +175,17 @@ def _torn(folder):
         ),
         (
             _few,
-            "expected 20 images of each class or more, got 14 in dog: bring more, or take that folder away.",
+            "expected 20 images of each class or more, got 14 in dog: add more, or remove that folder.",
         ),
         (
             _broken,
             f"expected an image in {Path('dog', '003.png')}, and could not read it as one (UnidentifiedImageError): "
-            "replace the file, or take it away.",
+            "replace or remove the file.",
         ),
         (
             _torn,
             f"expected an image in {Path('dog', '003.png')}, and could not read it as one (OSError): "
-            "replace the file, or take it away.",
+            "replace or remove the file.",
         ),
     ],
 )
@@ -202,7 +202,7 @@ def test_a_class_that_few_of_many_images_have_is_refused(tmp_path):
         (tmp_path / "usual" / f"{index}.png").touch()
     text = (
         f"folder:{tmp_path}: expected 20 images of each class or more among the 3500 that the study takes, got 17 in "
-        "rare: name a folder with fewer classes, or of more equal sizes."
+        "rare: name a folder with fewer classes, or with classes of more similar sizes."
     )
     with pytest.raises(TaskError, match=exactly(text)):
         source(f"folder:{tmp_path}")
@@ -226,7 +226,7 @@ HEADER = "# made up\n@problemName Made\n@timeStamps false\n@classLabel true 2 10
 
 
 def cases(count, dimensions=2):
-    """Lines whose lengths and classes go round: 3 to 5 steps, classes 2 and 10."""
+    """Make lines whose lengths and classes alternate: 3 to 5 steps, classes 2 and 10."""
     rng = np.random.default_rng(0)
     lines = []
     for index in range(count):
@@ -249,7 +249,7 @@ def test_sequences_of_the_archive_go_in(tmp_path):
     assert (task.name, task.features, task.classes) == ("Made", 2, 2)
     assert task.description == "Made: sequences of 3 to 5 steps, 2 features, 2 classes; its own test part"
     assert [len(part) for part in (task.train, task.validation, task.test)] == [40, 10, 20]
-    # Classes in the order of their numbers: 2 is 0, 10 is 1, as the lines go round.
+    # Classes are in numeric order: 2 is 0 and 10 is 1, alternating as the lines do.
     assert task.test.y_n.tolist() == [0, 1] * 10
     assert task.test.lengths_n.tolist() == [3 + index % 3 for index in range(20)]
     real_nt = torch.arange(5) < task.train.lengths_n[:, None]
@@ -282,7 +282,7 @@ def test_japanese_vowels_go_in():
     [
         (
             HEADER.replace("@timeStamps false", "@timeStamps true"),
-            "Made_TRAIN.ts: expected values without time stamps, got @timeStamps true: take them out.",
+            "Made_TRAIN.ts: expected values without time stamps, got @timeStamps true: remove them.",
         ),
         (
             HEADER.replace("@classLabel true 2 10", "@classLabel false"),
@@ -301,20 +301,20 @@ def test_japanese_vowels_go_in():
         (
             HEADER + "1,2:3,?:2\n",
             "Made_TRAIN.ts, line 6: expected numbers separated by \",\", got '?' in dimension 2: fill in missing "
-            "values, or take the line out.",
+            "values, or remove the line.",
         ),
         (
             HEADER + "1,2:3:2\n",
             "Made_TRAIN.ts, line 6: expected dimensions of one length, got 1 and 2 values: the dimensions of a case "
-            "have to share their steps.",
+            "must have the same number of steps.",
         ),
         (
             HEADER + "1,2:3,4:2\n1,2:2\n",
-            "Made_TRAIN.ts, line 7: expected 2 dimensions as in the first case, got 1: mend the line, or take it out.",
+            "Made_TRAIN.ts, line 7: expected 2 dimensions as in the first case, got 1: correct the line, or remove it.",
         ),
         (
             HEADER + "".join(cases(50)).replace(":10\n", ":2\n"),
-            "Made_TEST.ts: expected the classes of Made_TRAIN.ts, got 10 besides: leave out the cases of that class.",
+            "Made_TEST.ts: expected the classes of Made_TRAIN.ts, got 10 too: leave out the cases of that class.",
         ),
         (
             HEADER + "".join(cases(12)),
@@ -368,7 +368,7 @@ sequences = {
 
 
 def function(folder, returned):
-    """The target of a function that returns what the expression says."""
+    """Return the target of a function that returns the expression's value."""
     (folder / "own.py").write_text(f"{PREFACE}\ndef data():\n    return {returned}\n")
     return f"{folder / 'own.py'}:data"
 
@@ -487,7 +487,7 @@ FORMS = "x_train, y_train, x_test, y_test; these and lengths_train, lengths_test
         ),
         (
             "{**images, 'y_test': np.arange(30) % 4}",
-            "expected the labels of y_test among those of y_train, got 3 besides: leave out the test images of these "
+            "expected the labels of y_test among those of y_train, got 3 too: leave out the test images of these "
             "classes.",
         ),
         (
@@ -510,8 +510,8 @@ FORMS = "x_train, y_train, x_test, y_test; these and lengths_train, lengths_test
         ),
         (
             "{**sequences, 'lengths_test': torch.arange(30) % 11}",
-            "expected lengths_test from 1 to 9, the time of x_test, got 0 to 10: leave out what is empty, and pad "
-            "x_test to the longest.",
+            "expected lengths_test from 1 to 9, the time of x_test, got 0 to 10: leave out empty sequences, and "
+            "pad x_test to the longest.",
         ),
         (
             "{**sequences, 'x_test': torch.full((30, 9, 2), torch.nan)}",

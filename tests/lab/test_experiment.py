@@ -1,4 +1,4 @@
-"""The experiment: which seeds it takes, and whose results are whose."""
+"""The experiment: each result of a grid is filed under its arm."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def experiment(tmp_path):
 
 
 def said(**settings):
-    """A trial that returns its settings, and their number as its time."""
+    """Return the settings of a trial, and their number as its time."""
     return {**settings, "timing": {"seconds": len(settings)}}
 
 

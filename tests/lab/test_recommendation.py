@@ -1,27 +1,32 @@
-"""What is recommended on the ground of a comparison, whose numbers are made up here."""
+"""What is recommended from a comparison, whose numbers are made up here."""
 
 import dataclasses
 
-from gammabeta.lab.comparison import ERROR, LOSS, Comparison, side_by_side
+from gammabeta.lab.comparison import ERROR, LOSS, Compared, Comparison, side_by_side
 from gammabeta.lab.outcome import Effect, Outcome, Room
 from gammabeta.lab.recommendation import choose, failed, not_compared, recommend
 
 BATCH = (3.0, 3.2, 3.1, 3.1)
-NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, give or take 0.5
+NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, with a spread of 0.5
 LEVEL = (1.1, 3.1, 2.1, 2.1)  # 1 below on average: the margin itself
 BETTER = (1.0, 1.1, 0.9, 1.0)
 NAMES = {"batch": "BatchNorm", "group": "GroupNorm", "none": "no normalization", "layer": "LayerNorm", "rms": "RMSNorm"}
 
 
 def compared(values, *, scale=ERROR, kind="images", devices=1, learned=True, seconds=None, saved=None):
-    """Norms with these values, a seed each; the first is the usual one."""
-    named = {norm: NAMES.get(norm, norm) for norm in values}
+    """Compare norms with these values, one per seed; the first is the usual one."""
     arms = side_by_side(
-        named,
-        dict.fromkeys(named, -1),
-        values,
-        {norm: [(seconds or {}).get(norm, 0.01)] for norm in named},
-        {norm: (saved or {}).get(norm, 1000) for norm in named},
+        [
+            Compared(
+                norm,
+                NAMES.get(norm, norm),
+                0.5,
+                of_norm,
+                (seconds or {}).get(norm, 0.01),
+                (saved or {}).get(norm, 1000),
+            )
+            for norm, of_norm in values.items()
+        ],
         scale,
     )
     return Comparison(kind, "digits", "ResNet", 4, devices, 400, scale, learned, arms)
@@ -29,11 +34,11 @@ def compared(values, *, scale=ERROR, kind="images", devices=1, learned=True, sec
 
 def test_the_usual_norm_is_chosen_unless_another_is_better_by_the_margin():
     assert choose(compared({"batch": BATCH, "group": (2.8, 3.0, 2.9, 2.9)})).norm == "batch"
-    # what is surely better comes before what is better by luck
+    # a norm that is surely better comes before one that is better by luck
     both = compared({"batch": BATCH, "group": BETTER, "renorm": (0.0, 4.0, -1.0, 0.0)})
     assert both.arms[2].gain.verdict == "inconclusive"
     assert choose(both).norm == "group"
-    # of two that are level the first: 0.3 is not worth a less usual norm, 1.3 is
+    # of two about equally good norms the first: 0.3 is not worth a less usual norm, 1.3 is
     level = {"batch": BATCH, "group": BETTER, "none": (0.7, 0.8, 0.6, 0.7)}
     assert choose(compared(level)).norm == "group"
     assert choose(compared({**level, "group": (1.7, 2.1, 1.8, 1.9)})).norm == "none"
@@ -44,16 +49,16 @@ def test_the_recommendation_says_how_far_it_reaches():
     effect = Effect("x", 1.5, 1.0, 2.0, "decades", (-1, 1), 0.0, "supported", 2)
     said = recommend(of_study, {"init_robustness": Outcome("supported", "", [effect], Room(True, ""))})
     assert said["scope"] == (
-        "After 400 steps, each norm at its own best rate, in a network of the study's own: a deeper one may tell "
-        "otherwise."
+        "After 400 steps, each norm at its own best learning rate, in one of the study's own networks: a deeper "
+        "network may behave differently."
     )
     assert said["evidence"][-1] == {
-        "text": "Given up without a norm: Supported: 1.5 [1, 2] decades (x).", "claim": "init_robustness"
+        "text": "What is given up without a norm: Supported: 1.5 [1, 2] decades (x).", "claim": "init_robustness"
     }  # fmt: skip
     by_another = dataclasses.replace(of_study, rates_by="exact statistics")
-    assert "at its own best rate by exact statistics, in a network" in recommend(by_another, {})["scope"]
+    assert "at its own best learning rate by exact statistics, in one" in recommend(by_another, {})["scope"]
     own = dataclasses.replace(of_study, own=True)
-    assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best rate."
+    assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best learning rate."
 
 
 def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid():
@@ -63,42 +68,42 @@ def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid
     said = recommend(compared(values, seconds={"group": 0.012}, saved={"group": 900}), {"small_batch": outcome})
     assert said["headline"] == (
         "For ResNet on digits with batches of 4 on one device: GroupNorm, test error 1.0 %, 2.1 points [2.0, 2.2] "
-        "below BatchNorm; 1.20 times its time a step, 0.90 times its memory for the backward."
+        "below BatchNorm; 20 % more time per step, 10 % less memory kept for the backward pass."
     )
     assert said["how"] == "gb.GroupNorm"
     assert said["avoid"] == [
         "BatchNorm: test error 3.1 %",
-        "no normalization: test error 9.1 %, 6.0 points [5.9, 6.1] above BatchNorm; 1.00 times its time a step, 1.00 "
-        "times its memory for the backward",
+        "no normalization: test error 9.1 %, 6.0 points [5.9, 6.1] above BatchNorm; the same time per step, the same "
+        "memory kept for the backward pass",
     ]
     assert said["uncertain"] is None
     assert said["evidence"][-1] == {"text": "Supported: 1.5 [-3, 6] points (x).", "claim": "small_batch"}
 
 
-def test_the_recommendation_says_what_is_not_told_apart():
+def test_the_recommendation_says_what_is_not_distinguished():
     said = recommend(compared({"batch": BATCH, "group": LEVEL}), {})
     assert said["headline"].startswith(
         "For ResNet on digits with batches of 4 on one device: BatchNorm, test error 3.1"
     )
     assert said["uncertain"] == (
-        "Not told apart from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds). No number of seeds "
-        "that is practical settles it: the norms are about as good as each other here."
+        "Not distinguished from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds would decide). No "
+        "practical number of seeds would decide: the norms are about equally good here."
     )
     assert "--seeds 2 --data" not in said["uncertain"]
     near = compared({"batch": BATCH, "layer": NEAR})
     assert "--data digits, with the other" in recommend(near, {}, option=" --data digits")["uncertain"]
     needed = near.arms[1].gain.seeds_needed
     assert recommend(near, {})["uncertain"] == (
-        f"Not told apart from BatchNorm by the margin of 1 point: LayerNorm ({needed} seeds would tell). What settles "
-        f"it: gammabeta study --compare --seeds {needed}, with the other options as they were."
+        f"Not distinguished from BatchNorm by the margin of 1 point: LayerNorm ({needed} seeds would decide). To "
+        f"decide: gammabeta study --compare --seeds {needed}, with the other options unchanged."
     )
     of_both = recommend(compared({"batch": BATCH, "layer": NEAR, "group": LEVEL}), {})["uncertain"]
-    assert "What settles what can be: gammabeta study" in of_both
+    assert "To decide where that is practical: gammabeta study" in of_both
 
 
 def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     effect = Effect(
-        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats a character", (-0.03, 0.03), 0.0, "supported", 2
+        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats per character", (-0.03, 0.03), 0.0, "supported", 2
     )
     outcomes = {
         "layernorm_in_transformers": Outcome("supported", "", [effect], Room(True, "")),
@@ -107,14 +112,15 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     values = {"layer": (1.70, 1.71, 1.72), "rms": (1.66, 1.67, 1.679), "padded": (1.80, 1.81, 1.83)}
     said = recommend(compared(values, scale=LOSS, kind="text"), outcomes)
     assert said["headline"].startswith(
-        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats a character, 0.040 nats ["
+        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats per character, 0.040 "
+        "nats ["
     )
     assert said["how"] == "gb.RMSNorm"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
-    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats a character, the usual choice."
-    assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of what was chosen
-    assert said["avoid"][0].startswith("padded: test loss 1.813 nats a character, 0.103 nats [")
-    # A tenth of a point of test error would be nothing; of the loss it is three margins.
+    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats per character, the usual choice."
+    assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of the chosen norm
+    assert said["avoid"][0].startswith("padded: test loss 1.813 nats per character, 0.103 nats [")
+    # A tenth of a point of test error would be negligible; as a difference of the loss it is three margins.
     assert recommend(compared(values), {})["headline"].count("LayerNorm, test error 1.7 %, the usual choice") == 1
 
 
@@ -132,8 +138,8 @@ def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
 def test_what_is_level_has_no_sign_and_time_over_devices_is_that_of_one():
     level = compared({"batch": BATCH, "group": BATCH}, devices=2)
     assert recommend(level, {})["evidence"][1]["text"] == (
-        "GroupNorm: test error 3.1 %, 0.0 points [0.0, 0.0] above BatchNorm; 1.00 times its time a step on one device, "
-        "without communication, 1.00 times its memory for the backward."
+        "GroupNorm: test error 3.1 %, 0.0 points [0.0, 0.0] above BatchNorm; the same time per step on one device, "
+        "without communication, the same memory kept for the backward pass."
     )
 
 
@@ -142,7 +148,7 @@ def test_without_training_or_comparison_there_is_no_recommendation():
     assert untrained["headline"].startswith(
         "No recommendation for ResNet on digits with batches of 4 on one device: no"
     )
-    assert untrained["uncertain"] == "Another model is given with --model."
+    assert untrained["uncertain"] == "Name another model with --model."
     elsewhere = compared({"layer": (80.0, 81.0)}, learned=False, kind="sequences")
     assert recommend(elsewhere, {})["uncertain"] is None  # a model can only be given for images
     assert recommend(elsewhere, {}, quick=True)["uncertain"] == "A run without --quick trains longer."

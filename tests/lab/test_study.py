@@ -1,4 +1,4 @@
-"""The study as a whole: its errors, its results, and what is left after Ctrl-C."""
+"""The study as a whole: its errors, its results, and what remains after Ctrl-C."""
 
 import contextlib
 import io
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
         text=True,
         start_new_session=True,
         env=environment,
-        # What runs the tests may ignore Ctrl-C, as a shell's background jobs do, and hand that on.
+        # The test runner may ignore Ctrl-C, as a shell's background jobs do, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
             assert running.poll() is None, running.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        os.killpg(running.pid, signal.SIGINT)  # what a terminal does: to the whole group
+        os.killpg(running.pid, signal.SIGINT)  # to the whole group, as a terminal does
         printed, errors = running.communicate(timeout=30)
     finally:
         if running.poll() is None:
@@ -144,7 +144,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
     while (left := living(running.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
-    # It continues: what is on disk is the start of the whole, and is not run again.
+    # The study continues: trials on disk do not run again.
     from gammabeta.lab.trials.store import Store
 
     store = Store(out)
@@ -164,7 +164,7 @@ else:
 
 @pytest.mark.skipif(os.name == "nt", reason="no process groups on Windows")
 def test_ten_kills_change_nothing(tmp_path):
-    """SIGKILL to the whole group at random moments, resumed each time: the results are those of an undisturbed run."""
+    """Kill the whole group at random moments and resume each time: the results are those of an undisturbed run."""
     (tmp_path / "program.py").write_text(KILLED)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
 
@@ -182,7 +182,7 @@ def test_ten_kills_change_nothing(tmp_path):
     total, kills = lines(whole), 0
     for kill in range(10):
         running = start(torn, "first" if kill == 0 or not (torn / "study.json").exists() else "resume")
-        # after so many more finished trials and a little while: in the midst of writing, training or starting
+        # after some more finished trials and a short while: during writing, training or starting
         goal = lines(torn) + moments.randint(1, max(1, total // 12))
         while running.poll() is None and lines(torn) < goal:
             time.sleep(0.005)
@@ -205,7 +205,7 @@ def test_ten_kills_change_nothing(tmp_path):
 
 
 def test_a_folder_without_a_study_cannot_be_resumed(tmp_path):
-    expected = f"there is no study in {tmp_path} to go on with: {tmp_path / 'study.json'} cannot be read."
+    expected = f"there is no study in {tmp_path} to continue: {tmp_path / 'study.json'} cannot be read."
     with pytest.raises(StudyError, match=exactly(expected)):
         asked_for(tmp_path)
 
@@ -236,7 +236,7 @@ def test_claims_about_other_data_do_not_apply(tmp_path):
 
 
 def living(session):
-    """Processes of this session that are not zombies (those await their new parent)."""
+    """List the processes of this session that are not zombies, which wait for their new parent."""
     table = subprocess.run(["ps", "-eo", "pid=,sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in table.splitlines()]
     return [row for row in rows if row[1] == str(session) and not row[2].startswith("Z")]

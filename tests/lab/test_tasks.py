@@ -1,4 +1,4 @@
-"""The data and models that a user may bring, and every error that can be made with them, in full text."""
+"""The data and models that a user may bring, and the full text of every error that can be made with them."""
 
 import re
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_mnist_itself_goes_in():
         ),
         (
             {"y_train": np.arange(50) % 3},
-            "expected as many labels as images, got 60 in x_train, 50 in y_train: leave out what has no partner.",
+            "expected as many labels as images, got 60 in x_train, 50 in y_train: remove what has no counterpart.",
         ),
         (
             {"x_train": np.full((60, 8, 8), np.nan)},
@@ -121,16 +121,16 @@ def test_mnist_itself_goes_in():
         (
             {"y_train": np.arange(60) % 3 + 1},
             "expected labels 0 to k − 1 in y_train, k at least 2, each present, got 1, 2, 3: "
-            "number the classes anew, as np.unique(y, return_inverse=True)[1] does.",
+            "renumber the classes, as np.unique(y, return_inverse=True)[1] does.",
         ),
         (
             {"y_test": np.arange(30) % 4},
-            "expected the labels of y_test among those of y_train, got 3 besides: leave out the test "
+            "expected the labels of y_test among those of y_train, got 3 too: leave out the test "
             "images of these classes.",
         ),
         (
             {"y_train": np.array([0] * 55 + [1] * 5)},
-            "expected the labels of y_test among those of y_train, got 2 besides: leave out the test "
+            "expected the labels of y_test among those of y_train, got 2 too: leave out the test "
             "images of these classes.",
         ),
         (
@@ -205,13 +205,13 @@ def test_matched_initialization(activation, std):
 @pytest.mark.parametrize("name", sorted(NORMS))
 def test_every_norm_standardizes_what_it_is_given(name, positions):
     if (name, positions) == ("instance", 0):
-        with pytest.raises(ValueError, match="has one value a statistic"):
+        with pytest.raises(ValueError, match="has one value per statistic"):
             norm(name, 16, positions)
         return
     x = torch.randn((64, 16, 4, 4)[: 2 + positions]) * 3 + 2
     layer = norm(name, 16, positions).train()
     with torch.no_grad():
-        for _ in range(60):  # renorm standardizes once its running statistics have come near the batch's
+        for _ in range(60):  # renorm standardizes once its running statistics are near the batch's
             y = layer(x)
     assert y.shape == x.shape
     if name == "none":
@@ -277,7 +277,7 @@ def test_a_users_model_is_built_with_each_norm(tmp_path):
             "from torch import nn\nclass Own(nn.Module):\n    def forward(self, x): return {'scores': x}\n"
             "def build(a, b): return nn.Sequential(nn.BatchNorm2d(1), Own())",
             "expected scores of shape (8, 10) for a batch of 8, got dict: wrap the model in one whose forward returns "
-            "the scores alone.",
+            "only the scores.",
         ),
         ("def build(a, b, c): return 1", "expected build((1, 8, 8), 10, norm) to return an nn.Module, got int."),
         (
@@ -343,7 +343,7 @@ def test_exact_statistics_are_those_of_the_data_and_leave_no_trace():
         exact = model(x_nchw)
     with torch.no_grad():
         in_training = model(x_nchw)
-    # One batch in training normalizes by its own statistics: the same numbers, to rounding.
+    # In training a batch is normalized by its own statistics: the same numbers, to rounding.
     assert torch.allclose(exact, in_training, atol=1e-4)
     with exact_statistics(model, x_nchw):
         pass

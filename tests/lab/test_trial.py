@@ -97,7 +97,7 @@ def test_a_trial_is_the_same_in_every_process_and_order(tmp_path):
     backwards = run_trials(trials[::-1], stores[2], jobs=1)[::-1]
     texts = [[canonical(record["result"]) for record in records] for records in (here, workers, backwards)]
     assert texts[0] == texts[1] == texts[2]
-    # what is never the same twice stands apart from the result
+    # times are never the same twice, so they are kept apart from the result
     assert "clock" in here[-1]["timing"]
     assert here[-1]["result"]["nan"] is None
 
@@ -162,7 +162,7 @@ def test_a_member_that_diverges_or_arrives_leaves_the_others_alone():
 
 
 def same(member, alone):
-    """To rounding, which a few steps have not made large yet; errors are counts of images."""
+    """Compare results to rounding, which stays small in a few steps; errors are counts of images."""
     assert member.keys() == alone.keys()
     assert member["diverged"] == alone["diverged"]
     for name in ("loss", "train_loss", "steps"):
@@ -176,7 +176,7 @@ def same(member, alone):
 
 
 def test_a_study_that_goes_on_runs_the_same_bundles(tmp_path):
-    """What was on disk already does not change who trains with whom, and so not one bit of a result."""
+    """What is on disk already does not change which trials run together, so it changes no bit of a result."""
     trials = [trained(network=MLP, seed=seed, rate=0.1, target=None) for seed in (1, 2, 3)]
     whole, torn = Store(tmp_path / "whole"), Store(tmp_path / "torn")
     expected = run_trials(trials, whole, jobs=1)
@@ -272,7 +272,7 @@ def test_a_line_that_was_changed_is_left_out(tmp_path):
     a, b = counted(tmp_path, "a", "b")
     run_trials([a, b], store, jobs=1)
     store.close()
-    # still JSON, with another result: only the checksum tells
+    # still JSON, with another result: only the checksum shows it
     text = store.path.read_text()
     store.path.write_text(text.replace('"result":{"name":"a"}', '"result":{"name":"z"}'))
     again = Store(tmp_path / "out")
@@ -281,7 +281,7 @@ def test_a_line_that_was_changed_is_left_out(tmp_path):
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
-    """A real limit on the size of files: the write fails in the middle of a line, as on a full disk."""
+    """Set a real limit on file sizes: the write fails in the middle of a line, as on a full disk."""
     store = Store(tmp_path / "out")
     a, b, c = counted(tmp_path, "a", "b", "c")
     run_trials([a], store, jobs=1)
@@ -301,7 +301,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
     )
     assert store.path.read_bytes() == before
     assert b not in store
-    # room was made: the same store goes on
+    # with room again, the same store continues
     run_trials([a, b, c], store, jobs=1)
     assert store.path.read_bytes().startswith(before)
     store.close()
@@ -368,13 +368,13 @@ def test_a_cluster_of_two_workers_gives_the_same_results(tmp_path, name):
     here = run_trials(trials[:5], Store(tmp_path / "here"), jobs=1)
     store = Store(tmp_path / "cluster")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the clusters' own, about this machine
+        warnings.simplefilter("ignore")  # the clusters' own warnings, about this machine
         with connected(name, None, 2) as jobs:
             found = run_trials(trials, store, jobs=jobs)
     assert [canonical(r["result"]) for r in found[:5]] == [canonical(r["result"]) for r in here]
     places = {record["result"]["process"] for record in found[5:]}
     assert os.getpid() not in places
-    # Ray's pool is another one for each few trials, with processes of its own
+    # Ray has another pool, with its own processes, for every few trials
     assert 1 <= len(places) <= (2 if name == "dask" else 6)
 
 
@@ -382,7 +382,7 @@ def test_a_cluster_of_two_workers_gives_the_same_results(tmp_path, name):
     ("name", "address", "text"),
     [
         ("spark", None, "--engine spark: expected one of loky, dask, ray."),
-        ("loky", "tcp://x:1", "--address tcp://x:1: loky runs on this machine alone. Name --engine dask or ray."),
+        ("loky", "tcp://x:1", "--address tcp://x:1: loky runs only on this machine. Name --engine dask or ray."),
     ],
 )
 def test_an_engine_that_cannot_be_is_refused(name, address, text):

@@ -1,4 +1,4 @@
-"""The best rate: found on a grid that widens, and by the mean where several seeds tune."""
+"""The best learning rate: found on a grid that widens, by the mean where several seeds tune."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from gammabeta.lab.tuning import at_best, tune
 
 
 class Fake(Experiment):
-    """Experiments whose trials are their settings, and whose scores are known."""
+    """An experiment whose trials are their settings and whose scores are known."""
 
     tuning_seed = 0
 
@@ -26,7 +26,7 @@ def score(result):
 
 
 def lucky(rate, seed):
-    """1/4 is best; with seed 0, by luck, 1/16."""
+    """Score a rate: 1/4 is best; with seed 0, by luck, 1/16."""
     return abs(rate - 0.25) - (1.0 if seed == 0 and rate == 2.0**-4 else 0.0)
 
 

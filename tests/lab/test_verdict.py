@@ -1,4 +1,4 @@
-"""The rules of judging: intervals that cover, verdicts that fewer seeds cannot improve."""
+"""The rules of judging: intervals cover, and fewer seeds cannot improve a verdict."""
 
 import math
 
@@ -16,14 +16,14 @@ VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
 
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_interval_covers_the_mean_of_normal_data_in_95_of_100_cases(n, monkeypatch):
-    # Fewer resamples, for speed: the percentiles of 1,000 are a little noisier, not shifted.
+    # Fewer resamples, for speed: percentiles of 1,000 are slightly noisier, but not shifted.
     monkeypatch.setattr(verdict, "RESAMPLES", 1000)
     rng = np.random.default_rng(1)
     runs = 1500
     around = [interval(rng.normal(2.0, 3.0, n).tolist()) for _ in range(runs)]
     covered = np.mean([one.low <= 2.0 <= one.high for one in around])
     assert covered >= 0.94
-    # not by being absurdly wide: Student's interval is the yardstick
+    # not by being absurdly wide: Student's interval is the reference
     width = np.mean([one.high - one.low for one in around])
     student = 2 * {3: 4.303, 5: 2.776, 10: 2.262}[n] * 3.0 / math.sqrt(n)
     assert width < 1.15 * student

@@ -1,4 +1,4 @@
-"""Tables of other libraries by exact class: stand-ins of them, and the libraries where they are installed."""
+"""Other libraries' tables by exact class: stand-ins for them, and the libraries where they are installed."""
 
 import contextlib
 import copy

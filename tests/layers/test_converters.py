@@ -28,7 +28,7 @@ def adopted(act=nn.SiLU):
 
 
 def fuse_conv_and_bn(conv, bn):
-    """As the YOLO repositories have it."""
+    """Fuse as the YOLO repositories do."""
     fused = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size)
     scale = torch.diag(bn.weight.div(torch.sqrt(bn.eps + bn.running_var)))
     fused.weight.data = torch.mm(scale, conv.weight.view(conv.out_channels, -1)).view(fused.weight.shape).data
@@ -45,7 +45,7 @@ INSTEAD = {
     "freeze": "gammabeta.freeze(model), which keeps the activation.",
     "other": "gammabeta.release(model) before, which says of each layer whether torch's can take its place.",
 }
-# What converts, the name that the error gives it, and what is to be done instead.
+# The converter, its name in the error, and what to do instead.
 CONVERTERS = {
     "torch's sync": (lambda m: SYNC(m), "convert_sync_batchnorm", "sync"),
     "torch's fusion": (lambda m: fusion.fuse_conv_bn_eval(*m), "fuse_conv_bn_eval", "fold"),
@@ -95,7 +95,7 @@ def test_another_source_of_statistics(source):
     with pytest.raises(TypeError, match=r"with statistics=") as raised:
         SYNC(m)
     assert f"got a BatchNorm2d of gammabeta with statistics={source}, which" in str(raised.value)
-    # In evaluation, of which folding is, every source takes the running statistics.
+    # Folding is for evaluation, in which every source uses the running statistics.
     torch.testing.assert_close(fusion.fuse_conv_bn_eval(*m)(images()), m(images()), **ROUNDING)
 
 
@@ -162,7 +162,7 @@ def _fuse_with_activation(conv, bn):
 
 
 def test_reading_statistics_elsewhere_is_free():
-    # By name converters, but they build nothing.
+    # Converters by name, but they build nothing.
     def freeze_me(layer):
         return layer.running_mean, layer.running_var
 
@@ -188,7 +188,7 @@ def test_a_subclass_may_set_its_own_statistics():
 
 
 class Reads(nn.Module):
-    """Reads the statistics by attribute within what is compiled."""
+    """A module that reads the statistics by attribute in compiled code."""
 
     def __init__(self):
         super().__init__()

@@ -46,7 +46,7 @@ CASES = [(case, options) for case in LAYERS for options in OPTIONS[case.split()[
 
 
 def pair(case, **options):
-    """Our layer and torch's with the same random parameters and running statistics, and an input."""
+    """Make our layer and torch's with the same random parameters and running statistics, and an input."""
     name, arguments, shape = LAYERS[case]
     theirs, ours = getattr(nn, name)(*arguments, **options), getattr(gb, name)(*arguments, **options)
     generator = torch.Generator().manual_seed(0)
@@ -224,7 +224,7 @@ def test_tracking_switched_off_afterwards_is_as_in_torch(route):
 
 
 class TestOtherDevices:
-    """What torch's op is handed where no kernel of ours is: seen on the meta device, standing for any but the CPU."""
+    """What torch's op gets where we have no kernel, seen on the meta device, which stands for any but the CPU."""
 
     @pytest.fixture
     def handed(self, monkeypatch):

@@ -1,4 +1,4 @@
-"""What runs when another library is imported: once for each execution, whoever imports it and however."""
+"""Actions at the import of another library: they run once for each execution, however it is imported."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def library(tmp_path):
-    """A package `other` with a part that it imports itself, one that fails, and one that nobody imports."""
+    """Write a package `other` with a part that it imports itself, one that fails, and one that nobody imports."""
     folder = tmp_path / "other"
     folder.mkdir()
     (folder / "__init__.py").write_text("import other.part\nvalue = 1\n")
@@ -21,7 +21,7 @@ def library(tmp_path):
 
 
 def run(library, script):
-    """What the script prints, in a process of its own whose list of finders is fresh."""
+    """Return what the script prints in a separate process, whose list of finders is fresh."""
     head = (
         "import importlib, sys\n"
         "from gammabeta.layers.integrations.on_import import on_import\n"

@@ -1,4 +1,4 @@
-"""Opacus, whose tables go by exact class, knows our layers: with a stand-in, and itself where it is installed."""
+"""Opacus, whose tables look classes up exactly, knows our layers: with a stand-in, and where it is installed."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ from gammabeta.layers.integrations.opacus import grad_sample
 from gammabeta.statistics import Synced
 
 ACTIVATIONS = [None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"]
-# Layers by the activation, and shapes that they take.
+# Layers with that activation, and the shapes that they take.
 LAYERS = {
     "GroupNorm": (lambda act: gb.GroupNorm(2, 4, activation=act), [(5, 4), (5, 4, 7), (5, 4, 3, 3)]),
     "GroupNorm without β": (lambda act: gb.GroupNorm(2, 4, bias=False, activation=act), [(5, 4, 3, 3)]),
@@ -33,7 +33,7 @@ ROUNDING = {"rtol": 2e-5, "atol": 2e-5}  # sums of some ten values in another or
 
 
 def case(name, shape, act):
-    """A layer, an input, a gradient of the output, and by autograd the gradients of each sample."""
+    """Make a layer, an input, a gradient of the output, and by autograd the gradients of each sample."""
     layer = randomize(LAYERS[name][0](act))
     generator = torch.Generator().manual_seed(1)
     x, g_y = (torch.randn(shape, generator=generator) * 2 for _ in range(2))
@@ -169,7 +169,7 @@ def test_opacus_gets_the_gradients_of_each_sample(mode, name, shape, act):
 
 
 class TestUnseenArguments:
-    """Opacus records positional inputs only: what it cannot see and needs is refused, all else works."""
+    """Opacus records only positional inputs: arguments that it needs and cannot see are refused, all others work."""
 
     def calls(self, **options):
         opacus()

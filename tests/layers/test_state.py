@@ -1,4 +1,4 @@
-"""The state of a layer is torch's: whatever walks, stacks, zips, swaps or builds it finds what it finds in torch's."""
+"""The state of a layer is that of torch's: code that walks, stacks, zips, swaps or builds it finds the same."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CASES = [(name, kind, given) for kind, many in SETTINGS.items() for name in LAYE
 
 
 def described(module: nn.Module) -> dict[str, Any]:
-    """All that a walk over the module's own tensors sees, in order."""
+    """Return all that a walk over the module's own tensors sees, in order."""
     of = lambda t: None if t is None else (tuple(t.shape), t.dtype, t.device, t.requires_grad, type(t))  # noqa: E731
     return {
         "parameters": [(name, of(t)) for name, t in module._parameters.items()],
@@ -91,7 +91,7 @@ def load_by_copy(layer: gb.BatchNorm1d) -> gb.BatchNorm1d:
 
 
 def load_over_another_run(layer: gb.BatchNorm1d) -> gb.BatchNorm1d:
-    """Into a layer whose own counts are about something else."""
+    """Load into a layer whose own counts belong to other statistics."""
     resumed = gb.BatchNorm1d(layer.num_features, momentum=layer.momentum)
     spoilt = torch.randn(8, layer.num_features)
     spoilt[0, 1] = math.nan
@@ -129,7 +129,7 @@ def by_file(layer: gb.BatchNorm1d) -> gb.BatchNorm1d:
 
 
 def zipped_by_position(layer: gb.BatchNorm1d) -> gb.BatchNorm1d:
-    """As hand-written averages of weights copy buffers."""
+    """Copy buffers as hand-written averages of weights do."""
     resumed = gb.BatchNorm1d(layer.num_features, momentum=layer.momentum)
     with torch.no_grad():
         for mine, other in zip(resumed.buffers(), layer.buffers(), strict=True):
@@ -193,7 +193,7 @@ def test_counts_go_along_when_the_layer_moves_and_not_when_it_is_loaded(route: s
 
 
 def test_what_a_lost_count_costs_is_as_written_down(route: str) -> None:
-    """After a load a channel that one of two batches left out counts as if both had moved it."""
+    """After a load, a channel that one of two batches skipped counts as if both had moved it."""
     x, y, z = torch.randn(8, 2), torch.randn(8, 2), torch.randn(8, 2)
     y[3, 1] = math.inf
     layer = gb.BatchNorm1d(2, momentum=None)
@@ -208,7 +208,7 @@ def test_what_a_lost_count_costs_is_as_written_down(route: str) -> None:
 
 
 class TestAsTorch:
-    """The same calls on ours and on torch's give the same, batch after batch."""
+    """Assert that the same calls on our layer and torch's give the same, batch after batch."""
 
     @staticmethod
     def pair(**given: Any) -> tuple[gb.BatchNorm2d, nn.BatchNorm2d]:
@@ -255,7 +255,7 @@ class TestAsTorch:
         self.same(ours, theirs)
 
     def test_a_count_that_was_left_on_meta(self, route: str) -> None:
-        """A checkpoint of before num_batches_tracked, assigned: torch's layer moves its statistics all the same."""
+        """An assigned checkpoint without num_batches_tracked: torch's layer moves its statistics all the same."""
         x = torch.randn(5, 4, 3, 3) * 2 + 3
         layers = []
         for cls in (gb.BatchNorm2d, nn.BatchNorm2d):
@@ -293,7 +293,7 @@ class TestAsTorch:
         self.same(ours, theirs)
 
     def test_an_average_of_state_dicts(self, route: str) -> None:
-        """Federated averaging makes the count floating, with halves."""
+        """Federated averaging makes the count a fraction."""
         ours, theirs = self.pair(momentum=None)
         for layer in (ours, theirs):
             layer.num_batches_tracked = torch.tensor(2.5)
@@ -313,7 +313,7 @@ class TestAsTorch:
     @pytest.mark.parametrize("momentum", [0.1, None])
     @pytest.mark.parametrize("value", [1.0, math.nan])
     def test_grown_and_shrunk_in_place(self, channels: int, momentum: float | None, value: float, route: str) -> None:
-        """As growing networks and structured pruning do it: new tensors, or the old ones' data."""
+        """Replace tensors or their data, as growing networks and structured pruning do."""
         for by_data in (False, True):
             ours, theirs = self.pair(momentum=momentum)
             x = torch.randn(4, 4, 2, 2)
@@ -425,7 +425,7 @@ class TestAsTorch:
 
 
 def test_from_pretrained(tmp_path: Any) -> None:
-    """transformers builds on meta and assigns; a BatchNorm's statistics then move as torch's."""
+    """transformers builds on the meta device and assigns; a BatchNorm's statistics then move as torch's do."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], num_labels=2, layer_type="basic"
@@ -478,7 +478,7 @@ def test_a_forward_on_new_data_inside_a_backward_moves_the_statistics(kind: str)
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("between", ["load_state_dict", "reset_running_stats", "nothing"])
 def test_a_recomputation_moves_nothing_that_its_forward_held(between: str, reentrant: bool) -> None:
-    """Fresh statistics too: that they have never been moved says nothing about the forward that is computed again."""
+    """So do fresh statistics: never having moved says nothing about a forward that is recomputed."""
     net = nn.Sequential(nn.Linear(4, 4), gb.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
     net.load_state_dict(net.state_dict())
     with gb.frozen_statistics(net):

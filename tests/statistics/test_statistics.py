@@ -93,7 +93,7 @@ def test_renorm_against_its_paper():
 
 
 def test_renorm_within_reach_is_the_running_statistics():
-    """Where r and d are not clipped training's output is evaluation's."""
+    """Where r and d are not clipped, the output in training is that in evaluation."""
     training = layer(Renorm(1e6, 1e6))
     evaluating = copy.deepcopy(training).eval()
     torch.testing.assert_close(training(X), evaluating(X), rtol=1e-10, atol=1e-10)
@@ -111,7 +111,7 @@ def test_masks_count(source):
 
 
 class TestRenormSchedule:
-    """r_max and d_max by num_batches_tracked, which is in the state_dict."""
+    """r_max and d_max follow num_batches_tracked, which is in the state_dict."""
 
     def test_warm_up_is_batch(self):
         norm, batch = layer(Renorm(2.0, 1.0, warmup=2)), layer(Batch())
@@ -154,7 +154,7 @@ class TestRenormSchedule:
         assert len(graphs) == 1
 
     def test_compiled_gradients_are_those_of_eager(self):
-        """Not those by the running statistics that the forward has moved."""
+        """They do not use the running statistics that the forward has moved."""
         torch._dynamo.reset()
         eager = layer(Renorm(2.0, 1.0, warmup=1, r_steps=3, d_steps=2))
         norm = copy.deepcopy(eager)

@@ -1,4 +1,4 @@
-"""Norms of NestedTensors, samples of different lengths: each sample's rows as they are without the others."""
+"""Norms of NestedTensors, samples of different lengths: each sample gets what it gets without the others."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors is 
 
 @pytest.fixture(params=["small", "large"], autouse=True)
 def threshold(request, monkeypatch):
-    """torch's op where nothing of ours is asked for, and always ours."""
+    """Use torch's op where nothing of ours is asked for, and always ours."""
     value = {"small": math.inf, "large": 0}[request.param]
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, value))
     return request.param
@@ -42,7 +42,7 @@ def nest(parts, layout):
 
 
 def pair(name):
-    """torch's layer, and ours with the same state."""
+    """Make torch's layer, and ours with the same state."""
     torch.manual_seed(3)
     theirs = LAYERS[name](nn).double()
     for parameter in theirs.parameters():
@@ -65,7 +65,7 @@ def assert_same(actual, expected, tolerance=1e-13):
 
 
 def one_by_one(layer, parts, *args, **kwargs):
-    """What the layer gives for each sample, and the gradients: of the samples and of the parameters."""
+    """Return the layer's output for each sample, and the gradients of the samples and of the parameters."""
     parts = [p.detach().clone().requires_grad_() for p in parts]
     of_each = [{name: parts_of[i] for name, parts_of in kwargs.items()} for i in range(len(parts))]
     ys = [layer(p, *(a[i] for a in args), **given) for i, (p, given) in enumerate(zip(parts, of_each, strict=True))]
@@ -107,7 +107,7 @@ def test_evaluation_is_that_of_the_samples_one_by_one(layer, layout):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_where_torch_takes_it_ours_is_torchs(layer):
-    """Also what it gives back: a tensor of the same nested shape, which x can be added to."""
+    """The output too is a tensor of the same nested shape, to which x can be added."""
     theirs, ours = pair(layer)
     x = nest(samples(D), "jagged")
     y, z = theirs(x), ours(x)
@@ -117,7 +117,7 @@ def test_where_torch_takes_it_ours_is_torchs(layer):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_strided_that_is_not_contiguous(layer):
-    """torch's refuses it."""
+    """torch's layer refuses it."""
     theirs, ours = pair(layer)
     parts = samples(D)
     leaf = nest([p.T.contiguous() for p in parts], "strided").requires_grad_()
@@ -205,7 +205,7 @@ def test_add_norm(layout):
 
 @pytest.mark.parametrize("layer", ["LayerNorm", "RMSNorm"])
 def test_16_bits_beside_float32_parameters(layer):
-    """What an adopted model has after .bfloat16()."""
+    """An adopted model has this after .bfloat16()."""
     model = nn.Sequential(LAYERS[layer](nn))
     gb.adopt(model)
     model.bfloat16()
@@ -237,7 +237,7 @@ def test_no_samples_at_all():
     "layer", [gb.GroupNorm(2, D), gb.BatchNorm1d(D), gb.BatchNorm1d(D).eval(), gb.InstanceNorm1d(D)], ids=str
 )
 def test_norms_of_channels_say_what_to_do(layer, layout):
-    """torch's fail with internal errors."""
+    """torch's layers fail with internal errors."""
     with pytest.raises(ValueError, match=r"whose samples have one size, got a NestedTensor.*to_padded_tensor.*mask="):
         layer(nest(samples(D), layout))
 

@@ -1,4 +1,4 @@
-"""Tensors of users' own classes: at every size they come out as torch's norms give them out."""
+"""Tensors of users' own classes: at every size the output is of the class that torch's norms return."""
 
 import copy
 import math
@@ -26,11 +26,11 @@ LAYERS = {
 
 
 class Named(torch.Tensor):
-    """No more than a name: every op sees a plain tensor."""
+    """A class that is only a name: every op sees a plain tensor."""
 
 
 class Wrapped(torch.Tensor):
-    """Knows torch's ops and refuses others, as a class does that has a table of them."""
+    """A class that handles torch's ops and refuses others, as one with a table of ops does."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -58,7 +58,7 @@ CLASSES = {"named": named, "wrapped": Wrapped, "the result of a collective": Asy
 
 @pytest.fixture(params=["small", "large"], autouse=True)
 def threshold(request, monkeypatch):
-    """torch's op where nothing of ours is asked for, and always ours."""
+    """Use torch's op where nothing of ours is asked for, and always ours."""
     value = {"small": math.inf, "large": 0}[request.param]
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, value))
 

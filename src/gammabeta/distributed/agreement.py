@@ -1,10 +1,10 @@
-"""Whether the processes that share statistics call the same layer in the same way; else an error instead of a hang.
+"""A debug mode that checks whether processes which share statistics call the same layer in the same way.
 
-A debug mode: GAMMABETA_DEBUG=1 in the environment when gammabeta is imported, in every process. Before each exchange a
-process tells the others, through the store of their process group, which layer it is in and with what; it waits for
-them 30 seconds, or as many as GAMMABETA_DEBUG says where that is more than 1. A process that is in evaluation takes no
-part in an exchange: it leaves a note, which the others quote when they have waited in vain. Compiled code is not
-checked.
+Where they do not, each raises an error instead of hanging. The mode is on where GAMMABETA_DEBUG=1 is in the environment
+when gammabeta is imported, in every process. Before each exchange a process tells the others, through the store of
+their process group, which layer it calls and with what. It waits for them 30 seconds, or the number of seconds in
+GAMMABETA_DEBUG where that is over 1. A process in evaluation takes no part in an exchange. It leaves a note, which the
+others quote when they have waited in vain. Compiled code is not checked.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gammabeta._torch_private import process_group, store_of
 from gammabeta.distributed.process_groups import Peers
 
 
 def _wait_from(text: str) -> float:
-    """Seconds to wait for other processes; 0 where the mode is off."""
+    """Return the seconds to wait for other processes; 0 where the mode is off."""
     try:
         seconds = float(text or 0)
     except ValueError:
@@ -43,11 +44,11 @@ _exchanges: dict[str, int] = {}  # by group, how many exchanges this process has
 
 
 def check(peers: Peers, x: Tensor) -> None:
-    """Waits until every process of the group calls this layer, and compares.
+    """Wait until every process of the group calls this layer, and compare the calls.
 
     Raises:
-        RuntimeError: they are in different layers, or disagree on dtype, channels, device or on needing a gradient; or
-            some did not come. Every process that came raises.
+        RuntimeError: the processes are in different layers, or disagree on dtype, channels, device or on needing a
+            gradient; or some did not call. Every process that called raises.
     """
     group, store = _group_and_store(peers)
     rank, ranks = group.rank(), dist.get_process_group_ranks(group)
@@ -61,7 +62,7 @@ def check(peers: Peers, x: Tensor) -> None:
         "device": x.device.type,
         "gradient": "with gradient" if x.requires_grad and torch.is_grad_enabled() else "without gradient",
     }
-    # Two slots in turn: when a process writes one again, all have begun the exchange between, and so have read it.
+    # Two slots in turn: when a process overwrites one, all have begun the exchange in between, and so have read it.
     slot = number % 2
     store.set(_key(rank, slot), json.dumps([number, own]))
     calls = {rank: own}
@@ -74,7 +75,7 @@ def check(peers: Peers, x: Tensor) -> None:
                     calls[other] = call
         time.sleep(_POLL)
     if len(calls) < peers.size:
-        store.set(_key(rank, slot), json.dumps([0, own]))  # as if it had not come
+        store.set(_key(rank, slot), json.dumps([0, own]))  # as if it had not called
         missing = [other for other in range(peers.size) if other not in calls]
         told = "; ".join(_last_heard(store, other, ranks[other], number) for other in missing)
         raise RuntimeError(
@@ -97,10 +98,10 @@ def check(peers: Peers, x: Tensor) -> None:
 
 
 def check_count(peers: Peers, count_C: Tensor) -> None:
-    """Raises, on every process, where all of them together have but one value per channel.
+    """Raise on every process where all of them together have only one value per channel.
 
     Raises:
-        ValueError: they have.
+        ValueError: they have one value.
     """
     if int(count_C.max()) == 1:
         raise ValueError(
@@ -111,7 +112,7 @@ def check_count(peers: Peers, count_C: Tensor) -> None:
 
 
 def note_evaluation(peers: Peers | None) -> None:
-    """Leaves word that this process calls the layer in evaluation; waits for nobody."""
+    """Leave a note that this process calls the layer in evaluation, without waiting."""
     if peers is None:
         return
     group, store = _group_and_store(peers)
@@ -120,7 +121,7 @@ def note_evaluation(peers: Peers | None) -> None:
 
 
 def _last_heard(store: Any, other: int, rank: int, number: int) -> str:
-    """What a process that did not come did instead, as far as it left word."""
+    """Describe what a process that did not call did instead, as far as it left a note."""
     if store.check([_key(other, "evaluation")]):
         at, call = json.loads(store.get(_key(other, "evaluation")))
         if at == number:
@@ -133,9 +134,8 @@ def _last_heard(store: Any, other: int, rank: int, number: int) -> str:
 
 
 def _group_and_store(peers: Peers) -> tuple[dist.ProcessGroup, Any]:
-    c10d = dist.distributed_c10d
-    group = c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
-    return group, c10d._get_process_group_store(group)
+    group = process_group(peers.name)
+    return group, store_of(group)
 
 
 def _key(rank: int, slot: object) -> str:
@@ -143,9 +143,9 @@ def _key(rank: int, slot: object) -> str:
 
 
 def _calling_layer() -> str:
-    """The layer whose forward is running, by its qualified name in the outermost model that is, and its class.
+    """Return the layer whose forward is running: its name in the outermost running model, and its class.
 
-    Read off the stack: a source of statistics does not know the layer it belongs to, nor a layer its name.
+    They are read off the stack, since a source of statistics does not know its layer, nor a layer its name.
     """
     running: list[nn.Module] = []
     frame: FrameType | None = sys._getframe(1)
@@ -162,7 +162,7 @@ def _calling_layer() -> str:
 
 
 def _listed(items: list[Any], noun: str = "") -> str:
-    """0, 1 and 2; with a noun: rank 0, or ranks 0 and 1."""
+    """Join as "0, 1 and 2"; with a noun as "rank 0" or "ranks 0 and 1"."""
     words = [str(item) for item in items]
     text = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
     return f"{noun}{'s' * (len(words) > 1)} {text}" if noun else text

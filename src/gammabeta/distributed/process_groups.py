@@ -1,4 +1,4 @@
-"""Process groups as settings: ranks or a name stand for one, and it is found again where it is used.
+"""Process groups as settings: ranks or a name stand for a group, which is looked up where it is used.
 
 A `ProcessGroup` itself can be neither copied nor pickled, so no layer keeps one.
 """
@@ -11,30 +11,32 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from gammabeta._torch_private import declare_collectives, known_process_groups
+
 Group = Any
 """None for the default group, a `torch.distributed.ProcessGroup`, ranks, or a group's name."""
 
 
 class Peers(NamedTuple):
-    """A process group as the collectives take it: at least two processes, this one among them."""
+    """A process group as the collectives take it: at least two processes, including this one."""
 
     name: str
     size: int
 
 
 class GroupSetting(NamedTuple):
-    """What of a group can be kept: ranks, None or a name; and in this process the name of the one that was meant."""
+    """The part of a group that can be kept: ranks, None or a name; and the name of the group in this process."""
 
     group: tuple[int, ...] | str | None
     name: str | None
 
 
 def group_setting(owner: str, group: Group) -> GroupSetting:
-    """What to keep of `group`; `owner` is who asks, for messages.
+    """Return what to keep of `group`; messages name the `owner`.
 
     Raises:
-        TypeError: it is none of a `Group`'s kinds.
-        ValueError: ranks that are negative, repeated or none; a group that this process is not in.
+        TypeError: it is none of the kinds of a `Group`.
+        ValueError: ranks are negative or repeated, or there are none; this process is not in the group.
     """
     if group is None or isinstance(group, str):
         return GroupSetting(group, None)
@@ -44,7 +46,7 @@ def group_setting(owner: str, group: Group) -> GroupSetting:
             "not in: give each process its own group, as gammabeta.statistics.groups(size) does."
         )
     if dist.is_available() and isinstance(group, dist.ProcessGroup):
-        # The default group stays the default one in a world of another size.
+        # The default group remains the default one in a world of another size.
         if group is dist.group.WORLD:
             return GroupSetting(None, None)
         return GroupSetting(tuple(dist.get_process_group_ranks(group)), group.group_name)
@@ -59,14 +61,14 @@ def group_setting(owner: str, group: Group) -> GroupSetting:
 
 
 def peers_of(owner: str, setting: GroupSetting) -> Peers | None:
-    """The processes that the setting stands for, now and here; None where this process is alone.
+    """Find the processes that the setting stands for; None where this process is alone.
 
-    It is alone without `torch.distributed.init_process_group`, and in a group of one. A group is looked for among those
-    that this process has made, and never made here, since making one takes part of processes outside of it. A compiled
-    graph keeps what was found while it was traced.
+    It is alone without `torch.distributed.init_process_group`, and in a group of one. A group is looked up among those
+    that this process has made. None is made here, since processes outside it would have to take part. A compiled graph
+    keeps what was found while it was traced.
 
     Raises:
-        RuntimeError: there is no such group here, or this process is not in it.
+        RuntimeError: this process has no such group, or is not in it.
     """
     if not _initialized():
         return None
@@ -75,17 +77,18 @@ def peers_of(owner: str, setting: GroupSetting) -> Peers | None:
 
 
 def groups(size: int) -> dist.ProcessGroup | None:
-    """Divides all processes into groups of `size` neighbours, and returns the one that this process is in.
+    """Divide all processes into groups of `size` neighbours, and return the group of this process.
 
-    Ranks 0 to size − 1 are the first, and so on; the last group is smaller where `size` does not divide the number of
-    processes. Every process has to call it, with the same size. Each call makes new groups: call it once and keep what
-    it returns.
+    Ranks 0 to size − 1 are the first group, and so on. The last group is smaller where `size` does not divide the
+    number of processes. Every process has to call this, with the same size. Each call makes new groups, so call it once
+    and keep the result.
 
     Args:
-        size: processes of a group, at least 1.
+        size: number of processes in a group, at least 1.
 
     Returns:
-        This process's group, for `Synced(group)`; None, which is the default group, where one holds all processes.
+        The group of this process, for `Synced(group)`; None, which is the default group, where one group has all
+        processes.
 
     Raises:
         TypeError: size is not an integer.
@@ -101,7 +104,7 @@ def groups(size: int) -> dist.ProcessGroup | None:
     everyone = range(dist.get_world_size())
     for start in everyone[::size]:
         ranks = everyone[start : start + size]
-        made = dist.new_group(list(ranks))  # by all processes, members or not
+        made = dist.new_group(list(ranks))  # all processes have to call it, members or not
         if dist.get_rank() in ranks:
             own = made
     return own
@@ -111,18 +114,16 @@ def _initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-# While a compiler traces, this runs as it is and its answer is a constant of the graph.
-@torch.compiler.assume_constant_result
+# While a compiler traces, this runs in eager mode and its result is a constant of the graph.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> tuple[str, int] | None:
-    # Declares to compilers what the collectives give; they do not compile without it.
-    import torch.distributed._functional_collectives  # noqa: F401
-
+    declare_collectives()
     if group is None:
         found = dist.group.WORLD
     elif isinstance(group, str):
         found = _named(group)
         if found is None:
-            known = ", ".join(repr(group.group_name) for group in _known())
+            known = ", ".join(repr(group.group_name) for group in known_process_groups())
             raise RuntimeError(
                 f"{owner}: expected the name of a process group of this process, which has {known}; got {group!r}: "
                 "make it first, by torch.distributed.new_group in every process."
@@ -138,7 +139,8 @@ def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> 
             return None
         found = None if name is None else _named(name)
         if found is None or tuple(dist.get_process_group_ranks(found)) != group:
-            found = next((known for known in _known() if set(dist.get_process_group_ranks(known)) == {*group}), None)
+            same = (g for g in known_process_groups() if set(dist.get_process_group_ranks(g)) == {*group})
+            found = next(same, None)
         if found is None:
             raise RuntimeError(
                 f"{owner}: expected a process group of ranks {group}, got none in this process: make it first, by "
@@ -148,11 +150,5 @@ def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> 
     return None if found.size() == 1 else (found.group_name, found.size())
 
 
-def _known() -> list[dist.ProcessGroup]:
-    """The groups that this process has made and is in."""
-    known = dist.distributed_c10d._world.pg_group_ranks
-    return [group for group in known if isinstance(group, dist.ProcessGroup)]  # a mark stands for the rest
-
-
 def _named(name: str) -> dist.ProcessGroup | None:
-    return next((known for known in _known() if known.group_name == name), None)
+    return next((known for known in known_process_groups() if known.group_name == name), None)

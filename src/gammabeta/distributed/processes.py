@@ -1,7 +1,7 @@
-"""A function in several processes of this machine, joined by gloo: each is started for it and ends with it.
+"""A function run in several processes of this machine, joined by gloo, which start and end with it.
 
-Interpreters of their own in place of multiprocessing's: its spawn does not start from a worker of joblib, and runs the
-user's script again where that has no ``__main__`` guard.
+They are started as new interpreters, not by multiprocessing. Its spawn does not start from a worker of joblib, and runs
+the user's script again where that has no ``__main__`` guard.
 """
 
 from __future__ import annotations
@@ -25,33 +25,34 @@ import torch.distributed as dist
 
 LIMIT = 120.0  # seconds
 _POLL = 0.01
-_END = 5.0  # seconds that a process has to end by itself, once nobody waits for it
+_END = 5.0  # seconds that a process has to end on its own, once nobody waits for it
 
 
 class ProcessesError(RuntimeError):
-    """One of the processes failed, or they took too long; with what it printed."""
+    """Failure of one of the processes, with what it printed, or of all to end in time."""
 
 
 def available() -> bool:
-    """Whether this torch has gloo."""
+    """Return whether this torch has gloo."""
     return bool(dist.is_available() and dist.is_gloo_available())
 
 
 def run(function: str, settings: Mapping[str, Any], size: int, *, limit: float = LIMIT) -> list[Any]:
-    """What ``function(**settings)`` returned in each of ``size`` processes of one group, in the order of ranks.
+    """Call ``function(**settings)`` in each of ``size`` processes of one group; return the results in rank order.
 
-    Each has one thread. All have ended when this returns or raises; should this process be killed, they end themselves.
+    Each process has one thread. All have ended when this returns or raises. If this process is killed, they end on
+    their own.
 
     Args:
-        function: ``"package.module:function"``; what it returns can be pickled.
-        settings: can be pickled.
-        size: at least 1.
-        limit: seconds for all together.
+        function: ``"package.module:function"``; its result has to be picklable.
+        settings: arguments of the function, picklable.
+        size: number of processes, at least 1.
+        limit: seconds for all of them together.
 
     Raises:
-        ProcessesError: one failed, or the limit has passed.
+        ProcessesError: a process failed, or the limit has passed.
     """
-    # Paths as this process found its modules, so that the others find the same.
+    # The paths on which this process found its modules, so that the others find the same ones.
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     processes: list[subprocess.Popen[bytes]] = []
@@ -68,7 +69,7 @@ def run(function: str, settings: Mapping[str, Any], size: int, *, limit: float =
                     )
                 processes.append(process)
                 assert process.stdin is not None
-                # The pipe stays open: its end tells them that nobody waits any more.
+                # The pipe stays open: when it closes, they know that nobody waits for them any more.
                 pickle.dump((function, dict(settings), rank, size, folder, limit), process.stdin)
                 process.stdin.flush()
             _wait(processes, folder, limit, function)
@@ -87,7 +88,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: str, limit: float, f
         time.sleep(_POLL)
     failed = [rank for rank, process in enumerate(processes) if process.returncode]
     if failed:
-        # The first to print is the cause: others fail because it is gone.
+        # The first to print is the cause: the others fail because it is gone.
         first = min(failed, key=lambda rank: Path(folder, f"{rank}.txt").stat().st_mtime_ns)
         printed = Path(folder, f"{first}.txt").read_text(errors="replace").strip()
         raise ProcessesError(f"{function}: rank {first} of {len(processes)} failed:\n{printed}")
@@ -99,7 +100,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         try:
             process.stdin.close()
         except OSError:
-            continue  # that one has ended
+            continue  # it has ended
     for process in processes:
         try:
             process.wait(_END)
@@ -109,7 +110,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _serve() -> None:
-    """In each process: join the others, call, write what came; ends the process."""
+    """Join the other processes, call the function, write its result, and end this process."""
     function, settings, rank, size, folder, limit = pickle.load(sys.stdin.buffer)
 
     def end_with_the_first() -> None:
@@ -127,7 +128,7 @@ def _serve() -> None:
         status = 0
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # at once: a thread of gloo's may hold up an interpreter that ends
+    os._exit(status)  # at once: a thread of gloo may block an interpreter that ends
 
 
 def _call(function: str, settings: Mapping[str, Any], rank: int, size: int, folder: str, limit: float) -> None:
@@ -142,7 +143,7 @@ def _call(function: str, settings: Mapping[str, Any], rank: int, size: int, fold
     module, _, name = function.partition(":")
     result = getattr(importlib.import_module(module), name)(**settings)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(result))
-    dist.barrier()  # none takes its connections away while another still uses them
+    dist.barrier()  # no process closes its connections while another still uses them
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Which collectives a piece of code makes, and of how many bytes."""
+"""A record of the collectives that a piece of code makes, with their bytes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gammabeta._torch_private import TorchDispatchMode
 
 _NOT_COLLECTIVES = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 class Traffic(TorchDispatchMode):
-    """Inside, every collective that this process makes through torch: its name and the bytes it puts in.
+    """A context that records every collective this process makes through torch: its name and the bytes it sends.
 
     Attributes:
         seen: (name, bytes), in order.

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from gammabeta._torch_private import TorchDispatchMode
 from gammabeta.introspection.unchanged import arguments_of, storage_of, unchanged, written_by
 
 # Operations that make another tensor of the same elements at the same indices.

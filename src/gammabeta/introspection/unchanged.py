@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+
+from gammabeta._torch_private import TorchDispatchMode, tree_leaves, tree_map
 
 # The dicts that a module keeps; a shallow copy of each is put back in place.
 _DICTS = ("_parameters", "_buffers", "_modules")

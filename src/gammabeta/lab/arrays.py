@@ -1,4 +1,4 @@
-"""What a task's four arrays are read from and checked for, whatever they hold: x_train, y_train, x_test, y_test."""
+"""The four arrays of a task of any kind, read, checked and split: x_train, y_train, x_test, y_test."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,21 +9,21 @@ import numpy as np
 from gammabeta.lab.task import TaskError
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
-# The study trains some hundred networks: a subset keeps that to minutes, and leaves room between the norms.
+# The study trains hundreds of networks. A subset keeps that to minutes, and leaves room for differences between norms.
 TRAIN, VALIDATION, TEST = 2000, 500, 1000
 FEWEST = 10
 
 
 def fingerprint_of_file(path: Path) -> str:
-    """A hash of what the file holds."""
+    """Hash a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The four arrays of an .npz.
+    """Read the four arrays of an .npz.
 
     Raises:
-        TaskError: no .npz, an array is missing, or one holds Python objects.
+        TaskError: the file is no .npz, an array is missing, or one holds Python objects.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -45,11 +45,11 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray], part: str, where: str, what: str) -> None:
-    """x of one part is of a real number type, y (n,) of integers, and both have one length.
+    """Check that x of one part is of a real dtype, that y is (n,) of integers, and that both have one length.
 
     Args:
         part: ``"train"`` or ``"test"``.
-        where: what a sentence begins with, as a file's name.
+        where: the start of every error message, for example the file's name.
         what: ``"images"`` or ``"sequences"``.
     """
     x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
@@ -64,24 +64,24 @@ def check_numbers(arrays: Mapping[str, np.ndarray], part: str, where: str, what:
         )
     if len(x) != len(y):
         raise TaskError(
-            f"{where}: expected as many labels as {what}, got {len(x)} in x_{part}, {len(y)} in y_{part}: leave out "
-            "what has no partner."
+            f"{where}: expected as many labels as {what}, got {len(x)} in x_{part}, {len(y)} in y_{part}: remove "
+            "what has no counterpart."
         )
 
 
 def check_labels(arrays: Mapping[str, np.ndarray], where: str, what: str) -> int:
-    """y_train has the labels 0 to k − 1, y_test no others, and there are enough of each; returns k."""
+    """Check that y_train has the labels 0 to k − 1, y_test no others, and that each class has enough; return k."""
     labels = np.unique(arrays["y_train"])
     classes = len(labels)
     if classes < 2 or labels[0] != 0 or labels[-1] != classes - 1:
         raise TaskError(
-            f"{where}: expected labels 0 to k − 1 in y_train, k at least 2, each present, got {_some(labels)}: number "
-            "the classes anew, as np.unique(y, return_inverse=True)[1] does."
+            f"{where}: expected labels 0 to k − 1 in y_train, k at least 2, each present, got {_some(labels)}: "
+            "renumber the classes, as np.unique(y, return_inverse=True)[1] does."
         )
     unknown = np.setdiff1d(arrays["y_test"], labels)
     if len(unknown):
         raise TaskError(
-            f"{where}: expected the labels of y_test among those of y_train, got {_some(unknown)} besides: leave out "
+            f"{where}: expected the labels of y_test among those of y_train, got {_some(unknown)} too: leave out "
             f"the test {what} of these classes."
         )
     fewest = int(np.bincount(arrays["y_train"].astype(np.int64)).min())
@@ -103,10 +103,10 @@ def _some(labels: np.ndarray) -> str:
 
 
 def parts(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices into the training part to train and to tune on, and into the test part to report on.
+    """Draw the indices of the training, tuning and test samples; the first two index the training part.
 
-    At most 2,000, 500 and 1,000, a fifth of the training part to tune on where there are fewer; drawn once, with a
-    fixed seed and equal shares of each class.
+    They are at most 2,000, 500 and 1,000. Where the training part is smaller, a fifth of it is for tuning. They are
+    drawn with a fixed seed and equal shares of each class.
     """
     rng = np.random.default_rng(0)
     kept = stratified(y_train, min(TRAIN + VALIDATION, len(y_train)), rng)
@@ -119,7 +119,7 @@ def parts(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def stratified(y_n: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` indices in ascending order, each class's share that of the whole (to one)."""
+    """Draw ``count`` indices, in ascending order; each class keeps its share of the whole, to one sample."""
     order = rng.permutation(len(y_n))
     within = np.empty(len(y_n))
     for label in np.unique(y_n):

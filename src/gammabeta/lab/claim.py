@@ -1,4 +1,4 @@
-"""A claim is a module: its docstring says what is asked and how it is judged, its ``measure`` does it."""
+"""A claim: a module whose docstring says what is asked and how it is judged, and whose ``measure`` measures it."""
 
 import inspect
 import re
@@ -16,7 +16,8 @@ HEADINGS = ("Question", "Claim", "Criterion", "Room", "Method", "Settings", "Sou
 class Claim:
     """What a claim's module says, by the headings of its docstring, and its ``measure``.
 
-    ``kind`` is that of the data it is about: images, sequences, text, or any.
+    ``kind`` is the kind of data that the claim is about, or ``"any"``. ``exact`` is whether it is an identity, which
+    holds or does not, rather than an effect with an interval.
     """
 
     name: str
@@ -28,7 +29,7 @@ class Claim:
 
     @classmethod
     def of(cls, module: ModuleType) -> "Claim":
-        """Read a module of ``claims/``; the headings must all be there, in order."""
+        """Read a module of ``claims/``, which must have all headings, in order."""
         text = inspect.cleandoc(module.__doc__ or "")
         title, _, rest = text.partition("\n")
         parts = re.split(rf"^({'|'.join(HEADINGS)}):\s*", rest, flags=re.MULTILINE)
@@ -40,7 +41,7 @@ class Claim:
         )
 
     def line(self, heading: str) -> str:
-        """A section as one line of text."""
+        """Return a section as one line of text."""
         return " ".join(self.sections[heading].split())
 
     @property

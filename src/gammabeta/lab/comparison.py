@@ -1,9 +1,9 @@
-"""Norms side by side on one network: what each reaches, by how much that differs, and what it costs."""
+"""Norms side by side on one network: what each reaches, how much they differ, and what each costs."""
 
 import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import mean, median
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.outcome import Axis, Effect, Picture, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Picture, Table, bars
 from gammabeta.lab.task import Kind
 
 Batch = TypeVar("Batch")
@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 class Scale:
     """What arms are judged by; lower is better.
 
-    ``margin``: below this difference nobody would change the normalization; ``least`` says it in words.
+    For a difference within ``margin`` nobody would change the normalization; ``least`` says the margin in words.
     """
 
     name: str
@@ -37,16 +37,22 @@ class Scale:
 
 
 ERROR = Scale("test error", "%", "percentage points", "points", (-1.0, 1.0), "1 point", 1)
-LOSS = Scale("test loss", "nats a character", "nats a character", "nats", (-0.03, 0.03), "0.03 nats", 3)
+LOSS = Scale("test loss", "nats per character", "nats per character", "nats", (-0.03, 0.03), "0.03 nats", 3)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One arm: its values on the comparison's scale, a seed each; seconds a step; bytes that a forward keeps for the
-    backward.
+    """One arm of a comparison.
 
-    ``gain`` is the usual arm's value less this one's; None for the usual arm itself. ``exact``: the mean value where
-    evaluation is with exact statistics in place of moving averages, if ``values`` are with those.
+    Attributes:
+        norm: the arm's name in settings.
+        name: what a reader knows it by.
+        rate: its best learning rate.
+        values: one per seed, on the comparison's scale.
+        seconds: per training step, the median of several timings.
+        saved: bytes that one forward pass keeps for the backward pass, at least 1, so that ratios are finite.
+        exact: the mean value with exact statistics, where ``values`` are with moving averages.
+        gain: the usual arm's value less this one's; None for the usual arm itself.
     """
 
     norm: str
@@ -55,8 +61,8 @@ class Compared:
     values: tuple[float, ...]
     seconds: float
     saved: int
-    gain: Effect | None
     exact: float | None = None
+    gain: Effect | None = None
 
     @property
     def value(self) -> float:
@@ -65,11 +71,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a recommendation rests on. The first arm is the usual one for such a network.
+    """The comparison of the norms on one network, on which a recommendation rests.
 
-    The arms stand in the order in which one takes them up where they are level. ``learned``: whether any trained well
-    enough for their differences to mean something. ``own``: whether the network is the user's. ``rates_by``: what each
-    arm's rate is the best by, where that is not what arms are judged by.
+    Attributes:
+        arms: the first one is the usual norm of such a network. The others are in order of preference where they are
+            equally good.
+        learned: whether any arm trained well enough for differences to mean something.
+        own: whether the network is the user's.
+        rates_by: what learning rates were tuned by, where arms are judged by something else.
     """
 
     kind: Kind
@@ -96,7 +105,7 @@ class Comparison:
     def picture(self) -> Picture:
         effects = [arm.gain for arm in self.arms if arm.gain is not None]
         return bars(
-            f"{self.scale.name.capitalize()} of {self.usual.name}, less each norm's",
+            f"{self.scale.name.capitalize()} of {self.usual.name} minus that of each norm",
             f"{self.where}. Above 0: better than {self.usual.name}. 95 % interval over seeds.",
             "norm",
             Axis(f"difference of {self.scale.name}", self.scale.unit_of_differences),
@@ -118,13 +127,13 @@ class Comparison:
             ]
             for arm in sorted(self.arms, key=lambda arm: arm.value)
         ]
-        columns = ["norm", "rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
+        columns = ["norm", "learning rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
         columns += ["with exact statistics"] if exact else []
-        columns += ["time of a step", "memory for the backward"]
-        return Table(f"Norms side by side; time and memory in those of {self.usual.name}", columns, rows)
+        columns += ["time per step", "memory for the backward pass"]
+        return Table(f"Norms side by side; time and memory relative to {self.usual.name}", columns, rows)
 
     def to_json(self) -> dict[str, Any]:
-        """The part of ``results.json`` that is the comparison's own."""
+        """Return the comparison's own part of ``results.json``."""
         named = ("kind", "data", "network", "batch_size", "devices", "steps")
         return {
             **{name: getattr(self, name) for name in named},
@@ -133,53 +142,23 @@ class Comparison:
         }
 
 
-def side_by_side(
-    named: Mapping[str, str],
-    exponents: Mapping[str, int],
-    values: Mapping[str, Sequence[float]],
-    seconds: Mapping[str, Sequence[float]],
-    saved: Mapping[str, int],
-    scale: Scale,
-    exact: Mapping[str, Sequence[float]] | None = None,
-) -> tuple[Compared, ...]:
-    """The arms, each against the first of ``named`` (norm: what a reader knows it by), paired by seed.
+def side_by_side(arms: Sequence[Compared], scale: Scale) -> tuple[Compared, ...]:
+    """Return the arms with their gains, paired by seed, over the first arm, which is the usual one."""
+    usual, *others = arms
+    criterion = Criterion(unit=scale.unit_of_differences, margin=scale.margin, direction="above")
 
-    Args:
-        exponents: of 2, the arm's best rate.
-        values: one a seed, on the scale.
-        seconds: a step, of several timings; their median counts.
-        saved: bytes.
-        exact: values with exact statistics.
-    """
-    usual = next(iter(named))
-    arms = []
-    for norm, name in named.items():
-        gain = None
-        if norm != usual:
-            differences = [a - b for a, b in zip(values[usual], values[norm], strict=True)]
-            unit = scale.unit_of_differences
-            gain = measured(name, differences, unit=unit, margin=scale.margin, direction="above")
-        arms.append(
-            Compared(
-                norm,
-                name,
-                2.0 ** exponents[norm],
-                tuple(values[norm]),
-                median(seconds[norm]),
-                max(1, saved[norm]),
-                gain,
-                None if exact is None else mean(exact[norm]),
-            )
-        )
-    return tuple(arms)
+    def gain(arm: Compared) -> Effect:
+        return criterion.effect(arm.name, [a - b for a, b in zip(usual.values, arm.values, strict=True)])
+
+    return (usual, *(replace(arm, gain=gain(arm)) for arm in others))
 
 
 def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
     """Compare the norms on one kind of data: each of its networks with every norm.
 
     Args:
-        kind: of ``experiment.sources``; its folder's ``comparison.compare`` does it.
-        batch_size: on one device; None for the usual one.
+        kind: one of ``experiment.sources``; the work is done by ``compare`` of that folder's ``comparison``.
+        batch_size: on one device; None for the default.
     """
     found: list[Comparison] = importlib.import_module(f"gammabeta.lab.{kind}.comparison").compare(
         experiment, batch_size, devices
@@ -188,7 +167,7 @@ def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices:
 
 
 def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that one computation of the loss keeps for its backward, the parameters left out, each storage once."""
+    """Return the bytes that computing the loss keeps for the backward pass: each storage once, without parameters."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -204,10 +183,14 @@ def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def seconds_a_step(
+def seconds_per_step(
     models: Mapping[str, nn.Module], loss: Callable[[nn.Module, Batch], Tensor], batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Seconds of a training step by Adam, the median over the batches but for the first three, models in turns."""
+    """Time training steps by Adam, one model after the other on each batch.
+
+    Returns:
+        Seconds per step by model: medians over all batches after the first three.
+    """
     optimizers = {name: torch.optim.Adam(model.parameters(), 1e-4, fused=True) for name, model in models.items()}
     taken: dict[str, list[float]] = {name: [] for name in models}
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What a claim measures on: the task, the networks, the seeds, and trials that are run or taken from disk."""
+"""What a claim measures with: the tasks, the networks, the seeds, and trials that are run or read from disk."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +19,18 @@ TRAIN = "gammabeta.lab.images.training:train"
 
 @dataclass
 class Experiment:
-    """One study's circumstances.
+    """The circumstances of one study.
 
     Attributes:
-        sources: the tasks as a trial's settings name them, by kind.
-        user: the user's network as settings name it; it takes the place of the small ResNet.
+        sources: the tasks, as a trial's settings identify them, by kind.
+        store: the finished trials.
+        user: the user's network, as settings identify it; it replaces the small ResNet.
         quick: few seeds and the smaller grids that each claim states.
-        seed: of the whole study; another number repeats it on other initializations and batches.
-        seed_count: how many seeds results are taken from, in place of each claim's own number; None for that.
-        trials: those that the claim at hand has asked for, in order.
+        seed: of the whole study; another number repeats it with other initializations and batches.
+        seed_count: how many seeds results are taken from; None for each claim's own number.
+        jobs: worker processes.
+        progress: called with the numbers of finished and of all trials.
+        trials: those that the present claim has asked for, in order.
     """
 
     sources: Mapping[Kind, Mapping[str, str]]
@@ -42,7 +45,7 @@ class Experiment:
 
     @property
     def source(self) -> Mapping[str, str]:
-        """The images."""
+        """The images, as a trial's settings identify them."""
         return self.sources["images"]
 
     @property
@@ -52,38 +55,38 @@ class Experiment:
 
     @property
     def tuning_seed(self) -> int:
-        """The seed rates are tuned on; never one that results are taken from."""
+        """The seed on which learning rates are tuned; no result is taken from it."""
         return 1000 * self.seed
 
     def tuning_seeds(self, quick: int, full: int) -> list[int]:
-        """Several seeds to tune on, the first one ``tuning_seed``: for choices that one seed's luck would decide."""
+        """Return several seeds for tuning, the first of which is ``tuning_seed``: one seed would decide by luck."""
         return [
             self.tuning_seed,
             *(1000 * self.seed + 999 - index for index in range((quick if self.quick else full) - 1)),
         ]
 
     def seeds(self, quick: int, full: int) -> list[int]:
-        """The seeds that results are taken from."""
+        """Return the seeds that results are taken from."""
         count = self.seed_count or (quick if self.quick else full)
         return [1000 * self.seed + index + 1 for index in range(count)]
 
     @property
     def convolutional(self) -> Mapping[str, Any]:
-        """The user's model where there is one, else the small ResNet."""
+        """The user's model where there is one, otherwise the small ResNet."""
         return self.user or {"kind": "resnet", "init": "matched"}
 
     def mlp(
         self, depth: int, *, width: int = 64, activation: str = "relu", init: str = "matched", **more: Any
     ) -> Mapping[str, Any]:
-        """An MLP; ``more``: gain, dropout, dropout_at."""
+        """Describe an MLP; ``more`` may hold gain, dropout and dropout_at."""
         return {"kind": "mlp", "depth": depth, "width": width, "activation": activation, "init": init, **more}
 
     def train(self, **settings: Any) -> Trial:
-        """A training trial on this study's task."""
+        """Make a training trial on this study's images, with the settings of `gammabeta.lab.images.training.Run`."""
         return Trial(TRAIN, {"task": dict(self.source), **settings})
 
     def run(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        """The trials' results, in their order; what is on disk is not run again."""
+        """Return the trials' results, in order; trials on disk do not run again."""
         return [record["result"] for record in self.records(trials)]
 
     def grid(
@@ -92,23 +95,23 @@ class Experiment:
         """Run every arm on every replicate and return each arm's results, in the order of the replicates.
 
         Args:
-            arms: what the results are filed under; each hashable and different from the others.
-            replicates: seeds, mostly.
-            make: the trial of one arm on one replicate.
+            arms: the keys under which the results are filed; hashable, and all different.
+            replicates: usually seeds.
+            make: makes the trial of one arm on one replicate.
 
         Raises:
-            ValueError: two arms are equal, so that their results could not be told apart.
+            ValueError: two arms are equal, so their results could not be distinguished.
         """
         return _by_arm(arms, replicates, self.run(_trials(arms, replicates, make)))
 
     def grid_of_records(
         self, arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
     ) -> dict[Arm, list[dict[str, Any]]]:
-        """As :meth:`grid`, with whole records, of which :meth:`records` says what they hold."""
+        """Run a grid as :meth:`grid` does, and return whole records as :meth:`records` does."""
         return _by_arm(arms, replicates, self.records(_trials(arms, replicates, make)))
 
     def records(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
-        """The trials' records: ``result``, ``seconds`` and, where the trial measured times, ``timing``."""
+        """Return the trials' records: ``result``, ``seconds`` and, where the trial measured times, ``timing``."""
         self.trials += trials
         distinct = {trial.key for trial in trials}
         missing = {trial.key for trial in trials if trial not in self.store}
@@ -120,7 +123,7 @@ class Experiment:
             self.progress(done, len(distinct))
 
         self.progress(done, len(distinct))
-        # Longest first, so that no worker is left with a long one while the others wait.
+        # Longest first, so that no worker is left with a long trial while the others wait.
         longest_first = sorted(trials, key=lambda trial: -int(trial.settings.get("steps", 0)))
         run_trials(longest_first, self.store, jobs=self.jobs, finished=finished)
         return [self.store[trial] for trial in trials]
@@ -129,7 +132,7 @@ class Experiment:
 def _trials(
     arms: Sequence[Arm], replicates: Sequence[Replicate], make: Callable[[Arm, Replicate], Trial]
 ) -> list[Trial]:
-    """The trials of a grid, arm after arm."""
+    """Make the trials of a grid, arm after arm."""
     if len(set(arms)) < len(arms):
         raise ValueError(f"grid: expected arms that differ, got {list(arms)}.")
     return [make(arm, replicate) for arm in arms for replicate in replicates]
@@ -138,6 +141,6 @@ def _trials(
 def _by_arm(
     arms: Sequence[Arm], replicates: Sequence[Any], found: Sequence[dict[str, Any]]
 ) -> dict[Arm, list[dict[str, Any]]]:
-    """What was found for the trials of a grid, under each arm."""
+    """File what was found for the trials of a grid under each arm."""
     each = iter(found)
     return {arm: [next(each) for _ in replicates] for arm in arms}

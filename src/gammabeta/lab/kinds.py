@@ -27,13 +27,13 @@ ARRAYS = "an .npz with x_train, y_train, x_test, y_test"
 
 @dataclass(frozen=True)
 class Form:
-    """One way to name data: ``prefix``, or ``prefix:argument``.
+    """One form of data, named ``prefix`` or ``prefix:argument``.
 
     Attributes:
         load: reads the task; called with the argument's path where there is one.
         argument: ``"FILE"`` or ``"DIR"``; empty where the prefix takes none.
         optional: whether the prefix may stand without its argument too.
-        holds: what has to be named, said where the file or folder does not exist.
+        holds: what the file or folder must be, for the error where it does not exist.
         fingerprint: hashes what lies at the path.
         built_in: the fingerprint where the prefix has no argument.
     """

@@ -1,4 +1,4 @@
-"""The arms of the study by name: what stands where a network has a normalization layer."""
+"""The arms of the study by name: the normalization layer that each puts into a network."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import gammabeta as gb
 
-# name: what it is, for legends and tables
+# each arm's name in settings, and its name in legends and tables
 NORMS = {
     "none": "no normalization",
     "batch": "BatchNorm",
@@ -23,7 +23,7 @@ GHOST_SIZE = 4
 
 
 class ChannelRMSNorm(nn.Module):
-    """RMSNorm of the channels at each position of (N, C), (N, C, H, W) and the like: gb.RMSNorm takes them last."""
+    """RMSNorm over the channels at each position of (N, C), (N, C, H, W) and so on; gb.RMSNorm expects them last."""
 
     def __init__(
         self, channels: int, *, affine: bool = True, activation: str | None = None, activation_slope: float = 0.01
@@ -39,29 +39,30 @@ class ChannelRMSNorm(nn.Module):
 
 
 def groups(channels: int) -> int:
-    """GroupNorm's groups: 8, or fewer where that would leave under 4 channels each; always a divisor of
-    ``channels``."""
+    """Return GroupNorm's number of groups: 8, or fewer where groups would have fewer than 4 channels.
+
+    It always divides ``channels``.
+    """
     return next(count for count in range(max(1, min(8, channels // 4)), 0, -1) if channels % count == 0)
 
 
 def named(name: str) -> str:
-    """What an arm is called in legends and tables."""
+    """Return an arm's name for legends and tables."""
     kind, _, size = name.partition(":")
     return f"{NORMS[kind]} of {size}" if size else NORMS[kind]
 
 
 def norm(name: str, channels: int, positions: int = 2) -> nn.Module:
-    """A normalization layer, with its affine.
+    """Make an arm's normalization layer, with γ and β.
 
     Args:
-        name: one of ``NORMS``, or ``"ghost:8"`` for another size than 4; ``"layer"`` of images is over channels and
-            positions (GroupNorm with one group), which fits any image size; ``"ghost"`` takes statistics of 4 images
-            at a time.
+        name: one of ``NORMS``. ``"ghost"`` computes statistics of 4 images at a time, ``"ghost:8"`` of 8. ``"layer"``
+            normalizes images over channels and positions (GroupNorm with one group), which fits any image size.
         channels: C.
         positions: how many axes follow the channels: 0 for (N, C), 2 for (N, C, H, W).
 
     Raises:
-        ValueError: an unknown name, other positions, or InstanceNorm of (N, C), which has one value a statistic.
+        ValueError: an unknown name, other positions, or InstanceNorm of (N, C), which has one value per statistic.
     """
     if positions not in (0, 2):
         raise ValueError(f"norm: expected 0 or 2 positional axes, got {positions}")
@@ -86,7 +87,7 @@ def norm(name: str, channels: int, positions: int = 2) -> nn.Module:
     if name == "instance":
         if flat:
             raise ValueError(
-                "norm: InstanceNorm of (N, C) has one value a statistic: its output is its bias, whatever comes in"
+                "norm: InstanceNorm of (N, C) has one value per statistic: its output is its bias, whatever the input"
             )
         return gb.InstanceNorm2d(channels, affine=True)
     raise ValueError(f"norm: expected one of {', '.join(NORMS)}, got {name}")

@@ -1,4 +1,4 @@
-"""What a claim hands back: its verdict with the effects, pictures and tables that it rests on, ready for JSON."""
+"""What a claim returns: its verdict, and the effects, pictures and tables behind it, ready for JSON."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,11 @@ from gammabeta.lab.verdict import Direction, Verdict, judge
 
 @dataclass(frozen=True)
 class Effect:
-    """One measured effect. ``low`` and ``high`` bound its 95 % interval; ``margin`` is what nobody would care about."""
+    """One measured effect with its 95 % interval from ``low`` to ``high``.
+
+    Between the two bounds of ``margin`` nobody would care about it. ``seeds_needed`` is how many seeds would decide an
+    inconclusive effect; None where none would.
+    """
 
     name: str
     value: float
@@ -26,7 +30,7 @@ class Effect:
 
     @classmethod
     def exactly(cls, name: str, wrong: int, cases: int, unit: str) -> "Effect":
-        """An identity: it holds in every case or it does not hold."""
+        """Make the effect of an identity: the number of ``cases`` in which it does not hold."""
         verdict: Verdict = "contradicted" if wrong or not cases else "supported"
         return cls(f"{name}, of {cases}", wrong, wrong, wrong, unit, (0.0, 0.0), 0.0, verdict, 1)
 
@@ -36,11 +40,11 @@ class Criterion:
     """What a claim fixes about an effect before anything runs.
 
     Attributes:
-        unit: of the effect, as a reader reads it.
-        margin: (lower, upper), between which nobody would care; with ``ratio`` as ratios.
-        direction: where the claim says that the effect lies.
-        null: the value of no effect; with ``ratio`` as a ratio.
-        ratio: whether an effect's values are natural logs of paired ratios, which a reader reads as ratios.
+        unit: of the effect.
+        margin: (lower, upper), between which nobody would care; ratios with ``ratio``.
+        direction: where the claim says that the effect lies: above the margin, below it, or within.
+        null: the value of no effect; a ratio with ``ratio``.
+        ratio: whether values are natural logs of paired ratios; the effect then shows ratios.
     """
 
     unit: str
@@ -50,12 +54,12 @@ class Criterion:
     ratio: bool = False
 
     def effect(self, name: str, values: Sequence[float], *, resolution: float = 0.0, censored: int = 0) -> Effect:
-        """Judge the effect of one value a seed.
+        """Judge an effect by one value per seed.
 
         Args:
-            values: (n,) one a seed: paired differences, or with ``ratio`` the natural logs of paired ratios.
-            resolution: on the scale of ``values``.
-            censored: how many of the values are restricted at a limit.
+            values: (n,), one per seed: paired differences, or with ``ratio`` the natural logs of paired ratios.
+            resolution: the step of the grid that the values were read off, on the scale of ``values``.
+            censored: how many of the values are cut off at a limit.
         """
         lower, upper = (math.log(self.margin[0]), math.log(self.margin[1])) if self.ratio else self.margin
         around, verdict, needed = judge(
@@ -71,7 +75,7 @@ class Criterion:
 def measured(
     name: str, values: Sequence[float], *, resolution: float = 0.0, censored: int = 0, **criterion: Any
 ) -> Effect:
-    """Judge the effect of one value a seed by a criterion's fields; see :meth:`Criterion.effect`."""
+    """Judge an effect by the fields of a :class:`Criterion`, as :meth:`Criterion.effect` does."""
     return Criterion(**criterion).effect(name, values, resolution=resolution, censored=censored)
 
 
@@ -124,7 +128,7 @@ class Picture:
 
 
 def bars(title: str, caption: str, x: str, y: Axis, effects: Sequence[Effect]) -> Picture:
-    """Effects side by side with their intervals, and the margins as lines."""
+    """Draw effects side by side with their intervals, and the margins as lines."""
     margins = dict.fromkeys(bound for effect in effects for bound in effect.margin)
     return Picture(
         title,
@@ -154,7 +158,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Room:
-    """The control that decides whether the claim can be judged here: what was required beforehand and what was seen."""
+    """The control that decides whether a claim can be judged here: what was required in advance, and what was seen."""
 
     holds: bool
     control: str
@@ -162,7 +166,7 @@ class Room:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim's verdict, in ``sentence`` with its numbers; the first effect is the one the verdict goes by."""
+    """A claim's verdict, with its numbers in ``sentence``; the first effect is the one that decides it."""
 
     verdict: Verdict
     sentence: str
@@ -174,7 +178,7 @@ class Outcome:
     trials: Sequence[Trial] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """The part of ``results.json`` that is the claim's own; NaN and infinities are null."""
+        """Return the claim's own part of ``results.json``; NaN and infinities are null."""
         fields = asdict(self)
         fields["trials"] = list(dict.fromkeys(trial.key for trial in self.trials))
         whole: dict[str, Any] = plain(fields)

@@ -1,4 +1,7 @@
-"""The race to a target accuracy, which the claims on speed and on rates share: networks, arms, and their best rates."""
+"""The race to a target accuracy: networks, arms and their best learning rates.
+
+The claims on faster convergence and on higher learning rates share it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +15,13 @@ from gammabeta.lab.tuning import tune
 
 BATCH_SIZE, LIMIT, EVERY = 32, 300, 5
 ARMS = ("none", "batch")
-# The target: this part of the way from chance to what a linear classifier reaches on the same data.
+# The target lies this part of the way from chance to a linear classifier's accuracy on the same data.
 PART = 0.9
 
 
 @dataclass(frozen=True)
 class Race:
-    """One network with and without BatchNorm, each at the exponent of 2 of its best rate."""
+    """One network with and without BatchNorm; ``best`` is the exponent of 2 of each one's best learning rate."""
 
     network: Mapping[str, Any]
     settings: Mapping[str, Mapping[str, Any]]
@@ -32,13 +35,15 @@ class Race:
 
     @property
     def matched(self) -> bool:
-        """Whether the initialization is the one that suits the activation; a user's model brings its own."""
+        """Whether the initialization suits the activation; a user's model brings its own."""
         return bool(self.network.get("init", "matched") == "matched")
 
 
 def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
-    """MLPs of depth 4 and 12, relu, matched and torch's initialization; in full, or where a user gave one, a conv
-    net."""
+    """Return MLPs of depth 4 and 12 with relu, with matched and with torch's initialization.
+
+    A full study, and one with a user's model, adds a convolutional network.
+    """
     chosen = [experiment.mlp(4), experiment.mlp(12), experiment.mlp(12, init="default")]
     if not experiment.quick:
         chosen.append(experiment.mlp(4, init="default"))
@@ -48,32 +53,34 @@ def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
 
 
 def target(experiment: Experiment) -> float:
-    """The validation accuracy to reach, fixed by a linear classifier before any network is trained."""
+    """Return the validation accuracy to reach; a linear classifier fixes it before any network is trained."""
     reference = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0]
-    return round(reference["chance"] + PART * (reference["accuracy"] - reference["chance"]), 4)
+    chance: float = reference["chance"]
+    accuracy: float = reference["accuracy"]
+    return round(chance + PART * (accuracy - chance), 4)
 
 
 def steps_or_more(result: Mapping[str, Any]) -> float:
-    """Steps to the target; where it was not reached, more than any that was, the less accurate the more."""
+    """Score a run by its steps to the target; a run that did not reach it scores higher the less accurate it was."""
     if result["steps"] is not None:
         return float(result["steps"])
     return LIMIT * (2.0 - best_accuracy(result))
 
 
 def best_accuracy(result: Mapping[str, Any]) -> float:
-    return max(accuracy for _, accuracy in result["accuracy"])
+    return float(max(accuracy for _, accuracy in result["accuracy"]))
 
 
 def races(experiment: Experiment) -> list[Race]:
-    """Every network's arms, tuned, and whether there is room, by the unnormalized arm's tuning runs alone.
+    """Tune every network's arms, and decide by the unnormalized arm's tuning runs whether there is room.
 
-    Room: at its best rate the unnormalized network gets above twice the accuracy of chance, and needs more than two
-    looks at the validation set to reach the target.
+    There is room where the unnormalized network trains at its best learning rate, but not at once. It must get above
+    twice the accuracy of chance, and need more than two looks at the validation set to reach the target.
     """
     goal = target(experiment)
     chosen = networks(experiment)
-    arms = [
-        {
+    arms = {
+        (index, norm): {
             "network": dict(network),
             "norm": norm,
             "batch_size": BATCH_SIZE,
@@ -81,17 +88,17 @@ def races(experiment: Experiment) -> list[Race]:
             "target": goal,
             "every": EVERY,
         }
-        for network in chosen
+        for index, network in enumerate(chosen)
         for norm in ARMS
-    ]
-    best = tune(experiment, arms, steps_or_more)
+    }
+    best = dict(zip(arms, tune(experiment, list(arms.values()), steps_or_more), strict=True))
     found = []
     chance = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0][
         "chance"
     ]
     for index, network in enumerate(chosen):
-        pair = {norm: arms[len(ARMS) * index + place] for place, norm in enumerate(ARMS)}
-        rates = {norm: best[len(ARMS) * index + place] for place, norm in enumerate(ARMS)}
+        pair = {norm: arms[index, norm] for norm in ARMS}
+        rates = {norm: best[index, norm] for norm in ARMS}
         control = experiment.run(
             [experiment.train(**pair["none"], rate=2.0 ** rates["none"], seed=experiment.tuning_seed)]
         )[0]
@@ -106,7 +113,7 @@ def races(experiment: Experiment) -> list[Race]:
 
 
 def without_room(every: Sequence[Race]) -> str:
-    """The end of a sentence that names the networks without room, or nothing."""
+    """Return the end of a sentence that names the networks without room; empty where all have room."""
     parts = [
         f"{race.name} ({'at the target at once' if race.trains else 'untrained'} without normalization)"
         for race in every

@@ -1,4 +1,7 @@
-"""Which normalization for this model, data, batch size and devices: what follows from a comparison and the claims."""
+"""The recommended normalization for one model, data, batch size and number of devices.
+
+It follows from a comparison of the norms, and quotes the claims that were measured.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +11,7 @@ from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.outcome import Outcome
 from gammabeta.lab.task import Kind
 
-# The claims that say more about each choice on images; those that were measured are quoted.
+# The claims that say more about each choice on images, by norm. A recommendation quotes those that were measured.
 SAY = {
     "batch": ("small_batch", "shifting_data", "train_eval_mismatch", "faster_convergence", "higher_learning_rate"),
     "ghost": ("small_batch", "sync_cost", "sync_equals_large_batch", "noise_regularizes"),
@@ -19,16 +22,16 @@ SAY = {
     "instance": ("small_batch",),
     "none": ("faster_convergence", "init_robustness", "gradient_flow"),
 }
-# More than this nobody runs to choose a norm.
+# Nobody runs more seeds than this to choose a norm.
 PRACTICAL_SEEDS = 200
-# How to take it up.
+# How to use each norm on images.
 HOW = {
     "batch": "gb.BatchNorm2d",
     "ghost": "gb.BatchNorm2d",
     "renorm": "gb.BatchNorm2d(statistics=gb.statistics.Renorm())",
     "group": "gb.GroupNorm",
-    "layer": "gb.GroupNorm(1, channels); where channels alone are the axis gb.LayerNorm",
-    "rms": "gb.RMSNorm of the channels, moved last",
+    "layer": "gb.GroupNorm(1, channels); gb.LayerNorm where the channels are the only axis",
+    "rms": "gb.RMSNorm over the channels, moved to the last axis",
     "instance": "gb.InstanceNorm2d",
     "none": "no normalization layer",
 }
@@ -44,19 +47,22 @@ ABSENT = ("does not apply", "interrupted")
 
 
 def summary(outcome: Outcome) -> str:
-    """The verdict, the effect it goes by, and in how many of the other effects the claim was contradicted."""
+    """Summarize an outcome: its verdict, its first effect, and the other effects that contradict the claim."""
     if not outcome.effects:
         return f"{outcome.verdict.capitalize()}: {outcome.sentence}."
     main, *others = outcome.effects
     against = [effect.name for effect in others if effect.verdict == "contradicted"]
     interval = f" [{main.low:.3g}, {main.high:.3g}]" if main.low != main.high else ""
     text = f"{outcome.verdict.capitalize()}: {main.value:.3g}{interval} {main.unit} ({main.name})."
-    return text + (f" The other way: {'; '.join(against)}." if against else "")
+    return text + (f" Contradicted for: {'; '.join(against)}." if against else "")
 
 
 def choose(comparison: Comparison) -> Compared:
-    """The usual norm, unless another's mean is lower by more than the margin: then of those whose interval is above it,
-    or else of all that are lower, the lowest, or the first that is above the lowest by less than the margin."""
+    """Choose the norm to recommend: the usual one, unless another's mean is lower by more than the margin.
+
+    Candidates are the norms whose whole interval lies above the margin; where there are none, all whose mean gain does.
+    The choice is the lowest candidate, or the first one that is within the margin of it.
+    """
     others = [arm for arm in comparison.arms if arm.gain is not None and arm.gain.value > arm.gain.margin[1]]
     better = [arm for arm in others if arm.gain is not None and arm.gain.verdict == "supported"] or others
     if not better:
@@ -65,8 +71,8 @@ def choose(comparison: Comparison) -> Compared:
     return next(arm for arm in better if arm.value <= least + comparison.scale.margin[1])
 
 
-def between(arm: Compared, comparison: Comparison) -> str:
-    """How much better than the usual one, with the interval, and what it costs."""
+def difference(arm: Compared, comparison: Comparison) -> str:
+    """Say by how much an arm differs from the usual one, with the interval, and what it costs."""
     scale, usual = comparison.scale, comparison.usual
     if arm.gain is None:
         chosen = choose(comparison) is usual
@@ -76,16 +82,22 @@ def between(arm: Compared, comparison: Comparison) -> str:
         f"{round(end, scale.digits) + 0.0:.{scale.digits}f}"  # + 0.0: no -0.0
         for end in (sign * arm.gain.value, *sorted((sign * arm.gain.low, sign * arm.gain.high)))
     )
+    one_device = " on one device, without communication" if comparison.devices > 1 else ""
     return (
         f"{value} {scale.points} [{low}, {high}] {'below' if sign > 0 else 'above'} {usual.name}; "
-        f"{arm.seconds / usual.seconds:.2f} times its time a step"
-        + (" on one device, without communication" if comparison.devices > 1 else "")
-        + f", {arm.saved / usual.saved:.2f} times its memory for the backward"
+        f"{relative(arm.seconds / usual.seconds, 'time per step')}{one_device}, "
+        f"{relative(arm.saved / usual.saved, 'memory kept for the backward pass')}"
     )
 
 
+def relative(ratio: float, what: str) -> str:
+    """Say a ratio of costs in percent, as in "18 % less time per step"."""
+    percent = round(100 * (ratio - 1))
+    return f"{abs(percent)} % {'more' if percent > 0 else 'less'} {what}" if percent else f"the same {what}"
+
+
 def not_compared(name: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """What stands in a recommendation's place where nothing was compared."""
+    """Return the entry that replaces a recommendation where no norms were compared."""
     return {
         "headline": f"No recommendation yet for {name}: it rests on the comparison of the norms, which was not run.",
         "evidence": [{"text": summary(outcome), "claim": claim} for claim, outcome in list(outcomes.items())[:4]],
@@ -95,7 +107,7 @@ def not_compared(name: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def failed(kind: Kind, error: str) -> dict[str, Any]:
-    """What stands in a recommendation's place where the comparison failed."""
+    """Return the entry that replaces a recommendation where the comparison failed."""
     return {
         "headline": f"No recommendation on {kind}: the comparison of the norms failed.",
         "evidence": [],
@@ -107,86 +119,106 @@ def failed(kind: Kind, error: str) -> dict[str, Any]:
 def recommend(
     comparison: Comparison, outcomes: Mapping[str, Outcome], *, quick: bool = False, option: str = ""
 ) -> dict[str, Any]:
-    """The recommendation in the form of ``results.json``: headline, scope, evidence, what to avoid, what is uncertain.
+    """Recommend a norm, in the form of ``results.json``: headline, scope, how, evidence, what to avoid, what is open.
 
     Args:
         comparison: of one network.
         outcomes: of the claims that were measured, by name.
-        quick: whether the study was.
-        option: what the command line needs to compare this network's norms alone, as ``" --data strokes"``.
+        quick: whether the study was quick.
+        option: what the command line needs to compare this network's norms only, for example ``" --data strokes"``.
     """
-    usual, chosen, scale = comparison.usual, choose(comparison), comparison.scale
     if not comparison.learned:
-        return {
-            "headline": f"No recommendation for {comparison.where}: no norm trained well enough in {comparison.steps} "
-            "steps.",
-            "evidence": [],
-            "avoid": [],
-            "uncertain": " ".join(
-                (["A run without --quick trains longer."] if quick else [])
-                + (["Another model is given with --model."] if comparison.kind == "images" else [])
-            )
-            or None,
-        }
-    kind = chosen.norm.partition(":")[0]
-    synced = comparison.devices > 1 and chosen.norm in ("batch", "masked", "padded")
-    avoid = [
-        f"{arm.name}: {scale.say(arm.value)}, {between(arm, comparison)}"
+        return _untrained(comparison, quick)
+    chosen, scale = choose(comparison), comparison.scale
+    how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[_norm_of(chosen)]
+    return {
+        "headline": (
+            f"For {comparison.where}: {chosen.name}, {scale.say(chosen.value)}, {difference(chosen, comparison)}."
+        ),
+        "scope": f"After {comparison.steps} steps, each norm at its own best learning rate"
+        + (f" by {comparison.rates_by}" if comparison.rates_by else "")
+        + ("." if comparison.own else ", in one of the study's own networks: a deeper network may behave differently."),
+        "how": f"{how}, with {SYNCED}" if _is_synced(chosen, comparison) else how,
+        "evidence": _evidence(comparison, chosen, outcomes),
+        "avoid": _avoid(comparison, chosen),
+        "uncertain": _uncertain(comparison, option),
+    }
+
+
+def _norm_of(arm: Compared) -> str:
+    return arm.norm.partition(":")[0]
+
+
+def _is_synced(arm: Compared, comparison: Comparison) -> bool:
+    return comparison.devices > 1 and arm.norm in ("batch", "masked", "padded")
+
+
+def _untrained(comparison: Comparison, quick: bool) -> dict[str, Any]:
+    hints = ["A run without --quick trains longer."] if quick else []
+    hints += ["Name another model with --model."] if comparison.kind == "images" else []
+    return {
+        "headline": f"No recommendation for {comparison.where}: no norm trained well enough in {comparison.steps} "
+        "steps.",
+        "evidence": [],
+        "avoid": [],
+        "uncertain": " ".join(hints) or None,
+    }
+
+
+def _evidence(comparison: Comparison, chosen: Compared, outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
+    """The four best norms of the comparison, then the claims that were measured and say more about the choice."""
+    kind, scale = _norm_of(chosen), comparison.scale
+    synced = ["sync_cost"] if _is_synced(chosen, comparison) else []
+    if comparison.kind == "images":
+        claims = [*(SAY[kind] if kind != "none" else []), *synced, *SAY[_norm_of(comparison.usual)]]
+    else:
+        claims = [*KINDS[comparison.kind].claims, *synced]
+    measured = {name: summary(outcome) for name, outcome in outcomes.items() if outcome.verdict not in ABSENT}
+    given_up = SAY["none"] if kind == "none" else ()
+    return [
+        *(
+            {"text": f"{arm.name}: {scale.say(arm.value)}, {difference(arm, comparison)}.", "claim": "comparison"}
+            for arm in sorted(comparison.arms, key=lambda arm: arm.value)[:4]
+        ),
+        *({"text": measured[claim], "claim": claim} for claim in dict.fromkeys(claims) if claim in measured),
+        *(
+            {"text": f"What is given up without a norm: {measured[claim]}", "claim": claim}
+            for claim in given_up
+            if claim in measured
+        ),
+    ]
+
+
+def _avoid(comparison: Comparison, chosen: Compared) -> list[str]:
+    """The norms that are worse than the usual one, and the usual one where it is far behind the chosen one."""
+    usual, scale = comparison.usual, comparison.scale
+    behind = chosen is not usual and usual.value > chosen.value + 2 * scale.margin[1]
+    return [f"{usual.name}: {scale.say(usual.value)}"] * behind + [
+        f"{arm.name}: {scale.say(arm.value)}, {difference(arm, comparison)}"
         for arm in comparison.arms
         if arm.gain is not None and arm.gain.verdict == "contradicted" and arm is not chosen
     ]
-    if chosen is not usual and usual.value > chosen.value + 2 * scale.margin[1]:
-        avoid.insert(0, f"{usual.name}: {scale.say(usual.value)}")
-    if comparison.kind == "images":
-        claims = [
-            *(SAY[kind] if kind != "none" else []),
-            *(["sync_cost"] if synced else []),
-            *SAY[usual.norm.partition(":")[0]],
-        ]
-    else:
-        claims = [*KINDS[comparison.kind].claims, *(["sync_cost"] if synced else [])]
-    evidence = [
-        {"text": f"{arm.name}: {scale.say(arm.value)}, {between(arm, comparison)}.", "claim": "comparison"}
-        for arm in sorted(comparison.arms, key=lambda arm: arm.value)[:4]
-    ] + [
-        {"text": summary(outcomes[claim]), "claim": claim}
-        for claim in dict.fromkeys(claims)
-        if claim in outcomes and outcomes[claim].verdict not in ABSENT
-    ]
-    given_up = [
-        {"text": f"Given up without a norm: {summary(outcomes[claim])}", "claim": claim}
-        for claim in SAY["none"]
-        if kind == "none" and claim in outcomes and outcomes[claim].verdict not in ABSENT
-    ]
+
+
+def _uncertain(comparison: Comparison, option: str) -> str | None:
+    """The norms that could not be distinguished from the usual one, and what would decide; None where there are none.
+
+    Args:
+        option: as :func:`recommend` takes it.
+    """
     undecided = {
         arm.name: arm.gain.seeds_needed
         for arm in comparison.arms
         if arm.gain is not None and arm.gain.verdict == "inconclusive"
     }
-    open_questions = [
-        f"{arm} ({f'{n} seeds would tell' if n else 'no number of seeds'})" for arm, n in undecided.items()
-    ]
-    enough = [n for n in undecided.values() if n and n <= PRACTICAL_SEEDS]
-    settles = (
-        f"What settles {'it' if len(enough) == len(undecided) else 'what can be'}: gammabeta study --compare --seeds "
-        f"{max(enough)}{option}, with the other options as they were."
-        if enough
-        else "No number of seeds that is practical settles it: the norms are about as good as each other here."
+    if not undecided:
+        return None
+    each = ", ".join(
+        f"{arm} ({f'{n} seeds' if n else 'no number of seeds'} would decide)" for arm, n in undecided.items()
     )
-    how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[kind]
-    return {
-        "headline": (
-            f"For {comparison.where}: {chosen.name}, {scale.say(chosen.value)}, {between(chosen, comparison)}."
-        ),
-        "scope": f"After {comparison.steps} steps, each norm at its own best rate"
-        + (f" by {comparison.rates_by}" if comparison.rates_by else "")
-        + ("." if comparison.own else ", in a network of the study's own: a deeper one may tell otherwise."),
-        "how": f"{how}, with {SYNCED}" if synced else how,
-        "evidence": evidence + given_up,
-        "avoid": avoid,
-        "uncertain": (
-            f"Not told apart from {usual.name} by the margin of {scale.least}: {', '.join(open_questions)}. {settles}"
-            if open_questions
-            else None
-        ),
-    }
+    text = f"Not distinguished from {comparison.usual.name} by the margin of {comparison.scale.least}: {each}."
+    enough = [n for n in undecided.values() if n and n <= PRACTICAL_SEEDS]
+    if not enough:
+        return f"{text} No practical number of seeds would decide: the norms are about equally good here."
+    which = "To decide" if len(enough) == len(undecided) else "To decide where that is practical"
+    return f"{text} {which}: gammabeta study --compare --seeds {max(enough)}{option}, with the other options unchanged."

@@ -1,4 +1,4 @@
-"""The results of a study, as ``results.json`` holds them: written anew after each step."""
+"""The results of a study: the content of ``results.json``, which is written again after each step."""
 
 import contextlib
 import datetime
@@ -57,7 +57,7 @@ class Results:
         }
 
     def compared(self, comparisons: Sequence[Comparison]) -> list[str]:
-        """Keep the comparisons on one kind of data; returns their recommendations' headlines."""
+        """Keep the comparisons on one kind of data, and return their recommendations' headlines."""
         self._comparisons += comparisons
         self.write()
         known = len(self._comparisons)
@@ -79,7 +79,7 @@ class Results:
         self.write()
 
     def failed(self, claim: Claim, error: str) -> Outcome:
-        """Keep that a claim's trials failed; returns what stands in its outcome's place."""
+        """Keep that a claim's trials failed, and return the outcome that says so."""
         self.content["failed"].append(f"{claim.name}: {error}")
         return Outcome("failed", error, [], Room(False, "not measured"))
 
@@ -91,7 +91,7 @@ class Results:
                 "verdict": "interrupted",
                 "sentence": "interrupted before it was decided",
                 "effects": [],
-                "room": {"holds": True, "control": "not looked at yet"},
+                "room": {"holds": True, "control": "not measured yet"},
                 "pictures": [],
                 "tables": [],
                 "trials": [],
@@ -101,7 +101,7 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        """Recommend by what there is, and write the file."""
+        """Recommend by what has been found so far, and write the file."""
         quick, tasks = self.content["quick"], self.content["tasks"]
         embedded = len(tasks) > 1
         made = [
@@ -122,7 +122,7 @@ class Results:
 
 
 def elsewhere(claim: Claim, task: dict[str, Any]) -> Outcome:
-    """The outcome of a claim about another kind of data than the study's."""
+    """Return the outcome of a claim about another kind of data than the study's."""
     return Outcome(
         "does not apply",
         f"it is about {claim.kind}, and {task['name']} holds {task['kind']}",
@@ -147,7 +147,7 @@ def _facts(claim: Claim) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any], path: Path) -> None:
-    """Write the results in one step: a reader never sees half a file."""
+    """Write the results in one step, so that a reader never sees half a file."""
     text = json.dumps(plain(results), indent=1, allow_nan=False, ensure_ascii=False)
     try:
         write_atomically(path, text)

@@ -1,4 +1,4 @@
-"""Where a task's data comes from: the name that a user gives, its kind, and the task that it stands for."""
+"""The sources of data: the name that a user gives, its kind, and the task that it stands for."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,25 +15,25 @@ from gammabeta.target import is_target
 
 AnyTask = Task | SequenceTask | TextTask
 
-# every form of data by its prefix, and the kind of data that it is
+# each form of data by its prefix, and each prefix's kind of data
 FORMS: dict[str, Form] = {prefix: form for row in KINDS.values() for prefix, form in row.forms.items()}
 OF_PREFIX: dict[str, Kind] = {prefix: of_kind for of_kind, row in KINDS.items() for prefix in row.forms}
-_USER = "user's "  # then the kind, ":", and the function: no prefix that a user can write
+_USER = "user's "  # followed by the kind, ":" and the function; no user can write this prefix
 
 
 def source(data: str) -> dict[str, str]:
-    """What names a task inside a trial's settings: where it comes from and a fingerprint of its content.
+    """Return what identifies a task in a trial's settings: its origin and a fingerprint of its content.
 
     Args:
-        data: a name in ``FORMS``, as ``"digits"``, with its file or folder where it has one, as ``"mnist:FILE"``; or a
-            function, as ``"package.module:function"`` and ``"file.py:function"``, which keeps the contract that
-            :mod:`gammabeta.lab.user_data` states.
+        data: a name in ``FORMS``, for example ``"digits"``, with its file or folder where it takes one, for example
+            ``"mnist:FILE"``. Or a function, ``"package.module:function"`` or ``"file.py:function"``, that keeps the
+            contract of :mod:`gammabeta.lab.user_data`.
 
     Returns:
-        ``{"data", "fingerprint"}``: the data's prefix, which decides its kind, and the whole path; and a hash.
+        ``{"data", "fingerprint"}``: the prefix, which decides the kind, with the absolute path; and a hash.
 
     Raises:
-        TaskError: an unknown kind of data, a file or folder that is not there, or a function that breaks the contract.
+        TaskError: an unknown form of data, a missing file or folder, or a function that breaks the contract.
     """
     prefix, colon, argument = data.partition(":")
     form = FORMS.get(prefix)
@@ -52,7 +52,7 @@ def source(data: str) -> dict[str, str]:
 
 
 def _forms() -> str:
-    """All that ``--data`` takes, in one sentence's words."""
+    """List all that ``--data`` takes."""
     known = []
     for prefix, form in FORMS.items():
         known += [prefix] if form.optional or not form.argument else []
@@ -61,7 +61,7 @@ def _forms() -> str:
 
 
 def kind(task: Mapping[str, Any]) -> Kind:
-    """The kind of the task that :func:`source` named; nothing is read."""
+    """Return the kind of the task that :func:`source` named; nothing is read."""
     prefix = str(task["data"]).partition(":")[0]
     return next((each for each in KINDS if prefix == _USER + each), None) or OF_PREFIX[prefix]
 
@@ -93,10 +93,10 @@ def _thing(form: Form) -> str:
 
 
 def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
-    """The task that :func:`source` named, of the kind that is wanted; kept in memory, one copy a process.
+    """Return the task that :func:`source` named; it stays in memory, one copy per process.
 
     Raises:
-        TaskError: it is of another kind, or cannot be used.
+        TaskError: the data are of another kind, or cannot be used.
     """
     found = kind(task)
     if found != wanted:
@@ -106,10 +106,10 @@ def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
 
 
 def load(task: Mapping[str, Any]) -> Task:
-    """The images that :func:`source` named; kept in memory, one copy a process.
+    """Return the images that :func:`source` named; they stay in memory, one copy per process.
 
     Raises:
-        TaskError: it is of another kind, or cannot be used.
+        TaskError: the data are of another kind, or cannot be used.
     """
     images = load_kind(task, "images")
     assert isinstance(images, Task)
@@ -117,14 +117,14 @@ def load(task: Mapping[str, Any]) -> Task:
 
 
 def load_sequences(task: Mapping[str, Any]) -> SequenceTask:
-    """The sequences that :func:`source` named, as :func:`load`."""
+    """Return the sequences that :func:`source` named, as :func:`load` does."""
     sequences = load_kind(task, "sequences")
     assert isinstance(sequences, SequenceTask)
     return sequences
 
 
 def load_text(task: Mapping[str, Any]) -> TextTask:
-    """The text that :func:`source` named, as :func:`load`."""
+    """Return the text that :func:`source` named, as :func:`load` does."""
     text = load_kind(task, "text")
     assert isinstance(text, TextTask)
     return text

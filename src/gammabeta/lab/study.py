@@ -1,6 +1,6 @@
 """The study: claims about normalization, measured on the user's data and model.
 
-Every finished trial is on disk before the next begins, so that a study that was interrupted continues where it stopped.
+Every finished trial is on disk before the next begins, so that an interrupted study continues where it stopped.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
 
-# A study's seeds and those that it tunes on share a thousand numbers.
+# A study's seeds and its tuning seeds share a thousand numbers.
 SEEDS = range(2, 901)
 COLOURS = {
     "supported": "green",
@@ -48,7 +48,7 @@ COLOURS = {
 
 
 class StudyError(Exception):
-    """What the user asked for cannot be done: one sentence, with what to do."""
+    """What the user asked for cannot be done; the message is one sentence that says what to do."""
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -73,27 +73,27 @@ def study(
     address: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measure claims about normalization, and say what follows for this data and model.
+    """Measure claims about normalization, and recommend a norm for this data and model.
 
-    Prints one line a claim as it is decided, and writes ``results.json`` into ``out`` after each. Sets malloc to keep
-    its pages, here and in the workers (`gammabeta.warm_allocator`): for speed, no result depends on it.
+    Prints one line per claim when it is decided, and writes ``results.json`` into ``out`` after each. Sets malloc to
+    keep its pages, here and in the workers (`gammabeta.warm_allocator`): this is for speed, no result depends on it.
 
     Args:
-        claims: names of claims; None for all, and the comparison that the recommendation rests on.
-        data: as `gammabeta.lab.sources.source` takes it; None for an embedded task of each kind: ``digits`` (images),
+        claims: names of claims. None for all claims, and for the comparison that the recommendation rests on.
+        data: as `gammabeta.lab.sources.source` takes it. None for an embedded task of each kind: ``digits`` (images),
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
-        model: ``"package.module:function"`` or ``"file.py:function"``, called ``build(input_shape, classes, norm)``;
-            takes the place of the small ResNet.
-        batch_size: images, sequences or windows of text a batch on one device, for the recommendation; None for 32, of
-            text 16.
-        devices: how many, for the recommendation.
-        compare_only: only what the recommendation needs, no claims; with a model and no data, on images alone.
-        quick: few seeds and small grids: minutes in place of half an hour.
+        model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``;
+            it replaces the small ResNet.
+        batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
+            or 16 windows of text.
+        devices: the number of devices, for the recommendation.
+        compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
+        quick: few seeds and small grids: minutes instead of half an hour.
         out: the folder for results; a study found there is continued.
-        jobs: worker processes, each with one thread; None for one a core, 1 for this process.
-        seed: repeats the study on other initializations and batches.
-        seeds: how many each result is taken from, 2 to 900, where a claim said how many would settle it; None for
-            each claim's own number. Those of a study in ``out`` are not run again.
+        jobs: worker processes, each with one thread; None for one per core, 1 for this process.
+        seed: another number repeats the study with other initializations and batches.
+        seeds: how many seeds each result is taken from, 2 to 900, where a claim said how many would decide. None for
+            each claim's own number. The seeds of a study in ``out`` do not run again.
         fresh: forget the finished trials found in ``out``.
         engine: what runs the trials: ``"loky"``, ``"dask"`` or ``"ray"``.
         address: of the Dask scheduler or Ray cluster; None starts one on this machine.
@@ -103,8 +103,8 @@ def study(
         The content of ``results.json``.
 
     Raises:
-        StudyError: unknown claim, unusable data, model, engine or folder, or a disk that is full.
-        Interrupted: after Ctrl-C; everything finished is kept and ``results.json`` is written.
+        StudyError: an unknown claim, unusable data, model, engine or folder, or a full disk.
+        Interrupted: after Ctrl-C; everything finished is kept, and ``results.json`` is written.
     """
     console = console or Console()
     chosen = [] if compare_only and claims is None else _chosen(claims)
@@ -130,7 +130,7 @@ def study(
     results = Results(out, command=command, tasks=tasks, quick=quick)
     with (
         contextlib.closing(store),
-        _errors_in_a_sentence(),
+        _errors_of_the_machine(),
         connected(engine, address, jobs or cores()) as workers,
         _progress(console, len(chosen) + len(comparing)) as shown,
     ):
@@ -145,7 +145,7 @@ def study(
 
 @dataclass
 class _Running:
-    """A study while it runs: what it measures on, what it has found, and where it prints."""
+    """A running study: what it measures with, what it has found, and where it prints."""
 
     experiment: Experiment
     results: Results
@@ -220,7 +220,7 @@ def _check_numbers(*, jobs: int | None, seeds: int | None, batch_size: int | Non
 
 
 def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
-    """The study's tasks as a trial's settings name them, by kind."""
+    """Return the study's tasks, as a trial's settings identify them, by kind."""
     given = [task_source(name) for name in ([data] if data else [row.embedded for row in KINDS.values()])]
     sources = {kind(source): source for source in given}
     if model and "images" not in sources:
@@ -237,7 +237,7 @@ def _check_batch(batch_size: int, devices: int, images: int) -> None:
 
 
 def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
-    """What the report says about a task; loading it here means that its errors come before anything runs."""
+    """Return what the report says about a task. Loading it here raises its errors before anything runs."""
     of_kind = kind(source)
     task = load_kind(source, of_kind)
     facts = KINDS[of_kind].facts(task)
@@ -253,8 +253,8 @@ def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _errors_in_a_sentence() -> Iterator[None]:
-    """What the machine refuses, as a StudyError."""
+def _errors_of_the_machine() -> Iterator[None]:
+    """Turn errors of the store and of the engine into a StudyError."""
     try:
         yield
     except (StoreError, EngineError) as error:
@@ -262,23 +262,23 @@ def _errors_in_a_sentence() -> Iterator[None]:
 
 
 def asked_for(folder: str | Path) -> dict[str, Any]:
-    """The arguments of the study in ``folder``, to go on with it.
+    """Return the arguments of the study in ``folder``, to continue it.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there is no study in the folder.
     """
     path = Path(folder) / "study.json"
     try:
         asked: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StudyError(f"there is no study in {folder} to go on with: {path} cannot be read.") from error
+        raise StudyError(f"there is no study in {folder} to continue: {path} cannot be read.") from error
     asked["compare_only"] = asked.pop("compare")
     return {**asked, "out": folder}
 
 
 @contextlib.contextmanager
 def _progress(console: Console, claims: int) -> Iterator[Any]:
-    """A bar for what is running, on a terminal; nothing where output goes to a file."""
+    """Show a progress bar on a terminal; nothing where output goes to a file."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -302,7 +302,7 @@ def _progress(console: Console, claims: int) -> Iterator[Any]:
 
 
 def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
-    """The command line that runs this study; without ``--fresh``, so that it continues."""
+    """Return the command line that runs this study, without ``--fresh``, so that it continues."""
     defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky"}
     words = ["gammabeta", "study", *(claims or [])]
     for name, value in asked.items():

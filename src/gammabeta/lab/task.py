@@ -1,8 +1,8 @@
-"""A task: data of one kind with a fixed split, standardized by the training part."""
+"""What tasks of every kind share: a task is data of one kind with a fixed split, standardized by its training part."""
 
 # The name of a kind of data: of a folder of lab/ and of a row of gammabeta.lab.kinds.KINDS.
 Kind = str
 
 
 class TaskError(ValueError):
-    """Data or a model that the study cannot use: one sentence with what was expected, what came and what to do."""
+    """The study cannot use the data or the model; the message says what was expected and received, and what to do."""

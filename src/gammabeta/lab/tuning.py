@@ -1,4 +1,4 @@
-"""Learning rates: the best one for each arm, and the largest one that still works, on a grid of powers of two."""
+"""Learning rates on a grid of powers of two: each arm's best one, and the largest one that still works."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
@@ -10,7 +10,7 @@ from gammabeta.lab.trials.trial import Trial
 Arm = Mapping[str, Any]
 Score = Callable[[dict[str, Any]], float]
 
-# Exponents of 2. Every fourth rate first, then the best one's neighbours until both are worse.
+# Exponents of 2. Every fourth learning rate first, then the best one's neighbours, until both are worse.
 COARSE = (-5, -3, -1)
 LOWEST, HIGHEST, HIGHEST_TRIED = -16, 10, 20
 
@@ -23,35 +23,35 @@ def tune(
     coarse: Sequence[int] = COARSE,
     tuning: Sequence[int] = (),
 ) -> list[int]:
-    """The exponent of each arm's best rate: the lowest score on the tuning seed, or the lowest mean over several.
+    """Find the exponent of 2 of each arm's best learning rate: the one with the lowest score.
 
-    Every fourth rate is tried first; then the neighbours of the best, a factor 2 away, until the best one has both its
-    neighbours tried. An optimum at the edge of the grid therefore widens it. Ties go to the smaller rate.
+    Every fourth rate is tried first; then the neighbours of the best, a factor of 2 away, until both neighbours of the
+    best one have been tried. An optimum at the edge of the grid therefore widens it. Ties go to the smaller rate.
 
     Args:
-        arms: settings of a training trial but for ``rate`` and ``seed``.
-        score: of a trial's result, lower is better.
-        make: an arm's trial at an exponent, where it is not one of ``experiment.train``.
+        arms: settings of a training trial, without ``rate`` and ``seed``.
+        score: of a trial's result; lower is better.
+        make: makes an arm's trial at an exponent, where it is not one of ``experiment.train``.
         coarse: the exponents that are tried first.
-        tuning: the seeds of ``experiment.train`` to tune on, for a claim that the luck of one would decide; no part of
-            an interval over seeds knows of it. With ``make`` none.
+        tuning: the seeds to tune on, whose mean score counts; the tuning seed by default. Several are for claims that
+            the luck of one seed would decide: no interval over result seeds accounts for that luck. Empty with
+            ``make``, which decides the seed.
     """
     assert make is None or not tuning, "make decides the seed"
-    several = tuning or [experiment.tuning_seed]
 
-    def trials_of(arm: Arm, exponent: int) -> list[Trial]:
+    def trial(cell: tuple[int, int], seed: int) -> Trial:
+        index, exponent = cell
         if make is not None:
-            return [make(arm, exponent)]
-        return [experiment.train(**arm, rate=2.0**exponent, seed=seed) for seed in several]
+            return make(arms[index], exponent)
+        return experiment.train(**arms[index], rate=2.0**exponent, seed=seed)
 
     scores: list[dict[int, float]] = [{} for _ in arms]
     wanted = [set(coarse) for _ in arms]
     while any(wanted):
-        asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
-        trials = [trials_of(arms[index], exponent) for index, exponent in asked]
-        results = iter(experiment.run([trial for of_rate in trials for trial in of_rate]))
-        for (index, exponent), of_rate in zip(asked, trials, strict=True):
-            scores[index][exponent] = mean(score(next(results)) for _ in of_rate)
+        cells = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
+        found = experiment.grid(cells, tuning or [experiment.tuning_seed], trial)
+        for (index, exponent), results in found.items():
+            scores[index][exponent] = mean(score(result) for result in results)
         for index, known in enumerate(scores):
             best = best_exponent(known)
             wanted[index] = {e for e in (best - 1, best + 1) if LOWEST <= e <= HIGHEST} - known.keys()
@@ -66,11 +66,11 @@ def at_best(
     report: str | None = None,
     **search: Any,
 ) -> tuple[dict[str, int], dict[str, list[dict[str, Any]]]]:
-    """Each arm's best exponent, and its results at that rate on every seed.
+    """Find each arm's best exponent, and return it with the arm's results at that rate, one per seed.
 
     Args:
         arms: by name, as :func:`tune` takes them.
-        report: the split that these results are taken from; None for the arms' own.
+        report: the split that these results are taken from; None for the one that the arms name.
         search: ``coarse`` and ``tuning``, as :func:`tune` takes them.
     """
     best = tune(experiment, list(arms.values()), score, **search)
@@ -84,7 +84,7 @@ def at_best(
 
 
 def error_then_loss(result: Mapping[str, Any]) -> float:
-    """Error; between equal errors the lower loss."""
+    """Score a result by its error, and equal errors by their losses."""
     loss = result["loss"]
     return float(result["error"]) + 1e-3 * min(100.0 if loss is None else float(loss), 100.0)
 
@@ -99,10 +99,10 @@ def largest(
     start: Sequence[int],
     works: Callable[[dict[str, Any]], bool],
 ) -> list[int | None]:
-    """The exponent of the largest rate at which each arm (with its ``seed``) works.
+    """Find the exponent of the largest learning rate at which each arm (with its ``seed``) works.
 
-    From ``start`` upwards until two rates in a row fail; where ``start`` itself and the next fail, downwards to the
-    first that works. None: nothing works down to 2⁻¹⁶.
+    The search goes up from ``start`` until two rates in a row fail. Where ``start`` and the next one fail, it goes down
+    to the first that works. None means that nothing works down to 2⁻¹⁶.
     """
     outcomes: list[dict[int, bool]] = [{} for _ in arms]
     wanted = [{exponent, exponent + 1} for exponent in start]

@@ -1,23 +1,23 @@
-"""Data of your own, from a function of your own.
+"""Data from the user's own function.
 
-``gammabeta study --data package.module:function``, or ``file.py:function``, calls the function without arguments (or
-with literals that you write behind it, as ``file.py:load(3)``). It returns a dict, of one of three kinds:
+``gammabeta study --data package.module:function`` or ``--data file.py:function`` calls the function without arguments,
+or with the literals written after it, as in ``file.py:load(3)``. It returns a dict, of one of three kinds:
 
 images
     ``{"x_train", "y_train", "x_test", "y_test"}``: x is (n, height, width) or (n, height, width, 1 or 3), of any real
-    dtype, 8 × 8 pixels or more, all of one shape; y is (n,), integers from 0 to the number of classes less one.
+    dtype, 8 × 8 pixels or more, all of one shape. y is (n,), integers from 0 to the number of classes minus 1.
 sequences
     the same four and ``{"lengths_train", "lengths_test"}``: x is (n, time, features), padded at the end of time;
-    lengths is (n,), integers from 1 to time. What x holds from a sequence's length on is not looked at.
+    lengths is (n,), integers from 1 to time. Values of x after a sequence's length are ignored.
 text
     ``{"text"}``: one str of 10,000 characters or more.
 
-Each array is a numpy array or a tensor. There are 10 training samples of each class or more, and 10 test samples or
-more; of many, the study takes a fixed, stratified subset of 2,000 to train on, 500 to tune rates on, both from x_train,
-and 1,000 of x_test to report on. It standardizes them, so that the function does not have to.
+Each array is a numpy array or a tensor. Each class needs at least 10 training samples, and there must be at least 10
+test samples. Of many samples, the study takes a fixed, stratified subset: 2,000 for training and 500 for tuning from
+x_train, and 1,000 of x_test for the test. The study standardizes them, so the function need not.
 
-The function is called in every process of the study and has to return the same each time: it seeds what it draws.
-Trials are kept under a hash of what it returns and of the file that defines it: a change of either makes new trials.
+The function is called in every process of the study and must return the same each time, so it must seed what it draws.
+Trials are kept under a hash of what it returns and of the file that defines it. A change of either makes new trials.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class UserData:
     """What a user's function returned.
 
     Attributes:
-        target: what names the function, from any working directory.
+        target: names the function, from any working directory.
         content: arrays by name, or the text under ``"text"``.
         fingerprint: a hash of the content and of the file that defines the function.
     """
@@ -54,20 +54,20 @@ class UserData:
 
     @property
     def name(self) -> str:
-        """The function and the last part of where it is, as ``load of data.py``."""
+        """The function's name and the last part of its location, for example ``load of data.py``."""
         where, _, function = self.target.partition("(")[0].rpartition(":")
         return f"{function} of {Path(where).name}"
 
 
 def read(target: str) -> UserData:
-    """Call the user's function, and look at what it returned.
+    """Call the user's function, and check what it returned.
 
     Raises:
-        TaskError: the function cannot be called, or what it returned is not as this file's docstring says.
+        TaskError: the function cannot be called, or what it returned breaks the contract of this module's docstring.
     """
     state = np.random.get_state()
     try:
-        # The seeds that the function may set are its own, and no other trial's.
+        # Seeds that the function sets must not reach any trial.
         with torch.random.fork_rng(devices=[]):
             made = load_value(target)
     except TargetError as error:
@@ -131,6 +131,6 @@ def _hash(code: bytes, content: Mapping[str, Any]) -> str:
             whole.update(f"{name}\0".encode() + value.encode("utf-8", "surrogatepass"))
         else:
             whole.update(f"{name}\0{value.dtype.str}\0{value.shape}\0".encode())
-            # Python objects have addresses, which say nothing of what they are; their dtype is refused later.
+            # Python objects are stored as addresses, which say nothing about values; their dtype is refused later.
             whole.update(b"" if value.dtype.hasobject else np.ascontiguousarray(value).tobytes())
     return whole.hexdigest()[:16]

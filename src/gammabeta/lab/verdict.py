@@ -1,7 +1,7 @@
-"""From one number a seed to an interval and a verdict.
+"""From one number per seed to an interval and a verdict.
 
-The rules are fixed before anything runs: an effect, the direction that is claimed, and a margin below which nobody
-would care. The verdict looks at the whole 95 % interval, so that fewer seeds can never make a claim truer.
+The rules are fixed before anything runs: an effect, the claimed direction, and a margin below which nobody would care.
+The verdict depends on the whole 95 % interval, so that fewer seeds can never make a claim truer.
 """
 
 import math
@@ -31,7 +31,7 @@ LARGEST_NUMBER_OF_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds and its 95 % interval; infinite where one seed alone was run."""
+    """A mean over seeds and its 95 % interval, which is infinite where only one seed was run."""
 
     value: float
     low: float
@@ -39,15 +39,15 @@ class Interval:
 
 
 def interval(values: Sequence[float], *, resolution: float = 0.0) -> Interval:
-    """The mean of one value a seed, and its 95 % interval by bootstrap over seeds.
+    """Compute the mean of one value per seed and its 95 % interval, by bootstrap over seeds.
 
-    The percentile bootstrap of n values is too narrow by about sqrt((n − 1)/n) · 1.96/t, which for three seeds makes a
-    95 % interval cover 79 %. Its deviations from the mean are therefore expanded by t₀.₉₇₅,ₙ₋₁ · sqrt(n/(n − 1)) /
-    1.96, to the width of Student's interval while the shape stays the bootstrap's.
+    The percentile bootstrap of n values is too narrow by a factor of about sqrt((n − 1)/n) · 1.96/t. For three seeds, a
+    95 % interval then covers only 79 %. Its deviations from the mean are therefore expanded by
+    t₀.₉₇₅,ₙ₋₁ · sqrt(n/(n − 1)) / 1.96: to the width of Student's interval, while the shape stays the bootstrap's.
 
     Args:
-        values: (n,) one value a seed: a difference, or the log of a ratio, between paired arms.
-        resolution: the step of the grid the values were read off, added on both sides.
+        values: (n,), one value per seed: a difference, or the log of a ratio, between paired arms.
+        resolution: the step of the grid that the values were read off, added on both sides.
 
     Returns:
         Mean, low and high; low and high are infinite for n = 1.
@@ -75,15 +75,15 @@ def interval(values: Sequence[float], *, resolution: float = 0.0) -> Interval:
 
 
 def decide(low: float, high: float, margin: tuple[float, float], direction: Direction) -> Verdict:
-    """The verdict on an effect whose 95 % interval is [low, high].
+    """Decide on an effect whose 95 % interval is [low, high].
 
     Args:
         low, high: the interval.
-        margin: (lower, upper), between which nobody would care; for ``"within"`` the range that is claimed.
+        margin: (lower, upper), between which nobody would care; for ``"within"`` the claimed range.
         direction: where the claim says that the effect lies: above the upper margin, below the lower one, or within.
 
     Returns:
-        supported, contradicted, equivalent or inconclusive; ``"within"`` knows no equivalent.
+        supported, contradicted, equivalent or inconclusive; ``"within"`` is never equivalent.
     """
     lower, upper = margin
     if direction == "within":
@@ -100,8 +100,11 @@ def decide(low: float, high: float, margin: tuple[float, float], direction: Dire
 def seeds_needed(
     values: Sequence[float], margin: tuple[float, float], direction: Direction, *, resolution: float = 0.0
 ) -> int | None:
-    """How many seeds would settle it, if mean and spread stayed as they are: the smallest number whose Student interval
-    decides. None where no number up to 1000 would, or where one seed shows no spread."""
+    """Return how many seeds would decide, if mean and spread stayed the same.
+
+    It is the smallest number of seeds whose Student interval decides; None where no number up to 1000 does, and where
+    there is only one value, which shows no spread.
+    """
     x_n = np.asarray(values, dtype=np.float64)
     if x_n.size < 2:
         return None
@@ -115,17 +118,17 @@ def seeds_needed(
 
 @dataclass(frozen=True)
 class Censored:
-    """Paired log ratios of times to an event, some of which had not come when the limit ended the run."""
+    """Paired log ratios of times to an event, and in how many pairs the limit ended a run before the event."""
 
     log_ratios: list[float]
     censored: int
 
 
 def log_ratios(numerator: Sequence[float | None], denominator: Sequence[float | None], limit: float) -> Censored:
-    """log(numerator / denominator), pair by pair; what was not reached (None) counts as the limit, and is not dropped.
+    """Compute log(numerator / denominator), pair by pair; a time that was not reached (None) counts as the limit.
 
-    A restricted time is a lower bound of the true one, so one that is restricted pulls the ratio towards 1: it can hide
-    an effect, not make one. Where any pair is censored, "equivalent" is therefore not concluded (see :func:`judge`).
+    Such a time is a lower bound of the true one, so it pulls the ratio towards 1: it can hide an effect, but not create
+    one. Where any pair is censored, "equivalent" is therefore not concluded (see :func:`judge`).
     """
     pairs = list(zip(numerator, denominator, strict=True))
     restricted = [(limit if a is None else a, limit if b is None else b) for a, b in pairs]
@@ -143,9 +146,9 @@ def judge(
     resolution: float = 0.0,
     censored: int = 0,
 ) -> tuple[Interval, Verdict, int | None]:
-    """Interval, verdict, and the number of seeds that would settle it (None unless inconclusive).
+    """Return interval, verdict, and the number of seeds that would decide (None unless inconclusive).
 
-    With ``censored`` values an "equivalent" becomes inconclusive: the true times may differ beyond the limit.
+    With ``censored`` values, "equivalent" becomes inconclusive: the true times may differ beyond the limit.
     """
     around = interval(values, resolution=resolution)
     verdict = decide(around.low, around.high, margin, direction)
@@ -157,9 +160,9 @@ def judge(
 
 
 def weakest(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of a claim that says several things at once: supported only if all are; contradicted if one is.
+    """Combine the verdicts of a claim that says several things: supported only if all are, contradicted if one is.
 
-    Equivalent only if nothing is left open: what is could still be contradicted.
+    It is equivalent only if none is inconclusive, because that one could still be contradicted.
     """
     order: tuple[Verdict, ...] = ("no room here", "contradicted", "inconclusive", "equivalent")
     return next((verdict for verdict in order if verdict in verdicts), "supported")

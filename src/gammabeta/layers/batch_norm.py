@@ -27,35 +27,41 @@ from gammabeta.subclasses.parts import by_channels, in_parts
 
 
 class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
-    """torch's BatchNorm, and `statistics`, `activation`, `residual`, `mask`.
+    """torch's BatchNorm with `statistics`, `activation`, `residual` and `mask`.
 
-    y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training μ and σ² are by `statistics`
-    (by default the batch, σ² divided by n) and the running statistics move by
-    new = (1 − momentum)·old + momentum·batch, the variance divided by n − 1. In evaluation they are the running ones.
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training `statistics` chooses μ and σ²
+    (by default those of the batch, σ² divided by n), and the running statistics move by
+    new = (1 − momentum)·old + momentum·batch, with the variance divided by n − 1. In evaluation μ and σ² are the
+    running ones.
 
     Args:
         num_features: C, the size of axis 1.
         eps: ε, in the squared unit of x.
-        momentum: share of the batch in the running statistics; None averages all batches alike.
+        momentum: weight of the batch in the running statistics; None averages all batches equally.
         affine: whether there are γ and β.
-        track_running_stats: whether there are running statistics; without them evaluation too normalizes by the batch.
+        track_running_stats: whether there are running statistics; without them evaluation uses the batch's too.
         device, dtype: of parameters and running statistics.
         bias: whether there is β.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
-        statistics: where the statistics in training come from: `gammabeta.statistics`.
-        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
+        statistics: source of the statistics in training, from `gammabeta.statistics`.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
-    Its state_dict is that of torch's layer. It differs from torch's in four ways: parameters and running statistics
-    stay float32 in a model cast by `.half()` or `.bfloat16()`; a batch whose statistics are not finite leaves the
-    running ones as they are, channel by channel (counted in `skipped_updates`), and is not counted in
-    num_batches_tracked where it moves no channel; a forward repeated for activation checkpointing moves them once; and
-    momentum=None compiles without a graph break.
+    `forward(x, residual=None, mask=None)`: residual has x's shape; mask is boolean, x's shape without axis 1. Values
+    where it is False are left out of the statistics and give zero.
+
+    Its state_dict is that of torch's layer. It differs from torch's layer in four ways:
+
+    - Parameters and running statistics stay float32 in a model cast by `.half()` or `.bfloat16()`.
+    - A batch whose statistics are not finite leaves the running ones unchanged, channel by channel. `skipped_updates`
+      counts such batches, and num_batches_tracked does not count one that moves no channel.
+    - A forward repeated for activation checkpointing moves the running statistics once.
+    - momentum=None compiles without a graph break.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
     """
 
-    # How long a context lasts, and so no part of what is copied or saved.
+    # Set only inside a context, and so neither copied nor saved.
     holds_statistics: bool = False
     gathered: GatheredMoments | None = None
 
@@ -82,11 +88,11 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         if not keep_float32:
             self.keep_float32 = False
         self.statistics = Batch() if statistics is None else statistics
-        skipped_counts(self._running())  # now, since making them while compiling costs another graph
+        skipped_counts(self._running())  # now: making them while compiling would cost another graph
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
-        try:  # three times as fast as by attribute, which falls back on nn.Module's search
+        try:  # three times as fast as by attribute, which falls back to nn.Module's search
             weight, bias = self._parameters["weight"], self._parameters["bias"]
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         except KeyError:  # parametrized
@@ -111,8 +117,8 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
         return normalize(NormCall(input, running, affine, self.eps, finish))
 
     def reset_running_stats(self) -> None:
-        """Running mean 0, variance 1 and counts 0; frozen statistics (`Running`) stay as they are."""
-        # torch's constructor resets before we have a source.
+        """Set running mean and counts to 0 and the variance to 1; do nothing where they are frozen (`Running`)."""
+        # torch's constructor resets before there is a source.
         if isinstance(getattr(self, "statistics", None), Running):
             return
         super().reset_running_stats()
@@ -120,10 +126,10 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
 
     @property
     def skipped_updates(self) -> Tensor | None:
-        """How many batches each channel was left out of, int64, (C,): since the statistics were made, reset or loaded.
+        """Number of batches that skipped each channel since the statistics were made, reset or loaded: int64, (C,).
 
-        No part of the state, which is torch's: the counts go along when the layer is moved, cast, copied or pickled.
-        None without running statistics.
+        It is not part of the state_dict, which is that of torch's layer. The counts are kept when the layer is moved,
+        cast, copied or pickled. None without running statistics.
         """
         running = self._running()
         return None if running is None else skipped_updates(running, self._tracked())

@@ -1,12 +1,12 @@
-"""Other libraries' converters that would silently drop what a BatchNorm of ours holds are refused.
+"""Refusal of other libraries' converters that would silently drop what a BatchNorm of ours holds.
 
-`torch.nn.SyncBatchNorm.convert_sync_batchnorm`, `torch.nn.utils.fuse_conv_bn_eval` and their like take any instance of
-torch's BatchNorm, read its tensors, and build another layer from them. They know neither an activation nor a source of
-statistics, and offer no place to register one. All they do with the layer is read its attributes, so that is where we
-can answer without replacing a function of torch's: Parameters and buffers are no plain attributes, and Python asks
-`__getattr__` for them. There, and only where the layer holds something that would be lost, the function that reads is
-looked at. It is taken for a converter by its name and by what it reads: copies of these functions stand in many
-repositories. Our own forward reads `_parameters` and `_buffers` and never comes here; nor does compiled code.
+`torch.nn.SyncBatchNorm.convert_sync_batchnorm`, `torch.nn.utils.fuse_conv_bn_eval` and similar functions take any
+instance of torch's BatchNorm, read its tensors, and build another layer from them. They know neither an activation nor
+a source of statistics, and offer no place to register one. They only read the layer's attributes, so that is where we
+can react without replacing a function of torch. Parameters and buffers are not plain attributes: Python calls
+`__getattr__` for them. There, and only where the layer holds something that would be lost, we look at the function that
+reads. Its name and what it reads tell whether it is a converter, since many repositories have copies of these
+functions. Our own forward reads `_parameters` and `_buffers` and never gets there; nor does compiled code.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from gammabeta.statistics import Batch, Synced
 
 _TENSORS = frozenset(("weight", "bias", "running_mean", "running_var"))
 _BATCH = Batch()
-# What the functions are called that build another layer from a BatchNorm's tensors: torch's and timm's
+# Names of functions that build another layer from a BatchNorm's tensors: torch's and timm's
 # convert_sync_batchnorm, apex' convert_syncbn_model, detectron2's convert_frozen_batchnorm, timm's
 # freeze_batch_norm_2d, Lightning's revert, transformers' replace_batch_norm, torch's fuse_conv_bn_eval,
 # fuse_conv_and_bn of the YOLO repositories, _fuse_bn_tensor of RepVGG, the constructor of torch's MkldnnBatchNorm, …
 _CONVERTER = re.compile(r"_*(my_)?(convert|revert|replace|freeze|fuse|fold|merge|absorb|from)(_|$)|__init__$")
-# They read both running statistics, and what the new layer is built with.
+# Converters read both running statistics, and what the new layer is built with.
 _READ = {"running_mean", "running_var"}
 _BUILT_WITH = {"eps", "num_features"}
 _FREEZES = re.compile(r"freeze|frozen|replace_batch_norm")
@@ -43,7 +43,7 @@ _OTHERWISE = "gammabeta.release(model) before, which says of each layer whether 
 
 
 class ConverterGuard(nn.Module):
-    """A BatchNorm that raises where a converter reads its tensors that would drop its activation or statistics."""
+    """A BatchNorm that raises where a converter reads its tensors and would drop its activation or statistics."""
 
     def __getattr__(self, name: str) -> Any:
         # Dynamo cannot look at frames, and no converter is compiled.
@@ -57,7 +57,7 @@ class ConverterGuard(nn.Module):
 
 
 def _check(layer: Any, caller: FrameType) -> None:
-    """Raise where the caller is a converter under which the layer would lose something."""
+    """Raise where the caller is a converter that would drop something of the layer."""
     code, lost = caller.f_code, []
     names = {*code.co_names}
     if not (names >= _READ and names & _BUILT_WITH):
@@ -86,7 +86,7 @@ def _check(layer: Any, caller: FrameType) -> None:
 
 
 def _takes_activation(layer: Any, converter: CodeType) -> bool:
-    """Whether the converter asks for the activation, or takes over timm's `act`, which an adopted layer still has."""
+    """Return whether the converter keeps the activation: reads it, or takes over timm's `act` of an adopted layer."""
     origin = layer.__dict__.get("adopted_from")
     same = origin is not None and "act" in layer._modules and origin.activation == layer.activation
     return "activation" in converter.co_names or (same and "act" in converter.co_names)

@@ -14,9 +14,10 @@ from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opac
 
 
 class GroupNorm(Float32State, nn.GroupNorm):
-    """torch's GroupNorm, and `activation`, `residual`, `mask`.
+    """torch's GroupNorm with `activation`, `residual` and `mask`.
 
-    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), μ and σ² (divided by n) of each group of C/num_groups channels.
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), with μ and σ² (divided by n) of each group of C/num_groups
+    channels.
 
     Args:
         num_groups: G, a divisor of num_channels.
@@ -25,12 +26,12 @@ class GroupNorm(Float32State, nn.GroupNorm):
         affine: whether there are γ and β, (C,).
         device, dtype: of the parameters, which stay float32 in a model cast by `.half()` or `.bfloat16()`.
         bias: whether there is β.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
-        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
-    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without axis 1; what is False enters no
-    statistic and gives zero.
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without axis 1. Where it is False, x enters no
+    statistic and y is zero.
 
     Source: Wu & He 2018 (1803.08494), eq. 1, 2, 6 and 7.
     """

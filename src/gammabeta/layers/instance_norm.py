@@ -16,30 +16,30 @@ from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opac
 
 
 class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
-    """torch's InstanceNorm, and `activation`, `residual`, `mask`.
+    """torch's InstanceNorm with `activation`, `residual` and `mask`.
 
-    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), μ and σ² (divided by n) of each channel of each sample. With
-    track_running_stats the averages of μ and σ² (divided by n − 1) over the samples move the running statistics, which
-    evaluation uses; channels where they are not finite keep theirs.
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), with μ and σ² (divided by n) of each channel of each sample.
+    With track_running_stats the averages of μ and σ² (divided by n − 1) over the samples move the running statistics,
+    which evaluation uses. Channels whose averages are not finite keep their running statistics.
 
     Args:
         num_features: C.
         eps: ε, in the squared unit of x.
-        momentum: share of the batch in the running statistics; None is 0, as in torch's layer.
+        momentum: weight of the batch in the running statistics; None means 0, as in torch's layer.
         affine: whether there are γ and β.
         track_running_stats: whether there are running statistics.
         device, dtype: of parameters and running statistics, which stay float32 in a model cast by `.half()`.
         bias: whether there is β.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
-        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
     `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the channel axis.
 
     Source: Ulyanov, Vedaldi & Lempitsky 2016 (1607.08022).
     """
 
-    # How long a context lasts, and so no part of what is copied or saved.
+    # Set only inside a context, and so neither copied nor saved.
     holds_statistics: bool = False
 
     def __init__(

@@ -16,9 +16,9 @@ from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opac
 
 
 def computes_itself(*_: Any) -> None:
-    """A forward hook that does nothing but be there.
+    """Do nothing: a forward hook whose presence is all that counts.
 
-    In evaluation torch.nn.TransformerEncoderLayer hands the weights of its norms to one fused op, which knows of no
+    In evaluation torch.nn.TransformerEncoderLayer passes the weights of its norms to one fused op, which applies no
     activation and takes one dtype. It does so only where none of its modules has a hook.
     """
 
@@ -29,21 +29,22 @@ def _keep_to_forward(layer: nn.Module) -> None:
 
 
 class LayerNorm(Float32State, nn.LayerNorm):
-    """torch's LayerNorm, and `activation`, `residual`, `mask`.
+    """torch's LayerNorm with `activation`, `residual` and `mask`.
 
-    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), μ and σ² (divided by n) over the last axes of each sample.
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual), with μ and σ² (divided by n) over the last axes of each sample.
 
     Args:
-        normalized_shape: the sizes of the axes that are normalized; an int is one axis.
+        normalized_shape: the sizes of the normalized axes; an int means one axis.
         eps: ε, in the squared unit of x.
         elementwise_affine: whether there are γ and β, of normalized_shape.
         bias: whether there is β.
         device, dtype: of the parameters, which stay float32 in a model cast by `.half()` or `.bfloat16()`.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
-        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
-    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the normalized axes. Where it is False, y
+    is zero.
 
     Source: Ba, Kiros & Hinton 2016 (1607.06450), eq. 3.
     """
@@ -62,7 +63,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
         keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("LayerNorm", activation)
-        # Of any integral type, numpy's too.
+        # Any integral type, including numpy's.
         shape = int(normalized_shape) if isinstance(normalized_shape, (int, Integral)) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
         self.activation = activation

@@ -16,20 +16,21 @@ from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opac
 
 
 class RMSNorm(Float32State, nn.RMSNorm):
-    """torch's RMSNorm, and `activation`, `residual`, `mask`.
+    """torch's RMSNorm with `activation`, `residual` and `mask`.
 
-    y = activation(x/√(mean(x²) + ε)·γ + residual), the mean over the last axes of each sample.
+    y = activation(x/√(mean(x²) + ε)·γ + residual), with the mean over the last axes of each sample.
 
     Args:
-        normalized_shape: the sizes of the axes that are normalized; an int is one axis.
-        eps: ε, in the squared unit of x; None is the spacing of the arithmetic at 1: 1.2e-7 (2.2e-16 for float64 x).
+        normalized_shape: the sizes of the normalized axes; an int means one axis.
+        eps: ε, in the squared unit of x; None means the machine epsilon: 1.2e-7 (2.2e-16 for float64 x).
         elementwise_affine: whether there is γ, of normalized_shape.
         device, dtype: of the parameter, which stays float32 in a model cast by `.half()` or `.bfloat16()`.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
-        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch's.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
-    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the normalized axes; False gives zero.
+    `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without the normalized axes. Where it is False, y
+    is zero.
 
     Source: Zhang & Sennrich 2019 (1910.07467), eq. 4.
     """
@@ -47,7 +48,7 @@ class RMSNorm(Float32State, nn.RMSNorm):
         keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("RMSNorm", activation)
-        # Of any integral type, numpy's too.
+        # Any integral type, including numpy's.
         shape = int(normalized_shape) if isinstance(normalized_shape, (int, Integral)) else list(normalized_shape)
         super().__init__(shape, eps, elementwise_affine, device, dtype)
         self.activation = activation

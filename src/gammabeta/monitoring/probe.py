@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from gammabeta._torch_private import disable_current_modes, local_part, transforms_active
 from gammabeta.diagnostics.record import Norm
 from gammabeta.introspection.sampled import Sampled, mean_distance, sample
 from gammabeta.layers.batch_norm import _BatchNorm
@@ -115,9 +115,9 @@ class Probe:
         place, self.place = self.place, self.place + 1
         if not self._progress.measuring or len(self._batches) >= _FORWARDS or kwargs.get("mask") is not None:
             return
-        if not args or not isinstance(args[0], Tensor) or torch._C._are_functorch_transforms_active():
+        if not args or not isinstance(args[0], Tensor) or transforms_active():
             return
-        with torch.no_grad(), _disable_current_modes(), torch.autocast(args[0].device.type, enabled=False):
+        with torch.no_grad(), disable_current_modes(), torch.autocast(args[0].device.type, enabled=False):
             sampled = sample(args[0].detach())
         if sampled is not None:
             self._batches.append((self._progress.forwards, place, sampled))
@@ -234,5 +234,4 @@ def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor, e
 
 def _local(tensor: Tensor) -> Tensor:
     """Return this process's part of a sharded tensor."""
-    part = getattr(tensor, "_local_tensor", tensor)
-    return part.detach()
+    return local_part(tensor).detach()

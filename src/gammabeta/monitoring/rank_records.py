@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gammabeta._torch_private import default_store
 from gammabeta.moments import squared_distance
 from gammabeta.monitoring.watched import RankRecord
 
@@ -83,7 +84,7 @@ class RankRecords:
 
 
 def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+    return default_store()
 
 
 def _statistics(module: nn.Module) -> Tensor:

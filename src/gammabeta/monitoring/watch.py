@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from gammabeta._torch_private import disable_current_modes, transforms_active
 from gammabeta.diagnostics.check import diagnose
 from gammabeta.diagnostics.findings import Diagnosis
 from gammabeta.diagnostics.record import record_model
@@ -190,8 +190,8 @@ class watch:  # noqa: N801 - a context, used as a function
         for probe in self._probes:
             probe.place = 0
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if x is not None and not torch._C._are_functorch_transforms_active():
-            with torch.no_grad(), _disable_current_modes():
+        if x is not None and not transforms_active():
+            with torch.no_grad(), disable_current_modes():
                 self._order.add(x.detach())
 
     def _read_ranks(self) -> None:

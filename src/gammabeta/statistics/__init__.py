@@ -1,4 +1,4 @@
-"""Where the statistics of a BatchNorm come from in training: one layer, several sources."""
+"""Sources of a BatchNorm's statistics in training: one layer, several sources."""
 
 from gammabeta.distributed.process_groups import groups
 from gammabeta.statistics.batch import Batch

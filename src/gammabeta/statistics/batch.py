@@ -1,4 +1,4 @@
-"""The batch itself."""
+"""The batch as the source of statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from gammabeta.functional import NormCall, normalize_by_batch
 
 @dataclass(frozen=True)
 class Batch:
-    """μ and σ² of the batch, over samples and positions: Ioffe & Szegedy 2015 (1502.03167), Algorithm 1."""
+    """μ and σ² (divided by n) of the batch, over samples and positions.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 1.
+    """
 
     def normalize(self, call: NormCall) -> Tensor:
         return normalize_by_batch(call)

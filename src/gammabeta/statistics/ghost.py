@@ -15,18 +15,18 @@ from gammabeta.moments import Moments
 
 @dataclass(frozen=True)
 class Ghost:
-    """μ and σ² of each sub-batch of `size` samples in turn; the last one may be smaller.
+    """μ and σ² (divided by n) of each sub-batch of `size` samples in turn; the last one may be smaller.
 
-    The running statistics move once, by the merged moments of all of them: those of the whole batch, so that evaluation
-    is that of the population. A size of at least the batch's is `Batch`, bit by bit.
+    The running statistics move once, by the merged moments of all sub-batches. These are the moments of the whole
+    batch, so evaluation uses those of the population. With a size of at least the batch size it is `Batch`, to the bit.
 
     Args:
-        size: samples of a sub-batch, at least 1.
+        size: number of samples of a sub-batch, at least 1.
 
     Raises:
         ValueError: size is under 1, or (in forward) a sub-batch has one value per channel.
 
-    Source: Hoffer, Hubara & Soudry 2017 (1705.08741), section 4 (their running statistics follow each ghost batch).
+    Source: Hoffer, Hubara & Soudry 2017 (1705.08741), section 4. Their running statistics follow each ghost batch.
     """
 
     size: int

@@ -1,4 +1,4 @@
-"""The batch, corrected towards the running statistics."""
+"""The batch, corrected towards the running statistics, as the source of statistics."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from gammabeta.statistics.synced import Synced, moments_of_all
 
 @dataclass(frozen=True)
 class Renorm:
-    """Batch renormalization: x̂ = (x − μ_B)/σ_B·r + d, the running statistics' (x − μ)/σ as far as r and d reach.
+    """Batch renormalization: x̂ = (x − μ_B)/σ_B·r + d, which is (x − μ)/σ where r and d are not clipped.
 
-    r = σ_B/σ clipped to [1/r_max, r_max], d = (μ_B − μ)/σ clipped to [−d_max, d_max], both constants to the backward;
-    σ_B = √(var + ε) of the batch, μ and σ = √(running_var + ε) the running ones before they move.
+        r = σ_B/σ clipped to [1/r_max, r_max]
+        d = (μ_B − μ)/σ clipped to [−d_max, d_max]
 
-    A schedule in forwards, told by the layer's `num_batches_tracked`, so that a checkpoint goes on where it stopped:
-    the first `warmup` are `Batch` (r_max = 1, d_max = 0); over the next `r_steps` r_max grows linearly from 1, over the
-    next `d_steps` d_max from 0. The paper's are warmup=5000, r_steps=35000, d_steps=20000.
+    Both are constants to the backward. σ_B = √(var + ε) is that of the batch, var divided by n. μ and
+    σ = √(running_var + ε) are the running statistics before they move.
+
+    The schedule counts forwards by the layer's `num_batches_tracked`, so it continues from a checkpoint. The first
+    `warmup` forwards are `Batch` (r_max = 1, d_max = 0). Over the next `r_steps` r_max grows linearly from 1, and over
+    the next `d_steps` d_max grows from 0. The paper uses warmup=5000, r_steps=35000, d_steps=20000.
 
     Args:
-        r_max: at least 1; 1 with d_max = 0 is `Batch`.
+        r_max: a ratio of standard deviations, at least 1; 1 with d_max = 0 is `Batch`.
         d_max: at least 0, in standard deviations.
-        warmup, r_steps, d_steps: forwards in training, at least 0.
-        over: what μ_B and σ_B are taken from: this process's batch, or those of several, `Synced()`.
+        warmup, r_steps, d_steps: numbers of forwards in training, at least 0.
+        over: the source of μ_B and σ_B: this process's batch, or with `Synced()` the batches of several.
 
     Raises:
         TypeError: over is another source.
-        ValueError: r_max under 1, d_max or a number of steps under 0, or (in forward) a layer without running
-            statistics.
+        ValueError: r_max under 1; d_max or a number of steps under 0; in forward, a layer without running statistics.
 
     Source: Ioffe 2017 (1702.03275), Algorithm 1 and section 4.
     """
@@ -90,7 +92,7 @@ class Renorm:
         return y
 
     def _bounds(self, forwards: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        """r_max and d_max of the forward that follows on so many: tensors, so that nothing waits for the device."""
+        """Return r_max and d_max after that many forwards, as tensors, so that nothing waits for the device."""
         r_max, d_max = like.new_full((), self.r_max), like.new_full((), self.d_max)
         if self.warmup == self.r_steps == self.d_steps == 0:
             return r_max, d_max
@@ -102,11 +104,11 @@ class Renorm:
 
 
 def _before(mean: Tensor, var: Tensor, forwards: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The three as they are before this forward moves them.
+    """Copy the three before this forward moves them.
 
-    What a compiled backward needs of them the compiler computes again, from buffers that have moved by then; torch's
-    own in-place ops fare no better, silently. It computes no op again that it can't look into: the mean of one value is
-    that value.
+    A compiler recomputes in the backward what it needs of them, from buffers that have moved by then. torch's own
+    in-place ops have the same problem, silently. But it recomputes no op that it cannot look into, and the mean of one
+    value is that value.
     """
     if not torch.compiler.is_compiling():
         return mean, var, forwards

@@ -1,4 +1,4 @@
-"""The running statistics themselves, in training too: frozen."""
+"""The running statistics as the source of statistics in training too: frozen."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from gammabeta.functional import NormCall, normalize_by_running
 
 @dataclass(frozen=True)
 class Running:
-    """μ and σ² are the running ones in training as in evaluation, constants to the backward, and never move.
+    """The running μ and σ² in training as in evaluation: constants to the backward, which never move.
 
-    What fine-tuning on few images does to the norms of a pretrained network. `train()` does not undo it, and
-    `reset_running_stats()`, which `torch.optim.swa_utils.update_bn` calls, leaves them as they are.
+    σ² is the running variance as it is; the batches that moved it gave theirs divided by n − 1.
+
+    For fine-tuning a pretrained network on few images. `train()` does not undo it, and `reset_running_stats()`, which
+    `torch.optim.swa_utils.update_bn` calls, leaves them unchanged.
 
     Raises:
-        ValueError: in forward, of a layer without running statistics.
+        ValueError: in forward, the layer has no running statistics.
 
     Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
     """

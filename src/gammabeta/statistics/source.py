@@ -1,4 +1,4 @@
-"""What a source of statistics is to the layer."""
+"""The protocol of sources of statistics."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from gammabeta.functional import NormCall
 
 
 class Statistics(Protocol):
-    """Chooses the values that μ and σ² are taken from in training. An immutable setting, without tensors of its own."""
+    """A choice of the values from which μ and σ² are taken in training: an immutable setting without tensors."""
 
     def normalize(self, call: NormCall) -> Tensor:
-        """Standardize, scale, shift and finish call.x, and move the running statistics."""
+        """Standardize, scale, shift and finish call.x, and move the running statistics.
+
+        Returns:
+            y, of x's shape.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The batches of all processes as one."""
+"""The batches of all processes as one, as the source of statistics."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from gammabeta.moments import Moments
 
 @dataclass(frozen=True)
 class Synced:
-    """μ and σ² of the batches of all processes together, as if one process had them all.
+    """μ and σ² (divided by n) of the batches of all processes together, as if one process had them all.
 
-    Exact for batches of different sizes: each counts by its number of values (that are not masked out), one with none,
-    of shape (0, C, …), for nothing, and it still has to call the layer. A forward makes one all-gather of 2C + 2 values
-    (count, mean, m2; merged by Chan's formula), a backward one all-reduce of 2C. A group of one, or no process group,
-    is `Batch`. The running statistics get the same values on every process.
+    They are exact for batches of different sizes: each batch counts by its number of unmasked values. One without
+    values, of shape (0, C, …), adds nothing, but its process still has to call the layer. A forward makes one
+    all-gather of 2C + 2 values (count, mean, m2; merged by Chan's formula), a backward one all-reduce of 2C. With a
+    group of one, or no process group, it is `Batch`. The running statistics get the same values on every process.
 
     Gradients of x are those of the sum of all processes' losses. Gradients of γ and β are each process's own sums,
     which DistributedDataParallel and FSDP average as they do those of every other parameter.
 
-    GAMMABETA_DEBUG=1 in the environment: processes that disagree get an error instead of waiting for each other
+    With GAMMABETA_DEBUG=1 in the environment, processes that disagree raise an error instead of waiting for each other
     (`gammabeta.distributed.agreement`).
 
     Args:
         group: None for the default group (all processes), a `torch.distributed.ProcessGroup`, ranks, or a group's
-            name. Ranks are what is kept of a group, so that the layer can be copied and pickled; in another process
-            the group of these ranks has to be made before the layer is called, and it is not made for you, since
-            processes outside of it have to take part. `gammabeta.statistics.groups(size)` makes groups.
+            name. Of a group only its ranks are kept, so that the layer can be copied and pickled. In another process,
+            make the group of these ranks before the layer is called: it cannot be made there, since processes outside
+            it have to take part. `gammabeta.statistics.groups(size)` makes groups.
 
     Raises:
-        TypeError, ValueError: `group` is none of that.
-        RuntimeError: in forward, there is no such group in this process, or this process is not in it; several
-            processes inside a torch.func transform.
+        TypeError, ValueError: `group` is none of these.
+        RuntimeError: in forward, this process has no such group, or is not in it; several processes inside a torch.func
+            transform.
 
     Source: Chan, Golub & LeVeque 1983, eq. 2.1; Peng et al. 2018 (1711.07240).
     """
@@ -63,7 +63,7 @@ class Synced:
         return Synced, (self.group,)  # the name is this process's own
 
     def peers(self) -> Peers | None:
-        """The processes that take part, found now; None where this one is alone."""
+        """Return the processes that take part; None where this one is alone."""
         return peers_of("Synced", GroupSetting(self.group, self._name))
 
     def normalize(self, call: NormCall) -> Tensor:
@@ -75,13 +75,13 @@ class Synced:
         finish = call.finish.of_channels(x, call.eps)
         moments = moments_of_all(x, finish.mask, peers)
         y = channel_norm_given(x, moments, call.affine, finish, peers)
-        # NaN where all processes have one value or none, and so not counted.
+        # The variance is NaN, and so skipped, where all processes together have one value or none.
         running.update(moments.mean, moments.var(), moments.count)
         return y
 
 
 def moments_of_all(x: Tensor, mask: Tensor | None, peers: Peers) -> Moments:
-    """The moments of every process's x, by one all-gather; in the debug mode processes that disagree raise."""
+    """Merge the moments of every process's x, by one all-gather; in debug mode, raise where processes disagree."""
     if not agreement.WAIT or torch.compiler.is_compiling():
         return channel_moments(x, mask, peers)
     agreement.check(peers, x)

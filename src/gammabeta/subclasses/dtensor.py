@@ -1,8 +1,8 @@
-"""Norms of DTensors: by the norm of plain tensors, on each process's part.
+"""Norms of DTensors: the norm of plain tensors, on each process's part.
 
-The placements are torch's own. Where x is sharded over samples, each process normalizes its samples, and the gradients
-of weight and bias are sums that are still to be taken over the processes (Partial). Channel norms leave axis 1 sharded,
-channels with their weights. Of whatever else is sharded or not yet summed, each process gets the whole before.
+The placements are those of torch's own ops. Where x is sharded over samples, each process normalizes its samples, and
+the gradients of weight and bias remain to be summed over the processes (Partial). Channel norms leave axis 1 sharded,
+channels with their weights. Whatever else is sharded or not yet summed is gathered first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from gammabeta import arguments
+from gammabeta._torch_private import replicates_implicitly
 from gammabeta.masks import expand_mask
 from gammabeta.running_statistics import GatheredMoments, RunningStatistics
 from gammabeta.subclasses.operands import Operands
@@ -25,7 +26,7 @@ Placements = tuple[Placement, ...]
 
 
 def by_samples(norm: str, compute: Callable[..., Tensor], axes: int | None, x: Tensor, operands: Operands) -> Tensor:
-    """See `subclasses.by_parts`; `compute(x, weight, bias, residual, mask)` of plain tensors."""
+    """Do the work of `parts.by_parts` for DTensors, by `compute(x, weight, bias, residual, mask)` of plain tensors."""
     weight, bias, residual, mask = operands
     mesh = _mesh(x, weight)
     x = _distributed(norm, "input", x, mesh)
@@ -48,7 +49,7 @@ def by_samples(norm: str, compute: Callable[..., Tensor], axes: int | None, x: T
 def by_channels(
     norm: str, compute: Callable[..., Tensor], x: Tensor, running: RunningStatistics, operands: Operands
 ) -> Tensor:
-    """See `subclasses.by_channels`; `compute(x, running, weight, bias, residual, mask)`."""
+    """Do the work of `parts.by_channels` for DTensors, by `compute(x, running, weight, bias, residual, mask)`."""
     weight, bias, residual, mask = operands
     mesh = _mesh(x, weight)
     x = _distributed(norm, "input", x, mesh)
@@ -62,7 +63,7 @@ def by_channels(
     if Shard(0) in of_channels:
         own = _with_buffers(running, lambda t: _part_of_buffer(t, mesh, of_channels))
         if running.tracked:
-            # The buffers hold all channels on every process, which has to learn the others' moments before they move.
+            # The buffers hold all channels on every process, so it needs the others' moments before they move.
             own.gathered = collected = _Collected()
     y = compute(
         _part(norm, "input", x, mesh, placements),
@@ -79,7 +80,7 @@ def by_channels(
 
 
 def update(running: RunningStatistics, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """`running.update` of buffers that are DTensors, by moments that are the same on every process."""
+    """Update buffers that are DTensors by moments that are the same on every process."""
     mesh = next(t.device_mesh for t in (running.mean, running.var) if isinstance(t, DTensor))
     everywhere = _with_buffers(running, lambda t: _part_of_buffer(t, mesh, (Replicate(),) * mesh.ndim))
     everywhere.update(mean, var, count)
@@ -87,7 +88,7 @@ def update(running: RunningStatistics, mean: Tensor, var: Tensor, count: Tensor)
 
 
 class _Collected(GatheredMoments):
-    """Takes one forward's moments, in place of an update."""
+    """A record of one forward's moments, instead of an update."""
 
     def __init__(self) -> None:
         self.moments: tuple[Tensor, Tensor, Tensor] | None = None
@@ -104,7 +105,7 @@ def _mesh(x: Tensor, weight: Tensor | None) -> DeviceMesh:
 
 
 def _distributed(norm: str, name: str, tensor: Tensor, mesh: DeviceMesh) -> DTensor:
-    """The tensor, which has to be a DTensor of the mesh, or may be taken as the same on every process."""
+    """Return the tensor as a DTensor of the mesh: it is one, or may be taken as the same on every process."""
     if isinstance(tensor, DTensor):
         if tensor.device_mesh != mesh:
             raise ValueError(
@@ -112,7 +113,7 @@ def _distributed(norm: str, name: str, tensor: Tensor, mesh: DeviceMesh) -> DTen
                 "them over the same mesh."
             )
         return tensor
-    if tensor.numel() == 1 or DTensor._op_dispatcher._allow_implicit_replication:
+    if tensor.numel() == 1 or replicates_implicitly(DTensor):
         return DTensor.from_local(tensor, mesh, (Replicate(),) * mesh.ndim)
     raise ValueError(
         f"{norm}: expected DTensors only, got mixed torch.Tensor and DTensor, {name} is a plain tensor: a plain "
@@ -132,7 +133,7 @@ def _kept(x: DTensor, keep: Callable[[int], bool]) -> Placements:
 def _part(
     norm: str, name: str, tensor: Tensor | None, mesh: DeviceMesh, placements: Placements, gradients: Any = None
 ) -> Any:
-    """This process's part of a tensor so placed, differentiable. `gradients` are the placements of its gradient."""
+    """Place a tensor and return this process's part, differentiably. `gradients` are the placements of its gradient."""
     if tensor is None:
         return None
     distributed = _distributed(norm, name, tensor, mesh)
@@ -142,7 +143,7 @@ def _part(
 
 
 def _part_of_residual(norm: str, residual: Tensor | None, x: DTensor, placements: Placements) -> Any:
-    # Asked of the whole: if only some processes saw that it does not fit, the others would wait for them.
+    # Checked on the whole: if only some processes raised an error, the others would wait for them.
     arguments.check_residual(norm, x, residual)
     return _part(norm, "residual", residual, x.device_mesh, placements)
 
@@ -150,7 +151,7 @@ def _part_of_residual(norm: str, residual: Tensor | None, x: DTensor, placements
 def _part_of_mask(
     norm: str, mask: Tensor | None, x: DTensor, placements: Placements, without: tuple[int, int]
 ) -> Tensor | None:
-    """A mask that is a plain tensor is that of the whole x, the same on every process."""
+    """Return this process's part of a mask. A plain tensor is the mask of the whole x, the same on every process."""
     if mask is None:
         return None
     first, last = without
@@ -174,7 +175,10 @@ def _with_buffers(running: RunningStatistics, part: Callable[[Tensor | None], Te
 
 @torch.no_grad()
 def _part_of_buffer(buffer: Tensor | None, mesh: DeviceMesh, placements: Placements) -> Tensor | None:
-    """A buffer may be a plain tensor: it is the same on every process. Where it stays whole, it is moved in place."""
+    """Return this process's part of a buffer.
+
+    A plain tensor is the same on every process. Where it stays whole, it is updated in place.
+    """
     if buffer is None:
         return None
     if not isinstance(buffer, DTensor):
@@ -188,7 +192,7 @@ def _part_of_buffer(buffer: Tensor | None, mesh: DeviceMesh, placements: Placeme
 
 @torch.no_grad()
 def _write_back(running: RunningStatistics, moved: RunningStatistics, mesh: DeviceMesh) -> None:
-    """What has moved as a whole goes back into buffers that are sharded."""
+    """Copy what has moved as a whole back into buffers that are sharded."""
     if not running.tracked:
         return
     for buffer, whole in (
@@ -206,13 +210,13 @@ def _all_channels(part: Tensor, x: DTensor, placements: Placements) -> Tensor:
 
 
 def _nothing(x: DTensor, residual: Tensor | None, placements: Placements) -> DTensor:
-    """What a process outside of the mesh has of y: it may call all the same, as torch's ops let it."""
+    """Return what a process outside the mesh has of y. It may call the norm, as it may call torch's ops."""
     dtype = x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
     return _whole(x.to_local().to(dtype), x, placements)
 
 
 def _whole(y: Tensor, x: DTensor, placements: Placements) -> DTensor:
-    """The DTensor of x's shape of which y is this process's part."""
+    """Return the DTensor of x's shape of which y is this process's part."""
     stride = x.stride()
     if y.is_contiguous():
         stride = tuple(math.prod(x.shape[axis + 1 :]) for axis in range(x.ndim))

@@ -1,4 +1,4 @@
-"""Norms of NestedTensors, samples of different lengths: the rows of all samples as one plain tensor, and back."""
+"""Norms of NestedTensors, whose samples differ in length: all samples' rows become one plain tensor, and back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import known_lengths, ragged_axis
 from gammabeta.arguments import nested_refusal
 from gammabeta.subclasses.operands import Operands
 
@@ -16,10 +17,10 @@ Compute = Callable[..., Tensor]
 
 
 def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: Operands) -> Tensor:
-    """See `subclasses.by_parts`.
+    """Do the work of `parts.by_parts` for NestedTensors.
 
     Raises:
-        ValueError: the norm's axes are those in which the samples differ, or what goes with x is not nested like it.
+        ValueError: the samples differ in the norm's axes, or the residual or mask is not nested as x is.
     """
     if axes is None:
         raise nested_refusal(norm)
@@ -34,9 +35,9 @@ def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: 
 
 
 def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) -> Tensor:
-    """Of x's values: a plain tensor in which the samples lie one after the other."""
+    """Normalize the values of x: a plain tensor in which the samples lie one after the other."""
     weight, bias, residual, mask = operands
-    ragged = x._ragged_idx
+    ragged = ragged_axis(x)
     if x.ndim - axes <= ragged:
         raise ValueError(
             f"{norm}: expected normalized axes of the same size in every sample, got the last {axes} of {x.ndim} axes, "
@@ -51,25 +52,30 @@ def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) 
             )
     real = None if mask is None else mask.values()
     if lengths is not None:
-        # Between the samples stands what belongs to none, and may be NaN.
+        # The values between the samples belong to none of them, and may be NaN.
         inside = _inside(offsets, lengths, values.shape[ragged - 1])
         inside = inside.reshape(-1, *(1,) * (values.ndim - axes - ragged))
         real = inside if real is None else real & inside
     y = compute(values, weight, bias, None if residual is None else residual.values(), real)
+    shortest, longest = known_lengths(x)
     return torch.nested.nested_tensor_from_jagged(
-        y, offsets, lengths, jagged_dim=ragged, min_seqlen=x._maybe_min_seqlen, max_seqlen=x._maybe_max_seqlen
+        y, offsets, lengths, jagged_dim=ragged, min_seqlen=shortest, max_seqlen=longest
     )
 
 
 def _inside(offsets: Tensor, lengths: Tensor, rows: int) -> Tensor:
-    """Whether each row belongs to a sample."""
+    """Return whether each row belongs to a sample."""
     row = torch.arange(rows, device=offsets.device)
     sample = torch.searchsorted(offsets[1:], row, right=True).clamp(max=lengths.shape[0] - 1)
     return row < (offsets[:-1] + lengths)[sample]
 
 
 def _strided(norm: str, compute: Compute, axes: int, x: Tensor, operands: Operands) -> Tensor:
-    """Of the samples' rows in one copy: torch's layer norm wants x contiguous, with weight and bias; no other does."""
+    """Normalize the samples' rows in one copy.
+
+    torch's own layer norm takes such a tensor only if it is contiguous and has weight and bias; torch's other norms do
+    not take it.
+    """
     weight, bias, residual, mask = operands
     samples = x.unbind()
     if len(samples) == 0:

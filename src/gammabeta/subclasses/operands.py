@@ -1,4 +1,4 @@
-"""What goes with the input of a norm."""
+"""The tensors that a norm takes beside its input."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Tensors that are not plain ones, and who computes a norm of them: decided here, once.
+"""The decision who computes a norm of a tensor that is not a plain one.
 
-A DTensor (dtensor.py) and a NestedTensor (nested.py) are plain tensors and a description of how they lie in the whole.
-The norm is taken of the plain tensors, by the same function, and the results are put together again. So whatever a norm
-does, an activation, a residual, a mask, 16-bit arithmetic, it does there too, and at any size.
+A DTensor (dtensor.py) and a NestedTensor (nested.py) are plain tensors with a description of how they lie in the whole.
+The same function normalizes the plain tensors, and the results are put together again. So whatever a norm does (an
+activation, a residual, a mask, 16-bit arithmetic, any size) it does there too.
 
-Any other class with a `__torch_dispatch__` of its own knows torch's ops and need not know ours: it is left to torch's.
-Classes without one are plain tensors to every op.
+Any other class with a `__torch_dispatch__` of its own handles torch's ops but may not handle ours, so torch's ops
+compute its norms. Classes without one are plain tensors to every op.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.overrides import has_torch_function_unary, has_torch_function_variadic
 
+from gammabeta._torch_private import no_torch_dispatch
 from gammabeta.reference import Affine
 from gammabeta.subclasses import nested
 from gammabeta.subclasses.operands import Operands
 
 
 def in_parts(x: Tensor, weight: Tensor | None = None) -> bool:
-    """Whether x or weight is a DTensor, or x a NestedTensor. This is asked in each call: it costs 0.1 µs."""
+    """Return whether x or weight is a DTensor, or x a NestedTensor. Each call asks it, at a cost of 0.1 µs."""
     kind = type(x)
     if (kind is Tensor or kind is Parameter) and not x.is_nested:
         of_weight = type(weight)
@@ -35,31 +35,31 @@ def in_parts(x: Tensor, weight: Tensor | None = None) -> bool:
 
 
 def _is_dtensor(tensor: Tensor | None) -> bool:
-    # Whoever has one has imported its module, which a build without torch.distributed can't.
+    # A DTensor exists only where its module is imported, which a build without torch.distributed cannot do.
     loaded = sys.modules.get("torch.distributed.tensor")
     return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
 def knows_only_torch(x: Tensor) -> bool:
-    """Whether x is of a class that may know torch's ops and not ours.
+    """Return whether x is of a class that may handle torch's ops and not ours.
 
-    Those of torch's that compilers trace with pass any op on, as the result of a collective does that is under way.
+    torch's own classes for tracing pass any op on, and so does the result of a collective that is under way.
     """
     kind = type(x)
     if kind is Tensor or kind is Parameter or not isinstance(x, Tensor):
         return False
-    if kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl:
+    if kind.__torch_dispatch__ is no_torch_dispatch:
         return False
     return not _is_transparent(kind)
 
 
 def overrides_torch(*tensors: Tensor | None) -> bool:
-    """Whether one is of a class that handles torch.nn.functional itself, by `__torch_function__`.
+    """Return whether one is of a class that handles torch.nn.functional itself, by `__torch_function__`.
 
-    Not those that are `in_parts`, nor those of torch's that pass any op on.
+    Classes that are `in_parts`, and those of torch that pass any op on, do not count.
     """
     return has_torch_function_variadic(*tensors) and any(
-        # By the class alone: such a class may handle the reading of attributes too.
+        # Only by the class: such a class may handle the reading of attributes too.
         has_torch_function_unary(t)
         and not _is_transparent(type(t))
         and not type(t).__module__.startswith("torch.nested")
@@ -83,12 +83,12 @@ def by_parts(
     affine: Affine,
     finish: Any,
 ) -> Tensor:
-    """A norm whose statistics are each sample's own, of a tensor that is `in_parts`.
+    """Compute a norm with statistics of each sample, of a tensor that is `in_parts`.
 
     Args:
-        norm: the norm of plain tensors: `functional`'s.
-        axes: how many of x's last axes it normalizes; None: axis 0 are the samples, axis 1 the channels.
-        settings: what norm takes by name: normalized_shape, num_groups, eps.
+        norm: the function of `functional` for plain tensors.
+        axes: how many of x's last axes it normalizes; None where axis 0 is the samples and axis 1 the channels.
+        settings: arguments of norm by name: normalized_shape, num_groups, eps.
         affine: γ and β.
         finish: `functional.Finish`.
     """
@@ -109,7 +109,7 @@ def by_parts(
 
 
 def by_channels(normalize: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
-    """Make of a channel norm, which takes a `functional.NormCall`, one for tensors that are `in_parts`."""
+    """Turn a channel norm, which takes a `functional.NormCall`, into one for tensors that are `in_parts`."""
 
     def of_parts(call: Any) -> Tensor:
         finish = call.finish
@@ -127,7 +127,7 @@ def by_channels(normalize: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
 
 
 def update(running: Any, mean: Tensor, var: Tensor, count: Tensor) -> None:
-    """`RunningStatistics.update`, of buffers that may be DTensors."""
+    """Do what `RunningStatistics.update` does, for buffers that may be DTensors."""
     if not (_is_dtensor(running.mean) or _is_dtensor(running.var)):
         running.update(mean, var, count)
         return

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from gammabeta._torch_private import process_group
 from gammabeta.activations import activate
 from gammabeta.introspection.norms import (
     OURS,
@@ -354,7 +355,7 @@ def _release_synced(change: Change, name: str, module: nn.Module, source: Synced
             return str(error)
         if peers is None:
             return f"{source} is of this process only, which SyncBatchNorm cannot express"
-        group = torch.distributed.distributed_c10d._resolve_process_group(peers.name)  # type: ignore[arg-type]
+        group = process_group(peers.name)
     _leave_ours(change, name, module, cls)
     change.set_attribute(module, "process_group", group, name)
     return None

@@ -7,7 +7,7 @@ from gammabeta.lab.trials.store import Store
 
 @pytest.fixture
 def experiment(tmp_path):
-    """The digits task in this process, so that a test can put a broken norm in the place of a good one."""
+    """Give an experiment on digits in this process, so that a test can replace a norm by a broken one."""
     digits = source("digits")
     store = Store(tmp_path)
     yield Experiment({"images": digits}, store, quick=True, jobs=1)

@@ -11,7 +11,7 @@ def order_of(name, channels):
 
 
 class Shuffle(nn.Module):
-    """In the place of a norm of (N, C) or (N, C, H, W)."""
+    """A replacement for a norm of (N, C) or (N, C, H, W)."""
 
     def __init__(self, channels, name="", order=None):
         super().__init__()
@@ -22,13 +22,13 @@ class Shuffle(nn.Module):
 
     @classmethod
     def joined(cls, several):
-        """Of networks side by side, each one's own channels."""
+        """Join those of networks that train together, each on its own channels."""
         orders = [one.order + place * len(one.order) for place, one in enumerate(several)]
         return cls(0, order=torch.cat(orders))
 
 
 class ShuffledLast(nn.Module):
-    """In the place of a norm of a sequence network, which is called with a mask; nothing where there is to be none."""
+    """A replacement for a norm of a sequence network, which is called with a mask; the identity for the arm "none"."""
 
     def __init__(self, arm, channels):
         super().__init__()
@@ -40,7 +40,7 @@ class ShuffledLast(nn.Module):
 
 
 def put_idle(monkeypatch):
-    """Every norm of the study does nothing, and networks still train together."""
+    """Make every norm of the study do nothing; networks still train together."""
     from gammabeta.lab.images import networks, together
     from gammabeta.lab.sequences import networks as sequence_networks
 

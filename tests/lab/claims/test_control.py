@@ -1,8 +1,8 @@
 """The control: a normalization that does nothing, in BatchNorm's place, gives no supported claim about training.
 
-Where a claim compares BatchNorm with another norm, that one does nothing either: else it would be told apart rightly.
-Claims are made small, so that all of them over several sets of seeds take a minute; GAMMABETA_CONTROL=1 takes the
-quick study's sizes, which is a matter of a quarter of an hour.
+Where a claim compares BatchNorm with another norm, that one does nothing either: otherwise a difference would be real.
+Claims are made small, so that all of them over several sets of seeds take a minute. GAMMABETA_CONTROL=1 takes the
+quick study's sizes, which needs a quarter of an hour.
 """
 
 import os
@@ -50,7 +50,7 @@ TRAINING = [claim for claim in CLAIMS if claim.name not in NOT_ABOUT_TRAINING]
 
 @pytest.fixture(autouse=True)
 def as_a_trial():
-    fine_tuning.pretrained.cache_clear()  # which knows a network by its arm's name
+    fine_tuning.pretrained.cache_clear()  # its key has only the arm's name
     with one_thread():
         yield
     fine_tuning.pretrained.cache_clear()
@@ -58,7 +58,7 @@ def as_a_trial():
 
 @pytest.fixture
 def idle(monkeypatch, tmp_path):
-    """The embedded tasks in this process, where every norm does nothing."""
+    """Give an experiment on the embedded tasks in this process, where every norm does nothing."""
     put_idle(monkeypatch)
     sources = {kind: source(name) for kind, name in (("images", "digits"), ("sequences", "strokes"), ("text", "text"))}
     store = Store(tmp_path)
@@ -67,7 +67,7 @@ def idle(monkeypatch, tmp_path):
 
 
 def made_small(monkeypatch):
-    """Narrow networks, few steps, small grids: enough for a difference between the arms to show if there were one."""
+    """Use narrow networks, few steps and small grids: enough to show a difference between the arms."""
 
     def mlp_alone(experiment):
         return [experiment.mlp(3, width=24)]
@@ -115,7 +115,7 @@ def made_small(monkeypatch):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("claim", TRAINING, ids=lambda claim: claim.name)
 def test_a_norm_that_does_nothing_supports_no_claim(claim, seed, idle, monkeypatch):
-    # Statistics a value: there are none to count. A variance before a norm: the networks that are measured have none.
+    # There are no values per statistic to count, and the networks have no variance before a norm to measure.
     monkeypatch.setattr(small_batch, "values_per_image", lambda experiment, network: 1)
     monkeypatch.setattr(replaces_dropout, "variance_ratio", lambda **_: {"log_ratios": [0.0]})
     if not WHOLE:

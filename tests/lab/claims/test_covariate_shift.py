@@ -1,4 +1,4 @@
-"""Covariate shift: what CKA is blind to, what the gradient form holds still, and that doing nothing is no reduction."""
+"""Covariate shift: what CKA ignores, what the gradient form holds fixed, and that doing nothing is no reduction."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_moments_see_what_cka_does_not():
     assert covariate_shift.moments_moved(x, x * torch.e) > 0.99
 
 
-def test_the_gradient_form_moves_the_earlier_layers_alone(experiment):
+def test_the_gradient_form_moves_only_the_earlier_layers(experiment):
     model = build(experiment.task, experiment.mlp(2, width=16), "none", 1)
     x, y = experiment.task.train.x_nchw[:32], experiment.task.train.y_n[:32]
     order = covariate_shift.called(model, x)
@@ -54,7 +54,7 @@ def test_the_gradient_form_moves_the_earlier_layers_alone(experiment):
     shift = covariate_shift.GradientShift(model, order, 0)
     shift.before(x, y)
     with torch.no_grad():
-        model.classifier.weight.add_(1.0)  # behind every layer that is looked at, or its own
+        model.classifier.weight.add_(1.0)  # comes after every layer that is measured, or is its own
     assert shift.after() == {"cosine": pytest.approx(0.0, abs=1e-12), "l2": 0.0}
     shift.before(x, y)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_without_a_shift_there_is_no_verdict(idle, monkeypatch):
 
 
 def test_a_smaller_shift_is_seen(experiment, monkeypatch):
-    """A layer that passes a hundredth of what changes: the criterion can be met."""
+    """With a layer that passes on a hundredth of every change, the criterion is met."""
     monkeypatch.setattr(covariate_shift, "networks", lambda experiment: [experiment.mlp(3, width=24)])
     whole = covariate_shift.size
     runs = []
@@ -104,15 +104,17 @@ def test_a_smaller_shift_is_seen(experiment, monkeypatch):
         return value * result.get("times", 1.0)
 
     monkeypatch.setattr(covariate_shift, "size", size)
-    run = experiment.run
+    whole_records = experiment.records
 
     def calmer(trials):
         return [
-            {**result, "times": 0.01} if trial.settings.get("norm") == "batch" else result
-            for trial, result in zip(trials, run(trials), strict=True)
+            {**record, "result": {**record["result"], "times": 0.01}}
+            if trial.settings.get("norm") == "batch"
+            else record
+            for trial, record in zip(trials, whole_records(trials), strict=True)
         ]
 
-    monkeypatch.setattr(experiment, "run", calmer)
+    monkeypatch.setattr(experiment, "records", calmer)
     outcome = covariate_shift.measure(experiment)
     assert outcome.verdict == "supported"
     assert outcome.sentence.startswith("with BatchNorm the shift of inputs and of gradients is smaller: ")

@@ -1,4 +1,4 @@
-"""The exact claims hold for the library's norms, and say so where a norm is broken."""
+"""The exact claims hold for the library's norms, and are contradicted where a norm is broken."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from gammabeta.lab.images import networks
 
 
 class Broken(nn.BatchNorm1d):
-    """Divides by the wrong thing."""
+    """Divides by the wrong number."""
 
     def __init__(self, channels, correction=0, outside=False):
         super().__init__(channels)
@@ -38,11 +38,11 @@ def broken_norm(monkeypatch, **how):
     monkeypatch.setattr(unit_distribution, "norm", norm)
 
 
-def test_unit_distribution_sees_a_variance_divided_by_n_less_one(experiment, monkeypatch):
+def test_unit_distribution_sees_a_variance_divided_by_n_minus_one(experiment, monkeypatch):
     broken_norm(monkeypatch, correction=1)
     outcome = unit_distribution.measure(experiment)
     assert outcome.verdict == "contradicted"
-    # All but one: at mean 10⁶, spread 10⁻³ and ε = 10⁻² the difference of 3·10⁻⁶ is within what rounding takes away.
+    # All but one: at mean 10⁶, spread 10⁻³ and ε = 10⁻² the difference of 3·10⁻⁶ is within the rounding error.
     assert outcome.sentence == "the identity fails on 25 of 234 inputs: BatchNorm (N, C) on 25"
 
 
@@ -60,7 +60,7 @@ def test_unit_distribution_sees_a_norm_that_does_not_center(experiment, monkeypa
 def test_axes_are_as_derived(experiment):
     outcome = axes.measure(experiment)
     assert outcome.verdict == "supported", outcome.sentence
-    # The table itself, as the papers have it: what is derived is not taken from the layers.
+    # The table itself, as in the papers: the derivation does not come from the layers.
     blind = {norm: sum(axes.derived(norm, change) for change in axes.CHANGES) for norm in axes.NORMS}
     assert blind == {"batch": 8, "batch in evaluation": 3, "layer": 9, "group": 8, "instance": 11, "rms": 7}
     assert axes.derived("batch", "scale a channel")
@@ -87,7 +87,7 @@ def test_axes_sees_an_epsilon_that_is_not_scaled(experiment, monkeypatch):
 
 
 class Leaky(gb.BatchNorm1d):
-    """Goes on using its companions in evaluation."""
+    """Keeps using its companions in evaluation."""
 
     def forward(self, x):
         return torch.nn.functional.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)

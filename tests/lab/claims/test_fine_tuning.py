@@ -1,4 +1,4 @@
-"""Fine-tuning: what the target is made of, what each arm freezes, and that doing nothing makes no difference."""
+"""Fine-tuning: which images the target has, what each arm freezes, and that doing nothing makes no difference."""
 
 import copy
 
@@ -23,7 +23,7 @@ def as_a_trial():
 
 @pytest.fixture(autouse=True)
 def nothing_pretrained():
-    """The cache knows a network by its arm's name, which these tests give to other norms."""
+    """Clear the cache: its key has the arm's name, which these tests give to other norms."""
     fine_tuning.pretrained.cache_clear()
     yield
     fine_tuning.pretrained.cache_clear()
@@ -68,7 +68,7 @@ def test_batches_larger_than_the_target_go_over_it_evenly():
 
 
 def changed_by(arm, experiment, norm="batch"):
-    """The names of what a training of 60 steps changes."""
+    """Return the names of what 60 training steps change."""
     model = build(experiment.task, experiment.mlp(2, width=8), norm, 1)
     split = fine_tuning.few(fine_tuning.transfer(experiment.task, "rotated").pool, 2, 1)
     for module in model.modules():
@@ -127,7 +127,7 @@ def batch_becomes(layer, monkeypatch):
 
 
 class Drowning(gb.BatchNorm1d):
-    """In training every statistic is one of noise; frozen ones are as ever."""
+    """Normalizes noise in training; frozen statistics work as usual."""
 
     def forward(self, x):
         if self.training and self.statistics == gb.statistics.Batch() and torch.is_grad_enabled() and len(x) < 32:

@@ -1,4 +1,4 @@
-"""GroupNorm talks to nobody; a norm that does, or that looks at its companions, contradicts the claim."""
+"""GroupNorm does not communicate; a norm that does, or that depends on its companions, contradicts the claim."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from gammabeta.lab.claims import group_norm_needs_no_sync as claim
 
 @pytest.fixture
 def fixed_rates(monkeypatch):
-    """Rates as the tuning finds them on digits, to save its time."""
+    """Start tuning from the rate that it finds on digits, to save time."""
     whole = claim.at_best
 
     def at_best(experiment, arms, score, seeds, **more):
@@ -24,7 +24,7 @@ def test_group_norm_makes_no_collective_and_has_no_companions(experiment, fixed_
     assert identity.name == "GroupNorm's passes that communicate or depend on companions, of 4"
     assert outcome.verdict == accuracy.verdict
     rows = {(row[0], row[1]): row[2:] for row in outcome.tables[0].rows}
-    # one all-gather of 2C + 2 and one all-reduce of 2C float32 values a layer, two layers of 64 channels
+    # one all-gather of 2C + 2 and one all-reduce of 2C float32 values per layer, two layers of 64 channels
     assert rows["MLP 2 layers relu", "synchronized BatchNorm"][:3] == [4, 2 * 4 * (4 * 64 + 2), 1]
     assert rows["MLP 2 layers relu", "GroupNorm"] == [0, 0, 1, 0.0]
     assert rows["ResNet", "GroupNorm"][:3] == [0, 0, 1]

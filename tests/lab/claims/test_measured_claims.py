@@ -40,7 +40,7 @@ def test_without_room_there_is_no_verdict(tiny, monkeypatch):
         assert claim.measure(tiny).verdict == "no room here"
 
 
-def test_where_no_rate_works_the_ratio_is_said_to_be_restricted(tiny, monkeypatch):
+def test_where_no_rate_works_the_sentence_says_that_the_ratio_is_censored(tiny, monkeypatch):
     found = race.races(tiny)[0]
     with_room = Race(found.network, found.settings, found.best, Room(True, ""), trains=True)
     monkeypatch.setattr(higher_learning_rate, "races", lambda experiment: [with_room])

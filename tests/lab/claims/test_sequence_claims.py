@@ -42,7 +42,7 @@ def test_strokes_vary_in_length_and_are_zero_from_there_on(strokes):
         assert float(part.x_ntf[~mask].abs().max()) == 0.0
         assert (torch.bincount(part.y_n, minlength=10) > 0.05 * len(part)).all()
     real = strokes.train.x_ntf[gb.lengths_to_mask(strokes.train.lengths_n, strokes.train.x_ntf.shape[1])]
-    # standardized where there is ink at all: the first and last row of pixels vary too
+    # standardized wherever there is ink: the first and last row of pixels vary too
     assert float(real.mean(dim=0).abs().max()) < 1e-4
     assert float((real.std(dim=0) - 1).abs().max()) < 1e-2
 
@@ -73,7 +73,7 @@ def test_text_is_cut_in_three_and_can_be_read_back(tmp_path):
         (b"\xff\xfe" * 9000, "own.txt: expected UTF-8 text, got other bytes at 0. Convert it."),
     ],
 )
-def test_a_text_that_is_none_is_refused(tmp_path, content, message):
+def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
     (tmp_path / "own.txt").write_bytes(content)
     with pytest.raises(TaskError) as refused:
         text.load(str(tmp_path / "own.txt"))
@@ -85,7 +85,7 @@ def test_a_text_that_is_none_is_refused(tmp_path, content, message):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("arm", ARMS)
-def test_appended_padding_moves_batchnorm_over_padding_alone(network, arm):
+def test_appended_padding_moves_only_batchnorm_over_padding(network, arm):
     moves = sequences.moved(task=STROKES, network=network, arm=arm, seed=1)
     assert moves["evaluation"] < 1e-12
     assert (moves["training"] > 1e-3) == (arm == "padded")
@@ -153,7 +153,7 @@ def test_exact_statistics_are_each_steps_own_and_leave_no_trace(arm):
             assert not model.training
             # the statistics of every call are those that training takes from the same batch
             torch.testing.assert_close(model(x_ntf, mask_nt), in_training, rtol=0, atol=1e-12)
-            # and they do not depend on who else is in the batch
+            # and they do not depend on the other sequences of the batch
             torch.testing.assert_close(model(x_ntf[:3], mask_nt[:3]), in_training[:3], rtol=0, atol=1e-12)
         assert model.training
         moving = model.eval()(x_ntf, mask_nt)
@@ -171,7 +171,7 @@ def test_steps_at_which_few_are_alive_take_the_last_statistics_of_many():
     with sequence_networks.exact_statistics(model, x_ntf, mask_nt):
         model.state_norm.norm.register_forward_hook(lambda layer, *_: seen.append(layer.running_var.clone()))
         model(x_ntf, mask_nt)
-    # one sequence alone has variance 0: steps 5 and 6 take step 4's
+    # a single sequence has variance 0: steps 5 and 6 take step 4's
     assert torch.equal(seen[4], seen[3])
     assert torch.equal(seen[5], seen[3])
     assert not torch.equal(seen[3], seen[2])

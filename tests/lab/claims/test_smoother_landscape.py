@@ -1,4 +1,7 @@
-"""The landscape's measure: right on a surface known by formula, blind to irrelevant scales; nothing is no smoother."""
+"""The landscape's measure: exact on a surface known by formula, independent of irrelevant scales.
+
+A norm that does nothing is not smoother.
+"""
 
 import pytest
 import torch
@@ -47,7 +50,7 @@ def test_weights_that_the_norm_makes_irrelevant_do_not_change_the_measure(experi
     smoother_landscape.rescale(pairs)
     assert of(found.walk()) == close(before)
     assert smoother_landscape.moved(before, of(found.walk())) < smoother_landscape.TOLERANCE
-    # what the control is there to catch
+    # the control must catch this
     assert smoother_landscape.moved(absolute, of(found.walk(unit))) > 10 * smoother_landscape.TOLERANCE
 
 
@@ -129,10 +132,10 @@ def test_the_control_ends_a_measure_that_sees_scales(small, monkeypatch):
     monkeypatch.setattr(Surface, "walk", lambda self, unit=None: whole(self, 10.0))
     outcome = smoother_landscape.measure(small)
     assert outcome.verdict == "no room here"
-    assert outcome.sentence.startswith("the measure sees the size of weights")
+    assert outcome.sentence.startswith("the measure depends on the size of weights")
 
 
-def test_a_level_that_is_not_come_down_to_is_not_judged(small, monkeypatch):
+def test_a_level_that_is_not_reached_is_not_judged(small, monkeypatch):
     monkeypatch.setattr(smoother_landscape, "LEVELS", (1.0, 1e-9))
     outcome = smoother_landscape.measure(small)
     assert [row[1] for row in outcome.tables[0].rows] == ["1", "1"]
@@ -143,5 +146,5 @@ def test_a_level_that_is_not_come_down_to_is_not_judged(small, monkeypatch):
 
 
 def test_the_best_rates_are_those_of_covariate_shift(small, monkeypatch):
-    """So that both claims share the trials."""
+    """Then both claims share the trials."""
     assert smoother_landscape.TUNED_BY == covariate_shift.STEPS

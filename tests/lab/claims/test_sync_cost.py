@@ -10,9 +10,9 @@ def test_it_is_reported_with_what_it_rests_on(experiment, monkeypatch):
     monkeypatch.setattr(claim, "cores", lambda: 1)
     outcome = claim.measure(experiment)
     assert outcome.verdict == "reported", outcome.sentence
-    assert outcome.room.control == "10 collectives of normalization a step in 2 processes"
+    assert outcome.room.control == "10 collectives of normalization per step in 2 processes"
     first = outcome.effects[0]
-    assert first.name == "a step longer by synchronization, 2 processes, oversubscribed"
+    assert first.name == "lengthening of a step by synchronization, 2 processes, oversubscribed"
     assert first.verdict == "reported"
     assert first.low <= first.value <= first.high
     # five BatchNorms of 12, 12, 12, 24 and 24 channels: 2C + 2 and 2C values of 4 bytes

@@ -1,4 +1,4 @@
-"""Synced statistics are the whole batch's, averaged ones are not, and no process is left over."""
+"""Synced statistics equal those of the whole batch; averaged ones do not."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_it_holds(experiment):
     assert outcome.effects[0].name == "comparisons in which ranks and the whole batch differ, of 24"
     rows = outcome.tables[0].rows
     assert {(row[0], row[2]) for row in rows} == {(case, sizes) for case in claim.CASES for sizes in claim.SIZES}
-    # not by comparing nothing: float64 in another order is not bit by bit the same
+    # something was compared: float64 sums in another order are not equal bit by bit
     assert max(row[4] for row in rows) > 0
     # the control is far off in every kind
     assert all(value > 1e-4 for row in rows for value in row[6:])

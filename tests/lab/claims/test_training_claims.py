@@ -1,4 +1,4 @@
-"""The claims on training: their measures on cases with a known answer, and what a norm that does nothing gives."""
+"""The claims on training: their measures on cases with a known answer."""
 
 import math
 
@@ -12,6 +12,7 @@ from gammabeta.lab.claims import (
     noise_regularizes,
     replaces_dropout,
     shifting_data,
+    train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.images.task import Split
@@ -65,12 +66,12 @@ def test_paths_are_compared_at_equal_training_loss():
     one = [(1.0, 0.9), (0.1, 0.5), (0.01, 0.4)]
     higher = [(train, test + 0.2) for train, test in one]
     assert noise_regularizes.difference(higher, one, 0.5) == pytest.approx(0.2)
-    # one that is slower, but on the same curve, does not differ where both have been
+    # a slower run on the same curve does not differ where both have been
     assert noise_regularizes.difference(one[:2], one, 0.5) == pytest.approx(0.0)
     assert noise_regularizes.difference([(1.0, 0.9)], one, 0.5) == 0.0
 
 
-def test_a_path_holds_falling_training_losses_alone():
+def test_a_path_holds_only_falling_training_losses():
     result = {"curve": [(0, 2.3, 2.3), (10, 1.0, 1.1), (20, 1.2, 0.5), (30, None, 1.0), (40, 0.5, 0.8)]}
     assert noise_regularizes.path(result) == [(2.3, 2.3), (1.0, 1.1), (0.5, 0.8)]
 
@@ -79,7 +80,7 @@ def test_a_path_holds_falling_training_losses_alone():
 
 
 @pytest.mark.parametrize(("place", "low", "high"), [("every", 0.2, 2.0), ("last", -1e-6, 1e-6)])
-def test_dropout_shifts_the_variance_of_later_norms_alone(place, low, high):
+def test_dropout_shifts_only_the_variance_of_later_norms(place, low, high):
     network = {**MLP, "depth": 3, "dropout": 0.5, "dropout_at": place}
     logs = replaces_dropout.variance_ratio(task=TASK, network=network, steps=20, seed=1)["log_ratios"]
     assert len(logs) == 2
@@ -114,6 +115,17 @@ def test_batches_of_a_run_hold_one_class(digits):
 # --- train_eval_mismatch ---
 
 
+def test_gaps_are_averaged_over_the_seeds_in_which_every_layer_has_one():
+    both = [
+        {"gaps": [["first", 0.1, 0.01], ["second", 0.3, 0.01]]},
+        {"gaps": [["first", 0.3, 0.01], ["second", 0.5, 1]]},
+    ]
+    one = {"gaps": [["first", 9.0, 0.01]]}
+    series = train_eval_mismatch._by_layer("MLP", [*both, one])
+    assert (series.x, series.y) == ([1, 2], [pytest.approx(0.2), pytest.approx(0.4)])
+    assert train_eval_mismatch._by_layer("MLP", [{"gaps": []}]) is None
+
+
 # --- weight_decay ---
 
 
@@ -141,7 +153,7 @@ def test_the_replay_of_no_decay_is_training_on_a_sphere():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 10.0])
-def test_the_trained_network_too_is_blind_to_the_scale_of_its_weights(scale):
+def test_the_trained_network_too_ignores_the_scale_of_its_weights(scale):
     result = weight_decay.rescaled_network(task=TASK, network=MLP, scale=scale, seed=0)
     assert result["output"] < 1
     assert result["gradient"] < 1
@@ -157,7 +169,7 @@ def test_a_subset_has_the_share_of_wrong_labels(digits):
     assert isinstance(clean, Split)
 
 
-def test_only_the_last_layer_moves_where_it_alone_is_trained(digits):
+def test_only_the_last_layer_moves_where_only_it_is_trained(digits):
     options = {"network": MLP, "norm": "batch", "rate": 0.5, "batch_size": 16, "seed": 2}
     before = fit(digits, digits.train, Training(**options, steps=1), lambda step, model: True).model
     after = fit(digits, digits.train, Training(**options, steps=5, only_last=True)).model

@@ -6,8 +6,8 @@ Claim: Forcing mean 0 and variance 1 limits what a layer can express; γ and β 
 
 Criterion: The ratio of training losses, without γ and β over with them, is above 1.1. Each arm runs at its own best
 learning rate, and ratios are paired by seed. The verdict rests on the median over activations of each seed's log ratio;
-each activation is also reported as a separate effect. In addition an identity must hold in float64: with γ = √(σ² + ε)
-and β = μ, BatchNorm is the identity on that batch, to the rounding of its input. If it fails, the claim is
+each activation is also reported as a separate effect. In addition an exact part must hold in float64. With γ = √(σ² +
+ε) and β = μ, BatchNorm is the identity on that batch, to the rounding of its input. If this fails, the claim is
 contradicted.
 
 Room: Without γ and β the network exceeds twice the accuracy of chance, and its training loss stays above 0.005, so that

@@ -12,8 +12,8 @@ shift of some elements leaves the output unchanged if and only if each statistic
 not among them; a shift also requires that the norm centers. Exchanging companions leaves a sample unchanged if and only
 if it shares no statistic with them. A permutation passes through if and only if it maps statistics to statistics.
 Scaling by a also scales ε by a² for the scaled elements. Measured is the largest change of the output over its largest
-value. It must be below 10⁻¹⁰ where the norm is derived to ignore the change (rounding of 64 values in float64 is below
-10⁻¹³), and above 10⁻³ where it is not. Supported if every cell of the table agrees, otherwise contradicted.
+value. It must be below 10⁻¹⁰ where the norm is derived to ignore the change, and above 10⁻³ where it is not. (Rounding
+of 64 values in float64 is below 10⁻¹³.) Supported if every cell of the table agrees, otherwise contradicted.
 
 Room: Always: an identity needs none.
 

@@ -5,7 +5,7 @@ Question: How much does BatchNorm's output for one image vary with the images it
 Claim: In training the same sample is normalized differently from batch to batch; the noise falls as one over the square
 root of the batch size n. In evaluation there is none.
 
-Criterion: The slope of log standard deviation against log n, fitted over n ≥ 16, is −0.5 within ± 0.1, by the median
+Criterion: The slope of log standard deviation against log n, fitted over n ≥ 16, is −0.5 within ± 0.1. It is the median
 over networks of each seed's slope. Supported if the whole 95 % interval lies in [−0.6, −0.4], contradicted if it is
 entirely outside. In addition an identity must hold: in evaluation, with companions exchanged at equal batch size, the
 sample's output changes by 0. If it fails, the claim is contradicted.

@@ -19,10 +19,10 @@ Method: SGD without momentum, batches of 32, 100 steps, learning rates tuned on 
 scale and mean of the input, which a norm fixes by construction; the change of the moments is plotted and not judged.
 The probe is 256 validation images in evaluation mode, normalized by their own statistics. Inputs are those of every
 linear or convolutional layer except the first one called, whose input never changes. The gradient form is that of
-Santurkar et al. At every tenth step, on that step's own batch, a layer's weight gradient is taken twice: at the current
-weights, and with all earlier layers' parameters (norms' too) as they are after the step. Each number is the mean over
-layers, then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best learning rate is
-a separate effect, because a larger learning rate alone moves inputs further.
+Santurkar et al. At every tenth step a layer's weight gradient is taken twice on that step's own batch: at the current
+weights, and after updating only the parameters of all earlier layers (norms' too). Each number is the mean over layers,
+then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best learning rate is a
+separate effect, because a larger learning rate alone moves inputs further.
 
 Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
 also 8 layers and the small ResNet, 16 seeds. (The medians at equal rates were added to the sentence after first runs;

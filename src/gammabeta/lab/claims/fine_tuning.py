@@ -5,10 +5,10 @@ statistics than to keep training with those of small batches?
 
 Claim: Statistics of small batches of a small or different target set do harm; freezing the pretrained ones helps.
 
-Criterion: For each seed and cell (network × target × images per class × batch size), test accuracy with frozen
-statistics minus that with everything trained on batch statistics. The margin is 2 percentage points. The verdict rests
-on the median over cells of each seed's difference. Every cell also has its own verdict, and the sentence names cells
-whose difference is below minus the margin.
+Criterion: The difference, for each seed and cell (network × target × images per class × batch size), is test accuracy
+with frozen statistics minus that with everything trained on batch statistics. The margin is 2 percentage points. The
+verdict rests on the median over cells of each seed's difference. Every cell also has its own verdict, and the sentence
+names cells whose difference is below minus the margin.
 
 Room: On the tuning seed the pretrained network exceeds twice the accuracy of chance on what it was trained for. In each
 cell, training some arm also gains more than the margin over no training: where fine-tuning gains nothing, the way it is

@@ -14,10 +14,10 @@ Room: Without BatchNorm at least one cell is uneven by more than the margin in t
 something to relieve.
 
 Method: An MLP of equal width, with BatchNorm before the activation or none, in float64 so that 10⁻³⁰⁰ is still a
-number. The gradient is taken on one batch of 64 training images at the start, and on the same batch after 20 steps of
-SGD at a learning rate of 0.05 in every arm. That rate is not tuned: 20 steps should show the state into which training
-moves, not its end. Both arms share initialization and batches. A gradient that is zero or not finite counts as 30
-decades, and every value is clamped to that.
+number. The gradient is taken on one batch of 64 training images at the start, and again on that batch after 20 steps.
+Every arm trains by SGD at a learning rate of 0.05. That rate is not tuned: 20 steps should show the state into which
+training moves, not its end. Both arms share initialization and batches. A gradient that is zero or not finite counts as
+30 decades, and every value is clamped to that.
 
 Settings: width 32; sigmoid, tanh and relu; matched initialization (He, Xavier with gain) and torch's default; depths 10
 and 20 with 3 seeds (quick), 10, 20 and 50 with 6 seeds (full).

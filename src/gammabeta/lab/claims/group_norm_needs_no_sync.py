@@ -7,16 +7,16 @@ Claim: GroupNorm is independent of the batch and needs no communication; its acc
 BatchNorm with a large batch.
 
 Criterion: First an identity. In a forward and backward pass of each network in two processes, GroupNorm makes no
-collective. In training, a sample's output and the gradient of its input change by at most 10⁻⁶ of the largest value
-when all its companions are exchanged at equal batch size. (The change is exactly 0 except with kernels whose rounding
+collective. In training all companions of a sample are exchanged at equal batch size. Its output and the gradient of its
+input then change by at most 10⁻⁶ of the largest value. (The change is exactly 0 except with kernels whose rounding
 depends on the place in the batch.) Then the accuracy: GroupNorm's test error minus BatchNorm's at batches of 32, by the
 median over networks of each seed's difference, with a margin of 1 percentage point. Supported if the identity holds and
 the difference is entirely above the margin. Contradicted if the identity fails or the difference is entirely below
 minus the margin. Equivalent if it is entirely within: GroupNorm then saves the communication at no cost.
 
-Room: Two controls. Synchronized BatchNorm in the same networks and processes makes collectives and depends on its
-companions by more than 10⁻³, so that the count and the comparison can detect both. Both norms also train: validation
-errors on the tuning seed are below half of that of chance.
+Room: Two controls. Synchronized BatchNorm in the same networks and processes makes collectives, and depends on its
+companions by more than 10⁻³. So the count and the comparison can detect both. Both norms also train: validation errors
+on the tuning seed are below half of that of chance.
 
 Method: Real gloo processes with one batch each. Collectives are counted as torch dispatches them, only in forward and
 backward of the loss; averaging the gradients, which every norm needs alike, is counted separately. Accuracy: one

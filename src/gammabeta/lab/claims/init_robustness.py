@@ -6,15 +6,15 @@ Claim: With BatchNorm training succeeds from a wider range of initial scales.
 
 Criterion: The number of decades of gain from which training succeeds, without a gap around 1, with BatchNorm minus
 without, paired by seed, is above 1. The gains are a decade apart, so one decade is added to the interval on both sides.
-A run succeeds if its test accuracy reaches the target of faster_convergence. It must also be 2 points above what
-training only the last layer of the same network reaches at gain 1, because the claim is not about the features of a
-random network.
+A run succeeds if its test accuracy reaches the target of faster_convergence. The accuracy must also be 2 points above
+that of the same network with only its last layer trained, at gain 1. The claim is not about the features of a random
+network.
 
 Room: In the median of seeds the unnormalized network succeeds at gain 1 and fails at some gain of the grid.
 
 Method: An MLP, SGD, batches of 32. All weights except the last layer's are He's initialization times the gain. The
 learning rate is tuned for each arm at each gain on a separate seed. Every sixteenfold rate from 2⁻¹⁶ to 2⁸ is tried,
-then factor-2 neighbours until both neighbours of the best rate are tried, so no arm fails for lack of a suitable rate.
+then factor-2 neighbours until both neighbours of the best rate are tried. So no arm fails for lack of a suitable rate.
 Evaluation uses exact statistics.
 
 Settings: 4 layers of 48, relu; gains 10⁻⁶ to 10³; 150 steps, 3 seeds (quick); also tanh, 300 steps, 8 seeds (full).

@@ -15,7 +15,7 @@ distinguished.
 Method: The first BatchNorm of an MLP and of the ResNet (or of the user's model), with weights frozen, so that only the
 average moves. Its running mean starts 1,000 standard deviations away and sees batches of 32. The distance to the
 average over the batches falls as exp(−t/τ), where distance is the root mean square over channels. 1/τ is the
-least-squares slope of its logarithm, over the batches at which the distance exceeds 10 standard deviations, where the
+least-squares slope of its logarithm over the batches at which the distance exceeds 10 standard deviations. There the
 noise of the batches plays no part.
 
 Settings: momentum 0.03, 0.1, 0.3, 0.5, 0.9; 3 seeds (quick), 10 seeds (full).

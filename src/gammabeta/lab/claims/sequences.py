@@ -7,10 +7,10 @@ Claim: Sequences of variable length make BatchNorm awkward; LayerNorm does bette
 Transformers.
 
 Criterion: Test accuracy with LayerNorm minus that with BatchNorm that includes padding, in percentage points, paired by
-seed, is above 2, by the median over networks of each seed's difference. In addition an identity must hold: the training
-outputs of a network with masked BatchNorm do not move when padding is appended, to rounding in float64. If it fails,
-the claim is contradicted. LayerNorm minus masked BatchNorm is a separate effect, which distinguishes the effect of
-padding from that of batch statistics.
+seed, is above 2. The verdict rests on the median over networks of each seed's difference. In addition an identity must
+hold: the training outputs of a network with masked BatchNorm do not move when padding is appended, to rounding in
+float64. If it fails, the claim is contradicted. LayerNorm minus masked BatchNorm is a separate effect, which
+distinguishes the effect of padding from that of batch statistics.
 
 Room: With LayerNorm every network's validation accuracy at its best learning rate on the tuning seed is above twice
 that of chance.

@@ -11,8 +11,8 @@ images it is the loss from clean to corrupted ones. Supported if the median over
 above the margin. The MLP, the convolutional network and each shift are reported as separate effects, and cells that go
 the other way are named.
 
-Room: On shuffled batches both norms exceed three times the accuracy of chance, by the median over seeds, and at least
-one shift costs one of them more than the margin.
+Room: On shuffled batches both norms exceed three times the accuracy of chance, by the median over seeds. At least one
+shift also costs one of them more than the margin.
 
 Method: SGD, batches of 8, the learning rate tuned for each norm and each order of the stream on a separate seed. In the
 stream of runs every batch holds 8 images of one class, and the classes take turns. Evaluation uses exact statistics (of

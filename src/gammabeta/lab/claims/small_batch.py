@@ -14,7 +14,7 @@ otherwise inconclusive. Regimes are named.
 
 Room: A regime is judged if three validation errors on the tuning seed are below half of that of chance: BatchNorm's at
 32, and GroupNorm's at 4 and at 32. A budget that leaves the network untrained at some batch size says nothing about
-statistics. (GroupNorm's part was added after two first looks at quick settings for the ResNet that had no room: 200
+statistics. (GroupNorm's part was added after two first looks at quick settings for the ResNet that had no room. 200
 steps of 2 images trained neither norm, and 2 epochs, 62 steps of 32, left GroupNorm untrained. The quick setting then
 became 400 equal steps, and 300 to save time.)
 

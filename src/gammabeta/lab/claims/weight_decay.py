@@ -21,7 +21,7 @@ separate seed, and the same rate then serves with decay. Its strength is tuned o
 full it is tuned on six separate seeds, by the mean log loss; with one seed, luck chose a strength that did harm.) Decay
 is L2 on weights, never on γ and β. Replay: a third arm has no decay. Its weights are reset to their initial norm after
 each step. Each layer's learning rate is multiplied by the square of that norm over that of the same layer under decay
-at the same step, which is the effective rate that decay caused (van Laarhoven 2017). The fraction of decay's effect on
+at the same step. This is the effective rate that decay caused (van Laarhoven 2017). The fraction of decay's effect on
 the loss that the replay reproduces is reported. Decay of the last layer, which no norm follows, stays the same in both.
 
 Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 600 steps and 5 seeds (quick), 1,200 steps and

@@ -1,4 +1,4 @@
-"""A model that brings its own BatchNorms, with each arm's norm in their place."""
+"""Arms of a user's model: each arm's norm in place of the model's own BatchNorms."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from gammabeta.lab.norms import GHOST_SIZE, NORMS, ChannelRMSNorm, groups
 
 
 class ArmError(ValueError):
-    """An arm's norm cannot stand in place of one of the model's: which, and why."""
+    """An arm's norm cannot replace one of the model's: which one, and why."""
 
 
 class Unnormalized(nn.Module):
-    """activation(x + residual): what is left of a norm without the norm, γ and β."""
+    """activation(x + residual): what remains of a norm without normalization, γ and β."""
 
     def __init__(self, activation: str | None, activation_slope: float) -> None:
         super().__init__()
@@ -28,22 +28,23 @@ class Unnormalized(nn.Module):
 
 
 def batch_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model's BatchNorms, torch's and ours and subclasses of both, by name."""
+    """Return the model's BatchNorms by name: torch's, gammabeta's and subclasses of both."""
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def put(model: nn.Module, arm: str) -> None:
-    """Put the arm's norm in place of each BatchNorm of the model; other norms stay.
+    """Replace each BatchNorm of the model by the arm's norm; other norms stay.
 
-    γ and β, ε and activation stay as the model made them, where the arm has them; ``"rms"`` has γ alone, ``"none"`` and
-    ``"batch_plain"`` neither. ``"layer"`` is over channels and positions, ``"group"`` takes as many groups as
-    :func:`gammabeta.lab.norms.groups` says, ``"rms"`` is over the channels at each position.
+    γ, β, ε and the activation stay as the model made them, where the arm has them: ``"rms"`` has only γ, ``"none"`` and
+    ``"batch_plain"`` have neither γ nor β. ``"layer"`` normalizes over channels and positions, ``"rms"`` over the
+    channels at each position. ``"group"`` has as many groups as :func:`gammabeta.lab.norms.groups` says.
 
     Args:
         arm: one of ``NORMS``, or ``"ghost:8"`` for another size than 4.
 
     Raises:
-        ArmError: a BatchNorm that cannot be exchanged, as one with a forward of its own, or BatchNorm1d for instance.
+        ArmError: a BatchNorm that cannot be replaced, for example one with its own forward, or a BatchNorm1d by
+            InstanceNorm.
         ValueError: an unknown arm.
     """
     kind, _, size = arm.partition(":")
@@ -53,14 +54,14 @@ def put(model: nn.Module, arm: str) -> None:
     if not found:
         return
     layers: list[Any] = [layer for _, layer in found]
-    # Those that were ours already are left by `adopt` too, and are no failure.
+    # `adopt` also leaves those that were gammabeta's already, which is no failure.
     _all_done(gb.adopt(model, where=layers), [name for name, layer in found if not _is_ours(layer)])
     if kind in ("layer", "instance", "group"):
         for channels in sorted({_channels(layer) for layer in layers}):
             some = [layer for layer in layers if _channels(layer) == channels]
             if kind == "instance" and any(isinstance(layer, nn.BatchNorm1d) for layer in some):
                 name = next(name for name, layer in found if isinstance(layer, nn.BatchNorm1d))
-                raise ArmError(f"{name}: InstanceNorm of (N, C), a BatchNorm1d's input, has one value a statistic")
+                raise ArmError(f"{name}: InstanceNorm of (N, C), a BatchNorm1d's input, has one value per statistic")
             change = gb.convert(model, kind, where=some, groups=groups(channels) if kind == "group" else None)
             _all_done(change, list(change.left))
     elif kind in ("none", "rms"):
@@ -90,14 +91,14 @@ def _is_ours(layer: nn.Module) -> bool:
 
 
 def _all_done(change: Any, wanted: Sequence[str]) -> None:
-    """Nothing of what was to be changed was left alone."""
+    """Raise unless everything that was to be changed was changed."""
     for name, reason in change.left.items():
         if name in wanted:
             raise ArmError(f"{name or 'the model'}: {reason}")
 
 
 def _unlike(layer: Any, kind: str) -> nn.Module:
-    """What takes a BatchNorm's place that surgery has no class for."""
+    """Make the replacement of a BatchNorm that surgery has no class for."""
     if kind == "none":
         return Unnormalized(layer.activation, layer.activation_slope)
     norm = ChannelRMSNorm(

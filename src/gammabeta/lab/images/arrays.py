@@ -1,4 +1,4 @@
-"""Images in four arrays become a task."""
+"""A task from images in four arrays."""
 
 from collections.abc import Mapping
 
@@ -12,14 +12,15 @@ SMALLEST = 8
 
 
 def image_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> Task:
-    """At most 2,000 images to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report on.
+    """Make a task of at most 2,000 training and 500 tuning images from x_train and 1,000 test images from x_test.
 
     The subsets are drawn once, with a fixed seed and equal shares of each class.
 
     Args:
-        arrays: x_train, x_test: images (n, height, width) or (n, height, width, 1 or 3), of any real dtype, of 8 × 8
-            pixels or more; y_train, y_test: labels (n,), integers from 0 to the number of classes less one.
-        where: what an error's sentence begins with, as the file's name.
+        arrays: ``x_train``, ``x_test``: images (n, height, width) or (n, height, width, 1 or 3), of any real dtype,
+            with 8 × 8 pixels or more. ``y_train``, ``y_test``: labels (n,), integers from 0 to the number of classes
+            minus 1.
+        where: the start of every error message, for example the file's name.
 
     Raises:
         TaskError: an array of the wrong shape, dtype, length or range.

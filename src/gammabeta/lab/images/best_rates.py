@@ -1,4 +1,7 @@
-"""Networks with and without BatchNorm at their best rates, which the claims on the shift and the landscape share."""
+"""Networks with and without BatchNorm at their best learning rates.
+
+The claims on covariate shift and on the loss landscape share them.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +31,7 @@ def arms(chosen: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]
 
 
 def best_rates(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], steps: int) -> dict[tuple[str, str], int]:
-    """The exponent of the best rate by network and arm; the validation error after ``steps`` decides."""
+    """Return the exponent of 2 of the best learning rate by network and arm, by validation error after ``steps``."""
     keys = [(describe(network), norm) for network in chosen for norm in ARMS]
     return dict(zip(keys, tune(experiment, arms(chosen, steps), error_then_loss), strict=True))
 
@@ -36,7 +39,7 @@ def best_rates(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], step
 def accuracy_without(
     experiment: Experiment, chosen: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], int], steps: int
 ) -> list[float]:
-    """Each unnormalized network's validation accuracy at its best rate on the tuning seed."""
+    """Return each unnormalized network's validation accuracy at its best learning rate, on the tuning seed."""
     trials = [
         experiment.train(**arm, rate=2.0 ** rates[describe(arm["network"]), "none"], seed=experiment.tuning_seed)
         for arm in arms(chosen, steps)

@@ -8,11 +8,11 @@ from gammabeta.lab.images.task import Task
 
 
 def load(path: str | Path) -> Task:
-    """At most 2,000 images to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report on.
+    """Read at most 2,000 training and 500 tuning images from x_train, and 1,000 test images from x_test.
 
     Args:
-        path: the .npz; images (n, height, width, 3), of any real dtype; labels (n,) or, as Keras hands them out,
-            (n, 1), integers from 0 to 9.
+        path: the .npz. Images are (n, height, width, 3), of any real dtype. Labels are (n,) or, as in Keras, (n, 1),
+            integers from 0 to 9.
 
     Raises:
         TaskError: a missing array, or one of the wrong shape, dtype, length or range.

@@ -1,19 +1,20 @@
 """Norms side by side on images: the user's network or the small ResNet, at the user's batch size and number of devices.
 
-Over d devices with b images each, BatchNorm of each device's own batch is ghost BatchNorm of b images in a batch of
-b·d, and synced BatchNorm is BatchNorm of the whole batch (the claim sync_equals_large_batch): so what many devices
-would learn is trained here on one. Time and memory are those of b images on one device, without communication. The
-usual norm is BatchNorm as each device computes it.
+What d devices with b images each would learn is trained here on one device. BatchNorm of each device's own batch is
+ghost BatchNorm of b images in a batch of b·d. Synced BatchNorm is BatchNorm of the whole batch (the claim
+sync_equals_large_batch). Time and memory are those of b images on one device, without communication. The usual norm is
+BatchNorm as each device computes it.
 """
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe, impossible_arms
 from gammabeta.lab.images.training import chance
@@ -26,7 +27,7 @@ LEAST_STEPS, MOST_STEPS = 150, 800
 
 
 def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
-    """The arms by the name that a reader knows them by; the usual one first."""
+    """Return the arms with the names that readers know them by; the usual one is first."""
     if devices > 1:
         found = {
             f"ghost:{batch_size}": "BatchNorm of each device's own batch",
@@ -40,7 +41,7 @@ def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
 
 @versioned(1)
 def saved_bytes(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int) -> dict[str, Any]:
-    """Bytes that one forward on a batch keeps for its backward."""
+    """Return the bytes that one forward pass on a batch keeps for the backward pass."""
     data = load(task)
     model = build(data, network, norm, 0).train()
     index = torch.arange(batch_size) % len(data.train)
@@ -49,16 +50,16 @@ def saved_bytes(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: st
 
 
 def is_flat(experiment: Experiment, network: Mapping[str, Any]) -> bool:
-    """Whether some norm of the network has one value a channel and image, where InstanceNorm has nothing to do."""
+    """Whether some norm of the network has one value per channel and image, which InstanceNorm cannot normalize."""
     model = build(experiment.task, network, "batch", 0)
     return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
 
 
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train the network with every norm, each at its own best rate, and measure what it costs.
+    """Train the network with every norm, each at its own best learning rate, and measure what it costs.
 
-    Rates are tuned on the validation split on seeds of their own, one (quick) or three, errors are of the test split
-    with exact statistics.
+    Learning rates are tuned on the validation split with seeds of their own: one (quick) or three. Errors are those of
+    the test split with exact statistics.
     """
     network = experiment.convolutional
     batch_size = batch_size or BATCH
@@ -77,19 +78,30 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
         experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
     )
     plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
-    # Of one device; a batch of one image is timed as two, of which every BatchNorm has statistics.
+    # The costs of one device. A batch of one image is timed as two, which give every BatchNorm statistics.
     at = {"task": dict(experiment.source), "network": dict(network), "batch_size": max(batch_size, 2)}
-    timings = [
-        Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed})
-        for norm in named
-        for seed in seeds[:3]
-    ]
-    timed = iter(experiment.records(timings))
-    seconds = {norm: [next(timed)["timing"]["seconds_per_step"] for _ in seeds[:3]] for norm in named}
-    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
-    errors = {norm: [100 * result["error"] for result in results] for norm, results in found.items()}
-    saved = {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)}
-    compared = side_by_side(named, rates, errors, seconds, saved, ERROR)
+    timed = experiment.grid_of_records(
+        list(named),
+        seeds[:3],
+        lambda norm, seed: Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed}),
+    )
+    sizes = experiment.grid(
+        list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
+    )
+    compared = side_by_side(
+        [
+            Compared(
+                norm,
+                name,
+                2.0 ** rates[norm],
+                tuple(100 * result["error"] for result in found[norm]),
+                median(record["timing"]["seconds_per_step"] for record in timed[norm]),
+                max(1, sizes[norm][0]["bytes"]),
+            )
+            for norm, name in named.items()
+        ],
+        ERROR,
+    )
     by_chance = 100 * (1 - chance(experiment.task))
     return [
         Comparison(

@@ -8,7 +8,7 @@ TRAIN, VALIDATION, TEST = 997, 400, 400
 
 
 def load() -> Task:
-    """997 images to train on, 400 to tune rates on, 400 to report on: fixed, with equal shares of each class."""
+    """Load 997 training, 400 tuning and 400 test images: a fixed split with equal shares of each class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

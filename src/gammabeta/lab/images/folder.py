@@ -1,4 +1,4 @@
-"""Images of your own in folders: one folder a class, read with Pillow."""
+"""The user's images in folders: one folder per class, read with Pillow."""
 
 import contextlib
 import hashlib
@@ -17,23 +17,23 @@ from gammabeta.lab.task import TaskError
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LARGEST = 32
 FEWEST_FILES = 2 * FEWEST
-_ORIENTATION = 0x0112  # EXIF: from 5 on the camera was turned by 90 degrees
+_ORIENTATION = 0x0112  # EXIF tag; values from 5 on: the camera was turned by 90 degrees
 
 
 def load(path: str | Path) -> Task:
-    """At most 3,500 of a folder's images: 4/7 to train on, 1/7 to tune rates on and 2/7 to report on.
+    """Read at most 3,500 of a folder's images: 4/7 for training, 1/7 for tuning and 2/7 for the test.
 
-    The parts are drawn once, with a fixed seed and equal shares of each class; classes are numbered in the order of
-    their names. All images get one size: the median height and width, both made smaller by one factor where the longer
-    one is above 32 pixels, and no less than 8. They are grey where all are, and else have three colours; transparency
-    is dropped.
+    The parts are drawn once, with a fixed seed and equal shares of each class. Classes are numbered in the order of
+    their names. All images get one size: the median height and width. Both are reduced by one factor where the longer
+    one exceeds 32 pixels, and are at least 8. Images are grey where all of them are; otherwise they have three colours.
+    Transparency is dropped.
 
     Args:
-        path: a folder with a folder for each class, which holds its images: DIR/cat/1.png, DIR/dog/1.png. Files with
-            other suffixes than those of images, and hidden ones, are not looked at.
+        path: a folder with one folder per class, which holds the images: DIR/cat/1.png, DIR/dog/1.png. Hidden files and
+            files without an image suffix are ignored.
 
     Raises:
-        TaskError: fewer than two classes, a class with fewer than 20 images, or a file that is no image.
+        TaskError: fewer than two classes, a class with fewer than 20 images, or a file that is not an image.
     """
     folder = Path(path)
     names, files, y_n = chosen(folder)
@@ -57,7 +57,7 @@ def load(path: str | Path) -> Task:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of all images' names and of the content of those that are used."""
+    """Hash the names of all images, and the content of those that are used."""
     content = hashlib.sha256()
     for file in _listed(path)[1]:
         content.update(f"{file.relative_to(path)}\0".encode())
@@ -67,10 +67,10 @@ def fingerprint(path: Path) -> str:
 
 
 def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
-    """The classes' names, and at most 3,500 files with their labels (n,) int64.
+    """Return the classes' names, and at most 3,500 files with their labels (n,) int64.
 
     Raises:
-        TaskError: fewer than two classes, or too few images of one.
+        TaskError: fewer than two classes, or too few images in one.
     """
     names, files, y_n = _listed(folder)
     if len(names) < 2:
@@ -88,7 +88,7 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
     if counts[least] < FEWEST_FILES:
         raise TaskError(
             f"folder:{folder}: expected {FEWEST_FILES} images of each class or more, got {counts[least]} in "
-            f"{names[least]}: bring more, or take that folder away."
+            f"{names[least]}: add more, or remove that folder."
         )
     index = stratified(y_n, min(TRAIN + VALIDATION + TEST, len(y_n)), np.random.default_rng(0))
     counts = np.bincount(y_n[index], minlength=len(names))
@@ -96,14 +96,14 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
     if counts[least] < FEWEST_FILES:
         raise TaskError(
             f"folder:{folder}: expected {FEWEST_FILES} images of each class or more among the {len(index)} that the "
-            f"study takes, got {counts[least]} in {names[least]}: name a folder with fewer classes, or of more equal "
-            "sizes."
+            f"study takes, got {counts[least]} in {names[least]}: name a folder with fewer classes, or with "
+            "classes of more similar sizes."
         )
     return names, [files[place] for place in index], y_n[index]
 
 
 def _listed(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
-    """All classes' names, files and labels, in the order of names."""
+    """Return all classes' names, files and labels, in the order of the names."""
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     files: list[Path] = []
     labels: list[int] = []
@@ -119,7 +119,7 @@ def _listed(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
 
 
 def _images(folder: Path, files: list[Path]) -> np.ndarray:
-    """The images (n, height, width, 1 or 3) float32, 0 to 255, in one size."""
+    """Read the images as (n, height, width, 1 or 3) float32, 0 to 255, in one size."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -143,11 +143,11 @@ def _images(folder: Path, files: list[Path]) -> np.ndarray:
 
 
 def _pixels(image: Any, size: tuple[int, int], grey: bool) -> np.ndarray:
-    """(height, width, 1 or 3) float32; 16-bit grey comes to 0 to 255 too."""
+    """Convert one image to (height, width, 1 or 3) float32, 0 to 255; 16-bit grey is scaled to that range."""
     from PIL import Image, ImageOps
 
     height, width = size
-    image.draft(None, (2 * width, 2 * height))  # a JPEG is decoded no larger than need be
+    image.draft(None, (2 * width, 2 * height))  # decode a JPEG no larger than necessary
     image = ImageOps.exif_transpose(image)
     deep = image.mode.startswith("I")
     if deep or image.mode == "F":
@@ -161,13 +161,13 @@ def _pixels(image: Any, size: tuple[int, int], grey: bool) -> np.ndarray:
 
 @contextlib.contextmanager
 def _reading(folder: Path, file: Path) -> Iterator[None]:
-    """Inside it, whatever Pillow raises about a file becomes one sentence that names the file."""
+    """Turn whatever Pillow raises about a file into one sentence that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, which is not used
+            warnings.simplefilter("ignore")  # warnings about metadata, which is not used
             yield
     except Exception as error:
         raise TaskError(
             f"folder:{folder}: expected an image in {file.relative_to(folder)}, and could not read it as one "
-            f"({type(error).__name__}): replace the file, or take it away."
+            f"({type(error).__name__}): replace or remove the file."
         ) from error

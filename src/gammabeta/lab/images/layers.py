@@ -1,4 +1,4 @@
-"""What claims do to the layers of a network for images: find them, look at what they put out, make dropout repeat."""
+"""Helpers of claims for layers: find them, read their outputs, and repeat Dropout's draws."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ def first_norm(model: nn.Module) -> nn.Module:
 
 
 class _Reached(Exception):  # noqa: N818
-    """Ends a forward at the layer that is looked at: what comes after it is not needed."""
+    """Ends a forward pass at the observed layer; what follows it is not needed."""
 
 
 def output_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
-    """What ``layer`` puts out when the model runs on x."""
+    """Return the output of ``layer`` when the model runs on x."""
     seen: list[Tensor] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -44,7 +44,7 @@ def output_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Dropout, if a user's model has any, drops the same in every forward that begins so."""
+    """Make Dropout, if a user's model has any, drop the same values in every forward pass inside this context."""
     if not any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
         yield
         return

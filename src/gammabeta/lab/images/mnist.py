@@ -1,4 +1,4 @@
-"""Images from an .npz in the form MNIST is passed around in: x_train, y_train, x_test, y_test."""
+"""Images from an .npz with the arrays in which MNIST is distributed: x_train, y_train, x_test, y_test."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from gammabeta.lab.images.task import Task
 
 
 def load(path: str | Path) -> Task:
-    """At most 2,000 images to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report on.
+    """Read at most 2,000 training and 500 tuning images from x_train, and 1,000 test images from x_test.
 
     Args:
-        path: the .npz; images (n, height, width) or (n, height, width, channels), of any real dtype; labels (n,),
-            integers from 0 to the number of classes less one.
+        path: the .npz. Images are (n, height, width) or (n, height, width, channels), of any real dtype. Labels are
+            (n,), integers from 0 to the number of classes minus 1.
 
     Raises:
         TaskError: a missing array, or one of the wrong shape, dtype, length or range.

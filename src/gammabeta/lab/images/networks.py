@@ -22,8 +22,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "si
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from generators of its own, one for each member's part of the channels: networks trained
-    together drop what each of them drops alone. Source: Srivastava et al. 2014, scaled in training.
+    """Dropout with its own random generators, one for each member's part of the channels.
+
+    Networks trained together therefore drop what each of them drops on its own. Scales in training, by 1/(1 − rate).
+
+    Source: Srivastava et al. 2014.
     """
 
     def __init__(self, rate: float, seeds: Sequence[int]) -> None:
@@ -42,10 +45,10 @@ class Dropout(nn.Module):
 
 
 class MLP(nn.Module):
-    """``depth`` hidden layers of ``width``: linear, norm, activation, Dropout where asked for; then a linear
-    classifier.
+    """A multilayer perceptron: ``depth`` hidden layers of ``width``, then a linear classifier.
 
-    ``dropout_at`` is ``"every"`` hidden layer, so before each norm but the first, or the ``"last"``, after all norms.
+    A hidden layer is linear, norm, activation and, where ``dropout`` is positive, Dropout. ``dropout_at`` says where:
+    after ``"every"`` hidden layer, so before each norm but the first, or after the ``"last"``, so after all norms.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 × 3 convolutions with a skip; a 1 × 1 convolution in the skip where shapes change (He 2015)."""
+    """Two 3 × 3 convolutions with a skip connection, which has a 1 × 1 convolution where shapes change (He 2015)."""
 
     def __init__(self, inputs: int, channels: int, stride: int, norm_name: str) -> None:
         super().__init__()
@@ -96,7 +99,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Five 3 × 3 convolutions, 12 and 24 channels; images above 16 pixels are halved by the first one."""
+    """A small ResNet: five 3 × 3 convolutions with 12 and 24 channels; the first one halves images above 16 pixels."""
 
     def __init__(self, shape: tuple[int, int, int], classes: int, *, norm_name: str, width: int = 12) -> None:
         super().__init__()
@@ -113,12 +116,12 @@ class ResNet(nn.Module):
 
 
 def initialize(model: nn.Module, activation: str, generator: torch.Generator, gain: float = 1.0) -> None:
-    """He's initialization for relu, Xavier's with gain for tanh and sigmoid; biases 0; the last linear with gain 1.
+    """Initialize the weights by He's rule for relu and by Xavier's with a gain for tanh and sigmoid; biases are 0.
 
-    All but the last are multiplied by ``gain``, 1 unless the claim is about it.
-
-    Weights are drawn in the order of the modules, so that arms that differ in their norms alone start from the same.
-    sigmoid's gain is 4, the inverse of its slope at 0; torch's calculate_gain gives it 1, with which signals die.
+    The last linear layer has gain 1. All other weights are multiplied by ``gain``, which is 1 unless a claim is about
+    it. Weights are drawn in the order of the modules, so that arms that differ only in their norms start from the same
+    weights. Sigmoid's gain is 4, the inverse of its slope at 0. torch's calculate_gain returns 1, with which signals
+    vanish.
 
     Source: Glorot & Bengio 2010, eq. 16; He 2015, eq. 10.
     """
@@ -139,15 +142,15 @@ def initialize(model: nn.Module, activation: str, generator: torch.Generator, ga
 
 
 def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> nn.Module:
-    """The network that a trial's settings describe, initialized by ``seed``: the same for every norm.
+    """Build the network that a trial's settings describe, initialized by ``seed`` the same for every norm.
 
     Args:
-        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}`` with init ``"matched"`` or ``"default"``
-            (torch's) and, where asked for, ``"gain"``, ``"dropout"``, ``"dropout_at"``; ``{"kind": "resnet", "init"}``;
-            or what :func:`user_network` returned.
+        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}``, ``{"kind": "resnet", "init"}``, or what
+            :func:`user_network` returned. ``init`` is ``"matched"`` (:func:`initialize`) or ``"default"`` (torch's).
+            An MLP may also have ``"gain"``, ``"dropout"`` and ``"dropout_at"``.
 
     Raises:
-        TaskError: a BatchNorm of the user's model cannot be exchanged for the arm's norm.
+        TaskError: a BatchNorm of the user's model cannot be replaced by the arm's norm.
     """
     torch.manual_seed(seed)
     if network["kind"] == "user":
@@ -174,7 +177,7 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
 
 
 def describe(network: Mapping[str, Any]) -> str:
-    """The network's name in sentences and legends."""
+    """Return the network's name for sentences and legends."""
     if network["kind"] == "user":
         where, _, name = str(network["model"]).rpartition(":")
         return f"{Path(where).name}:{name}"
@@ -197,10 +200,10 @@ def _import(target: str) -> tuple[ModuleType, str]:
 
 
 def load_builder(target: str) -> Callable[..., nn.Module]:
-    """The function that ``target`` names.
+    """Import the function that ``target`` names.
 
     Raises:
-        TaskError: it cannot be imported, is not there, or cannot be called.
+        TaskError: it cannot be imported, does not exist, or cannot be called.
     """
     module, name = _import(target)
     if not hasattr(module, name):
@@ -215,7 +218,7 @@ _FORMS = "build(input_shape, classes, norm) or build(input_shape, classes)"
 
 
 def takes_norm(builder: Callable[..., nn.Module]) -> bool:
-    """Whether a user's function is to be handed ``norm``: it has a parameter of that name, or a third without default.
+    """Whether a user's function takes ``norm``: it has a parameter of that name, or a third one without a default.
 
     Raises:
         TypeError: it takes neither (input_shape, classes, norm) nor (input_shape, classes).
@@ -237,17 +240,20 @@ def takes_norm(builder: Callable[..., nn.Module]) -> bool:
 
 
 def user_network(target: str, task: Task) -> dict[str, str]:
-    """Check the user's model on one batch, and return what names it inside a trial's settings.
+    """Check the user's model on one batch, and return what identifies it in a trial's settings.
 
-    The contract is one of two. ``build(input_shape, classes, norm) -> nn.Module``, where ``input_shape`` is (channels,
-    height, width) and ``norm(channels)`` gives the arm's normalization layer for (N, C, H, W), ``norm(channels, 0)``
-    the one for (N, C). Or ``build(input_shape, classes) -> nn.Module`` with BatchNorms, torch's or ours, in whose place
-    the study puts each arm's norm (:func:`gammabeta.lab.images.arms.put`).
+    The contract is one of two:
+
+    - ``build(input_shape, classes, norm) -> nn.Module``: ``input_shape`` is (channels, height, width);
+      ``norm(channels)`` returns the arm's normalization layer for (N, C, H, W), ``norm(channels, 0)`` the one for
+      (N, C).
+    - ``build(input_shape, classes) -> nn.Module`` with BatchNorms, torch's or gammabeta's: the study replaces each by
+      the arm's norm (:func:`gammabeta.lab.images.arms.put`).
 
     Either model maps images (n, channels, height, width) float32 to scores (n, classes).
 
     Raises:
-        TaskError: the contract is not kept; the sentence says where.
+        TaskError: the contract is not kept; the message says where.
     """
     builder = load_builder(target)
     made: list[nn.Module] = []
@@ -267,10 +273,10 @@ def user_network(target: str, task: Task) -> dict[str, str]:
 
 
 def impossible_arms(network: Mapping[str, Any], task: Task) -> dict[str, str]:
-    """The arms that a user's model cannot have on this task, each with the reason; tried on one batch of 8. Networks of
-    the study's own can have all.
+    """Return the arms that a user's model cannot have on this task, each with the reason.
 
-    Instance norm of one value a channel and sample, for example, where the model has shrunk images to 1 × 1.
+    Each arm is tried on one batch of 8. An example is InstanceNorm where the model has reduced images to 1 × 1, which
+    leaves one value per channel and sample. The study's own networks can have all arms.
     """
     reasons: dict[str, str] = {}
     if network["kind"] != "user":
@@ -285,7 +291,7 @@ def impossible_arms(network: Mapping[str, Any], task: Task) -> dict[str, str]:
 
 
 def _built_by_user(target: str, task: Task, arm: str) -> nn.Module:
-    """The user's model with the arm's norms, in training mode."""
+    """Build the user's model with the arm's norms, in training mode."""
     builder = load_builder(target)
     model = _call(target, builder, task, arm, [])
     if not _takes_norm(target, builder):
@@ -301,24 +307,24 @@ def _takes_norm(target: str, builder: Callable[..., nn.Module]) -> bool:
 
 
 def _call(target: str, builder: Callable[..., nn.Module], task: Task, arm: str, made: list[nn.Module]) -> nn.Module:
-    """What the user's function returns; ``made`` takes the layers that it asked for."""
+    """Call the user's function and return its model; the norms that it asked for are appended to ``made``."""
 
     def norm_of_arm(channels: int, positions: int = 2) -> nn.Module:
         made.append(norm(arm, channels, positions))
         return made[-1]
 
-    handed = _takes_norm(target, builder)
-    called = f"build({task.shape}, {task.classes}{', norm' if handed else ''})"
+    with_norm = _takes_norm(target, builder)
+    called = f"build({task.shape}, {task.classes}{', norm' if with_norm else ''})"
     arguments: dict[str, Any] = {}
     positional: list[Any] = [task.shape, task.classes]
-    if handed and _has(builder, "norm"):
+    if with_norm and _has(builder, "norm"):
         arguments["norm"] = norm_of_arm
-    elif handed:
+    elif with_norm:
         positional.append(norm_of_arm)
     try:
         model = builder(*positional, **arguments)
     except Exception as error:
-        raise TaskError(f"--model {target}: {called} raised {_said(error)}.") from error
+        raise TaskError(f"--model {target}: {called} raised {_in_one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise TaskError(f"--model {target}: expected {called} to return an nn.Module, got {type(model).__name__}.")
     return model
@@ -332,7 +338,7 @@ def _has(builder: Callable[..., nn.Module], name: str) -> bool:
 
 
 def _put(target: str, task: Task, model: nn.Module, arm: str) -> None:
-    """The arm's norm in place of each BatchNorm of the user's model."""
+    """Replace each BatchNorm of the user's model by the arm's norm."""
     if not batch_norms(model):
         raise TaskError(
             f"--model {target}: expected a model with BatchNorm layers (nn.BatchNorm1d, 2d, 3d or gammabeta's) from "
@@ -346,7 +352,7 @@ def _put(target: str, task: Task, model: nn.Module, arm: str) -> None:
 
 
 def _check_norms(target: str, model: nn.Module, made: list[nn.Module]) -> None:
-    """What norm(channels) made is part of the model."""
+    """Check that all layers made by norm(channels) are part of the model."""
     if not made:
         raise TaskError(f"--model {target}: norm was never called; put norm(channels) where the model normalizes.")
     if not set(made) <= set(model.modules()):
@@ -354,19 +360,19 @@ def _check_norms(target: str, model: nn.Module, made: list[nn.Module]) -> None:
 
 
 def _check_scores(target: str, model: nn.Module, task: Task) -> None:
-    """The model maps a batch of 8 to scores."""
+    """Check that the model maps a batch of 8 to scores."""
     x_nchw = task.train.x_nchw[:8]
     try:
         scores = model(x_nchw)
     except Exception as error:
         raise TaskError(
-            f"--model {target}: the model does not take a batch of shape {tuple(x_nchw.shape)}: {_said(error)}."
+            f"--model {target}: the model does not take a batch of shape {tuple(x_nchw.shape)}: {_in_one_line(error)}."
         ) from error
     expected = (len(x_nchw), task.classes)
     if not isinstance(scores, Tensor):
         raise TaskError(
             f"--model {target}: expected scores of shape {expected} for a batch of {len(x_nchw)}, got "
-            f"{type(scores).__name__}: wrap the model in one whose forward returns the scores alone."
+            f"{type(scores).__name__}: wrap the model in one whose forward returns only the scores."
         )
     if tuple(scores.shape) != expected:
         raise TaskError(
@@ -375,7 +381,7 @@ def _check_scores(target: str, model: nn.Module, task: Task) -> None:
         )
 
 
-def _said(error: Exception) -> str:
-    """The error in one line, without a full stop."""
+def _in_one_line(error: Exception) -> str:
+    """Return the error in one line, without a full stop."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(". ")

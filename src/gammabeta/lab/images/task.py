@@ -21,7 +21,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """Classification of images: rates are tuned on ``validation``, what is reported comes from ``test``."""
+    """Classification of images. Learning rates are tuned on ``validation``; reported results come from ``test``."""
 
     name: str
     description: str
@@ -45,7 +45,13 @@ def standardized(
     description: str,
     classes: int,
 ) -> Task:
-    """A task of images (n, c, h, w), each channel less its training mean and over its training standard deviation."""
+    """Make a task of images (n, c, h, w): each channel minus its training mean, over its training standard deviation.
+
+    The standard deviation divides by the count.
+
+    Raises:
+        TaskError: some channel has one value throughout the training part.
+    """
     mean_1c11 = train[0].mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
     std_1c11 = train[0].std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
     if not np.all(std_1c11 > 0):

@@ -1,9 +1,9 @@
 """Several training runs as one: networks of one shape side by side as groups of one network.
 
-S networks become one whose linear and convolutional layers have S groups and whose norms have S times the channels, so
-that every step, a few hundred microseconds of which are Python and dispatch, is taken for all at once. Each member has
-its own seed, rate and data; nothing of one reaches another, since groups share nothing and every statistic of a norm is
-of one member's values.
+S networks become one, whose linear and convolutional layers have S groups and whose norms have S times the channels.
+Each step then runs once for all members, which saves a few hundred microseconds of Python and dispatch per member and
+step. Each member has its own seed, learning rate and data. Members do not affect each other: groups share nothing, and
+every statistic of a norm is computed from one member's values.
 """
 
 import copy
@@ -18,8 +18,8 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.images import training
 from gammabeta.lab.images.networks import Block, Dropout, build
-from gammabeta.lab.images.task import Split
-from gammabeta.lab.images.training import POPULATION, crossing, exact_statistics, places, subset
+from gammabeta.lab.images.task import Split, Task
+from gammabeta.lab.images.training import POPULATION, Run, exact_statistics, places
 from gammabeta.lab.norms import ChannelRMSNorm
 from gammabeta.lab.sources import load
 
@@ -56,12 +56,15 @@ class GroupedRMSNorm(nn.Module):
 
 
 class UnstackableError(TypeError):
-    """A layer of which it is not known that groups of its channels share nothing."""
+    """A layer whose groups of channels are not known to be independent."""
 
 
 def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
-    """One module that does what each of them does to its own group of channels; None for one whose children are to
-    be joined."""
+    """Join modules into one that does to each group of channels what each of them does.
+
+    Returns:
+        The module; None where the modules' children have to be joined instead.
+    """
     first, members = modules[0], len(modules)
     if isinstance(first, nn.Linear):
         return GroupedLinear(cast(Sequence[nn.Linear], modules))
@@ -100,8 +103,7 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
-    """One network of the given ones, which are of one architecture: (n, S·channels, …) to (n, S·classes), the first
-    member's first."""
+    """Stack networks of one architecture into one: (n, S·channels, …) to (n, S·classes), the first member first."""
     whole = copy.deepcopy(models[0])
     for name, _ in list(models[0].named_children()):
         parts = [model.get_submodule(name) for model in models]
@@ -110,12 +112,12 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 
 def joinable(settings: Mapping[str, Any]) -> bool:
-    """Whether a trial of ``training:train`` can run beside others: the networks that are known to stack."""
+    """Whether a trial of ``training:train`` can run together with others: its network is known to stack."""
     return settings["network"]["kind"] in ("mlp", "resnet") and not settings.get("only_last")
 
 
 class _Descent:
-    """SGD on all members' parameters in one flat tensor, each member at its own rate."""
+    """SGD on all members' parameters in one flat tensor, each member at its own learning rate."""
 
     def __init__(self, model: nn.Module, rates: Sequence[float], decay: float) -> None:
         parameters = list(model.parameters())
@@ -142,121 +144,136 @@ class _Descent:
         self.gradient.zero_()
 
 
-def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The results of ``training:train`` for trials that differ in ``rate`` and ``seed`` alone, to rounding; one by one
-    where their networks hold a layer that does not stack.
-    """
-    shared = {"target": None, "every": 5, "report": "validation", "images": None, "label_noise": 0.0, "curve": 0}
-    common = {**shared, "decay": 0.0, "schedule": "constant", "order": "shuffled", **several[0]}
-    seeds, rates = [s["seed"] for s in several], [s["rate"] for s in several]
-    members, batch, steps = len(several), common["batch_size"], common["steps"]
-    data = load(common["task"])
-    try:
-        model = stack([build(data, common["network"], common["norm"], seed) for seed in seeds]).train()
-    except UnstackableError:
-        return [training.train(**settings) for settings in several]
-    own = [
-        data.train if common["images"] is None
-        else subset(data.train, common["images"], data.classes, common["label_noise"], seed)
-        for seed in seeds
-    ]  # fmt: skip
-    # What each member sees at each step: (steps, batch, members) places in its own images.
-    order = torch.stack(
-        [places(part, batch, steps, seed, common["order"]) for part, seed in zip(own, seeds, strict=True)], dim=2
-    )
-    labels = torch.stack([part.y_n[order[:, :, m]] for m, part in enumerate(own)], dim=2)
-    images = torch.stack([part.x_nchw for part in own], dim=1) if common["images"] is not None else None
-    descent = _Descent(model, rates, common["decay"])
-    population = torch.cat([part.x_nchw[:POPULATION] for part in own], dim=1)
-    each = torch.arange(members)
+class _Members:
+    """The members of one stacked network in training: their data, their looks and their results."""
 
-    def scores_of(split_x: Tensor | None, stacked: Tensor | None) -> Tensor:
-        x = stacked if stacked is not None else cast(Tensor, split_x).repeat(1, members, 1, 1)
-        return torch.cat([model(part) for part in x.split(512)]).unflatten(1, (members, -1))
+    def __init__(self, model: nn.Module, data: Task, runs: Sequence[Run]) -> None:
+        self.model, self.data, self.runs = model, data, runs
+        first, own = runs[0], [run.own(data) for run in runs]
+        # What each member sees at each step: (steps, batch, members) places in its own images.
+        self.order = torch.stack(
+            [
+                places(part, first.batch_size, first.steps, run.seed, first.order)
+                for part, run in zip(own, runs, strict=True)
+            ],
+            dim=2,
+        )
+        self.labels = torch.stack([part.y_n[self.order[:, :, m]] for m, part in enumerate(own)], dim=2)
+        self.population = torch.cat([part.x_nchw[:POPULATION] for part in own], dim=1)
+        # (images, members, channels, …) and (images, members), where each member has images of its own
+        self.own_x = torch.stack([part.x_nchw for part in own], dim=1) if first.images is not None else None
+        self.own_y = torch.stack([part.y_n for part in own], dim=1) if first.images is not None else None
+        self.reported: Split = getattr(data, first.report)
+        self.accuracies: list[list[tuple[int, float]]] = [[] for _ in runs]
+        self.curves: list[list[Any]] = [[] for _ in runs]
+        self.diverged: list[int | None] = [None for _ in runs]
+        self.results: list[dict[str, Any] | None] = [None for _ in runs]
 
-    def judged(split: Split, stacked: Tensor | None = None, labels_nm: Tensor | None = None) -> list[Any]:
-        """(error, loss) of each member, as ``error_and_loss`` has them."""
-        with torch.no_grad():
-            scores = scores_of(split.x_nchw, stacked)
-        y = split.y_n[:, None].expand(-1, members) if labels_nm is None else labels_nm
+    def open(self) -> list[int]:
+        """Return the members that have no result yet."""
+        return [m for m, result in enumerate(self.results) if result is None]
+
+    def losses(self, step: int) -> Tensor:
+        """Return the members' losses (members,) on their batches of a step; steps count from 1."""
+        index = self.order[step - 1]
+        each = torch.arange(len(self.runs))
+        x = (self.data.train.x_nchw[index] if self.own_x is None else self.own_x[index, each]).flatten(1, 2)
+        scores = self.model(x).unflatten(1, (len(self.runs), -1))
+        by_sample = functional.cross_entropy(scores.movedim(2, 1), self.labels[step - 1], reduction="none")
+        return by_sample.mean(dim=0)
+
+    def judge(self, split: Split) -> list[tuple[float, float | None]]:
+        """Return each member's (error, loss) on one split, as ``error_and_loss`` does."""
+        members = len(self.runs)
+        return self._judge(split.x_nchw.repeat(1, members, 1, 1), split.y_n[:, None].expand(-1, members))
+
+    def judge_fit(self) -> list[tuple[float, float | None]]:
+        """Return each member's (error, loss) on the images that it is trained on."""
+        if self.own_x is None or self.own_y is None:
+            return self.judge(self.data.train)
+        return self._judge(self.own_x.flatten(1, 2), self.own_y)
+
+    @torch.no_grad()
+    def _judge(self, x: Tensor, y_nm: Tensor) -> list[tuple[float, float | None]]:
+        members = len(self.runs)
+        scores = torch.cat([self.model(part) for part in x.split(512)]).unflatten(1, (members, -1))
         finite = torch.isfinite(scores).all(dim=2).all(dim=0)
-        wrong = (scores.argmax(dim=2) != y).float().mean(dim=0)
-        losses = functional.cross_entropy(scores.movedim(2, 1), y, reduction="none").mean(dim=0)
+        wrong = (scores.argmax(dim=2) != y_nm).float().mean(dim=0)
+        losses = functional.cross_entropy(scores.movedim(2, 1), y_nm, reduction="none").mean(dim=0)
         return [(float(wrong[m]), float(losses[m])) if finite[m] else (1.0, None) for m in range(members)]
 
-    split: Split = getattr(data, common["report"])
-    mine = torch.cat([part.x_nchw for part in own], dim=1) if images is not None else None
-    mine_y = torch.stack([part.y_n for part in own], dim=1) if images is not None else None
-    accuracies: list[list[tuple[int, float]]] = [[] for _ in several]
-    curves: list[list[Any]] = [[] for _ in several]
-    diverged: list[int | None] = [None] * members
-    results: list[dict[str, Any] | None] = [None] * members
-    target, every, curve = common["target"], common["every"], common["curve"]
+    def look(self, step: int) -> None:
+        """Record losses and accuracies where they are due, and finish the members that reached the target."""
+        run = self.runs[0]
+        if run.curve and step % run.curve == 0:
+            with exact_statistics(self.model, self.population):
+                train_losses, losses = self.judge_fit(), self.judge(self.reported)
+            for m in self.open():
+                self.curves[m].append((step, train_losses[m][1], losses[m][1]))
+        if run.target is None or (step % run.every and step != run.steps):
+            return
+        with exact_statistics(self.model, self.population):
+            found = self.judge(self.data.validation)
+        for m in self.open():
+            self.accuracies[m].append((step, 1.0 - found[m][0]))
+        self.finish([m for m in self.open() if step > 0 and self.accuracies[m][-1][1] >= run.target])
 
-    def finish(which: Sequence[int]) -> None:
-        """The results of these members as the network is now."""
-        model.eval()
-        moving = judged(split)
-        with exact_statistics(model, population):
-            exact = judged(split)
-            fitted = judged(split, mine, mine_y) if mine is not None else (
-                judged(data.train) if common["report"] == "train" else [(None, None)] * members
-            )  # fmt: skip
-        model.train()
+    def drop_diverged(self, step: int, losses: Tensor) -> None:
+        """Finish the members whose loss is not finite."""
+        finite = torch.isfinite(losses).tolist()
+        lost = [m for m in self.open() if not finite[m]]
+        for m in lost:
+            self.diverged[m] = step
+        self.finish(lost)
+
+    def finish(self, which: Sequence[int]) -> None:
+        """Fill in the results of these members, from the network in its present state."""
+        if not which:
+            return
+        run = self.runs[0]
+        self.model.eval()
+        moving = self.judge(self.reported)
+        with exact_statistics(self.model, self.population):
+            exact = self.judge(self.reported)
+            wants_fit = run.images is not None or run.report == "train"
+            fitted = self.judge_fit() if wants_fit else [(1.0, None) for _ in self.runs]
+        self.model.train()
         for m in which:
-            looks, lost = accuracies[m], diverged[m] is not None
-            reached = None
-            if target is not None and not lost and len(looks) > 1 and looks[-1][1] >= target:
-                reached = crossing(looks[-2], looks[-1], target)
-            results[m] = {
-                "steps": reached,
+            looks, lost = self.accuracies[m], self.diverged[m] is not None
+            self.results[m] = {
+                "steps": None if lost else run.reached(looks),
                 "accuracy": looks,
                 "error": 1.0 if lost else exact[m][0],
                 "loss": None if lost else exact[m][1],
                 "moving_error": 1.0 if lost else moving[m][0],
                 "train_loss": None if lost else fitted[m][1],
-                "curve": curves[m],
-                "diverged": diverged[m],
+                "curve": self.curves[m],
+                "diverged": self.diverged[m],
             }
 
-    def look(step: int) -> None:
-        open_members = [m for m in range(members) if results[m] is None]
-        wants_target = target is not None and (step % every == 0 or step == steps)
-        if curve and step % curve == 0:
-            with exact_statistics(model, population):
-                train_losses = judged(data.train, mine, mine_y)
-                losses = judged(split)
-            for m in open_members:
-                curves[m].append((step, train_losses[m][1], losses[m][1]))
-        if wants_target:
-            with exact_statistics(model, population):
-                found = judged(data.validation)
-            for m in open_members:
-                accuracies[m].append((step, 1.0 - found[m][0]))
-            done = [m for m in open_members if step > 0 and accuracies[m][-1][1] >= target]
-            if done:
-                finish(done)
 
-    look(0)
-    for step in range(1, steps + 1):
-        factor = 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)) if common["schedule"] == "cosine" else 1.0
-        index = order[step - 1]
-        x = (data.train.x_nchw[index] if images is None else images[index, each]).flatten(1, 2)
-        scores = model(x).unflatten(1, (members, -1))
-        losses = functional.cross_entropy(scores.movedim(2, 1), labels[step - 1], reduction="none").mean(dim=0)
+def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run trials of ``training:train`` that differ only in ``rate`` and ``seed``; the results are equal to rounding.
+
+    Where their networks hold a layer that does not stack, they run one by one.
+    """
+    runs = [Run(**settings) for settings in several]
+    first = runs[0]
+    data = load(first.task)
+    try:
+        model = stack([build(data, first.network, first.norm, run.seed) for run in runs]).train()
+    except UnstackableError:
+        return [training.train(**settings) for settings in several]
+    members = _Members(model, data, runs)
+    descent = _Descent(model, [run.rate for run in runs], first.decay)
+    members.look(0)
+    for step in range(1, first.steps + 1):
+        losses = members.losses(step)
         losses.sum().backward()
-        descent.step(factor)
-        lost = [
-            m
-            for m, finite in enumerate(torch.isfinite(losses.detach()).tolist())
-            if not finite and diverged[m] is None and results[m] is None
-        ]
-        for m in lost:
-            diverged[m] = step
-        if lost:
-            finish(lost)
-        look(step)
-        if all(result is not None for result in results):
+        descent.step(first.rate_factor(step))
+        members.drop_diverged(step, losses.detach())
+        members.look(step)
+        if not members.open():
             break
-    finish([m for m in range(members) if results[m] is None])
-    return cast(list[dict[str, Any]], results)
+    members.finish(members.open())
+    return cast(list[dict[str, Any]], members.results)

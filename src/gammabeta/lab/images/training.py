@@ -1,9 +1,9 @@
-"""One training run: SGD without momentum, batches that depend on the seed alone."""
+"""Training runs on images: SGD without momentum, with batches that depend only on the seed."""
 
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ POPULATION = 256
 
 @contextlib.contextmanager
 def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
-    """In evaluation mode with every BatchNorm's statistics those of ``x_nchw`` under the present weights, instead of
-    the moving average, which lags behind them; on leaving, mode and statistics are as they were.
+    """Evaluate with every BatchNorm's statistics computed from ``x_nchw`` under the present weights.
 
-    One pass is enough: each layer takes its statistics from its input just before it normalizes by them.
+    They replace the moving averages, which lag behind the weights. On exit, mode and statistics are restored. One pass
+    is enough: each layer takes its statistics from its input just before it normalizes by them.
     """
     layers = [
         module
@@ -64,11 +64,11 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
 
 
 def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Tensor:
-    """(steps, size): which samples each batch holds; decided by ``seed``.
+    """Draw which samples each batch holds: (steps, size), decided by ``seed``.
 
     Args:
-        order: ``"shuffled"``: each epoch a new order, without its incomplete last batch; ``"runs"``: each batch of one
-            class, as a stream brings them that is not shuffled, the classes in turn.
+        order: ``"shuffled"``: a new order in each epoch, without its incomplete last batch. ``"runs"``: each batch
+            holds one class, as in a stream that is not shuffled; the classes take turns.
     """
     generator = torch.Generator().manual_seed(seed)
     if order == "shuffled":
@@ -87,7 +87,7 @@ def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffle
 
 
 def batches(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Iterator[tuple[Tensor, Tensor]]:
-    """``steps`` batches of ``size``, as :func:`places` has them."""
+    """Yield ``steps`` batches of ``size``, drawn by :func:`places`."""
     for index in places(split, size, steps, seed, order):
         yield split.x_nchw[index], split.y_n[index]
 
@@ -98,7 +98,10 @@ def scores_of(model: nn.Module, split: Split) -> Tensor:
 
 
 def error_and_loss(model: nn.Module, split: Split) -> tuple[float, float | None]:
-    """Share of wrong answers and mean cross entropy; a network whose scores are not finite is wrong everywhere."""
+    """Return the share of wrong answers and the mean cross entropy.
+
+    Where any score is not finite, all answers are wrong and the loss is None.
+    """
     scores = scores_of(model, split)
     if not bool(torch.isfinite(scores).all()):
         return 1.0, None
@@ -107,7 +110,7 @@ def error_and_loss(model: nn.Module, split: Split) -> tuple[float, float | None]
 
 
 def subset(split: Split, count: int, classes: int, label_noise: float, seed: int) -> Split:
-    """``count`` images drawn by ``seed``, that share of whose labels is exchanged for another class's."""
+    """Draw ``count`` images by ``seed``; the share ``label_noise`` of them gets the label of another class."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(split), generator=generator)[:count]
     y_n = split.y_n[index].clone()
@@ -118,7 +121,7 @@ def subset(split: Split, count: int, classes: int, label_noise: float, seed: int
 
 @dataclass
 class Fitted:
-    """A network after training, and the step at which its loss was not finite, if any."""
+    """A network after training, and the step at which its loss was not finite; None if it was always finite."""
 
     model: nn.Module
     diverged: int | None = None
@@ -137,7 +140,7 @@ class Training:
         decay: weight decay of linear and convolutional layers (L2, in the gradient); never of γ, β and biases.
         schedule: ``"constant"``, or ``"cosine"``: the learning rate falls to 0 as half a cosine (Loshchilov & Hutter
             2017).
-        order: ``"shuffled"`` epochs, or ``"runs"``: each batch of one class.
+        order: of the batches, as :func:`places` takes it.
         only_last: whether only the last layer is trained.
     """
 
@@ -152,6 +155,10 @@ class Training:
     order: str = "shuffled"
     only_last: bool = False
 
+    def rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step; steps count from 1."""
+        return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if self.schedule == "cosine" else 1.0
+
 
 def fit(
     data: Task,
@@ -159,7 +166,11 @@ def fit(
     training: Training,
     look: Callable[[int, nn.Module], bool] = lambda step, model: False,
 ) -> Fitted:
-    """Train one network on ``train`` until ``look``, called before the first step and after each, says to stop."""
+    """Train one network on ``train``.
+
+    ``look`` is called with the step and the model before the first step and after each; training stops when it returns
+    True, after ``training.steps``, or when the loss is not finite.
+    """
     model = build(data, training.network, training.norm, training.seed)
     if training.only_last:
         for parameter in list(model.parameters())[:-2]:
@@ -177,9 +188,8 @@ def fit(
         return fitted
     drawn = batches(train, training.batch_size, training.steps, training.seed, training.order)
     for step, (x_nchw, y_n) in enumerate(drawn, start=1):
-        if training.schedule == "cosine":
-            for group in optimizer.param_groups:
-                group["lr"] = training.rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / training.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = training.rate * training.rate_factor(step)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x_nchw), y_n)
         loss.backward()
@@ -192,80 +202,88 @@ def fit(
     return fitted
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run(Training):
+    """The settings of one trial of :func:`train`.
+
+    Attributes:
+        task: as :func:`gammabeta.lab.sources.load` takes it.
+        target: stop at this validation accuracy, looked at after ``every`` steps with exact statistics.
+        report: the split that the final error is taken from: ``"validation"`` while tuning, ``"test"`` after it.
+        images: train on this many images, drawn by ``seed``; None for all.
+        label_noise: the share of the training labels that are wrong.
+        curve: look at the losses after each of that many steps; 0 for never.
+    """
+
+    task: Mapping[str, Any]
+    target: float | None = None
+    every: int = 5
+    report: str = "validation"
+    images: int | None = None
+    label_noise: float = 0.0
+    curve: int = 0
+
+    def own(self, data: Task) -> Split:
+        """Return the images that the network is trained on."""
+        if self.images is None:
+            return data.train
+        return subset(data.train, self.images, data.classes, self.label_noise, self.seed)
+
+    def reached(self, looks: Sequence[tuple[int, float]]) -> float | None:
+        """Return the step at which the target was reached, interpolated between the last two looks, or None."""
+        if self.target is None or len(looks) < 2 or looks[-1][1] < self.target:
+            return None
+        return crossing(looks[-2], looks[-1], self.target)
+
+
 @versioned(4, together="gammabeta.lab.images.together")
-def train(
-    *,
-    task: Mapping[str, Any],
-    network: Mapping[str, Any],
-    norm: str,
-    rate: float,
-    batch_size: int,
-    steps: int,
-    seed: int,
-    target: float | None = None,
-    every: int = 5,
-    report: str = "validation",
-    images: int | None = None,
-    label_noise: float = 0.0,
-    curve: int = 0,
-    **options: Any,
-) -> dict[str, Any]:
+def train(**settings: Any) -> dict[str, Any]:
     """Train one network.
 
     Args:
-        task, network: as :func:`gammabeta.lab.sources.load` and :func:`gammabeta.lab.images.networks.build` take them.
-        norm: the arm.
-        rate: the learning rate of SGD, without momentum.
-        steps: the limit.
-        seed: of the initialization, the batches and the subset; arms of one seed share all three.
-        target: stop at this validation accuracy, looked at after ``every`` steps with exact statistics.
-        report: the split that the final error is taken from: ``"validation"`` while tuning, ``"test"`` after it.
-        images: train on this many images, drawn by ``seed``; all where None.
-        label_noise: share of the training labels that are wrong.
-        curve: look at the losses after every so many steps; never where 0.
-        options: decay, schedule, order, only_last, as :func:`fit` takes them.
+        settings: the fields of :class:`Run`. Arms of one seed share initialization, batches and subset.
 
     Returns:
-        ``steps``: at which the target was reached, interpolated between the two looks around it; None where it was not.
-        ``accuracy``: (step, validation accuracy) at each look. ``error``, ``loss``: at the end, with exact statistics;
-        ``moving_error``: the error with the moving averages. ``train_loss``: on the images trained on, their labels as
-        trained, with exact statistics. ``curve``: (step, train_loss, loss) at each look of the curve. ``diverged``: the
-        step at which the loss was not finite.
+        A dict with:
+
+        - ``steps``: the step at which the target was reached, interpolated between the two looks around it, or None.
+        - ``accuracy``: (step, validation accuracy) at each look.
+        - ``error``, ``loss``: at the end, with exact statistics.
+        - ``moving_error``: the error with the moving averages.
+        - ``train_loss``: on the training images with their labels as trained, with exact statistics; None unless
+          ``images`` is given or ``report`` is ``"train"``.
+        - ``curve``: (step, train_loss, loss) at each look of the curve.
+        - ``diverged``: the step at which the loss was not finite, or None.
     """
-    data = load(task)
-    own = data.train if images is None else subset(data.train, images, data.classes, label_noise, seed)
+    run = Run(**settings)
+    data = load(run.task)
+    own = run.own(data)
     population_nchw = own.x_nchw[:POPULATION]
-    split: Split = getattr(data, report)
+    split: Split = getattr(data, run.report)
     looks: list[tuple[int, float]] = []
     losses: list[tuple[int, float | None, float | None]] = []
 
     def look(step: int, model: nn.Module) -> bool:
-        if curve and step % curve == 0:
+        if run.curve and step % run.curve == 0:
             with exact_statistics(model, population_nchw):
                 losses.append((step, error_and_loss(model, own)[1], error_and_loss(model, split)[1]))
-        if target is None or (step % every and step != steps):
+        if run.target is None or (step % run.every and step != run.steps):
             return False
         with exact_statistics(model, population_nchw):
             looks.append((step, 1.0 - error_and_loss(model, data.validation)[0]))
-        return step > 0 and looks[-1][1] >= target
+        return step > 0 and looks[-1][1] >= run.target
 
-    how = Training(
-        network=network, norm=norm, rate=rate, batch_size=batch_size, steps=steps, seed=seed, **options
-    )  # fmt: skip
-    fitted = fit(data, own, how, look)
-    reached = None
-    if target is not None and len(looks) > 1 and looks[-1][1] >= target and fitted.diverged is None:
-        reached = crossing(looks[-2], looks[-1], target)
+    fitted = fit(data, own, run, look)
     error, final_loss, moving_error, train_loss = 1.0, None, 1.0, None
     if fitted.diverged is None:
         model = fitted.model.eval()
         moving_error, _ = error_and_loss(model, split)
         with exact_statistics(model, population_nchw):
             error, final_loss = error_and_loss(model, split)
-            if images is not None or report == "train":
+            if run.images is not None or run.report == "train":
                 _, train_loss = error_and_loss(model, own)
     return {
-        "steps": reached,
+        "steps": run.reached(looks) if fitted.diverged is None else None,
         "accuracy": looks,
         "error": error,
         "loss": final_loss,
@@ -277,7 +295,7 @@ def train(
 
 
 def crossing(before: tuple[int, float], after: tuple[int, float], target: float) -> float:
-    """The step at which accuracy passed ``target``, on the line between two looks (step, accuracy)."""
+    """Return the step at which accuracy passed ``target``, interpolated between two looks (step, accuracy)."""
     if before[1] >= target:
         return float(before[0]) or 1.0
     return before[0] + (after[0] - before[0]) * (target - before[1]) / (after[1] - before[1])
@@ -287,7 +305,7 @@ def crossing(before: tuple[int, float], after: tuple[int, float], target: float)
 def step_time(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int, seed: int, steps: int = 60
 ) -> dict[str, Any]:
-    """``timing``: processor seconds a training step, the median of single ones, evaluation left out."""
+    """Time single training steps without evaluation; ``timing`` holds the median seconds per step."""
     data = load(task)
     model = build(data, network, norm, seed)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, foreach=True)
@@ -303,9 +321,9 @@ def step_time(
 
 @versioned(1)
 def linear(*, task: Mapping[str, Any]) -> dict[str, Any]:
-    """A linear classifier's accuracy on the validation split: what every network's target is set by.
+    """Train a linear classifier; its validation accuracy sets every network's target.
 
-    Multinomial logistic regression on the standardized pixels, scikit-learn's default L2 penalty.
+    It is multinomial logistic regression on the standardized pixels with scikit-learn's default L2 penalty.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -317,7 +335,7 @@ def linear(*, task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Every parameter's gradient becomes the mean over processes, by one collective."""
+    """Replace every parameter's gradient by its mean over processes, with one collective."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
@@ -327,5 +345,5 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def chance(task: Task | SequenceTask) -> float:
-    """The accuracy of always answering the most frequent class."""
+    """Return the accuracy of always answering the most frequent class."""
     return float(torch.bincount(task.validation.y_n, minlength=task.classes).max()) / len(task.validation)

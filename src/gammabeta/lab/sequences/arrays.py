@@ -1,4 +1,4 @@
-"""Sequences of variable length in padded arrays become a task."""
+"""A task from sequences of variable length in padded arrays."""
 
 from collections.abc import Mapping
 
@@ -11,18 +11,17 @@ from gammabeta.lab.task import TaskError
 
 
 def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> SequenceTask:
-    """At most 2,000 sequences to train on and 500 to tune rates on, both from x_train, and 1,000 of x_test to report
-    on.
+    """Make a task of at most 2,000 training and 500 tuning sequences from x_train and 1,000 test ones from x_test.
 
     The subsets are drawn once, with a fixed seed and equal shares of each class. Each feature is standardized by the
-    mean and the standard deviation (divided by the count) of the real values that are trained on, padding left out:
-    (x − μ)/σ up to each sequence's length and 0 from there on.
+    mean and the standard deviation (which divides by the count) of the real training values, without padding:
+    (x − μ)/σ up to each sequence's length, and 0 from there on.
 
     Args:
-        arrays: x_train, x_test: (n, time, features), of any real dtype, with one number of features; lengths_train,
-            lengths_test: (n,), integers from 1 to time, and what x holds from there on is not looked at; y_train,
-            y_test: labels (n,), integers from 0 to the number of classes less one.
-        where: what an error's sentence begins with, as the file's name.
+        arrays: ``x_train``, ``x_test``: (n, time, features), of any real dtype, with one number of features.
+            ``lengths_train``, ``lengths_test``: (n,), integers from 1 to time; values after a length are ignored.
+            ``y_train``, ``y_test``: labels (n,), integers from 0 to the number of classes minus 1.
+        where: the start of every error message, for example the file's name.
 
     Raises:
         TaskError: an array of the wrong shape, dtype, length or range.
@@ -61,7 +60,7 @@ def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: s
 
 
 def _real(arrays: Mapping[str, np.ndarray], part: str) -> np.ndarray:
-    """(n, time): what is no padding."""
+    """Return a mask (n, time): True where a value is real, not padding."""
     return np.asarray(np.arange(arrays[f"x_{part}"].shape[1]) < arrays[f"lengths_{part}"][:, None])
 
 
@@ -78,7 +77,7 @@ def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:
     if len(x) and (lengths.min() < 1 or lengths.max() > x.shape[1]):
         raise TaskError(
             f"{where}: expected lengths_{part} from 1 to {x.shape[1]}, the time of x_{part}, got {lengths.min()} to "
-            f"{lengths.max()}: leave out what is empty, and pad x_{part} to the longest."
+            f"{lengths.max()}: leave out empty sequences, and pad x_{part} to the longest."
         )
     if x.dtype.kind == "f" and not np.isfinite(x[_real(arrays, part)]).all():
         raise TaskError(

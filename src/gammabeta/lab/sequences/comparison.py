@@ -1,19 +1,20 @@
-"""Norms side by side on sequences of variable length: a GRU and Transformers, the trainings of the claim `sequences`.
+"""Norms side by side on sequences of variable length: a GRU and Transformers, trained as for the claim `sequences`.
 
-Errors are those of evaluation as the layers do it, BatchNorm with moving averages: one moving average over all steps
-fits none inside a recurrence, and this is what a user would get. Those with exact statistics, by which the claim goes
-and which rates are chosen by, stand beside. Over d devices with b sequences each a batch is one of b·d; time and memory
-are those of b on one device, without communication. The usual norm is LayerNorm.
+Errors are those that a user would get: BatchNorm evaluates with moving averages, though inside a recurrence one moving
+average over all steps fits none of them. Errors with exact statistics, by which the claim is judged and learning rates
+are chosen, are shown too. Over d devices with b sequences each, a batch holds b·d sequences; time and memory are those
+of b sequences on one device, without communication. The usual norm is LayerNorm.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import mean, median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Comparison, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
@@ -25,9 +26,9 @@ TIMED = 20
 
 
 def norms(batch_size: int, devices: int) -> dict[str, str]:
-    """The arms by the name that a reader knows them by; the usual one first."""
+    """Return the arms with the names that readers know them by; the usual one is first."""
     found = {norm: ARMS[norm] for norm in ("layer", "rms")}
-    # A step inside the recurrence has one value a statistic where the batch is one sequence.
+    # With a batch of one sequence, a step inside the recurrence has one value per statistic.
     if devices > 1:
         found |= {f"masked:{batch_size}": "masked BatchNorm of each device's own batch"} if batch_size > 1 else {}
         found |= {"masked": "masked BatchNorm synced over the devices"}
@@ -40,8 +41,12 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
 def costs(
     *, task: Mapping[str, Any], network: str, norms: Sequence[str], batch_size: int, seed: int, steps: int = TIMED
 ) -> dict[str, Any]:
-    """Bytes that a forward on a batch keeps for its backward, by norm; ``timing``: seconds of a training step, medians
-    of steps in turns."""
+    """Measure memory and time of each norm.
+
+    Returns:
+        ``bytes``: by norm, what one forward pass on a batch keeps for the backward pass. ``timing``: by norm, seconds
+        per training step, medians over steps in turns.
+    """
     data = load_sequences(task)
     longest = data.train.x_ntf.shape[1]
     models = {
@@ -57,11 +62,11 @@ def costs(
         return functional.cross_entropy(model(x, mask), y)
 
     kept = {norm: kept_bytes(model, lambda model=model: loss(model, batches[0])) for norm, model in models.items()}  # type: ignore[misc]
-    return {"bytes": kept, "steps": steps, "timing": seconds_a_step(models, loss, batches)}
+    return {"bytes": kept, "steps": steps, "timing": seconds_per_step(models, loss, batches)}
 
 
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train each network with every norm, each at its own best rate, and measure what it costs."""
+    """Train each network with every norm, each at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
     whole = batch_size * devices
     named = norms(batch_size, devices)
@@ -71,25 +76,29 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     data = load_sequences(source)
     by_chance = 100 * (1 - chance(data))
     plain = {norm: norm.partition(":")[0] for norm in named}
-    # Of one device; a batch of one sequence is timed as two, of which BatchNorm has statistics.
+    # The costs of one device. A batch of one sequence is timed as two, which give BatchNorm statistics.
     at = {"task": source, "norms": sorted(set(plain.values())), "batch_size": max(batch_size, 2)}
     seeds = seeds_of(experiment)[:3]
-    trials = [
-        Trial(f"{__name__}:costs", {**at, "network": network, "seed": seed}) for network in networks for seed in seeds
-    ]
-    records = iter(experiment.records(trials))
+    records = experiment.grid_of_records(
+        networks, seeds, lambda network, seed: Trial(f"{__name__}:costs", {**at, "network": network, "seed": seed})
+    )
     made = []
-    for network in networks:
-        of_network = [next(records) for _ in seeds]
+    for network, of_network in records.items():
         found = {norm: results[network, norm] for norm in named}
         compared = side_by_side(
-            named,
-            {norm: exponents[network, norm] for norm in named},
-            {norm: [100 * result["moving_error"] for result in of_norm] for norm, of_norm in found.items()},
-            {norm: [record["timing"][plain[norm]] for record in of_network] for norm in named},
-            {norm: of_network[0]["result"]["bytes"][plain[norm]] for norm in named},
+            [
+                Compared(
+                    norm,
+                    name,
+                    2.0 ** exponents[network, norm],
+                    tuple(100 * result["moving_error"] for result in found[norm]),
+                    median(record["timing"][plain[norm]] for record in of_network),
+                    max(1, of_network[0]["result"]["bytes"][plain[norm]]),
+                    mean(100 * result["error"] for result in found[norm]),
+                )
+                for norm, name in named.items()
+            ],
             ERROR,
-            {norm: [100 * result["error"] for result in of_norm] for norm, of_norm in found.items()},
         )
         learned = min(arm.value for arm in compared) <= 0.5 * by_chance
         made.append(

@@ -14,7 +14,7 @@ from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.lab.experiment import Experiment
 from gammabeta.moments import Moments
 
-# name: what it is, for legends and tables
+# each arm's name in settings, and its name in legends and tables
 ARMS = {
     "none": "no normalization",
     "padded": "BatchNorm over padding too",
@@ -25,10 +25,10 @@ ARMS = {
 
 
 class SequenceNorm(nn.Module):
-    """An arm of ``ARMS`` on (n, time, C), or on one step's (n, C); mask (n, time) or (n), True where it is real.
+    """The norm of one arm, on (n, time, C) or on one step's (n, C); the mask (n, time) or (n) is True where x is real.
 
-    ``"masked:8"`` and ``"padded:8"`` are BatchNorm on devices with 8 sequences each: statistics of 8 at a time, moving
-    averages of the first device's, which DistributedDataParallel gives to all.
+    ``"masked:8"`` and ``"padded:8"`` are BatchNorm on devices with 8 sequences each. Statistics are of 8 sequences at a
+    time. The moving averages are those of the first device, which DistributedDataParallel copies to all.
     """
 
     def __init__(self, arm: str, channels: int) -> None:
@@ -58,25 +58,25 @@ class SequenceNorm(nn.Module):
         masks = [None] * (1 + len(others)) if counted is None else counted.split(self.each)
         outs = [norm(first, mask=masks[0])]
         for part, of_part in zip(others, masks[1:], strict=True):
-            alone = gb.functional.batch_norm(
+            of_device = gb.functional.batch_norm(
                 part, None, None, norm.weight, norm.bias, training=True, eps=norm.eps, mask=of_part
             )
-            outs.append(alone)
+            outs.append(of_device)
         return torch.cat(outs).movedim(1, -1)
 
 
-# A step at which fewer sequences than this are alive has no statistics of its own.
+# A step with fewer sequences that have not ended has no statistics of its own.
 LEAST_ALIVE = 32
 
 
 @contextlib.contextmanager
 def exact_statistics(model: nn.Module, x_ntf: Tensor, mask_nt: Tensor) -> Iterator[None]:
-    """In evaluation mode with every BatchNorm's statistics those of these sequences under the present weights, call by
-    call; on leaving, mode and statistics are as they were.
+    """Evaluate with every BatchNorm's statistics computed from these sequences under the present weights, call by call.
 
-    A norm inside a recurrence has statistics of its own at every step, as it has in training. One moving average over
-    all steps fits none of them: the state begins at 0 and grows. Steps beyond the last one at which LEAST_ALIVE
-    sequences (or all that were ever alive, if fewer) count take the statistics of that one.
+    On exit, mode and statistics are restored. A norm inside a recurrence has its own statistics at every step, as it
+    has in training. One moving average over all steps would fit none of them: the state starts at 0 and grows. A step
+    needs LEAST_ALIVE sequences that have not ended (or as many as the first step has, if fewer). The steps after the
+    last such step take its statistics.
 
     Source: Cooijmans et al. 2017, section 3 (1603.09025), which keeps separate statistics for each step.
     """
@@ -127,9 +127,9 @@ def exact_statistics(model: nn.Module, x_ntf: Tensor, mask_nt: Tensor) -> Iterat
 
 
 class Recurrent(nn.Module):
-    """A GRU over (n, time, features) and a linear classifier of its state at each sequence's last step.
+    """A GRU over (n, time, features), and a linear classifier of its state at each sequence's last step.
 
-    What comes from the input and what comes from the state are normalized apart before they meet: the first over the
+    The contributions of the input and of the state are normalized separately before they are added: the first over the
     whole sequence, the second step by step, inside the recurrence.
 
     Source: Cho et al. 2014; Cooijmans et al. 2017, Recurrent Batch Normalization (1603.09025), with statistics shared
@@ -150,7 +150,7 @@ class Recurrent(nn.Module):
         from_input = self.input_norm(self.inputs(x_ntf), mask_nt).split(gates_new, dim=2)
         state = x_ntf.new_zeros(len(x_ntf), self.width)
         states = []
-        # unbind: a step taken by its index would have a gradient as large as the whole sequence's
+        # unbind: the gradient of a step taken by its index would be as large as that of the whole sequence
         for i_gates, i_new, alive in zip(*(part.unbind(1) for part in from_input), mask_nt.unbind(1), strict=True):
             s_gates, s_new = self.state_norm(self.states(state), alive).split(gates_new, dim=1)
             reset, update = torch.sigmoid(i_gates + s_gates).chunk(2, dim=1)
@@ -163,7 +163,7 @@ class Recurrent(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and a two-layer MLP, each with a skip; norms before (pre) or after (post) them.
+    """Self-attention and a two-layer MLP, each with a skip connection; norms before (pre) or after (post) them.
 
     Source: Vaswani et al. 2017; Xiong et al. 2020 (2002.04745) for pre-norm.
     """
@@ -186,14 +186,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask_nt: Tensor | None) -> Tensor:
         if self.pre:
             x = x + self.attention(self.norm1(x, mask_nt), mask_nt)
-            return x + self.down(functional.relu(self.up(self.norm2(x, mask_nt))))
+            return x + self._perceptron(self.norm2(x, mask_nt))
         x = self.norm1(x + self.attention(x, mask_nt), mask_nt)
-        return self.norm2(x + self.down(functional.relu(self.up(x))), mask_nt)
+        out: Tensor = self.norm2(x + self._perceptron(x), mask_nt)
+        return out
+
+    def _perceptron(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(functional.relu(self.up(x)))
+        return out
 
 
 class Transformer(nn.Module):
-    """An encoder over (n, time, features) whose mean over real steps a linear layer classifies; or, with ``features``
-    0, a causal decoder over tokens (n, time) that scores each next one."""
+    """A Transformer: an encoder, or with ``features`` 0 a causal decoder.
+
+    The encoder takes (n, time, features); a linear layer classifies the mean of its output over real steps. The decoder
+    takes tokens (n, time) and scores each next token.
+    """
 
     def __init__(
         self, features: int, classes: int, arm: str, *, width: int = 32, layers: int = 2, pre: bool = True,
@@ -221,11 +229,12 @@ class Transformer(nn.Module):
 
 
 def networks_of(experiment: Experiment) -> list[str]:
+    """Name the networks of an experiment; a quick one leaves out post-norm."""
     return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
 
 
 def build_sequence_network(kind: str, features: int, classes: int, arm: str, longest: int, seed: int) -> nn.Module:
-    """``"GRU"``, ``"Transformer, pre-norm"`` or ``"Transformer, post-norm"``, initialized by ``seed``."""
+    """Build one of the networks that :func:`networks_of` names, initialized by ``seed``."""
     torch.manual_seed(seed)
     if kind == "GRU":
         return Recurrent(features, classes, arm)

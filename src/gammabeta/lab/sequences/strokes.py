@@ -1,4 +1,4 @@
-"""Rows of digits read column by column: sequences of variable length, made of scikit-learn's digits. No download."""
+"""Rows of digits, read column by column: sequences of variable length from scikit-learn's digits. No download."""
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ TRAIN, VALIDATION, TEST = 1500, 400, 600
 
 
 def load() -> SequenceTask:
-    """1 to 6 digits in a row; each step is a column of 8 pixels, empty margin columns left out; the label is the first
-    digit. Training, validation and test rows are made of different images, those of the task digits.
+    """Make sequences of 1 to 6 digits in a row, labelled by the first digit.
 
-    One digit alone is nearly always 6 columns wide and would vary nothing. Pixels are standardized row by row by the
-    training part's columns.
+    Each step is a column of 8 pixels; empty columns at a digit's margins are left out. Training, validation and test
+    sequences are made from the corresponding splits of the task digits, so that they share no image. A single digit is
+    nearly always 6 columns wide, so sequences of one digit would hardly vary in length. Each of the 8 pixels is
+    standardized by the training part's columns.
     """
     images = digits.load()
     raw = [
@@ -45,7 +46,7 @@ def load() -> SequenceTask:
 
 
 def _rows(part: Split, count: int, seed: int) -> list[tuple[np.ndarray, int]]:
-    """``count`` rows of columns (time, 8) with the label of their first digit, drawn with a fixed seed."""
+    """Draw ``count`` rows of columns (time, 8) with the labels of their first digits, by ``seed``."""
     rng = np.random.default_rng(seed)
     images = part.x_nchw[:, 0].numpy().astype(np.float64)
     empty = images.min()

@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences (n, time, features) float32, zero from each one's length (n,) int64 on, and labels (n,) int64."""
+    """Sequences (n, time, features) float32 with lengths (n,) int64 and labels (n,) int64; zero from the length on."""
 
     x_ntf: torch.Tensor
     lengths_n: torch.Tensor

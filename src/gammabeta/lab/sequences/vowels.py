@@ -1,7 +1,8 @@
-"""Sequences of variable length in the .ts text format of the UEA archive, as Japanese Vowels (Kudo et al. 1999).
+"""Sequences of variable length in the .ts text format of the UEA archive, such as Japanese Vowels (Kudo et al. 1999).
 
-A header of lines that begin with @, up to @data; then one case a line: its dimensions separated by ":", the values of
-each separated by ",", and the class last. Lines that begin with # and empty ones are comments.
+A file begins with a header of lines that start with @, up to @data. Then each line is one case: its dimensions
+separated by ":", the values of each separated by ",", and the class last. Empty lines and lines that start with # are
+comments.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from gammabeta.lab.task import TaskError
 
 @dataclass(frozen=True)
 class Cases:
-    """One file: its name, sequences (time, features) float64, and their classes as they are written."""
+    """The content of one file: its name, sequences (time, features) float64, and their classes as written."""
 
     name: str
     x: list[np.ndarray]
@@ -25,17 +26,16 @@ class Cases:
 
 
 def load(path: str | Path) -> SequenceTask:
-    """At most 2,000 sequences to train on and 500 to tune rates on, both from the one file, and 1,000 of the other to
-    report on: of Japanese Vowels 216, 54 and 370.
+    """Read at most 2,000 training and 500 tuning sequences from the training file, and 1,000 from the test file.
 
-    The subsets are drawn once, with a fixed seed and equal shares of each class. Each feature is standardized by the
-    real values that are trained on; sequences are zero from their length on.
+    Of Japanese Vowels these are 216, 54 and 370. The subsets are drawn once, with a fixed seed and equal shares of each
+    class. Each feature is standardized by the real training values; sequences are zero from their length on.
 
     Args:
         path: a folder with one file \\*_TRAIN.ts and one \\*_TEST.ts, whose dimensions are the features.
 
     Raises:
-        TaskError: a missing file, or a line that is not as the format says.
+        TaskError: a missing file, or a line that breaks the format.
     """
     train_path, test_path = files(Path(path))
     train, test = read(train_path), read(test_path)
@@ -43,7 +43,7 @@ def load(path: str | Path) -> SequenceTask:
     unknown = sorted(set(test.labels) - set(names))
     if unknown:
         raise TaskError(
-            f"{test.name}: expected the classes of {train.name}, got {unknown[0]} besides: leave out the cases of "
+            f"{test.name}: expected the classes of {train.name}, got {unknown[0]} too: leave out the cases of "
             "that class."
         )
     arrays: dict[str, np.ndarray] = {}
@@ -66,15 +66,15 @@ def load(path: str | Path) -> SequenceTask:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of both files."""
+    """Hash both files."""
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files(path))).hexdigest()[:16]
 
 
 def files(folder: Path) -> tuple[Path, Path]:
-    """The training and the test file.
+    """Find the training and the test file.
 
     Raises:
-        TaskError: there is none of one, or more than one.
+        TaskError: one of them is missing, or there is more than one.
     """
     found = []
     for part in ("TRAIN", "TEST"):
@@ -90,15 +90,15 @@ def files(folder: Path) -> tuple[Path, Path]:
 
 
 def read(path: Path) -> Cases:
-    """The cases of one .ts file.
+    """Read the cases of one .ts file.
 
     Raises:
-        TaskError: no @data, time stamps, no classes, or a line that is not as the format says.
+        TaskError: no @data, time stamps, no classes, or a line that breaks the format.
     """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise TaskError(f"{path.name}: expected a file that can be read, got {error.strerror}: look at it.") from error
+        raise TaskError(f"{path.name}: expected a readable file, got {error.strerror}: check it.") from error
     cases = Cases(path.name, [], [])
     inside = False
     for number, raw in enumerate(lines, start=1):
@@ -110,7 +110,7 @@ def read(path: Path) -> Cases:
             continue
         word, *values = line.lower().split()
         if word == "@timestamps" and values[:1] == ["true"]:
-            raise TaskError(f"{path.name}: expected values without time stamps, got @timeStamps true: take them out.")
+            raise TaskError(f"{path.name}: expected values without time stamps, got @timeStamps true: remove them.")
         if word == "@classlabel" and values[:1] != ["true"]:
             raise TaskError(f"{path.name}: expected a class in each line, got @classLabel false: choose labelled data.")
         inside = word == "@data"
@@ -122,7 +122,7 @@ def read(path: Path) -> Cases:
 
 
 def _case(cases: Cases, line: str, where: str) -> None:
-    """One line: its dimensions, then its class."""
+    """Add the case of one line: its dimensions, then its class."""
     *dimensions, label = line.split(":")
     if not dimensions or not label or "," in label:
         raise TaskError(
@@ -137,18 +137,18 @@ def _case(cases: Cases, line: str, where: str) -> None:
             wrong = next(value for value in dimension.split(",") if not _is_number(value))
             raise TaskError(
                 f'{where}: expected numbers separated by ",", got {wrong!r} in dimension {index}: fill in missing '
-                "values, or take the line out."
+                "values, or remove the line."
             ) from None
     lengths = sorted({len(dimension) for dimension in values})
     if len(lengths) > 1:
         raise TaskError(
             f"{where}: expected dimensions of one length, got {lengths[0]} and {lengths[-1]} values: the dimensions "
-            "of a case have to share their steps."
+            "of a case must have the same number of steps."
         )
     if cases.x and len(values) != cases.x[0].shape[1]:
         raise TaskError(
-            f"{where}: expected {cases.x[0].shape[1]} dimensions as in the first case, got {len(values)}: mend the "
-            "line, or take it out."
+            f"{where}: expected {cases.x[0].shape[1]} dimensions as in the first case, got {len(values)}: correct the "
+            "line, or remove it."
         )
     cases.x.append(np.array(values).T)
     cases.labels.append(label.strip())

@@ -1,4 +1,4 @@
-"""Text, character by character: the reference that ships inside Python, or a file."""
+"""Text, character by character: the reference documentation that ships with Python, or a file."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,13 +14,13 @@ SHORTEST = 10_000
 
 
 def load(path: str | None = None) -> TextTask:
-    """A text in three contiguous parts: 90 % to train on, 5 % to tune rates on, 5 % to report on.
+    """Read a text, in three contiguous parts: 90 % for training, 5 % for tuning, 5 % for the test.
 
     Args:
         path: a UTF-8 file; None for the English reference in `pydoc_data.topics`, some 460,000 characters.
 
     Raises:
-        TaskError: a file that cannot be read, is not UTF-8, or has under 10,000 characters.
+        TaskError: a file that cannot be read, is not UTF-8, or has fewer than 10,000 characters.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -34,7 +34,11 @@ def load(path: str | None = None) -> TextTask:
 
 
 def task(text: str, *, name: str, description: str) -> TextTask:
-    """The task that a text is."""
+    """Make a task of a text.
+
+    Raises:
+        TaskError: fewer than 10,000 characters.
+    """
     if len(text) < SHORTEST:
         raise TaskError(f"{name}: expected a text of {SHORTEST:,} characters or more, got {len(text):,}.")
     kept = sorted(character for character, _ in Counter(text).most_common(CHARACTERS))

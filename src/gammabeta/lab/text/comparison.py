@@ -1,16 +1,17 @@
-"""Norms side by side on text: a causal Transformer over characters, the trainings of the claim
-`layernorm_in_transformers`.
+"""Norms side by side on text: a causal Transformer over characters, trained as for layernorm_in_transformers.
 
-Losses are those of evaluation, BatchNorm with moving averages and therefore causal. Over d devices with b windows each
-a batch is one of b·d; time and memory are those of b on one device, without communication. The usual norm is LayerNorm.
+Losses are those of evaluation, in which BatchNorm uses moving averages and is therefore causal. Over d devices with b
+windows each, a batch holds b·d windows. Time and memory are those of b windows on one device, without communication.
+The usual norm is LayerNorm.
 """
 
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import torch
 
-from gammabeta.lab.comparison import LOSS, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.comparison import LOSS, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import ARMS, decoder
@@ -19,7 +20,7 @@ from gammabeta.lab.trials.trial import Trial, versioned
 
 
 def norms(batch_size: int, devices: int) -> dict[str, str]:
-    """The arms by the name that a reader knows them by; the usual one first."""
+    """Return the arms with the names that readers know them by; the usual one is first."""
     found = {norm: ARMS[norm] for norm in ("layer", "rms")}
     if devices > 1:
         found |= {
@@ -35,7 +36,7 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
 def saved_bytes(
     *, task: Mapping[str, Any], norm: str, width: int, layers: int, context: int, batch: int
 ) -> dict[str, Any]:
-    """Bytes that one forward on a batch keeps for its backward."""
+    """Return the bytes that one forward pass on a batch keeps for the backward pass."""
     data = load_text(task)
     model = decoder(data, norm, width, layers, context, 0)
     tokens = windows(data.train_n, batch, context, torch.Generator().manual_seed(0))
@@ -43,7 +44,7 @@ def saved_bytes(
 
 
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train the decoder with every norm, each at its own best rate, and measure what it costs."""
+    """Train the decoder with every norm, each at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
     named = norms(batch_size, devices)
     shape = shape_of(experiment, batch_size * devices)
@@ -54,13 +55,21 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     of_one = shape_of(experiment, batch_size)
     timings = timed(experiment, of_one)
     at = {"task": source, **of_one}
-    sizes = experiment.run([Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]}) for norm in named])
+    sizes = experiment.grid(
+        list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
+    )
     compared = side_by_side(
-        named,
-        exponents,
-        {norm: [result["loss"] for result in of_norm] for norm, of_norm in results.items()},
-        {norm: [timing[plain[norm]] for timing in timings] for norm in named},
-        {norm: size["bytes"] for norm, size in zip(named, sizes, strict=True)},
+        [
+            Compared(
+                norm,
+                name,
+                2.0 ** exponents[norm],
+                tuple(result["loss"] for result in results[norm]),
+                median(timing[plain[norm]] for timing in timings),
+                max(1, sizes[norm][0]["bytes"]),
+            )
+            for norm, name in named.items()
+        ],
         LOSS,
     )
     learned = min(arm.value for arm in compared) < blind_loss(data) - 0.5

@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class TextTask:
-    """A language to model, character by character: tokens (n,) int64, numbers of characters in ``vocabulary``."""
+    """A text to model character by character: tokens (n,) int64, the characters' indices in ``vocabulary``."""
 
     name: str
     description: str

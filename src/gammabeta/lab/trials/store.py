@@ -1,4 +1,4 @@
-"""Finished trials on disk: one line each, checked, written by one study at a time."""
+"""Finished trials on disk: one line each with a checksum, written by one study at a time."""
 
 import contextlib
 import datetime
@@ -20,18 +20,18 @@ class StoreError(Exception):
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
-    """CRC-32 of the record's canonical text."""
+    """Return the CRC-32 of the record's canonical text."""
     return f"{zlib.crc32(canonical(record).encode()):08x}"
 
 
 class Store:
     """Finished trials in ``folder/trials.jsonl``, one JSON line each with a checksum, on disk before the next begins.
 
-    A torn last line (the machine stopped while writing it) is cut off, a line whose checksum is wrong is left out;
-    those trials run again. ``folder/study.lock`` says who is writing.
+    An incomplete last line (the machine stopped while writing it) is cut off, and a line with a wrong checksum is
+    ignored; those trials run again. ``folder/study.lock`` says who is writing.
 
     Raises:
-        StoreError: where another process is writing to the same folder, or the folder cannot be made or written to.
+        StoreError: another process is writing to the same folder, or the folder cannot be made or written to.
     """
 
     def __init__(self, folder: str | Path, *, fresh: bool = False) -> None:
@@ -50,7 +50,7 @@ class Store:
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # no such lock on Windows
+        except ImportError:  # Windows has no such lock
             return
         try:
             fcntl.flock(self._holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +74,7 @@ class Store:
             self._file.truncate(whole)
         records: dict[str, dict[str, Any]] = {}
         for line in text[:whole].splitlines():
-            # A damaged line is left out: its trial runs again and is appended anew.
+            # A damaged line is ignored: its trial runs again and is appended again.
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
                 if record.pop("checksum") == _checksum(record):
@@ -91,13 +91,13 @@ class Store:
         return len(self._records)
 
     def append(self, trial: Trial, record: Mapping[str, Any]) -> None:
-        """Keep one finished trial: on disk when this returns.
+        """Keep one finished trial, which is on disk when this returns.
 
         Raises:
-            StoreError: the disk is full, or fails otherwise; what was kept before stays, no half line is left.
+            StoreError: the disk is full or fails otherwise. What was kept before stays, and no half line remains.
         """
         whole = {"key": trial.key, "run": trial.run, "settings": plain(trial.settings), **record}
-        # In memory first: an interrupt between the two leaves the count right.
+        # In memory first: the count stays right if an interrupt comes between the two.
         self._records[trial.key] = whole
         end = self._file.seek(0, os.SEEK_END)
         try:
@@ -106,7 +106,7 @@ class Store:
             os.fsync(self._file.fileno())
         except OSError as error:
             del self._records[trial.key]
-            # What the buffer still holds must not reach the file later: a new one takes its place.
+            # What the buffer still holds must not reach the file later, so the file is opened again.
             with contextlib.suppress(OSError):
                 self._file.close()
             with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""Trials: the unit of measurement. Each is a function and its settings.
+"""Trials, the unit of measurement: each is a function and its settings.
 
-A trial is reproducible bit by bit: one thread, its own seeds, nothing taken from the process it happens to run in.
-Its key is a hash of everything that decides its result, so that a stored result is never mistaken for another's.
+A trial is reproducible bit by bit: it runs in one thread with its own seeds, and takes nothing from the process that it
+runs in. Its key is a hash of everything that decides its result, so that a stored result is never taken for another's.
 """
 
 import hashlib
@@ -25,11 +25,12 @@ Function = TypeVar("Function", bound=Callable[..., dict[str, Any]])
 
 
 def versioned(version: int, *, together: str | None = None) -> Callable[[Function], Function]:
-    """Give a trial function its version: raise it when the same settings come to mean another result.
+    """Mark a trial function with its version. Raise the version when the same settings come to mean another result.
 
-    ``together`` names a module that runs several of its trials as one, faster than one after the other: its
-    ``joinable(settings)`` says whether a trial may be, and a function of the trial function's name takes a list of
-    settings, which differ in ``rate`` and ``seed`` alone, and returns their results.
+    Args:
+        together: names a module that runs several of the function's trials as one, which is faster. Its
+            ``joinable(settings)`` says whether a trial can take part. Its function of the trial function's name takes a
+            list of settings, which differ only in ``rate`` and ``seed``, and returns their results.
     """
 
     def mark(function: Function) -> Function:
@@ -41,10 +42,12 @@ def versioned(version: int, *, together: str | None = None) -> Callable[[Functio
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's own types: tuples become lists, NaN and infinities null, numpy's and torch's scalars numbers.
+    """Convert ``value`` to JSON's own types.
+
+    Tuples become lists, NaN and infinities null, numpy's and torch's scalars numbers.
 
     Raises:
-        TypeError: for anything that JSON has no form for.
+        TypeError: JSON has no form for the value.
     """
     if isinstance(value, bool | str) or value is None:
         return value
@@ -62,12 +65,12 @@ def plain(value: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of ``value``: sorted keys, no spaces, no NaN."""
+    """Return the canonical JSON text of ``value``: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def cpu_kernels() -> str | None:
-    """The instruction set of the native CPU kernels, None where they are not loaded."""
+    """Return the instruction set of the native CPU kernels; None where they are not loaded."""
     return torch.ops.gammabeta.cpu_instruction_set() if ops.has_kernel("cpu") else None
 
 
@@ -75,8 +78,8 @@ def cpu_kernels() -> str | None:
 class Trial:
     """One measurement: ``run`` is ``"package.module:function"``, called as ``function(**settings) -> dict``.
 
-    The key covers the settings (in which a task or model carries the fingerprint of its content), the version of the
-    function, and what decides the last bits: the versions of gammabeta and of torch, and which kernels run.
+    The key covers the settings, in which a task or model carries the fingerprint of its content, and the version of the
+    function. It also covers what decides the last bits: the versions of gammabeta and torch, and which kernels run.
     """
 
     run: str
@@ -96,13 +99,16 @@ class Trial:
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-# As many trials run as one: more members make a step longer, and a run that stops early waits for the others.
+# At most this many trials run as one: more members make a step longer, and a run that ends early waits for the rest.
 MOST_TOGETHER = 6
 
 
 def bundles(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials in groups that run as one. The groups depend on what is asked for alone, not on what is on disk
-    already, so that the last bits of a result do not depend on when a study was interrupted."""
+    """Group the trials that run as one.
+
+    The groups depend only on what is asked for, not on what is on disk already. The last bits of a result therefore do
+    not depend on when a study was interrupted.
+    """
     groups: dict[str, list[Trial]] = {}
     found: list[list[Trial]] = []
     for trial in {trial.key: trial for trial in trials}.values():
@@ -115,14 +121,14 @@ def bundles(trials: Sequence[Trial]) -> list[list[Trial]]:
         if len(group) % MOST_TOGETHER == 0:
             found.append([])
         group.append(trial)
-        # the last group that was begun for these settings
+        # the latest group that was begun for these settings
         own = next(part for part in reversed(found) if not part or part[0] in group)
         own.append(trial)
     return found
 
 
 def perform_together(run: str, several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Run trials as one here and return their records, as :func:`perform` does; one alone runs by itself."""
+    """Run trials as one in this process, and return their records as :func:`perform` does."""
     if len(several) == 1:
         return [perform(run, several[0])]
     module, _, name = run.partition(":")
@@ -133,14 +139,14 @@ def perform_together(run: str, several: Sequence[Mapping[str, Any]]) -> list[dic
 
     record = _measured(whole)
     if "error" in record:
-        # One by one, so that the one that fails does not take the others with it.
+        # One by one, so that the trial that fails does not fail the others.
         return [perform(run, settings) for settings in several]
     seconds = round(record["seconds"] / len(several), 4)
     return [{"result": result, "seconds": seconds} for result in record["result"]["results"]]
 
 
 def perform(run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one trial here and return its record, or a record with ``error`` and ``traceback``.
+    """Run one trial in this process, and return its record, or a record with ``error`` and ``traceback``.
 
     What the function returns under ``"timing"`` is kept apart from ``"result"``: times are never the same twice.
     """
@@ -148,12 +154,12 @@ def perform(run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _measured(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The record of what ``function`` returns, or raises, in one thread."""
+    """Record what ``function`` returns or raises, in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
-        # The process's own random state is left as it was, for trials that run inside the caller's process.
+        # Trials may run inside the caller's process, whose random state must not change.
         with torch.random.fork_rng(devices=[]):
             result = plain(function())
     except Exception as error:
@@ -167,5 +173,5 @@ def _measured(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

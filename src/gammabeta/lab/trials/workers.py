@@ -1,4 +1,4 @@
-"""Trials run in worker processes, on this machine or on others, and kept as they finish."""
+"""Worker processes that run trials, on this machine or on others; each trial is kept as it finishes."""
 
 import contextlib
 import signal
@@ -17,7 +17,7 @@ ATTEMPTS = 3
 
 
 class TrialError(Exception):
-    """Trials failed, each as often as it was tried. ``details`` is the first one's traceback as the worker saw it."""
+    """Trials failed every time they were tried. ``details`` is the traceback of the first, from its worker."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -25,16 +25,16 @@ class TrialError(Exception):
 
 
 class EngineError(Exception):
-    """An engine that is not installed, or cannot be reached."""
+    """An engine is not installed, or cannot be reached."""
 
 
 @contextlib.contextmanager
 def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
-    """Inside, trials run on ``engine``; gives the number of jobs to ask for.
+    """Run trials inside on ``engine``; yields the number of jobs to ask for.
 
     Args:
-        engine: ``"loky"``: processes of this machine; ``"dask"`` or ``"ray"``: a cluster's workers.
-        address: of a Dask scheduler or of a Ray cluster; None starts one on this machine, of ``jobs`` workers.
+        engine: ``"loky"`` for processes of this machine, ``"dask"`` or ``"ray"`` for a cluster's workers.
+        address: of a Dask scheduler or a Ray cluster; None starts one on this machine, with ``jobs`` workers.
 
     Raises:
         EngineError: an unknown engine, one that is not installed, or an address that does not answer.
@@ -43,7 +43,7 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
         raise EngineError(f"--engine {engine}: expected one of {', '.join(ENGINES)}.")
     if engine == "loky":
         if address is not None:
-            raise EngineError(f"--address {address}: loky runs on this machine alone. Name --engine dask or ray.")
+            raise EngineError(f"--address {address}: loky runs only on this machine. Name --engine dask or ray.")
         yield jobs
         return
     import joblib
@@ -81,9 +81,9 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _interrupt_ignored() -> Iterator[None]:
-    """What is started inside ignores SIGINT: on Ctrl-C the parent alone decides, and workers print nothing.
+    """Start processes that ignore SIGINT: on Ctrl-C only the parent decides, and workers print nothing.
 
-    Ignored rather than blocked: multiprocessing's resource tracker unblocks it while workers start.
+    SIGINT is ignored rather than blocked, because multiprocessing's resource tracker unblocks it while workers start.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -99,13 +99,13 @@ Records = list[dict[str, Any]]
 
 
 def _numbered(index: int, run: str, several: Sequence[Mapping[str, Any]]) -> tuple[int, Records]:
-    """One bundle in a worker process."""
+    """Run one bundle in a worker process."""
     gammabeta.warm_allocator()
     return index, perform_together(run, several)
 
 
 def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[int, Records], None, None]:
-    """Each bundle's position and records, as they finish; closing the iterator ends the workers."""
+    """Yield each bundle's position and records as they finish; closing the iterator ends the workers."""
     if jobs == 1:
         for index, part in enumerate(parts):
             yield index, perform_together(part[0].run, [trial.settings for trial in part])
@@ -118,7 +118,7 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
     ]
     backend, _ = joblib.parallel.get_active_backend()
     if not getattr(backend, "supports_return_generator", False):
-        # Such a backend hands results back all at once: a few at a time, so that they are kept as they come.
+        # Such a backend returns all results at once. A few calls at a time keep results as they come.
         pool = joblib.Parallel(n_jobs=jobs, batch_size=1)
         some = 2 * max(jobs, 1)
         for start in range(0, len(calls), some):
@@ -128,10 +128,10 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
     with _interrupt_ignored():
         outcomes = pool(calls)
     with warnings.catch_warnings():
-        # loky starts a worker anew that has grown, and says so; joblib warns that results were left: on purpose
+        # loky warns when it restarts a worker that has grown; joblib warns about results left over, which is on purpose
         warnings.filterwarnings("ignore", "A worker stopped while some jobs")
         try:
-            # Not `yield from`: that closes them itself, before the warning below is silenced.
+            # Not `yield from`: it would close the outcomes before the warning below is silenced.
             for outcome in outcomes:  # noqa: UP028
                 yield outcome
         finally:
@@ -140,7 +140,7 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
 
 
 def _died() -> tuple[type[BaseException], ...]:
-    """What is raised when a worker process ends before its trial."""
+    """Return the exceptions raised when a worker process ends before its trial."""
     from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 
     return (BrokenProcessPool, TerminatedWorkerError)
@@ -153,19 +153,19 @@ def run_trials(
     jobs: int,
     finished: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """Run what the store does not hold yet, and return all records in the order of ``trials``.
+    """Run the trials that the store does not hold yet, and return all records in the order of ``trials``.
 
-    A worker that dies loses the trials that it runs, which are run again; after that each bundle runs by itself, so
-    that it is known which one it is that kills. A trial that raises, or whose worker dies, is tried three times.
+    The trials of a worker that dies run again. From then on each bundle runs on its own, so that it is known which one
+    kills its worker. A trial that raises, or whose worker dies, is tried three times.
 
     Args:
-        trials: the trials; one that stands there twice runs once.
-        store: where finished trials are kept, one by one, as they finish.
-        jobs: worker processes; 1 runs in this process.
+        trials: the trials; a trial that is listed twice runs once.
+        store: keeps finished trials, one by one, as they finish.
+        jobs: worker processes; with 1 the trials run in this process.
         finished: called after each trial that ran.
 
     Raises:
-        TrialError: a trial failed three times; all the others were run and are kept.
+        TrialError: a trial failed three times; all others ran and are kept.
         KeyboardInterrupt: after the workers were ended.
     """
     left = [part for part in bundles(trials) if any(trial not in store for trial in part)]
@@ -195,7 +195,7 @@ def run_trials(
         else:
             for part in left:
                 try:
-                    # Never in this process: two jobs are asked for, of which one is used.
+                    # Never in this process: of the two jobs asked for, one is used.
                     for _, records in _finished([part], max(jobs, 2)):
                         take(part, records)
                 except _died():

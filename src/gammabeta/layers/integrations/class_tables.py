@@ -1,8 +1,8 @@
-"""Other libraries' tables that go by exact class, in which our classes are entered as torch's are.
+"""Entries for our classes in other libraries' tables that look classes up exactly.
 
-A table with an entry for `nn.BatchNorm2d` knows nothing of a subclass. When a library with such a table is imported,
-each of our classes gets the entry of the class whose place it takes; so do the classes of adopted layers, which are
-made later. Nothing is imported here.
+A table with an entry for `nn.BatchNorm2d` has none for a subclass. When a library with such a table is imported, each
+of our classes gets the entry of the torch class that it replaces. So do the classes of adopted layers, which are made
+later. Nothing is imported here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gammabeta.layers.rms_norm import RMSNorm
 
 Enter = Callable[[type[nn.Module], type[nn.Module]], None]
 
-# Ours, and the class of torch's in whose place it stands.
+# Our class, and the class of torch that it replaces.
 TORCHS: dict[type[nn.Module], type[nn.Module]] = {
     BatchNorm: nn.SyncBatchNorm,
     BatchNorm1d: nn.BatchNorm1d,
@@ -36,22 +36,23 @@ TORCHS: dict[type[nn.Module], type[nn.Module]] = {
     RMSNorm: nn.RMSNorm,
 }
 _classes: dict[type[nn.Module], type[nn.Module]] = {ours: ours for ours in TORCHS}
-_tables: dict[str, Enter] = {}  # of the modules that have been imported
+_tables: dict[str, Enter] = {}  # of the modules that are imported
 
 
 def add_class(cls: type[nn.Module], ours: type[nn.Module]) -> None:
-    """A class to be entered as that one of ours is: in the tables that are there, and in those to come."""
+    """Enter a class as one of ours is entered: in the present tables and in later ones."""
     _classes[cls] = ours
     for enter in tuple(_tables.values()):
         enter(cls, ours)
 
 
 def add_table(name: str, prepare: Callable[[ModuleType], Enter]) -> None:
-    """A table of another library, as soon as its module of that name is imported.
+    """Fill a table of another library as soon as its module is imported.
 
     Args:
         name: the module's full name.
-        prepare: gets the module; returns what enters a class, called with it and the one of ours that it is.
+        prepare: takes the module and returns a function that enters a class. That function is called with the class and
+            with the class of ours whose entry it gets.
     """
 
     def fill(module: ModuleType) -> None:
@@ -63,7 +64,7 @@ def add_table(name: str, prepare: Callable[[ModuleType], Enter]) -> None:
 
 
 def like_torchs(table: dict[Any, Any]) -> Enter:
-    """Enters a class with the entry of torch's, where there is one."""
+    """Make a function that enters a class with the entry of torch's class, where there is one."""
 
     def enter(cls: type[nn.Module], ours: type[nn.Module]) -> None:
         if TORCHS[ours] in table:
@@ -72,6 +73,6 @@ def like_torchs(table: dict[Any, Any]) -> Enter:
     return enter
 
 
-# What counts floating point operations by hooks that it looks up by class, and counts nothing for a class it lacks.
+# These count floating point operations by hooks, which they look up by class; a class without one counts nothing.
 add_table("thop.profile", lambda thop: like_torchs(thop.register_hooks))
 add_table("ptflops.pytorch_ops", lambda ptflops: like_torchs(ptflops.MODULES_MAPPING))

@@ -1,4 +1,4 @@
-"""What is done when another library is imported, without importing it and without needing it."""
+"""Actions that run when another library is imported, without importing or needing it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _actions: dict[str, list[Action]] = {}
 
 
 def on_import(name: str, action: Action) -> None:
-    """Call the action with the module of that name: at once if it is imported, else as soon as it has been.
+    """Call the action with the module of that name, now if it is imported, otherwise as soon as it is.
 
-    The action runs after each execution of the module, so again after a reload. If it raises, a warning says so and the
-    import goes on: the other library has to import as it would without us.
+    The action runs after each execution of the module, so it runs again after a reload. If it raises, a warning says so
+    and the import continues: the other library has to import as it would without us.
 
     Args:
         name: the module's full name.
@@ -35,7 +35,7 @@ def on_import(name: str, action: Action) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds nothing itself: asks the finders behind it, and adds the actions to the loader that they return."""
+    """A finder that finds nothing itself: it asks the finders behind it, and adds the actions to their loader."""
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
@@ -44,7 +44,7 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         looking: set[str] = self._of_thread.__dict__.setdefault("looking", set())
-        # A finder behind us may start the search anew, as other libraries' import hooks do.
+        # A finder behind us may start a new search, as other libraries' import hooks do.
         if fullname not in _actions or fullname in looking:
             return None
         looking.add(fullname)
@@ -58,7 +58,7 @@ class _Finder(MetaPathFinder):
 
     def _ask_others(self, *searched: Any) -> ModuleSpec | None:
         finders = list(sys.meta_path)
-        # Those before us have been asked already.
+        # Those before us have already been asked.
         for finder in finders[finders.index(self) + 1 :] if self in finders else finders:
             spec = finder.find_spec(*searched) if hasattr(finder, "find_spec") else None
             if spec is not None:
@@ -67,7 +67,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """Another loader, after whose execution of a module the actions run; all else is left to that loader."""
+    """A wrapper of a loader that runs the actions after the module; that loader does everything else."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -77,7 +77,7 @@ class _Loader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # From here on the module has the loader that it would have without us, which is asked for resources and source.
+        # From here on the module has the loader that it would have without us, which provides resources and source.
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader

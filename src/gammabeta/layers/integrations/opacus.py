@@ -1,6 +1,6 @@
-"""Our layers in Opacus' tables, which go by exact class: validators, fixers and per-sample gradients.
+"""Our layers in the tables of Opacus, which look classes up exactly: validators, fixers and per-sample gradients.
 
-Registered when `opacus` is imported; nothing is imported here, and without Opacus nothing happens.
+They are registered when `opacus` is imported. Nothing is imported here, and without Opacus nothing happens.
 """
 
 from __future__ import annotations
@@ -43,31 +43,32 @@ def _tables(opacus: ModuleType) -> Enter:
 
 
 def _fixer(fix: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Opacus' fixer, with the activation that the layer holds: the layer in its place becomes ours and carries it."""
+    """Wrap a fixer of Opacus so that the layer it makes becomes one of ours and keeps the activation."""
 
     def fix_ours(module: Any, **options: Any) -> nn.Module:
         fixed: Any = fix(module, **options)
         if module.activation is not None:
-            fixed.__class__ = _OURS[type(fixed)]  # made just now: nobody else has it
+            fixed.__class__ = _OURS[type(fixed)]  # just made: nobody else has it
             fixed.activation = module.activation
             fixed.activation_slope = module.activation_slope
-        return fixed
+        mended: nn.Module = fixed
+        return mended
 
     return fix_ours
 
 
 @torch.no_grad()
 def grad_sample(layer: Any, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Gradients of γ and β for each sample of a GroupNorm, LayerNorm, InstanceNorm or RMSNorm of ours.
+    """Compute gradients of γ and β for each sample of our GroupNorm, LayerNorm, InstanceNorm or RMSNorm.
 
     With z = x̂·γ + β and y = activation(z), for each sample g_z = g_y·activation′(z), g_γ = Σ g_z·x̂ and g_β = Σ g_z,
-    over all axes that γ and β do not have. The layers refuse a mask, and a residual with an activation, which Opacus
-    does not hand over (`layers.unseen_by_opacus`).
+    summed over all axes that γ and β do not have. The layers refuse a mask, and a residual with an activation, which
+    Opacus does not pass on (`unseen_by_opacus`).
 
     Args:
         layer: the layer.
-        activations: x (N, …), and what else it was called with.
-        backprops: the gradient of the loss by the output, (N, …).
+        activations: x (N, …), and the other arguments of the call.
+        backprops: the gradient of the loss with respect to the output, (N, …).
 
     Returns:
         For each Parameter that requires a gradient (N, *its shape), in its dtype.

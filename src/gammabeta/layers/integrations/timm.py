@@ -1,10 +1,10 @@
-"""timm refuses our layers as `norm_layer` where it would silently build its own in their place.
+"""Refusal of our layers as timm's `norm_layer` where timm would silently build its own instead.
 
 timm builds many families (EfficientNet, RegNet, ResNetV2, …) of layers that normalize and activate. It looks up any
-other `norm_layer` by its lower-case name only, so `gammabeta.BatchNorm2d` gives timm's `BatchNormAct2d`. timm has no
-table by class where ours could be entered with an activation. But before the name it asks whether the class is one of
-its own, in the set `_NORM_ACT_TYPES`: there ours are refused, with what to do instead. timm is not imported here; the
-set gets its subclass when timm is imported.
+other `norm_layer` only by its lower-case name, so `gammabeta.BatchNorm2d` gives timm's `BatchNormAct2d`. timm has no
+table by class in which ours could be entered with an activation. But before the name it asks whether the class is in
+its set `_NORM_ACT_TYPES`. There ours are refused, with what to do instead. timm is not imported here; the set is
+replaced when timm is imported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INSTEAD = {
 
 
 class _Types(set[object]):
-    """timm's set of norm-and-activation classes, which refuses ours where timm would put its own in their place."""
+    """timm's set of norm-and-activation classes, which raises for ours where timm would use its own instead."""
 
     def __contains__(self, norm_layer: object) -> bool:
         if isinstance(norm_layer, type) and _is_ours(norm_layer):

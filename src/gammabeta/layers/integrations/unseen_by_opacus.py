@@ -1,4 +1,4 @@
-"""Arguments of a forward that Opacus does not record, and without which its per-sample gradients would be wrong."""
+"""Refusal of arguments that Opacus does not record, and without which its per-sample gradients would be wrong."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def refuse_unseen_by_opacus(layer: Any, residual: Tensor | None, mask: Tensor | None) -> None:
-    """Raise where Opacus' hooks are on the layer, and it is called with what its gradients for γ and β depend on.
+    """Raise where Opacus has hooks on the layer and the call has a mask, or a residual with an activation.
 
     Opacus computes the gradients of each sample from a layer's input and the gradient of its output. A mask changes the
-    statistics, and a residual changes where the activation bends; it would neither know of them nor say so.
+    statistics, and a residual shifts z before the activation. Opacus would ignore both without saying so.
     """
     given = "mask" if mask is not None else "residual"
     if (given == "residual" and (residual is None or layer.activation is None)) or torch.compiler.is_compiling():

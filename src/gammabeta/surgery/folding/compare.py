@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from gammabeta._torch_private import tree_map
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import arguments_of, unchanged
 
