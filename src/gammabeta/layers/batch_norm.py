@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta import arguments
+from gammabeta.aten import Finish
 from gammabeta.distributed import agreement
-from gammabeta.functional import Finish, NormCall, normalize_by_running
+from gammabeta.functional import NormCall, normalize_by_running
 from gammabeta.layers.additions import describe_additions
 from gammabeta.layers.converter_guard import ConverterGuard
 from gammabeta.layers.float32 import Float32State
@@ -111,7 +112,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
             )  # fmt: skip
         else:
             running = RunningStatistics()
-        normalize = self.statistics.normalize
+        normalize: Callable[[NormCall], Tensor] = self.statistics.normalize
         if in_parts(input, weight):
             normalize = by_channels(normalize)
         return normalize(NormCall(input, running, affine, self.eps, finish))
@@ -164,7 +165,8 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
 
     def extra_repr(self) -> str:
         statistics = "" if self.statistics == Batch() else f", statistics={self.statistics}"
-        return super().extra_repr() + statistics + describe_additions(self)
+        text: str = super().extra_repr()
+        return text + statistics + describe_additions(self)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):

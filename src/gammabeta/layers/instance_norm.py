@@ -97,7 +97,8 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         return state
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_additions(self)
+        text: str = super().extra_repr()
+        return text + describe_additions(self)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
