@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gammabeta.benchmarks.subjects.training_step import load_timm
 from gammabeta.cli import main as cli
-from gammabeta.diagnostics import check
+from gammabeta.diagnostics.check import check
 from gammabeta.diagnostics.rules import RULES
 
 SOURCE = """

@@ -151,7 +151,7 @@ class Diagnosis:
         counts = [(len(self._of(severity)), severity) for severity in SEVERITIES]
         found = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
         ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
-        return f"{found or 'nothing found'}{ignored}: {len(self.rules)} rules, {_count(self.norms, 'norm')}"
+        return f"{found or 'nothing found'}{ignored}: {_count(len(self.rules), 'rule')}, {_count(self.norms, 'norm')}"
 
     def __str__(self) -> str:
         lines = []
