@@ -12,7 +12,8 @@ LINES, PARAMETERS = 70, 6
 PUBLIC = {"functional.py", "layers", "surgery/convert.py:convert", "diagnostics/check.py:check", "lab/study.py:study",
           "benchmarks/bench.py:bench"}  # fmt: skip
 COMMANDS = {"cli/main.py"}
-OPS = {"ops.py", "reference.py", "kernels/cuda"}
+OPS = {"ops.py", "reference.py", "kernels/cuda", "running_statistics.py:_update", "running_statistics.py:_move",
+       "running_statistics.py:_gather"}  # fmt: skip
 FUNCTIONS = {"autograd.py:forward"}
 # A trial's settings are its function's parameters by name, and a network's are its constructor's.
 SETTINGS = {"lab/claims/fine_tuning.py:tuned_on", "lab/claims/shifting_data.py:stream",
