@@ -15,12 +15,15 @@ KERNELS := $(wildcard src/gammabeta/kernels/cpu/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: study test sanitize bench lint docs clean help
+.PHONY: study test test-all sanitize bench lint docs clean help
 
 study: $(VENV)/.study ## run the quick study: report.html and results.json in gammabeta-study/
 	$(VENV)/bin/gammabeta study --quick $(ARGS)
 
-test: $(VENV)/.test ## run the tests
+test: $(VENV)/.test ## run the tests but for the long tail
+	$(PY) -m pytest -n auto -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.test ## run all tests
 	$(PY) -m pytest -n auto $(ARGS)
 
 sanitize: $(VENV)/.test build/sanitized/.installed ## run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -31,10 +34,11 @@ sanitize: $(VENV)/.test build/sanitized/.installed ## run the kernels' tests und
 bench: $(VENV)/.study ## time ours beside torch's: dated tables in benchmarks/results/
 	$(VENV)/bin/gammabeta bench --out benchmarks/results $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, its formatting, and mypy
+lint: $(VENV)/.dev ## ruff, its formatting, mypy, and clang-format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror src/gammabeta/kernels/cpu/*.cpp src/gammabeta/kernels/cpu/*.h
 
 docs: $(VENV)/.study ## write the generated pages of docs/ again
 	$(PY) docs/generate.py $(ARGS)
@@ -44,7 +48,7 @@ clean: ## remove the virtual environment and what tools and builds left
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON (3.10 or newer), VENV, TORCH, PIP_FLAGS, ARGS (handed on to the command)'
 
 $(VENV)/.torch:
