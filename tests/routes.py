@@ -16,7 +16,7 @@ import torch
 from tests.interpreter import INTERPRETED
 
 import gammabeta
-from gammabeta import functional
+from gammabeta import aten
 
 ON_GPU = ("cuda",) if torch.cuda.is_available() and not INTERPRETED else ()
 
@@ -43,7 +43,7 @@ def taken(route: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
     if route == "cuda":
         patch.setattr("tests.routes._device", "cuda")
     patch.setattr("gammabeta.ops.has_kernel", lambda device: True)
-    patch.setattr(functional.Finish, "left_to_torch", lambda self, x: False)
+    patch.setattr(aten.Finish, "left_to_torch", lambda self, x: False)
     others = {"reference": reference_instead_of_kernels, "interpreted": triton_instead_of_kernels}
     with others.get(route, nullcontext)():
         yield

@@ -157,10 +157,10 @@ def replace(*pairs):
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler: c++")
-@pytest.mark.skipif(not (ROOT / "src/gammabeta/kernels/cpu/activation.h").exists(), reason="awaits the kernels")
 def test_an_activation(tree):
     steps = {
         "src/gammabeta/activations.py": insert(("TABLE: dict", PYTHON_FUNCTIONS), ("    )\n}\n", PYTHON_ROW)),
+        "src/gammabeta/functional.py": replace(('"hardswish", "gelu";', '"hardswish", "gelu", "soft_sign";')),
         "src/gammabeta/kernels/cpu/activation.h": replace(
             ("kHardswish, kGelu }", "kHardswish, kGelu, kSoftsign }"),
             ('"gelu"}', '"gelu", "soft_sign"}'),
@@ -185,8 +185,9 @@ def test_an_activation(tree):
     for library in tree.glob("src/gammabeta/kernels/*.so"):
         library.unlink()
     run(tree, "setup.py", "-q", "build_ext", "--inplace", GAMMABETA_KERNELS="1")
-    names = "soft_sign or Softsign or table_s_names"
-    check(tree, "tests/test_activations.py", "tests/conformance/test_finish.py", "-k", names, GAMMABETA_KERNELS="1")
+    tests = ("tests/test_activations.py", "tests/test_docstrings.py", "tests/conformance/test_finish.py")
+    names = "soft_sign or Softsign or table_s_names or lists_the_activations"
+    check(tree, *tests, "-k", names, GAMMABETA_KERNELS="1")
     if importlib.util.find_spec("triton"):
         finish = ("tests/conformance/test_finish.py", "-k", "every_activation and soft_sign and residual")
         run(tree, "-c", TESTS, *finish, TRITON_INTERPRET="1")

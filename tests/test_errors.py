@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 import gammabeta as gb
+from gammabeta import activations
 from gammabeta import functional as gf
 
 X = torch.randn(8, 64, 32, 32)
 RUNNING = (torch.zeros(64), torch.ones(64))
-ACTIVATIONS = "relu, relu6, leaky_relu, silu, hardswish, gelu"
+ACTIVATIONS = ", ".join(activations.ACTIVATIONS[1:])
 
 CASES = {
     "weight of another channel count": (

@@ -1,4 +1,4 @@
-"""torch's own norms: where they are called, and how, so that results are right.
+"""torch's own norms: where they are called, and how, so that results are right; and the steps that follow a norm.
 
 torch's CPU kernels lose accuracy where the mean is large. In channels_last, GroupNorm computes E[x²] − E[x]² and
 BatchNorm takes plain sums in float32. The backward of GroupNorm and LayerNorm subtracts sums of the mean's size, and
@@ -16,18 +16,89 @@ devices, where accuracy is not measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gammabeta import autograd
+from gammabeta import arguments, autograd, kernels, ops
+from gammabeta._torch_private import forward_mode_active
+from gammabeta.activations import activate
+from gammabeta.masks import expand_mask
 from gammabeta.moments import statistics_dtype
-from gammabeta.subclasses.parts import knows_only_torch
+from gammabeta.reference import OpFinish
+from gammabeta.subclasses.parts import knows_only_torch, overrides_torch
 
 # Up to this many values per row the sums of LayerNorm's backward are accurate enough: torch adds up each lane of a
 # vector one by one. At 200,000 values a gradient that is the same everywhere loses 5 times as much as the reference.
 LONGEST_ROW = 1 << 16
+
+
+@dataclass(slots=True)
+class Finish:
+    """The steps of a norm after scale and shift: add a residual, apply an activation, set masked values to zero."""
+
+    norm: str
+    residual: Tensor | None
+    activation: str | None
+    slope: float
+    mask: Tensor | None
+
+    def left_to_torch(self, x: Tensor) -> bool:
+        """Return whether torch's own ops may compute it; `aten.takes` says whether they are accurate.
+
+        They may where there is no mask, and one of these holds:
+
+            we have no kernel for the device
+            a graph of standard ops is made for another program
+            x is of a class that may handle only torch's ops
+            there is no residual and no activation, and torch is as accurate and faster or has to differentiate it
+        """
+        if self.mask is not None:
+            return False
+        if self.norm in ("batch_norm", "layer_norm") and forward_mode_active():
+            return False  # torch's ops treat mean and variance as constants in the gradient of a tangent
+        if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
+            return True
+        if self.residual is not None or self.activation is not None:
+            return False
+        if torch.compiler.is_compiling():  # no condition on the size: each outcome would be another graph
+            return kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
+        return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
+
+    def overridden(self, *tensors: Tensor | None) -> bool:
+        """Return whether a tensor class handles torch.nn.functional itself (`__torch_function__`), and can here.
+
+        It can where there is no residual, activation or mask, which such a class does not know.
+        """
+        asked = self.residual is not None or self.activation is not None or self.mask is not None
+        return not asked and overrides_torch(*tensors)
+
+    def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """Apply the steps by torch's elementwise operations in y's dtype, and round once.
+
+        The result has the dtype to which `dtype`, which is that of x, and the residual promote.
+        """
+        if self.residual is not None:
+            y = y + self.residual
+            dtype = torch.promote_types(dtype, self.residual.dtype)
+        if self.activation is not None:
+            y = activate(y, self._activation(), self.slope)
+        return y if y.dtype == dtype else y.to(dtype)
+
+    def of_channels(self, x: Tensor, eps: float) -> OpFinish:
+        """Return the arguments of an op, the mask without axis 1 of x."""
+        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, 1, 2)
+        return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
+
+    def of_samples(self, x: Tensor, axes: int, eps: float) -> OpFinish:
+        """Return the arguments of an op, the mask without the last `axes` axes of x."""
+        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
+        return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
+
+    def _activation(self) -> str:
+        return arguments.activation_name(self.norm, self.activation)
 
 
 def as_it_is(x: Tensor) -> bool:

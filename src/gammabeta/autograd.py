@@ -266,12 +266,14 @@ class _AddSampleNorm(torch.autograd.Function):
 def channel_norm(x: Tensor, affine: Affine, finish: OpFinish) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute `reference.channel_norm_forward`, differentiable: y, and mean, variance and count as constants."""
     if plain_math(x):
-        y, *statistics = reference.channel_norm_forward(x, *affine, *finish)
+        y, *statistics = reference.channel_norm_forward(x, *affine, *finish)  # type: ignore[arg-type]
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
     if not _differentiated(x, *affine, finish.residual):
-        return _ops.channel_norm_forward(laid_out(x), *affine, *finish)
-    return _ChannelNorm.apply(x, *affine, _distinct(finish.residual, x), *finish[1:])
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = _ops.channel_norm_forward(laid_out(x), *affine, *finish)
+        return results
+    results = _ChannelNorm.apply(x, *affine, _distinct(finish.residual, x), *finish[1:])
+    return results
 
 
 @torch.no_grad()
@@ -310,14 +312,16 @@ def channel_norm_given(
         RuntimeError: with peers, inside a torch.func transform or forward-mode AD, which do not reach other processes.
     """
     if peers is None and plain_math(x):
-        y, *_ = reference.channel_norm_forward(x, *affine, *finish)
+        y, *_ = reference.channel_norm_forward(x, *affine, *finish)  # type: ignore[arg-type]
         return y
     if peers is not None:
         _refuse_transforms(peers)
     var = moments.m2 / moments.count.clamp(min=1).to(moments.m2.dtype)
     name, size = (None, 1) if peers is None else peers
     residual = _distinct(finish.residual, x)
-    return _ChannelNormGiven.apply(x, moments.mean, var, moments.count, *affine, residual, *finish[1:], name, size)
+    given = x, moments.mean, var, moments.count
+    out: Tensor = _ChannelNormGiven.apply(*given, *affine, residual, *finish[1:], name, size)
+    return out
 
 
 def channel_apply(x: Tensor, mean: Tensor, var: Tensor, affine: Affine, finish: OpFinish) -> Tensor:
@@ -326,10 +330,12 @@ def channel_apply(x: Tensor, mean: Tensor, var: Tensor, affine: Affine, finish: 
     Compiled, it is elementwise operations, which fuse with their surroundings.
     """
     if torch.compiler.is_compiling() or plain_math(x):
-        return reference.channel_apply_forward(x, mean.detach(), var.detach(), *affine, *finish)
+        return reference.channel_apply_forward(x, mean.detach(), var.detach(), *affine, *finish)  # type: ignore[arg-type]
     if not _differentiated(x, *affine, finish.residual):
-        return _ops.channel_apply_forward(laid_out(x), mean, var, *affine, *finish)
-    return _ChannelApply.apply(x, mean, var, *affine, _distinct(finish.residual, x), *finish[1:])
+        y: Tensor = _ops.channel_apply_forward(laid_out(x), mean, var, *affine, *finish)
+        return y
+    y = _ChannelApply.apply(x, mean, var, *affine, _distinct(finish.residual, x), *finish[1:])
+    return y
 
 
 def sample_norm(
@@ -340,13 +346,16 @@ def sample_norm(
     `channels_last`: whether y keeps that layout, which torch's LayerNorm and InstanceNorm do not.
     """
     if plain_math(x):
-        y, *statistics = reference.sample_norm_forward(x, *axes, *affine, *finish, center)
+        y, *statistics = reference.sample_norm_forward(x, *axes, *affine, *finish, center)  # type: ignore[arg-type]
         mean, var, count = (s.detach() for s in statistics)
         return y, mean, var, count
     if not _differentiated(x, *affine, finish.residual):
-        return _ops.sample_norm_forward(laid_out(x, channels_last=channels_last), *axes, *affine, *finish, center)
+        x = laid_out(x, channels_last=channels_last)
+        results: tuple[Tensor, Tensor, Tensor, Tensor] = _ops.sample_norm_forward(x, *axes, *affine, *finish, center)
+        return results
     residual = _distinct(finish.residual, x)
-    return _SampleNorm.apply(x, *axes, *affine, residual, *finish[1:], center, channels_last)
+    results = _SampleNorm.apply(x, *axes, *affine, residual, *finish[1:], center, channels_last)
+    return results
 
 
 def add_sample_norm(
@@ -356,7 +365,8 @@ def add_sample_norm(
     if plain_math(x):
         y, total, *_ = ops.add_sample_norm_forward(x, residual, channel_axes, *affine, eps, center)
         return y, total
-    return _AddSampleNorm.apply(x, _distinct(residual, x), channel_axes, *affine, eps, center)
+    results: tuple[Tensor, Tensor] = _AddSampleNorm.apply(x, _distinct(residual, x), channel_axes, *affine, eps, center)
+    return results
 
 
 def _distinct(residual: Any, x: Tensor) -> Any:

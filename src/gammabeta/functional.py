@@ -21,82 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta import arguments, aten, autograd, kernels, ops
-from gammabeta._torch_private import forward_mode_active, transforms_active
-from gammabeta.activations import activate
-from gammabeta.masks import expand_mask
+from gammabeta import arguments, aten, autograd, ops
+from gammabeta._torch_private import transforms_active
+from gammabeta.aten import Finish
 from gammabeta.moments import Moments, statistics_dtype
-from gammabeta.reference import Affine, Axes, OpFinish
+from gammabeta.reference import Affine, Axes
 from gammabeta.running_statistics import RunningStatistics
-from gammabeta.subclasses.parts import by_channels, by_parts, in_parts, knows_only_torch, overrides_torch
-
-
-@dataclass(slots=True)
-class Finish:
-    """The steps of a norm after scale and shift: add a residual, apply an activation, set masked values to zero."""
-
-    norm: str
-    residual: Tensor | None
-    activation: str | None
-    slope: float
-    mask: Tensor | None
-
-    def left_to_torch(self, x: Tensor) -> bool:
-        """Return whether torch's own ops may compute it; `aten.takes` says whether they are accurate.
-
-        They may where there is no mask, and one of these holds:
-
-            we have no kernel for the device
-            a graph of standard ops is made for another program
-            x is of a class that may handle only torch's ops
-            there is no residual and no activation, and torch is as accurate and faster or has to differentiate it
-        """
-        if self.mask is not None:
-            return False
-        if self.norm in ("batch_norm", "layer_norm") and forward_mode_active():
-            return False  # torch's ops treat mean and variance as constants in the gradient of a tangent
-        if autograd.exporting() or not ops.has_kernel(x.device.type) or knows_only_torch(x):
-            return True
-        if self.residual is not None or self.activation is not None:
-            return False
-        if (
-            torch.compiler.is_compiling()
-        ):  # by no condition that depends on the size: each outcome would be another graph
-            return kernels.leaves_compiled_to_torch(self.norm, x) or autograd.plain_math(x)
-        return kernels.leaves_to_torch(self.norm, x) or autograd.plain_math(x)
-
-    def overridden(self, *tensors: Tensor | None) -> bool:
-        """Return whether a tensor class handles torch.nn.functional itself (`__torch_function__`), and can here.
-
-        It can where there is no residual, activation or mask, which such a class does not know.
-        """
-        asked = self.residual is not None or self.activation is not None or self.mask is not None
-        return not asked and overrides_torch(*tensors)
-
-    def composed(self, y: Tensor, dtype: torch.dtype) -> Tensor:
-        """Apply the steps by torch's elementwise operations in y's dtype, and round once.
-
-        The result has the dtype to which `dtype`, which is that of x, and the residual promote.
-        """
-        if self.residual is not None:
-            y = y + self.residual
-            dtype = torch.promote_types(dtype, self.residual.dtype)
-        if self.activation is not None:
-            y = activate(y, self._activation(), self.slope)
-        return y if y.dtype == dtype else y.to(dtype)
-
-    def of_channels(self, x: Tensor, eps: float) -> OpFinish:
-        """Return the arguments of an op, the mask without axis 1 of x."""
-        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, 1, 2)
-        return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
-
-    def of_samples(self, x: Tensor, axes: int, eps: float) -> OpFinish:
-        """Return the arguments of an op, the mask without the last `axes` axes of x."""
-        mask = None if self.mask is None else expand_mask(self.norm, self.mask, x, x.ndim - axes, x.ndim)
-        return OpFinish(self.residual, mask, eps, self._activation(), self.slope)
-
-    def _activation(self) -> str:
-        return arguments.activation_name(self.norm, self.activation)
+from gammabeta.subclasses.parts import by_channels, by_parts, in_parts, knows_only_torch
 
 
 @dataclass(slots=True)
@@ -283,13 +214,15 @@ def instance_norm(
     if in_parts(input, weight):
         if not tracked:
             return by_parts(instance_norm, None, input, {"eps": eps}, affine, finish)
-        normalize = by_channels(
-            lambda call: instance_norm(
+
+        def of_part(call: NormCall) -> Tensor:
+            return instance_norm(
                 call.x, call.running.mean, call.running.var, *call.affine, True, momentum, eps,
                 residual=call.finish.residual, activation=activation, activation_slope=activation_slope,
                 mask=call.finish.mask,
-            ),
-        )  # fmt: skip
+            )  # fmt: skip
+
+        normalize = by_channels(of_part)
         return normalize(NormCall(input, RunningStatistics(running_mean, running_var), affine, eps, finish))
     arguments.check_values_per_instance(input)
     arguments.check_eps("instance_norm", eps, positive=False)

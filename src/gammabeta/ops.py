@@ -53,7 +53,7 @@ serves: dict[str, Callable[[], bool]] = {}
 _has_kernel: dict[str, bool] = {}
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(device_type: str) -> bool:
     """Return whether our kernels serve that device type. Meta tensors have only fakes."""
     if device_type not in _has_kernel:

@@ -71,11 +71,11 @@ class _Reduction(NamedTuple):
     """The axes over which a statistic is taken, and how many values count in it."""
 
     axes: tuple[int, ...]
-    count: Tensor
+    counted: Tensor
 
     def mean(self, values: Tensor) -> Tensor:
         """Divide the sum over the axes by the count, 1 at the least."""
-        return values.sum(self.axes, keepdim=True) / self.count.clamp(min=1).to(values.dtype)
+        return values.sum(self.axes, keepdim=True) / self.counted.clamp(min=1).to(values.dtype)
 
 
 def output_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:

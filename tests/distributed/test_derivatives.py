@@ -8,7 +8,8 @@ from tests.distributed.test_exactness import SIZES
 from tests.distributed.world import once
 from torch.autograd import gradcheck, gradgradcheck
 
-from gammabeta.functional import Finish, NormCall
+from gammabeta.aten import Finish
+from gammabeta.functional import NormCall
 from gammabeta.running_statistics import RunningStatistics
 from gammabeta.statistics import Batch, Synced
 

@@ -94,7 +94,7 @@ def test_switched_off_there_is_no_warning(hook):
 def test_asked_for_and_missing_they_are_an_error(hook):
     done = run(hook + USE, GAMMABETA_KERNELS="1")
     assert done.returncode == 1
-    expected = f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, but they are {REASONS[hook]}. {CURE}."
+    expected = f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, which are {REASONS[hook]}. {CURE}."
     assert done.stderr.splitlines()[-1] == f"ImportError: {expected}"
 
 

@@ -80,14 +80,14 @@ class TestAdopt:
         assert whole(m) == before
 
     def test_an_exception_in_the_middle_leaves_the_model(self, monkeypatch):
-        m, original = model(), adopt_module._become
+        m, original = model(), adopt_module._change_class
 
         def failing(change, name, module, cls):
             original(change, name, module, cls)
             if name == "ln":
                 raise OSError("in the middle")
 
-        monkeypatch.setattr(adopt_module, "_become", failing)
+        monkeypatch.setattr(adopt_module, "_change_class", failing)
         before = whole(m)
         with pytest.raises(OSError, match="in the middle"):
             gb.adopt(m)

@@ -225,14 +225,14 @@ class TestTransaction:
                 raise OSError("in the middle")
             return model(batch)
 
-        original = convert_module._become
+        original = convert_module._convert_site
 
         def failing(change, site, to):
             original(change, site, to)
             if at == "becoming" and site.name == "bn2":
                 raise OSError("in the middle")
 
-        monkeypatch.setattr(convert_module, "_become", failing)
+        monkeypatch.setattr(convert_module, "_convert_site", failing)
         with pytest.raises(OSError, match="in the middle"):
             gb.convert(m, "group", groups=2, batches=batches(), forward=forward)
         assert whole(m) == before

@@ -55,7 +55,8 @@ def _read(path: Path) -> dict[str, Any]:
     else:
         import tomli as toml
     try:
-        return toml.loads(path.read_text(encoding="utf-8"))
+        table: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
+        return table
     except (toml.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}.") from error
 

@@ -77,8 +77,10 @@ def inspect(request: Request) -> Inspection:
     with contextlib.redirect_stdout(sys.stderr), _in_one_sentence():
         chosen = _with_project_defaults(request.configuration)
         check_patterns(chosen.select, chosen.ignore)  # before a model is built
+        file: str | None = request.target
+        line = 1
         if _is_checkpoint(request.target):
-            diagnosis, file, line = _check_checkpoint(request, chosen), request.target, 1
+            diagnosis = _check_checkpoint(request, chosen)
         else:
             diagnosis, file, line = _check_model(request, chosen)
     assert chosen.fail_on is not None

@@ -108,7 +108,7 @@ def _name(norm: nn.Module | None, roots: list[nn.Module]) -> str:
     for root in roots:
         for name, module in root.named_modules():
             if module is norm:
-                return name
+                return str(name)
     return ""
 
 

@@ -20,24 +20,27 @@ _ops = torch.ops._c10d_functional
 def all_gather(tensor: Tensor, peers: Peers) -> Tensor:
     """Gather every process's tensor, (K,), in the order of ranks: (P, K) on each of P processes."""
     if torch.is_grad_enabled() and tensor.requires_grad:
-        return _AllGather.apply(tensor, *peers)
+        gathered: Tensor = _AllGather.apply(tensor, *peers)
+        return gathered
     return _gather(tensor, *peers)
 
 
 def all_reduce(tensor: Tensor, peers: Peers) -> Tensor:
     """Sum every process's tensor, all of one shape; each process gets the sum."""
     if torch.is_grad_enabled() and tensor.requires_grad:
-        return _AllReduce.apply(tensor, *peers)
+        total: Tensor = _AllReduce.apply(tensor, *peers)
+        return total
     return _reduce(tensor, peers.name)
 
 
 def _gather(tensor_K: Tensor, name: str, size: int) -> Tensor:
-    gathered = _ops.wait_tensor(_ops.all_gather_into_tensor(tensor_K.contiguous(), size, name))
+    gathered: Tensor = _ops.wait_tensor(_ops.all_gather_into_tensor(tensor_K.contiguous(), size, name))
     return gathered.reshape(size, -1)
 
 
 def _reduce(tensor: Tensor, name: str) -> Tensor:
-    return _ops.wait_tensor(_ops.all_reduce(tensor.contiguous(), "sum", name))
+    total: Tensor = _ops.wait_tensor(_ops.all_reduce(tensor.contiguous(), "sum", name))
+    return total
 
 
 # What a process computes from a sum or a gathered part is a function of all processes' tensors. The loss is the sum of

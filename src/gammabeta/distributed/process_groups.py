@@ -115,7 +115,7 @@ def _initialized() -> bool:
 
 
 # While a compiler traces, this runs in eager mode and its result is a constant of the graph.
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> tuple[str, int] | None:
     declare_collectives()
     if group is None:

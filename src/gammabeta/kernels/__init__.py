@@ -63,7 +63,7 @@ def _tell(reason: str) -> None:
     cure = "Reinstall gammabeta with pip install --no-build-isolation, where torch and g++ or clang++ are installed"
     if wanted == "1":
         raise ImportError(
-            f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, but they are {reason}. {cure}."
+            f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, which are {reason}. {cure}."
         )
     # A worker process does not warn, since the process that started it has.
     if wanted != "0" and multiprocessing.parent_process() is None:

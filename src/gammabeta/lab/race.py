@@ -55,7 +55,9 @@ def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
 def target(experiment: Experiment) -> float:
     """Return the validation accuracy to reach; a linear classifier fixes it before any network is trained."""
     reference = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0]
-    return round(reference["chance"] + PART * (reference["accuracy"] - reference["chance"]), 4)
+    chance: float = reference["chance"]
+    accuracy: float = reference["accuracy"]
+    return round(chance + PART * (accuracy - chance), 4)
 
 
 def steps_or_more(result: Mapping[str, Any]) -> float:
@@ -66,7 +68,7 @@ def steps_or_more(result: Mapping[str, Any]) -> float:
 
 
 def best_accuracy(result: Mapping[str, Any]) -> float:
-    return max(accuracy for _, accuracy in result["accuracy"])
+    return float(max(accuracy for _, accuracy in result["accuracy"]))
 
 
 def races(experiment: Experiment) -> list[Race]:
@@ -77,8 +79,8 @@ def races(experiment: Experiment) -> list[Race]:
     """
     goal = target(experiment)
     chosen = networks(experiment)
-    arms = [
-        {
+    arms = {
+        (index, norm): {
             "network": dict(network),
             "norm": norm,
             "batch_size": BATCH_SIZE,
@@ -86,17 +88,17 @@ def races(experiment: Experiment) -> list[Race]:
             "target": goal,
             "every": EVERY,
         }
-        for network in chosen
+        for index, network in enumerate(chosen)
         for norm in ARMS
-    ]
-    best = tune(experiment, arms, steps_or_more)
+    }
+    best = dict(zip(arms, tune(experiment, list(arms.values()), steps_or_more), strict=True))
     found = []
     chance = experiment.run([Trial("gammabeta.lab.images.training:linear", {"task": dict(experiment.source)})])[0][
         "chance"
     ]
     for index, network in enumerate(chosen):
-        pair = {norm: arms[len(ARMS) * index + place] for place, norm in enumerate(ARMS)}
-        rates = {norm: best[len(ARMS) * index + place] for place, norm in enumerate(ARMS)}
+        pair = {norm: arms[index, norm] for norm in ARMS}
+        rates = {norm: best[index, norm] for norm in ARMS}
         control = experiment.run(
             [experiment.train(**pair["none"], rate=2.0 ** rates["none"], seed=experiment.tuning_seed)]
         )[0]

@@ -38,21 +38,20 @@ def tune(
             ``make``, which decides the seed.
     """
     assert make is None or not tuning, "make decides the seed"
-    several = tuning or [experiment.tuning_seed]
 
-    def trials_of(arm: Arm, exponent: int) -> list[Trial]:
+    def trial(cell: tuple[int, int], seed: int) -> Trial:
+        index, exponent = cell
         if make is not None:
-            return [make(arm, exponent)]
-        return [experiment.train(**arm, rate=2.0**exponent, seed=seed) for seed in several]
+            return make(arms[index], exponent)
+        return experiment.train(**arms[index], rate=2.0**exponent, seed=seed)
 
     scores: list[dict[int, float]] = [{} for _ in arms]
     wanted = [set(coarse) for _ in arms]
     while any(wanted):
-        asked = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
-        trials = [trials_of(arms[index], exponent) for index, exponent in asked]
-        results = iter(experiment.run([trial for of_rate in trials for trial in of_rate]))
-        for (index, exponent), of_rate in zip(asked, trials, strict=True):
-            scores[index][exponent] = mean(score(next(results)) for _ in of_rate)
+        cells = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
+        found = experiment.grid(cells, tuning or [experiment.tuning_seed], trial)
+        for (index, exponent), results in found.items():
+            scores[index][exponent] = mean(score(result) for result in results)
         for index, known in enumerate(scores):
             best = best_exponent(known)
             wanted[index] = {e for e in (best - 1, best + 1) if LOWEST <= e <= HIGHEST} - known.keys()

@@ -30,7 +30,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         track_running_stats: whether there are running statistics.
         device, dtype: of parameters and running statistics, which stay float32 in a model cast by `.half()`.
         bias: whether there is β.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
@@ -97,7 +97,8 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
         return state
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_additions(self)
+        text: str = super().extra_repr()
+        return text + describe_additions(self)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

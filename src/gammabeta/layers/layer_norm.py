@@ -39,7 +39,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
         elementwise_affine: whether there are γ and β, of normalized_shape.
         bias: whether there is β.
         device, dtype: of the parameters, which stay float32 in a model cast by `.half()` or `.bfloat16()`.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 

@@ -25,7 +25,7 @@ class RMSNorm(Float32State, nn.RMSNorm):
         eps: ε, in the squared unit of x; None means the machine epsilon: 1.2e-7 (2.2e-16 for float64 x).
         elementwise_affine: whether there is γ, of normalized_shape.
         device, dtype: of the parameter, which stays float32 in a model cast by `.half()` or `.bfloat16()`.
-        activation: None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu".
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
         activation_slope: leaky_relu's slope for negative values.
         keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 

@@ -18,7 +18,7 @@ from gammabeta.moments import Moments
 
 @dataclass(frozen=True)
 class Synced:
-    """μ and σ² of the batches of all processes together, as if one process had them all.
+    """μ and σ² (divided by n) of the batches of all processes together, as if one process had them all.
 
     They are exact for batches of different sizes: each batch counts by its number of unmasked values. One without
     values, of shape (0, C, …), adds nothing, but its process still has to call the layer. A forward makes one
@@ -63,7 +63,11 @@ class Synced:
         return Synced, (self.group,)  # the name is this process's own
 
     def peers(self) -> Peers | None:
+<<<<<<< HEAD
         """Return the processes that take part, found now; None where this one is alone."""
+=======
+        """Return the processes that take part; None where this one is alone."""
+>>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
         return peers_of("Synced", GroupSetting(self.group, self._name))
 
     def normalize(self, call: NormCall) -> Tensor:

@@ -160,10 +160,9 @@ def _part_of_mask(
         mask = DTensor.from_local(expand_mask(norm, mask, x, first, last), x.device_mesh, everywhere)
     elif mask.shape != (*x.shape[:first], *x.shape[last:]):
         mask = expand_mask(norm, mask, x, first, last)
-    return _part(
-        norm, "mask", mask, x.device_mesh,
-        tuple(p if isinstance(p, Shard) and p.dim < first else Replicate() for p in placements),
-    )  # fmt: skip
+    wanted = tuple(p if isinstance(p, Shard) and p.dim < first else Replicate() for p in placements)
+    part: Tensor | None = _part(norm, "mask", mask, x.device_mesh, wanted)
+    return part
 
 
 def _with_buffers(running: RunningStatistics, part: Callable[[Tensor | None], Tensor | None]) -> RunningStatistics:
@@ -187,7 +186,8 @@ def _part_of_buffer(buffer: Tensor | None, mesh: DeviceMesh, placements: Placeme
         buffer = DTensor.from_local(buffer, mesh, (Replicate(),) * mesh.ndim)
     if buffer.ndim == 0:
         placements = (Replicate(),) * mesh.ndim
-    return _part("batch_norm", "running statistics", buffer, mesh, placements)
+    part: Tensor | None = _part("batch_norm", "running statistics", buffer, mesh, placements)
+    return part
 
 
 @torch.no_grad()

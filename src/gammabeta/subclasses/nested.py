@@ -36,7 +36,9 @@ def by_rows(norm: str, compute: Compute, axes: int | None, x: Tensor, operands: 
 
 def _jagged(norm: str, compute: Compute, axes: int, x: Any, operands: Operands) -> Tensor:
     """Normalize the values of x: a plain tensor in which the samples lie one after the other."""
-    weight, bias, residual, mask = operands
+    weight, bias = operands.weight, operands.bias
+    residual: Any = operands.residual
+    mask: Any = operands.mask
     ragged = ragged_axis(x)
     if x.ndim - axes <= ragged:
         raise ValueError(

@@ -90,7 +90,7 @@ def by_parts(
         axes: how many of x's last axes it normalizes; None where axis 0 is the samples and axis 1 the channels.
         settings: arguments of norm by name: normalized_shape, num_groups, eps.
         affine: γ and β.
-        finish: `functional.Finish`.
+        finish: `aten.Finish`.
     """
 
     def compute(x: Tensor, weight: Any, bias: Any, residual: Any, mask: Any) -> Tensor:
@@ -120,7 +120,8 @@ def by_channels(normalize: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
 
         from gammabeta.subclasses import dtensor
 
-        operands = Operands(*call.affine, finish.residual, finish.mask)
+        weight, bias = call.affine
+        operands = Operands(weight, bias, finish.residual, finish.mask)
         return dtensor.by_channels(finish.norm, compute, call.x, call.running, operands)
 
     return of_parts

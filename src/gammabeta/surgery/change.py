@@ -127,21 +127,26 @@ class Change:
         self._expected[module, attribute] = (name, value)
 
     def delete_attribute(self, module: nn.Module, attribute: str) -> None:
+        """Delete a plain attribute."""
         self._set(module.__dict__, attribute, _ABSENT)
         self._expected.pop((module, attribute), None)
 
     def set_buffer(self, module: nn.Module, name: str, value: Tensor | None, *, persistent: bool = True) -> None:
+        """Set a buffer, and whether the state_dict has it."""
         self._set(module._buffers, name, value)
         self._set_membership(module._non_persistent_buffers_set, name, not persistent)
 
     def delete_buffer(self, module: nn.Module, name: str) -> None:
+        """Delete a buffer."""
         self._set(module._buffers, name, _ABSENT)
         self._set_membership(module._non_persistent_buffers_set, name, False)
 
     def set_parameter(self, module: nn.Module, name: str, value: nn.Parameter | None) -> None:
+        """Set a Parameter."""
         self._set(module._parameters, name, value)
 
     def delete_parameter(self, module: nn.Module, name: str) -> None:
+        """Delete a Parameter."""
         self._set(module._parameters, name, _ABSENT)
 
     def set_child(self, parent: nn.Module, name: str, child: nn.Module) -> None:
@@ -153,6 +158,7 @@ class Change:
         self._set(mapping, key, value)
 
     def delete_item(self, mapping: dict[Any, Any], key: Any) -> None:
+        """Delete an item of any other dict."""
         self._set(mapping, key, _ABSENT)
 
     def overwrite(self, module: nn.Module, name: str, value: Tensor) -> None:
@@ -172,6 +178,7 @@ class Change:
             tensor.copy_(value)
 
     def require_grad(self, parameter: nn.Parameter, required: bool) -> None:
+        """Set whether a Parameter requires a gradient."""
         before = parameter.requires_grad
         self._undo_steps.append(lambda: setattr(parameter, "requires_grad", before))
         parameter.requires_grad_(required)

@@ -66,9 +66,9 @@ class Folded:
         model: the new model.
         sites: one for each norm that was chosen, in the order of the forward.
         error: the largest relative error of an output, max|y′ − y|/max|y|, on the example inputs and perturbed ones.
-        tolerance: the bound on the error, by the least precise dtype.
+        tolerance: the bound on the relative error, by the least precise dtype.
         inputs: the number of inputs on which the two models were compared.
-        seconds: median times of a forward on the example inputs, before and after.
+        seconds: median times, in seconds, of a forward on the example inputs, before and after.
     """
 
     model: nn.Module
@@ -111,6 +111,8 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
     """Make a new model, for inference, with its norms folded into the convolutions and linear layers next to them.
 
         W' = W·scale, b' = b·scale + shift,  scale = γ/√(σ² + ε), shift = β − μ·scale,  for each channel
+
+    μ and σ² are the running statistics as they are: each batch moved σ² by its variance divided by n − 1.
 
     The data flow is observed on the example inputs, so any eager model works. A norm is folded into the layer that
     makes its input, through views that keep the channels. Otherwise it is folded into the layer that reads its output,

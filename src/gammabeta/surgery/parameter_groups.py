@@ -23,7 +23,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
     Args:
         model: any module.
-        weight_decay: for the weights, at least 0.
+        weight_decay: for the weights, at least 0: a factor, passed on to the optimizer as it is.
 
     Returns:
         `[{"params", "weight_decay": weight_decay}, {"params", "weight_decay": 0.0}]`, in the order of

@@ -20,6 +20,7 @@ def reconcile(model: nn.Module, group: Any = None, *, where: Where = None) -> Ch
     """Merge the running statistics of all ranks, weighted by the batches that each has counted.
 
     μ = Σ wᵣ·μᵣ and σ² = Σ wᵣ·(σᵣ² + (μᵣ − μ)²), channel by channel, so that the variance between means is included.
+    σᵣ² are running variances as they are: each batch moved them by its variance divided by n − 1.
     The shares wᵣ are proportional to num_batches_tracked less the skipped batches, and equal where none were counted. A
     rank whose statistics of a channel are not finite does not count for that channel. Every rank gets the same bits.
     num_batches_tracked becomes the largest of the ranks'. Frozen layers (`Running`) are left alone. Frozen BatchNorms

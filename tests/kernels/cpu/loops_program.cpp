@@ -1,7 +1,7 @@
 // Calls every loop of loops.h on fixed inputs and writes the results to standard output, for test_loops.py to compare.
 //
-// A record is a name of 48 bytes, the number of values, their scale and that many doubles. It needs nothing of torch, so
-// the program also runs under an emulator of another processor.
+// A record is a name of 48 bytes, the number of values, their scale and that many doubles. The program needs nothing of
+// torch, so it also runs under an emulator of another processor.
 #include "loops.h"
 
 #include <cstdio>

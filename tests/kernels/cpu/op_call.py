@@ -163,7 +163,7 @@ def mean_of_absolutes(call: Call) -> Tensor:
     wide = Call(call.op, {**call.tensors, "input": _total(call).double().abs()}, call.settings)
     if call.op == "batch_norm":
         return reference.channel_moments(wide.input, mask_of(wide)).mean
-    return reference.sample_moments_of(wide.input, *sample_axes(wide), mask_of(wide), True)[0]
+    return reference.sample_moments_of(wide.input, reference.Axes(*sample_axes(wide)), mask_of(wide), True)[0]
 
 
 def mask_of(call: Call) -> Tensor | None:

@@ -12,8 +12,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
-LEVELS = {"baseline": "baseline", "avx2": "AVX2", "avx512": "AVX-512"}  # the value of the variable, the name
-HERE = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)  # how many of them this machine has
+# The value of the variable, and the name: from the lowest up. How many of them this machine has.
+if platform.machine() in ("aarch64", "arm64"):
+    LEVELS, HERE = {"baseline": "baseline", "neon": "NEON"}, 2
+else:
+    LEVELS = {"baseline": "baseline", "avx2": "AVX2", "avx512": "AVX-512"}
+    HERE = {"AVX512": 3, "AVX2": 2}.get(torch.backends.cpu.get_cpu_capability(), 1)
 
 # Where instruction sets may differ: arithmetic in every dtype, the ends of rows, values that are not finite.
 CASES = (
@@ -33,7 +37,6 @@ def with_level(level: str, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="there is one instruction set here")
 @pytest.mark.parametrize("level", LEVELS)
 def test_kernels_of(level: str) -> None:
     if list(LEVELS).index(level) >= HERE:

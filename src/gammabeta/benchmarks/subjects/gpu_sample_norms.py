@@ -128,7 +128,8 @@ def _liger(module: str, function: str, arguments: Callable[..., tuple[Any, ...]]
 
     def call(*tensors: Tensor) -> Tensor:
         apply = getattr(importlib.import_module(f"liger_kernel.ops.{module}"), function).apply
-        y = apply(*arguments(*tensors))
-        return y[0] if isinstance(y, tuple) else y
+        result = apply(*arguments(*tensors))
+        y: Tensor = result[0] if isinstance(result, tuple) else result
+        return y
 
     return {LIGER: call}

@@ -1,3 +1,4 @@
+// The rules of checks.h, and the errors that they raise.
 #include "checks.h"
 
 #include <sstream>

@@ -1,3 +1,4 @@
+// The update of running statistics, channel by channel, in double.
 #include "running_statistics.h"
 
 namespace gammabeta {

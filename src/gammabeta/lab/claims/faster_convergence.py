@@ -9,9 +9,9 @@ rate, and ratios are paired by seed. The verdict rests on the median over the ne
 user's model counts as one) of each seed's log ratio. Networks with torch's initialization, seconds, and equal learning
 rates are reported as separate effects.
 
-Room: Two conditions hold for each unnormalized network at its best learning rate on the tuning seed. It exceeds twice
-the accuracy of chance, and needs more than 10 steps to the target. A network that never trains would decide the claim
-on its own without saying anything about speed.
+Room: Two conditions must hold for each unnormalized network at its best learning rate on the tuning seed. It exceeds
+twice the accuracy of chance, and needs more than 10 steps to the target. A network that never trains would decide the
+claim on its own without saying anything about speed.
 
 Method: SGD without momentum, batches of 32. The target is a validation accuracy fixed before any network is trained:
 nine tenths of the way from chance to a linear classifier on the same data. The accuracy is measured every 5 steps, and

@@ -18,13 +18,13 @@ Where the control fails, the measure depends on the size of the weights, and not
 
 Method: A fixed batch of 256 training images in training mode, in float64; BatchNorm normalizes by that batch. Each arm
 is trained by SGD without momentum on batches of 32, at its own best learning rate (by the validation error after 100
-steps). Training stops where the loss of the fixed batch first falls below the level. Bisection then finds the point of
-that loss on the line between the weights before and after that step; the steps start there. Steps are relative to the
-layers' weight norms. The metric is Σ ‖dw‖²/‖w‖² over linear and convolutional weights, in which the steepest descent of
-layer l is −‖w‖² g. A step of 0.05 moves all layers together by 5 % of their norms (root of the sum of squares). A step
-in absolute units would measure the size of the weights instead; biases, γ and β stay fixed. The gradient is compared in
-the same metric, ‖w‖ g with ‖w‖ at the start. The table also gives the control for steps in an absolute unit, to show
-that it can fail.
+steps). For each level, training yields the step at which the loss of the fixed batch first falls below it. Bisection
+then finds the point of that loss on the line between the weights before and after that step; the walk starts there.
+Steps are relative to the layers' weight norms. The metric is Σ ‖dw‖²/‖w‖² over linear and convolutional weights, in
+which the steepest descent of layer l is −‖w‖² g. A step of 0.05 moves all layers together by 5 % of their norms (root
+of the sum of squares). A step in absolute units would measure the size of the weights instead; biases, γ and β stay
+fixed. The gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The table also gives the control for
+steps in an absolute unit, to show that it can fail.
 
 Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
 and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6

@@ -18,8 +18,8 @@ whose statistics have 64 positions per image, came to 1.3·10⁻³, too close to
 Method: Real gloo processes, each with its own samples, ordered by class so that ranks differ, against torch.nn's own
 BatchNorm on all samples in one process. Cases are single layers of (N, C) and (N, C, H, W) with random γ, β and running
 statistics, and two networks on the task's images. Each rank's loss is the mean over its own n_r samples times n_r / n,
-scaled before backward because gradients cross between ranks inside it. Parameter gradients are then summed over ranks,
-as DistributedDataParallel does with k times as much.
+scaled before backward because gradients cross between ranks inside it. Parameter gradients are then summed over ranks;
+DistributedDataParallel, which averages them, gives the same for a loss k times as large.
 
 Settings: 2 and 3 processes (quick), also 4 (full); ranks of 8 samples each, and of 13, 3, 8 and 1; 6 channels, 5 × 4
 positions; MLP of 2 layers and the small ResNet.
@@ -88,7 +88,8 @@ class Averaged:
         call.running.update(mean.detach(), variance.detach(), count.long())
         assert weight is not None
         assert bias is not None
-        return y * weight.reshape(shape) + bias.reshape(shape)
+        scaled: Tensor = y * weight.reshape(shape) + bias.reshape(shape)
+        return scaled
 
 
 SOURCES: dict[str, Callable[[Peers, tuple[int, ...]], Statistics]] = {

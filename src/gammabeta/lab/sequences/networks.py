@@ -186,9 +186,14 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask_nt: Tensor | None) -> Tensor:
         if self.pre:
             x = x + self.attention(self.norm1(x, mask_nt), mask_nt)
-            return x + self.down(functional.relu(self.up(self.norm2(x, mask_nt))))
+            return x + self._perceptron(self.norm2(x, mask_nt))
         x = self.norm1(x + self.attention(x, mask_nt), mask_nt)
-        return self.norm2(x + self.down(functional.relu(self.up(x))), mask_nt)
+        out: Tensor = self.norm2(x + self._perceptron(x), mask_nt)
+        return out
+
+    def _perceptron(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(functional.relu(self.up(x)))
+        return out
 
 
 class Transformer(nn.Module):

@@ -51,7 +51,8 @@ def _fixer(fix: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
             fixed.__class__ = _OURS[type(fixed)]  # just made: nobody else has it
             fixed.activation = module.activation
             fixed.activation_slope = module.activation_slope
-        return fixed
+        mended: nn.Module = fixed
+        return mended
 
     return fix_ours
 

@@ -184,4 +184,4 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
