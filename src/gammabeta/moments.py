@@ -93,16 +93,11 @@ class Moments:
 
         n = n₁ + n₂, δ = mean₂ − mean₁, mean = mean₁ + δ·n₂/n, m2 = m2₁ + m2₂ + δ²·n₁n₂/n.
 
-<<<<<<< HEAD
-        Returns:
-            Moments of the shape of both.
-=======
         Args:
             other: moments of as many sets, in the same unit.
 
         Returns:
             Moments of the same shapes.
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
 
         Source: Chan, Golub & LeVeque 1983, eq. 2.1.
         """
@@ -118,11 +113,7 @@ class Moments:
         """Merge all of them in pairs, always in one order, so that rounding grows with the logarithm of their number.
 
         Returns:
-<<<<<<< HEAD
-            Moments of the shape of each.
-=======
             Moments of the same shapes.
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
 
         Raises:
             ValueError: there are none.
@@ -156,15 +147,11 @@ class Moments:
         return self if peers is None else self.of_all(peers)
 
     def of_all(self, peers: Peers) -> Moments:
-<<<<<<< HEAD
-        """Return what `all_reduce` does, with peers that `peers_of` has found."""
-=======
         """Do what `all_reduce` does, with peers that `peers_of` has found.
 
         Returns:
             Moments of the same shapes.
         """
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
         # One tensor of one dtype. The count travels in two halves, since float32 counts only to 2^24.
         count, mean, m2 = (t.reshape(-1) for t in (self.count, self.mean, self.m2))
         halves = torch.cat((count // _LOW, count % _LOW)).to(mean.dtype)
@@ -179,11 +166,7 @@ class Moments:
         A correction of 0 divides by n, one of 1 by n − 1.
 
         Returns:
-<<<<<<< HEAD
-            The variance, of the shape of `mean`, in the squared unit of the values.
-=======
             The variance, of `mean`'s shape, in the squared unit of the values.
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
         """
         divisor = (self.count - correction).to(self.m2.dtype)
         return torch.where(divisor > 0, self.m2 / divisor, torch.full_like(self.m2, math.nan))

@@ -30,41 +30,36 @@ from gammabeta.subclasses.parts import by_channels, in_parts
 class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     """torch's BatchNorm with `statistics`, `activation`, `residual` and `mask`.
 
-        y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training `statistics` chooses μ and σ²
-        (by default those of the batch, σ² divided by n), and the running statistics move by
-        new = (1 − momentum)·old + momentum·batch, with the variance divided by n − 1. In evaluation μ and σ² are the
-        running ones.
+    y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training `statistics` chooses μ and σ²
+    (by default those of the batch, σ² divided by n), and the running statistics move by
+    new = (1 − momentum)·old + momentum·batch, with the variance divided by n − 1. In evaluation μ and σ² are the
+    running ones.
 
-        Args:
-            num_features: C, the size of axis 1.
-            eps: ε, in the squared unit of x.
-            momentum: weight of the batch in the running statistics, 0 to 1; None averages all batches equally.
-            affine: whether there are γ and β.
-            track_running_stats: whether there are running statistics; without them evaluation uses the batch's too.
-            device, dtype: of parameters and running statistics.
-            bias: whether there is β.
-            activation: None, or a name that the docstring of `gammabeta.functional` lists.
-            activation_slope: leaky_relu's slope for negative values.
-            statistics: source of the statistics in training, from `gammabeta.statistics`.
-            keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
+    Args:
+        num_features: C, the size of axis 1.
+        eps: ε, in the squared unit of x.
+        momentum: weight of the batch in the running statistics, 0 to 1; None averages all batches equally.
+        affine: whether there are γ and β.
+        track_running_stats: whether there are running statistics; without them evaluation uses the batch's too.
+        device, dtype: of parameters and running statistics.
+        bias: whether there is β.
+        activation: None, or a name that the docstring of `gammabeta.functional` lists.
+        activation_slope: leaky_relu's slope for negative values.
+        statistics: source of the statistics in training, from `gammabeta.statistics`.
+        keep_float32: whether a cast of the model to 16 bits leaves the layer in float32; False casts it as torch does.
 
-    <<<<<<< HEAD
-        `forward(x, residual=None, mask=None)`: mask is boolean, x's shape without axis 1. Where it is False, x enters no
-        statistic and y is zero.
-    =======
-        `forward(x, residual=None, mask=None)`: residual has x's shape; mask is boolean, x's shape without axis 1. Values
-        where it is False are left out of the statistics and give zero.
-    >>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
+    `forward(x, residual=None, mask=None)`: residual has x's shape; mask is boolean, x's shape without axis 1. Values
+    where it is False are left out of the statistics and give zero.
 
-        Its state_dict is that of torch's layer. It differs from torch's layer in four ways:
+    Its state_dict is that of torch's layer. It differs from torch's layer in four ways:
 
-        - Parameters and running statistics stay float32 in a model cast by `.half()` or `.bfloat16()`.
-        - A batch whose statistics are not finite leaves the running ones unchanged, channel by channel. `skipped_updates`
-          counts such batches, and num_batches_tracked does not count one that moves no channel.
-        - A forward repeated for activation checkpointing moves the running statistics once.
-        - momentum=None compiles without a graph break.
+    - Parameters and running statistics stay float32 in a model cast by `.half()` or `.bfloat16()`.
+    - A batch whose statistics are not finite leaves the running ones unchanged, channel by channel. `skipped_updates`
+      counts such batches, and num_batches_tracked does not count one that moves no channel.
+    - A forward repeated for activation checkpointing moves the running statistics once.
+    - momentum=None compiles without a graph break.
 
-        Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithms 1 and 2.
     """
 
     # Set only inside a context, and so neither copied nor saved.

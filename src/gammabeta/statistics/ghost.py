@@ -15,11 +15,7 @@ from gammabeta.moments import Moments
 
 @dataclass(frozen=True)
 class Ghost:
-<<<<<<< HEAD
-    """μ and σ² (divided by n) of each sub-batch of `size` samples; the last one may be smaller.
-=======
     """μ and σ² (divided by n) of each sub-batch of `size` samples in turn; the last one may be smaller.
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
 
     The running statistics move once, by the merged moments of all sub-batches. These are the moments of the whole
     batch, so evaluation uses those of the population. With a size of at least the batch size it is `Batch`, to the bit.

@@ -18,37 +18,27 @@ from gammabeta.statistics.synced import Synced, moments_of_all
 class Renorm:
     """Batch renormalization: x̂ = (x − μ_B)/σ_B·r + d, which is (x − μ)/σ where r and d are not clipped.
 
-            r = σ_B/σ clipped to [1/r_max, r_max]
-            d = (μ_B − μ)/σ clipped to [−d_max, d_max]
+        r = σ_B/σ clipped to [1/r_max, r_max]
+        d = (μ_B − μ)/σ clipped to [−d_max, d_max]
 
-    <<<<<<< HEAD
-        Both are constants to the backward. σ_B = √(var + ε) is that of the batch, its variance divided by n. μ and σ =
-        √(running_var + ε) are the running statistics before they move.
-    =======
-        Both are constants to the backward. σ_B = √(var + ε) is that of the batch, var divided by n. μ and
-        σ = √(running_var + ε) are the running statistics before they move.
-    >>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
+    Both are constants to the backward. σ_B = √(var + ε) is that of the batch, var divided by n. μ and
+    σ = √(running_var + ε) are the running statistics before they move.
 
-        The schedule counts forwards by the layer's `num_batches_tracked`, so it continues from a checkpoint. The first
-        `warmup` forwards are `Batch` (r_max = 1, d_max = 0). Over the next `r_steps` r_max grows linearly from 1, and over
-        the next `d_steps` d_max grows from 0. The paper uses warmup=5000, r_steps=35000, d_steps=20000.
+    The schedule counts forwards by the layer's `num_batches_tracked`, so it continues from a checkpoint. The first
+    `warmup` forwards are `Batch` (r_max = 1, d_max = 0). Over the next `r_steps` r_max grows linearly from 1, and over
+    the next `d_steps` d_max grows from 0. The paper uses warmup=5000, r_steps=35000, d_steps=20000.
 
-        Args:
-    <<<<<<< HEAD
-            r_max: the largest ratio r, at least 1; 1 with d_max = 0 is `Batch`.
-            d_max: the largest shift d, in standard deviations, at least 0.
-    =======
-            r_max: a ratio of standard deviations, at least 1; 1 with d_max = 0 is `Batch`.
-            d_max: at least 0, in standard deviations.
-    >>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
-            warmup, r_steps, d_steps: numbers of forwards in training, at least 0.
-            over: the source of μ_B and σ_B: this process's batch, or with `Synced()` the batches of several.
+    Args:
+        r_max: a ratio of standard deviations, at least 1; 1 with d_max = 0 is `Batch`.
+        d_max: at least 0, in standard deviations.
+        warmup, r_steps, d_steps: numbers of forwards in training, at least 0.
+        over: the source of μ_B and σ_B: this process's batch, or with `Synced()` the batches of several.
 
-        Raises:
-            TypeError: over is another source.
-            ValueError: r_max under 1; d_max or a number of steps under 0; in forward, a layer without running statistics.
+    Raises:
+        TypeError: over is another source.
+        ValueError: r_max under 1; d_max or a number of steps under 0; in forward, a layer without running statistics.
 
-        Source: Ioffe 2017 (1702.03275), Algorithm 1 and section 4.
+    Source: Ioffe 2017 (1702.03275), Algorithm 1 and section 4.
     """
 
     r_max: float = 3.0

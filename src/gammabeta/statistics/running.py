@@ -13,21 +13,15 @@ from gammabeta.functional import NormCall, normalize_by_running
 class Running:
     """The running μ and σ² in training as in evaluation: constants to the backward, which never move.
 
-    <<<<<<< HEAD
-        σ² is the running variance, which was divided by n − 1. For fine-tuning a pretrained network on few images.
-        `train()` does not undo it, and `reset_running_stats()`, which `torch.optim.swa_utils.update_bn` calls, leaves them
-        unchanged.
-    =======
-        σ² is the running variance as it is; the batches that moved it gave theirs divided by n − 1.
+    σ² is the running variance as it is; the batches that moved it gave theirs divided by n − 1.
 
-        For fine-tuning a pretrained network on few images. `train()` does not undo it, and `reset_running_stats()`, which
-        `torch.optim.swa_utils.update_bn` calls, leaves them unchanged.
-    >>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
+    For fine-tuning a pretrained network on few images. `train()` does not undo it, and `reset_running_stats()`, which
+    `torch.optim.swa_utils.update_bn` calls, leaves them unchanged.
 
-        Raises:
-            ValueError: in forward, the layer has no running statistics.
+    Raises:
+        ValueError: in forward, the layer has no running statistics.
 
-        Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 2, line 11.
     """
 
     def normalize(self, call: NormCall) -> Tensor:

@@ -13,19 +13,9 @@ class Statistics(Protocol):
     """A choice of the values from which μ and σ² are taken in training: an immutable setting without tensors."""
 
     def normalize(self, call: NormCall) -> Tensor:
-<<<<<<< HEAD
-        """Normalize call.x, and move the running statistics.
-
-        Args:
-            call: input, running statistics, parameters and finish, all checked.
-
-        Returns:
-            y, of the shape of call.x.
-=======
         """Standardize, scale, shift and finish call.x, and move the running statistics.
 
         Returns:
             y, of x's shape.
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
         """
         ...

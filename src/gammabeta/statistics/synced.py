@@ -63,11 +63,7 @@ class Synced:
         return Synced, (self.group,)  # the name is this process's own
 
     def peers(self) -> Peers | None:
-<<<<<<< HEAD
-        """Return the processes that take part, found now; None where this one is alone."""
-=======
         """Return the processes that take part; None where this one is alone."""
->>>>>>> 100473f335ef35abb24beb98bdce79271d05fe04
         return peers_of("Synced", GroupSetting(self.group, self._name))
 
     def normalize(self, call: NormCall) -> Tensor:
