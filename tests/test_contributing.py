@@ -526,7 +526,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import named
 from gammabeta.lab.points.networks import mlp
@@ -562,7 +562,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     def loss(model: torch.nn.Module, batch: object = None) -> torch.Tensor:
         return functional.cross_entropy(model(x_n2), y_n)
 
-    seconds = seconds_a_step(models, loss, range(8))
+    seconds = seconds_per_step(models, loss, range(8))
     arms = [
         Compared(
             arm,
@@ -571,7 +571,6 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             tuple(result["error"] for result in results[arm]),
             seconds[arm],
             kept_bytes(models[arm], partial(loss, models[arm])),
-            None,
         )
         for arm in ARMS
     ]
