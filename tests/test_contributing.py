@@ -360,7 +360,7 @@ from gammabeta.surgery.change import Change, transaction
 def level_epsilon(model: nn.Module, eps: float, *, where: Where = None) -> Change:
     """Give every norm of the model the same ε.
 
-    y = γ·(x − mean)/√(var + ε) + β, so a larger ε shrinks outputs whose variance is small.
+    y = γ·(x − mean)/√(var + ε) + β, so a larger ε shrinks outputs whose variance (divided by n) is small.
 
     Args:
         model: any module.
@@ -372,6 +372,8 @@ def level_epsilon(model: nn.Module, eps: float, *, where: Where = None) -> Chang
 
     Raises:
         ValueError: eps is negative, or `where` chooses nothing.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 1.
     """
     if eps < 0:
         raise ValueError(f"level_epsilon: expected an ε of 0 or more, got {eps}: it is added to a variance.")
