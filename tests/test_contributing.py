@@ -360,7 +360,7 @@ from gammabeta.surgery.change import Change, transaction
 def level_epsilon(model: nn.Module, eps: float, *, where: Where = None) -> Change:
     """Give every norm of the model the same ε.
 
-    y = γ·(x − mean)/√(var + ε) + β, so a larger ε shrinks outputs whose variance is small.
+    y = γ·(x − mean)/√(var + ε) + β, so a larger ε shrinks outputs whose variance (divided by n) is small.
 
     Args:
         model: any module.
@@ -372,6 +372,8 @@ def level_epsilon(model: nn.Module, eps: float, *, where: Where = None) -> Chang
 
     Raises:
         ValueError: eps is negative, or `where` chooses nothing.
+
+    Source: Ioffe & Szegedy 2015 (1502.03167), Algorithm 1.
     """
     if eps < 0:
         raise ValueError(f"level_epsilon: expected an ε of 0 or more, got {eps}: it is added to a variance.")
@@ -526,7 +528,7 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_a_step, side_by_side
+from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import named
 from gammabeta.lab.points.networks import mlp
@@ -562,7 +564,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     def loss(model: torch.nn.Module, batch: object = None) -> torch.Tensor:
         return functional.cross_entropy(model(x_n2), y_n)
 
-    seconds = seconds_a_step(models, loss, range(8))
+    seconds = seconds_per_step(models, loss, range(8))
     arms = [
         Compared(
             arm,
@@ -571,7 +573,6 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             tuple(result["error"] for result in results[arm]),
             seconds[arm],
             kept_bytes(models[arm], partial(loss, models[arm])),
-            None,
         )
         for arm in ARMS
     ]
