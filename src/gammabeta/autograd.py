@@ -292,7 +292,7 @@ def channel_moments(x: Tensor, mask: Tensor | None, peers: Peers | None = None) 
 def _refuse_transforms(peers: Peers) -> None:
     if transforms_active() or forward_mode_active():
         raise RuntimeError(
-            "batch_norm: expected statistics of this process alone inside a torch.func transform or forward-mode AD, "
+            "batch_norm: expected statistics of this process only inside a torch.func transform or forward-mode AD, "
             f"got Synced over {peers.size} processes, which neither differentiates through: use torch.autograd, or "
             "gammabeta.statistics.Batch() there."
         )

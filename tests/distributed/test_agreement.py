@@ -163,5 +163,5 @@ def test_what_the_environment_may_not_say(text):
     with pytest.raises(ValueError, match=r"^GAMMABETA_DEBUG: ") as caught:
         agreement._wait_from(text)
     assert str(caught.value) == (
-        f"GAMMABETA_DEBUG: expected 0, 1, or more for so many seconds to wait for other processes, got {text!r}."
+        f"GAMMABETA_DEBUG: expected 0, 1, or the number of seconds to wait for other processes, got {text!r}."
     )

@@ -159,7 +159,7 @@ class TestErrors:
     def test_a_transform(self, rank):
         assert found()[rank]["transform"] == (
             "RuntimeError",
-            "batch_norm: expected statistics of this process alone inside a torch.func transform or forward-mode AD, "
+            "batch_norm: expected statistics of this process only inside a torch.func transform or forward-mode AD, "
             "got Synced over 4 processes, which neither differentiates through: use torch.autograd, or "
             "gammabeta.statistics.Batch() there.",
         )

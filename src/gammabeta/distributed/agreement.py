@@ -32,7 +32,7 @@ def _wait_from(text: str) -> float:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise ValueError(
-            f"GAMMABETA_DEBUG: expected 0, 1, or more for so many seconds to wait for other processes, got {text!r}."
+            f"GAMMABETA_DEBUG: expected 0, 1, or the number of seconds to wait for other processes, got {text!r}."
         )
     return 30.0 if seconds == 1 else seconds
 
