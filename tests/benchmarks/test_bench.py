@@ -316,7 +316,7 @@ def test_absolute_units_have_no_column_of_copies(run):
         (["chanel_norms"], "there is no subject chanel_norms: did you mean channel_norms?"),
         (
             ["zzz"],
-            "there is no subject zzz. Subjects: channel_norms, folding, sample_norms, small_inputs, training_step, "
+            "there is no subject zzz: there are channel_norms, folding, sample_norms, small_inputs, training_step, "
             "synced, watching, study_speed, gpu_channel_norms, gpu_sample_norms, gpu_training_step.",
         ),
         (["--rounds", "1"], "expected at least 2 rounds, since percentiles need two timings, got 1."),

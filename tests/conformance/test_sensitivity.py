@@ -148,8 +148,8 @@ def divides_by_all_where_masked(patch: Patch) -> None:
     def backward(
         original: Any, g: Tensor, xhat: Tensor, rstd: Tensor, reduction: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
-        every = torch.full_like(reduction.count, xhat.numel() // reduction.count.numel())
-        return original(g, xhat, rstd, reduction._replace(count=every), *args, **kwargs)
+        every = torch.full_like(reduction.counted, xhat.numel() // reduction.counted.numel())
+        return original(g, xhat, rstd, reduction._replace(counted=every), *args, **kwargs)
 
     replace(patch, reference, "_backward_of_standardize", backward)
 

@@ -37,7 +37,7 @@ def test_results_keep_the_contract(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert (
         printed
-        == "     supported  axes: all 66 cells of norm × change are as derived from the axes: 46 blind, 20 not\n"
+        == "     supported  axes: all 66 cells of norm × change are as derived from the axes: 46 changes are ignored, 20 are not\n"
     )
     claim = results["claims"][0]
     assert (claim["name"], claim["verdict"], claim["exact"]) == ("axes", "supported", True)
@@ -65,7 +65,7 @@ def test_a_second_study_takes_everything_from_disk(tmp_path, monkeypatch):
     ("asked", "text"),
     [
         ("small-bach", "there is no claim small-bach: did you mean small_batch?"),
-        ("zzz", f"there is no claim zzz. Claims: {', '.join(claim.name for claim in CLAIMS)}."),
+        ("zzz", f"there is no claim zzz: there are {', '.join(claim.name for claim in CLAIMS)}."),
     ],
 )
 def test_an_unknown_claim_is_refused_with_the_nearest_name(tmp_path, asked, text):
