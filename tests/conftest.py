@@ -1,11 +1,60 @@
-"""Shared by all tests: the routes that a call can take, and a torchvision that can be imported."""
+"""Shared by all tests: the long tail, the routes that a call can take, and a torchvision that can be imported."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 from tests.routes import ROUTES, taken
 
 from gammabeta.benchmarks.subjects.training_step import load_timm
+
+# Two thirds of the time of all tests. They compile, start processes, train, build, or go through all of PyTorch's own
+# samples; what they hold is held more briefly by the files beside them, or concerns few changes.
+LONG_TAIL = (
+    "benchmarks/test_bench.py",
+    "benchmarks/test_world.py",
+    "conformance/test_samples.py",
+    "conformance/test_schemas.py",
+    "diagnostics/test_false_alarms.py",
+    "distributed/test_compile.py",
+    "distributed/test_derivatives.py",
+    "distributed/test_dtensor.py",
+    "distributed/test_exactness.py",
+    "distributed/test_processes.py",
+    "distributed/test_world.py",
+    "integrations/test_compiled.py",
+    "integrations/test_graphs.py",
+    "kernels/cpu/test_distrust.py",
+    "kernels/cpu/test_instruction_sets.py",
+    "kernels/cpu/test_loops.py",
+    "kernels/cpu/test_sizes.py",
+    "kernels/cpu/test_threads.py",
+    "kernels/cuda/test_compiled.py",
+    "kernels/cuda/test_traced.py",
+    "kernels/test_kernels_loading.py",
+    "lab/claims/test_control.py",
+    "lab/claims/test_group_norm_needs_no_sync.py",
+    "lab/test_comparison.py",
+    "lab/test_study.py",
+    "lab/test_trial.py",
+    "layers/test_on_import.py",
+    "peers/test_module_gradients.py",
+    "peers/test_op_gradients.py",
+    "peers/test_op_tracing.py",
+    "peers/test_ops.py",
+    "test_build.py",
+    "test_compile.py",
+    "test_contributing.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the long tail as slow, before `-m` selects."""
+    folder = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(folder).as_posix() in LONG_TAIL:
+            item.add_marker("slow")
 
 
 def pytest_configure():

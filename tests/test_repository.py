@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import LONG_TAIL
 
 import gammabeta as gb
 
@@ -216,3 +217,8 @@ def test_documentation_links_lead_somewhere():
 def test_the_readme_s_library_example_runs():
     example = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_long_tail_is_there():
+    for path in LONG_TAIL:
+        assert (ROOT / "tests" / path).exists(), path

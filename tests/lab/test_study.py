@@ -37,7 +37,8 @@ def test_results_keep_the_contract(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert (
         printed
-        == "     supported  axes: all 66 cells of norm × change are as derived from the axes: 46 changes are ignored, 20 are not\n"
+        == "     supported  axes: all 66 cells of norm × change are as derived from the axes: 46 changes are ignored, "
+        "20 are not\n"
     )
     claim = results["claims"][0]
     assert (claim["name"], claim["verdict"], claim["exact"]) == ("axes", "supported", True)
