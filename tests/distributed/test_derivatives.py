@@ -7,6 +7,7 @@ from tests.distributed.replicated import replicated
 from tests.distributed.test_exactness import SIZES
 from tests.distributed.world import once
 from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd.gradcheck import GradcheckError
 
 from gammabeta.aten import Finish
 from gammabeta.functional import NormCall
@@ -61,7 +62,7 @@ def outcome(sizes, activation, masked, check):
     try:
         # Every element of every tensor is moved with two processes; with more, random directions are enough.
         return check(synced, leaves, fast_mode=dist.get_world_size() > 2)
-    except torch.autograd.gradcheck.GradcheckError as error:
+    except GradcheckError as error:
         return str(error)
 
 
