@@ -75,7 +75,8 @@ def test_too_long_is_an_error(tmp_path):
 
 @linux
 def test_they_end_when_the_first_is_killed(tmp_path):
-    script = f"from gammabeta.distributed import processes; processes.run('{HERE}:sleep', {{'folder': {str(tmp_path)!r}}}, 1)"
+    call = f"processes.run('{HERE}:sleep', {{'folder': {str(tmp_path)!r}}}, 1)"
+    script = f"from gammabeta.distributed import processes; {call}"
     paths = os.pathsep.join(filter(None, sys.path))
     first = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
     try:
