@@ -13,15 +13,11 @@ from gammabeta.benchmarks.subjects.training_step import load_timm
 LONG_TAIL = (
     "benchmarks/test_bench.py",
     "benchmarks/test_world.py",
+    "cli/test_cli.py",
     "conformance/test_samples.py",
     "conformance/test_schemas.py",
     "diagnostics/test_false_alarms.py",
-    "distributed/test_compile.py",
-    "distributed/test_derivatives.py",
-    "distributed/test_dtensor.py",
-    "distributed/test_exactness.py",
-    "distributed/test_processes.py",
-    "distributed/test_world.py",
+    "distributed",
     "integrations/test_compiled.py",
     "integrations/test_graphs.py",
     "kernels/cpu/test_distrust.py",
@@ -29,6 +25,7 @@ LONG_TAIL = (
     "kernels/cpu/test_loops.py",
     "kernels/cpu/test_sizes.py",
     "kernels/cpu/test_threads.py",
+    "kernels/cpu/test_values.py",
     "kernels/cuda/test_compiled.py",
     "kernels/cuda/test_traced.py",
     "kernels/test_kernels_loading.py",
@@ -39,9 +36,12 @@ LONG_TAIL = (
     "lab/test_trial.py",
     "layers/test_on_import.py",
     "peers/test_module_gradients.py",
+    "peers/test_modules.py",
     "peers/test_op_gradients.py",
     "peers/test_op_tracing.py",
+    "peers/test_op_transforms.py",
     "peers/test_ops.py",
+    "surgery/test_zoo.py",
     "test_build.py",
     "test_compile.py",
     "test_contributing.py",
@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(items):
     """Mark the long tail as slow, before `-m` selects."""
     folder = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(folder).as_posix() in LONG_TAIL:
+        path = item.path.relative_to(folder)
+        if {path.as_posix(), path.parts[0]} & {*LONG_TAIL}:
             item.add_marker("slow")
 
 
