@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,8 @@ def test_lines_fit() -> None:
 
 
 def test_clang_format() -> None:
-    tool = shutil.which("clang-format")
+    beside_python = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    tool = shutil.which("clang-format", path=beside_python)
     if tool is None:
         pytest.skip("needs clang-format: pip install clang-format")
     said = subprocess.run([tool, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
