@@ -45,7 +45,9 @@ def extension() -> tuple[Extension, type[build_ext], str | None]:
     except ImportError as error:
         return bare, build_ext, f"torch is not there at build time ({error}): install it, then --no-build-isolation"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if SANITIZE else []
-    flags = ["-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wno-psabi"]
+    # A switch without a case for an activation would let it pass as the identity.
+    flags = ["-std=c++17", "-Werror=switch", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+    flags += ["-Wno-psabi"]
     # Python's own flags contain -fwrapv, under which an overflow is not an error and would not be reported.
     flags += ["-O1", "-g", "-fno-wrapv", "-fno-omit-frame-pointer", *sanitizers] if SANITIZE else ["-O3", "-g0"]
     built = CppExtension(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gammabeta"
-COMMENTED = (".cpp", ".h", ".inc", ".js", ".css", ".jinja")
+COMMENTED = (".cpp", ".h", ".js", ".css", ".jinja")
 
 
 def order() -> tuple[str, ...]:

@@ -78,12 +78,13 @@ def follow(tree, title, name, steps, **names):
 
 
 def run(tree, *words, **variables):
-    """Run Python in the copy, on the copy's package, and expect it to succeed."""
+    """Run Python in the copy, on the copy's package, expect it to succeed, and return what it printed."""
     variables |= {"PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [sys.executable, *words], cwd=tree, env={**os.environ, **variables}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    return done.stdout
 
 
 def check(tree, *arguments, **variables):
@@ -646,4 +647,8 @@ def test_a_kind_of_data(tree):
         "tests/lab/test_NAME.py": write(KIND_TEST),
     }
     follow(tree, "A kind of data", "points", steps, READER="rings")
-    check(tree, "tests/lab/test_points.py", "tests/test_repository.py", "-k", f"rings or {REPOSITORY}")
+    check(
+        tree, "tests/lab/test_points.py", "tests/lab/test_kinds.py", "tests/test_repository.py",
+        "-k", f"rings or points or every_claim_is_about or no_two_kinds or {REPOSITORY}",
+    )  # fmt: skip
+    assert "rings" in run(tree, "-m", "gammabeta", "study", "--help")

@@ -222,3 +222,19 @@ def test_the_readme_s_library_example_runs():
 def test_the_long_tail_is_there():
     for path in LONG_TAIL:
         assert (ROOT / "tests" / path).exists(), path
+
+
+def test_a_package_s_attribute_is_its_module():
+    # An alias of that name in an __init__ would take its place for `import a.b.c as name` and for patches by string.
+    script = """
+import importlib, pkgutil, sys, gammabeta
+for module in pkgutil.walk_packages(gammabeta.__path__, "gammabeta."):
+    if module.name.rpartition(".")[2] not in ("__main__", "_cpu"):
+        importlib.import_module(module.name)
+for name, module in sorted(sys.modules.items()):
+    package, _, last = name.rpartition(".")
+    if name.startswith("gammabeta."):
+        assert getattr(sys.modules[package], last) is module, name
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
 """Everything of torch's private API that gammabeta uses: each with its reason.
 
 torch promises nothing about these names. Where one is gone, importing gammabeta raises an ImportError that says which
-and why it is needed; what only processes or DTensors need raises an AttributeError where it is used. No default would
-be right: without them a norm could give a wrong gradient or move its statistics twice, silently.
+and why it is needed; what only processes, DTensors or NestedTensors need raises an AttributeError where it is used. No
+default would be right: without them a norm could give a wrong gradient or move its statistics twice, silently.
 `tests/test_torch_private.py` tests each name, and that no other module reaches into torch.
 
 Private names stay where they are used in these cases only:
@@ -68,11 +68,19 @@ no_torch_dispatch = _required(
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
 """A mode that sees the operations below autograd: what a model does is observed by it."""
 
-disable_current_modes = _python_dispatch._disable_current_modes
+disable_current_modes = _required(
+    _python_dispatch, "_disable_current_modes", "to keep measurements out of what is observed"
+)
 """A context in which no dispatch mode sees the operations: a measurement is no part of what is observed."""
 
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 """All values in nested containers, as torch's compilers and exporters walk them."""
+
+
+# Asked for only when a norm runs, so that they are looked for here.
+_required(forward_ad, "_current_level", "to leave forward-mode AD to plain operations")
+_required(torch._C, "_current_graph_task_id", "to move statistics once under activation checkpointing")
+_required(torch._C, "_dispatch_has_kernel_for_dispatch_key", "to know for which devices there are kernels")
 
 
 def forward_mode_active() -> bool:

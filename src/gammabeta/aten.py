@@ -148,7 +148,9 @@ def batch_norm(
 
 
 def in_one_dtype(x: Tensor, *tensors: Tensor | None) -> list[Any]:
-    """Cast x and its parameters to one dtype in which torch's op computes as ours do: float32 or float64.
+    """Cast x and its parameters to one dtype, in which torch's op computes as ours do.
+
+    It is float32 or float64; on other devices than the CPU it is x's own where all have it.
 
     In 16 bits torch's CPU ops keep statistics and sums in 16 bits: the gradient of LayerNorm's bias stagnates in
     bfloat16 at some hundred samples. None takes every mix of dtypes. The ops of other devices accumulate in float32.

@@ -363,7 +363,8 @@ def rms_norm(
         input: x, (*samples, *normalized_shape), floating point.
         normalized_shape: the sizes of the normalized axes.
         weight: γ, of normalized_shape.
-        eps: ε, in the squared unit of x; None means the machine epsilon: 1.2e-7 (2.2e-16 for float64 x).
+        eps: ε, in the squared unit of x; None means the machine epsilon of the
+            arithmetic: 1.2e-7, also for 16-bit x (2.2e-16 for float64 x).
         residual, activation, activation_slope: see the module's documentation.
         mask: boolean, of x's shape without the normalized axes or broadcastable to it.
 

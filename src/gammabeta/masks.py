@@ -1,6 +1,7 @@
 """Masks: boolean tensors that mark which values of an input are real.
 
-A mask has the shape of the input without the axes that are always kept whole (the channels, or the normalized axes).
+A norm's mask has the shape of the input without the axes that are always kept whole (the channels, or the normalized
+axes). `Moments.of` takes any mask that broadcasts to its input.
 """
 
 from __future__ import annotations

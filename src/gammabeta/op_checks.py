@@ -171,7 +171,7 @@ class OpCheck:
                 )
 
     def checked(self, implementation: Callable[..., Any], *, memory: bool = False) -> Callable[..., Any]:
-        """Wrap an implementation so that it runs only on arguments that pass; with `memory`, of `check_memory` too."""
+        """Wrap an implementation so that it runs only on arguments that pass; with `memory`, `check_memory` too."""
 
         @functools.wraps(implementation)
         def op(*args: Any) -> Any:

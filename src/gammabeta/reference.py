@@ -1,6 +1,6 @@
 """The math of every norm in plain torch: forward, and backward by hand.
 
-Every kernel has to equal this, and it runs where there is no kernel. Nothing here is fast; everything stands once.
+Every kernel has to equal this, and it runs where there is no kernel. Nothing here is fast; everything is written once.
 
     N samples   C channels   S positions, flattened   G groups of channels   D = C/G channels of a group
     n values per statistic (divisor of the variance that standardizes; n − 1 only in running statistics)
@@ -50,7 +50,7 @@ class Axes(NamedTuple):
 
 
 class OpFinish(NamedTuple):
-    """What an op takes after weight and bias, in the order of the schemas.
+    """What a forward op takes after weight and bias, in the order of its schema.
 
     Attributes:
         residual: of x's shape.

@@ -188,9 +188,8 @@ class RunningStatistics:
         elif torch.compiler.is_compiling():
             # By one op, since the check for a recomputation has to run in each call, not while tracing.
             update = torch.ops.gammabeta.update_running_statistics_
-            if (
-                tracked is not None and tracked.device != mean.device
-            ):  # left on the meta device: no op takes both devices
+            # A count left on the meta device: no op takes both devices.
+            if tracked is not None and tracked.device != mean.device:
                 tracked.add_(1)
                 tracked = None
         update(self.mean, self.var, tracked, self.skipped, mean, var, count, self.momentum)

@@ -86,7 +86,8 @@ def alive(out):
 
 
 def _main(job, out, limit):
-    # If nobody ends this process, it ends itself, and says where it was.
+    # If nobody ends this process, it ends itself; so and where it crashes, it says where it was.
+    faulthandler.enable()
     faulthandler.dump_traceback_later(float(limit), exit=True)
     Path(out, f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from gammabeta.introspection.norms import (
     FROZEN,
     NAME,
     STATISTICS,
-    Affine,
-    Axes,
+    NormAffine,
+    NormAxes,
     is_batch_norm,
     is_frozen_batch_norm,
     is_norm,
@@ -188,7 +188,7 @@ def test_what_a_norm_is(case):
 def test_everyone_gets_the_same_answer(case):
     module, kind, known_by, uses_running, *_, ours = case
     changeable = known_by in (CLASS, FROZEN)
-    assert is_norm(module) is changeable is norm_of(module).is_changeable
+    assert is_norm(module) is changeable
     assert is_batch_norm(module) is (changeable and kind == "batch")
     assert is_frozen_batch_norm(module) is (known_by == FROZEN)
     assert is_ours(module) is ours
@@ -207,13 +207,13 @@ def test_what_is_no_norm(module):
 @pytest.mark.parametrize(
     ("module", "axes", "channel"),
     [
-        (nn.BatchNorm2d(4), Axes(samples=True), 1),
-        (nn.InstanceNorm2d(4), Axes(), 1),
-        (nn.GroupNorm(2, 4), Axes(groups=2), 1),
-        (nn.LayerNorm(4), Axes(last=1), -1),
-        (nn.LayerNorm((3, 4)), Axes(last=2), None),
-        (nn.RMSNorm(4), Axes(last=1, centered=False), -1),
-        (LlamaRMSNorm(), Axes(last=1, centered=False), -1),
+        (nn.BatchNorm2d(4), NormAxes(samples=True), 1),
+        (nn.InstanceNorm2d(4), NormAxes(), 1),
+        (nn.GroupNorm(2, 4), NormAxes(groups=2), 1),
+        (nn.LayerNorm(4), NormAxes(last=1), -1),
+        (nn.LayerNorm((3, 4)), NormAxes(last=2), None),
+        (nn.RMSNorm(4), NormAxes(last=1, centered=False), -1),
+        (LlamaRMSNorm(), NormAxes(last=1, centered=False), -1),
         (ScaleNorm(), None, None),
     ],
 )
@@ -225,11 +225,11 @@ def test_over_which_axes(module, axes, channel):
 
 def test_how_weight_and_bias_act_is_known_by_class_only():
     """A name does not tell whether γ is the weight or 1 + weight, as in Gemma."""
-    assert norm_of(nn.BatchNorm2d(4)).affine == Affine("weight", "bias", 0.0)
-    assert norm_of(nn.LayerNorm(4, bias=False)).affine == Affine("weight", None, 0.0)
-    assert norm_of(nn.InstanceNorm2d(4)).affine == Affine(None, None, 0.0)
-    assert norm_of(LlamaRMSNorm()).affine == Affine("weight", None, None)
-    assert norm_of(FrozenBatchNorm2d(4)).affine == Affine("weight", "bias", None)
+    assert norm_of(nn.BatchNorm2d(4)).affine == NormAffine("weight", "bias", 0.0)
+    assert norm_of(nn.LayerNorm(4, bias=False)).affine == NormAffine("weight", None, 0.0)
+    assert norm_of(nn.InstanceNorm2d(4)).affine == NormAffine(None, None, 0.0)
+    assert norm_of(LlamaRMSNorm()).affine == NormAffine("weight", None, None)
+    assert norm_of(FrozenBatchNorm2d(4)).affine == NormAffine("weight", "bias", None)
     assert norm_of(LlamaRMSNorm()).eps == 1e-6
 
 
@@ -241,7 +241,7 @@ def test_a_parametrization_is_not_computed():
     norm = nn.LayerNorm(4)
     parametrize.register_parametrization(norm, "weight", nn.Identity())
     norm.parametrizations.weight[0].forward = Never().forward
-    assert norm_of(norm).affine == Affine("weight", "bias", 0.0)
+    assert norm_of(norm).affine == NormAffine("weight", "bias", 0.0)
 
 
 def test_batch_norms_that_hold_their_activation():
@@ -279,3 +279,34 @@ class TestWhereTheAnswersDisagreed:
 
     def test_what_check_knows_no_kind_for_still_does_not_decay(self):
         assert [g["weight_decay"] for g in gb.parameter_groups(ScaleNorm(), weight_decay=0.1)] == [0.0]
+
+
+@pytest.mark.parametrize("cls", [nn.BatchNorm2d, nn.SyncBatchNorm])
+def test_torch_s_own_class_applies_no_activation_whatever_its_children(cls):
+    module = cls(4)
+    module.drop, module.act = nn.Identity(), nn.ReLU()
+    assert not norm_of(module).has_activation
+    # Adopted, it would apply one that its forward never did.
+    if cls is nn.BatchNorm2d:
+        model = nn.Sequential(module).eval()
+        x = torch.randn(2, 4, 3, 3)
+        before = model(x)
+        gb.adopt(model)
+        torch.testing.assert_close(model(x), before)
+
+
+def test_another_library_s_norm_may_hold_its_size_as_one_number():
+    class FusedRMSNorm(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.normalized_shape = size
+            self.weight = nn.Parameter(torch.ones(size))
+
+        def forward(self, x):
+            return x * x.square().mean(-1, keepdim=True).rsqrt() * self.weight
+
+    model = nn.Sequential(nn.Linear(4, 4), FusedRMSNorm(4))
+    assert norm_of(model[1]).axes.last == 1
+    groups = gb.parameter_groups(model, 0.1)
+    assert any(p is model[1].weight for group in groups if group["weight_decay"] == 0 for p in group["params"])
+    assert not gb.check(model, torch.randn(8, 4)).errors

@@ -85,12 +85,13 @@ def test_every_model_takes_a_step_on_every_batch_in_turns():
 
 def test_arms_are_paired_by_seed_against_the_first():
     layer = Compared("layer", "LayerNorm", 2**-8, (1.0, 2.0, 3.0), 2, 10, 1.0)
-    rms = Compared("rms", "RMSNorm", 2**-7, (0.5, 1.5, 2.5), 4, 1, 1.0)
+    rms = Compared("rms", "RMSNorm", 2**-7, (0.5, 1.5, 2.5), 4, 0, 1.0)
     usual, other = side_by_side([layer, rms], LOSS)
     assert usual == layer
     assert usual.value == 2.0
     # half a nat lower on each seed: the values vary, their differences do not
     assert (other.gain.value, other.gain.low, other.gain.high, other.gain.verdict) == (0.5, 0.5, 0.5, "supported")
+    assert other.saved == 1  # ratios to it stay finite
     assert (LOSS.margin, ERROR.margin) == ((-0.03, 0.03), (-1.0, 1.0))
 
 

@@ -212,13 +212,13 @@ def _show(subject: Subject, results: Sequence[Result], console: Console) -> None
         console.print(table)
     behind, broken = _as_fast(subject, results), sum(result.within_limit() is False for result in results)
     console.print(
-        f"{broken} of {len(results)} rows over their limit; torch as fast or faster {len(behind)} times",
+        f"{broken} of {len(results)} rows over their limit; another as fast or faster {len(behind)} times",
         highlight=False,
     )
 
 
 def page(subject: Subject, plan: Plan, results: Sequence[Result], warmed: str, expected: int) -> str:
-    """Write the page of a subject: how it was measured, a table per number of threads, where torch is as fast.
+    """Return the page of a subject: how it was measured, a table per number of threads, where another is as fast.
 
     Args:
         subject: what was measured.
@@ -270,7 +270,7 @@ def page(subject: Subject, plan: Plan, results: Sequence[Result], warmed: str, e
     lines += ["", "## Over the limit", ""]
     lines += [f"- {_label(result)}: {_figure(subject, result, OURS)}, at most {_limit(result)}" for result in broken]
     lines += [] if broken else ["None."]
-    lines += ["", "## Where torch is as fast or faster", ""]
+    lines += ["", "## Where another is as fast or faster", ""]
     behind = _as_fast(subject, results)
     lines += [f"- {line}" for line in behind] or ["Nowhere."]
     refused = [

@@ -74,9 +74,11 @@ class Row:
     """A row of a subject's table: what is computed on which tensors, and its limits.
 
     Args:
-        operation: what is computed, in words. shape, dtype, layout: of x. build: returns the field; its argument says
-        whether torch.compile takes part. Called with the number of threads set. floor: least traffic to memory, in
-        copies (one copy reads and writes one tensor of x's size); None where it is
+        operation: what is computed, in words.
+        shape, dtype, layout: of x.
+        build: returns the field; its argument says whether torch.compile takes part. It is called with the number of
+            threads set.
+        floor: least traffic to memory, in copies (one copy reads and writes one tensor of x's size); None where it is
             not meaningful.
         at_most: limit of the p50, in copies; None for no limit.
         at_most_of_torch: limit of the p50, as a ratio to torch's.

@@ -65,7 +65,9 @@ def record_checkpoint(path: Path | str) -> Record:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors that have at most one axis; all others become tensors without data.
+    """Read the tensors that have at most one axis; of all others only the shape, without reading their data.
+
+    Dtypes that this reader does not know are left out.
 
     The file begins with the length of the header in 8 bytes. Then come the header in JSON and the data, at the offsets
     that the header gives.

@@ -58,7 +58,7 @@ _WITH_ACTIVATION = {"drop", "act"}
 
 
 @dataclass(frozen=True)
-class Axes:
+class NormAxes:
     """The values of an input that share one mean and one variance.
 
     Attributes:
@@ -82,7 +82,7 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Affine:
+class NormAffine:
     """γ and β of a norm: y = (offset + weight)·x̂ + bias.
 
     Attributes:
@@ -124,8 +124,8 @@ class NormLayer:
 
     kind: str | None
     known_by: str
-    axes: Axes | None
-    affine: Affine
+    axes: NormAxes | None
+    affine: NormAffine
     eps: float | None
     uses_running: bool
     tracks: bool
@@ -133,11 +133,6 @@ class NormLayer:
     is_ours: bool
     has_activation: bool
     scripted: bool
-
-    @property
-    def is_changeable(self) -> bool:
-        """Whether operations on models look at it at all, and give a reason where they leave it alone."""
-        return self.known_by in (CLASS, FROZEN)
 
 
 def norm_of(module: nn.Module) -> NormLayer | None:
@@ -180,7 +175,10 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm."""
+    """Return whether it is a norm of torch's or ours, a subclass of one, a scripted one, or a frozen BatchNorm.
+
+    Operations on models look at these only, and give a reason where they leave one unchanged.
+    """
     evidence = _evidence(module)
     return evidence is not None and evidence[1] in (CLASS, FROZEN)
 
@@ -253,21 +251,23 @@ def _is_small(module: nn.Module) -> bool:
     )
 
 
-def _axes(module: Any, kind: str | None) -> Axes | None:
+def _axes(module: Any, kind: str | None) -> NormAxes | None:
     if kind == "batch":
-        return Axes(samples=True)
+        return NormAxes(samples=True)
     if kind == "instance":
-        return Axes()
+        return NormAxes()
     if kind == "group":
-        return Axes(groups=getattr(module, "num_groups", None))
+        return NormAxes(groups=getattr(module, "num_groups", None))
     if kind in ("layer", "rms"):
-        return Axes(last=len(getattr(module, "normalized_shape", (0,))), centered=kind == "layer")
+        shape = getattr(module, "normalized_shape", (0,))
+        # Other libraries' norms may hold the size of the last axis itself.
+        return NormAxes(last=len(shape) if isinstance(shape, tuple | list) else 1, centered=kind == "layer")
     return None
 
 
-def _affine(module: nn.Module, known_by: str) -> Affine:
+def _affine(module: nn.Module, known_by: str) -> NormAffine:
     weight, bias = (name if _holds(module, name) else None for name in ("weight", "bias"))
-    return Affine(weight, bias, 0.0 if known_by == CLASS else None)
+    return NormAffine(weight, bias, 0.0 if known_by == CLASS else None)
 
 
 def _holds(module: nn.Module, name: str) -> bool:
@@ -297,4 +297,8 @@ def _holds_statistics(module: nn.Module) -> bool:
 def _has_activation(module: nn.Module, known_by: str) -> bool:
     if _is_scripted(module) or is_ours(module) or {*module._modules} != _WITH_ACTIVATION:
         return False
-    return known_by == FROZEN or isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
+    if known_by == FROZEN:
+        return True
+    # torch's own forward applies no activation, whatever the children are.
+    base = nn.BatchNorm2d, nn.SyncBatchNorm
+    return isinstance(module, base) and type(module) not in base

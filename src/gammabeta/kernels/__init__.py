@@ -22,7 +22,7 @@ import warnings
 import torch
 
 from gammabeta.activations import ACTIVATIONS
-from gammabeta.kernels.cuda import register as cuda
+from gammabeta.kernels.cuda import register
 
 EXTENSION = f"{__name__}._cpu"
 
@@ -39,8 +39,8 @@ def _load() -> str | None:
         return "not built: there was no torch or no working C++ compiler when gammabeta was installed"
     except ImportError as error:
         return f"built, but do not load with torch {torch.__version__}: {error}"
-    if hasattr(torch.ops.gammabeta, "cpu_activations"):
-        _check_activations(tuple(torch.ops.gammabeta.cpu_activations().split(",")))
+    built = torch.ops.gammabeta.cpu_activations() if hasattr(torch.ops.gammabeta, "cpu_activations") else "unknown ones"
+    _check_activations(tuple(built.split(",")))
     return None
 
 
@@ -106,7 +106,7 @@ def leaves_compiled_to_torch(norm: str, x: torch.Tensor) -> bool:
 
 
 if torch.version.cuda is not None and os.environ.get("GAMMABETA_KERNELS") != "0":
-    cuda.register()
+    register.register()
 missing: str | None = _load()
 if missing is not None:
     _tell(missing)

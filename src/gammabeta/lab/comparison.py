@@ -50,7 +50,8 @@ class Compared:
         rate: its best learning rate.
         values: one per seed, on the comparison's scale.
         seconds: per training step, the median of several timings.
-        saved: bytes that one forward pass keeps for the backward pass, at least 1, so that ratios are finite.
+        saved: bytes that one forward pass keeps for the backward pass; `side_by_side` makes them at least 1, so that
+            ratios are finite.
         exact: the mean value with exact statistics, where ``values`` are with moving averages.
         gain: the usual arm's value less this one's; None for the usual arm itself.
     """
@@ -144,7 +145,7 @@ class Comparison:
 
 def side_by_side(arms: Sequence[Compared], scale: Scale) -> tuple[Compared, ...]:
     """Return the arms with their gains, paired by seed, over the first arm, which is the usual one."""
-    usual, *others = arms
+    usual, *others = (replace(arm, saved=max(1, arm.saved)) for arm in arms)
     criterion = Criterion(unit=scale.unit_of_differences, margin=scale.margin, direction="above")
 
     def gain(arm: Compared) -> Effect:

@@ -22,7 +22,8 @@ class RMSNorm(Float32State, nn.RMSNorm):
 
     Args:
         normalized_shape: the sizes of the normalized axes; an int means one axis.
-        eps: ε, in the squared unit of x; None means the machine epsilon: 1.2e-7 (2.2e-16 for float64 x).
+        eps: ε, in the squared unit of x; None means the machine epsilon of the
+            arithmetic: 1.2e-7, also for 16-bit x (2.2e-16 for float64 x).
         elementwise_affine: whether there is γ, of normalized_shape.
         device, dtype: of the parameter, which stays float32 in a model cast by `.half()` or `.bfloat16()`.
         activation: None, or a name that the docstring of `gammabeta.functional` lists.

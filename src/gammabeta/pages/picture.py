@@ -43,10 +43,8 @@ DASHES = ("solid", "dot", "dashdot", "longdash")
 
 HOVER = "<b>%{fullData.name}</b><br>%{customdata[0]}<br>%{customdata[1]}<extra></extra>"
 BAND_FROM = 13  # points from which intervals are drawn as a band, not as an error bar each
-MOST_UPRIGHT_BARS, LONGEST_UPRIGHT_LABEL = (
-    8,
-    24,
-)  # groups, characters: above these, bars are horizontal, with room for their labels
+# Groups, and characters of a label, above which bars are horizontal, with room for their labels.
+MOST_UPRIGHT_BARS, LONGEST_UPRIGHT_LABEL = 8, 24
 LOG_COLOUR_FROM = 1e3  # largest over smallest positive value of a heatmap from which colours are logarithmic
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -115,8 +116,8 @@ def by_channels(normalize: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
         finish = call.finish
 
         def compute(x: Tensor, running: Any, weight: Any, bias: Any, residual: Any, mask: Any) -> Tensor:
-            of_part = type(finish)(finish.norm, residual, finish.activation, finish.slope, mask)
-            return normalize(type(call)(x, running, (weight, bias), call.eps, of_part))
+            of_part = replace(finish, residual=residual, mask=mask)
+            return normalize(replace(call, x=x, running=running, affine=(weight, bias), finish=of_part))
 
         from gammabeta.subclasses import dtensor
 

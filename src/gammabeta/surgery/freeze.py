@@ -30,7 +30,8 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, w
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
 
     Returns:
-        The `Change`. Where it is not at hand, after loading a pickle for example, `unfreeze` does the same as its undo.
+        The `Change`. Where it is not at hand, after loading a pickle for example, `unfreeze` thaws the layers too;
+        those that were adopted stay gammabeta's.
 
     Raises:
         ValueError: neither is asked for, or `where` chooses nothing.
@@ -42,7 +43,7 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, w
 
 
 def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True, where: Where = None) -> Change:
-    """Undo `freeze`: restore each layer's former source of statistics, and the gradients of the γ and β it froze.
+    """Undo `freeze`: restore each layer's former source of statistics, and let the γ and β that it froze train again.
 
     A layer whose statistics are `Running` for another reason gets `Batch`. An adopted FrozenBatchNorm becomes a
     BatchNorm that trains.
@@ -58,7 +59,7 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True, 
 
     Raises:
         ValueError: neither is asked for, or `where` chooses nothing.
-        TypeError: `where` cannot choose.
+        TypeError: `where` is of another type.
     """
     return _freeze_or_thaw("unfreeze", model, statistics, affine, where)
 

@@ -125,11 +125,10 @@ def _check_nothing_between(neighbours: Neighbours, call: Call, reader: Call) -> 
     A dropout passes it on in evaluation, but not in training.
     """
     observation, data = neighbours.observation, call.outputs[0].data
+    neighbours.check_unseen(data, "its output")
     around = [*observation.stack(call.index), *observation.stack(reader.index)]
     for other in observation.calls:
         got, gave = (any(seen.data == data for seen in side) for side in (other.inputs, other.outputs))
         module = neighbours.modules[other.module]
-        if (got or gave) and hooks_of(module):
-            raise Refusal(f"its output is seen by the hooks of {other.module or 'the model'}")
         if got and gave and other not in around and type(module) is not nn.Identity:
             raise Refusal(f"{other.module} ({type(module).__qualname__}) stands between it and {reader.module}")

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 
 from gammabeta import ops
-from gammabeta.kernels import cuda
+from gammabeta.kernels.cuda import register as cuda
 
 class Driver:  # says which GPU there would be
     def get_current_target(self):

@@ -36,7 +36,7 @@ sees = "SD"
 def check(record: Record) -> Iterator[Match]:
     found: set[str] = set()
     for norm in record.of_kind("layer", "rms"):  # found without inputs
-        if prod(getattr(norm.module, "normalized_shape", (2,))) == 1:
+        if _size(getattr(norm.module, "normalized_shape", 2)) == 1:
             found.add(norm.name)
             message = "each of its groups has 1 value: the output is β for every input"
             if norm.kind == "rms":
@@ -52,13 +52,18 @@ def check(record: Record) -> Iterator[Match]:
         elif norm.kind == "instance" and (norm.training or norm.running_mean is None):
             values, cure = prod(x.shape[2:]), "LayerNorm or GroupNorm there"
         elif norm.kind == "layer" and hasattr(module, "normalized_shape"):
-            values, cure = prod(module.normalized_shape), "more axes in normalized_shape"
+            values, cure = _size(module.normalized_shape), "more axes in normalized_shape"
         else:
             continue
         if values == 1 and norm.name not in found:
             found.add(norm.name)
             message = f"each group of input {x.shape} has 1 value: the output is β for every input"
             yield Match(norm.name, message, {"values": values}, Fix(cure))
+
+
+def _size(shape: Any) -> int:
+    """Return the product of a normalized shape, which other libraries' norms may hold as one number."""
+    return prod(shape) if isinstance(shape, tuple | list) else int(shape)
 
 
 def flagged() -> Example:

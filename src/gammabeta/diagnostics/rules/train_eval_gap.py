@@ -51,7 +51,7 @@ def check(record: Record) -> Iterator[Match]:
         behind = f", and in {len(found) - 1} layers behind it" if len(found) > 1 else ""
         message = f"its running statistics do not match the inputs: {gap}{behind}"
         evidence = {"mean_shift": gap.mean_shift, "log_variance_ratio": gap.log_variance_ratio, "layers": len(found)}
-        yield Match(first, message, evidence, recalibration(record, record.norm(first)),)  # fmt: skip
+        yield Match(first, message, evidence, recalibration(record, record.norm(first)))
 
 
 def flagged() -> Example:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
-from gammabeta.introspection.neighbours import LAYERS, Refusal
+from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.observe import Observation
 from gammabeta.surgery.folding.sites import Sites
 
@@ -37,24 +37,22 @@ def check(record: Record) -> Iterator[Match]:
     if record.model is None or record.model.training:
         return
     observation: Observation = record.observed
-    modules = dict(record.model.named_modules())
+    neighbours = Neighbours(dict(record.model.named_modules()), observation)
     sites = Sites(record.model, observation)
     for norm in record.of_kind("batch"):
         calls = observation.calls_of(norm.name)
         if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
             continue
-        seen = {seen.data for seen, _ in observation.trace_back(calls[0].inputs[0], 1)}
-        layers = [
-            g.module for data in seen for g in observation.producers(data) if isinstance(modules[g.module], LAYERS)
-        ]
-        if not layers:
+        found = neighbours.producer(calls[0].inputs[0], 1)
+        if found is None:
             continue
+        layer = found.call.module
         try:
             sites.place(norm.name)
         except Refusal as refusal:
             fix = Fix("gammabeta.fold leaves it unfolded; a separate layer for each call makes it foldable")
-            message = f"it must not be folded into {layers[0]}: {refusal}"
-            yield Match(norm.name, message, {"layer": layers[0]}, fix)
+            message = f"it must not be folded into {layer}: {refusal}"
+            yield Match(norm.name, message, {"layer": layer}, fix)
 
 
 class Twice(nn.Module):

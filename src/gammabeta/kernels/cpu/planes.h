@@ -79,8 +79,6 @@ class Plane {
   int64_t n_, stride_, s_, mask_stride_, rows_of_piece_, pieces_of_row_, pieces_;
 };
 
-template <class A>
-using Affine = ChannelAffine<A>;
 // The backward map of one channel: g_x = a·g + b·(x − mean) + c.
 template <class A>
 struct Backprop {
@@ -163,7 +161,7 @@ struct PlaneWork {
       m.count += double(n), m.m2 += double(squares);
   }
 
-  void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const Affine<A>& f,
+  void apply(const T* x, const T* residual, T* y, int64_t begin, int64_t end, const ChannelAffine<A>& f,
              const Writer<T>& writer) {
     Buffers<T>& b = *buffers;
     for (int64_t i = begin; i < end; ++i) {
@@ -188,8 +186,8 @@ struct PlaneWork {
   }
 
   // Load x and ∂ℓ/∂z of a piece. Where masked out, ∂ℓ/∂z is 0 and x is the mean.
-  void load_gradient(const T* g, const T* x, const T* residual, const typename Plane<T>::Piece& p, const Affine<A>& f,
-                     const A** g_z, const A** v) {
+  void load_gradient(const T* g, const T* x, const T* residual, const typename Plane<T>::Piece& p,
+                     const ChannelAffine<A>& f, const A** g_z, const A** v) {
     Buffers<T>& b = *buffers;
     const int64_t n = p.size();
     if (loaded_gradient_ && loaded_gradient_ == x) {
@@ -219,7 +217,7 @@ struct PlaneWork {
 
   // Add Σ∂ℓ/∂z to sum and Σ∂ℓ/∂z·(x − mean) to sum_x. Write ∂ℓ/∂z to g_residual unless that is null.
   void gradient_sums(const T* g, const T* x, const T* residual, T* g_residual, int64_t begin, int64_t end,
-                     const Affine<A>& f, const Writer<T>& writer, double* sum, double* sum_x) {
+                     const ChannelAffine<A>& f, const Writer<T>& writer, double* sum, double* sum_x) {
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);
       const A *g_z, *v;
@@ -240,10 +238,10 @@ struct PlaneWork {
   }
 
   void gradient_apply(const T* g, const T* x, const T* residual, T* g_x, T* g_residual, int64_t begin, int64_t end,
-                      const Affine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
+                      const ChannelAffine<A>& f, const Backprop<A>& back, const Writer<T>& writer) {
     Buffers<T>& b = *buffers;
-    // Where the statistics are constants, ∂ℓ/∂x does not depend on x. Then g is read in place of x, since 0·x is NaN
-    // where x is not finite. With an activation x is needed for z, so this holds only without one.
+    // Where the statistics are constants, ∂ℓ/∂x does not depend on x: g is read in place of x, since 0·x is NaN where x
+    // is not finite. With an activation z needs x, so the loop in place, which takes one x for both, is not used then.
     const bool constant = back.b == A(0), unfinished = finish.activation == kNone;
     for (int64_t i = begin; i < end; ++i) {
       const auto p = plane.piece(i);

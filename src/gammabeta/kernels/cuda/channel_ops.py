@@ -223,9 +223,8 @@ def channel_norm_backward(
     outputs = Outputs(view.layout)
     g_x = outputs.like(x)
     g_residual = None if residual is None else outputs.like(residual)
-    g_weight, g_bias = (
-        None if t is None else torch.empty_like(t) for t in (weight, bias)
-    )  # contiguous, since they have one axis
+    # Contiguous, since they have one axis.
+    g_weight, g_bias = (None if t is None else torch.empty_like(t) for t in (weight, bias))
     tiles = launch.LAUNCH.of_sums(*view.size, x.dtype.itemsize)
     if launch.LAUNCH.fuses(tiles, view.channels, 2 * x.dtype.itemsize):
         constants = {

@@ -72,7 +72,7 @@ def moments_of_group(
     x, mask, group, first, last, v_tiles, shape, CENTER: tl.constexpr, HAS_MASK: tl.constexpr, UNIT: tl.constexpr,
     LAST: tl.constexpr, ALONG_D: tl.constexpr, DOUBLE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Compute n, shift, mean and m2, each (1, 1, 1), of the tiles from first to last. Without CENTER, mean is 0."""
+    """Compute n, shift, mean and m2, each (1, 1, 1), of the tiles. Without CENTER, mean is 0, m2 is Σx²."""
     G: tl.constexpr = accessed_at_once(UNIT, D if LAST else V)
     A: tl.constexpr = V * D // G if LAST else V // G
     B: tl.constexpr = 1 if LAST else D

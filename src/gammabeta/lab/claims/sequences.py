@@ -21,8 +21,8 @@ separate seed and falls to 0 along half a cosine. (The schedule was added after 
 the last batches left inconclusive.) Evaluation uses exact statistics of the training sequences, which inside the
 recurrence are each step's own. One moving average over all steps fits none of them and would decide the outcome. (It
 did: the GRU lost 60 points by it, which is why this was changed after a look.) The accuracy with moving averages, which
-a user would see, is a separate effect. Movement compares one batch with the same batch after doubling its padding, in a
-freshly initialized network in training mode; it is the largest change of a score.
+a user would see, is a separate effect. Movement compares one batch with the same batch after as many padded steps as it
+is long are appended, in a freshly initialized network in training mode; it is the largest change of a score.
 
 Settings: width 32, Transformer of 2 layers. Quick: GRU and pre-norm Transformer, 120 steps, 3 seeds; arms without
 normalization, padded and masked BatchNorm, LayerNorm. Full: also post-norm, 400 steps, 12 seeds.
@@ -65,7 +65,7 @@ Cell = tuple[str, str]  # network, arm
 
 @versioned(1)
 def moved(*, task: Mapping[str, Any], network: str, arm: str, seed: int) -> dict[str, Any]:
-    """Double a batch's padding; return the largest change of a score in training and in evaluation, in float64."""
+    """Append as much padding as a batch is long; return the largest change of a score in each mode, in float64."""
     data = load_sequences(task)
     longest = data.train.x_ntf.shape[1]
     found = {}

@@ -16,9 +16,9 @@ failed at 6,272 values, where the kernel sums one by one.)
 Room: Always: an identity needs none.
 
 Method: BatchNorm of (N, C) and (N, C, H, W), LayerNorm, GroupNorm, InstanceNorm and RMSNorm run in training mode with γ
-= 1 and β = 0. Their inputs are random, with means and spreads over nine and six decades. They are also the real task's
-images after the first linear or convolutional layer of a network trained for 20 steps. Means and variances of the
-output are computed here by torch.mean in float64, not by the library's own Moments.
+= 1 and β = 0. There are two kinds of inputs: random ones, with means and spreads over nine and six decades, and the
+real task's images after the first linear or convolutional layer of a network trained for 20 steps. Means and variances
+of the output are computed here by torch.mean in float64, not by the library's own Moments.
 
 Settings: ε of 10⁻⁵ and 10⁻²; |μ| of 0, 1, 10³, 10⁶; σ of 10⁻³, 1, 10³; 32 samples, 16 channels, 4 × 4 positions; the
 same for quick and full.

@@ -264,7 +264,7 @@ def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
         lambda arm, seed: trial(*arm, rate[arm[0]], seed, report="validation"),
     )
     score = {arm: mean(math.log(test_loss(result)) for result in results) for arm, results in tried.items()}
-    best = {schedule: _strongest(score, schedule) for schedule in SCHEDULES}
+    best = {schedule: _best_decay(score, schedule) for schedule in SCHEDULES}
 
     def wanted(key: tuple[str, str], seed: int) -> Trial:
         schedule, arm = key
@@ -275,7 +275,7 @@ def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
     return Trained(rate, best, experiment.grid(keys, seeds, wanted), steps)
 
 
-def _strongest(score: Mapping[tuple[str, float], float], schedule: str) -> float:
+def _best_decay(score: Mapping[tuple[str, float], float], schedule: str) -> float:
     """Return the strength of decay with the lowest score."""
     return min(DECAYS, key=lambda decay: score[schedule, decay])
 

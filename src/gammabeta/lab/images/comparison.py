@@ -96,7 +96,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 2.0 ** rates[norm],
                 tuple(100 * result["error"] for result in found[norm]),
                 median(record["timing"]["seconds_per_step"] for record in timed[norm]),
-                max(1, sizes[norm][0]["bytes"]),
+                sizes[norm][0]["bytes"],
             )
             for norm, name in named.items()
         ],

@@ -93,7 +93,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                     2.0 ** exponents[network, norm],
                     tuple(100 * result["moving_error"] for result in found[norm]),
                     median(record["timing"][plain[norm]] for record in of_network),
-                    max(1, of_network[0]["result"]["bytes"][plain[norm]]),
+                    of_network[0]["result"]["bytes"][plain[norm]],
                     mean(100 * result["error"] for result in found[norm]),
                 )
                 for norm, name in named.items()

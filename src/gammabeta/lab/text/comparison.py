@@ -66,7 +66,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 2.0 ** exponents[norm],
                 tuple(result["loss"] for result in results[norm]),
                 median(timing[plain[norm]] for timing in timings),
-                max(1, sizes[norm][0]["bytes"]),
+                sizes[norm][0]["bytes"],
             )
             for norm, name in named.items()
         ],
