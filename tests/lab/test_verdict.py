@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gammabeta.lab import verdict
-from gammabeta.lab.outcome import measured
+from gammabeta.lab.outcome import Criterion
 from gammabeta.lab.verdict import decide, interval, judge, log_ratios, seeds_needed, weakest
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
@@ -37,7 +37,9 @@ def test_one_seed_decides_nothing():
 
 
 def test_one_seed_of_a_ratio_has_no_bounds_in_json():
-    effect = measured("ratio", [math.log(3.0)], unit="", margin=(0.8, 1.25), direction="above", null=1.0, ratio=True)
+    effect = Criterion(unit="", margin=(0.8, 1.25), direction="above", null=1.0, ratio=True).effect(
+        "ratio", [math.log(3.0)]
+    )
     assert effect.value == pytest.approx(3.0)
     assert (effect.low, effect.high) == (-math.inf, math.inf)
 

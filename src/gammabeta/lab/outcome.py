@@ -72,13 +72,6 @@ class Criterion:
         return math.exp(min(value, 700.0)) if self.ratio and math.isfinite(value) else value
 
 
-def measured(
-    name: str, values: Sequence[float], *, resolution: float = 0.0, censored: int = 0, **criterion: Any
-) -> Effect:
-    """Judge an effect by the fields of a :class:`Criterion`, as :meth:`Criterion.effect` does."""
-    return Criterion(**criterion).effect(name, values, resolution=resolution, censored=censored)
-
-
 @dataclass(frozen=True)
 class Axis:
     label: str

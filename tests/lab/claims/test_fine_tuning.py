@@ -152,7 +152,7 @@ def test_where_training_gains_nothing_there_is_no_verdict(two_cells, monkeypatch
 
 def test_cells_that_go_the_other_way_are_named():
     def effect(name, values):
-        return fine_tuning.measured(name, values, **fine_tuning.SETTINGS)
+        return fine_tuning.CRITERION.effect(name, values)
 
     each = [effect("rotated, batches of 8", [-9.0, -9.5, -8.5]), effect("rotated, batches of 2", [14.0, 15.0, 16.0])]
     sentence = fine_tuning._sentence([effect("statistics frozen, median of 2 cells", [3.0, 3.5, 2.5])], each, 1)

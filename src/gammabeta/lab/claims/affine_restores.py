@@ -38,7 +38,7 @@ import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Room, Table, bars
 from gammabeta.lab.paired import logs_of_ratios, median_by_seed
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import at_best
@@ -58,9 +58,7 @@ CASES = [
     for spread in (1e-3, 1.0, 1e3)
     for eps in (1e-5, 1e-2)
 ]
-SETTINGS: dict[str, Any] = {
-    "unit": "times the training loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
-}  # fmt: skip
+CRITERION = Criterion(unit="times the training loss", margin=MARGIN, direction="above", null=1.0, ratio=True)
 
 
 @versioned(1)
@@ -93,12 +91,11 @@ def measure(experiment: Experiment) -> Outcome:
     exact = _identity_holds(experiment)
     losses = {name: [training_loss(result) for result in results] for name, results in found.items()}
     logs = {a: logs_of_ratios(*(losses[f"{a}, {arm}"] for arm in ARMS)) for a in activations}
-    overall = measured(
+    overall = CRITERION.effect(
         f"training loss without γ and β over that with them, median of {', '.join(activations)}",
         median_by_seed(logs.values()),
-        **SETTINGS,
     )
-    each = [measured(activation, values, **SETTINGS) for activation, values in logs.items()]
+    each = [CRITERION.effect(activation, values) for activation, values in logs.items()]
     accuracy = min(1 - median(r["error"] for r in found[f"{a}, {ARMS[0]}"]) for a in activations)
     least = min(median(losses[f"{a}, {ARMS[0]}"]) for a in activations)
     room = Room(

@@ -34,7 +34,7 @@ import torch
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import first_norm, output_of
 from gammabeta.lab.images.networks import build, describe
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -48,9 +48,7 @@ FITTED = 16
 PROBES = 4
 MARGIN = (-0.6, -0.4)
 LEAST = 1e-3
-SETTINGS: dict[str, Any] = {
-    "unit": "slope of log sd in log n", "margin": MARGIN, "direction": "within", "null": -0.5
-}  # fmt: skip
+CRITERION = Criterion(unit="slope of log sd in log n", margin=MARGIN, direction="within", null=-0.5)
 
 
 @versioned(1)
@@ -113,8 +111,8 @@ def measure(experiment: Experiment) -> Outcome:
         f"noise at n = 16 above {LEAST:g} of the output's standard deviation in every network; lowest {share:.2g}",
     )
     slopes = [[slope(sizes, result["deviations"]) for result in of] for of in by_network]
-    effects = [measured("slope, median over networks", median_by_seed(slopes), **SETTINGS)]
-    effects += [measured(describe(n), of, **SETTINGS) for n, of in zip(networks, slopes, strict=True)]
+    effects = [CRITERION.effect("slope, median over networks", median_by_seed(slopes))]
+    effects += [CRITERION.effect(describe(n), of) for n, of in zip(networks, slopes, strict=True)]
     moved = sum(result["change_in_evaluation"] != 0.0 for result in results)
     exact = Effect.exactly("runs in which evaluation depends on companions", moved, len(results), "runs")
     main = effects[0]

@@ -52,7 +52,7 @@ from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, batches, chance, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -67,13 +67,7 @@ EQUAL = "batch at the other's rate"
 # The smallest shifts without normalization that leave something to reduce.
 LEAST = {"input": 1e-3, "l2": 1e-2}
 FORMS = {"input": "1 − CKA", "cosine": "1 − cosine", "l2": "relative l2"}
-SETTINGS: dict[str, Any] = {
-    "unit": "times the shift",
-    "margin": MARGIN,
-    "direction": "below",
-    "null": 1.0,
-    "ratio": True,
-}
+CRITERION = Criterion(unit="times the shift", margin=MARGIN, direction="below", null=1.0, ratio=True)
 
 
 # --- the two forms ---
@@ -247,11 +241,11 @@ def measure(experiment: Experiment) -> Outcome:
     judged, room, runs = _runs(experiment, chosen, rates, seeds)
     ratios = {form: {name: _log_ratios(runs, name, "batch", form) for name in judged} for form in FORMS}
     overall = {
-        form: measured(f"{label}, median of networks", median_by_seed(ratios[form].values()), **SETTINGS)
+        form: CRITERION.effect(f"{label}, median of networks", median_by_seed(ratios[form].values()))
         for form, label in FORMS.items()
         if judged
     }
-    each = [measured(f"{name}, {FORMS[form]}", ratios[form][name], **SETTINGS) for name in judged for form in FORMS]
+    each = [CRITERION.effect(f"{name}, {FORMS[form]}", ratios[form][name]) for name in judged for form in FORMS]
     equal = _at_equal_rates(runs, judged, rates)
     first = [overall["input"], _gradient_form(overall)] if judged else []
     others = [effect for effect in overall.values() if effect not in first]
@@ -326,13 +320,11 @@ def _at_equal_rates(runs: Runs, judged: Sequence[str], rates: Rates) -> list[Eff
     if not judged or not comparable:
         return []
     overall = [
-        measured(
-            f"equal learning rates, {label}, median of networks", median_by_seed(ratios[form].values()), **SETTINGS
-        )
+        CRITERION.effect(f"equal learning rates, {label}, median of networks", median_by_seed(ratios[form].values()))
         for form, label in FORMS.items()
     ]
     return overall + [
-        measured(f"equal learning rates, {name}, {label}", ratios[form][name], **SETTINGS)
+        CRITERION.effect(f"equal learning rates, {name}, {label}", ratios[form][name])
         for name in judged
         for form, label in FORMS.items()
         if rates[name, "none"] != rates[name, "batch"]

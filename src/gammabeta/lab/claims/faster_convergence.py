@@ -39,7 +39,7 @@ from typing import Any
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import logs_of_ratios, median_by_seed
 from gammabeta.lab.race import ARMS, BATCH_SIZE, LIMIT, Race, races, target, without_room
 from gammabeta.lab.trials.trial import Trial
@@ -115,7 +115,9 @@ def steps(records: list[dict[str, Any]]) -> list[float | None]:
 
 def ratio(name: str, values: list[float], censored: int, unit: str = "times fewer steps") -> Effect:
     """Return the effect of one log ratio per seed."""
-    return measured(name, values, unit=unit, margin=MARGIN, direction="above", null=1.0, censored=censored, ratio=True)
+    return Criterion(unit=unit, margin=MARGIN, direction="above", null=1.0, ratio=True).effect(
+        name, values, censored=censored
+    )
 
 
 def _of_network(race: Race, index: int, runs: Runs, seconds: dict[tuple[int, str], float]) -> list[Effect]:

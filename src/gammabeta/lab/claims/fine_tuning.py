@@ -53,7 +53,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.images.training import Training, chance, error_and_loss, exact_statistics, fit
-from gammabeta.lab.outcome import Axis, Effect, Heat, Outcome, Picture, Room, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Heat, Outcome, Picture, Room, Table, bars
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, canonical, versioned
@@ -75,7 +75,7 @@ ARMS = {
     "untrained": "no training",
 }
 TRAINED = tuple(arm for arm in ARMS if arm != "untrained")
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": (-MARGIN, MARGIN), "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=(-MARGIN, MARGIN), direction="above")
 
 
 # --- the trials ---
@@ -405,7 +405,7 @@ def _room(
 def _effect(name: str, found: Found, judged: Sequence[Cell], arm: str) -> Effect:
     """Return the effect of an arm's accuracy minus that of everything trained, the median over cells for each seed."""
     gains = [differences(found[cell.name, arm], found[cell.name, "all"]) for cell in judged]
-    return measured(name, median_by_seed(gains), **SETTINGS)
+    return CRITERION.effect(name, median_by_seed(gains))
 
 
 def _sentence(effects: Sequence[Effect], each: Sequence[Effect], without: int) -> str:

@@ -42,7 +42,7 @@ from torch.nn import functional
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import batches
-from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -54,7 +54,7 @@ WIDTH, BATCH, STEPS, RATE = 32, 64, 20, 0.05
 MARGIN = 0.5
 LIMIT = 30.0
 NORMS = ("none", "batch")
-SETTINGS: dict[str, Any] = {"unit": "decades nearer to even", "margin": (-MARGIN, MARGIN), "direction": "above"}
+CRITERION = Criterion(unit="decades nearer to even", margin=(-MARGIN, MARGIN), direction="above")
 MOMENTS = ("at the start", f"after {STEPS} steps")
 INITS = {"matched": "matched init", "default": "torch's init"}
 
@@ -116,8 +116,8 @@ def measure(experiment: Experiment) -> Outcome:
         for moment in range(len(MOMENTS))
     }
     cells = {_name(*cell): differences(*of_cell) for cell, of_cell in uneven.items()}
-    each = [measured(name, values, **SETTINGS) for name, values in cells.items()]
-    overall = measured(f"median of {len(cells)} cells", median_by_seed(cells.values()), **SETTINGS)
+    each = [CRITERION.effect(name, values) for name, values in cells.items()]
+    overall = CRITERION.effect(f"median of {len(cells)} cells", median_by_seed(cells.values()))
     without = {_name(*cell): median(plain) for cell, (plain, _) in uneven.items()}
     most = max(without, key=lambda name: without[name])
     room = Room(

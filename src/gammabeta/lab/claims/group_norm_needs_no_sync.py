@@ -51,7 +51,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import average_gradients, chance
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -68,7 +68,7 @@ MARGIN = (-1.0, 1.0)
 SAME, DIFFERENT = 1e-6, 1e-3
 CONTROL, JUDGED = "batch", "group"
 SYNCED = (CONTROL,)  # which arms synchronize
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
 Cell = tuple[int, str]  # index of the network, norm
 
 
@@ -188,10 +188,10 @@ def measure(experiment: Experiment) -> Outcome:
         name: differences(accuracy.errors[f"{name} {JUDGED}"], accuracy.errors[f"{name} {CONTROL}"])
         for name in accuracy.networks
     }
-    cost = measured(
-        "GroupNorm's test error minus BatchNorm's at 32, median of networks", median_by_seed(costs.values()), **SETTINGS
+    cost = CRITERION.effect(
+        "GroupNorm's test error minus BatchNorm's at 32, median of networks", median_by_seed(costs.values())
     )
-    each = [measured(name, values, **SETTINGS) for name, values in costs.items()]
+    each = [CRITERION.effect(name, values) for name, values in costs.items()]
     room = _room(experiment, independence, accuracy)
     return Outcome(
         verdict=weakest([identity.verdict, cost.verdict]) if room.holds else "no room here",

@@ -28,7 +28,7 @@ from typing import Any
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.race import ARMS, Race, races, without_room
 from gammabeta.lab.tuning import HIGHEST_TRIED, LOWEST, largest
@@ -38,14 +38,7 @@ KIND = "images"
 
 MARGIN = (0.5, 2.0)
 GRID = math.log(2.0)
-SETTINGS: dict[str, Any] = {
-    "unit": "times larger learning rate",
-    "margin": MARGIN,
-    "direction": "above",
-    "null": 1.0,
-    "resolution": GRID,
-    "ratio": True,
-}
+CRITERION = Criterion(unit="times larger learning rate", margin=MARGIN, direction="above", null=1.0, ratio=True)
 
 
 def measure(experiment: Experiment) -> Outcome:
@@ -74,11 +67,16 @@ def measure(experiment: Experiment) -> Outcome:
     if matched:
         overall = median_by_seed(ratios[name] for name in matched)
         effects.append(
-            measured(
-                f"median of {', '.join(matched)}", overall, censored=sum(censored[name] for name in matched), **SETTINGS
+            CRITERION.effect(
+                f"median of {', '.join(matched)}",
+                overall,
+                censored=sum(censored[name] for name in matched),
+                resolution=GRID,
             )
         )
-    effects += [measured(name, values, censored=censored[name], **SETTINGS) for name, values in ratios.items()]
+    effects += [
+        CRITERION.effect(name, values, censored=censored[name], resolution=GRID) for name, values in ratios.items()
+    ]
     main = effects[0] if matched else None
     return Outcome(
         verdict=main.verdict if main and room.holds else "no room here",

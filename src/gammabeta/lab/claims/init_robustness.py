@@ -30,7 +30,7 @@ from typing import Any
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.race import target
 from gammabeta.lab.tuning import at_best, error_then_loss
@@ -43,7 +43,7 @@ DECADES = tuple(range(-6, 4))
 RATES = (-16, -12, -8, -4, 0, 4, 8)
 MARGIN = (-1.0, 1.0)
 MORE = 0.02  # required accuracy above training only the last layer
-SETTINGS: dict[str, Any] = {"unit": "decades", "margin": MARGIN, "direction": "above", "resolution": 1.0}
+CRITERION = Criterion(unit="decades", margin=MARGIN, direction="above")
 Accuracy = Mapping[str, list[float]]  # by arm ("relu batch -3", "relu batch last"), one value per seed
 
 
@@ -70,12 +70,12 @@ def measure(experiment: Experiment) -> Outcome:
     goal = target(experiment)
     spans = {(a, norm): _spans(accuracy, f"{a} {norm}", goal) for a in activations for norm in ARMS}
     wider = {a: differences(spans[a, "batch"], spans[a, "none"]) for a in activations}
-    overall = measured(
+    overall = CRITERION.effect(
         f"decades wider with BatchNorm, median of {', '.join(activations)}",
         median_by_seed(wider.values()),
-        **SETTINGS,
+        resolution=1.0,
     )
-    each = [measured(a, values, **SETTINGS) for a, values in wider.items()] if len(activations) > 1 else []
+    each = [CRITERION.effect(a, values, resolution=1.0) for a, values in wider.items()] if len(activations) > 1 else []
     without = {a: median(spans[a, "none"]) for a in activations}
     room = Room(
         all(0 < value < len(DECADES) for value in without.values()),

@@ -41,7 +41,7 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import ARMS
@@ -97,12 +97,8 @@ class Measured:
 
     def difference(self, one: str, other: str, direction: Direction) -> Effect:
         """Return the effect of one arm's test loss minus the other's."""
-        return measured(
-            f"{ARMS[one]} minus {ARMS[other]}",
-            differences(self.losses(one), self.losses(other)),
-            unit="nats per character",
-            margin=MARGIN,
-            direction=direction,
+        return Criterion(unit="nats per character", margin=MARGIN, direction=direction).effect(
+            f"{ARMS[one]} minus {ARMS[other]}", differences(self.losses(one), self.losses(other))
         )
 
 
@@ -163,7 +159,7 @@ def measure(experiment: Experiment) -> Outcome:
 def _ratio(name: str, seconds: Sequence[Mapping[str, float]], whose: str = "") -> Effect:
     """Return the effect of the time of LayerNorm over that of RMSNorm."""
     logs = [math.log(of_seed[f"layer{whose}"] / of_seed[f"rms{whose}"]) for of_seed in seconds]
-    return measured(name, logs, unit="times", margin=FASTER, direction="above", null=1.0, ratio=True)
+    return Criterion(unit="times", margin=FASTER, direction="above", null=1.0, ratio=True).effect(name, logs)
 
 
 def _room(experiment: Experiment, reached: float) -> Room:

@@ -38,7 +38,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import first_norm, output_of
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import batches
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -50,9 +50,7 @@ KIND = "images"
 MOMENTA = (0.03, 0.1, 0.3, 0.5, 0.9)
 MARGIN = (1 / 1.1, 1.1)
 BATCH, START, NOISE = 32, 1000.0, 10.0
-SETTINGS: dict[str, Any] = {
-    "unit": "of −1/ln(1 − m)", "margin": MARGIN, "direction": "within", "null": 1.0, "ratio": True
-}  # fmt: skip
+CRITERION = Criterion(unit="of −1/ln(1 − m)", margin=MARGIN, direction="within", null=1.0, ratio=True)
 
 
 def law(momentum: float) -> float:
@@ -113,8 +111,8 @@ def measure(experiment: Experiment) -> Outcome:
 
     runs = experiment.grid([(index, m) for index in range(len(networks)) for m in MOMENTA], seeds, trial)
     logs = {key: [math.log(run["constant"] / law(key[1])) for run in of_key] for key, of_key in runs.items()}
-    overall = measured("time constant, median over networks and momenta", median_by_seed(logs.values()), **SETTINGS)
-    each = [measured(f"{describe(networks[n])}, momentum {m:g}", values, **SETTINGS) for (n, m), values in logs.items()]
+    overall = CRITERION.effect("time constant, median over networks and momenta", median_by_seed(logs.values()))
+    each = [CRITERION.effect(f"{describe(networks[n])}, momentum {m:g}", values) for (n, m), values in logs.items()]
     every = [run for of_key in runs.values() for run in of_key]
     moved = sum(run["change_in_evaluation"] != 0.0 for run in every)
     exact = Effect.exactly("runs in which evaluation depends on companions", moved, len(every), "runs")

@@ -40,7 +40,7 @@ import numpy as np
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import dropout_of
 from gammabeta.lab.norms import named
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.tuning import at_best
 
 EXACT = False
@@ -52,7 +52,7 @@ HIGHEST = {"clean": 0.5, "20 % wrong labels": 1.0}
 MARGIN = (-0.01, 0.01)
 LEVELS = 8
 WHOLE, GHOST = named("batch"), named("ghost:8")
-SETTINGS: dict[str, Any] = {"unit": "test loss", "margin": MARGIN, "direction": "below"}
+CRITERION = Criterion(unit="test loss", margin=MARGIN, direction="below")
 Points = list[tuple[float, float]]  # (training loss, test loss)
 
 
@@ -114,17 +114,15 @@ def measure(experiment: Experiment) -> Outcome:
     seeds = experiment.seeds(6, 20)
     trained = _trained(experiment, seeds)
     effects = {
-        (labels, kind): measured(
-            f"{labels}: {kind} minus {WHOLE}",
-            trained.differences(labels, trained.found[f"{labels}|{kind}"]),
-            **SETTINGS,
+        (labels, kind): CRITERION.effect(
+            f"{labels}: {kind} minus {WHOLE}", trained.differences(labels, trained.found[f"{labels}|{kind}"])
         )
         for labels in REGIMES
         for kind in list(trained.kinds)[1:]
     }
     # At the learning rate of the whole batch: whether the effect comes from the noise or from the learning rate.
     equal = [
-        measured(f"{labels}: {GHOST} at the other's learning rate", trained.differences(labels, results), **SETTINGS)
+        CRITERION.effect(f"{labels}: {GHOST} at the other's learning rate", trained.differences(labels, results))
         for labels, results in trained.equal.items()
     ]
     main, wrong = (effects[labels, GHOST] for labels in REGIMES)

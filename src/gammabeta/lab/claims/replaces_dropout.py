@@ -44,7 +44,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import dropout_of
 from gammabeta.lab.images.training import POPULATION, Training, exact_statistics, fit, subset
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Room, Table, bars
 from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -61,7 +61,7 @@ MARGIN = (-1.0, 1.0)
 RATIO = (1 / 1.1, 1.1)
 RATIO_DROPOUT = 0.5
 PLACES = {"every": "before BatchNorm", "last": "after the last BatchNorm"}
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
 Regime = tuple[str, str]  # labels, norm
 
 
@@ -135,16 +135,14 @@ def measure(experiment: Experiment) -> Outcome:
     trained = _trained(experiment, seeds, steps)
     gains = {(labels, norm): trained.gain(labels, norm) for labels in REGIMES for norm in ARMS}
     less = [
-        measured(
+        CRITERION.effect(
             f"{labels}: Dropout's gain without BatchNorm minus that with it",
             differences(gains[labels, "none"], gains[labels, "batch"]),
-            **SETTINGS,
         )
         for labels in REGIMES
     ]
     own = [
-        measured(f"{labels}: Dropout's gain, {NORMS[norm]}", values, **SETTINGS)
-        for (labels, norm), values in gains.items()
+        CRITERION.effect(f"{labels}: Dropout's gain, {NORMS[norm]}", values) for (labels, norm), values in gains.items()
     ]
     before, after = _variance_ratios(experiment, seeds, steps // 2)
     room = _room(trained.found["clean|none|0"])
@@ -219,14 +217,9 @@ def _variance_ratios(experiment: Experiment, seeds: Sequence[int], steps: int) -
         return Trial(f"{__name__}:variance_ratio", settings)
 
     before, after = (
-        measured(
+        Criterion(unit="times the variance", margin=RATIO, direction="above", null=1.0, ratio=True).effect(
             f"variance in training over that in evaluation, Dropout {PLACES[place]}",
             [mean(result["log_ratios"]) for result in results],
-            unit="times the variance",
-            margin=RATIO,
-            direction="above",
-            null=1.0,
-            ratio=True,
         )
         for place, results in experiment.grid(list(PLACES), seeds, trial).items()
     )

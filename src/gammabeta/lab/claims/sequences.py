@@ -45,7 +45,7 @@ from torch.nn import functional
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
 from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
@@ -59,7 +59,7 @@ KIND = "sequences"
 JUDGED = ("none", "padded", "masked", "layer")
 MARGIN = (-2.0, 2.0)
 ROUNDING = 1e-9
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
 Cell = tuple[str, str]  # network, arm
 
 
@@ -112,7 +112,7 @@ def measure(experiment: Experiment) -> Outcome:
     seeds = seeds_of(experiment)
     found = _measured(experiment, seeds[0])
     overall, by_moving = (
-        measured(name, _above(accuracy, found.networks), **SETTINGS)
+        CRITERION.effect(name, _above(accuracy, found.networks))
         for name, accuracy in (
             (f"LayerNorm minus {ARMS['padded']}, median of the networks", found.accuracy),
             (f"with moving averages, LayerNorm minus {ARMS['padded']}, median of the networks", found.moving),
@@ -120,10 +120,9 @@ def measure(experiment: Experiment) -> Outcome:
     )
     by_other = {
         other: [
-            measured(
+            CRITERION.effect(
                 f"{network}: LayerNorm minus {ARMS[other]}",
                 differences(found.accuracy[network, "layer"], found.accuracy[network, other]),
-                **SETTINGS,
             )
             for network in found.networks
         ]

@@ -45,7 +45,7 @@ from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Room, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Room, Table, bars
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -59,7 +59,7 @@ ORDERS = ("shuffled", "runs")
 MARGIN = (-2.0, 2.0)
 RUN = 8
 CORRUPTIONS = ("noise", "blur", "rotation")
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
 Arm = tuple[str, str, str]  # network, norm, order of the stream
 Losses = dict[str, dict[str, list[float]]]  # by cell and norm: points of accuracy, one value per seed
 
@@ -115,9 +115,9 @@ def measure(experiment: Experiment) -> Outcome:
     accuracy = {key: [100 * (1 - result["error"]) for result in of_key] for key, of_key in found.items()}
     losses = _losses(found, accuracy)
     cells = {name: differences(of_norm["batch"], of_norm["group"]) for name, of_norm in losses.items()}
-    each = [measured(name, values, **SETTINGS) for name, values in cells.items()]
-    overall = measured(
-        f"BatchNorm's loss minus GroupNorm's, median of {len(cells)} cells", median_by_seed(cells.values()), **SETTINGS
+    each = [CRITERION.effect(name, values) for name, values in cells.items()]
+    overall = CRITERION.effect(
+        f"BatchNorm's loss minus GroupNorm's, median of {len(cells)} cells", median_by_seed(cells.values())
     )
     least = min(median(values) for (_, _, order), values in accuracy.items() if order == "shuffled") / 100
     worst = max(mean(values) for of_norm in losses.values() for values in of_norm.values())

@@ -53,7 +53,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe, impossible_arms
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.norms import GHOST_SIZE, NORMS
-from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import differences, median_by_seed
 from gammabeta.lab.tuning import error_then_loss, tune
 from gammabeta.lab.verdict import weakest
@@ -64,7 +64,7 @@ KIND = "images"
 SMALL, LARGE = (2, 4), 32
 MARGIN = (-2.0, 2.0)
 CONTROLS = (("batch", 32), ("group", 4), ("group", 32))
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
 Cell = tuple[str, int]  # norm, batch size
 Cells = dict[Cell, list[float]]  # percent, one value per seed
 
@@ -167,16 +167,16 @@ def measure(experiment: Experiment) -> Outcome:
         excesses = median_by_seed(errors[name].excess for name in judged)
         rises = median_by_seed(rise(errors[name].exact, "batch") for name in judged)
         effects = [
-            measured("BatchNorm's excess over GroupNorm's rise, median of regimes", excesses, **SETTINGS),
-            measured("BatchNorm's rise at 2 and 4 over 32, median of regimes", rises, **SETTINGS),
+            CRITERION.effect("BatchNorm's excess over GroupNorm's rise, median of regimes", excesses),
+            CRITERION.effect("BatchNorm's rise at 2 and 4 over 32, median of regimes", rises),
         ]
     for name in judged:
         of_regime = errors[name]
         effects += [
-            measured(f"{name}: BatchNorm's excess", of_regime.excess, **SETTINGS),
-            measured(f"{name}: BatchNorm's rise", rise(of_regime.exact, "batch"), **SETTINGS),
-            measured(f"{name}: GroupNorm's rise", rise(of_regime.exact, "group"), **SETTINGS),
-            measured(f"{name}: BatchNorm's rise with the moving average", rise(of_regime.moving, "batch"), **SETTINGS),
+            CRITERION.effect(f"{name}: BatchNorm's excess", of_regime.excess),
+            CRITERION.effect(f"{name}: BatchNorm's rise", rise(of_regime.exact, "batch")),
+            CRITERION.effect(f"{name}: GroupNorm's rise", rise(of_regime.exact, "group")),
+            CRITERION.effect(f"{name}: BatchNorm's rise with the moving average", rise(of_regime.moving, "batch")),
         ]
     return Outcome(
         verdict=weakest([effects[0].verdict, effects[1].verdict]) if judged else "no room here",

@@ -56,7 +56,7 @@ from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -72,7 +72,7 @@ SCALES = (3.0, 1 / 3)
 TOLERANCE = 1e-3
 MARGIN = (1 / 1.25, 1.25)
 FORMS = {"loss": "range of the loss beyond the wanted decrease", "gradient": "change of the gradient"}
-SETTINGS: dict[str, Any] = {"unit": "times", "margin": MARGIN, "direction": "below", "null": 1.0, "ratio": True}
+CRITERION = Criterion(unit="times", margin=MARGIN, direction="below", null=1.0, ratio=True)
 
 
 # --- the measure ---
@@ -286,16 +286,12 @@ def measure(experiment: Experiment) -> Outcome:
     room = _room(runs, cells, reached)
     ratios = {form: {cell: _log_ratios(runs, cell, form) for cell in cells} for form in FORMS}
     overall = [
-        measured(
-            f"{label}, median of {len(cells)} cells",
-            median_by_seed(ratios[form].values()),
-            **SETTINGS,
-        )
+        CRITERION.effect(f"{label}, median of {len(cells)} cells", median_by_seed(ratios[form].values()))
         for form, label in FORMS.items()
         if cells
     ]
     each = [
-        measured(f"{name} at a loss of {level}, {form}", ratios[form][name, level], **SETTINGS)
+        CRITERION.effect(f"{name} at a loss of {level}, {form}", ratios[form][name, level])
         for name, level in cells
         for form in FORMS
     ]

@@ -38,7 +38,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -50,7 +50,7 @@ KIND = "images"
 BATCH = 32
 MARGIN = (-1.0, 1.0)
 LARGER = 2  # exponents of 2 above the best learning rate
-SETTINGS: dict[str, Any] = {"unit": "percentage points", "margin": MARGIN, "direction": "above"}
+CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
 Runs = dict[str, list[dict[str, Any]]]  # regime -> one result per seed
 
 
@@ -87,12 +87,10 @@ def measure(experiment: Experiment) -> Outcome:
     steps = 200 if experiment.quick else 400
     found = _runs(experiment, seeds, steps)
     gains = {name: [100 * (r["moving_error"] - r["error"]) for r in of_name] for name, of_name in found.items()}
-    overall = measured(
-        f"recalibrated minus moving averages, median of {len(found)} regimes",
-        median_by_seed(gains.values()),
-        **SETTINGS,
+    overall = CRITERION.effect(
+        f"recalibrated minus moving averages, median of {len(found)} regimes", median_by_seed(gains.values())
     )
-    each = [measured(name, values, **SETTINGS) for name, values in gains.items()]
+    each = [CRITERION.effect(name, values) for name, values in gains.items()]
     best = list(found)[::2]  # each network's best rate comes before its larger one
     accuracy = min(1 - median(r["error"] for r in found[name]) for name in best)
     least = 3 * chance(experiment.task)

@@ -47,7 +47,7 @@ import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import POPULATION, batches, chance, error_and_loss, exact_statistics, subset
-from gammabeta.lab.outcome import Axis, Effect, Outcome, Picture, Room, Series, Table, bars, measured
+from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import differences, logs_of_ratios, median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -65,9 +65,7 @@ IMAGES, BATCH = 300, 32
 ARMS = ("none", "decay", "replay")
 WORST = 10.0  # the value of a loss that is not finite
 SCALES = (1e-3, 0.1, 10.0, 1e3)  # of the weights, for the identity
-SETTINGS: dict[str, Any] = {
-    "unit": "times the test loss", "margin": MARGIN, "direction": "above", "null": 1.0, "ratio": True
-}  # fmt: skip
+CRITERION = Criterion(unit="times the test loss", margin=MARGIN, direction="above", null=1.0, ratio=True)
 
 
 # --- the trials ---
@@ -206,17 +204,14 @@ def measure(experiment: Experiment) -> Outcome:
     trained = _trained(experiment, seeds)
     exact = _identity_holds(experiment)
     logs = {s: logs_of_ratios(trained.losses(s, "none"), trained.losses(s, "decay")) for s in SCHEDULES}
-    overall = measured(
-        "test loss without decay over that with it, median of the schedules", median_by_seed(logs.values()), **SETTINGS
+    overall = CRITERION.effect(
+        "test loss without decay over that with it, median of the schedules", median_by_seed(logs.values())
     )
-    each = {s: measured(f"{s} learning rate", values, **SETTINGS) for s, values in logs.items()}
+    each = {s: CRITERION.effect(f"{s} learning rate", values) for s, values in logs.items()}
     accuracy = [
-        measured(
+        Criterion(unit="percentage points", margin=POINTS, direction="above").effect(
             f"{s} learning rate, test error without decay minus that with it",
             differences(trained.errors(s, "none"), trained.errors(s, "decay")),
-            unit="percentage points",
-            margin=POINTS,
-            direction="above",
         )
         for s in SCHEDULES
     ]
