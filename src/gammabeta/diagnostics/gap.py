@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gammabeta.diagnostics.measurement import Given, measure
 from gammabeta.diagnostics.record import record_model
-from gammabeta.introspection.forward import input_of
+from gammabeta.introspection.forward import Forward
 
 # Standard errors, root mean square over channels, above which a difference is more than sampling.
 SIGNIFICANT = 4.0
@@ -186,7 +186,7 @@ class TrainEvalGap:
         return figure
 
 
-def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
+def train_eval_gap(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> TrainEvalGap:
     """Measure how far the data's statistics are from the running ones, layer by layer in the order of the data.
 
     For each BatchNorm, from the merged moments of all batches, root mean square over channels:
@@ -199,15 +199,17 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
 
     Args:
         model: any module with BatchNorms that have running statistics.
-        batches: batches in the form that the model takes: tensors, tuples that begin with one, or mappings of keyword
-            arguments. All of them are used; a few hundred samples usually suffice.
+        batches: each as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
+            arguments, or (input, target) ("Batches" in docs/conventions.md). All of them are used; a few hundred
+            samples usually suffice.
+        forward: `forward(model, batch)`, for batches that go through the model in another way.
 
     Returns:
         The `TrainEvalGap`: `print` it, or call `plot()`.
 
     Raises:
         ValueError: the model has no BatchNorm with running statistics, or there are no batches.
-        TypeError: batches are not in one of the forms above.
+        TypeError: a batch is none of these.
         Exception: whatever the forward raises on them.
     """
     norms = {n: norm for norm in record_model(model).of_kind("batch") if norm.has_statistics for n in norm.names}
@@ -216,8 +218,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
     found: dict[str, list[Given]] = {}
     taken = 0
     for batch in batches:
-        inputs = input_of(batch, "train_eval_gap", "pass a generator of what the model takes.")
-        for name, calls in measure(model, inputs if isinstance(inputs, Tensor) else dict(inputs)).items():
+        for name, calls in measure(model, batch, forward, operation="train_eval_gap").items():
             found.setdefault(name, []).extend(calls)
         taken += 1
     if not taken:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.sampled import sample
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.unchanged import unchanged
 from gammabeta.moments import Moments
 
 
@@ -45,25 +46,28 @@ class Given:
         return cls(x.shape[0], moments, None if worth is None else min(max(worth, 1.0), float(values)))
 
 
-def measure(model: nn.Module, inputs: Any, *, dropout: bool = False) -> dict[str, tuple[Given, ...]]:
+def measure(
+    model: nn.Module, inputs: Any, forward: Forward | None = None, *, dropout: bool = False, operation: str = "check"
+) -> dict[str, tuple[Given, ...]]:
     """Measure the input of every BatchNorm and InstanceNorm, call by call, in evaluation; the model stays as it was.
 
     Args:
         model: any eager module.
-        inputs: as for `observe`.
+        inputs, forward: as for `observe`.
         dropout: whether dropout is on, as in training, while everything else is in evaluation.
+        operation: name of the operation that asks, for messages.
 
     Returns:
         By the norm's qualified name, one measurement per call.
     """
-    args, kwargs = arguments_of(inputs)
+    run, given = forward_batch(operation, forward), copied(inputs)
     found: dict[str, list[Given]] = {}
     with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), _listening(model, found):
         model.eval()
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.train(dropout)
-        model(*args, **kwargs)
+        run(model, given)
     return {name: tuple(calls) for name, calls in found.items()}
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import arguments_of, modes_kept, unchanged
+from gammabeta.introspection.unchanged import modes_kept, unchanged
 from gammabeta.moments import Moments
 
 # Number of samples whose dependence on each other is measured, and number of timed forwards.
@@ -70,12 +71,12 @@ class Probe:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def probe(model: nn.Module, inputs: Any) -> Probe:
+def probe(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Probe:
     """Run the model a few more times; it is left as it was.
 
     Args:
         model: any eager module.
-        inputs: as for `observe`.
+        inputs, forward: as for `observe`.
 
     Returns:
         The `Probe`.
@@ -85,6 +86,7 @@ def probe(model: nn.Module, inputs: Any) -> Probe:
     if not norms:
         return found
     lengths = padded_lengths(inputs)
+    run = forward_batch("check", forward)
 
     def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()), None)
@@ -99,10 +101,10 @@ def probe(model: nn.Module, inputs: Any) -> Probe:
                 found.padding[name] = _padding(x.detach(), known)
 
     with _before(norms, look):
-        _forward(model, inputs, evaluation=True)
-    found.moved = _moved(model, norms, inputs)
+        _forward(model, inputs, run)
+    found.moved = _moved(model, norms, inputs, run)
     if not model.training and all(p.device.type == "cpu" for p in model.parameters()):
-        found.seconds = _seconds(model, {n: m for n, m in norms.items() if kind_of(m) == "batch"}, inputs)
+        found.seconds = _seconds(model, {n: m for n, m in norms.items() if kind_of(m) == "batch"}, inputs, run)
     return found
 
 
@@ -153,12 +155,11 @@ def _before(
         yield
 
 
-def _forward(model: nn.Module, inputs: Any, *, evaluation: bool) -> None:
-    args, kwargs = arguments_of(inputs)
+def _forward(model: nn.Module, inputs: Any, run: Forward) -> None:
+    """Run the model in evaluation."""
+    given = copied(inputs)
     with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        if evaluation:
-            model.eval()
-        model(*args, **kwargs)
+        run(model.eval(), given)
 
 
 def _companions(module: nn.Module, x: Tensor) -> Companions:
@@ -197,23 +198,23 @@ def _padding(x: Tensor, lengths: list[int]) -> Padding:
     return Padding(1 - float(real.double().mean()), float(shift.nan_to_num()), float(ratio.nan_to_num(1.0)))
 
 
-def _moved(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> frozenset[str] | None:
+def _moved(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run: Forward) -> frozenset[str] | None:
     """Return the norms whose running mean a forward in the model's own mode moves; None if it raises."""
     means = {name: mean for name, m in norms.items() if isinstance(mean := getattr(m, "running_mean", None), Tensor)}
     before = {name: mean.clone() for name, mean in means.items()}
-    args, kwargs = arguments_of(inputs)
+    given = copied(inputs)
     # One value per channel in training raises, for example: then nothing is known.
     with contextlib.suppress(Exception), unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        model(*args, **kwargs)
+        run(model, given)
         return frozenset(n for n, mean in means.items() if not torch.equal(mean, before[n]))
     return None
 
 
-def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> dict[str, float]:
+def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run: Forward) -> dict[str, float]:
     """Time each norm, and under "" the whole forward: the least of several runs, in seconds."""
     names = {module: name for name, module in norms.items()}
     best: dict[str, float] = {}
-    args, kwargs = arguments_of(inputs)
+    given = copied(inputs)
     started: dict[nn.Module, float] = {}
 
     def start(module: nn.Module, _: Any) -> None:
@@ -229,7 +230,7 @@ def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> d
         for _ in range(_TIMES):
             taken: dict[str, float] = {}
             begin = time.perf_counter()
-            model(*args, **kwargs)
+            run(model, given)
             taken[""] = time.perf_counter() - begin
             best = {name: min(best.get(name, s), s) for name, s in taken.items()}
     return best

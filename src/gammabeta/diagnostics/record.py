@@ -93,6 +93,7 @@ class Record:
         batch_size: number of samples per batch, if the user says.
         intent: the model's purpose, if the user says: "contrastive", "gradient-penalty" or "private".
         inputs: example inputs, as for `observe`.
+        forward: `forward(model, batch)`, if batches go through the model in a way of their own.
         loader: an iterable of batches.
         observed: the observation of a forward on the inputs, for rules that see D.
         given: measurements of each BatchNorm's and InstanceNorm's input, call by call, in evaluation.
@@ -107,6 +108,7 @@ class Record:
     batch_size: int | None = None
     intent: str | None = None
     inputs: Any = None
+    forward: Any = None
     loader: Any = None
     observed: Any = None
     given: Any = None

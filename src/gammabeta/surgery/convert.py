@@ -57,8 +57,9 @@ def convert(
         model: any module.
         to: "batch", "group", "layer" or "instance".
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
-        batches: the data for the fit, kept in memory. Each is a tensor, a mapping of keyword arguments, or a tuple or
-            list that begins with one of them. "batch" needs them, because its running statistics are theirs.
+        batches: the data for the fit, kept in memory. Each is as the model takes it: a tensor, a tuple or list of
+            positional arguments, a mapping of keyword arguments, or (input, target) ("Batches" in docs/conventions.md).
+            "batch" needs them, because its running statistics are theirs.
         optimizer: one or several. They must hold γ and β of the converted layers, where these train.
         groups: the number of groups for "group", a divisor of each layer's channels. None is the largest up to 32 that
             leaves at least 4 channels to a group.
@@ -87,7 +88,7 @@ def convert(
             if site is not None:
                 sites.append(site)
         if given is not None and sites:
-            run, inner = forward or forward_batch("convert"), unwrapped(model)
+            run, inner = forward_batch("convert", forward), unwrapped(model)
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 look_at_calls(inner, sites, run, given[0])
                 sites = [site for site in sites if not _refused(change, site)]
