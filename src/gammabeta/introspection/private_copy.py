@@ -40,21 +40,20 @@ def why_not_run(module: nn.Module) -> str | None:
         return "it is on the meta device"
     if len({t.device for t in tensors}) > 1:
         return "it is on several devices"
-    required = _required_arguments(type(module).forward)
-    if required is None or len(required) != 1:
-        return f"the forward of {name} takes {'other arguments' if required is None else len(required)}, not one tensor"
+    arguments = _arguments(type(module).forward)
+    if arguments is None or len(arguments) != 1:
+        listed = "" if arguments is None else f"{', '.join(arguments) or 'nothing'}, and "
+        return f"the forward of {name} takes {listed}not one tensor"
     return None
 
 
-def _required_arguments(forward: Any) -> list[str] | None:
-    """Return the names of what a forward takes; None where that does not say, or arguments beside them are optional."""
+def _arguments(forward: Any) -> list[str] | None:
+    """Return the names of a forward's arguments; None where it does not say."""
     try:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return None
-    if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or p.default is not p.empty for p in parameters):
-        return None
-    return [p.name for p in parameters]
+    return [{p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "") + p.name for p in parameters]
 
 
 def copy_of(module: nn.Module) -> nn.Module:

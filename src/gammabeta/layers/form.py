@@ -30,6 +30,7 @@ class Form:
             dtype if that has 16 bits, and then multiplied, as T5's. `PROMOTED`: as `OUTPUT`, to the dtype that input
             and Parameters promote to.
         rounds_scale: whether offset + weight is rounded to the weight's dtype.
+        contiguous: whether the output for a contiguous input is contiguous; on axis 1 it may be that of a permutation.
         same_bits: whether 16-bit results of the module itself are rounded there and nowhere else.
     """
 
@@ -42,6 +43,7 @@ class Form:
     offset: float = 0.0
     rounds: str = OUTPUT
     rounds_scale: bool = False
+    contiguous: bool = True
     same_bits: bool = True
 
     def scale(self, weight: Tensor | None) -> Tensor | None:
