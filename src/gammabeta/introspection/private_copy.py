@@ -53,7 +53,7 @@ def _arguments(forward: Any) -> list[str] | None:
         parameters = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):
         return None
-    return [{p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "") + p.name for p in parameters]
+    return [str(p).partition(":")[0].partition("=")[0] for p in parameters]
 
 
 def copy_of(module: nn.Module) -> nn.Module:

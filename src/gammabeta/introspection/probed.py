@@ -88,10 +88,13 @@ def _length(shape: tuple[int, ...]) -> int | None:
 def _key(module: nn.Module) -> Any:
     """Return what the answer depends on, beside the class; None where that cannot be told."""
     attributes = plain_attributes(module)
-    if attributes is None or any(buffer is not None for buffer in module._buffers.values()):
+    buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
+    # The values of vectors do not matter, since the copy has others; those of any other buffer may.
+    if attributes is None or any(_length(tuple(buffer.shape)) is None for buffer in buffers):
         return None
     cls = type(module)
-    tensors = [(n, tuple(p.shape), p.device) for n, p in module._parameters.items() if p is not None]
+    held = [*module._parameters.items(), *module._buffers.items()]
+    tensors = [(n, tuple(t.shape), t.device) for n, t in held if t is not None]
     key = (cls.forward, cls.__call__, tuple(tensors), tuple(attributes.items()), torch.get_default_dtype())
     try:
         hash(key)
@@ -134,16 +137,19 @@ class _Copy:
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self.module, self.device = copy_of(module), device
         self.random = torch.Generator().manual_seed(0)
-        self.vectors = {n: p for n, p in self.module._parameters.items() if p is not None}
+        self.vectors: dict[str, Tensor] = {n: p for n, p in self.module._parameters.items() if p is not None}
+        self.parameters = tuple(self.vectors)
         self.attributes = plain_attributes(self.module)
 
     def form(self) -> Form:
-        buffers = [name for name, buffer in self.module._buffers.items() if buffer is not None]
+        buffers = {n: b for n, b in self.module._buffers.items() if b is not None}
         if {"running_mean", "running_var"} <= {*buffers}:
             form = self.frozen()
         else:
-            if buffers:
-                raise _UnknownFormError(f"holds the buffer {buffers[0]}")
+            for name, buffer in buffers.items():
+                if not buffer.is_floating_point() or _length(tuple(buffer.shape)) is None:
+                    raise _UnknownFormError(f"holds the buffer {name}")
+            self.vectors |= buffers
             form = self.of_samples()
         if plain_attributes(self.module) != self.attributes:
             raise _UnknownFormError("changes its attributes when it is called")
@@ -154,7 +160,9 @@ class _Copy:
     def of_samples(self) -> Form:
         size = self._size()
         self._randomize()
-        unknown = _UnknownFormError("computes none of the known forms: RMSNorm and LayerNorm of the last axis or of axis 1")
+        unknown = _UnknownFormError(
+            "computes none of the known forms: RMSNorm and LayerNorm of the last axis or of axis 1"
+        )
         for dtype in (torch.float32, torch.float64):
             self._cast(dtype)
             shapes = {axis: [s for s in self._shapes(size, axis) if self.takes(s, dtype)] for axis in (-1, 1)}
@@ -189,6 +197,7 @@ class _Copy:
     def _randomize(self) -> None:
         for tensor in self.vectors.values():
             tensor.data = (torch.rand(tensor.shape, generator=self.random, device="cpu") * 4 - 2).to(self.device)
+        self.values = {name: tensor.detach().double() for name, tensor in self.vectors.items()}
 
     def _cast(self, dtype: torch.dtype) -> None:
         for tensor in self.vectors.values():
@@ -231,16 +240,18 @@ class _Copy:
         """Return the form that the output has where ε does not matter, with the ε that it has where that does."""
         x = self.x(shape, dtype, 1e3)
         y = self.call(x).detach().double()
-        roles: list[tuple[str | None, str | None]] = [(None, None)]
-        if self.vectors:
-            names = list(self.vectors)
-            roles = [(names[0], None)] if len(names) == 1 else [(names[0], names[1]), (names[1], names[0])]
-        for kind, (weight, bias), offset in itertools.product(("rms", "layer"), roles, (0.0, 1.0)):
+        for kind, (weight, bias), offset in itertools.product(("rms", "layer"), self._roles(), (0.0, 1.0)):
             form = Form(kind, size, 0.0, axis, weight, bias, offset if weight else 0.0)
             if bool(((y - self.exact(form, x)).abs() <= 1e-3).all()):
                 eps = self._epsilon(form, shape, dtype)
                 return None if eps is None else replace(form, eps=eps)
         return None
+
+    def _roles(self) -> list[tuple[str | None, str | None]]:
+        """Who may be γ and β: every Parameter is one of them, and a buffer may be."""
+        names: list[str | None] = [None, *self.vectors]
+        pairs = [(w, b) for w in names for b in names if w is not None or b is None]
+        return [(w, b) for w, b in pairs if (w is None or w != b) and {*self.parameters} <= {w, b}]
 
     def exact(self, form: Form, x: Tensor) -> Tensor:
         return expected_of(form, x.detach().double(), *self.given(form, torch.float64)).detach()
@@ -269,9 +280,14 @@ class _Copy:
                 self._compare(form, self.x(shapes[0], dtype, scale, 3.0 if shifted else 0.0))
         for shape in shapes:
             self._compare(form, self.x(shape, dtype))
+        zeros = self.x(shapes[0], dtype, 0.0)
         if form.eps > 0:
-            self._compare(form, self.x(shapes[0], dtype, 0.0))
+            self._compare(form, zeros)
+        elif not torch.equal(self.call(zeros).isnan(), self.exact(form, zeros).isnan()):
+            raise _UnknownFormError(f"computes {_describe(form)} on some inputs, and something else of zeros")
         self._compare_gradients(form, self.x(shapes[0], dtype))
+        if any(not torch.equal(tensor.double(), self.values[name]) for name, tensor in self.vectors.items()):
+            raise _UnknownFormError("changes its Parameters or buffers when it is called")
         if dtype == torch.float32 and self._run_as(torch.float64, torch.float64, shapes[0]) is not None:
             self._compare(form, self.x(shapes[0], torch.float64), torch.float32)
         self._cast(dtype)
@@ -283,7 +299,9 @@ class _Copy:
         units = _UNITS * torch.finfo(precision or x.dtype).eps
         if not self._near(form, x, y, expected, units):
             largest = float(x.abs().max())
-            raise _UnknownFormError(f"computes {_describe(form)} on some inputs, and something else up to {largest:.0e}")
+            raise _UnknownFormError(
+                f"computes {_describe(form)} on some inputs, and something else up to {largest:.0e}"
+            )
         if not torch.is_floating_point(y) or y.dtype != x.dtype:
             raise _UnknownFormError(f"returns {y.dtype} for {x.dtype}")
 
@@ -300,15 +318,16 @@ class _Copy:
         return bool(((y.double() - expected).abs() <= allowed).all())
 
     def _compare_gradients(self, form: Form, x: Tensor) -> None:
-        leaves = [x.requires_grad_(), *self.vectors.values()]
+        leaves = [x.requires_grad_(), *(self.vectors[name] for name in self.parameters)]
         g = self.x(tuple(x.shape), x.dtype)
         y = self.call(x)
         if not y.requires_grad:
             raise _UnknownFormError("has no gradient")
         got = torch.autograd.grad(y, leaves, g, allow_unused=True)
         wide = [leaf.detach().double().requires_grad_() for leaf in leaves]
-        named = dict(zip(self.vectors, wide[1:], strict=True))
-        weight, bias = (None if n is None else named[n] for n in (form.weight, form.bias))
+        named = dict(zip(self.parameters, wide[1:], strict=True))
+        held = {**{name: tensor.double() for name, tensor in self.vectors.items()}, **named}
+        weight, bias = (None if n is None else held[n] for n in (form.weight, form.bias))
         expected = torch.autograd.grad(expected_of(form, wide[0], weight, bias), wide, g.double())
         for mine, theirs in zip(expected, got, strict=True):
             if theirs is None or not bool(((theirs.double() - mine).abs() <= 1e-4 * mine.abs().max()).all()):
@@ -326,7 +345,7 @@ class _Copy:
 
     def _with_roundings(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> Form:
         self.module.eval()
-        ran = []
+        ran: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
         wanted = _DTYPES if self.vectors else _DTYPES[:2]
         for low, weights in wanted if dtype == torch.float32 else ():
             kept = {name: tensor.data for name, tensor in self.vectors.items()}
@@ -335,7 +354,8 @@ class _Copy:
                 x, y = found
                 if not self._near(form, x, y, self.exact(form, x), _UNITS_LOW * torch.finfo(torch.bfloat16).eps):
                     raise _UnknownFormError(f"computes {_describe(form)} in float32, and something else in {low}")
-                ran.append((x, y, *(None if t is None else t.detach().clone() for t in self.given(form))))
+                weight, bias = (None if t is None else t.detach().clone() for t in self.given(form))
+                ran.append((x, y, weight, bias))
             for name, tensor in self.vectors.items():
                 tensor.data = kept[name]
         places = (OUTPUT, PROMOTED, INPUT, WEIGHT) if form.weight else (OUTPUT,)
@@ -362,10 +382,10 @@ class _Copy:
             t.shape != (size,) for t in vectors.values()
         ):
             raise _UnknownFormError("holds more than running statistics, weight and bias")
-        self.vectors = {n: t for n, t in vectors.items() if n in ("weight", "bias")}  # type: ignore[misc]
+        self.vectors = {n: t for n, t in vectors.items() if n in ("weight", "bias")}
         for tensor in vectors.values():
             tensor.data = (torch.rand(tensor.shape, generator=self.random, device="cpu") + 0.5).to(self.device)
-        form = Form("batch", size, 0.0, 1, *(n if n in vectors else None for n in ("weight", "bias")))
+        held_weight, held_bias = (n if n in vectors else None for n in ("weight", "bias"))
         with torch.no_grad():
             mean, var = vectors["running_mean"], vectors["running_var"]
             weight, bias = (vectors.get(n, torch.full_like(mean, v)) for n, v in (("weight", 1.0), ("bias", 0.0)))
@@ -383,13 +403,13 @@ class _Copy:
                 axes = (1, -1, 1, 1)
                 expected = (x.double() - mean.reshape(axes)) * scales.reshape(axes) + bias.reshape(axes)
                 terms = (x.abs() + mean.abs().reshape(axes)) * scales.abs().reshape(axes) + bias.abs().reshape(axes)
-                if eps is None or not bool(
-                    ((y - expected).abs() <= _UNITS * torch.finfo(torch.float32).eps * terms).all()
-                ):
+                allowed = _UNITS * torch.finfo(torch.float32).eps * terms
+                if eps is None or not bool(((y - expected).abs() <= allowed).all()):
                     raise _UnknownFormError("does not normalize by its running statistics in both modes")
             if not torch.equal(var, kept):
                 raise _UnknownFormError("changes its buffers")
-        return replace(form, eps=eps)
+        assert eps is not None
+        return Form("batch", size, eps, 1, held_weight, held_bias)
 
 
 def _alike(expected: Tensor, y: Tensor) -> float | None:

@@ -58,7 +58,9 @@ def _compared(module: nn.Module, base: type[nn.Module]) -> bool:
             compared = 0
             for shape, scale in itertools.product(_shapes(module), _SCALES if dtype == torch.float32 else (1.0,)):
                 x, g = scale * random(shape, dtype), random(shape, dtype)
-                got, wanted = (_run(call, x, g) for call in (theirs.train(training), _Base(base, torchs.train(training))))
+                got, wanted = (
+                    _run(call, x, g) for call in (theirs.train(training), _Base(base, torchs.train(training)))
+                )
                 if (got is None) != (wanted is None):
                     return False
                 if got is not None and wanted is not None:

@@ -75,7 +75,9 @@ class _Formed(nn.Module):
         y = y if bias is None else y + bias
         y = y if out is None else y.to(out)
         y = activate(y if residual is None else y + residual, self.activation or "none", self.activation_slope)
-        return y if mask is None else torch.where(mask.unsqueeze(-1), y, torch.zeros((), dtype=y.dtype, device=y.device))
+        return (
+            y if mask is None else torch.where(mask.unsqueeze(-1), y, torch.zeros((), dtype=y.dtype, device=y.device))
+        )
 
     def extra_repr(self) -> str:
         form = self.form

@@ -35,6 +35,8 @@ from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.kept_class import adds_nothing, torchs_base, why_not_kept
 from gammabeta.surgery.norm_act import activation_of, why_not_act, why_not_norm_act
 
+# What our layers, and operations on them, set on a module.
+_ATTRIBUTES = ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from")
 _FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -222,6 +224,9 @@ def why_not_adopted(module: nn.Module) -> str | None:
     form = form_or_reason(module)
     if isinstance(form, str):
         return form
+    taken = next((key for key in (*_ATTRIBUTES, "form", "stayed_float32") if key in module.__dict__), None)
+    if taken is not None:
+        return f"{cls.__name__} has an attribute {taken}, and so have layers of gammabeta's"
     return why_not_kept(cls, FORMED[form.kind]) if form.kind in FORMED else f"{cls.__name__} is no norm of samples"
 
 
@@ -358,8 +363,8 @@ def _release_module(change: Change, name: str, module: Any) -> None:
     elif cls not in TORCHS and cls is not BatchNorm and cls not in FORMED.values():
         reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
     elif module.activation is not None and not old_activates:
-        torchs = described if cls in FORMED.values() else "torch's layer"
-        reason = f"{torchs} has no activation, and {module.activation} would be lost"
+        former = described if cls in FORMED.values() else "torch's layer"
+        reason = f"{former} has no activation, and {module.activation} would be lost"
     elif origin is not None and issubclass(origin.cls, nn.SyncBatchNorm) and isinstance(source, Synced):
         reason = _release_synced(change, name, module, source, origin.cls)
     elif origin is not None and source == Running() and not _trains(module):
@@ -392,7 +397,7 @@ def _release_formed(change: Change, name: str, module: nn.Module, origin: _Origi
 
 
 def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    for key in ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from"):
+    for key in _ATTRIBUTES:
         if key in module.__dict__:
             change.delete_attribute(module, key)
     for number, hook in tuple(module._forward_hooks.items()):
