@@ -328,8 +328,8 @@ def test_reasons():
     assert form_or_reason(AbsoluteWeight()) == f"AbsoluteWeight {known}"
     assert form_or_reason(EpsilonAsMinimum()).endswith("computes RMSNorm on some inputs, and something else of zeros")
     assert form_or_reason(Gated()) == "the forward of Gated takes x, gate, and not one tensor"
-    assert form_or_reason(OnlyInEvaluation()) == "OnlyInEvaluation computes RMSNorm on some inputs, and something else " \
-        "on others"  # fmt: skip
+    others = "computes RMSNorm on some inputs, and something else on others"
+    assert form_or_reason(OnlyInEvaluation()) == f"OnlyInEvaluation {others}"
     assert form_or_reason(OnlyInFloat32()).startswith(
         "OnlyInFloat32 computes RMSNorm in float32, and something else in"
     )

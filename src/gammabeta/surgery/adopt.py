@@ -151,8 +151,8 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     elif adds_nothing(module):
         _change_class(change, name, module, OURS[torchs_base(before)])
         change.set_attribute(module, "adopted_from", _Origin(before), name)
-    else:
-        _adopt_by_form(change, name, module)
+    elif not _adopt_by_form(change, name, module):
+        return False
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
     change.note(name, f"{before.__name__} is {our_class(module).__name__.removeprefix('Formed')}{_settings(module)}")
@@ -227,7 +227,7 @@ def why_not_adopted(module: nn.Module) -> str | None:
     taken = next((key for key in (*_ATTRIBUTES, "form", "stayed_float32") if key in module.__dict__), None)
     if taken is not None:
         return f"{cls.__name__} has an attribute {taken}, and so have layers of gammabeta's"
-    return why_not_kept(cls, FORMED[form.kind]) if form.kind in FORMED else f"{cls.__name__} is no norm of samples"
+    return why_not_kept(cls, FORMED[form.kind]) if form.kind in FORMED else _why_not_frozen(module)
 
 
 def is_adoptable(module: nn.Module) -> bool:
@@ -238,10 +238,12 @@ def is_adoptable(module: nn.Module) -> bool:
     return foreign and norm_of(module, probe=True) is not None
 
 
-def _adopt_by_form(change: Change, name: str, module: nn.Module) -> None:
+def _adopt_by_form(change: Change, name: str, module: nn.Module) -> bool:
     """Make a layer of ours compute by the formula that its class was seen to compute."""
     cls, form = type(module), form_of(module)
     assert form is not None
+    if form.kind == "batch":
+        return _adopt_frozen(change, name, module)
     settings = {"normalized_shape": (form.size,), "eps": form.eps, "elementwise_affine": form.weight is not None}
     added = tuple(key for key in settings if key not in module.__dict__ and key not in module._buffers)
     change.set_class(module, adopted_class(FORMED[form.kind], cls), name)
@@ -250,6 +252,7 @@ def _adopt_by_form(change: Change, name: str, module: nn.Module) -> None:
     change.set_attribute(module, "form", form, name)
     _finish(change, name, module, None, 0.01)
     change.set_attribute(module, "adopted_from", _Origin(cls, added), name)
+    return True
 
 
 def _change_class(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
