@@ -148,9 +148,9 @@ class OnlyInEvaluation(Norm):
         return 2 * super().forward(x) if self.training else super().forward(x)
 
 
-class OnlyInFloat32(Norm):
+class OnlyIn32Bits(Norm):
     def forward(self, x):
-        return super().forward(x) * (1 if x.dtype == torch.float32 else 2)
+        return super().forward(x) * (2 if x.dtype == torch.bfloat16 else 1)
 
 
 class Random(Norm):
@@ -292,7 +292,7 @@ def with_own_forward():
 
 
 UNKNOWN = [
-    OnlyNearOne(), OnlyFarFromOne(), OnlyInEvaluation(), OnlyInFloat32(), Random(), Drops(), DetachesTheVariance(),
+    OnlyNearOne(), OnlyFarFromOne(), OnlyInEvaluation(), OnlyIn32Bits(), Random(), Drops(), DetachesTheVariance(),
     NoGradient(), AbsoluteWeight(), EpsilonOutside(), EpsilonAsMinimum(), Unbiased(), Counts(), MovesABuffer(),
     MovesItsWeight(), WritesItsInput(), Gated(), WithAChild(), Holds(), ByAHead(), LayerScale(), Raises(),
     CannotBeCopied(), TwoOutputs(), parametrized(), with_own_forward(), torch.jit.script(nn.LayerNorm(4)),
@@ -330,9 +330,7 @@ def test_reasons():
     assert form_or_reason(Gated()) == "the forward of Gated takes x, gate, and not one tensor"
     others = "computes RMSNorm on some inputs, and something else on others"
     assert form_or_reason(OnlyInEvaluation()) == f"OnlyInEvaluation {others}"
-    assert form_or_reason(OnlyInFloat32()).startswith(
-        "OnlyInFloat32 computes RMSNorm in float32, and something else in"
-    )
+    assert form_or_reason(OnlyIn32Bits()).startswith("OnlyIn32Bits computes RMSNorm in float32, and something else in")
     assert form_or_reason(DetachesTheVariance()) == "DetachesTheVariance computes RMSNorm, with other gradients"
     assert form_or_reason(Counts()) == "Counts changes its attributes when it is called"
     assert form_or_reason(MovesABuffer()) == "MovesABuffer changes its Parameters or buffers when it is called"

@@ -69,11 +69,13 @@ def form_or_reason(module: nn.Module) -> Form | str:
 
 
 def _may_be_norm(module: nn.Module) -> bool:
-    """Return whether a module is worth a run: it is called a norm, or holds nothing but one or two equal vectors."""
+    """Return whether a module is worth a run: it is called a norm, or holds running statistics or only γ and β."""
     cls = type(module)
     if cls.__module__.startswith("torch.") and "norm" not in cls.__name__.lower():
         return False
     if any("norm" in base.__name__.lower() for base in cls.__mro__ if base is not nn.Module):
+        return True
+    if {"running_mean", "running_var"} <= {*module._buffers}:
         return True
     shapes = {tuple(p.shape) for p in module._parameters.values() if p is not None}
     return len(shapes) == 1 and len(module._parameters) <= 2 and _length(next(iter(shapes))) is not None
