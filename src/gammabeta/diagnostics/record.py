@@ -139,7 +139,8 @@ def record_model(model: nn.Module, **parts: Any) -> Record:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    norms = {module: norm for module in names if (norm := norm_of(module)) is not None and norm.kind is not None}
+    described = {module: norm_of(module, probe=True) for module in names}
+    norms = {module: norm for module, norm in described.items() if norm is not None and norm.kind is not None}
     of_norms = {id(p) for module in norms for p in module.parameters()}
     trains = _weights_that_train(model, of_norms)
     before: bool | None = None
