@@ -154,7 +154,7 @@ def tracking_switched_off(case: Case, draw: random.Random) -> bool:
 def dead_scale(case: Case, draw: random.Random) -> bool:
     chosen = [norm for norm in some(draw, case.norms(*NORMS)) if norm.weight is not None]
     for norm in chosen:
-        norm.weight[: draw.choice((1, norm.weight.numel()))] = 0.0
+        norm.weight[: draw.choice((1, norm.weight.numel() // 2))] = 0.0
     return bool(chosen)
 
 
