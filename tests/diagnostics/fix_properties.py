@@ -159,9 +159,7 @@ def _same_outputs(before: list[Tensor], after: list[Tensor], exactly: bool) -> b
         if exactly:
             if bits(a) != bits(b):
                 return False
-        elif not torch.allclose(
-            a.float(), b.float(), rtol=ROUNDING[a.dtype], atol=ROUNDING[a.dtype], equal_nan=True
-        ):
+        elif not torch.allclose(a.float(), b.float(), rtol=ROUNDING[a.dtype], atol=ROUNDING[a.dtype], equal_nan=True):
             return False
     return True
 
@@ -307,7 +305,11 @@ def _trains_on(seed: int, cured: list[gb.Finding]) -> Failures:
         train_step(case)
         train_step(case)
     except Exception as error:
-        return [] if frozen is None else [("d", f"training raised {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")]
+        return (
+            []
+            if frozen is None
+            else [("d", f"training raised {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")]
+        )
     after = statistics_of(case.model)
     moved = {name for name in before if before[name] != after.get(name)}
     found: Failures = []
