@@ -1,9 +1,10 @@
 """What the check says out loud of healthy architectures.
 
-Each architecture of `subjects.py` is checked as constructed, and after 30 steps of an ordinary recipe: SGD with momentum
-where it has BatchNorms, AdamW otherwise, both with `gammabeta.parameter_groups`, a learning rate that warms up, and
-small data that can be learned. Each time in training mode and in evaluation, with inputs, loader and optimizer. Every
-error and warning is recorded. Those of `true_findings.py` are true, for the reason that is given there.
+Each architecture of `subjects.py` is checked as constructed, and after 30 steps of an ordinary recipe: SGD with
+momentum where it has BatchNorms, AdamW otherwise, both with `gammabeta.parameter_groups`, a learning rate that warms
+up, and small data that can be learned. Each time in training mode and in evaluation, with inputs, loader and
+optimizer. Every error and warning is recorded. Those of `true_findings.py` are true, for the reason that is given
+there.
 
     python -m tests.census.architectures --out benchmarks/results
 

@@ -144,7 +144,7 @@ def mended(diagnosis: gb.Diagnosis, change: gb.Change) -> list[gb.Finding]:
 
 
 def still(case: Case) -> set[str] | None:
-    """Return the names of the norms whose statistics a step of training keeps; None if it raises. It uses the case up."""
+    """Return the norms whose statistics a step of training keeps; None if it raises. The case is used up."""
     before = statistics_of(case.model)
     try:
         train_step(case)
@@ -168,7 +168,7 @@ Failures = list[tuple[str, str]]
 
 
 def failures_of(seed: int, show: Callable[[Any], None] = lambda _: None) -> tuple[Failures, Case, int]:
-    """Return the properties that fail on a seed's case, each with how, and the case, and how many findings were mended."""
+    """Return the properties that fail on a seed, each with how, and the case, and how many findings were mended."""
     case = build(seed)
     failures: Failures = []
     start, random_before = snapshot(case), generators()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tests.diagnostics.planted_faults import BATCH_NORMS, IN_CONSTRUCTION, IN_PLACE, IN_WEIGHTS, NORMS, Case, some
 from tests.diagnostics.random_networks import Traits, WithAverage, data, random_network
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader, TensorDataset

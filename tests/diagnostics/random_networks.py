@@ -1,7 +1,7 @@
 """Random small networks with norms of all kinds, each with a backbone and a head, and data of their shape.
 
-A network is a function of a `random.Random`: the same seed gives the same network. `Traits` says what was drawn, so that
-a failure can be described in a line.
+A network is a function of a `random.Random`: the same seed gives the same network. `Traits` says what was drawn, so
+that a failure can be described in a line.
 """
 
 from __future__ import annotations

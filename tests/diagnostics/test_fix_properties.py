@@ -1,4 +1,4 @@
-"""Properties of the fix, on some of the random models of `fix_properties.py`, which runs for as long as it is told to."""
+"""Properties of the fix, on some of the random models of `fix_properties.py`, which runs as long as one says."""
 
 import warnings
 
