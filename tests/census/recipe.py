@@ -68,8 +68,8 @@ class Language(nn.Module):
 
 def images(steps: int = STEPS, size: int = SIZE, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of images whose class is a pattern under noise, shuffled."""
+    patterns = torch.randn(CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(-1))
     generator = torch.Generator().manual_seed(seed)
-    patterns = torch.randn(CLASSES, 3, 8, 8, generator=generator)
     for _ in range(steps):
         y = torch.randint(CLASSES, (size,), generator=generator)
         yield patterns[y] + torch.randn(size, 3, 8, 8, generator=generator), y

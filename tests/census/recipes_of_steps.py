@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from typing import Any
 
 import torch
@@ -77,6 +78,36 @@ def epochs_with_validation(watch: Watching) -> None:
             with torch.no_grad():
                 for x, _ in images(2, seed=100):
                     model(x)
+
+
+@recipe
+def evaluation_for_the_rest_of_training(watch: Watching) -> None:
+    """`train()` is forgotten after the first validation."""
+    model = cnn()
+    optimizer = sgd(model)
+    with watch(model, optimizer):
+        for epoch in range(4):
+            for x, y in images(6, seed=epoch):
+                take_step(optimizer, F.cross_entropy(model(x), y))
+            model.eval()
+            with torch.no_grad():
+                for x, _ in images(2, seed=100):
+                    model(x)
+
+
+@recipe
+def one_process_of_many(watch: Watching) -> None:
+    """DistributedDataParallel in a group of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        try:
+            model = nn.parallel.DistributedDataParallel(cnn())
+            optimizer = sgd(model)
+            with watch(model, optimizer):
+                for x, y in images():
+                    take_step(optimizer, F.cross_entropy(model(x), y))
+        finally:
+            torch.distributed.destroy_process_group()
 
 
 @recipe
