@@ -143,15 +143,19 @@ def mended(diagnosis: gb.Diagnosis, change: gb.Change) -> list[gb.Finding]:
     return [finding for finding in diagnosis.findings if claimed(finding)]
 
 
-def still(case: Case) -> set[str] | None:
-    """Return the norms whose statistics a step of training keeps; None if it raises. The case is used up."""
+def frozen_in(case: Case) -> set[str] | None:
+    """Return the frozen norms: without gradients, and a step of training keeps their statistics.
+
+    None if the step raises. The case is used up.
+    """
     before = statistics_of(case.model)
+    free = {name for name, module in case.model.named_modules() if any(p.requires_grad for p in module.parameters())}
     try:
         train_step(case)
     except Exception:
         return None
     after = statistics_of(case.model)
-    return {name for name in before if before[name] == after.get(name)}
+    return {name for name in before if before[name] == after.get(name) and name not in free}
 
 
 def _same_outputs(before: list[Tensor], after: list[Tensor], exactly: bool) -> bool:
@@ -197,7 +201,7 @@ def failures_of(seed: int, show: Callable[[Any], None] = lambda _: None) -> tupl
     if not codes & MOVES and not _same_outputs(outputs, outputs_of(case), exactly=not classes):
         failures.append(("b", f"outputs in evaluation moved, mended: {sorted(codes)}"))
     failures += _modes_and_gradients(case, start, codes)
-    failures += _frozen_statistics(case, still(build(seed)) or set(), statistics, cured)
+    failures += _frozen_statistics(case, frozen_in(build(seed)) or set(), statistics, cured)
     failures += _loads(case, state, optimizers)
     change.undo()
     failures += [("f", f"not as before: {key}") for key in differing(start, snapshot(case))[:3]]
@@ -256,16 +260,12 @@ def _modes_and_gradients(case: Case, start: dict[str, Any], codes: set[str]) -> 
 def _frozen_statistics(
     case: Case, frozen: set[str], before: dict[str, tuple[bytes, bytes]], cured: list[gb.Finding]
 ) -> Failures:
-    """Compare the statistics of norms that training would have kept."""
-    wrong = {finding.where for finding in cured if finding.code in WRONG}
-    trains = {name for name, module in case.model.named_modules() if any(p.requires_grad for p in module.parameters())}
-    # Where γ and β train, track_running_stats=False is no way to freeze, and GB106 says so.
-    wrong |= {finding.where for finding in cured if finding.code == "GB106"} & trains
-    now = statistics_of(case.model)
-    mode = {name for name, module in case.model.named_modules() if not getattr(module, "track_running_stats", True)}
+    """Compare the statistics of frozen norms, but for those that a mended finding calls wrong."""
     if not any(parameter.requires_grad for parameter in case.model.parameters()):
         return []
-    kept = [name for name in frozen if name in before and name not in wrong and name not in mode]
+    wrong = {finding.where for finding in cured if finding.code in WRONG}
+    now = statistics_of(case.model)
+    kept = [name for name in before if name in frozen and name not in wrong]
     return [("c", f"statistics of {name}, which are frozen, changed") for name in kept if now.get(name) != before[name]]
 
 
@@ -289,12 +289,11 @@ def _loads(case: Case, state: dict[str, Tensor], optimizers: list[Any]) -> Failu
 
 def _trains_on(seed: int, cured: list[gb.Finding]) -> Failures:
     """Fix the case again and take a step of training: it runs, and frozen things stay."""
-    frozen, case = still(build(seed)), build(seed)
+    frozen, case = frozen_in(build(seed)), build(seed)
     checked(case).fix()
     thawing = {finding.where for finding in cured if finding.code == "GB101"}
-    # Statistics of NaN stay NaN, and those that are not tracked stay, until these findings are mended.
-    tracked = {finding.where for finding in cured if finding.code in ("GB102", "GB106")}
-    trains = {name for name, module in case.model.named_modules() if any(p.requires_grad for p in module.parameters())}
+    # Statistics of NaN stay NaN in a layer that trains too.
+    poisoned = {finding.where for finding in cured if finding.code == "GB102"}
     kept = {
         name: bits(parameter)
         for name, parameter in case.model.named_parameters()
@@ -305,18 +304,15 @@ def _trains_on(seed: int, cured: list[gb.Finding]) -> Failures:
         train_step(case)
         train_step(case)
     except Exception as error:
-        return (
-            []
-            if frozen is None
-            else [("d", f"training raised {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}")]
-        )
+        what = f"training raised {type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+        return [] if frozen is None else [("d", what)]
     after = statistics_of(case.model)
     moved = {name for name in before if before[name] != after.get(name)}
     found: Failures = []
     if any(parameter.requires_grad for parameter in case.model.parameters()):
         found += [
             ("c", f"a step moves the statistics of {name}, which were frozen")
-            for name in sorted(moved & (((frozen or set()) - (tracked & trains)) | thawing))
+            for name in sorted(moved & (((frozen or set()) - poisoned) | thawing))
         ]
     found += [
         ("c", f"a step moves {name}, which was frozen")
