@@ -20,6 +20,7 @@ from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
 from gammabeta.surgery.folding.compare import Comparison
+from gammabeta.surgery.folding.settle import Edit, settle
 from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
 
 _ROUNDS = 5
@@ -35,8 +36,8 @@ class Site:
         way: "after" or "before" the layer that absorbed it; "alone", as one multiply-add; "refused".
         layer: the layer's qualified name; "" for none.
         reason: why the norm was refused, or became a multiply-add.
-        error: the largest relative error with only this site changed. It is measured only where the error of the whole
-            model exceeded the tolerance.
+        error: for a site that was put back, the largest relative error with it: on its own where that exceeded the
+            tolerance, else together with the sites that stayed.
     """
 
     norm: str
@@ -165,7 +166,8 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         except Refusal as refusal:
             sites.append(Site(name, "refused", reason=str(refusal)))
     comparison = Comparison(model, example_inputs)
-    off, bad = _settle(new, places, comparison)
+    settled = settle(new, {name: _fold_into(new, name, place) for name, place in places.items()}, comparison)
+    bad = settled.rejected
     sites = [
         replace(site, way="refused", layer="", reason=bad[site.norm][0], error=bad[site.norm][1])
         if site.norm in bad
@@ -173,46 +175,13 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         for site in sites
     ]
     seconds = _time(model, new, example_inputs)
-    return Folded(new, sites, off, comparison.tolerance, comparison.inputs, seconds)
+    return Folded(new, sites, settled.error, comparison.tolerance, comparison.inputs, seconds)
 
 
-def _settle(
-    new: nn.Module, places: dict[str, Place], comparison: Comparison
-) -> tuple[float, dict[str, tuple[str, float]]]:
-    """Fold all places; if the error exceeds the tolerance, only those that keep it, one by one and then together."""
-    change = _apply(new, places)
-    error, why = comparison.error(new)
-    if error <= comparison.tolerance:
-        return error, {}
-    change.undo()
-    bad: dict[str, tuple[str, float]] = {}
-    good: dict[str, Place] = {}
-    for together in (False, True):
-        kept: dict[str, Place] = {}
-        for name, place in (good if together else places).items():
-            attempt = {**kept, name: place} if together else {name: place}
-            change = _apply(new, attempt)
-            error, why = comparison.error(new)
-            change.undo()
-            if error <= comparison.tolerance:
-                kept[name] = place
-            else:
-                how = " with the sites before it" if together else ""
-                off = why or f"the output is off by {error:.1e}, more than {comparison.tolerance:.0e}"
-                bad[name] = f"folded{how}, {off}", error
-        good = kept
-        _apply(new, good)
-        error, why = comparison.error(new)
-        if error <= comparison.tolerance:
-            return error, bad
-        change = Change("fold")
-    return error, bad
+def _fold_into(model: nn.Module, name: str, place: Place) -> Edit:
+    """Return the edit that folds one norm; a layer may absorb a norm behind it and one before it."""
 
-
-def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
-    """Fold the places in order; a layer may absorb a norm behind it and one before it."""
-    change = Change("fold")
-    for name, place in places.items():
+    def edit(change: Change) -> None:
         norm = model.get_submodule(name)
         scale, shift, rest = place.affine.scale, place.affine.shift, place.affine.rest
         if place.way == ALONE:
@@ -225,12 +194,9 @@ def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
             change.set_parameter(layer, "weight", nn.Parameter(weight, required))
             change.set_parameter(layer, "bias", nn.Parameter(bias, required))
             left = nn.Identity() if rest is None else rest
-        left.train(norm.training)
-        for parent in list(model.modules()):
-            for key, child in list(parent._modules.items()):
-                if child is norm:
-                    change.set_child(parent, key, left)
-    return change
+        change.replace(model, norm, left.train(norm.training))
+
+    return edit
 
 
 def _dtype(norm: nn.Module) -> torch.dtype:
