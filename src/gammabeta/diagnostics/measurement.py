@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.hooks import hook_before
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.sampled import sample
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.unchanged import arguments_of, set_mode, unchanged
 from gammabeta.moments import Moments
 
 
@@ -59,7 +60,7 @@ def measure(model: nn.Module, inputs: Any, *, dropout: bool = False) -> dict[str
     args, kwargs = arguments_of(inputs)
     found: dict[str, list[Given]] = {}
     with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), _listening(model, found):
-        model.eval()
+        set_mode(model, False)
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.train(dropout)
@@ -79,6 +80,6 @@ def _listening(model: nn.Module, found: dict[str, list[Given]]) -> Iterator[None
                     if isinstance(x, Tensor) and x.ndim >= 2 and x.numel() > 0:
                         found.setdefault(name, []).append(Given.of(x))
 
-                handle = module.register_forward_pre_hook(listen, with_kwargs=True)
+                handle = hook_before(module, listen, with_kwargs=True)
                 stack.callback(handle.remove)
         yield

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from gammabeta._torch_private import TorchDispatchMode
+from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.unchanged import arguments_of, storage_of, unchanged, written_by
 
 # Operations that make another tensor of the same elements at the same indices.
@@ -201,7 +202,8 @@ def observe(model: nn.Module, example_inputs: Any) -> Observation:
     """Run the model once, without gradients, and record what happens; the model stays unchanged.
 
     Args:
-        model: any eager module, observed in its present mode. Compiled parts run eagerly.
+        model: any eager module, observed in its present mode. Compiled parts run eagerly. Of a scripted or traced part
+            all operations are recorded, but only the outermost call: TorchScript calls what is inside.
         example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments.
 
     Returns:
@@ -299,7 +301,7 @@ class _Recorder(TorchDispatchMode):
             inputs = tuple(self.seen(tensor) for tensor in tensors_in((args, kwargs)))
             parent = self.stack[-1] if self.stack else None
             self.stack.append(len(calls))
-            calls.append(Call(len(calls), names[module], parent, inputs, module.training))
+            calls.append(Call(len(calls), names[module], parent, inputs, bool(getattr(module, "training", False))))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             call = calls[self.stack.pop()]
@@ -308,8 +310,8 @@ class _Recorder(TorchDispatchMode):
         handles = []
         try:
             for module in names:
-                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+                handles.append(hook_before(module, enter, with_kwargs=True))
+                handles.append(hook_after(module, leave, with_kwargs=True, always_call=True))
             yield
         finally:
             for handle in handles:

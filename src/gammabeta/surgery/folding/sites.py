@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -62,6 +63,8 @@ class Sites:
         norm = self.modules[name]
         if name == "":
             raise Refusal("it is the model itself")
+        if isinstance(norm, torch.jit.ScriptModule):
+            raise Refusal("it is scripted: fold before torch.jit.script or torch.jit.trace")
         _check_free(norm, "it")
         affine = affine_of(norm)
         call = self._neighbours.only_call(name, "it")
