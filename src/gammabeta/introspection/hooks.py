@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 def hook_before(module: nn.Module, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
     """Register a forward pre-hook.
 
-    A scripted module refuses `register_forward_pre_hook`, though its call from Python runs such hooks. TorchScript calls
-    what is inside it without them.
+    A scripted module refuses `register_forward_pre_hook`, though its call from Python runs such hooks. What is in it
+    is called by TorchScript, without hooks.
     """
     return nn.Module.register_forward_pre_hook(module, hook, **options)
 
