@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
+from gammabeta.surgery.folding.branches import Branches, Finder, merge
 from gammabeta.surgery.folding.compare import Comparison
 from gammabeta.surgery.folding.settle import Edit, settle
 from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
@@ -33,7 +35,8 @@ class Site:
 
     Attributes:
         norm: its qualified name.
-        way: "after" or "before" the layer that absorbed it; "alone", as one multiply-add; "refused".
+        way: "after" or "before" the layer that absorbed it; "beside", as a branch of its own that was merged with the
+            layer; "alone", as one multiply-add; "refused".
         layer: the layer's qualified name; "" for none.
         reason: why the norm was refused, or became a multiply-add.
         error: for a site that was put back, the largest relative error with it: on its own where that exceeded the
@@ -56,7 +59,7 @@ class Site:
             return f"refused: {self.reason}"
         if not self.layer:
             return f"one multiply-add: {self.reason}"
-        return f"folded into {self.layer}" + (" behind it" if self.way == "before" else "")
+        return f"folded into {self.layer}" + {"before": " behind it", "beside": " beside it"}.get(self.way, "")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Folded:
     Attributes:
         model: the new model.
         sites: one for each norm that was chosen, in the order of the forward.
+        branches: parallel layers that were added, and are one convolution now.
         error: the largest relative error of an output, max|y′ − y|/max|y|, on the example inputs and perturbed ones.
         tolerance: the bound on the relative error, by the least precise dtype.
         inputs: the number of inputs on which the two models were compared.
@@ -74,6 +78,7 @@ class Folded:
 
     model: nn.Module
     sites: list[Site]
+    branches: list[Branches]
     error: float
     tolerance: float
     inputs: int
@@ -102,8 +107,10 @@ class Folded:
             f"  largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
             f"  a forward takes {after:.2f} ms instead of {before:.2f} ms: {self.speedup:.2f} times as fast",
         ]
-        width = max((len(site.norm) for site in self.sites), default=0)
-        return "\n".join(lines + [f"  {site.norm or '(the model)':<{width}}  {site}" for site in self.sites])
+        rows = [(site.norm or "(the model)", str(site)) for site in self.sites]
+        rows += [(branches.layers[0], str(branches)) for branches in self.branches]
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join(lines + [f"  {name:<{width}}  {outcome}" for name, outcome in rows])
 
     __repr__ = __str__
 
@@ -123,6 +130,10 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
     A layer or norm is refused that is called more than once, shares its weights, has hooks or parametrizations, or
     whose tensor has another reader; so is a norm that uses the batch's statistics.
 
+    Branches are merged: where convolutions of one input, and norms beside them, are only added, as in RepVGG and
+    MobileOne, one convolution takes their place. The model's own forward goes on adding: the other branches give a zero
+    without axes.
+
     Then the outputs are compared with the original's, on the example inputs and on perturbed ones. A site that makes
     them differ is put back.
 
@@ -139,7 +150,8 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         ValueError: `where` chooses no norm; the model is compiled, uninitialized, or cannot be copied.
         Exception: whatever the model's forward raises.
 
-    Source: Jacob et al. 2018 (1712.05877), eq. 14, for convolution then norm.
+    Source: Jacob et al. 2018 (1712.05877), eq. 14, for convolution then norm; Ding et al. 2021 (2101.03697), section
+    3.3, for branches.
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError(
@@ -174,8 +186,33 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         else site
         for site in sites
     ]
+    branches, error = _merge_branches(new, sites, example_inputs, comparison)
+    into = {layer: each.layers[0] for each in branches if not each.reason for layer in each.layers}
+    sites = [
+        replace(site, way="beside", layer=into[site.norm], reason="") if site.norm in into else site for site in sites
+    ]
     seconds = _time(model, new, example_inputs)
-    return Folded(new, sites, settled.error, comparison.tolerance, comparison.inputs, seconds)
+    return Folded(new, sites, branches, error or settled.error, comparison.tolerance, comparison.inputs, seconds)
+
+
+def _merge_branches(
+    new: nn.Module, sites: Sequence[Site], example_inputs: Any, comparison: Comparison
+) -> tuple[list[Branches], float]:
+    """Merge the branches that took a norm; return them, and the model's error, 0 where there are none."""
+    chosen = {site.layer or site.norm for site in sites if site.way != "refused"}
+    if not chosen:
+        return [], 0.0
+    found = Finder(new, observe(new, example_inputs)).find(chosen)
+    if not found:
+        return [], 0.0
+    settled = settle(new, {each.layers[0]: partial(merge, new, each) for each in found}, comparison)
+    rejected = settled.rejected
+    return [
+        replace(each, reason=rejected[each.layers[0]][0], error=rejected[each.layers[0]][1])
+        if each.layers[0] in rejected
+        else each
+        for each in found
+    ][::-1], settled.error
 
 
 def _fold_into(model: nn.Module, name: str, place: Place) -> Edit:

@@ -80,4 +80,4 @@ def _attempt(model: nn.Module, edits: Mapping[str, Edit], comparison: Comparison
 
 def _reject(how: str, error: float, why: str, comparison: Comparison) -> tuple[str, float]:
     off = why or f"the output is off by {error:.1e}, more than {comparison.tolerance:.0e}"
-    return f"folded{how}, {off}", error
+    return f"with it{how}, {off}", error

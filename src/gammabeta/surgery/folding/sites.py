@@ -104,7 +104,7 @@ class Sites:
         found = self._neighbours.producer(call.inputs[0], 1)
         if found is None or found.axis != found.features or found.output.shape[found.features] != len(affine.scale):
             return None
-        self._check_layer(found.call.module, found.call)
+        self.check_layer(found.call.module, found.call)
         self._neighbours.check_alone(found, call)
         return found.call.module
 
@@ -131,12 +131,16 @@ class Sites:
                 raise Refusal(f"{what} pads with zeros, which the norm does not shift")
             if not _is_plain(layer):
                 raise Refusal(f"{what} has a forward of its own ({type(layer).__qualname__})")
-        self._check_layer(reader.module, reader)
+        self.check_layer(reader.module, reader)
         self._neighbours.check_unseen(out.data, "the norm's output")
         return reader.module
 
-    def _check_layer(self, name: str, call: Call) -> None:
-        """Check that neither the layer nor its weights are shared, and that it computes what torch's layer does."""
+    def check_layer(self, name: str, call: Call) -> None:
+        """Check that neither the layer nor its weights are shared, and that it computes what torch's layer does.
+
+        Raises:
+            Refusal: it may not be changed.
+        """
         layer, observation = self.modules[name], self.observation
         assert isinstance(layer, LAYERS)
         _check_free(layer, name)
