@@ -22,6 +22,7 @@ from gammabeta.surgery.convert import convert
 from gammabeta.surgery.fold import Folded, fold
 from gammabeta.surgery.freeze import freeze, unfreeze
 from gammabeta.surgery.fuse import fuse
+from gammabeta.surgery.merge_statistics import merge_statistics
 from gammabeta.surgery.parameter_groups import parameter_groups
 from gammabeta.surgery.recalibrate import recalibrate
 from gammabeta.surgery.reconcile import reconcile
@@ -58,6 +59,7 @@ __all__ = [
     "fuse",
     "ignore",
     "lengths_to_mask",
+    "merge_statistics",
     "parameter_groups",
     "recalibrate",
     "reconcile",

@@ -263,3 +263,118 @@ def test_data_parallel_that_refuses_sync_batch_norm_is_explained(tmp_path):
         assert DistributedDataParallel(model)(torch.randn(5, 3)).shape == (5, 4)
     finally:
         dist.destroy_process_group()
+
+
+def batches():
+    return torch.randn(3, 4, 5, 5)
+
+
+def vmapped(model):
+    return torch.vmap(lambda x: model(x[None]))(batches())
+
+
+def per_sample_gradients(model):
+    def loss(parameters, x):
+        return torch.func.functional_call(model, parameters, (x[None],)).sum()
+
+    return torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(dict(model.named_parameters()), batches())
+
+
+TRANSFORMS = {
+    "vmap": vmapped,
+    "per-sample gradients": per_sample_gradients,
+    "grad": lambda model: torch.func.grad(lambda x: model(x).sum())(batches()),
+    "jacrev": lambda model: torch.func.jacrev(model)(batches()),
+    "jacfwd": lambda model: torch.func.jacfwd(model)(batches()),
+}
+
+
+@pytest.mark.parametrize("adopted", [False, True], ids=["torch", "ours"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_transform_over_running_statistics_is_explained(transform, adopted):
+    norm = nn.BatchNorm2d(4)
+    model = Network(norm)
+    if adopted:
+        gb.adopt(model)
+    with pytest.raises(RuntimeError) as raised:
+        TRANSFORMS[transform](model)
+    explanation = gb.explain_error(raised.value)
+    assert explanation is not None, raised.value
+    assert explanation.where in ("block.1", "")
+    assert explanation.why.endswith(
+        "in training moves its running statistics in place, and a transform of torch.func (vmap, grad, jacrev) cannot "
+        "write to tensors that are not its arguments."
+    )
+    assert explanation.fix == (
+        "To use the running statistics as they are, call model.eval(). To normalize by the batch and leave them, run "
+        "it within `with gammabeta.frozen_statistics(model):`. To move them under grad, hand the buffers to the "
+        "function as arguments, and to the model by torch.func.functional_call(model, (parameters, buffers), inputs). "
+        "Under vmap over samples each sample is a batch of its own: "
+        'gammabeta.convert(model, "group") gives norms that do not read other samples.'
+    )
+
+
+@pytest.mark.parametrize("adopted", [False, True], ids=["torch", "ours"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_the_ways_out_of_a_transform_work(transform, adopted):
+    model = Network(nn.BatchNorm2d(4))
+    if adopted:
+        gb.adopt(model)
+    with gb.frozen_statistics(model):
+        TRANSFORMS[transform](model)
+    TRANSFORMS[transform](model.eval())
+    model.train()
+
+    def loss(x, buffers):
+        return torch.func.functional_call(model, buffers, (x,)).sum(), buffers
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    _, moved = torch.func.grad(loss, has_aux=True)(batches(), buffers)
+    assert moved["block.1.num_batches_tracked"] == 1
+    gb.convert(model, "group")
+    TRANSFORMS[transform](model)
+
+
+@pytest.mark.parametrize("build", [nn.GroupNorm, gb.GroupNorm])
+def test_groups_that_do_not_divide_the_channels_are_told_by_their_numbers(build):
+    with pytest.raises(ValueError, match="divisible") as raised:
+        build(32, 72)
+    assert str(gb.explain_error(raised.value)) == (
+        "72 channels cannot be divided into 32 groups of equal size. Use 24 groups, the largest divisor of 72 up to "
+        "32, or another number of channels."
+    )
+
+
+def test_functions_without_a_module_are_explained_without_invented_numbers():
+    x = torch.randn(2, 6, 3)
+    cases = (
+        (lambda: F.group_norm(x, 4), "6 channels cannot be divided into 4 groups of equal size."),
+        (
+            lambda: F.group_norm(x, 2, torch.ones(4)),
+            "the norm holds a weight of 4 channels and got an input, which has",
+        ),
+        (lambda: F.layer_norm(x, (4,)), "the norm normalizes the last axes, of shape (4,), and got an input."),
+        (
+            lambda: F.batch_norm(x, torch.zeros(4), torch.ones(4)),
+            "the norm has 4 channels and got an input, which has 6 on axis 1.",
+        ),
+    )
+    for call, text in cases:
+        with pytest.raises((ValueError, RuntimeError)) as raised:
+            call()
+        explained = str(gb.explain_error(raised.value))
+        assert explained.startswith(text)
+        assert "None" not in explained
+
+
+def test_a_message_from_a_log_is_explained_by_the_model():
+    """An exception that was pickled has no traceback."""
+    model = convolved()
+    for tool, (use, called) in TOOLS.items():
+        if tool.startswith("quantized"):
+            continue
+        with pytest.raises(Exception) as raised:  # noqa: PT011  (each tool has a type of its own)
+            use(convolved())
+        bare = RuntimeError(str(raised.value))
+        assert f"but {called} accepts only" in str(gb.explain_error(bare, model))
+        assert gb.explain_error(bare, nn.Sequential(nn.Conv2d(3, 4, 1))) is None

@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.zoo import outputs, randomize_norms, relative_error
 from torch import nn
 from torch.nn.utils import parametrizations
@@ -306,3 +308,70 @@ def test_onnxruntime_gives_the_same(kind, tmp_path):
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     # float32, a few operations in another order.
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-5)
+
+
+def summed(pairs, seed, dtype=torch.float32):
+    """Pairs of a convolution and a BatchNorm, summed in float64: each folding adds its rounding to the output."""
+
+    def run(net, x):
+        return sum(getattr(net, f"norm{i}")(getattr(net, f"conv{i}")(x)).double() for i in range(pairs))
+
+    torch.manual_seed(seed)
+    model = Net(
+        run,
+        **{f"conv{i}": nn.Conv2d(6, 6, 3, padding=1) for i in range(pairs)},
+        **{f"norm{i}": nn.BatchNorm2d(6) for i in range(pairs)},
+    ).eval()
+    randomize_norms(model, seed)
+    return model.to(dtype)
+
+
+def check_that_it_is_settled(model, x, result):
+    """What was refused is there as it was, what was folded is gone, and the whole is within the tolerance."""
+    expected = outputs(model, x)
+    assert result.error <= result.tolerance
+    assert relative_error(outputs(result.model, x), expected) <= result.tolerance
+    for site in result.sites:
+        here, original = result.model.get_submodule(site.norm), model.get_submodule(site.norm)
+        assert hasattr(here, "running_var") == (site.way == "refused")
+        if site.way == "refused":
+            assert type(here) is type(original)
+            assert site.error > result.tolerance
+    # A layer whose norm was put back has its own weights again, to the bit.
+    absorbed = {site.layer for site in result.folded}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and name not in absorbed:
+            same = result.model.get_submodule(name)
+            assert torch.equal(same.weight, module.weight)
+            assert torch.equal(same.bias, module.bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_where_single_sites_are_within_the_tolerance_and_all_are_not_some_stay_folded(share, dtype, monkeypatch):
+    model = summed(16, 3, dtype)
+    x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
+    monkeypatch.setitem(compare.TOLERANCES, dtype, 1.0)
+    whole = gb.fold(model, x).error
+    worst = max(gb.fold(model, x, where=f"norm{i}").error for i in range(16))
+    assert worst < whole, "the error of all sites should exceed that of each"
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    monkeypatch.setitem(compare.TOLERANCES, dtype, worst + share * (whole - worst))
+    result = gb.fold(model, x)
+    assert result.folded
+    assert result.refused
+    assert all(" together with " in site.reason for site in result.refused)
+    check_that_it_is_settled(model, x, result)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@settings(max_examples=15, deadline=None)
+@given(exponent=st.floats(-9, -5), seed=st.integers(0, 50), pairs=st.integers(1, 8))
+def test_whatever_the_tolerance_is_the_result_is_within_it(exponent, seed, pairs):
+    model = summed(pairs, seed)
+    x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(compare.TOLERANCES, torch.float32, 10**exponent)
+        result = gb.fold(model, x)
+    assert len(result.sites) == pairs
+    check_that_it_is_settled(model, x, result)

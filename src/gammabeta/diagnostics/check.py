@@ -17,7 +17,7 @@ from gammabeta.diagnostics.rule import SEES, Rule
 from gammabeta.diagnostics.selection import chosen_rules, ignored_patterns, reason_to_ignore
 from gammabeta.introspection.forward import BatchError, Forward, origin_is
 from gammabeta.introspection.observe import observe, tensors_in
-from gammabeta.introspection.unchanged import UninitializedError, unchanged
+from gammabeta.introspection.unchanged import UninitializedError, set_mode, unchanged
 
 
 class ArgumentError(ValueError):
@@ -117,7 +117,8 @@ def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
                 raise
             # For example a BatchNorm with one value per channel: evaluation mode shows which.
             with unchanged(model):
-                record.observed = observe(model.eval(), inputs, forward, operation="check")
+                set_mode(model, False)
+                record.observed = observe(model, inputs, forward, operation="check")
         record.given = measure(model, inputs, forward)
         if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
             record.given_with_dropout = measure(model, inputs, forward, dropout=True)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, copied, forward_batch
+from gammabeta.introspection.hooks import hook_before
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.sampled import sample
-from gammabeta.introspection.unchanged import unchanged
+from gammabeta.introspection.unchanged import set_mode, unchanged
 from gammabeta.moments import Moments
 
 
@@ -63,7 +64,7 @@ def measure(
     run, given = forward_batch(operation, forward), copied(inputs)
     found: dict[str, list[Given]] = {}
     with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), _listening(model, found):
-        model.eval()
+        set_mode(model, False)
         for module in model.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.train(dropout)
@@ -83,6 +84,6 @@ def _listening(model: nn.Module, found: dict[str, list[Given]]) -> Iterator[None
                     if isinstance(x, Tensor) and x.ndim >= 2 and x.numel() > 0:
                         found.setdefault(name, []).append(Given.of(x))
 
-                handle = module.register_forward_pre_hook(listen, with_kwargs=True)
+                handle = hook_before(module, listen, with_kwargs=True)
                 stack.callback(handle.remove)
         yield

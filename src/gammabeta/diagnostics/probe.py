@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, copied, forward_batch
+from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.norms import kind_of
 from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import modes_kept, unchanged
+from gammabeta.introspection.unchanged import modes_kept, set_mode, unchanged
 from gammabeta.moments import Moments
 
 # Number of samples whose dependence on each other is measured, and number of timed forwards.
@@ -151,7 +152,7 @@ def _before(
                     finally:
                         inside = False
 
-            stack.callback(module.register_forward_pre_hook(listen, with_kwargs=True).remove)
+            stack.callback(hook_before(module, listen, with_kwargs=True).remove)
         yield
 
 
@@ -159,7 +160,8 @@ def _forward(model: nn.Module, inputs: Any, run: Forward) -> None:
     """Run the model in evaluation."""
     given = copied(inputs)
     with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        run(model.eval(), given)
+        set_mode(model, False)
+        run(model, given)
 
 
 def _companions(module: nn.Module, x: Tensor) -> Companions:
@@ -225,8 +227,8 @@ def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run:
 
     with unchanged(model, watch=False), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
         for module in names:
-            stack.callback(module.register_forward_pre_hook(start).remove)
-            stack.callback(module.register_forward_hook(stop).remove)
+            stack.callback(hook_before(module, start).remove)
+            stack.callback(hook_after(module, stop).remove)
         for _ in range(_TIMES):
             taken: dict[str, float] = {}
             begin = time.perf_counter()

@@ -11,6 +11,7 @@ from gammabeta.arguments import did_you_mean
 from gammabeta.diagnostics.findings import Finding
 from gammabeta.diagnostics.rule import Rule
 from gammabeta.diagnostics.rules import RULES
+from gammabeta.introspection.held import child_of
 
 _ATTRIBUTE = "_gammabeta_ignored"
 
@@ -88,7 +89,7 @@ def reason_to_ignore(
     module = model
     for part in ("", *finding.where.split(".")):
         if part:
-            module = module._modules.get(part) if module is not None else None
+            module = child_of(module, part) if module is not None else None
         if module is None:
             return None
         reason = vars(module).get(_ATTRIBUTE, {}).get(finding.code)

@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from gammabeta._torch_private import TorchDispatchMode
 from gammabeta.introspection.forward import Forward, copied, forward_batch
+from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.unchanged import storage_of, unchanged, written_by
 
 # Operations that make another tensor of the same elements at the same indices.
@@ -202,7 +203,8 @@ def observe(model: nn.Module, batch: Any, forward: Forward | None = None, *, ope
     """Run the model once, without gradients, and record what happens; the model stays unchanged.
 
     Args:
-        model: any eager module, observed in its present mode. Compiled parts run eagerly.
+        model: any eager module, observed in its present mode. Compiled parts run eagerly. Of a scripted or traced part
+            all operations are recorded, but only the outermost call: TorchScript calls what is inside.
         batch: what the model takes, as `forward_batch` says.
         forward: `forward(model, batch)`, for batches that go through the model in another way.
         operation: name of the operation that asks, for messages.
@@ -302,7 +304,7 @@ class _Recorder(TorchDispatchMode):
             inputs = tuple(self.seen(tensor) for tensor in tensors_in((args, kwargs)))
             parent = self.stack[-1] if self.stack else None
             self.stack.append(len(calls))
-            calls.append(Call(len(calls), names[module], parent, inputs, module.training))
+            calls.append(Call(len(calls), names[module], parent, inputs, bool(getattr(module, "training", False))))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             call = calls[self.stack.pop()]
@@ -311,8 +313,8 @@ class _Recorder(TorchDispatchMode):
         handles = []
         try:
             for module in names:
-                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
+                handles.append(hook_before(module, enter, with_kwargs=True))
+                handles.append(hook_after(module, leave, with_kwargs=True, always_call=True))
             yield
         finally:
             for handle in handles:

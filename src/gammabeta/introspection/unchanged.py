@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from gammabeta._torch_private import TorchDispatchMode, tree_leaves
 
-# The dicts that a module keeps; a shallow copy of each is put back in place.
+# The dicts that a module keeps; a shallow copy of each is put back in place. A scripted module keeps views of what
+# TorchScript holds under these names, or nothing: its children and parameters cannot be exchanged.
 _DICTS = ("_parameters", "_buffers", "_modules")
 
 
@@ -43,6 +44,9 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
                 "would change: call the model once."
             )
     modules = list(model.modules())
+    # TorchScript keeps the mode of a scripted module outside of its attributes; a frozen one may have none.
+    scripted = [m for m in modules if isinstance(m, torch.jit.ScriptModule) and hasattr(m, "training")]
+    modes = [(module, module.training) for module in scripted]
     attributes = [(module, vars(module).copy(), _dicts(module)) for module in modules]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     written = _Written(model)
@@ -61,6 +65,8 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
                 mine = vars(module)[name]
                 mine.clear()
                 mine.update(content)
+        for module, training in modes:
+            module.training = training
         written.restore()
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:
@@ -70,10 +76,23 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
             numpy.set_state(array)
 
 
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Call `model.train(training)`; where a part of the model has no modes, as what torch.export made, set the others.
+
+    A part that refuses stays as it is: the program that was exported is the same in both modes.
+    """
+    try:
+        model.train(training)
+    except NotImplementedError:
+        for module in model.modules():
+            if "train" not in vars(module) and hasattr(module, "training"):
+                module.training = training
+
+
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Put every module back into its own mode, training or evaluation, when the block ends."""
-    before = [(module, module.training) for module in model.modules()]
+    before = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     try:
         yield
     finally:
@@ -134,8 +153,11 @@ def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
 
 
 def _dicts(module: nn.Module) -> dict[str, dict[str, Any]]:
-    hooks = [name for name, value in vars(module).items() if name.endswith("_hooks") and isinstance(value, dict)]
-    return {name: dict(vars(module)[name]) for name in (*_DICTS, *hooks)}
+    return {
+        name: dict(value)
+        for name, value in vars(module).items()
+        if (name in _DICTS or name.endswith("_hooks")) and isinstance(value, dict)
+    }
 
 
 def _numpy() -> Any:

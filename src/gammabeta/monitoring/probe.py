@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gammabeta._torch_private import disable_current_modes, local_part, transforms_active
 from gammabeta.diagnostics.record import Norm
+from gammabeta.introspection.held import buffer_of, parameter_of
 from gammabeta.introspection.sampled import Sampled, mean_distance, sample
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.moments import squared_distance
@@ -151,10 +152,10 @@ class Probe:
         found: list[tuple[str, Tensor]] = []
         batches, self._batches = self._batches, []
         for name in ("weight", "bias"):
-            parameter = module._parameters.get(name)
+            parameter = parameter_of(module, name)
             if parameter is not None and parameter.grad is not None:
                 found.append((f"{name}_grad", _local(parameter.grad).norm(dtype=torch.float32)))
-        weight = module._parameters.get("weight")
+        weight = parameter_of(module, "weight")
         dead = _local(weight) == 0 if weight is not None else None
         last = batches[-1][2] if batches else None
         if last is not None:
@@ -170,7 +171,7 @@ class Probe:
         """Measure the running statistics: beside the last batch, and beside those of the step measured before."""
         module: Any = self.norm.module
         found: list[tuple[str, Tensor]] = []
-        mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+        mean, var = buffer_of(module, "running_mean"), buffer_of(module, "running_var")
         if not self.norm.tracks or mean is None or var is None:
             return found
         mean, var = mean.float(), var.float()
@@ -181,7 +182,7 @@ class Probe:
         if self._before is not None:
             found.append(("drift", distance(mean, var, *self._before, eps)))
         self._before = mean.clone(), var.clone()
-        count = module._buffers.get("num_batches_tracked")
+        count = buffer_of(module, "num_batches_tracked")
         if count is not None and self._tracked is not None:
             since = step + 1 - self._step
             updates = (count - self._tracked).double() / since

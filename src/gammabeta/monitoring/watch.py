@@ -16,6 +16,7 @@ from gammabeta.diagnostics.check import diagnose
 from gammabeta.diagnostics.findings import Diagnosis
 from gammabeta.diagnostics.record import record_model
 from gammabeta.introspection.forward import unwrapped
+from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.sampled import InputOrder
 from gammabeta.monitoring.health import write_health
@@ -100,14 +101,12 @@ class watch:  # noqa: N801 - a context, used as a function
         self._written = -1
         for probe in self._probes:
             assert probe.norm.module is not None
-            self._handles.append(probe.norm.module.register_forward_hook(Hook(probe.count_call), with_kwargs=True))
+            self._handles.append(hook_after(probe.norm.module, Hook(probe.count_call), with_kwargs=True))
             weight = probe.trained()
             if weight is not None:
                 probe.record.backwards = 0
                 self._handles.append(weight.register_post_accumulate_grad_hook(Hook(probe.count_backward)))
-        self._handles.append(
-            self.model.register_forward_pre_hook(Hook(self._begin_forward), with_kwargs=True, prepend=True)
-        )
+        self._handles.append(hook_before(self.model, Hook(self._begin_forward), with_kwargs=True, prepend=True))
         if self._optimizers:
             me = weakref.ref(self)
 

@@ -153,6 +153,14 @@ class Change:
         """Put another module under a parent's name."""
         self._set(parent._modules, name, child)
 
+    def replace(self, model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+        """Put another module in the place of a child, under every name that it has in the model."""
+        for parent in list(model.modules()):
+            if not isinstance(parent, torch.jit.ScriptModule):
+                for key, child in list(parent._modules.items()):
+                    if child is old:
+                        self.set_child(parent, key, new)
+
     def set_item(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
         """Set an item of any other dict, such as an optimizer's group."""
         self._set(mapping, key, value)

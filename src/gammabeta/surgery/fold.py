@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.neighbours import Refusal
-from gammabeta.introspection.observe import observe
+from gammabeta.introspection.observe import Observation, observe
 from gammabeta.introspection.unchanged import unchanged
 from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
+from gammabeta.surgery.folding.branches import Branches, Finder, merge
 from gammabeta.surgery.folding.compare import Comparison
+from gammabeta.surgery.folding.settle import Edit, settle
 from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
 
 _ROUNDS = 5
@@ -33,11 +36,12 @@ class Site:
 
     Attributes:
         norm: its qualified name.
-        way: "after" or "before" the layer that absorbed it; "alone", as one multiply-add; "refused".
+        way: "after" or "before" the layer that absorbed it; "beside", as a branch of its own that was merged with the
+            layer; "alone", as one multiply-add; "refused".
         layer: the layer's qualified name; "" for none.
         reason: why the norm was refused, or became a multiply-add.
-        error: the largest relative error with only this site changed. It is measured only where the error of the whole
-            model exceeded the tolerance.
+        error: for a site that was put back, the largest relative error with it: on its own where that exceeded the
+            tolerance, else together with the sites that stayed.
     """
 
     norm: str
@@ -56,7 +60,7 @@ class Site:
             return f"refused: {self.reason}"
         if not self.layer:
             return f"one multiply-add: {self.reason}"
-        return f"folded into {self.layer}" + (" behind it" if self.way == "before" else "")
+        return f"folded into {self.layer}" + {"before": " behind it", "beside": " beside it"}.get(self.way, "")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Folded:
     Attributes:
         model: the new model.
         sites: one for each norm that was chosen, in the order of the forward.
+        branches: parallel layers that were added, and are one convolution now.
         error: the largest relative error of an output, max|y′ − y|/max|y|, on the example inputs and perturbed ones.
         tolerance: the bound on the relative error, by the least precise dtype.
         inputs: the number of inputs on which the two models were compared.
@@ -74,6 +79,7 @@ class Folded:
 
     model: nn.Module
     sites: list[Site]
+    branches: list[Branches]
     error: float
     tolerance: float
     inputs: int
@@ -102,8 +108,10 @@ class Folded:
             f"  largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
             f"  a forward takes {after:.2f} ms instead of {before:.2f} ms: {self.speedup:.2f} times as fast",
         ]
-        width = max((len(site.norm) for site in self.sites), default=0)
-        return "\n".join(lines + [f"  {site.norm or '(the model)':<{width}}  {site}" for site in self.sites])
+        rows = [(site.norm or "(the model)", str(site)) for site in self.sites]
+        rows += [(branches.layers[0], str(branches)) for branches in self.branches]
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join(lines + [f"  {name:<{width}}  {outcome}" for name, outcome in rows])
 
     __repr__ = __str__
 
@@ -123,6 +131,10 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
     A layer or norm is refused that is called more than once, shares its weights, has hooks or parametrizations, or
     whose tensor has another reader; so is a norm that uses the batch's statistics.
 
+    Branches are merged: where convolutions of one input, and norms beside them, are only added, as in RepVGG and
+    MobileOne, one convolution takes their place. The model's own forward goes on adding: the other branches give a zero
+    without axes.
+
     Then the outputs are compared with the original's, on the example inputs and on perturbed ones. A site that makes
     them differ is put back.
 
@@ -141,7 +153,8 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
         ValueError: `where` chooses no norm; the model is compiled, uninitialized, or cannot be copied.
         Exception: whatever the model's forward raises.
 
-    Source: Jacob et al. 2018 (1712.05877), eq. 14, for convolution then norm.
+    Source: Jacob et al. 2018 (1712.05877), eq. 14, for convolution then norm; Ding et al. 2021 (2101.03697), section
+    3.3, for branches.
     """
     if hasattr(model, "_orig_mod"):
         raise ValueError(
@@ -168,54 +181,47 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
         except Refusal as refusal:
             sites.append(Site(name, "refused", reason=str(refusal)))
     comparison = Comparison(model, example_inputs, forward)
-    off, bad = _settle(new, places, comparison)
+    settled = settle(new, {name: _fold_into(new, name, place) for name, place in places.items()}, comparison)
+    bad = settled.rejected
     sites = [
         replace(site, way="refused", layer="", reason=bad[site.norm][0], error=bad[site.norm][1])
         if site.norm in bad
         else site
         for site in sites
     ]
+    branches, error = _merge_branches(new, sites, partial(observe, new, example_inputs, forward), comparison)
+    into = {layer: each.layers[0] for each in branches if not each.reason for layer in each.layers}
+    sites = [
+        replace(site, way="beside", layer=into[site.norm], reason="") if site.norm in into else site for site in sites
+    ]
     seconds = _time(model, new, example_inputs, forward_batch("fold", forward))
-    return Folded(new, sites, off, comparison.tolerance, comparison.inputs, seconds)
+    return Folded(new, sites, branches, error or settled.error, comparison.tolerance, comparison.inputs, seconds)
 
 
-def _settle(
-    new: nn.Module, places: dict[str, Place], comparison: Comparison
-) -> tuple[float, dict[str, tuple[str, float]]]:
-    """Fold all places; if the error exceeds the tolerance, only those that keep it, one by one and then together."""
-    change = _apply(new, places)
-    error, why = comparison.error(new)
-    if error <= comparison.tolerance:
-        return error, {}
-    change.undo()
-    bad: dict[str, tuple[str, float]] = {}
-    good: dict[str, Place] = {}
-    for together in (False, True):
-        kept: dict[str, Place] = {}
-        for name, place in (good if together else places).items():
-            attempt = {**kept, name: place} if together else {name: place}
-            change = _apply(new, attempt)
-            error, why = comparison.error(new)
-            change.undo()
-            if error <= comparison.tolerance:
-                kept[name] = place
-            else:
-                how = " with the sites before it" if together else ""
-                off = why or f"the output is off by {error:.1e}, more than {comparison.tolerance:.0e}"
-                bad[name] = f"folded{how}, {off}", error
-        good = kept
-        _apply(new, good)
-        error, why = comparison.error(new)
-        if error <= comparison.tolerance:
-            return error, bad
-        change = Change("fold")
-    return error, bad
+def _merge_branches(
+    new: nn.Module, sites: Sequence[Site], look: Callable[[], Observation], comparison: Comparison
+) -> tuple[list[Branches], float]:
+    """Merge the branches that took a norm; return them, and the model's error, 0 where there are none."""
+    chosen = {site.layer or site.norm for site in sites if site.way != "refused"}
+    if not chosen:
+        return [], 0.0
+    found = Finder(new, look()).find(chosen)
+    if not found:
+        return [], 0.0
+    settled = settle(new, {each.layers[0]: partial(merge, new, each) for each in found}, comparison)
+    rejected = settled.rejected
+    return [
+        replace(each, reason=rejected[each.layers[0]][0], error=rejected[each.layers[0]][1])
+        if each.layers[0] in rejected
+        else each
+        for each in found
+    ][::-1], settled.error
 
 
-def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
-    """Fold the places in order; a layer may absorb a norm behind it and one before it."""
-    change = Change("fold")
-    for name, place in places.items():
+def _fold_into(model: nn.Module, name: str, place: Place) -> Edit:
+    """Return the edit that folds one norm; a layer may absorb a norm behind it and one before it."""
+
+    def edit(change: Change) -> None:
         norm = model.get_submodule(name)
         scale, shift, rest = place.affine.scale, place.affine.shift, place.affine.rest
         if place.way == ALONE:
@@ -228,12 +234,9 @@ def _apply(model: nn.Module, places: dict[str, Place]) -> Change:
             change.set_parameter(layer, "weight", nn.Parameter(weight, required))
             change.set_parameter(layer, "bias", nn.Parameter(bias, required))
             left = nn.Identity() if rest is None else rest
-        left.train(norm.training)
-        for parent in list(model.modules()):
-            for key, child in list(parent._modules.items()):
-                if child is norm:
-                    change.set_child(parent, key, left)
-    return change
+        change.replace(model, norm, left.train(norm.training))
+
+    return edit
 
 
 def _dtype(norm: nn.Module) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -13,7 +14,7 @@ from gammabeta.introspection.forward import Forward
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.norms import is_norm, is_ours
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
-from gammabeta.introspection.unchanged import modes_kept
+from gammabeta.introspection.unchanged import modes_kept, set_mode
 from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change, transaction
 
@@ -62,10 +63,7 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
             if isinstance(act, nn.LeakyReLU):
                 change.set_attribute(norm, "activation_slope", act.negative_slope, name)
             idle = nn.Identity().train(act.training)
-            for parent in modules.values():
-                for key, child in list(parent._modules.items()):
-                    if child is act:
-                        change.set_child(parent, key, idle)
+            change.replace(model, act, idle)
             change.note(name, f"absorbed {act_name} ({_NAMES[type(act)]})")
     return change
 
@@ -78,7 +76,7 @@ def _in_both_modes(model: nn.Module, example_inputs: Any, forward: Forward | Non
         if modes != {mode}:
             # The inputs may not do for training: one sample, no targets.
             with suppress(Exception), modes_kept(model):
-                model.train(mode)
+                set_mode(model, mode)
                 found.append(observe(model, example_inputs, forward))
     return found
 
@@ -90,6 +88,8 @@ def _reader(norm: Any, name: str, neighbours: Neighbours) -> str:
         Refusal: there is none, or one of the two cannot be changed.
     """
     observation, modules = neighbours.observation, neighbours.modules
+    if isinstance(norm, torch.jit.ScriptModule):
+        raise Refusal("it is scripted: fuse before torch.jit.script or torch.jit.trace")
     if not is_ours(norm):
         raise Refusal(f"it is {type(norm).__module__}.{type(norm).__qualname__}, not ours: gammabeta.adopt first")
     if norm.activation is not None:

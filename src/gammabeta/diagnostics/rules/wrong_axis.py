@@ -59,6 +59,8 @@ def check(record: Record) -> Iterator[Match]:
 
 def _own_forward(module: Any) -> bool:
     """Whether a subclass may move its input's axes before it normalizes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))
 
 

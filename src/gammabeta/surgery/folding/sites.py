@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -62,6 +63,8 @@ class Sites:
         norm = self.modules[name]
         if name == "":
             raise Refusal("it is the model itself")
+        if isinstance(norm, torch.jit.ScriptModule):
+            raise Refusal("it is scripted: fold before torch.jit.script or torch.jit.trace")
         _check_free(norm, "it")
         affine = affine_of(norm)
         call = self._neighbours.only_call(name, "it")
@@ -101,7 +104,7 @@ class Sites:
         found = self._neighbours.producer(call.inputs[0], 1)
         if found is None or found.axis != found.features or found.output.shape[found.features] != len(affine.scale):
             return None
-        self._check_layer(found.call.module, found.call)
+        self.check_layer(found.call.module, found.call)
         self._neighbours.check_alone(found, call)
         return found.call.module
 
@@ -128,12 +131,16 @@ class Sites:
                 raise Refusal(f"{what} pads with zeros, which the norm does not shift")
             if not _is_plain(layer):
                 raise Refusal(f"{what} has a forward of its own ({type(layer).__qualname__})")
-        self._check_layer(reader.module, reader)
+        self.check_layer(reader.module, reader)
         self._neighbours.check_unseen(out.data, "the norm's output")
         return reader.module
 
-    def _check_layer(self, name: str, call: Call) -> None:
-        """Check that neither the layer nor its weights are shared, and that it computes what torch's layer does."""
+    def check_layer(self, name: str, call: Call) -> None:
+        """Check that neither the layer nor its weights are shared, and that it computes what torch's layer does.
+
+        Raises:
+            Refusal: it may not be changed.
+        """
         layer, observation = self.modules[name], self.observation
         assert isinstance(layer, LAYERS)
         _check_free(layer, name)

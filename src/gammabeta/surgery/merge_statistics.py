@@ -1,0 +1,150 @@
+"""Merging of the running statistics of many checkpoints into one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MEAN, _VAR, _COUNT = "running_mean", "running_var", "num_batches_tracked"
+
+
+def merge_statistics(
+    state_dicts: Sequence[Mapping[str, Any]], counts: Sequence[float] | None = None
+) -> dict[str, Tensor]:
+    """Merge the running statistics of several state_dicts of one model, as of clients or of a soup's members.
+
+        μ = Σ wᵢ·μᵢ        σ² = Σ wᵢ·(σᵢ² + (μᵢ − μ)²)        wᵢ = nᵢ/Σn,        for each channel
+
+    An average of the variances would leave out the variance between the means, (μᵢ − μ)². σᵢ² are running variances as
+    they are: each batch moved them by its variance divided by n − 1. Where they are the variances of all of a client's
+    values, the result is that of the pooled values: exactly if all are divided by n, and by n − 1 to a part in nᵢ.
+
+    Put the result into the averaged state: `average.update(gammabeta.merge_statistics(state_dicts, counts))`. γ and β
+    are averaged like other weights. FedBN keeps the whole norm on each client, and needs no merged statistics. In a
+    soup, averaged weights make other activations than its members': where there is data, call `gammabeta.recalibrate`
+    on the result.
+
+    Args:
+        state_dicts: of models with the same norms. Nothing else in them is looked at, and they stay as they are.
+        counts: the number of samples of each, or any weights; those with 0 do not count. None takes each norm's
+            num_batches_tracked, and equal weights where none has counted.
+
+    Returns:
+        The entries `running_mean`, `running_var` and `num_batches_tracked` of every norm, and no others, with the dtype
+        and device of the first state_dict. num_batches_tracked is the largest of all, as in `gammabeta.reconcile`. It
+        stays an integer, and no sum, by which the next merge would count earlier rounds again.
+
+    Raises:
+        ValueError: there are no state_dicts or none with running statistics; they have other keys or shapes; counts are
+            of another number, negative, not finite or all 0; statistics that count are not finite.
+        TypeError: a state_dict is no mapping.
+
+    Source: Chan, Golub & LeVeque 1983, eq. 2.1; Li et al. 2021 (2102.07623) for FedBN.
+    """
+    states = list(state_dicts)
+    norms = _norms_of_all(states)
+    weights = None if counts is None else _checked_counts(counts, len(states))
+    merged: dict[str, Tensor] = {}
+    for norm in norms:
+        merged |= _merge(norm, states, weights)
+    # In the order of the state_dict.
+    return {key: merged[key] for key in states[0] if key in merged}
+
+
+def _norms_of_all(states: Sequence[Any]) -> list[str]:
+    """Return the prefixes of the norms' keys, after a check that all states have the same ones."""
+    if not states:
+        raise ValueError("merge_statistics: expected at least one state_dict, got none.")
+    for i, state in enumerate(states):
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"merge_statistics: expected a sequence of state_dicts, got a {type(state).__qualname__} at {i}: load "
+                "files with torch.load, and hand model.state_dict() of a model."
+            )
+    shapes = [_shapes(state) for state in states]
+    if not shapes[0]:
+        inner = next((key for key, value in states[0].items() if isinstance(value, Mapping) and _shapes(value)), None)
+        hint = "are the norms GroupNorm or LayerNorm? They have none." if inner is None else f"hand its {inner!r}."
+        raise ValueError(
+            f"merge_statistics: expected state_dicts with running statistics, got none in the first: {hint}"
+        )
+    for i, other in enumerate(shapes[1:], 1):
+        different = sorted(shapes[0].keys() ^ other.keys())
+        if different:
+            key = different[0]
+            has, lacks = (0, i) if key in shapes[0] else (i, 0)
+            raise ValueError(
+                f"merge_statistics: expected the same norms in every state_dict, got {key} in state_dict {has} and not "
+                f"in {lacks} ({len(different)} such keys): hand checkpoints of one architecture."
+            )
+        for key, shape in shapes[0].items():
+            if other[key] != shape:
+                raise ValueError(
+                    f"merge_statistics: expected the same channels in every state_dict, got {key} of shape {shape} in "
+                    f"state_dict 0 and {other[key]} in {i}: hand checkpoints of one architecture."
+                )
+    return [key.removesuffix(_MEAN) for key in shapes[0] if _leaf(key) == _MEAN]
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the entries that belong to norms with running statistics, by key."""
+    found = {}
+    for key, value in state.items():
+        if isinstance(key, str) and _leaf(key) in (_MEAN, _VAR, _COUNT) and isinstance(value, Tensor):
+            norm = key.removesuffix(_leaf(key))
+            if norm + _MEAN in state and norm + _VAR in state:
+                found[key] = tuple(value.shape)
+    return found
+
+
+def _checked_counts(counts: Sequence[float], expected: int) -> Tensor:
+    given = torch.as_tensor(counts, dtype=torch.float64).flatten()
+    if len(given) != expected:
+        raise ValueError(
+            f"merge_statistics: expected a count for each of {expected} state_dicts, got {len(given)}: hand the number "
+            "of samples of each, in their order."
+        )
+    if not bool((torch.isfinite(given) & (given >= 0)).all()) or not bool((given > 0).any()):
+        raise ValueError(
+            f"merge_statistics: expected finite counts of at least 0, one of them above, got {given.tolist()}: hand "
+            "the number of samples of each, or None."
+        )
+    return given
+
+
+def _merge(norm: str, states: Sequence[Mapping[str, Any]], counts: Tensor | None) -> dict[str, Tensor]:
+    first = states[0]
+    mean, var = (torch.stack([_double(state[norm + leaf]) for state in states]) for leaf in (_MEAN, _VAR))
+    tracked = [state[norm + _COUNT] for state in states] if norm + _COUNT in first else None
+    n = counts
+    if n is None and tracked is not None:
+        n = torch.stack([_double(count).flatten()[0] for count in tracked])
+    if n is None or not bool((n > 0).any()):
+        n = torch.ones(len(states), dtype=torch.float64)
+    for i, state_mean, state_var, weight in zip(range(len(states)), mean, var, n, strict=True):
+        good = torch.isfinite(state_mean) & torch.isfinite(state_var) & (state_var >= 0)
+        if weight > 0 and not bool(good.all()):
+            raise ValueError(
+                f"merge_statistics: expected statistics that are finite, with variances of at least 0, got "
+                f"{int((~good).sum())} of {len(good)} channels of {norm.rstrip('.') or 'the norm'} that are not in "
+                f"state_dict {i}: leave it out, or give it a count of 0."
+            )
+    live = n > 0
+    mean, var, share = mean[live], var[live], (n[live] / n.sum())[:, None]
+    merged_mean = (share * mean).sum(0)
+    merged_var = (share * (var + (mean - merged_mean).square())).sum(0)
+    out = {norm + _MEAN: merged_mean.to(first[norm + _MEAN]), norm + _VAR: merged_var.to(first[norm + _VAR])}
+    if tracked is not None:
+        out[norm + _COUNT] = torch.stack([count.to(tracked[0]) for count in tracked]).amax(0)
+    return out
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def _leaf(key: str) -> str:
+    return key.rpartition(".")[2]
