@@ -202,7 +202,7 @@ def _norm(
 
 
 def _affine(module: nn.Module, name: str | None) -> Tensor | None:
-    """Return γ's or β's tensor by the name that the module has for it; as a vector, where the other axes have size 1."""
+    """Return γ or β by the name that the module has for it; as a vector, where all other axes have the size 1."""
     value = None if name is None else _vector(module, name)
     return value.flatten() if value is not None and max(value.shape, default=1) == value.numel() else value
 

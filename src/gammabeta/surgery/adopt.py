@@ -73,9 +73,9 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
       with `Running`. Its γ and β are Parameters that require no gradient.
     - timm's BatchNorms with an activation become ours with that activation.
     - Subclasses of torch's norms become ours where they compute the same and override nothing else.
-    - Norms of other libraries become an RMSNorm or LayerNorm that computes by their formula: Llama's, T5's, Gemma's with
-      its scale of 1 + weight, timm's LayerNorm2d with channels on axis 1. Their names of γ and β stay. A 16-bit input is
-      rounded where the class rounds it, to the same dtype; `docs/conventions.md` says where that differs.
+    - Norms of other libraries become an RMSNorm or LayerNorm that computes by their formula: Llama's, T5's, Gemma's
+      with its scale of 1 + weight, timm's LayerNorm2d with channels on axis 1. Their names of γ and β stay. A 16-bit
+      input is rounded where the class rounds it, to the same dtype; `docs/conventions.md` says where that differs.
 
     The last four kinds are first compared with ours: copies run on inputs made for the purpose, and nothing is adopted
     by its name.
