@@ -192,8 +192,8 @@ def _norm(
         training=module.training,
         frozen=layer.frozen,
         tracks=layer.tracks,
-        weight=_vector(module, "weight"),
-        bias=_vector(module, "bias"),
+        weight=_affine(module, layer.affine.weight),
+        bias=_affine(module, layer.affine.bias),
         running_mean=mean,
         running_var=var,
         num_batches_tracked=getattr(module, "num_batches_tracked", None),
@@ -201,6 +201,12 @@ def _norm(
         before_trains=before,
         around_trains=around,
     )
+
+
+def _affine(module: nn.Module, name: str | None) -> Tensor | None:
+    """Return γ or β by the name that the module has for it; as a vector, where all other axes have the size 1."""
+    value = None if name is None else _vector(module, name)
+    return value.flatten() if value is not None and max(value.shape, default=1) == value.numel() else value
 
 
 def _vector(module: nn.Module, name: str) -> Tensor | None:

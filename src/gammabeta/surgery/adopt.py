@@ -1,4 +1,4 @@
-"""Adoption of torch.nn's norms as gammabeta's, and back: the class of the same module object changes."""
+"""Adoption of torch.nn's and other libraries' norms as gammabeta's, and back: the class of the same object changes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Origin:
 
 
 def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -> Change:
-    """Turn torch.nn's norms in the model into gammabeta's, in place: same objects, Parameters, hooks and state_dict.
+    """Turn the norms of the model into gammabeta's, in place: same objects, Parameters, hooks and state_dict.
 
     Outputs stay equal up to rounding, and every layer stays an instance of the class that it had.
 
@@ -72,12 +72,18 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
     - The frozen BatchNorms of torchvision, detectron2 and DETR, whose four vectors are buffers, become a BatchNorm2d
       with `Running`. Its γ and β are Parameters that require no gradient.
     - timm's BatchNorms with an activation become ours with that activation.
+    - Subclasses of torch's norms become ours where they compute the same and override nothing else.
+    - Norms of other libraries become an RMSNorm or LayerNorm that computes by their formula: Llama's, T5's, Gemma's
+      with its scale of 1 + weight, timm's LayerNorm2d with channels on axis 1. Their names of γ and β stay. A 16-bit
+      input is rounded where the class rounds it, to the same dtype; `docs/conventions.md` says where that differs.
 
-    The last two kinds are first compared with ours, on inputs made for the purpose.
+    The last four kinds are first compared with ours: copies run on inputs made for the purpose, and nothing is adopted
+    by its name.
 
     Left alone, each with the reason, are:
 
-    - other subclasses, whose own forward would be lost
+    - norms that compute none of the known formulas, or take more than one tensor, such as Mamba's gated RMSNorm
+    - classes with other methods of torch.nn.Module of their own, which would be lost
     - modules that are parametrized, scripted, or lazy and have not seen a batch
     - modules with a `forward` set on the instance, and those that FSDP2 manages
 
