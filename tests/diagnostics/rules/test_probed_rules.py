@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gammabeta as gb
-from gammabeta.diagnostics.probe import padded_lengths, probe
+from gammabeta.diagnostics.padding import padded_lengths
+from gammabeta.diagnostics.probe import probe
 from gammabeta.diagnostics.rules import (
     batch_leak,
     foldable,
