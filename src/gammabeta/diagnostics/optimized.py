@@ -30,7 +30,8 @@ class OptimizedAround:
         where = norm.name
         while where:
             where = where.rpartition(".")[0]
-            others = [p for p in self._modules[where].parameters() if id(p) not in self._of_norms]
+            parameters = [p for p in self._modules[where].parameters() if not nn.parameter.is_lazy(p)]
+            others = [p for p in parameters if id(p) not in self._of_norms]
             total = sum(p.numel() for p in others)
             if total:
                 return sum(p.numel() for p in others if id(p) in self._held) / total

@@ -60,7 +60,7 @@ def is_finite(value: Any) -> bool:
 
 def not_below_infinity(tensor: Tensor) -> Tensor | None:
     """Return a scalar that is True if a tensor holds NaN or +∞; None if that cannot be asked of it."""
-    if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0:
+    if nn.parameter.is_lazy(tensor) or not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0:
         return None
     try:
         return ~(tensor.detach().amax() < torch.inf)

@@ -113,3 +113,11 @@ def test_watched_frozen_norms_are_found_by_their_batches():
     (finding,) = watch.diagnosis(select="GB113").findings
     assert (finding.severity, finding.where) == ("warning", "0.1")
     assert "the batches' statistics are" in finding.message
+
+
+def test_what_the_fix_of_a_thawing_norm_freezes_was_found_before_it():
+    model = detector(nn.BatchNorm2d).train()
+    model[0].requires_grad_(False)
+    assert findings(model) == [("note", "0.1")]
+    gb.check(model, select="GB101").fix()
+    assert findings(model) == [("note", "0.1")]

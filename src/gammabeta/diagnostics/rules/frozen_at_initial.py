@@ -1,8 +1,8 @@
 """A norm that normalizes by statistics still at 0 and 1.
 
 What it does: Finds models in which all frozen BatchNorms are exactly as constructed: γ = 1, β = 0, mean 0 and variance
-1. Frozen are norms with the source `Running`, FrozenBatchNorms of other libraries, and norms in evaluation mode inside
-a model in training mode. Given inputs, or while watching, the inputs of each are compared with 0 and 1. It is a warning
+1. Frozen are norms with the source `Running`, FrozenBatchNorms of other libraries, norms in evaluation mode inside a
+model in training mode, and those that GB101 says do not train. Given inputs, or while watching, the inputs of each are compared with 0 and 1. It is a warning
 if they differ by half a standard deviation, or by a factor of two in the variance, and nothing is found if they do not.
 Without inputs it is a note, and a warning if other norms of the model show traces of training. As a note, finds norms
 in evaluation whose statistics never moved, although those of others did, on inputs that are far from 0 and 1.
@@ -33,6 +33,7 @@ from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.gap import SHIFT, gap_of
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.diagnostics.rules import frozen_norm_thaws
 from gammabeta.surgery.freeze import freeze
 
 severity = "warning"
@@ -45,7 +46,9 @@ def check(record: Record) -> Iterator[Match]:
     if record.model is None:
         return
     norms = [norm for norm in record.of_kind("batch") if norm.has_statistics]
-    frozen = [norm for norm in norms if norm.frozen or (record.model.training and norm.tracks and not norm.training)]
+    thawing = {match.where for match in frozen_norm_thaws.check(record)}  # which its fix would freeze as they are
+    still = {norm.name for norm in norms if record.model.training and norm.tracks and not norm.training}
+    frozen = [norm for norm in norms if norm.frozen or norm.name in thawing | still]
     if frozen and all(_as_constructed(norm) for norm in frozen):
         yield from _frozen(record, frozen, norms)
     else:
