@@ -16,7 +16,9 @@ class OptimizedAround:
 
     def __init__(self, record: Record) -> None:
         assert record.model is not None
-        self._held = {id(p) for optimizer in record.optimizers for group in optimizer.param_groups for p in group["params"]}
+        self._held = {
+            id(p) for optimizer in record.optimizers for group in optimizer.param_groups for p in group["params"]
+        }
         self._of_norms = {id(p) for norm in record.norms if norm.module is not None for p in norm.module.parameters()}
         self._modules = dict(record.model.named_modules(remove_duplicate=False))
         # Optimizers of another model, or a fresh copy of this one, say nothing.
@@ -34,7 +36,7 @@ class OptimizedAround:
             others = [p for p in parameters if id(p) not in self._of_norms]
             total = sum(p.numel() for p in others)
             if total:
-                return sum(p.numel() for p in others if id(p) in self._held) / total
+                return float(sum(p.numel() for p in others if id(p) in self._held) / total)
         return None
 
     def is_trained(self, norm: Norm) -> bool:

@@ -129,7 +129,9 @@ class FiniteWatch:
 
     def _bad_parameters(self) -> tuple[list[str], int]:
         """Return the names of the parameters that are not finite, and the number of all that can be looked at."""
-        flags = {name: flag for name, p in self._model.named_parameters() if (flag := not_below_infinity(p)) is not None}
+        flags = {
+            name: flag for name, p in self._model.named_parameters() if (flag := not_below_infinity(p)) is not None
+        }
         if not flags:
             return [], 0
         device = next(iter(flags.values())).device

@@ -33,8 +33,9 @@ class watch:  # noqa: N801 - a context, used as a function
 
     Every forward is counted. Every `every`-th step is measured, and before it steps 1, 2, 4, 8, …: how far running
     statistics move, how far the batch's statistics are from them, gradients of γ and β, dead channels, and the
-    effective number of values. The first outputs or parameters that are not finite are noted with their step and, where it
-    can be seen, their module. The record has a bounded size. Leaving the context removes all hooks; the record stays.
+    effective number of values. The first outputs or parameters that are not finite are noted with their step and, where
+    it can be seen, their module. The record has a bounded size. Leaving the context removes all hooks; the record
+    stays.
 
     Args:
         model: any module, also one wrapped by DistributedDataParallel.
@@ -154,9 +155,7 @@ class watch:  # noqa: N801 - a context, used as a function
             watched.training_steps += 1
         elif modes:
             watched.evaluation_steps += 1
-            if watched.training_steps and not watched.evaluation_after_training:
-                watched.first_evaluation = watched.steps
-            elif watched.first_evaluation is None:
+            if (watched.training_steps and not watched.evaluation_after_training) or watched.first_evaluation is None:
                 watched.first_evaluation = watched.steps
             watched.evaluation_after_training += watched.training_steps > 0
 

@@ -127,8 +127,8 @@ class Divergence:
     Attributes:
         step: the step in which the first values that are not finite were seen.
         cause: "inputs": the model was given them. "forward": a module made them of finite inputs, parameters being
-            finite. "update": that step's update left parameters that are not finite, although its outputs were. "unknown":
-            it was not seen where.
+            finite. "update": that step's update left parameters that are not finite, although its outputs were.
+            "unknown": it was not seen where.
         where: qualified name of the module: that of the forward, or the last one with such parameters; None if it is
             not known, or if all parameters are such.
         parameters, of: number of parameters that were not finite at that time, and of all.
@@ -161,7 +161,9 @@ class Divergence:
         elif self.cause == "update":
             text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}"
             text += ", although its outputs were: its loss or a gradient was not" * (self.last_finite == self.step)
-            text += "; this module is the last of them, so the gradient went wrong there or right behind" * bool(self.where)
+            text += "; this module is the last of them, so the gradient went wrong there or right behind" * bool(
+                self.where
+            )
         else:
             text = f"from step {self.step} on values were not finite"
         if self.forwards > self.bad:

@@ -8,8 +8,8 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.cli.main import main
-from gammabeta.diagnostics.checkpoint import record_checkpoint
 from gammabeta.diagnostics.check import diagnose
+from gammabeta.diagnostics.checkpoint import record_checkpoint
 from gammabeta.diagnostics.rules import not_finite
 
 
@@ -190,7 +190,8 @@ class TestWatch:
         divergence = watch.watched.divergence
         assert (divergence.step, divergence.cause, divergence.where) == (bad, "update", None)
         assert str(divergence).startswith(
-            f"10 of 10 parameters were not finite after step {bad}, although its outputs were: its loss or a gradient was not"
+            f"10 of 10 parameters were not finite after step {bad}, although its outputs were: its loss or a gradient "
+            "was not"
         )
 
     def test_a_gradient_that_is_nan_from_one_module_back_names_it(self):

@@ -152,7 +152,9 @@ class TestPadding:
                 grouped = sample.reshape(groups, -1, 20)
                 inner = grouped[..., :length].flatten(1)
                 shifts.append((grouped.flatten(1).mean(1) - inner.mean(1)) / inner.std(1, correction=0))
-        assert finding.evidence["mean_shift"] == pytest.approx(float(torch.cat(shifts).square().mean().sqrt()), rel=1e-6)
+        assert finding.evidence["mean_shift"] == pytest.approx(
+            float(torch.cat(shifts).square().mean().sqrt()), rel=1e-6
+        )
         if isinstance(norm, nn.LayerNorm):
             return  # it takes one length only
         a, b = model(x[1:2])[..., :4], model(x[1:2, :, :5])[..., :4]  # the last position also sees what follows it

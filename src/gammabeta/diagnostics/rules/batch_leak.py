@@ -7,8 +7,8 @@ how much. For "private" it also finds InstanceNorms with running statistics.
 Why it matters: It depends on the intent. "contrastive": the statistics that positives share give the answer away, and
 the loss falls without anything being learned (moco#46). "gradient-penalty": the penalty is on the gradient of each
 sample's score with respect to that sample; with batch statistics there is no such gradient (Gulrajani 2017, section 4).
-"private": one person's data enters everybody's gradient, which clipping sample by sample does not bound. Running statistics are another way out: they
-hold the data's mean without noise. Opacus refuses such models.
+"private": one person's data enters everybody's gradient, which clipping sample by sample does not bound. Running
+statistics are another way out: they hold the data's mean without noise. Opacus refuses such models.
 
 Example: A critic with BatchNorm, trained with a gradient penalty.
 

@@ -15,10 +15,10 @@ Use instead: After pruning, `gammabeta.recalibrate(model, batches)`, or remove t
 Evidence: tests/diagnostics/rules/test_dead_channels.py: in the flagged example the dead channels' outputs in evaluation
 and in training differ by over one standard deviation; after recalibration by rounding.
 
-Limits: Few inputs may leave a channel behind a ReLU at 0 by chance: this is the note, given from 8 samples and 64 values on. Channels
-whose running variance is also below ε have been dead for long: GB104 lists them. A layer whose filters are all zero
-and whose statistics never moved was initialized so. Norms on the model's own inputs, where a column may be constant,
-are left out.
+Limits: Few inputs may leave a channel behind a ReLU at 0 by chance: this is the note, given from 8 samples and 64
+values on. Channels whose running variance is also below ε have been dead for long: GB104 lists them. A layer whose
+filters are all zero and whose statistics never moved was initialized so. Norms on the model's own inputs, where a
+column may be constant, are left out.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.flow import layer_before
 from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.flow import layer_before
 from gammabeta.diagnostics.gap import still_channels
 from gammabeta.diagnostics.record import Norm, Record, channels
 from gammabeta.diagnostics.rule import Example, Match

@@ -2,25 +2,26 @@
 
 What it does: Finds models in which all frozen BatchNorms are exactly as constructed: γ = 1, β = 0, mean 0 and variance
 1. Frozen are norms with the source `Running`, FrozenBatchNorms of other libraries, norms in evaluation mode inside a
-model in training mode, and those that GB101 says do not train. Given inputs, or while watching, the inputs of each are compared with 0 and 1. It is a warning
-if they differ by half a standard deviation, or by a factor of two in the variance, and nothing is found if they do not.
-Without inputs it is a note, and a warning if other norms of the model show traces of training. As a note, finds norms
-in evaluation whose statistics never moved, although those of others did, on inputs that are far from 0 and 1.
+model in training mode, and those that GB101 says do not train. Given inputs, or while watching, the inputs of each are
+compared with 0 and 1. It is a warning if they differ by half a standard deviation, or by a factor of two in the
+variance, and nothing is found if they do not. Without inputs it is a note, and a warning if other norms of the model
+show traces of training. As a note, finds norms in evaluation whose statistics never moved, although those of others
+did, on inputs that are far from 0 and 1.
 
-Why it matters: Such a norm returns its input as it is. The network is one without normalization, which nobody
-designed, and freezing keeps it so for the whole training. The usual cause is a checkpoint that was not loaded, or that
-was loaded after the layers had been replaced, with `strict=False` (pytorch/vision#5443).
+Why it matters: Such a norm returns its input as it is. The network is one without normalization, which nobody designed,
+and freezing keeps it so for the whole training. The usual cause is a checkpoint that was not loaded, or that was loaded
+after the layers had been replaced, with `strict=False` (pytorch/vision#5443).
 
 Example: A backbone of convolutions and BatchNorms that is frozen before any weights were loaded.
 
 Use instead: Load the checkpoint, then freeze. Without a checkpoint let the norms train, or estimate their statistics
 first: `gammabeta.recalibrate(model, batches)`.
 
-Evidence: tests/diagnostics/rules/test_frozen_at_initial.py: on inputs of mean 3, the flagged example's norm returns
-its input up to ε, with a mean over two standard deviations from 0; recalibrated it is within a tenth of one.
+Evidence: tests/diagnostics/rules/test_frozen_at_initial.py: on inputs of mean 3, the flagged example's norm returns its
+input up to ε, with a mean over two standard deviations from 0; recalibrated it is within a tenth of one.
 
-Limits: Weights that were converted with mean and variance folded into γ and β have γ and β other than 1 and 0, and
-are not found. A model that is meant to start with random weights and frozen norms is found, and does train without
+Limits: Weights that were converted with mean and variance folded into γ and β have γ and β other than 1 and 0, and are
+not found. A model that is meant to start with random weights and frozen norms is found, and does train without
 normalization. A new norm in a pretrained model has not moved either, and is the note.
 """
 

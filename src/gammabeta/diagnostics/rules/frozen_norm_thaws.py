@@ -3,9 +3,9 @@
 What it does: In a model in which something else trains, finds BatchNorms in training mode that do not train. These are
 norms whose γ and β require no gradient, and norms without γ and β if the weights around them require none. Given
 inputs, finds only those whose running statistics a forward does move. It is an error if the weights before the norm are
-frozen too, and a warning if they train. Given the optimizer, as a warning, also finds norms of which neither γ and β nor
-the weights around them are in any optimizer. While watching, as a warning, finds norms that no backward reaches and no
-step moves, but whose statistics forwards move.
+frozen too, and a warning if they train. Given the optimizer, as a warning, also finds norms of which neither γ and β
+nor the weights around them are in any optimizer. While watching, as a warning, finds norms that no backward reaches and
+no step moves, but whose statistics forwards move.
 
 Why it matters: `requires_grad_(False)` does not affect buffers. In training mode the layer normalizes by the batch.
 Every forward moves its running statistics towards the new data, away from what the frozen weights were trained with.
@@ -24,8 +24,8 @@ Evidence: tests/diagnostics/rules/test_frozen_norm_thaws.py: ten steps of the fl
 running mean by a standard deviation; after the fix it stays the same bit for bit.
 
 Limits: Statistics may be meant to adapt while γ and β stay (AdaBN, test-time adaptation): ignore the rule there.
-"Before" goes by registration. GB604 covers models without any gradient. If several optimizers share a model, pass all of
-them, in a list. A part that starts to train later is found until then, if ten steps have passed.
+"Before" goes by registration. GB604 covers models without any gradient. If several optimizers share a model, pass all
+of them, in a list. A part that starts to train later is found until then, if ten steps have passed.
 """
 
 from collections.abc import Iterator

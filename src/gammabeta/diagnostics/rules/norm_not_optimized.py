@@ -14,8 +14,8 @@ Use instead: `gammabeta.parameter_groups(model, weight_decay)`, which has every 
 Evidence: tests/diagnostics/rules/test_norm_not_optimized.py: after 20 steps the example's γ is exactly 1, with a
 gradient; after the fix it has moved.
 
-Limits: If several optimizers share a model, pass all of them, in a list. A part of which at most half of the weights are
-in an optimizer counts as frozen on purpose, as the backbone under a linear probe.
+Limits: If several optimizers share a model, pass all of them, in a list. A part of which at most half of the weights
+are in an optimizer counts as frozen on purpose, as the backbone under a linear probe.
 """
 
 from collections.abc import Iterator

@@ -78,7 +78,9 @@ def _is_poisoned(record: Record, where: str | None) -> bool:
         if where in norm.names and norm.has_statistics:
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            return not bool((norm.running_mean.isfinite() & norm.running_var.isfinite() & (norm.running_var >= 0)).all())
+            return not bool(
+                (norm.running_mean.isfinite() & norm.running_var.isfinite() & (norm.running_var >= 0)).all()
+            )
     return False
 
 
@@ -104,7 +106,7 @@ def _bad_tensors(record: Record) -> tuple[list[str], int]:
     by_device: dict[torch.device, list[str]] = {}
     for name, flag in flags.items():
         by_device.setdefault(flag.device, []).append(name)
-    bad = set()
+    bad: set[str] = set()
     for names in by_device.values():
         found = torch.stack([flags[name] for name in names]).tolist()
         bad.update(name for name, flag in zip(names, found, strict=True) if flag)
@@ -112,9 +114,10 @@ def _bad_tensors(record: Record) -> tuple[list[str], int]:
 
 
 def flagged() -> Example:
-    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+    norm = nn.LayerNorm(8)
     with torch.no_grad():
-        model[1].weight[3] = float("nan")  # type: ignore[index]
+        norm.weight[3] = float("nan")
+    model = nn.Sequential(nn.Linear(4, 8), norm, nn.ReLU(), nn.Linear(8, 2))
     return Example(model, where=("1",))
 
 
