@@ -7,7 +7,7 @@ and the record of a watched training are there if they were given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -100,6 +100,7 @@ class Record:
         given_with_dropout: the same with dropout on; None if the model has no dropout.
         probe: what further forwards showed (`probe`).
         watched: the record of a watched training, for rules that see W.
+        tensors: all tensors of a checkpoint by key; those with several axes may be on the meta device.
     """
 
     model: nn.Module | None
@@ -115,6 +116,7 @@ class Record:
     given_with_dropout: Any = None
     probe: Any = None
     watched: Any = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -172,7 +174,7 @@ def record_state(state: Mapping[str, Tensor]) -> Record:
                 found.append(Norm(name, "unknown", (name,), weight=weight, bias=bias))
             elif bias is None and "norm" in name.rpartition(".")[2].lower():
                 found.append(Norm(name, "rms", (name,), weight=weight))
-    return Record(None, tuple(found))
+    return Record(None, tuple(found), tensors=state)
 
 
 def _norm(

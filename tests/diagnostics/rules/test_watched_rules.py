@@ -116,7 +116,9 @@ def test_healthy_training_is_left_in_peace(how):
     if how == "checkpointed":
         forward = model.forward
         model.forward = functools.partial(torch.utils.checkpoint.checkpoint, forward, use_reentrant=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    # Frozen statistics do not bound the activations: at 0.1 the training does diverge.
+    rate = 0.01 if how == "frozen" else 0.1
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
     with gb.watch(model, optimizer) as watch:
         for _ in range(3):
             model.train()
