@@ -1,4 +1,4 @@
-"""Questions about an observation that several rules ask: a norm's calls, and the layer before it."""
+"""Questions that several rules ask: a norm's calls, the layer before it, whether it has a forward of its own."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def layer_before(record: Record, call: Call) -> tuple[str, Any] | None:
     alone = not neighbours.readers(found.output.data, call) and neighbours.escape(found.output.data) is None
     once = len(observation.calls_of(found.call.module)) == len(observation.calls_of(call.module)) == 1
     return (found.call.module, found.layer) if alone and once else None
+
+
+def own_forward(module: Any) -> bool:
+    """Return whether a norm's forward is neither torch's nor gammabeta's, and so may do more, or on other axes."""
+    return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.flow import calls_of
+from gammabeta.diagnostics.flow import calls_of, own_forward
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import LAYERS, Neighbours
@@ -41,7 +41,7 @@ def check(record: Record) -> Iterator[Match]:
     found: set[str] = set()
     for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
         channel = _channel_axis(norm.module)
-        if norm.name in found or len(x.shape) < 3 or channel is None or _own_forward(norm.module):
+        if norm.name in found or len(x.shape) < 3 or channel is None or own_forward(norm.module):
             continue
         axis = channel % len(x.shape)
         other = _features_elsewhere(record, call, axis)
@@ -55,11 +55,6 @@ def check(record: Record) -> Iterator[Match]:
         )
         evidence = {"axis": axis, "features": at, "layer": layer}
         yield Match(norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
-
-
-def _own_forward(module: Any) -> bool:
-    """Whether a subclass may move its input's axes before it normalizes."""
-    return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))
 
 
 def _channel_axis(module: Any) -> int | None:
