@@ -231,3 +231,8 @@ def channels(values: Sequence[int], most: int = 4) -> str:
     """Format channel numbers for a message: "3, 7, 12 and 5 more"."""
     shown = ", ".join(map(str, values[:most]))
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Format a number of things for a message: "1 forward", "2 forwards"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
