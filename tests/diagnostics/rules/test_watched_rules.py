@@ -1,5 +1,6 @@
 """Rules that see training: the harm that each one states, and that healthy training has no findings."""
 
+import contextlib
 import functools
 
 import pytest
@@ -155,3 +156,101 @@ def test_healthy_training_is_left_in_peace(how):
                     model.eval()(x[:100])
     found = watch.diagnosis(select=[rule.code for rule in RULES if "W" in rule.sees]).findings
     assert found == ()
+
+
+# Recipes with several forwards per step.
+def sam(model, optimizer, batches, how):
+    """Two forwards per step, the second with weights that were moved up the gradient (Foret et al. 2021)."""
+    for x, y in batches:
+        nn.functional.cross_entropy(model(x), y).backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+        moves = [0.05 * p.grad / norm for p in model.parameters()]
+        with torch.no_grad():
+            for p, move in zip(model.parameters(), moves, strict=True):
+                (p.data if how == "data" else p).add_(move)
+        optimizer.zero_grad()
+        with gb.frozen_statistics(model) if how == "frozen" else contextlib.nullcontext():
+            nn.functional.cross_entropy(model(x), y).backward()
+        with torch.no_grad():
+            for p, move in zip(model.parameters(), moves, strict=True):
+                (p.data if how == "data" else p).sub_(move)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def digits(count=40, size=64):
+    datasets = pytest.importorskip("sklearn.datasets")
+    data = datasets.load_digits()
+    x, y = torch.tensor(data.images).float()[:, None] / 16, torch.tensor(data.target)
+    chosen = (torch.randperm(len(x))[:size] for _ in range(count))
+    return [(x[part], y[part]) for part in chosen]
+
+
+WATCHED = [rule.code for rule in RULES if "W" in rule.sees]
+
+
+@pytest.mark.parametrize("how", ["version", "data", "frozen"])
+def test_sam_s_second_forward_is_no_gradient_accumulation(how):
+    torch.manual_seed(0)
+    model = small_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    with gb.watch(model, optimizer) as watch:
+        sam(model, optimizer, digits(), how)
+    findings = watch.diagnosis(select=WATCHED).findings
+    if how == "frozen":
+        assert findings == ()
+        return
+    (finding,) = findings
+    assert (finding.code, finding.severity, finding.where) == ("GB204", "note", "1")
+    assert finding.message == (
+        "of the forwards of an optimizer step, 1 ran with other parameters than the one before, and moved the running "
+        "statistics (and those of 1 more) too, which now also describe those parameters"
+    )
+    assert "gammabeta.frozen_statistics(model)" in str(finding.fix)
+
+
+def test_a_line_search_is_no_gradient_accumulation():
+    torch.manual_seed(0)
+    model = small_network()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)
+    with gb.watch(model, optimizer) as watch:
+        for x, y in digits(12):
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+    assert {finding.severity for finding in watch.diagnosis(select=WATCHED).findings} <= {"note"}
+
+
+@pytest.mark.parametrize("distance", [0.3, 1.0, 5.0])
+def test_a_gan_s_discriminator_is_not_told_to_shuffle(distance):
+    """Its forwards alternate between real and fake samples, whatever the loader's order."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    loss = nn.functional.binary_cross_entropy_with_logits
+    with gb.watch(model, optimizer) as watch:
+        for _ in range(40):
+            optimizer.zero_grad()
+            real, fake = torch.randn(64, 4) + distance, torch.randn(64, 4)
+            loss(model(real), torch.ones(64, 1)).backward()
+            loss(model(fake), torch.zeros(64, 1)).backward()
+            optimizer.step()
+    assert "GB208" not in {finding.code for finding in watch.diagnosis(select=WATCHED).findings}
+
+
+def test_sorted_batches_are_found_in_accumulating_training_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gb.watch(model, optimizer) as watch:
+        for step in range(40):
+            for _ in range(2):
+                model(torch.randn(32, 4) + 2 * (step % 3)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert {finding.code for finding in watch.diagnosis(select=WATCHED).findings} == {"GB204", "GB208"}
