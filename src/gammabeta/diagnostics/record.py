@@ -96,7 +96,7 @@ class Record:
         loader: an iterable of batches.
         observed: the observation of a forward on the inputs, for rules that see D.
         given: measurements of each BatchNorm's and InstanceNorm's input, call by call, in evaluation.
-        given_with_dropout: the same with dropout on; None if the model has no dropout.
+        given_with_dropout: the same with dropout on, beside it off (`measure`); None if the model has no dropout.
         probe: what further forwards showed (`probe`).
         watched: the record of a watched training, for rules that see W.
     """

@@ -14,7 +14,8 @@ Use instead: `x.transpose(1, 2)` around it, or a LayerNorm over the features.
 Evidence: tests/diagnostics/rules/test_probed_rules.py: with trained γ and β, the flagged example's output for the same
 step changes with its place in the sequence by at least a tenth of its size. The clean one's stays the same.
 
-Limits: Subclasses with a forward of their own, which may move the axes themselves, are not looked at. Normalizing by
+Limits: Where axes are moved between the layer and the norm, as in token mixers, the axis was chosen and nothing is
+reported. Subclasses with a forward of their own, which may move the axes themselves, are not looked at. Normalizing by
 time step is sometimes intended. Operations in between, such as a sum or an activation, hide where the features are, and
 nothing is reported.
 """
@@ -71,7 +72,8 @@ def _features_elsewhere(record: Record, call: Call, axis: int) -> tuple[str, int
     if found is None or found.axis is None:
         return None
     at = axis_in(found.output, found.features, x)
-    return None if at is None or at == axis else (found.call.module, at)
+    # Whoever transposed between the two has chosen the axis, as token mixers do.
+    return None if at is None or at == axis or at != found.features else (found.call.module, at)
 
 
 def flagged() -> Example:
