@@ -75,13 +75,13 @@ def _measured(model: nn.Module, inputs: Any, *, dropout: bool, collected: bool) 
     """Measure in one forward; `collected` says that statistics of 0 and 1 are taken for collected ones."""
     args, kwargs = arguments_of(inputs)
     found: dict[str, list[Given]] = {}
-    with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        with _listening(model, found, collected):
-            model.eval()
-            for module in model.modules():
-                if isinstance(module, nn.modules.dropout._DropoutNd):
-                    module.train(dropout)
-            model(*args, **kwargs)
+    eager = torch.compiler.set_stance("force_eager")
+    with unchanged(model), torch.no_grad(), eager, _listening(model, found, collected):
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.train(dropout)
+        model(*args, **kwargs)
     return {name: tuple(calls) for name, calls in found.items()}
 
 

@@ -18,8 +18,8 @@ from gammabeta.introspection.private_copy import undisturbed
 def offset_of(module: nn.Module) -> float | None:
     """Return what a norm adds to its weight to give γ: 0.0 or 1.0; None if it cannot be told.
 
-    A norm with torch's or gammabeta's forward adds nothing. Of any other, a copy runs on random inputs, with β at 0: its
-    output must be the same for all inputs at one of the weights 0 and −1, and differ in all channels at the other.
+    A norm with torch's or gammabeta's forward adds nothing. Of any other, a copy runs on random inputs, with β at 0:
+    its output must be the same for all inputs at one of the weights 0 and −1, and differ in all channels at the other.
     """
     norm = norm_of(module)
     if norm is not None and norm.known_by == CLASS and not norm.scripted and not own_forward(module):

@@ -36,8 +36,8 @@ class Sampled(NamedTuple):
         """Return the effective number of values, a scalar: σ²/var(mean), of all channels together.
 
         The batch's variance about its own mean is σ² − var(mean) on average, however its positions are correlated, so
-        var + error is an estimate of σ² without bias. On (N, C) the number is exactly N. Elsewhere it tends to the truth
-        with N; of two samples whose positions are half alike it is high by 0.4 of it, of eight by 0.06.
+        var + error is an estimate of σ² without bias. On (N, C) the number is exactly N. Elsewhere it tends to the
+        truth with N; of two samples whose positions are half alike it is high by 0.4 of it, of eight by 0.06.
         """
         # In units of each channel's own variance, every channel counts equally.
         total = self.var + self.error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ class Witness:
             return None
         changed = [
             (one != other).any() if one.shape == other.shape else torch.ones((), dtype=torch.bool, device=one.device)
-            for one, other in zip(kept, kept[1:], strict=False)
+            for one, other in itertools.pairwise(kept)
         ]
         return torch.stack(changed).sum()
 

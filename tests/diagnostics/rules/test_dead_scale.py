@@ -128,7 +128,10 @@ def test_the_layer_says_what_its_weight_means(cls, offset):
         (nn.LayerNorm(6, bias=False), "γ is 0 in 1 of 6 channels, which only output 0: 3"),
         (nn.BatchNorm2d(6), "γ is 0 in 1 of 6 channels, which only output β: 3"),
         (BatchNormAct(6), "γ is 0 in 1 of 6 channels, whose output is the same for every input: 3"),
-        (gb.BatchNorm2d(6, activation="gelu"), "γ is 0 in 1 of 6 channels, whose output is the same for every input: 3"),
+        (
+            gb.BatchNorm2d(6, activation="gelu"),
+            "γ is 0 in 1 of 6 channels, whose output is the same for every input: 3",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -20,12 +20,11 @@ def test_the_running_variance_is_not_that_of_evaluation(builder, factor):
     norm.momentum = None
     for _ in range(50):
         example.model.train()(example.inputs)
-    (given,) = measure(example.model, example.inputs)[
-        next(n for n, m in example.model.named_modules() if m is norm)
-    ]
+    (given,) = measure(example.model, example.inputs)[next(n for n, m in example.model.named_modules() if m is norm)]
     ratio = float((norm.running_var / given.moments.var(1)).median())
     # 50 batches of 256 samples; half of the values are dropped and the others doubled.
     assert ratio == pytest.approx(factor, rel=0.1)
+
 
 def test_the_ratio_is_in_the_message():
     torch.manual_seed(0)
@@ -33,9 +32,7 @@ def test_the_ratio_is_in_the_message():
     (finding,) = gb.check(example.model, example.inputs, select="GB302").findings
     ratio = finding.evidence["ratio"]
     assert ratio == pytest.approx(2.0, rel=0.2)
-    assert (
-        finding.message == f"dropout before it makes the variance of its input {ratio:.2f} times that of evaluation"
-    )
+    assert finding.message == f"dropout before it makes the variance of its input {ratio:.2f} times that of evaluation"
 
 
 def severities(model, x):

@@ -242,3 +242,36 @@ def test_which_last_batches_are_small(samples, batch, found):
     data = torch.utils.data.TensorDataset(torch.randn(samples, 4))
     loader = torch.utils.data.DataLoader(data, batch_size=batch)
     assert bool(gb.check(example.model, loader=loader, select="GB203").findings) is found
+
+
+def test_a_loader_for_evaluation_needs_its_last_samples():
+    example = small_last_batch.flagged()
+    (finding,) = gb.check(example.model.train(), loader=example.loader, select="GB203").findings
+    assert finding.message == "the loader's last batch has 1 sample, the others 32"
+    assert codes(gb.check(example.model.eval(), loader=example.loader, select="GB203")) == []
+
+
+def test_inputs_alone_are_no_batch_of_training():
+    """Two example images do not say that training has batches of two: a note says what would be."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.BatchNorm1d(16))
+    x = torch.randn(4, 8)
+    (finding,) = gb.check(model, x, select="GB202").findings
+    assert (finding.severity, finding.evidence["layers"]) == ("note", ["1", "3"])
+    assert finding.message == (
+        "if batches in training are as large as the inputs: a batch of 4 is worth 4.0 values per channel: from batch "
+        "to batch its mean is off by 0.50 standard deviations, its variance by 71% (and for 1 more layer)"
+    )
+    data = torch.utils.data.TensorDataset(torch.randn(64, 8))
+    for options in ({"batch_size": 4}, {"loader": torch.utils.data.DataLoader(data, batch_size=4)}):
+        assert [f.severity for f in gb.check(model, x, select="GB202", **options).findings] == ["warning"] * 2
+    assert codes(gb.check(model, x, loader=torch.utils.data.DataLoader(data, batch_size=32), select="GB202")) == []
+
+
+@pytest.mark.parametrize(
+    ("norm", "left"),
+    [(nn.LayerNorm(1, bias=False), "0"), (nn.LayerNorm(1), "β"), (nn.GroupNorm(4, 4, affine=False), "0")],
+)
+def test_a_degenerate_norm_without_a_shift_leaves_0(norm, left):
+    width = 4 if isinstance(norm, nn.GroupNorm) else 1
+    (finding,) = gb.check(nn.Sequential(nn.Linear(4, width), norm), torch.randn(3, 4), select="GB303").findings
+    assert finding.message.endswith(f"the output is {left} for every input")

@@ -103,7 +103,7 @@ def test_a_norm_whose_output_others_read_counts():
 def test_a_frozen_norm_and_one_with_an_activation_count(which):
     x = torch.randn(16, C)
     frozen = nn.Sequential(nn.BatchNorm1d(C), nn.BatchNorm1d(C))
-    gb.freeze(frozen, where="01"["second" == which], affine=True)
+    gb.freeze(frozen, where="01"[which == "second"], affine=True)
     assert found(frozen, x) == []
     fused = nn.Sequential(gb.BatchNorm1d(C, activation="relu"), nn.BatchNorm1d(C))
     assert found(fused, x) == []
@@ -132,7 +132,9 @@ def test_clip_and_swin_are_left_in_peace(trained):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     clip = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(image_size=32, patch_size=8, **sizes))
     swin = transformers.SwinModel(
-        transformers.SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+        transformers.SwinConfig(
+            image_size=32, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4
+        )
     )
     images = {"pixel_values": torch.randn(2, 3, 32, 32)}
     for model in (clip, swin):
@@ -146,7 +148,14 @@ def test_timm_s_swin_and_repghost_are_left_in_peace(trained):
     pytest.importorskip("timm")
     timm = load_timm()
     torch.manual_seed(0)
-    options = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+    options = {
+        "img_size": 32,
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 16,
+        "depths": (1, 1),
+        "num_heads": (2, 2),
+    }
     x = torch.randn(2, 3, 32, 32)
     for model in (timm.models.SwinTransformer(**options), timm.create_model("repghostnet_050")):
         steps(model, lambda model=model: model(x), trained)

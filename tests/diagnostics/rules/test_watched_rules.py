@@ -84,7 +84,7 @@ def test_the_effective_number_is_that_of_the_variance_of_batch_means(samples, sh
     # 64 channels of 200 batches: a standard error of 1 % of the truth. A mean of ratios is not the ratio of the means:
     # from 2 samples whose positions are half alike it is high by 0.44 of the truth.
     torch.testing.assert_close(found, true, rtol=0.1 if samples > 2 else 0.5, atol=0)
-    # σ² is 1. A batch of 200·64 channels gives it to 0.02 at most, and without the error of the mean it would be 1/N low.
+    # σ² is 1. 200·64 channels give it to 0.02 at most; without the error of the mean it would be low by 1/N.
     variance = torch.stack([sample(x).var + sample(x).error for x in batches]).mean()
     assert float(variance) == pytest.approx(1, abs=0.03)
 
@@ -254,3 +254,23 @@ def test_sorted_batches_are_found_in_accumulating_training_too():
             optimizer.step()
             optimizer.zero_grad()
     assert {finding.code for finding in watch.diagnosis(select=WATCHED).findings} == {"GB204", "GB208"}
+
+
+@pytest.mark.parametrize(("count", "severity"), [(1, "note"), (10, "warning")])
+def test_one_forward_without_gradient_among_many_is_a_note(count, severity):
+    torch.manual_seed(0)
+    model = small_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gb.watch(model, optimizer) as watch:
+        with torch.no_grad():
+            for _ in range(count):
+                model(torch.zeros(2, 1, 8, 8))
+        for x, y in digits(30):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    found = watch.diagnosis(select="GB110").findings
+    assert {finding.severity for finding in found} == {severity}
+    assert len(found) == (1 if severity == "note" else 2)
+    start = f"{count} forward{'' if count == 1 else 's'} in training mode with gradients off"
+    assert all(finding.message.startswith(start) for finding in found)

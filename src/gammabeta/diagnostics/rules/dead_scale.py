@@ -70,7 +70,7 @@ def _left(norm: Norm) -> str:
     """Say what such channels output."""
     module = norm.module
     plain = module is None or not (own_forward(module) or getattr(module, "activation", None))
-    if plain or (norm.bias is None and not module._modules):
+    if module is None or plain or (norm.bias is None and not module._modules):
         return "which only output 0" if norm.bias is None else "which only output β"
     return "whose output is the same for every input"
 
