@@ -41,7 +41,7 @@ def check(record: Record) -> Iterator[Match]:
             continue
         yield Match(
             norm.name,
-            f"{counted(watched.moved_again, 'forward')} ran again inside a backward (activation checkpointing) and moved "
+            f"{counted(watched.moved_again, 'forward')} ran again inside a backward (checkpointing) and moved "
             f"its running statistics a second time",
             {"recomputed": watched.moved_again},
             Fix(f"gammabeta.adopt(model, where={norm.name!r})", partial(adopt, record.model, where=[*norm.names])),
