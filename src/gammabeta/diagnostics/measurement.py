@@ -58,8 +58,11 @@ def measure(model: nn.Module, inputs: Any, *, dropout: bool = False) -> dict[str
             the batch's: by those of 0 and 1, dropout's noise would grow from layer to layer.
 
     Returns:
-        By the norm's qualified name, one measurement per call.
+        By the norm's qualified name, one measurement per call; with `dropout`, nothing if nothing drops.
     """
+    drops = (module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd))
+    if dropout and not any(module.p > 0 for module in drops):
+        return {}
     plain = _measured(model, inputs, dropout=False, collected=not dropout)
     if not dropout:
         return plain
