@@ -97,7 +97,7 @@ class Record:
         loader: an iterable of batches.
         observed: the observation of a forward on the inputs, for rules that see D.
         given: measurements of each BatchNorm's and InstanceNorm's input, call by call, in evaluation.
-        given_with_dropout: the same with dropout on; None if the model has no dropout.
+        given_with_dropout: the same with dropout on, beside it off (`measure`); None if the model has no dropout.
         probe: what further forwards showed (`probe`).
         watched: the record of a watched training, for rules that see W.
         tensors: all tensors of a checkpoint by key; those with several axes may be on the meta device.
@@ -242,3 +242,8 @@ def channels(values: Sequence[int], most: int = 4) -> str:
     """Format channel numbers for a message: "3, 7, 12 and 5 more"."""
     shown = ", ".join(map(str, values[:most]))
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Format a number of things for a message: "1 forward", "2 forwards"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -24,6 +24,7 @@ from gammabeta.monitoring.health import write_health
 from gammabeta.monitoring.probe import Hook, Probe, Progress
 from gammabeta.monitoring.rank_records import RankRecords
 from gammabeta.monitoring.watched import Watched
+from gammabeta.monitoring.witness import Witness
 from gammabeta.running_statistics import recomputing
 
 Log = Callable[[str, float, int], Any]
@@ -84,6 +85,7 @@ class watch:  # noqa: N801 - a context, used as a function
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
         self._order = InputOrder()
+        self._witness = Witness()
         self._progress = Progress()
         self._finite = FiniteWatch(self.model, self.watched, self._progress)
         self._ranks: RankRecords | None = None
@@ -215,9 +217,13 @@ class watch:  # noqa: N801 - a context, used as a function
         for probe in self._probes:
             probe.place = 0
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if x is not None and not transforms_active():
-            with torch.no_grad(), disable_current_modes():
+        if transforms_active():
+            return
+        with torch.no_grad(), disable_current_modes():
+            if x is not None:
                 self._order.add(x.detach())
+            if self._progress.measuring:
+                self._witness.add(self.model)
 
     def _read_ranks(self) -> None:
         comparison = None if self._ranks is None else self._ranks.read()
@@ -238,6 +244,10 @@ class watch:  # noqa: N801 - a context, used as a function
             for name, value in zip(("order", "apart"), order, strict=True):
                 labels.append((None, name))
                 numbers.append(value.double())
+        changed = self._witness.measure()
+        if changed is not None:
+            labels.append((None, "changed"))
+            numbers.append(changed.double())
         if not numbers:
             return
         device = numbers[0].device

@@ -181,7 +181,8 @@ class Watched:
         norms: the norms' records, by qualified name.
         inputs: measurements of the model's input by step. "order" is the variance between batches divided by what
             shuffled ones would have. "apart" is the standard deviation between batches in standard deviations of the
-            data.
+            data. "changed" is the number of forwards that began with other parameters than the forward before in the
+            same step; it is there for steps of several forwards.
         first: name of the BatchNorm that was called first.
         rank: this process.
         rank_step: the measured step at which the processes are compared.

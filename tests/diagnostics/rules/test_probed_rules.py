@@ -337,3 +337,35 @@ class TestLeaksByTheModelAlone:
         for norm in norms:  # it looks at modules with parameters only
             model = nn.Sequential(nn.Conv2d(3, 8, 3), norm).train()
             assert validator.is_valid(model) is not bool(self.found(norm)), norm
+
+
+def test_an_axis_that_was_moved_on_purpose_is_not_reported():
+    """A token mixer, as in GroupViT: a linear layer over the tokens, then a LayerNorm over the features."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.norm = nn.Linear(10, 6), nn.LayerNorm(8)
+
+        def forward(self, x):
+            return self.norm(self.mix(x.transpose(1, 2)).transpose(1, 2))
+
+    assert codes(gb.check(Mixer(), torch.randn(4, 10, 8), select="GB304")) == []
+
+
+def test_all_unsafe_sites_are_one_note():
+    model = nn.Sequential(unsafe_fold.Twice(), nn.Conv2d(8, 3, 1), unsafe_fold.Twice()).eval()
+    (finding,) = gb.check(model, torch.randn(2, 3, 8, 8), select="GB603").findings
+    assert finding.where == "0.norm"
+    assert finding.message.endswith("(and 1 more such BatchNorm)")
+    assert finding.evidence["layers"] == ["0.norm", "2.norm"]
+
+
+def test_one_norm_and_two_are_counted_in_english():
+    x = torch.randn(2, 3, 8, 8)
+    for count, words in ((1, "it could"), (2, "it and 1 more BatchNorm could"), (3, "it and 2 more BatchNorms could")):
+        model = nn.Sequential(
+            *(layer for _ in range(count) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+        ).eval()
+        (finding,) = gb.check(model, x, select="GB602").findings
+        assert finding.message.startswith(f"{words} be folded")
