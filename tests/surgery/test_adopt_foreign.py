@@ -20,6 +20,7 @@ from tests.introspection.test_probed import (
     Random,
     RoundsOnce,
     UnusedBufferNorm,
+    WithBias,
 )
 from torch import nn
 
@@ -63,8 +64,8 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 FORMS = [
-    Norm, RoundsOnce, OnePlus, OnePlusInItsDtype, LikeT5, InItsInputsDtype, Gamma, ChannelsFirst, NoWeightNorm,
-    UnusedBufferNorm, LayerNorm2d,
+    Norm, RoundsOnce, WithBias, OnePlus, OnePlusInItsDtype, LikeT5, InItsInputsDtype, Gamma, ChannelsFirst,
+    NoWeightNorm, UnusedBufferNorm, LayerNorm2d,
 ]  # fmt: skip
 SUBCLASSES = [BN, OtherDefaults, PassesOn]
 
@@ -168,7 +169,7 @@ class TestEach:
 LOW = (torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("cls", [Norm, RoundsOnce, OnePlus, OnePlusInItsDtype, LikeT5, LayerNorm2d])
+@pytest.mark.parametrize("cls", [Norm, RoundsOnce, WithBias, OnePlus, OnePlusInItsDtype, LikeT5, LayerNorm2d])
 @pytest.mark.parametrize("weights", [*LOW, torch.float32])
 @pytest.mark.parametrize("dtype", [*LOW, torch.float32])
 def test_16_bits_are_those_of_a_class_that_rounds_in_the_same_places(cls, dtype, weights):
@@ -334,6 +335,17 @@ class TestSubclassesThatAddNothing:
         assert gb.convert(model, "group", groups=2).changed == ["0"]
         assert type(model[0]) is gb.GroupNorm
         assert model[0].eps == cls(3).eps
+
+
+def test_a_subclass_of_sync_batch_norm():
+    class Sync(nn.SyncBatchNorm):
+        pass
+
+    model = nn.Sequential(Sync(3))
+    assert gb.adopt(model).changed == ["0"]
+    assert model[0].statistics == gb.statistics.Synced()
+    gb.release(model)
+    assert type(model[0]) is Sync
 
 
 def test_methods_of_a_subclass_are_still_there():

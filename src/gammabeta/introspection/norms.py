@@ -152,7 +152,8 @@ def norm_of(module: nn.Module, *, probe: bool = False) -> NormLayer | None:
             a known form, kind, axes, γ and β, and ε are those of the form, whatever the class is called.
     """
     evidence = _evidence(module)
-    form = getattr(module, "form", None) if evidence is not None and is_ours(module) else None
+    held = getattr(module, "form", None) if evidence is not None and is_ours(module) else None
+    form = held if isinstance(held, Form) else None
     if form is None and probe and _is_worth_a_probe(module, evidence):
         form = form_of(module)
     if form is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gammabeta.activations import activate
@@ -62,22 +61,25 @@ class _Formed(nn.Module):
         form, weight, bias = self.form, self._held(self.form.weight), self._held(self.form.bias)
         scale = form.scale(weight)
         bias = None if bias is None else bias.reshape(-1)
-        middle = out = None
+        middle, out = None, x.dtype
         if weight is not None and not self.stayed_float32 and form.rounds != OUTPUT:
             middle, out = form.rounded_to(x.dtype, weight.dtype), form.result(x.dtype, weight, bias)
-        if middle is None or scale is None:
-            x = x if out is None or x.dtype == out else x.to(out)
+        # Our RMSNorm has no β.
+        added = bias if form.kind == "rms" or middle is not None else None
+        if middle is None and added is None:
+            x = x if x.dtype == out else x.to(out)
             more = {"residual": residual, "activation": self.activation, "activation_slope": self.activation_slope}
             return self._normalize(x, scale, bias, mask=mask, **more)
-        # x̂ is rounded before it is multiplied, so that the results have the bits of the class.
-        x = x if x.dtype == middle or x.dtype not in LOW else x.float()
-        y = self._normalize(x, None, None).to(middle) * scale
-        y = y if bias is None else y + bias
-        y = y if out is None else y.to(out)
+        if middle is None:
+            y = self._normalize(x.float() if x.dtype in LOW else x, scale, None)
+        else:
+            # x̂ is rounded before it is multiplied, so that the results have the bits of the class.
+            x = x if x.dtype == middle or x.dtype not in LOW else x.float()
+            y = self._normalize(x, None, None).to(middle)
+            y = y if scale is None else y * scale
+        y = (y if added is None else y + added).to(out)
         y = activate(y if residual is None else y + residual, self.activation or "none", self.activation_slope)
-        return (
-            y if mask is None else torch.where(mask.unsqueeze(-1), y, torch.zeros((), dtype=y.dtype, device=y.device))
-        )
+        return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0)
 
     def extra_repr(self) -> str:
         form = self.form

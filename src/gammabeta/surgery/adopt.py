@@ -222,6 +222,8 @@ def why_not_adopted(module: nn.Module) -> str | None:
         return "FSDP manages it: adopt before fully_shard"
     torchs: Any = torchs_base(cls)
     if torchs is not None and (cls.forward is torchs.forward or (torchs in OURS and computes_as(module, torchs))):
+        if torchs is nn.SyncBatchNorm:
+            return why_not_kept(cls, BatchNorm)
         if torchs not in OURS:
             return f"{cls.__name__} is a subclass of {torchs.__name__}, whose additions would be lost"
         return why_not_kept(cls, OURS[torchs])
