@@ -60,11 +60,12 @@ def at_most(seconds: int) -> Iterator[None]:
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Return the first tensor that a model returns as logits: the mean over positions, and the first channels."""
+    """Return logits of the first tensor that a model returns: the mean over positions, and over groups of channels."""
     first = next(tensor for tensor in tensors_in(outputs) if tensor.is_floating_point() and tensor.ndim > 1)
-    if first.ndim == 3:
-        return first.mean(1)[:, :CLASSES]
-    return first.flatten(2).mean(2)[:, :CLASSES] if first.ndim > 3 else first[:, :CLASSES]
+    pooled = first.mean(1) if first.ndim == 3 else first.flatten(2).mean(2) if first.ndim > 3 else first
+    # All channels have a part, so that all scales of a last norm learn.
+    groups = pooled[:, : pooled.shape[1] // CLASSES * CLASSES].unflatten(1, (CLASSES, -1))
+    return groups.sum(2) / groups.shape[2] ** 0.5
 
 
 def trained(model: nn.Module, batches: list[tuple[Any, Tensor]]) -> torch.optim.Optimizer:
@@ -178,6 +179,9 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
     for line in done:
         notes = max(count for state, count in line["said"].items() if state.startswith("notes"))
         text.append(f"| {line['library']} {line['name']} | {line['norms']} | {line['seconds']} | {notes} |")
+    blind = [f"{line['library']} {line['name']}" for line in done if not line["norms"]]
+    if blind:
+        text += ["", f"No norm was seen in {', '.join(blind)}."]
     if failed:
         text += ["", "## Not checked", "", *[f"- {line['library']} {line['name']}: {line['error']}" for line in failed]]
     return text
