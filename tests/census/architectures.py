@@ -8,7 +8,7 @@ there.
 
     python -m tests.census.architectures --out benchmarks/results
 
-takes the better part of an hour; a line for each architecture goes to `--lines` at once, and a second run goes on from
+takes half an hour or so; a line for each architecture goes to `--lines` at once, and a second run goes on from
 there. `--library timm`, `--only "timm resnet18"` (also a glob) choose; `--again` forgets the lines of those chosen.
 """
 
@@ -220,7 +220,8 @@ def main() -> int:
     mine = {str(one) for one in chosen}
     lines = [line for line in known if f"{line['library']} {line['name']}" in mine]
     if options.out:
-        command = "python -m tests.census.architectures"
+        command = " ".join(["python -m tests.census.architectures", *(f"--library {one}" for one in options.library)])
+        command += "" if options.only == "*" else f' --only "{options.only}"'
         print(write(options.out, "census_architectures", __doc__ or "", command, table(lines)))
     return int(any("error" in line or false_alarms(line) for line in lines))
 
