@@ -24,10 +24,12 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tests.census.results import write
 from tests.diagnostics.planted_faults import Case
 from tests.diagnostics.random_cases import build, train_step
 from torch import Tensor, nn
@@ -322,21 +324,32 @@ def _trains_on(seed: int, cured: list[gb.Finding]) -> Failures:
     return found[:4]
 
 
-def run(seeds: Iterator[int], until: float) -> tuple[int, int, Counter[str], list[str]]:
-    """Run seeds until a time; return the next seed, the findings mended, the failures by property, and their lines."""
-    counts: Counter[str] = Counter()
-    lines, mends, seed = [], 0, 0
-    for seed in seeds:
-        if time.monotonic() > until:
-            break
-        failures, case, cured = failures_of(seed)
-        mends += cured
+@dataclass
+class Tally:
+    """What a run has seen: the next seed, the findings mended, failures by property and their lines, what was drawn."""
+
+    following: int
+    mended: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    lines: list[str] = field(default_factory=list)
+    drawn: Counter[str] = field(default_factory=Counter)
+
+
+def run(first: int, until: float) -> Tally:
+    """Run seeds from the first on, until a time."""
+    tally = Tally(first)
+    while time.monotonic() < until:
+        failures, case, cured = failures_of(tally.following)
+        tally.mended += cured
+        tally.drawn.update({word.split(" in ")[0] for word in case.traits.words})
         if failures:
-            counts.update({letter for letter, _ in failures})
-            lines.append(f"seed {seed}: {', '.join(case.traits.words)}")
-            lines += [f"    {letter}: {what}" for letter, what in failures]
-            print("\n".join(lines[-len(failures) - 1 :]), flush=True)
-    return seed, mends, counts, lines
+            tally.failures.update({letter for letter, _ in failures})
+            found = [f"seed {tally.following}: {', '.join(case.traits.words)}"]
+            found += [f"    {letter}: {what}" for letter, what in failures]
+            tally.lines += found
+            print("\n".join(found), flush=True)
+        tally.following += 1
+    return tally
 
 
 def main() -> int:
@@ -353,25 +366,22 @@ def main() -> int:
         failures, case, _ = failures_of(options.only, print)
         print(f"seed {options.only}: {', '.join(case.traits.words)}", *[f"    {a}: {b}" for a, b in failures], sep="\n")
         return bool(failures)
-    seeds = iter(range(options.seed, sys.maxsize))
-    following, mends, counts, lines = run(seeds, time.monotonic() + 60 * options.minutes)
-    done = following - options.seed
-    failed = sum(not line.startswith(" ") for line in lines)
+    tally = run(options.seed, time.monotonic() + 60 * options.minutes)
+    failed = sum(not line.startswith(" ") for line in tally.lines)
+    counts = ", ".join(f"{letter} {count}" for letter, count in sorted(tally.failures.items()))
     result = (
-        f"{done} models (seeds {options.seed} to {following - 1}), {mends} findings mended, {failed} models with a "
-        f"failure{': ' if counts else ''}{', '.join(f'{letter} {count}' for letter, count in sorted(counts.items()))}"
+        f"{tally.following - options.seed} models (seeds {options.seed} to {tally.following - 1}), {tally.mended} "
+        f"findings mended, {failed} models with a failure{': ' if counts else ''}{counts}"
     )
-    print(f"{result}; go on with --seed {following}")
+    print(f"{result}; go on with --seed {tally.following}")
     if options.out:
-        print(_write(options.out, result, lines, options))
-    return bool(failed)
-
-
-def _write(folder: str, result: str, lines: list[str], options: argparse.Namespace) -> str:
-    from tests.census.results import write
-
-    command = f"python -m tests.diagnostics.fix_properties --minutes {options.minutes:g} --seed {options.seed}"
-    return write(folder, "fix_properties", __doc__ or "", command, [result, "", "```", *lines, "```"])
+        command = f"python -m tests.diagnostics.fix_properties --minutes {options.minutes:g} --seed {options.seed}"
+        failures = ["```", *tally.lines, "```"] if tally.lines else ["None failed."]
+        drawn = [f"| {word.replace('_', ' ')} | {count} |" for word, count in sorted(tally.drawn.items())]
+        table = ["", "## What was drawn", "", "| what | models |", "|---|---:|", *drawn]
+        text = [f"{result}.", "", *failures, *table]
+        print(write(options.out, "fix_properties", __doc__ or "", command, text))
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

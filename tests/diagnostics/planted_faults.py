@@ -28,6 +28,7 @@ class Case:
         loader: what it gets as loader, or None.
         optimizers: those that train the model.
         scheduler: the one that holds the first of them, or None.
+        plateau: a ReduceLROnPlateau, or None.
         after_train: what the training loop calls after `model.train()`.
         meant_frozen: the names of parameters that the user means to keep.
         decay, missing, twice: what is wrong in the optimizer.
@@ -40,6 +41,7 @@ class Case:
     loader: Any = None
     optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
     scheduler: Any = None
+    plateau: Any = None
     after_train: Callable[[], Any] = lambda: None
     meant_frozen: frozenset[str] = frozenset()
     decay: bool = False

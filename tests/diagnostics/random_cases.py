@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from tests.diagnostics.planted_faults import BATCH_NORMS, IN_CONSTRUCTION, IN_PLACE, IN_WEIGHTS, NORMS, Case, some
 from tests.diagnostics.random_networks import Traits, WithAverage, data, random_network
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -26,6 +27,8 @@ def build(seed: int) -> Case:
     faults = draw.sample([*IN_CONSTRUCTION, *IN_WEIGHTS, *IN_PLACE], draw.choice((1, 1, 2, 2, 3)))
     traits.bias, traits.dropout = "bias" in faults, "dropout" in faults
     traits.shared, traits.tracks = "shared" in faults, "no running statistics" not in faults
+    traits.own = draw.random() < 0.15
+    traits.words += ["norms of a subclass"] if traits.own else []
     traits.words += [fault for fault in faults if isinstance(fault, str)]
     model, shape = random_network(draw, traits)
     case = Case(model, traits, data(shape, BATCHES, SIZE, seed))
@@ -34,6 +37,10 @@ def build(seed: int) -> Case:
         _train_a_little(case)
     else:
         traits.words.append("fresh")
+    if draw.random() < 0.1:
+        linear = [module for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d)]
+        parametrizations.weight_norm(draw.choice(linear))
+        traits.words.append("weight norm")
     if draw.random() < 0.3:
         gb.adopt(case.model)
         traits.words.append("adopted")
@@ -78,6 +85,8 @@ def train_step(case: Case) -> None:
         optimizer.step()
     if case.scheduler is not None:
         case.scheduler.step()
+    if case.plateau is not None:
+        case.plateau.step(loss.detach())
 
 
 def _train_a_little(case: Case) -> None:
@@ -182,12 +191,15 @@ def _steps_of_the_optimizer(case: Case) -> None:
 
 
 def _schedule(case: Case, draw: random.Random, cls: str) -> None:
-    kind = draw.choice((None, None, None, "LambdaLR", "Cosine", "OneCycle", "Sequential", "Cyclic"))
+    kind = draw.choice((None, None, None, "LambdaLR", "Cosine", "OneCycle", "Sequential", "Cyclic", "Plateau"))
     optimizer = case.optimizers[0]
     groups = len(optimizer.param_groups)
     if kind is None:
         return
-    if kind == "LambdaLR":
+    if kind == "Plateau":
+        # Nothing in the optimizer shows that it is held; the training has to go on.
+        case.plateau = schedulers.ReduceLROnPlateau(optimizer)
+    elif kind == "LambdaLR":
         case.scheduler = schedulers.LambdaLR(optimizer, [lambda step: min(1.0, (step + 1) / 10)] * groups)
     elif kind == "Cosine":
         case.scheduler = schedulers.CosineAnnealingLR(optimizer, 20)
@@ -210,7 +222,9 @@ def _give(case: Case, draw: random.Random) -> None:
     if draw.random() < 0.75:
         case.inputs = case.batches[0][0]
         case.traits.words.append("inputs")
-    form = draw.choice((None, "x", "(x,)", "[x]", "(x, y)", "(x, y)", "DataLoader"))
+    form = draw.choice((None, "x", "(x,)", "[x]", "(x, y)", "(x, y)", "dict", "DataLoader"))
+    if form == "dict" and case.inputs is not None:
+        case.inputs = {"x": case.inputs}
     if form is None:
         return
     case.traits.words.append(f"loader of {form}")
@@ -224,5 +238,6 @@ def _give(case: Case, draw: random.Random) -> None:
         "(x,)": lambda x, _: (x,),
         "[x]": lambda x, _: [x],
         "(x, y)": lambda x, y: (x, y),
+        "dict": lambda x, _: {"x": x},
     }
     case.loader = [forms[form](x, y) for x, y in pairs]

@@ -25,6 +25,7 @@ class Traits:
         dropout: whether dropout comes before norms.
         shared: whether one norm serves two places.
         tracks: whether BatchNorms have running statistics.
+        own: whether BatchNorms are of a subclass that adds nothing.
     """
 
     words: list[str] = field(default_factory=list)
@@ -32,23 +33,35 @@ class Traits:
     dropout: bool = False
     shared: bool = False
     tracks: bool = True
+    own: bool = False
+
+
+class OwnNorm1d(nn.BatchNorm1d):
+    """A subclass that adds nothing, as many projects have one."""
+
+
+class OwnNorm2d(nn.BatchNorm2d):
+    """A subclass with another default, as many projects have one."""
+
+    def __init__(self, channels: int, momentum: float = 0.05, **options: bool) -> None:
+        super().__init__(channels, momentum=momentum, **options)
 
 
 def norm_2d(draw: random.Random, channels: int, traits: Traits) -> nn.Module:
     """Return a norm of (N, C, H, W); BatchNorm two times in three."""
     kind = draw.choice(("batch", "batch", "batch", "batch", "group", "instance"))
     if kind == "batch":
-        return nn.BatchNorm2d(channels, track_running_stats=traits.tracks)
+        return (OwnNorm2d if traits.own else nn.BatchNorm2d)(channels, track_running_stats=traits.tracks)
     if kind == "group":
         return nn.GroupNorm(4, channels)
-    return nn.InstanceNorm2d(channels, affine=True)
+    return nn.InstanceNorm2d(channels, affine=True, track_running_stats=draw.random() < 0.3)
 
 
 def norm_1d(draw: random.Random, channels: int, traits: Traits) -> nn.Module:
     """Return a norm of (N, C)."""
     kind = draw.choice(("batch", "batch", "batch", "layer", "rms"))
     if kind == "batch":
-        return nn.BatchNorm1d(channels, track_running_stats=traits.tracks)
+        return (OwnNorm1d if traits.own else nn.BatchNorm1d)(channels, track_running_stats=traits.tracks)
     return nn.LayerNorm(channels) if kind == "layer" else nn.RMSNorm(channels)
 
 
