@@ -1,5 +1,6 @@
 """fold merges parallel branches: right for every geometry, left alone where they are more than added."""
 
+import copy
 import importlib.util
 
 import pytest
@@ -70,6 +71,19 @@ def kinds(result):
     return found
 
 
+class RepVGG(nn.Module):
+    """As TorchScript wants it: a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = branch(3), branch(1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        y = self.a(x) + self.b(x)
+        y += self.c(x)
+        return torch.relu(y)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_three_by_three_one_by_one_and_identity_become_one_convolution(axes, groups):
@@ -89,6 +103,55 @@ def test_a_block_of_stride_2_has_no_identity():
     result = folded(model, 2, 4, 7, 7)
     assert kinds(result) == {"Conv2d": 1, "Zero": 1}
     assert result.model.a[0].kernel_size == (3, 3)
+
+
+def test_what_a_zero_is_added_to_is_the_result_only_where_nothing_else_reads_it():
+    """The sum with the input is made by an addition of a zero: if it were the input, the activation would change it."""
+
+    def run(net, x):
+        x = x.sin()
+        first = net.a(x)
+        second = x + net.b(x)
+        second.relu_()
+        return (first + net.c(x)) * x + second
+
+    result = folded(Net(run, a=branch(3), b=branch(1), c=branch(1)), 2, 4, 5, 5)
+    assert [each.layers for each in result.branches] == [("a.0", "c.0")]
+
+    def sums(net, x):
+        y = x.sin()
+        return (net.a(y) + (y + net.b(y))) + y
+
+    result = folded(Net(sums, a=branch(3), b=branch(1)), 2, 4, 5, 5)
+    (branches,) = result.branches
+    assert branches.vanishing == frozenset()
+    assert kinds(result) == {"Conv2d": 1, "Zero": 1}
+    (branches,) = folded(repvgg(), 2, 4, 5, 5).branches
+    assert branches.vanishing == {"b.0", "c"}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_the_merged_model_can_be_exported_scripted_traced_and_transformed():
+    model = nn.Sequential(RepVGG(), RepVGG()).eval()
+    randomize_norms(model)
+    x = torch.randn(3, 4, 5, 5)
+    expected = outputs(model, x)
+    new = gb.fold(model, x).model
+    for other in (
+        torch.export.export(new, (x,)).module(),
+        torch.jit.script(new),
+        torch.jit.trace(new, x),
+        torch.compile(new, backend="aot_eager"),
+        torch.fx.symbolic_trace(new),
+        copy.deepcopy(new),
+        torch.vmap(lambda each: new(each[None])[0]),
+    ):
+        assert relative_error(outputs(other, x), expected) < 1e-5
+    x.requires_grad_()
+    new(x).sum().backward()
+    mine, x.grad = x.grad, None
+    model(x).sum().backward()
+    torch.testing.assert_close(mine, x.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_additions_in_place_and_from_a_number_on_are_sums_too():
@@ -195,8 +258,8 @@ def test_branches_of_16_bits_are_put_back_where_rounding_shows(monkeypatch):
     assert relative_error(outputs(result.model, x), outputs(model, x)) <= off / 2
 
 
-# Of each axis: kernel, padding and dilation of the larger convolution; where in it the other's taps begin, how far apart
-# they lie, and how many there are.
+# Of each axis: kernel, padding and dilation of the larger convolution; where in it the other's taps begin, how far
+# apart they lie, and how many there are.
 AXIS = st.tuples(st.integers(1, 5), st.integers(0, 4), st.integers(1, 2), st.integers(0, 2), st.integers(1, 2),
                  st.integers(1, 3))  # fmt: skip
 

@@ -189,25 +189,26 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
         else site
         for site in sites
     ]
-    branches, error = _merge_branches(new, sites, partial(observe, new, example_inputs, forward), comparison)
+    branches, off = _merge_branches(new, sites, partial(observe, new, example_inputs, forward), comparison)
     into = {layer: each.layers[0] for each in branches if not each.reason for layer in each.layers}
     sites = [
         replace(site, way="beside", layer=into[site.norm], reason="") if site.norm in into else site for site in sites
     ]
     seconds = _time(model, new, example_inputs, forward_batch("fold", forward))
-    return Folded(new, sites, branches, error or settled.error, comparison.tolerance, comparison.inputs, seconds)
+    off = settled.error if off is None else off
+    return Folded(new, sites, branches, off, comparison.tolerance, comparison.inputs, seconds)
 
 
 def _merge_branches(
     new: nn.Module, sites: Sequence[Site], look: Callable[[], Observation], comparison: Comparison
-) -> tuple[list[Branches], float]:
-    """Merge the branches that took a norm; return them, and the model's error, 0 where there are none."""
+) -> tuple[list[Branches], float | None]:
+    """Merge the branches that took a norm; return them, and the model's error, None where there are none."""
     chosen = {site.layer or site.norm for site in sites if site.way != "refused"}
     if not chosen:
-        return [], 0.0
+        return [], None
     found = Finder(new, look()).find(chosen)
     if not found:
-        return [], 0.0
+        return [], None
     settled = settle(new, {each.layers[0]: partial(merge, new, each) for each in found}, comparison)
     rejected = settled.rejected
     return [

@@ -29,13 +29,13 @@ def merge_statistics(
 
     Args:
         state_dicts: of models with the same norms. Nothing else in them is looked at, and they stay as they are.
-        counts: the number of samples of each, or any weights; those with 0 do not count. None takes each norm's
-            num_batches_tracked, and equal weights where none has counted.
+        counts: the number of samples of each, or any weights, of which only the ratio counts; 0 leaves one out. None
+            takes each norm's num_batches_tracked, and equal weights where none has counted.
 
     Returns:
-        The entries `running_mean`, `running_var` and `num_batches_tracked` of every norm, and no others, with the dtype
-        and device of the first state_dict. num_batches_tracked is the largest of all, as in `gammabeta.reconcile`. It
-        stays an integer, and no sum, by which the next merge would count earlier rounds again.
+        The entries `running_mean`, `running_var` and `num_batches_tracked` of every norm, and no others: of the
+        shape of the state_dicts' own, with dtype and device of the first. num_batches_tracked is the largest of all, as
+        in `gammabeta.reconcile`. It stays an integer. A sum would make the next merge count earlier rounds again.
 
     Raises:
         ValueError: there are no state_dicts or none with running statistics; they have other keys or shapes; counts are

@@ -5,7 +5,8 @@ is one convolution: that of the largest kernel, to which the others are added wh
 convolution of 1×1 with a diagonal weight. After its norms are folded, a block of RepVGG or MobileOne is such a sum.
 
 The user's forward goes on adding its branches. The merged convolution stands where the first of them stood, and each of
-the others gives a zero without axes, whose addition costs at most one pass over the sum.
+the others gives a zero without axes. Its addition costs one pass over the sum, or nothing where the sum so far is a
+tensor that only this addition reads: then it is the result.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gammabeta._torch_private import transforms_active
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.observe import Call, Observation, Operation, Seen, hooks_of
 from gammabeta.surgery.change import Change
@@ -27,13 +29,47 @@ from gammabeta.surgery.folding.sites import Sites
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ADDS = ("aten.add", "aten.add_")
+_ADDITIONS = ("add", "add_", "__add__", "__radd__", "__iadd__")
+
+
+class Nothing(Tensor):
+    """A zero without axes: x + nothing is x itself, not a copy. In all else it is the tensor that it is."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2 and not kwargs:
+            one, other = args
+            if isinstance(one, Tensor) and isinstance(other, Tensor):
+                return one if isinstance(other, cls) else other
+        plain = [arg.as_subclass(Tensor) if isinstance(arg, cls) else arg for arg in args]
+        return func(*plain, **(kwargs or {}))
 
 
 class Zero(nn.Module):
-    """A branch that was merged into another: a zero without axes, which adds nothing to the sum."""
+    """A branch that was merged into another: it adds nothing to the sum.
+
+    Attributes:
+        vanishes: whether what it is added to may be the result itself, in eager mode. Elsewhere it is a plain zero.
+    """
+
+    def __init__(self, vanishes: bool = False) -> None:
+        super().__init__()
+        self.vanishes = vanishes
 
     def forward(self, input: Tensor) -> Tensor:
-        return input.new_zeros(())
+        zero = input.new_zeros(())
+        if torch.jit.is_scripting():
+            return zero
+        else:  # TorchScript does not compile the else of this condition
+            return _vanishing(zero) if self.vanishes else zero
+
+    def extra_repr(self) -> str:
+        return f"vanishes={self.vanishes}"
+
+
+def _vanishing(zero: Tensor) -> Tensor:
+    plainly = torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_active()
+    return zero if plainly or type(zero) is not Tensor else zero.as_subclass(Nothing)
 
 
 @dataclass(frozen=True)
@@ -43,6 +79,7 @@ class Branches:
     Attributes:
         layers: their qualified names, in the order in which they are added. The merged convolution takes the place of
             the first.
+        vanishing: those whose zero may vanish, because nothing but the addition reads what they are added to.
         kernel: the size of its kernel.
         reason: why they were not merged; "" where they were.
         error: the largest relative error with them merged, where that is why they were not.
@@ -50,6 +87,7 @@ class Branches:
 
     layers: tuple[str, ...]
     kernel: tuple[int, ...]
+    vanishing: frozenset[str] = frozenset()
     reason: str = ""
     error: float | None = None
 
@@ -124,14 +162,19 @@ class Finder:
         found = []
         for terms in self._sums():
             groups: dict[Any, list[Call]] = {}
+            vanishing: set[str] = set()
             for seen, op in terms:
                 call = self._branch(seen, op)
                 if call is not None:
                     groups.setdefault(call.inputs[0], []).append(call)
+                    others = [other for other in op.inputs if other != seen]
+                    if all(self._observation.maker(o.data) and self._is_read_by(o, op) for o in others):
+                        vanishing.add(call.module)
             for calls in groups.values():
                 layers = self._of_one_frame(calls)
                 if len(layers) > 1 and chosen & set(layers):
-                    found.append(Branches(tuple(layers), self._largest(layers).kernel_size))
+                    kernel = self._largest(layers).kernel_size
+                    found.append(Branches(tuple(layers), kernel, frozenset(vanishing & set(layers[1:]))))
         return found
 
     def _sums(self) -> Iterator[list[tuple[Seen, Operation]]]:
@@ -209,19 +252,22 @@ def merge(model: nn.Module, branches: Branches, change: Change) -> None:
         assert taps is not None
         if isinstance(layer, MultiplyAdd):
             each = torch.arange(len(weight), device=weight.device)
-            weight[(each, each % weight.shape[1], *(tap.start for tap in taps))] += layer.scale.double()
+            index: tuple[Any, ...] = (each, each % weight.shape[1], *(tap.start for tap in taps))
+            weight[index] += layer.scale.double()
             bias += layer.shift.double()
         else:
             assert isinstance(layer, _CONVOLUTIONS)
-            weight[(..., *taps)] += layer.weight.detach().double()
+            inside: tuple[Any, ...] = (..., *taps)
+            weight[inside] += layer.weight.detach().double()
             if layer.bias is not None:
                 bias += layer.bias.detach().double()
     merged = copy.deepcopy(largest)
     old = largest.weight
     merged.weight = nn.Parameter(torch.empty_like(old, requires_grad=False).copy_(weight), old.requires_grad)
     merged.bias = nn.Parameter(bias.to(old.dtype), old.requires_grad)
-    for i, layer in enumerate(layers):
-        change.replace(model, layer, Zero().train(layer.training) if i else merged)
+    change.replace(model, layers[0], merged)
+    for name, layer in zip(branches.layers[1:], layers[1:], strict=True):
+        change.replace(model, layer, Zero(name in branches.vanishing).train(layer.training))
 
 
 def _taps(largest: Convolution, layer: nn.Module) -> tuple[slice, ...] | None:
