@@ -147,10 +147,10 @@ def _recognize_text(path: Path, head: bytes, size: int) -> str:
         raise wrong(path, "an ONNX model", f"{_OTHERS}: check the model from which it was exported")
     if text.startswith((b"(dp", b"(lp", b"ccollections", b"c__builtin__")):
         raise wrong(path, "a pickle of protocol 0", "write it again with torch.save")
-    if size > 8 and path.suffix.lower() == ".safetensors":
-        raise CheckpointError(f"{path}: expected a safetensors file, got one whose header cannot be read.")
     if not any(head):
         raise wrong(path, f"{size:,} bytes that begin with zeros", "did the download or the copy fail?")
+    if size > 8 and path.suffix.lower() == ".safetensors":
+        raise CheckpointError(f"{path}: expected a safetensors file, got one whose header cannot be read.")
     raise wrong(path, "a file of another kind", _OTHERS)
 
 

@@ -78,7 +78,7 @@ def read_safetensors(path: Path) -> Contents:
                 contents.left_out[f"vector of dtype {entry.dtype}"] += 1
         own = any(entry.dtype not in _DTYPES and entry.dtype not in _OTHER_BITS for entry in entries)
         read = _tensors if own or not _installed() else _tensors_by_package
-        for key, tensor in read(path, file, 8 + length, known):
+        for key, tensor in read(path, file, 8 + length, known).items():
             contents.add(key, tensor)
     return contents
 
@@ -91,26 +91,27 @@ def _installed() -> bool:
     return True
 
 
-def _tensors_by_package(path: Path, file: BinaryIO, offset: int, entries: list[_Entry]) -> Iterator[tuple[str, Tensor]]:
+def _tensors_by_package(path: Path, file: BinaryIO, offset: int, entries: list[_Entry]) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt", device="cpu") as opened:
-            for entry in entries:
-                yield entry.key, opened.get_tensor(entry.key)
+            return {entry.key: opened.get_tensor(entry.key) for entry in entries}
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: expected a safetensors file, got one that its package refuses: {error}."
-        ) from error
+        raise CheckpointError(f"{path}: expected a safetensors file, got one that is refused: {error}.") from error
+    except (RuntimeError, OSError):  # it maps the whole file, which may be larger than the memory
+        return _tensors(path, file, offset, entries)
 
 
-def _tensors(path: Path, file: BinaryIO, offset: int, entries: list[_Entry]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(path: Path, file: BinaryIO, offset: int, entries: list[_Entry]) -> dict[str, Tensor]:
+    found = {}
     for entry in entries:
         file.seek(offset + entry.start)
         data = bytearray(file.read(entry.end - entry.start))
         dtype = _DTYPES[entry.dtype]
         tensor = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        yield entry.key, tensor.reshape(entry.shape)
+        found[entry.key] = tensor.reshape(entry.shape)
+    return found
 
 
 def _length(beginning: bytes, size: int) -> int:

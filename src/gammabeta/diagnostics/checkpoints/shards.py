@@ -50,6 +50,8 @@ def files_of(path: Path) -> list[Path]:
 
 def _indexed(path: Path) -> list[Path]:
     index: Any = read_index(path)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise wrong(path, "JSON without a weight_map", "name the file with the weights, or the index of its shards")
     names = list(index["weight_map"].values())
     for name in names:
         if not isinstance(name, str) or not _is_plain(name):

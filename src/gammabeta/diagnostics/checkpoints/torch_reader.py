@@ -41,6 +41,8 @@ def read_torch(path: Path, kind: str) -> Contents:
             called = re.search(r"GLOBAL (\S+)", text)
             if called is not None or "Unsupported" in text:
                 raise _needs_code(path, called[1] if called else "") from error
+        if "unable to mmap" in text or "can't allocate memory" in text:
+            raise MemoryError from error
         raise CheckpointError(
             f"{path}: expected a file written by torch.save, got one that is damaged: did the download or the copy "
             "end early?"
