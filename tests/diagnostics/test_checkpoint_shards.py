@@ -151,8 +151,8 @@ def test_a_folder_of_torch_distributed_is_named_with_what_to_do(tmp_path):
         record_checkpoint(tmp_path / "dcp")
     assert str(caught.value) == (
         f"{tmp_path / 'dcp'}: expected a checkpoint, got a folder of torch.distributed.checkpoint: write it as one "
-        "file with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt` (dcp_to_torch_save), "
-        "and check that."
+        "file with `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt` "
+        "(dcp_to_torch_save), and check that."
     )
     dcp_to_torch_save(tmp_path / "dcp", tmp_path / "model.pt")  # what it says to do, as that command does
     assert names(tmp_path / "model.pt") == EVERY

@@ -41,7 +41,7 @@ class Commands(TyperGroup):
         """Run a command."""
         try:
             value = super().invoke(ctx)
-            _flush()
+            sys.stdout.flush()
             return value
         except BrokenPipeError:
             silence()
@@ -50,6 +50,8 @@ class Commands(TyperGroup):
             say("Interrupted.")
             raise typer.Exit(STOPPED) from None
         except SystemExit as error:
+            if isinstance(error.__context__, BrokenPipeError):  # rich's answer to it
+                raise typer.Exit(UNREAD) from None
             self._end(WRONG, f"your code called sys.exit({error.code!r}): leave that out where it builds or runs.")
         except BaseException as error:
             code = getattr(error, "exit_code", None)
@@ -108,8 +110,7 @@ def write(text: str, name: str) -> None:
     if name == "github" and os.environ.get("GITHUB_ACTIONS"):
         as_utf_8()  # as which GitHub reads what a step prints
     try:
-        typer.echo(text)
-        _flush()
+        print(text, flush=True)  # typer.echo would write UTF-8 where the output is to be ASCII
     except BrokenPipeError:
         silence()
 
@@ -117,10 +118,6 @@ def write(text: str, name: str) -> None:
 def say(text: str) -> None:
     """Write a sentence to the standard error."""
     try:
-        typer.echo(text, err=True)
+        print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:
         silence()
-
-
-def _flush() -> None:
-    sys.stdout.flush()

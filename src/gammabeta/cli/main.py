@@ -240,7 +240,7 @@ def _show(found: Inspection) -> None:
         for note in found.notes:
             console.print(Text(note, "dim"))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # rich exits with 1, which would be findings
         silence()
 
 

@@ -123,7 +123,7 @@ def _location(finding: Finding, place: Place) -> dict[str, Any]:
 
 def _fingerprint(finding: Finding, place: Place) -> str:
     text = "\0".join((finding.code, finding.where, place.path, place.outside or ""))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _descriptor(rule: Rule) -> dict[str, Any]:

@@ -83,6 +83,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, as which Python has the bytes of a name that is no text."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def flatten(value: Any, file: str, contents: Contents) -> None:
     """Add the tensors in nested mappings to the contents, their keys joined by dots.
 

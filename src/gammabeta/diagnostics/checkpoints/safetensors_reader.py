@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gammabeta.diagnostics.checkpoints.contents import LARGEST_COUNT, CheckpointError, Contents
+from gammabeta.diagnostics.checkpoints.contents import LARGEST_COUNT, CheckpointError, Contents, is_unicode
 from gammabeta.diagnostics.checkpoints.recognize import LARGEST_HEADER
 
 _DTYPES = {
@@ -77,7 +77,7 @@ def read_safetensors(path: Path) -> Contents:
             if entry.dtype not in _DTYPES:
                 contents.left_out[f"vector of dtype {entry.dtype}"] += 1
         own = any(entry.dtype not in _DTYPES and entry.dtype not in _OTHER_BITS for entry in entries)
-        read = _tensors if own or not _installed() else _tensors_by_package
+        read = _tensors if own or not _installed() or not is_unicode(str(path)) else _tensors_by_package
         for key, tensor in read(path, file, 8 + length, known).items():
             contents.add(key, tensor)
     return contents
@@ -150,7 +150,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in found:
             raise _HeaderError(f"has the key {_short(key)} twice")
-        if not _encodable(key):
+        if not is_unicode(key):
             raise _HeaderError("has a key that is not Unicode")
         found[key] = value
     return found
@@ -158,14 +158,6 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
-
-
-def _encodable(key: str) -> bool:
-    try:
-        key.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _no_constant(name: str) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gammabeta.diagnostics.checkpoints.contents import CheckpointError, Contents, flatten
+from gammabeta.diagnostics.checkpoints.contents import CheckpointError, Contents, flatten, is_unicode
 from gammabeta.diagnostics.checkpoints.plain_pickle import GlobalError, load_pickle
 
 # Bytes that the compressed members of an archive may unpack to, for each byte in the file.
@@ -61,10 +61,12 @@ def read_torch(path: Path, kind: str) -> Contents:
 def _load(path: Path, *, zipped: bool) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if zipped and not _is_compressed(path) and path.suffix.lower() != ".safetensors":
+        # By name, torch.load would go by the suffix, and takes no name that is not Unicode.
+        by_name = path.suffix.lower() != ".safetensors" and is_unicode(str(path))
+        if zipped and not _is_compressed(path) and by_name:
             # A mapped file is read only where it is looked at.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        with path.open("rb") as file:  # by name, torch.load would go by the suffix
+        with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
 
 
