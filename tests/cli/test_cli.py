@@ -186,7 +186,11 @@ def test_a_bug_is_not_dressed_up_as_the_user_s_mistake(monkeypatch, tmp_path):
 
     monkeypatch.setattr(engine, "study", study)
     result = run("study", "--out", str(tmp_path))
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == (
+        "gammabeta: this should not have happened (ZeroDivisionError): it is a fault of gammabeta, so please report it "
+        "with what the same command prints with --debug.\n"
+    )
 
 
 def test_an_interrupted_study_leaves_a_report_and_says_how_to_continue(monkeypatch, tmp_path):

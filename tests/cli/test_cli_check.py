@@ -122,7 +122,7 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
     assert "GB102 poisoned-statistics  error" in result.stdout
     sarif = json.loads(run("check", "weights.pt", "--format", "sarif").stdout)
     place = sarif["runs"][0]["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]
-    assert place == {"uri": "weights.pt"}
+    assert place == {"uri": "weights.pt", "uriBaseId": "%SRCROOT%"}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,14 @@ def test_a_bug_of_the_check_is_not_dressed_up_as_the_user_s_mistake(folder, monk
         raise ZeroDivisionError
 
     monkeypatch.setattr("gammabeta.cli.inspection.check", broken)
-    assert isinstance(run("check", "mine_for_cli.py:good").exception, ZeroDivisionError)
+    result = run("check", "mine_for_cli.py:good")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("gammabeta: this should not have happened (ZeroDivisionError): ")
+    for words in (("check", "mine_for_cli.py:good", "--debug"), ("--debug", "check", "mine_for_cli.py:good")):
+        result = run(*words)
+        assert result.exit_code == 3
+        assert "Traceback" in result.stderr
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)

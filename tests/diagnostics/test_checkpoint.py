@@ -1,6 +1,7 @@
 """Checkpoint files: what is read from them, what is refused, and what the rules find in them."""
 
 import json
+import os
 import pickle
 import struct
 
@@ -114,20 +115,18 @@ def test_state_dicts_inside_dicts_lose_a_common_beginning_and_keep_what_tells_th
 
 
 def test_of_large_tensors_nothing_is_read(tmp_path):
-    """A file that claims terabytes of weights and has none is still checked: only vectors are read."""
+    """A file of 40 GB of weights, none of which are on the disk, is checked at once: only vectors are read."""
     state = {key: value for key, value in network().state_dict().items() if value.ndim < 2}
     path = tmp_path / "a.safetensors"
     write_safetensors(path, state)
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
-    header["0.weight"] = {
-        "dtype": "F32",
-        "shape": [10**6, 10**6],
-        "data_offsets": [len(content), len(content) + 4 * 10**12],
-    }
+    size = len(content) - 8 - length
+    header["0.weight"] = {"dtype": "F32", "shape": [10**5, 10**5], "data_offsets": [size, size + 4 * 10**10]}
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+    os.truncate(path, 8 + len(text) + size + 4 * 10**10)
     assert [norm.name for norm in record_checkpoint(path).norms] == ["1", "4", "norm_out"]
 
 
@@ -154,40 +153,6 @@ def test_files_that_need_code_are_refused_and_nothing_is_run(tmp_path):
             else "; such code is not run, since it could do anything: save model.state_dict() instead."
         )
     assert not Evil.ran
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.safetensors", b"", "expected a safetensors file, got one whose header cannot be read."),
-        ("a.safetensors", b"\xff" * 40, "expected a safetensors file, got one whose header cannot be read."),
-        ("a.safetensors", struct.pack("<Q", 2) + b"[]", "expected a safetensors file, got one whose header cannot be"),
-        (
-            "a.safetensors",
-            struct.pack("<Q", 62) + b'{"bn.running_mean":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}'[:62],
-            "expected a safetensors file, got one whose header cannot be read.",
-        ),
-        (
-            "a.pt",
-            b"PK\x03\x04 torn",
-            "expected a file written by torch.save, got one that is damaged or of another kind.",
-        ),
-        ("a.txt", b"", "expected a checkpoint file (.safetensors, .pt, .pth, .bin, .ckpt), got one of another kind."),
-    ],
-)
-def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        record_checkpoint(tmp_path / name)
-    assert str(caught.value).startswith(f"{tmp_path / name}: {message}")
-
-
-def test_data_that_ends_early_is_refused(tmp_path):
-    write_safetensors(tmp_path / "a.safetensors", network().state_dict())
-    content = (tmp_path / "a.safetensors").read_bytes()
-    (tmp_path / "a.safetensors").write_bytes(content[:-8])
-    with pytest.raises(CheckpointError, match="header cannot be read"):
-        record_checkpoint(tmp_path / "a.safetensors")
 
 
 def test_a_file_without_norms_and_one_that_is_not_there(tmp_path):

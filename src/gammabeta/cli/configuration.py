@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +43,17 @@ def read_configuration(start: Path) -> Configuration:
     """
     for folder in (start, *start.parents):
         path = folder / "pyproject.toml"
-        if path.is_file():
-            table = _read(path).get("tool", {}).get("gammabeta")
-            if table is not None:
-                return _parse(path, table)
+        if os.path.isfile(path):  # unlike Path.is_file, False where a folder may not be searched
+            tools = _table(path, "tool", _read(path).get("tool", {}))
+            if "gammabeta" in tools:
+                return _parse(path, _table(path, "tool.gammabeta", tools["gammabeta"]))
     return Configuration()
+
+
+def _table(path: Path, name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path}: expected {name} as a table, got {value!r}: write [tool.gammabeta].")
+    return value
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -57,7 +64,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         table: dict[str, Any] = toml.loads(path.read_text(encoding="utf-8"))
         return table
-    except (toml.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, OSError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(f"{path}: cannot be read: {error}.") from error
 
 

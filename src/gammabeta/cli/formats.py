@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 import gammabeta
+from gammabeta.cli.inspection import Inspection
+from gammabeta.cli.places import place_of
+from gammabeta.cli.sarif import as_sarif, evidence_in_json, failed_sarif, sentence
+from gammabeta.diagnostics.checkpoints.contents import printable
 from gammabeta.diagnostics.findings import Diagnosis, Finding, advice
-from gammabeta.diagnostics.rule import Rule
-from gammabeta.diagnostics.rules import RULES
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
 _SHOWN = 12
-_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
@@ -47,64 +48,46 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         console.print(Text(f"skipped (needs {need}): {', '.join(codes)}", "dim"))
 
 
-def as_json(diagnosis: Diagnosis, target: str) -> str:
+def as_json(diagnosis: Diagnosis, target: str, notes: Sequence[str] = ()) -> str:
     """Return a diagnosis for programs: all findings with their evidence."""
     content = {
         "gammabeta": gammabeta.__version__,
-        "target": target,
+        "target": printable(target),
         "norms": diagnosis.norms,
         "findings": [_plain(finding) for finding in diagnosis.findings],
         "ignored": [{**_plain(finding), "reason": reason} for finding, reason in diagnosis.ignored],
         "rules": list(diagnosis.rules),
         "not run": {need: list(codes) for need, codes in diagnosis.idle.items()},
+        "notes": list(notes),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    return json.dumps(content, indent=2)  # ASCII, so that no encoding of the standard output can damage it
 
 
-def as_sarif(diagnosis: Diagnosis, file: str | None, line: int) -> str:
-    """Return a diagnosis for code scanning, as SARIF 2.1.0.
+def failed_json(message: str, target: str) -> str:
+    """Return the document of a check that could not be run: that of a check without findings, and the error."""
+    content = json.loads(as_json(Diagnosis(()), target))
+    return json.dumps({**content, "error": printable(message)}, indent=2)
 
-    A module is a logical location; the physical one is that of the target.
 
-    Source: OASIS, Static Analysis Results Interchange Format 2.1.0.
+def as_github(diagnosis: Diagnosis, file: str | None, line: int, notes: Sequence[str] = ()) -> str:
+    """Return a diagnosis for GitHub Actions: one workflow command per finding, shown at the target's line.
+
+    A target outside of the repository has no line to be shown at: its findings are shown at the workflow.
     """
-    ran = [rule for rule in RULES if rule.code in diagnosis.rules]
-    index = {rule.code: i for i, rule in enumerate(ran)}
-    results = []
-    every: list[tuple[Finding, str | None]] = [(finding, None) for finding in diagnosis.findings]
-    for finding, reason in [*every, *diagnosis.ignored]:
-        location: dict[str, Any] = {
-            "logicalLocations": [{"fullyQualifiedName": finding.where or "(the model)", "kind": "member"}]
-        }
-        if file is not None:
-            artifact = {"uri": file.replace("\\", "/")}
-            location["physicalLocation"] = {"artifactLocation": artifact, "region": {"startLine": line}}
-        result = {
-            "ruleId": finding.code,
-            "ruleIndex": index[finding.code],
-            "level": finding.severity,
-            "message": {"text": _sentence(finding)},
-            "locations": [location],
-            "partialFingerprints": {"module/v1": f"{finding.code}:{finding.where}"},
-            "properties": {"evidence": _evidence(finding.evidence)},
-        }
-        if reason is not None:
-            result["suppressions"] = [{"kind": "inSource", "justification": reason}]
-        results.append(result)
-    driver = {"name": "gammabeta", "version": gammabeta.__version__, "rules": [_descriptor(rule) for rule in ran]}
-    run = {"tool": {"driver": driver}, "results": results, "columnKind": "unicodeCodePoints"}
-    return json.dumps({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, ensure_ascii=False)
-
-
-def as_github(diagnosis: Diagnosis, file: str | None, line: int) -> str:
-    """Return a diagnosis for GitHub Actions: one workflow command per finding, shown at the target's line."""
     levels = {"error": "error", "warning": "warning", "note": "notice"}
+    place = place_of(file, line)
     lines = []
     for finding in diagnosis.findings:
-        place = f"file={_escaped(file, property=True)},line={line}," if file is not None else ""
+        where = f"file={_escaped(place.path, property=True)},line={place.line}," if place.outside is None else ""
         title = _escaped(f"{finding.code} {finding.name}", property=True)
-        lines.append(f"::{levels[finding.severity]} {place}title={title}::{_escaped(_sentence(finding))}")
+        lines.append(f"::{levels[finding.severity]} {where}title={title}::{_escaped(sentence(finding))}")
+    lines += [f"::notice title=gammabeta::{_escaped(note)}" for note in notes]
     return "\n".join([*lines, diagnosis.summary()])
+
+
+def failed_github(message: str) -> str:
+    """Return the workflow command of a check that could not be run."""
+    return f"::error title=gammabeta::{_escaped(message)}"
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
@@ -114,34 +97,8 @@ def _plain(finding: Finding) -> dict[str, Any]:
         "severity": finding.severity,
         "where": finding.where,
         "message": finding.message,
-        "evidence": _evidence(finding.evidence),
+        "evidence": evidence_in_json(finding.evidence),
         "fix": None if finding.fix is None else finding.fix.what,
-    }
-
-
-def _evidence(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Return evidence that fits into JSON, which has no NaN and no infinity."""
-
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {str(key): plain(value) for key, value in evidence.items()}
-
-
-def _sentence(finding: Finding) -> str:
-    fix = f" Fix: {finding.fix.what}." if finding.fix is not None else ""
-    return f"{finding.where or '(the model)'}: {finding.message}.{fix}"
-
-
-def _descriptor(rule: Rule) -> dict[str, Any]:
-    name = "".join(part.capitalize() for part in rule.name.split("-"))
-    return {
-        "id": rule.code,
-        "name": name,
-        "shortDescription": {"text": f"{rule.title}."},
-        "fullDescription": {"text": rule.line("What it does")},
-        "help": {"text": f"{rule.line('Why it matters')} Use instead: {rule.line('Use instead')}"},
-        "defaultConfiguration": {"level": rule.severity},
     }
 
 
@@ -155,8 +112,30 @@ def _count(number: int) -> str:
     return f"{number} module{'' if number == 1 else 's'}"
 
 
-WRITERS: dict[str, Callable[[Diagnosis, str, str | None, int], str]] = {
-    "json": lambda diagnosis, target, file, line: as_json(diagnosis, target),
-    "sarif": lambda diagnosis, target, file, line: as_sarif(diagnosis, file, line),
-    "github": lambda diagnosis, target, file, line: as_github(diagnosis, file, line),
+@dataclass(frozen=True)
+class Writer:
+    """An output format for programs.
+
+    Attributes:
+        write: returns the document of an inspection: its diagnosis, target, file, line and notes.
+        fail: returns the document of a check that could not be run, from the error's sentence and the target.
+    """
+
+    write: Callable[[Inspection], str]
+    fail: Callable[[str, str], str]
+
+
+WRITERS: dict[str, Writer] = {
+    "json": Writer(
+        lambda found: as_json(found.diagnosis, found.target, found.notes),
+        failed_json,
+    ),
+    "sarif": Writer(
+        lambda found: as_sarif(found.diagnosis, found.file, found.line, found.notes),
+        lambda message, target: failed_sarif(message),
+    ),
+    "github": Writer(
+        lambda found: as_github(found.diagnosis, found.file, found.line, found.notes),
+        lambda message, target: failed_github(message),
+    ),
 }

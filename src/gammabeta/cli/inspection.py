@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gammabeta.cli.blame import describe, of_the_user
 from gammabeta.cli.configuration import Configuration, ConfigurationError, read_configuration, severity
 from gammabeta.diagnostics.check import ArgumentError, ForwardError, check, diagnose
-from gammabeta.diagnostics.checkpoint import SUFFIXES, CheckpointError, record_checkpoint
+from gammabeta.diagnostics.checkpoint import read_checkpoint
+from gammabeta.diagnostics.checkpoints.contents import CheckpointError
 from gammabeta.diagnostics.findings import SEVERITIES, Diagnosis
 from gammabeta.diagnostics.selection import SelectionError, check_patterns
 from gammabeta.target import TargetError, load_model, load_object
 
 # Options of a check that only a model can use.
 _FOR_MODELS = ("inputs", "loader", "optimizer")
+# What the names of checkpoints end with, for the message where there is no such file.
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".json", ".npz", ".h5", ".onnx")
 
 
 class InspectionError(ValueError):
@@ -53,13 +58,17 @@ class Inspection:
     Attributes:
         diagnosis: the findings.
         failed: whether any finding is as severe as `fail_on` asks.
+        target: the target as it was given.
         file, line: where the target is defined, or the checkpoint itself; `file` is None if that is unknown.
+        notes: sentences about the target, such as what of a checkpoint was left out.
     """
 
     diagnosis: Diagnosis
     failed: bool
+    target: str
     file: str | None
     line: int
+    notes: tuple[str, ...] = ()
 
 
 def inspect(request: Request) -> Inspection:
@@ -74,18 +83,21 @@ def inspect(request: Request) -> Inspection:
     Raises:
         InspectionError: a target cannot be loaded, the configuration is wrong, or the model raises on the inputs.
     """
-    with contextlib.redirect_stdout(sys.stderr), _in_one_sentence():
+    targets = [request.target, *(text for name in _FOR_MODELS if (text := getattr(request, name)) is not None)]
+    with contextlib.redirect_stdout(sys.stderr), _in_one_sentence(targets):
         chosen = _with_project_defaults(request.configuration)
         check_patterns(chosen.select, chosen.ignore)  # before a model is built
         file: str | None = request.target
         line = 1
+        notes: tuple[str, ...] = ()
         if _is_checkpoint(request.target):
-            diagnosis = _check_checkpoint(request, chosen)
+            diagnosis, file, notes = _check_checkpoint(request, chosen)
         else:
             diagnosis, file, line = _check_model(request, chosen)
     assert chosen.fail_on is not None
     grave = SEVERITIES[: SEVERITIES.index(chosen.fail_on) + 1]
-    return Inspection(diagnosis, any(finding.severity in grave for finding in diagnosis.findings), file, line)
+    failed = any(finding.severity in grave for finding in diagnosis.findings)
+    return Inspection(diagnosis, failed, request.target, file, line, notes)
 
 
 def _with_project_defaults(given: Configuration) -> Configuration:
@@ -100,14 +112,26 @@ def _with_project_defaults(given: Configuration) -> Configuration:
 
 
 def _is_checkpoint(target: str) -> bool:
-    return ":" not in Path(target).name and (target.endswith(SUFFIXES) or Path(target).is_file())
+    """Return whether a target is a file or a folder, and not package.module:name or file.py:name.
+
+    What exists is a file, whatever its name, but for Python's. What does not exist is one if it looks like a path.
+    """
+    path = Path(target).expanduser()
+    if os.path.lexists(path):
+        return path.suffix != ".py"
+    looks_like_one = os.sep in target or "/" in target or path.suffix.lower() in _SUFFIXES
+    return ":" not in target and looks_like_one and path.suffix != ".py"
 
 
-def _check_checkpoint(request: Request, chosen: Configuration) -> Diagnosis:
+def _check_checkpoint(request: Request, chosen: Configuration) -> tuple[Diagnosis, str, tuple[str, ...]]:
+    """Return the diagnosis, the file to show it at, and what of the checkpoint was left out."""
     given = [f"--{name}" for name in _FOR_MODELS if getattr(request, name) is not None]
     if given:
         raise InspectionError(f"{request.target}: a checkpoint has no model that {given[0]} could be for.")
-    return diagnose(record_checkpoint(request.target), select=chosen.select, ignore=chosen.ignore)
+    checkpoint = read_checkpoint(Path(request.target).expanduser())
+    path = Path(request.target).expanduser()
+    file = next(iter(checkpoint.files)) if path.is_dir() else path
+    return diagnose(checkpoint.record, select=chosen.select, ignore=chosen.ignore), str(file), checkpoint.notes
 
 
 def _check_model(request: Request, chosen: Configuration) -> tuple[Diagnosis, str | None, int]:
@@ -129,9 +153,22 @@ def _check_model(request: Request, chosen: Configuration) -> tuple[Diagnosis, st
 
 
 @contextlib.contextmanager
-def _in_one_sentence() -> Iterator[None]:
-    """Turn errors made for the person who asked into an `InspectionError`; leave all others unchanged."""
+def _in_one_sentence(targets: Sequence[str]) -> Iterator[None]:
+    """Turn errors made for the person who asked, and those of their code, into an `InspectionError`."""
     try:
         yield
     except (TargetError, CheckpointError, ConfigurationError, ForwardError, ArgumentError, SelectionError) as error:
         raise InspectionError(str(error)) from error
+    except InspectionError:
+        raise
+    except SystemExit as error:
+        raise InspectionError(
+            f"expected a model that can be checked, got one that calls sys.exit({error.code!r})."
+        ) from error
+    except Exception as error:
+        place = of_the_user(error, targets)
+        if place is None:
+            raise
+        raise InspectionError(
+            f"your code raised {describe(error).rstrip('.')} ({place}): mend it, and check again."
+        ) from error

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 import gammabeta
 from gammabeta.cli import options
+from gammabeta.cli.exits import CODES, FOUND, STOPPED, WRONG, Commands, fail, say, write
+from gammabeta.cli.streams import silence
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-# Exit codes: findings; the request cannot be carried out; Ctrl-C.
-FOUND, WRONG, STOPPED = 1, 2, 130
+    from gammabeta.cli.inspection import Inspection
 
 app = typer.Typer(
+    cls=Commands,
+    epilog=CODES,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -39,6 +44,7 @@ def gammabeta_command(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Normalization for PyTorch: what does it do, on your model and data?"""
 
@@ -61,6 +67,7 @@ def study(
     resume: options.Resume = None,
     engine_name: options.Engine = "loky",
     address: options.Address = None,
+    debug: options.Debug = False,
 ) -> None:
     """Measure what normalization does, claim by claim, and write a report.
 
@@ -95,6 +102,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="The folder to which `gammabeta study --out` wrote.")
     ] = Path("gammabeta-study"),
+    debug: options.Debug = False,
 ) -> None:
     """Redraw report.html from a study's results.json."""
     _need("jinja2", "plotly")
@@ -120,11 +128,13 @@ def check(
     ignore: options.Ignore = None,
     fail_on: options.FailOn = None,
     output: options.Output = "text",
+    debug: options.Debug = False,
 ) -> None:
     """Find what is wrong with a model's normalization.
 
-    Exit codes: 0 clean, 1 findings, 2 the check could not be run. The table \\[tool.gammabeta] of pyproject.toml may
-    set select, ignore and fail-on.
+    Exit codes: 0 clean, 1 findings at or above --fail-on, 2 the target cannot be checked, 3 gammabeta itself failed.
+    With --format json, sarif or github there is a valid document in each case. The table \\[tool.gammabeta] of
+    pyproject.toml may set select, ignore and fail-on.
     """
     from gammabeta.cli import formats, inspection
     from gammabeta.cli.configuration import Configuration
@@ -136,17 +146,19 @@ def check(
     try:
         found = inspection.inspect(request)
     except inspection.InspectionError as error:
+        fail(output, str(error), target)
         _fail(str(error))
     if output == "text":
-        formats.show(found.diagnosis, Console(highlight=False))
+        _show(found)
     else:
-        typer.echo(formats.WRITERS[output](found.diagnosis, target, found.file, found.line))
+        write(formats.WRITERS[output].write(found), output)
     raise typer.Exit(FOUND if found.failed else 0)
 
 
 @app.command()
 def explain(
     rule: Annotated[str, typer.Argument(metavar="RULE", help="The rule's code or name.", show_default=False)],
+    debug: options.Debug = False,
 ) -> None:
     """Explain a rule: what it finds, why it matters, what to do instead, and its limits."""
     from rich.markdown import Markdown
@@ -161,7 +173,7 @@ def explain(
 
 
 @app.command()
-def rules() -> None:
+def rules(debug: options.Debug = False) -> None:
     """List the rules of the check."""
     from rich.table import Table
 
@@ -181,6 +193,7 @@ def bench(
     out: options.BenchOut = Path("gammabeta-bench"),
     no_compile: options.NoCompile = False,
     quick: options.BenchQuick = False,
+    debug: options.Debug = False,
 ) -> None:
     """Time gammabeta's norms against torch's and torch.compile's, in turns in this process."""
     from gammabeta.benchmarks import bench as engine
@@ -196,12 +209,12 @@ def bench(
     except engine.BenchError as error:
         _fail(str(error))
     except engine.Interrupted as stopped:
-        _say(str(stopped))
+        say(str(stopped))
         raise typer.Exit(STOPPED) from None
 
 
 @app.command()
-def env() -> None:
+def env(debug: options.Debug = False) -> None:
     """Show versions, processor, devices, and which kernels are available, or why not."""
     from gammabeta.environment import environment
 
@@ -215,6 +228,20 @@ def env() -> None:
 def main() -> None:
     """Run the console script ``gammabeta``."""
     app()
+
+
+def _show(found: Inspection) -> None:
+    """Print an inspection for people; the exit code is the same if they read only the beginning."""
+    from gammabeta.cli import formats
+
+    console = Console(highlight=False)
+    try:
+        formats.show(found.diagnosis, console)
+        for note in found.notes:
+            console.print(Text(note, "dim"))
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich exits with 1, which would be findings
+        silence()
 
 
 def _list(text: str | None) -> list[str] | None:
@@ -246,10 +273,10 @@ def _run_study(
         _fail(str(error))
     except engine.Interrupted as stopped:
         _draw_what_is_there(out)
-        _say(str(stopped))
+        say(str(stopped))
         raise typer.Exit(STOPPED) from None
     except KeyboardInterrupt:
-        _say("Interrupted before the first trial: nothing was decided.")
+        say("Interrupted before the first trial: nothing was decided.")
         raise typer.Exit(STOPPED) from None
     return results
 
@@ -280,13 +307,9 @@ def _draw_what_is_there(out: Path) -> None:
         page = write_report(read_results(out), out / "report.html")
     except (ReportError, OSError):
         return
-    _say(f"report of the claims decided so far: {page}")
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    say(f"report of the claims decided so far: {page}")
 
 
 def _fail(text: str) -> NoReturn:
-    _say(f"gammabeta: {text}")
+    say(f"gammabeta: {text}")
     raise typer.Exit(WRONG)

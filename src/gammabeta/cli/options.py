@@ -15,6 +15,9 @@ def _names_in(part: str) -> str:
     return ", ".join(sorted(name[:-3] for f in folder.iterdir() if (name := f.name).endswith(".py") and name[0] != "_"))
 
 
+# every command
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback if gammabeta itself fails.")]
+
 # study
 ClaimNames = Annotated[
     list[str] | None,
@@ -117,7 +120,7 @@ Target = Annotated[
     typer.Argument(
         metavar="TARGET",
         help="A model: [bold]package.module:name[/] or [bold]file.py:name[/], an instance or a function that returns "
-        "one, optionally with literal arguments in parentheses; or a checkpoint file.",
+        "one, optionally with literal arguments in parentheses; or a checkpoint: a file, or a folder of shards.",
         show_default=False,
     ),
 ]

@@ -2,140 +2,115 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-import struct
-from collections.abc import Iterator, Mapping
+import os
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from gammabeta.diagnostics.checkpoints.contents import CheckpointError, Contents, printable
+from gammabeta.diagnostics.checkpoints.recognize import is_regular, recognize
+from gammabeta.diagnostics.checkpoints.safetensors_reader import read_safetensors
+from gammabeta.diagnostics.checkpoints.shards import files_of
+from gammabeta.diagnostics.checkpoints.torch_reader import read_torch
 from gammabeta.diagnostics.record import Record, record_state
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_LARGEST_HEADER = 100_000_000  # bytes; the format's own limit
+__all__ = ["Checkpoint", "CheckpointError", "read_checkpoint", "record_checkpoint"]
 
 
-class CheckpointError(ValueError):
-    """A file that cannot be read as a checkpoint. The message is one sentence for the person who named it."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as the rules see it.
+
+    Attributes:
+        record: its norms.
+        files: the files that were read.
+        left_out: number of vectors that no rule can read, by what they are.
+    """
+
+    record: Record
+    files: tuple[Path, ...] = ()
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, as a sentence; () where nothing was."""
+        if not self.left_out:
+            return ()
+        counts = ", ".join(f"{count} {_plural(what, count)}" for what, count in sorted(self.left_out.items()))
+        return (f"left out: {counts}",)
 
 
 def record_checkpoint(path: Path | str) -> Record:
-    """Record the norms in a checkpoint file.
-
-    Args:
-        path: a .safetensors file, or a file to which torch.save wrote a state_dict, directly or inside dicts. Keys of
-            dicts become prefixes of the norms' names, except for one wrapper (state_dict, model) around all of them.
+    """Record the norms in a checkpoint; arguments and errors are those of `read_checkpoint`.
 
     Returns:
         The `Record`, without a model.
+    """
+    return read_checkpoint(path).record
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Read the norms in a checkpoint, which is recognized by its content, whatever its name.
+
+    Args:
+        path: a safetensors file, or a file to which torch.save or pickle wrote a state_dict, directly or inside dicts.
+            Keys of dicts become prefixes of the norms' names, except for one wrapper (state_dict, model) around all of
+            them. An index, a shard or a folder stands for the whole checkpoint of which it is a part.
+
+    Returns:
+        The `Checkpoint`.
 
     Raises:
-        CheckpointError: the file does not exist, is damaged, has no norms, or holds objects other than tensors and
-            plain values, which only code from the file could build.
+        CheckpointError: the file does not exist, is of another kind or damaged, has no norms, or holds objects other
+            than tensors and plain values, which only code from the file could build; or shards are missing.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file.")
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path}: expected a checkpoint file ({', '.join(SUFFIXES)}), got one of another kind.")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else dict(_flatten(_read_torch(path)))
-    record = record_state(_without_common_prefix(state))
-    if not record.norms:
-        raise CheckpointError(
-            f"{path}: expected keys of norms, such as bn1.running_mean, or norm.weight with norm.bias, got "
-            f"{len(state)} tensors without such keys: is it a model's state_dict?"
-        )
-    return record
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors that have at most one axis; of all others only the shape, without reading their data.
-
-    Dtypes that this reader does not know are left out.
-
-    The file begins with the length of the header in 8 bytes. Then come the header in JSON and the data, at the offsets
-    that the header gives.
-
-    Source: the format's description, https://huggingface.co/docs/safetensors.
-    """
-    damaged = CheckpointError(f"{path}: expected a safetensors file, got one whose header cannot be read.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        beginning = file.read(8)
-        length = struct.unpack("<Q", beginning)[0] if len(beginning) == 8 else _LARGEST_HEADER
-        if length > min(size - 8, _LARGEST_HEADER):
-            raise damaged
-        try:
-            header = json.loads(file.read(length))
-            entries = {key: entry for key, entry in header.items() if key != "__metadata__"}
-            state = {}
-            for key, entry in entries.items():
-                shape, (start, end) = entry["shape"], entry["data_offsets"]
-                if entry["dtype"] not in _DTYPES:
-                    continue  # eight bits or fewer: no norm has such a dtype
-                dtype = _DTYPES[entry["dtype"]]
-                if len(shape) > 1:
-                    state[key] = torch.empty(shape, dtype=dtype, device="meta")
-                    continue
-                if end - start != math.prod(shape) * dtype.itemsize or start < 0 or 8 + length + end > size:
-                    raise damaged
-                file.seek(8 + length + start)
-                data = bytearray(file.read(end - start))
-                state[key] = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise damaged from error
-    return state
-
-
-def _read_torch(path: Path) -> Any:
-    """Read what torch.save wrote, without running any code in it."""
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
+    named = printable(str(path))
     try:
-        # A mapped file is read only where it is looked at.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
-    except Exception as error:
-        if "weights_only" in str(error) or "WeightsUnpickler" in str(error) or "TorchScript" in str(error):
-            raise CheckpointError(
-                f"{path}: expected tensors and plain values, got objects that only code can build{_blocked(error)}; "
-                "such code is not run, since it could do anything: save model.state_dict() instead."
-            ) from error
+        _check_exists(path, named)
+        contents = Contents()
+        files = files_of(path)
+        for file in files:
+            contents.merge(_read(file))
+    except OSError as error:
+        raise CheckpointError(f"{named}: cannot be read: {error.strerror or type(error).__name__}.") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{named}: expected a checkpoint, got one that does not fit into the memory.") from error
+    record = record_state(_without_common_prefix(contents.norms()))
+    if not record.norms:
+        left_out = Checkpoint(record, (), contents.left_out).notes
         raise CheckpointError(
-            f"{path}: expected a file written by torch.save, got one that is damaged or of another kind."
-        ) from error
+            f"{named}: expected keys of norms, such as bn1.running_mean, or norm.weight with norm.bias, got "
+            f"{contents.tensors} tensors without such keys{''.join(f' ({note})' for note in left_out)}: is it a "
+            "model's state_dict?"
+        )
+    return Checkpoint(record, tuple(files), contents.left_out)
 
 
-def _blocked(error: Exception) -> str:
-    """Return what the file would have called, if torch's message names it."""
-    called = re.search(r"GLOBAL (\S+)", str(error))
-    return f" ({called[1]})" if called else ""
+def _check_exists(path: Path, named: str) -> None:
+    if os.path.islink(path) and not os.path.exists(path):
+        raise CheckpointError(f"{named}: is a link to {printable(os.readlink(path))}, which does not exist.")
+    if not os.path.exists(path):
+        raise CheckpointError(f"{named}: there is no such file.")
+    if not is_regular(path):
+        raise CheckpointError(f"{named}: expected a file or a folder, got a device or a pipe.")
 
 
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested mappings, their keys joined by dots."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if isinstance(key, str):
-                if isinstance(item, Tensor):
-                    yield prefix + key, item
-                else:
-                    yield from _flatten(item, f"{prefix}{key}.")
+def _read(path: Path) -> Contents:
+    kind = recognize(path)
+    if kind == "index":
+        raise CheckpointError(f"{path}: expected a shard with tensors, got another index.")
+    return read_safetensors(path) if kind == "safetensors" else read_torch(path, kind)
+
+
+def _plural(what: str, count: int) -> str:
+    """Return the plural of "quantized tensor", "layer whose …" and the like."""
+    if count == 1:
+        return what
+    first, space, rest = what.partition(" of ") if " of " in what else what.partition(" whose ")
+    return f"{first}s{space}{rest}"
 
 
 def _without_common_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:

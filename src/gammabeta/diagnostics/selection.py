@@ -122,6 +122,11 @@ def _require_known(operation: str, pattern: str) -> None:
 
 
 def _got(text: str) -> str:
+    beginning = [rule.code for rule in RULES if text and rule.code.lower().startswith(text.lower())]
+    if beginning:
+        most = 12
+        more = f" and {len(beginning) - most} more" if len(beginning) > most else ""
+        return f"got {text!r}, with which {', '.join(beginning[:most])}{more} begin: name one of them."
     every = [known for rule in RULES for known in (rule.code, rule.name)]
     return f"got {text!r}: " + did_you_mean(text, every, "`gammabeta rules` lists all rules.", most=2, show=str)
 

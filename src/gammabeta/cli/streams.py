@@ -1,0 +1,105 @@
+"""Output that every terminal and every redirection can take: characters that an encoding lacks are written out."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+import unicodedata
+from typing import Any
+
+_HANDLER = "gammabeta.lookalike"
+_LOOKALIKES = {
+    "→": "->",
+    "←": "<-",
+    "≤": "<=",
+    "≥": ">=",
+    "≠": "!=",
+    "≈": "~",
+    "×": "x",
+    "·": "*",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "±": "+/-",
+    "√": "sqrt",
+    "∞": "inf",
+    "²": "^2",
+    "³": "^3",
+    "•": "*",
+    "“": '"',
+    "”": '"',
+    "‘": "'",
+    "’": "'",
+    "✓": "ok",
+    "µ": "mu",
+    "°": " degrees",
+}
+
+
+def lookalike(text: str) -> str:
+    """Return a text in ASCII: γ as gamma, ≤ as <=, ü as u, box drawings as lines of - and |, all else as ?."""
+    return "".join(character if character.isascii() else _ascii(character) for character in text)
+
+
+def _ascii(character: str) -> str:
+    if character in _LOOKALIKES:
+        return _LOOKALIKES[character]
+    name = unicodedata.name(character, "")
+    if name.startswith("GREEK ") and " LETTER " in name:
+        letter = name.split(" LETTER ")[1].split()[0].lower()
+        return letter.capitalize() if " CAPITAL " in name else letter
+    if name.startswith("BOX DRAWINGS"):
+        return "-" if name.endswith("HORIZONTAL") else "|" if name.endswith("VERTICAL") else "+"
+    if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file's name that is not in the file system's encoding
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return lookalike(error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_HANDLER, _replace)
+
+
+def accept_every_character() -> None:
+    """Make standard output and error write lookalikes of what their encoding lacks, in place of an exception."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        # Other handlers are what the user asked for in PYTHONIOENCODING.
+        if reconfigure is not None and stream.errors in ("strict", "backslashreplace", "surrogateescape"):
+            reconfigure(errors=_HANDLER)
+
+
+def as_utf_8() -> None:
+    """Make standard output UTF-8, whatever the terminal's encoding."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8", errors=_HANDLER)
+
+
+def silence() -> None:
+    """Discard what is still to be written, because the reader of a pipe is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        number = _number(stream)
+        if number is not None and _is_broken(stream):
+            os.dup2(nowhere, number)
+
+
+def _number(stream: Any) -> int | None:
+    try:
+        return int(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_broken(stream: Any) -> bool:
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        return True
+    return False
