@@ -405,6 +405,12 @@ def test_inside_other_modes():
         assert form_of(KNOWN[1][0]) == KNOWN[1][1]
 
 
+def test_a_flattened_parameter_is_not_run():
+    module = LayerScale()
+    module.gamma = nn.Parameter(torch.ones(2**17 + 1))
+    assert form_or_reason(module) == "LayerScale holds a tensor of more than 131072 values"
+
+
 def test_16_bit_modules_in_any_mode_have_the_same_form():
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         probed._answers.clear()

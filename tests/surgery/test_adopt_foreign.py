@@ -300,6 +300,13 @@ def test_hooks_run_once_a_forward():
     assert calls == [1]
 
 
+def test_beside_a_scripted_module():
+    model = nn.Sequential(torch.jit.script(nn.Linear(SIZE, SIZE)), make(Norm))
+    assert gb.adopt(model).changed == ["1"]
+    _, rest = gb.parameter_groups(model, 0.1)
+    assert any(p is model[1].weight for p in rest["params"])
+
+
 def test_compiled():
     module, x = make(OnePlus), given(OnePlus)
     gb.adopt(module)

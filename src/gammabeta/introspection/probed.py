@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from gammabeta.introspection.private_copy import copy_of, plain_attributes, undisturbed, why_not_run
 from gammabeta.layers.form import INPUT, LOW, OUTPUT, PROMOTED, WEIGHT, Form
 
+# Norms have some thousand channels; flattened Parameters of a whole model are vectors too.
+_LARGEST = 2**17
 _SCALES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 _EPSILONS = (0.0, 1e-12, 1e-8, 1e-7, torch.finfo(torch.float32).eps, 1e-6, 1e-5, 1e-3)
 # Bounds on rounding, in units of ε of the dtype times the largest term of the sum: 64 for sums over some thousand
@@ -55,6 +57,8 @@ def form_or_reason(module: nn.Module) -> Form | str:
     reason = why_not_run(module)
     if reason is not None:
         return reason
+    if any(t is not None and t.numel() > _LARGEST for t in (*module._parameters.values(), *module._buffers.values())):
+        return f"{type(module).__name__} holds a tensor of more than {_LARGEST} values"
     try:
         key = _key(module)
         known = _answers.setdefault(type(module), {})
@@ -71,12 +75,16 @@ def form_or_reason(module: nn.Module) -> Form | str:
 def _may_be_norm(module: nn.Module) -> bool:
     """Return whether a module is worth a run: it is called a norm, or holds running statistics or only γ and β."""
     cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
     if cls.__module__.startswith("torch.") and "norm" not in cls.__name__.lower():
         return False
     if any("norm" in base.__name__.lower() for base in cls.__mro__ if base is not nn.Module):
         return True
     if {"running_mean", "running_var"} <= {*module._buffers}:
         return True
+    if module._modules:
+        return False
     shapes = {tuple(p.shape) for p in module._parameters.values() if p is not None}
     return len(shapes) == 1 and len(module._parameters) <= 2 and _length(next(iter(shapes))) is not None
 

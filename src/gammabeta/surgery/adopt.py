@@ -242,7 +242,8 @@ def is_adoptable(module: nn.Module) -> bool:
     """Return whether `adopt` looks at a module: at all norms without children, by whatever they are known."""
     if is_norm(module):
         return True
-    foreign = not module._modules and not type(module).__module__.startswith("torch.")
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    foreign = not scripted and not module._modules and not type(module).__module__.startswith("torch.")
     return foreign and norm_of(module, probe=True) is not None
 
 
