@@ -25,11 +25,17 @@ def offset_of(module: nn.Module) -> float | None:
     if norm is not None and norm.known_by == CLASS and not norm.scripted and not own_forward(module):
         return 0.0
     tensors = [*module.parameters(), *module.buffers()]
-    if norm is None or norm.scripted or not tensors or any(tensor.is_meta for tensor in tensors):
+    if (
+        norm is None
+        or norm.affine.weight is None
+        or norm.scripted
+        or not tensors
+        or any(tensor.is_meta for tensor in tensors)
+    ):
         return None
     try:
         with undisturbed(tensors[0].device), torch.no_grad():
-            return _probed(_copy(module))
+            return _probed(_copy(module), norm.affine.weight)
     except Exception:  # of another library's class: whatever it is, the answer is that we cannot tell
         return None
 
@@ -44,11 +50,12 @@ def _copy(module: nn.Module) -> Any:
     return made.eval()
 
 
-def _probed(norm: Any) -> float | None:
-    weight: Tensor = norm.weight
+def _probed(norm: Any, held: str) -> float | None:
+    """Ask a copy, which holds its weight under that name."""
+    weight: Tensor = getattr(norm, held)
     norm.to(torch.float32)
     for name, parameter in norm.named_parameters():
-        if name != "weight":
+        if name != held:
             parameter.zero_()
     for x in _inputs(weight.numel(), weight.device):
         varies = {}
