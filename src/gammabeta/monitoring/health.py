@@ -40,7 +40,7 @@ main > section { margin-bottom: 2.6rem; }
 .finding li details { margin: .1rem 0 .5rem; }
 .finding .extent { color: var(--muted); font-size: .9rem; margin-left: .5rem; }
 .norms th, .norms td { vertical-align: middle; }
-.norms tbody th { position: sticky; left: 0; background: var(--paper); min-width: 5rem; max-width: 16rem; }
+.norms tbody th { position: sticky; left: 0; background: var(--paper); min-width: 5rem; }
 .norms code { overflow-wrap: normal; }
 .norms td.plot { min-width: 0; padding-right: 1.2rem; }
 .norms .last { display: block; margin-left: 50px; }
@@ -187,16 +187,12 @@ def _why(code: str) -> str:
     return f"<details><summary>Why it matters, and when {code} is wrong</summary>{parts}</details>"
 
 
-def _breakable(name: str) -> str:
-    return html.escape(name).replace(".", ".<wbr>")
-
-
 def _norms(watched: Watched) -> str:
     shown = [q for q in QUANTITIES if any(norm.history.known(q) for norm in watched.norms.values())]
     heads = "".join(f'<th scope="col" title="{html.escape(QUANTITIES[q])}">{q.replace("_", " ")}</th>' for q in shown)
     at = None if watched.divergence is None else watched.divergence.step
     rows = "".join(
-        f'<tr><th scope="row"><code>{_breakable(norm.name or "(the model)")}</code></th>'
+        f'<tr><th scope="row"><code>{html.escape(norm.name or "(the model)")}</code></th>'
         + "".join(f'<td class="plot">{curve(norm.history, q, at)}</td>' for q in shown)
         + f'<td class="n">{norm.calls}</td></tr>\n'
         for norm in watched.norms.values()
