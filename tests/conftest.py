@@ -13,6 +13,7 @@ from gammabeta.benchmarks.subjects.training_step import load_timm
 LONG_TAIL = (
     "benchmarks/test_bench.py",
     "benchmarks/test_world.py",
+    "census",
     "cli/test_cli.py",
     "conformance/test_samples.py",
     "conformance/test_schemas.py",

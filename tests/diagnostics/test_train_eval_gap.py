@@ -135,8 +135,9 @@ def test_the_plot_has_both_gaps_beside_their_bounds():
             nn.BatchNorm1d(2),
             ["text"],
             TypeError,
-            "train_eval_gap: expected batches of tensors, of tuples that begin with one, or of mappings, got str: pass "
-            "a generator of what the model takes.",
+            "train_eval_gap: expected batches as the model takes them (a tensor, a tuple or list of positional "
+            "arguments, or a mapping of keyword arguments), got str: say how it goes through the model by "
+            "forward=lambda model, batch: ….",
         ),
     ],
 )

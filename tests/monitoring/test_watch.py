@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import re
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
+from gammabeta.monitoring.curves import number
 from gammabeta.monitoring.watched import MOST, History
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -198,3 +200,62 @@ def test_the_health_report_opens_in_a_browser_without_an_error_or_a_request(tmp_
         assert page.locator("svg.curve polyline").count() > 10
         browser.close()
     assert wrong == []
+
+
+class TestHealthPage:
+    """The page as text: what it leads with, what is grouped, and the axes."""
+
+    def page(self, tmp_path, *, diverge=False, steps=30):
+        model = nn.Sequential(
+            *[m for _ in range(6) for m in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())], nn.Linear(8, 3)
+        )
+        optimizer = sgd(model)
+        with gb.watch(model, optimizer, every=2) as watch:
+            for step in range(steps):
+                if diverge and step == 17:
+                    with torch.no_grad():
+                        model[9].weight.fill_(3e38)
+                with torch.no_grad():
+                    model(torch.randn(16, 8))
+                train_on = torch.randn(16, 8)
+                optimizer.zero_grad()
+                model(train_on).square().mean().backward()
+                optimizer.step()
+        return watch.report(tmp_path / "health.html").read_text(encoding="utf-8")
+
+    def test_it_has_the_model_the_date_and_the_versions(self, tmp_path):
+        page = self.page(tmp_path)
+        assert "<span>model</span> Sequential" in page
+        assert f"gammabeta {gb.__version__}, torch {torch.__version__}" in page
+        assert re.search(r"<span>written</span> \d{4}-\d\d-\d\d \d\d:\d\d [+-]\d{4}", page)
+
+    def test_a_rule_is_there_once_with_its_text_and_one_fix(self, tmp_path):
+        page = self.page(tmp_path)
+        assert page.count("GB110 statistics-polluted") == 1
+        assert page.count("warning, 6 modules") == 1
+        assert page.count("Running statistics moved by forwards that the model does not learn from.") == 1
+        assert "<code>1</code>, <code>4</code>, <code>7</code> and 3 others: 30 forwards in training mode" in page
+        assert page.count("<b>Fix</b>") == 1
+        assert "Why it matters, and when GB110 is wrong" in page
+        assert "diverged" not in page.partition("</style>")[2]
+
+    def test_a_training_that_diverged_leads(self, tmp_path):
+        page = self.page(tmp_path, diverge=True).partition("</style>")[2]
+        assert '<p class="headline">Training diverged at step 17, first at 9</p>' in page
+        assert page.index("Training diverged") < page.index("Also found") < page.index("GB102")
+        assert "<title>Training diverged at step 17" in self.page(tmp_path, diverge=True)
+        assert page.count("recalibrate(") == 0, "nothing is to be recalibrated where the parameters are NaN"
+        assert page.count('class="diverged"') > 6
+
+    def test_curves_have_axes_with_values_and_steps(self, tmp_path):
+        page = self.page(tmp_path)
+        (svg,) = re.findall(r"<svg class=\"curve\".*?</svg>", page)[:1]
+        texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+        assert texts[2:] == ["0", "28"]
+        assert len(texts) == 4
+        assert float(texts[0]) > float(texts[1])
+
+    def test_numbers_are_short(self):
+        assert [number(v) for v in (0.02171, 4264.0, 1.234e8, 999999.0, 5.0, 1e-7)] == [
+            "0.0217", "4260", "1.23e8", "1000000", "5", "1e-7",
+        ]  # fmt: skip

@@ -371,8 +371,9 @@ class TestErrors:
         with pytest.raises(TypeError) as raised:
             gb.recalibrate(ours(), ["text"])
         assert str(raised.value) == (
-            "recalibrate: expected batches of tensors, of tuples that begin with one, or of mappings, got str: say how "
-            "it goes through the model by forward=lambda model, batch: …."
+            "recalibrate: expected batches as the model takes them (a tensor, a tuple or list of positional arguments, "
+            "or a mapping of keyword arguments), got str: say how it goes through the model by "
+            "forward=lambda model, batch: …."
         )
 
     def test_a_group_without_torch_distributed(self):

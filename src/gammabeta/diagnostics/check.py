@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from gammabeta.diagnostics.probe import probe
 from gammabeta.diagnostics.record import Record, record_model
 from gammabeta.diagnostics.rule import SEES, Rule
 from gammabeta.diagnostics.selection import chosen_rules, ignored_patterns, reason_to_ignore
+from gammabeta.introspection.forward import BatchError, Forward, origin_is
 from gammabeta.introspection.observe import observe, tensors_in
-from gammabeta.introspection.unchanged import unchanged
+from gammabeta.introspection.unchanged import UninitializedError, set_mode, unchanged
 
 
 class ArgumentError(ValueError):
@@ -30,6 +32,8 @@ class ForwardError(RuntimeError):
     """An exception of the model's forward on the inputs; the original is its cause."""
 
 
+# Packages whose own errors are not those of the user's forward.
+_OWN = ("gammabeta.introspection", "gammabeta.diagnostics")
 INTENTS = ("contrastive", "gradient-penalty", "private")
 
 
@@ -38,6 +42,7 @@ def check(
     inputs: Any = None,
     *,
     loader: Iterable[Any] | None = None,
+    forward: Forward | None = None,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     batch_size: int | None = None,
     select: str | Sequence[str] | None = None,
@@ -49,10 +54,11 @@ def check(
     Args:
         model: any module, in the mode in which it should be checked: some rules concern training mode, some evaluation
             mode.
-        inputs: example inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments. The model
-            runs on them.
-        loader: batches in the form that the model takes. A few are looked at, and fixes that need data recalibrate on
-            it.
+        inputs: a batch as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
+            arguments, or (input, target) ("Batches" in docs/conventions.md). The model runs on it. None takes the
+            loader's first batch.
+        loader: batches of the same form. Fixes that need data recalibrate on it.
+        forward: `forward(model, batch)`, for batches that go through the model in another way.
         optimizer: the optimizer, or a list of all that train the model.
         batch_size: number of samples per batch on one device in training; None takes that of the inputs.
         select: codes, prefixes of codes, or names of the rules to run; None runs all.
@@ -64,36 +70,64 @@ def check(
         The `Diagnosis`.
 
     Raises:
-        TypeError: an argument has the wrong type.
+        TypeError: an argument has the wrong type, or the inputs are no batch.
         ValueError: `select` or `ignore` names no rule, or the intent or batch size is not a possible one.
         ForwardError: the model's forward raised on the inputs.
     """
     optimizers = _optimizers(optimizer)
     _check_arguments(model, batch_size, intent)
+    if inputs is None and loader is not None and (forward is not None or _has_forward(model)):
+        inputs, loader = _first_of(loader)
     record = record_model(
-        model, inputs=inputs, loader=loader, optimizers=optimizers, batch_size=batch_size, intent=intent
+        model,
+        inputs=inputs,
+        loader=loader,
+        forward=forward,
+        optimizers=optimizers,
+        batch_size=batch_size,
+        intent=intent,
     )
     if inputs is not None:
         _observe(record, model, inputs)
     return diagnose(record, select=select, ignore=ignore)
 
 
+def _has_forward(model: nn.Module) -> bool:
+    """Whether the model has a forward; a ModuleDict of a student and a teacher has none."""
+    return getattr(type(model).forward, "__name__", "") != "_forward_unimplemented"
+
+
+def _first_of(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """Return the loader's first batch, None if it has none, and the loader with that batch still in it."""
+    batches = iter(loader)
+    first = next(batches, None)
+    if batches is not loader or first is None:
+        return first, loader
+    return first, itertools.chain([first], batches)  # an iterator gives each batch once
+
+
 def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
     """Run the model on the inputs, and fill in what that shows; in evaluation mode if its training mode raises."""
+    forward = record.forward
     try:
         try:
-            record.observed = observe(model, inputs)
+            record.observed = observe(model, inputs, forward, operation="check")
         except ValueError:
             if not model.training:
                 raise
             # For example a BatchNorm with one value per channel: evaluation mode shows which.
             with unchanged(model):
-                record.observed = observe(model.eval(), inputs)
-        record.given = measure(model, inputs)
+                set_mode(model, False)
+                record.observed = observe(model, inputs, forward, operation="check")
+        record.given = measure(model, inputs, forward)
         if any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()):
-            record.given_with_dropout = measure(model, inputs, dropout=True)
-        record.probe = probe(model, inputs)
+            record.given_with_dropout = measure(model, inputs, forward, dropout=True)
+        record.probe = probe(model, inputs, forward)
     except Exception as error:
+        if isinstance(error, UninitializedError):
+            raise ArgumentError(f"check: {error}") from error
+        if isinstance(error, BatchError) or any(origin_is(error, package) for package in _OWN):
+            raise  # no forward of the user's raised it
         lines = str(error).strip().splitlines() or ["without a message"]
         raise ForwardError(
             f"check: expected inputs that the model takes, got {_describe(inputs)}, on which its forward raised "

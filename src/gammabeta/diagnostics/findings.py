@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from gammabeta.introspection.forward import Forward
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate
 
@@ -24,11 +25,13 @@ class Recalibration:
         module: the norm.
         model: the model that contains the norm and runs on the batches.
         batches: batches in the form that the model takes.
+        forward: `forward(model, batch)`, if they go through the model in a way of their own.
     """
 
     module: nn.Module
     model: nn.Module
     batches: Any
+    forward: Forward | None = None
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,8 @@ class Diagnosis:
                 if fix.recalibration is not None:
                     stale.setdefault(id(fix.recalibration.model), []).append(fix.recalibration)
             for norms in stale.values():
-                where = list(dict.fromkeys(norm.module for norm in norms))
-                change.include(recalibrate(norms[0].model, norms[0].batches, where=where))
+                first, where = norms[0], list(dict.fromkeys(norm.module for norm in norms))
+                change.include(recalibrate(first.model, first.batches, where=where, forward=first.forward))
         return change
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:

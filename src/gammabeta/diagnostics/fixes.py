@@ -40,5 +40,5 @@ def recalibration(
         return Fix(
             f"{before}gammabeta.recalibrate(model, batches, where={norm.name!r}); given loader=, the fix does it"
         )
-    todo = Recalibration(norm.module, record.model if model is None else model, record.loader)
+    todo = Recalibration(norm.module, record.model if model is None else model, record.loader, record.forward)
     return Fix(f"{before}gammabeta.recalibrate(model, loader, where={norm.name!r})", apply, todo)

@@ -1,9 +1,11 @@
-"""Questions about an observation that several rules ask: a norm's calls, and the layer before it."""
+"""Questions that several rules ask: a norm's calls, the layer before it, whether it has a forward of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.introspection.neighbours import Neighbours
@@ -34,3 +36,10 @@ def layer_before(record: Record, call: Call) -> tuple[str, Any] | None:
     alone = not neighbours.readers(found.output.data, call) and neighbours.escape(found.output.data) is None
     once = len(observation.calls_of(found.call.module)) == len(observation.calls_of(call.module)) == 1
     return (found.call.module, found.layer) if alone and once else None
+
+
+def own_forward(module: Any) -> bool:
+    """Return whether a norm's forward is neither torch's nor gammabeta's, and so may do more, or on other axes."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
+    return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))

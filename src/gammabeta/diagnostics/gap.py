@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from gammabeta.diagnostics.measurement import Given, measure
 from gammabeta.diagnostics.record import record_model
-from gammabeta.introspection.forward import input_of
+from gammabeta.introspection.forward import Forward
+from gammabeta.moments import Moments
 
 # Standard errors, root mean square over channels, above which a difference is more than sampling.
 SIGNIFICANT = 4.0
@@ -72,13 +73,19 @@ def gap_of(given: Given, running_mean: Tensor, running_var: Tensor) -> Gap | Non
     if given.effective is None or given.effective < 3 or not bool((var > 0).all() & torch.isfinite(mean).all()):
         return None
     input_var = given.moments.var(1)
-    varies = input_var > 0
+    varies = ~still_channels(given.moments)
     if not bool(varies.any()):
         return None
     shift = ((given.moments.mean - mean) / var.sqrt())[varies]
     ratio = torch.log(input_var[varies] / var[varies])
     n = given.effective
     return Gap(_rms(shift), _rms(ratio), n**-0.5, (2 / (n - 1)) ** 0.5)
+
+
+def still_channels(moments: Moments) -> Tensor:
+    """Return which channels do not vary: (C,), booleans. Rounding of the mean is no variance."""
+    var, mean = moments.var().flatten(), moments.mean.flatten()
+    return var <= 1e-14 * mean.square()
 
 
 def _rms(values: Tensor) -> float:
@@ -94,12 +101,20 @@ class LayerGap:
         samples: number of samples it was given.
         gap: the gap; None if nothing can be said.
         why: the reason if nothing can be said.
+        still: number of channels that do not vary on the data, although their running variance is above ε. They have
+            no variance to compare and are not in the gap.
     """
 
     name: str
     samples: int
     gap: Gap | None
     why: str = ""
+    still: int = 0
+
+    @property
+    def differs(self) -> bool:
+        """Whether the layer's input is not as in training: beyond sampling error, or with channels that died."""
+        return self.still > 0 or (self.gap is not None and self.gap.significant)
 
 
 @dataclass(frozen=True)
@@ -116,18 +131,20 @@ class TrainEvalGap:
 
     @property
     def first(self) -> LayerGap | None:
-        """The first layer whose gap is more than sampling explains; None if there is none."""
-        return next((layer for layer in self.layers if layer.gap is not None and layer.gap.significant), None)
+        """The first layer whose input is not as in training; None if there is none."""
+        return next((layer for layer in self.layers if layer.differs), None)
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(layer.name) for layer in self.layers))
         lines = [f"{'layer':{width}}  mean shift, σ (sampling)  log variance ratio (sampling)  samples"]
         for layer in self.layers:
             gap = layer.gap
+            mark = "  <- first" if layer is self.first else "  *" if layer.differs else ""
+            if layer.still:
+                mark = f"  {layer.still} channel{'s' * (layer.still > 1)} without variance{mark}"
             if gap is None:
-                lines.append(f"{layer.name:{width}}  {layer.why}")
+                lines.append(f"{layer.name:{width}}  {layer.why}{mark}")
                 continue
-            mark = "  <- first" if layer is self.first else "  *" if gap.significant else ""
             lines.append(
                 f"{layer.name:{width}}  {gap.mean_shift:13.3f} ({gap.mean_error:.3f})  "
                 f"{gap.log_variance_ratio:20.3f} ({gap.variance_error:.3f})  {layer.samples:7}{mark}"
@@ -135,12 +152,18 @@ class TrainEvalGap:
         if self.first is None:
             lines.append(f"none of {len(self.layers)} layers beyond {SIGNIFICANT:g} standard errors")
         else:
-            beyond = sum(layer.gap is not None and layer.gap.significant for layer in self.layers)
-            lines.append(
-                f"{beyond} of {len(self.layers)} layers (*) beyond {SIGNIFICANT:g} standard errors, the first being "
-                f"{self.first.name}: everything before it is as in training"
-            )
+            lines.append(self._verdict(self.first))
         return "\n".join(lines)
+
+    def _verdict(self, first: LayerGap) -> str:
+        beyond = sum(layer.gap is not None and layer.gap.significant for layer in self.layers)
+        still = sum(layer.still > 0 for layer in self.layers)
+        parts = [f"{beyond} of {len(self.layers)} layers (*) beyond {SIGNIFICANT:g} standard errors"] * bool(beyond)
+        parts += [f"{still} of {len(self.layers)} layers with channels that no longer vary"] * bool(still)
+        known = self.layers[: self.layers.index(first)]
+        if any(layer.gap is None for layer in known):
+            return f"{' and '.join(parts)}, the first being {first.name}; of some layers before it nothing is known"
+        return f"{' and '.join(parts)}, the first being {first.name}: everything before it is as in training"
 
     def plot(self) -> Any:
         """Draw both gaps by layer, in the order of the data, with what sampling explains.
@@ -186,7 +209,7 @@ class TrainEvalGap:
         return figure
 
 
-def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
+def train_eval_gap(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> TrainEvalGap:
     """Measure how far the data's statistics are from the running ones, layer by layer in the order of the data.
 
     For each BatchNorm, from the merged moments of all batches, root mean square over channels:
@@ -195,19 +218,22 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
         log variance ratio  ln(variance/running variance), both divided by n − 1
 
     The standard errors are 1/√n and √(2/(n − 1)) for n effective values. The model runs in evaluation, so layers behind
-    the first one with a gap see its effect. The model stays as it was.
+    the first one with a gap see its effect. Channels that do not vary on the data have no ratio. They are left out of
+    both, and counted if their running variance says that they varied in training. The model stays as it was.
 
     Args:
         model: any module with BatchNorms that have running statistics.
-        batches: batches in the form that the model takes: tensors, tuples that begin with one, or mappings of keyword
-            arguments. All of them are used; a few hundred samples usually suffice.
+        batches: each as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
+            arguments, or (input, target) ("Batches" in docs/conventions.md). All of them are used; a few hundred
+            samples usually suffice.
+        forward: `forward(model, batch)`, for batches that go through the model in another way.
 
     Returns:
         The `TrainEvalGap`: `print` it, or call `plot()`.
 
     Raises:
         ValueError: the model has no BatchNorm with running statistics, or there are no batches.
-        TypeError: batches are not in one of the forms above.
+        TypeError: a batch is none of these.
         Exception: whatever the forward raises on them.
     """
     norms = {n: norm for norm in record_model(model).of_kind("batch") if norm.has_statistics for n in norm.names}
@@ -216,8 +242,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any]) -> TrainEvalGap:
     found: dict[str, list[Given]] = {}
     taken = 0
     for batch in batches:
-        inputs = input_of(batch, "train_eval_gap", "pass a generator of what the model takes.")
-        for name, calls in measure(model, inputs if isinstance(inputs, Tensor) else dict(inputs)).items():
+        for name, calls in measure(model, batch, forward, operation="train_eval_gap").items():
             found.setdefault(name, []).extend(calls)
         taken += 1
     if not taken:
@@ -245,4 +270,7 @@ def _layer(name: str, calls: list[Given], norm: Any) -> LayerGap:
     # Batches of one sample are taken to be worth as much per sample as the others.
     counted = sum(call.samples for call in calls if call.effective is not None)
     gap = gap_of(Given(samples, whole, sum(worth) * samples / counted), norm.running_mean, norm.running_var)
-    return LayerGap(name, samples, gap, "" if gap is not None else "too few values, or a variance that is not positive")
+    alive = norm.running_var.double() > (norm.eps or 0.0)
+    still = int((still_channels(whole) & alive.to(whole.mean.device)).sum()) if samples > 1 else 0
+    why = "" if gap is not None else "too few values, or a variance that is not positive"
+    return LayerGap(name, samples, gap, why, still)

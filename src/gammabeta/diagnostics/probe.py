@@ -1,4 +1,4 @@
-"""Further forwards of a model: which samples depend on each other, what padding does, what moves, and the time."""
+"""Further forwards of a model: which samples depend on each other, what padding does, what moves, and the outputs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gammabeta.diagnostics.outputs import Constant, NotFinite, constant_outputs, first_not_finite, is_finite
+from gammabeta.diagnostics.padding import Padding, measure_padding, padded_lengths
+from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.norms import kind_of
-from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import arguments_of, modes_kept, set_mode, unchanged
-from gammabeta.moments import Moments
+from gammabeta.introspection.unchanged import modes_kept, set_mode, unchanged
 
 # Number of samples whose dependence on each other is measured, and number of timed forwards.
 _SAMPLES, _TIMES = 4, 3
-# Sequences count as padded if they have at least this share of padding and this many positions.
-_SHARE, _POSITIONS = 0.05, 4
 
 
 @dataclass(frozen=True)
@@ -38,98 +38,77 @@ class Companions:
     training: float | None
 
 
-@dataclass(frozen=True)
-class Padding:
-    """Effect of padded positions on the statistics of a norm's input.
-
-    Attributes:
-        share: share of all positions that are padding.
-        mean_shift: root mean square over channels of (mean with padding − mean without)/σ without.
-        variance_ratio: geometric mean over channels of the variance with padding over that without.
-    """
-
-    share: float
-    mean_shift: float
-    variance_ratio: float
-
-
 @dataclass
 class Probe:
     """What further forwards showed, by the norms' qualified names.
 
     Attributes:
         companions: dependence on the other samples, of BatchNorms.
-        padding: effect of padding, on BatchNorms and InstanceNorms called without a mask on padded sequences.
+        padding: effect of padding, on norms called without a mask on padded sequences, if their statistics contain
+            positions.
         moved: norms whose running statistics a forward in the model's own mode moved; None if it raised.
         seconds: time of each BatchNorm in a forward in evaluation, and under "" of the whole forward. It is empty in
             training mode and on devices other than CPUs.
+        not_finite: the first forward whose outputs are not finite; None if they are.
+        constant: outputs in evaluation that do not vary over samples; None if they do.
     """
 
     companions: dict[str, Companions] = field(default_factory=dict)
     padding: dict[str, Padding] = field(default_factory=dict)
     moved: frozenset[str] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    not_finite: NotFinite | None = None
+    constant: Constant | None = None
 
 
-def probe(model: nn.Module, inputs: Any) -> Probe:
+def probe(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Probe:
     """Run the model a few more times; it is left as it was.
 
     Args:
         model: any eager module.
-        inputs: as for `observe`.
+        inputs, forward: as for `observe`.
 
     Returns:
         The `Probe`.
     """
     found = Probe()
-    norms = {name: module for name, module in model.named_modules() if kind_of(module) in ("batch", "instance")}
-    if not norms:
-        return found
+    kinds = {name: kind_of(module) for name, module in model.named_modules()}
+    norms = {name: module for name, module in model.named_modules() if kinds[name] is not None}
+    moving = {name: module for name, module in norms.items() if kinds[name] in ("batch", "instance")}
     lengths = padded_lengths(inputs)
+    run = forward_batch("check", forward)
 
     def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
             return
-        if name not in found.companions and kind_of(module) == "batch" and x.shape[0] > 1:
+        if name not in found.companions and kinds[name] == "batch" and x.shape[0] > 1:
             found.companions[name] = _companions(module, x[:_SAMPLES].detach())
         masked = len(args) > 1 or kwargs.get("mask") is not None
-        if name not in found.padding and not masked and x.ndim == 3 and x.shape[2] in lengths:
-            known = lengths[x.shape[2]]
-            if len(known) == x.shape[0]:
-                found.padding[name] = _padding(x.detach(), known)
+        if lengths and name not in found.padding and not masked:
+            padding = measure_padding(module, x.detach(), lengths)
+            if padding is not None:
+                found.padding[name] = padding
 
-    with _before(norms, look):
-        _forward(model, inputs, evaluation=True)
-    found.moved = _moved(model, norms, inputs)
-    if not model.training and all(p.device.type == "cpu" for p in model.parameters()):
-        found.seconds = _seconds(model, {n: m for n, m in norms.items() if kind_of(m) == "batch"}, inputs)
+    with _before(norms if lengths else moving, look):
+        out = _forward(model, inputs, run)
+    found.moved, own = _moved(model, moving, inputs, run)
+    _look_at_outputs(found, model, inputs, (out, own), run)
+    if moving and not model.training and all(p.device.type == "cpu" for p in model.parameters()):
+        found.seconds = _seconds(model, {n: m for n, m in norms.items() if kinds[n] == "batch"}, inputs, run)
     return found
 
 
-def padded_lengths(inputs: Any) -> dict[int, list[int]]:
-    """Find sequences that end in zeros, and their lengths.
-
-    Sequences are float tensors (N, L, C) or (N, C, L), and integers (N, L) such as tokens. Only those with different
-    lengths and at least 5 % padding count.
-
-    Returns:
-        By the size of the sequence axis, the length of each sample without its trailing zeros.
-    """
-    found: dict[int, list[int]] = {}
-    for x in tensors_in(inputs):
-        if x.shape[:1].numel() < 2 or x.ndim not in (2, 3) or x.dtype == torch.bool or x.is_complex():
-            continue
-        if (x.ndim == 2) is x.is_floating_point():
-            continue
-        for axis in range(1, x.ndim):
-            size = x.shape[axis]
-            live = (x != 0).movedim(axis, 1).flatten(2).any(2) if x.ndim == 3 else x != 0
-            ends = (live * torch.arange(1, size + 1, device=x.device)).amax(1).tolist()
-            share = 1 - sum(ends) / (size * len(ends))
-            if size >= _POSITIONS and len(set(ends)) > 1 and min(ends) > 0 and share >= _SHARE:
-                found.setdefault(size, ends)
-    return found
+def _look_at_outputs(found: Probe, model: nn.Module, inputs: Any, outputs: tuple[Any, Any], run: Forward) -> None:
+    """Fill in what the outputs show: those in evaluation, and those in the model's own mode."""
+    for result, evaluation in zip(outputs, (True, False), strict=True):
+        if not is_finite(result):
+            given = not is_finite(inputs)
+            forward = partial(_forward, model, inputs, run, evaluation=evaluation)
+            where = None if given else first_not_finite(model, forward)
+            found.not_finite = NotFinite("evaluation" if evaluation else "training", where, given)
+            return
+    found.constant = constant_outputs(model, inputs, outputs[0], partial(_forward, model, inputs, run))
 
 
 @contextmanager
@@ -154,12 +133,12 @@ def _before(
         yield
 
 
-def _forward(model: nn.Module, inputs: Any, *, evaluation: bool) -> None:
-    args, kwargs = arguments_of(inputs)
+def _forward(model: nn.Module, inputs: Any, run: Forward, *, evaluation: bool = True) -> Any:
+    given = copied(inputs)
     with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         if evaluation:
             set_mode(model, False)
-        model(*args, **kwargs)
+        return run(model, given)
 
 
 def _companions(module: nn.Module, x: Tensor) -> Companions:
@@ -186,35 +165,29 @@ def _companions(module: nn.Module, x: Tensor) -> Companions:
     return Companions(found[False], found[True])
 
 
-def _padding(x: Tensor, lengths: list[int]) -> Padding:
-    """Measure the effect of padding on x, (N, C, L)."""
-    real = torch.arange(x.shape[2], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
-    x_CM = x.to(torch.float64).movedim(1, 0).flatten(1)
-    whole, inner = Moments.of(x_CM, [1]), Moments.of(x_CM[:, real.flatten()], [1])
-    var = inner.var().flatten()
-    live = var > 0
-    shift = ((whole.mean - inner.mean).flatten()[live] / var[live].sqrt()).square().mean().sqrt()
-    ratio = (whole.var().flatten()[live] / var[live]).clamp_min(1e-300).log().mean().exp()
-    return Padding(1 - float(real.double().mean()), float(shift.nan_to_num()), float(ratio.nan_to_num(1.0)))
+def _moved(
+    model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run: Forward
+) -> tuple[frozenset[str] | None, Any]:
+    """Return the norms whose running mean a forward in the model's own mode moves, and its result; None if it raises.
 
-
-def _moved(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> frozenset[str] | None:
-    """Return the norms whose running mean a forward in the model's own mode moves; None if it raises."""
+    One value per channel raises in training, for example: then nothing is known.
+    """
     means = {name: mean for name, m in norms.items() if isinstance(mean := getattr(m, "running_mean", None), Tensor)}
     before = {name: mean.clone() for name, mean in means.items()}
-    args, kwargs = arguments_of(inputs)
-    # One value per channel in training raises, for example: then nothing is known.
+    given = copied(inputs)
     with contextlib.suppress(Exception), unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        model(*args, **kwargs)
-        return frozenset(n for n, mean in means.items() if not torch.equal(mean, before[n]))
-    return None
+        out = run(model, given)
+        # A NaN is not equal to itself: a mean that was NaN before has not moved.
+        pairs = {n: (mean.nan_to_num(), before[n].nan_to_num()) for n, mean in means.items()}
+        return frozenset(n for n, (now, old) in pairs.items() if not torch.equal(now, old)), out
+    return None, None
 
 
-def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> dict[str, float]:
+def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run: Forward) -> dict[str, float]:
     """Time each norm, and under "" the whole forward: the least of several runs, in seconds."""
     names = {module: name for name, module in norms.items()}
     best: dict[str, float] = {}
-    args, kwargs = arguments_of(inputs)
+    given = copied(inputs)
     started: dict[nn.Module, float] = {}
 
     def start(module: nn.Module, _: Any) -> None:
@@ -230,7 +203,7 @@ def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any) -> d
         for _ in range(_TIMES):
             taken: dict[str, float] = {}
             begin = time.perf_counter()
-            model(*args, **kwargs)
+            run(model, given)
             taken[""] = time.perf_counter() - begin
             best = {name: min(best.get(name, s), s) for name, s in taken.items()}
     return best

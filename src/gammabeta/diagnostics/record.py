@@ -7,7 +7,7 @@ and the record of a watched training are there if they were given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -93,12 +93,14 @@ class Record:
         batch_size: number of samples per batch, if the user says.
         intent: the model's purpose, if the user says: "contrastive", "gradient-penalty" or "private".
         inputs: example inputs, as for `observe`.
+        forward: `forward(model, batch)`, if batches go through the model in a way of their own.
         loader: an iterable of batches.
         observed: the observation of a forward on the inputs, for rules that see D.
         given: measurements of each BatchNorm's and InstanceNorm's input, call by call, in evaluation.
-        given_with_dropout: the same with dropout on; None if the model has no dropout.
+        given_with_dropout: the same with dropout on, beside it off (`measure`); None if the model has no dropout.
         probe: what further forwards showed (`probe`).
         watched: the record of a watched training, for rules that see W.
+        tensors: all tensors of a checkpoint by key; those with several axes may be on the meta device.
     """
 
     model: nn.Module | None
@@ -107,12 +109,14 @@ class Record:
     batch_size: int | None = None
     intent: str | None = None
     inputs: Any = None
+    forward: Any = None
     loader: Any = None
     observed: Any = None
     given: Any = None
     given_with_dropout: Any = None
     probe: Any = None
     watched: Any = None
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def parts(self) -> frozenset[str]:
@@ -137,7 +141,8 @@ def record_model(model: nn.Module, **parts: Any) -> Record:
     names: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(module, []).append(name)
-    norms = {module: norm for module in names if (norm := norm_of(module)) is not None and norm.kind is not None}
+    described = {module: norm_of(module, probe=True) for module in names}
+    norms = {module: norm for module, norm in described.items() if norm is not None and norm.kind is not None}
     of_norms = {id(p) for module in norms for p in module.parameters()}
     trains = _weights_that_train(model, of_norms)
     before: bool | None = None
@@ -169,7 +174,7 @@ def record_state(state: Mapping[str, Tensor]) -> Record:
                 found.append(Norm(name, "unknown", (name,), weight=weight, bias=bias))
             elif bias is None and "norm" in name.rpartition(".")[2].lower():
                 found.append(Norm(name, "rms", (name,), weight=weight))
-    return Record(None, tuple(found))
+    return Record(None, tuple(found), tensors=state)
 
 
 def _norm(
@@ -189,8 +194,8 @@ def _norm(
         training=module.training,
         frozen=layer.frozen,
         tracks=layer.tracks,
-        weight=_vector(module, "weight"),
-        bias=_vector(module, "bias"),
+        weight=_affine(module, layer.affine.weight),
+        bias=_affine(module, layer.affine.bias),
         running_mean=mean,
         running_var=var,
         num_batches_tracked=getattr(module, "num_batches_tracked", None),
@@ -198,6 +203,12 @@ def _norm(
         before_trains=before,
         around_trains=around,
     )
+
+
+def _affine(module: nn.Module, name: str | None) -> Tensor | None:
+    """Return γ or β by the name that the module has for it; as a vector, where all other axes have the size 1."""
+    value = None if name is None else _vector(module, name)
+    return value.flatten() if value is not None and max(value.shape, default=1) == value.numel() else value
 
 
 def _vector(module: nn.Module, name: str) -> Tensor | None:
@@ -231,3 +242,8 @@ def channels(values: Sequence[int], most: int = 4) -> str:
     """Format channel numbers for a message: "3, 7, 12 and 5 more"."""
     shown = ", ".join(map(str, values[:most]))
     return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Format a number of things for a message: "1 forward", "2 forwards"."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

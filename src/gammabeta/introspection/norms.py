@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gammabeta.introspection.probed import form_of
 from gammabeta.layers.batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
+from gammabeta.layers.form import Form
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.layers.layer_norm import LayerNorm
@@ -34,7 +36,7 @@ TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 TORCHS_MODULES = ("torch.nn.modules.batchnorm", "torch.nn.modules.instancenorm", "torch.nn.modules.normalization")
 """Where torch defines its norms and their base classes."""
 
-CLASS, FROZEN, NAME, STATISTICS = "class", "frozen", "name", "statistics"
+CLASS, FROZEN, NAME, STATISTICS, PROBE = "class", "frozen", "name", "statistics", "probe"
 
 _SCRIPTED = {cls.__name__ for cls in OURS} | {"SyncBatchNorm"}
 _BY_CLASS: tuple[tuple[type[nn.Module], str], ...] = (
@@ -68,12 +70,15 @@ class NormAxes:
         last: how many last axes are normalized together, as in LayerNorm and RMSNorm. 0 in norms of channels, which
             have them on axis 1.
         centered: whether the mean is subtracted. RMSNorm does not.
+        pointwise: whether each position has statistics of its own, over the channels on axis 1, as in timm's
+            LayerNorm2d.
     """
 
     samples: bool = False
     groups: int | None = None
     last: int = 0
     centered: bool = True
+    pointwise: bool = False
 
     @property
     def channel(self) -> int | None:
@@ -101,15 +106,15 @@ class NormLayer:
     """A module described as a norm.
 
     `known_by` says how far the rest can be trusted. A module of torch's classes or ours computes what they compute,
-    unless a subclass has a forward of its own. The other kinds of evidence are hints: an operation that changes such a
-    module first compares what it computes. A further kind of evidence, such as a probe of what the module computes,
-    is one more constant here and one more step in `_evidence`.
+    unless a subclass has a forward of its own. What a probe showed was computed. The other kinds of evidence are
+    hints: an operation that changes such a module first compares what it computes.
 
     Attributes:
         kind: "batch", "instance", "group", "layer" or "rms"; None where no evidence says.
         known_by: the evidence. `CLASS`: the module is an instance of torch's or our class, or was scripted from one.
             `FROZEN`: its class is called a frozen BatchNorm, as torchvision's, detectron2's and DETR's. `NAME`: a class
-            of it is called a norm. `STATISTICS`: it holds a running mean and variance.
+            of it is called a norm. `STATISTICS`: it holds a running mean and variance. `PROBE`: a copy of it computed
+            one of the known forms on all probes.
         axes: over what it takes statistics; None where the kind is unknown.
         affine: its γ and β.
         eps: ε; None where the module does not say, and for RMSNorm's that is chosen by dtype.
@@ -135,23 +140,39 @@ class NormLayer:
     scripted: bool
 
 
-def norm_of(module: nn.Module) -> NormLayer | None:
+def norm_of(module: nn.Module, *, probe: bool = False) -> NormLayer | None:
     """Describe a module as a norm; None where nothing says that it is one.
 
     Evidence is taken in the order class, frozen BatchNorm, name, running statistics; the first that is found counts.
     Nothing runs, and no parametrization is computed.
+
+    Args:
+        module: any module.
+        probe: whether to run a copy of a module that has a forward of its own (`probed.form_of`). Where that computes
+            a known form, kind, axes, γ and β, and ε are those of the form, whatever the class is called.
     """
     evidence = _evidence(module)
+    held = getattr(module, "form", None) if evidence is not None and is_ours(module) else None
+    form = held if isinstance(held, Form) else None
+    if form is None and probe and _is_worth_a_probe(module, evidence):
+        form = form_of(module)
+    if form is not None:
+        evidence = form.kind, CLASS if is_ours(module) else PROBE
     if evidence is None:
         return None
     kind, known_by = evidence
-    frozen = known_by == FROZEN or getattr(module, "statistics", None) == Running()
+    frozen = (
+        known_by == FROZEN
+        or getattr(module, "statistics", None) == Running()
+        or (form is not None and form.kind == "batch")
+    )
+    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
     return NormLayer(
         kind=kind,
         known_by=known_by,
-        axes=_axes(module, kind),
-        affine=_affine(module, known_by),
-        eps=next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None),
+        axes=_axes(module, kind) if form is None else _axes_of(form),
+        affine=_affine(module, known_by) if form is None else NormAffine(form.weight, form.bias, form.offset),
+        eps=eps if form is None else form.eps,
         uses_running=_uses_running(module),
         tracks=not frozen
         and getattr(module, "running_mean", None) is not None
@@ -161,6 +182,28 @@ def norm_of(module: nn.Module) -> NormLayer | None:
         has_activation=_has_activation(module, known_by),
         scripted=_is_scripted(module),
     )
+
+
+def _is_worth_a_probe(module: nn.Module, evidence: tuple[str | None, str] | None) -> bool:
+    """Return whether a run can tell more than the class: where the class has a forward that is not torch's or ours."""
+    if evidence is None or evidence[1] in (NAME, STATISTICS):
+        return True
+    known = evidence[1] == CLASS and evidence[0] in ("layer", "rms") and not _is_scripted(module)
+    return known and _has_own_forward(type(module))
+
+
+def _has_own_forward(cls: type[nn.Module]) -> bool:
+    """Return whether a subclass of one of torch's norms or ours has a forward of its own."""
+    known = (base for base in cls.__mro__ if base in OURS or base in TORCHS or base.__module__ in TORCHS_MODULES)
+    base: Any = next(known, cls)
+    return cls.forward is not base.forward
+
+
+def _axes_of(form: Form) -> NormAxes:
+    centered = form.kind != "rms"
+    if form.kind == "batch":
+        return NormAxes(samples=True)
+    return NormAxes(last=1, centered=centered) if form.axis == -1 else NormAxes(centered=centered, pointwise=True)
 
 
 def kind_of(module: nn.Module) -> str | None:

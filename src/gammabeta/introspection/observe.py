@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from gammabeta._torch_private import TorchDispatchMode
+from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.hooks import hook_after, hook_before
-from gammabeta.introspection.unchanged import arguments_of, storage_of, unchanged, written_by
+from gammabeta.introspection.unchanged import storage_of, unchanged, written_by
 
 # Operations that make another tensor of the same elements at the same indices.
 _COPIES = ("aten.clone", "aten._to_copy", "aten.lift_fresh_copy")
@@ -198,13 +199,15 @@ def axis_in(seen: Seen, axis: int, other: Seen) -> int | None:
     return None
 
 
-def observe(model: nn.Module, example_inputs: Any) -> Observation:
+def observe(model: nn.Module, batch: Any, forward: Forward | None = None, *, operation: str = "observe") -> Observation:
     """Run the model once, without gradients, and record what happens; the model stays unchanged.
 
     Args:
         model: any eager module, observed in its present mode. Compiled parts run eagerly. Of a scripted or traced part
             all operations are recorded, but only the outermost call: TorchScript calls what is inside.
-        example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments.
+        batch: what the model takes, as `forward_batch` says.
+        forward: `forward(model, batch)`, for batches that go through the model in another way.
+        operation: name of the operation that asks, for messages.
 
     Returns:
         The `Observation`, which holds no tensor.
@@ -213,14 +216,14 @@ def observe(model: nn.Module, example_inputs: Any) -> Observation:
         ValueError: the model has uninitialized parameters.
         Exception: whatever the forward raises.
     """
-    args, kwargs = arguments_of(example_inputs)
+    run, given = forward_batch(operation, forward), copied(batch)
     with unchanged(model), _plainly():
         recorder = _Recorder(model)
         with recorder.hooks(model), recorder:
-            out = model(*args, **kwargs)
+            out = run(model, given)
     observation = recorder.observation
     observation.outputs = tuple(recorder.seen(tensor) for tensor in tensors_in(out))
-    observation.kept = recorder.kept(args, kwargs)
+    observation.kept = recorder.kept(given)
     return observation
 
 

@@ -33,11 +33,16 @@ class Sampled(NamedTuple):
     samples: int
 
     def effective(self) -> Tensor:
-        """Return the effective number of values, a scalar: mean variance over mean error, weighted by variance."""
+        """Return the effective number of values, a scalar: σ²/var(mean), of all channels together.
+
+        The batch's variance about its own mean is σ² − var(mean) on average, however its positions are correlated, so
+        var + error is an estimate of σ² without bias. On (N, C) the number is exactly N. Elsewhere it tends to the
+        truth with N; of two samples whose positions are half alike it is high by 0.4 of it, of eight by 0.06.
+        """
         # In units of each channel's own variance, every channel counts equally.
-        scale = self.var.clamp(min=torch.finfo(self.var.dtype).tiny)
+        total = self.var + self.error
         live = self.var > 0
-        share = torch.where(live, self.error / scale, 0.0).sum() / live.sum()
+        share = torch.where(live, self.error / torch.where(live, total, 1.0), 0.0).sum() / live.sum()
         return 1 / share
 
 
@@ -76,7 +81,7 @@ def mean_distance(one: Sampled, other: Sampled) -> Tensor:
     The first value is the squared distance over its expectation under sampling, which is 1 where both batches are
     samples of one distribution. The second is the distance in standard deviations, then √(2/n) of n effective values.
     """
-    spread = 0.5 * (one.var + other.var)
+    spread = 0.5 * (one.var + one.error + other.var + other.error)  # σ² without bias, as in `effective`
     live = spread > 0
     scale = torch.where(live, spread, 1.0)
     squared = torch.where(live, (one.mean - other.mean).square() / scale, 0.0).sum()

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta._torch_private import TorchDispatchMode, tree_leaves, tree_map
+from gammabeta._torch_private import TorchDispatchMode, tree_leaves
 
 # The dicts that a module keeps; a shallow copy of each is put back in place. A scripted module keeps views of what
 # TorchScript holds under these names, or nothing: its children and parameters cannot be exchanged.
 _DICTS = ("_parameters", "_buffers", "_modules")
+
+
+class UninitializedError(ValueError):
+    """A model with parameters that its first forward will make."""
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(
+            raise UninitializedError(
                 f"{name}: expected a model whose parameters are initialized, got a lazy one, which its first forward "
                 "would change: call the model once."
             )
@@ -94,17 +98,6 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-def arguments_of(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return positional and keyword arguments, with their tensors cloned.
-
-    A tuple or list holds positional arguments, a dict keyword arguments.
-    """
-    copied = tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, example_inputs)
-    if isinstance(copied, dict):
-        return (), copied
-    return (tuple(copied) if isinstance(copied, tuple | list) else (copied,)), {}
 
 
 class _Written(TorchDispatchMode):

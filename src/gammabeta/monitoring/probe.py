@@ -47,10 +47,12 @@ class Progress:
     Attributes:
         measuring: whether this step is measured.
         forwards: forwards of the model so far, in training and with gradients.
+        paused: whether the watch itself runs the model, which counts for nothing.
     """
 
     measuring: bool = True
     forwards: int = 0
+    paused: bool = False
 
 
 class Probe:
@@ -80,6 +82,8 @@ class Probe:
         self._step = 0
         self._calls = 0
         self._moved = False
+        self._modes: set[bool] = set()  # of the forwards with gradients in this step: in training mode or not
+        self._version = self._versions()
 
     def trained(self) -> Tensor | None:
         """Return γ or β, whichever trains; None if neither does."""
@@ -94,7 +98,11 @@ class Probe:
 
     def count_call(self, module: Any, args: Any, kwargs: Any, out: Any) -> None:
         """Count a forward of the norm and, in a measured step, keep what its input says; a forward hook."""
-        if torch.compiler.is_compiling() or not module.training:
+        if torch.compiler.is_compiling() or self._progress.paused:
+            return
+        if torch.is_grad_enabled() and not recomputing():
+            self._modes.add(module.training)
+        if not module.training:
             return
         record, self._calls = self.record, self._calls + 1
         moves = self._moves(module)
@@ -131,6 +139,23 @@ class Probe:
             and bool(getattr(module, "track_running_stats", False))
             and not getattr(module, "holds_statistics", False)
         )
+
+    def end_step(self) -> set[bool]:
+        """End a step, and return the modes in which its forwards with gradients ran."""
+        modes, self._modes = self._modes, set()
+        if True in modes:
+            self.record.evaluation_steps = 0
+        elif modes:
+            self.record.evaluation_steps += 1
+        return modes
+
+    def note_steps(self) -> None:
+        """Note whether γ or β were written to."""
+        self.record.stepped = self.record.stepped or self._versions() != self._version
+
+    def _versions(self) -> list[int]:
+        assert self.norm.module is not None
+        return [p._version for p in self.norm.module._parameters.values() if p is not None]
 
     def synchronized(self) -> bool:
         """Whether the norm shares its batch statistics with other processes."""
@@ -172,13 +197,15 @@ class Probe:
         module: Any = self.norm.module
         found: list[tuple[str, Tensor]] = []
         mean, var = buffer_of(module, "running_mean"), buffer_of(module, "running_var")
-        if not self.norm.tracks or mean is None or var is None:
+        if mean is None or var is None or not (self.norm.tracks or self.norm.frozen):
             return found
         mean, var = mean.float(), var.float()
         eps = self.norm.eps or 0.0
         found += [("mean", mean.square().mean().sqrt()), ("std", var.mean().sqrt())]
         if last is not None:
             found.append(("gap", distance(last.mean, last.var, mean, var, eps)))
+        if not self.norm.tracks:
+            return found
         if self._before is not None:
             found.append(("drift", distance(mean, var, *self._before, eps)))
         self._before = mean.clone(), var.clone()

@@ -19,10 +19,12 @@ from gammabeta.introspection.forward import unwrapped
 from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.sampled import InputOrder
+from gammabeta.monitoring.divergence import FiniteWatch
 from gammabeta.monitoring.health import write_health
 from gammabeta.monitoring.probe import Hook, Probe, Progress
 from gammabeta.monitoring.rank_records import RankRecords
 from gammabeta.monitoring.watched import Watched
+from gammabeta.monitoring.witness import Witness
 from gammabeta.running_statistics import recomputing
 
 Log = Callable[[str, float, int], Any]
@@ -33,7 +35,9 @@ class watch:  # noqa: N801 - a context, used as a function
 
     Every forward is counted. Every `every`-th step is measured, and before it steps 1, 2, 4, 8, …: how far running
     statistics move, how far the batch's statistics are from them, gradients of γ and β, dead channels, and the
-    effective number of values. The record has a bounded size. Leaving the context removes all hooks; the record stays.
+    effective number of values. The first outputs or parameters that are not finite are noted with their step and, where
+    it can be seen, their module. The record has a bounded size. Leaving the context removes all hooks; the record
+    stays.
 
     Args:
         model: any module, also one wrapped by DistributedDataParallel.
@@ -75,15 +79,18 @@ class watch:  # noqa: N801 - a context, used as a function
         self.model = unwrapped(getattr(model, "_orig_mod", model))
         self.model = unwrapped(getattr(self.model, "_orig_mod", self.model))
         self.every = every
-        self.watched = Watched(every)
+        self.watched = Watched(every, model=type(self.model).__qualname__)
         self._optimizers = tuple(one for one in several if one is not None)
         self._log = log
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
         self._order = InputOrder()
+        self._witness = Witness()
         self._progress = Progress()
+        self._finite = FiniteWatch(self.model, self.watched, self._progress)
         self._ranks: RankRecords | None = None
         self._written = -1
+        self._modes: set[bool] = set()  # of the forwards with gradients in this step: in training mode or not
         self._led = False  # by a trainer that calls `begin`
 
     @property
@@ -107,6 +114,7 @@ class watch:  # noqa: N801 - a context, used as a function
                 probe.record.backwards = 0
                 self._handles.append(weight.register_post_accumulate_grad_hook(Hook(probe.count_backward)))
         self._handles.append(hook_before(self.model, Hook(self._begin_forward), with_kwargs=True, prepend=True))
+        self._handles.append(hook_after(self.model, Hook(self._finite.after_forward), with_kwargs=True))
         if self._optimizers:
             me = weakref.ref(self)
 
@@ -120,6 +128,8 @@ class watch:  # noqa: N801 - a context, used as a function
 
     def __exit__(self, *_: object) -> None:
         self._read_ranks()
+        for probe in self._probes:
+            probe.note_steps()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -129,9 +139,26 @@ class watch:  # noqa: N801 - a context, used as a function
         if self._progress.measuring:
             with torch.no_grad():
                 self._measure()
+                self._finite.measure()
+        self._count_modes()
         self.watched.steps += 1
         step = self.watched.steps
         self._progress.measuring = step % self.every == 0 or (step < self.every and step & (step - 1) == 0)
+
+    def _count_modes(self) -> None:
+        """Count the step by the modes in which its forwards with gradients ran."""
+        modes, self._modes = self._modes, set()
+        for probe in self._probes:
+            # A trainer may bypass the model's own forward.
+            modes |= {mode or self.model.training for mode in probe.end_step()}
+        watched = self.watched
+        if True in modes:
+            watched.training_steps += 1
+        elif modes:
+            watched.evaluation_steps += 1
+            if (watched.training_steps and not watched.evaluation_after_training) or watched.first_evaluation is None:
+                watched.first_evaluation = watched.steps
+            watched.evaluation_after_training += watched.training_steps > 0
 
     def begin(self, inputs: Any) -> None:
         """Begin a forward on these inputs, for a trainer that bypasses the model's own forward; call it once for each.
@@ -155,6 +182,8 @@ class watch:  # noqa: N801 - a context, used as a function
         """
         if self._handles:
             self._read_ranks()
+            for probe in self._probes:
+                probe.note_steps()
         record = record_model(self.model, optimizers=self._optimizers, watched=self.watched)
         return diagnose(record, select=select, ignore=ignore)
 
@@ -171,13 +200,12 @@ class watch:  # noqa: N801 - a context, used as a function
 
     def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Begin a forward of the model; a forward pre-hook."""
-        if (
-            self._led
-            or torch.compiler.is_compiling()
-            or not module.training
-            or recomputing()
-            or not torch.is_grad_enabled()
-        ):
+        if self._led or self._progress.paused or torch.compiler.is_compiling():
+            return
+        if recomputing() or not torch.is_grad_enabled():
+            return
+        self._modes.add(module.training)
+        if not module.training:
             return
         if not self._optimizers and self._progress.forwards:
             self.step()
@@ -189,9 +217,13 @@ class watch:  # noqa: N801 - a context, used as a function
         for probe in self._probes:
             probe.place = 0
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if x is not None and not transforms_active():
-            with torch.no_grad(), disable_current_modes():
+        if transforms_active():
+            return
+        with torch.no_grad(), disable_current_modes():
+            if x is not None:
                 self._order.add(x.detach())
+            if self._progress.measuring:
+                self._witness.add(self.model)
 
     def _read_ranks(self) -> None:
         comparison = None if self._ranks is None else self._ranks.read()
@@ -212,6 +244,10 @@ class watch:  # noqa: N801 - a context, used as a function
             for name, value in zip(("order", "apart"), order, strict=True):
                 labels.append((None, name))
                 numbers.append(value.double())
+        changed = self._witness.measure()
+        if changed is not None:
+            labels.append((None, "changed"))
+            numbers.append(changed.double())
         if not numbers:
             return
         device = numbers[0].device

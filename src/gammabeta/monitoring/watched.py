@@ -80,6 +80,9 @@ class WatchedNorm:
         backwards: backward passes that reached γ or β; None where neither trains.
         parts: calls that had a backward pass between them and the call before.
         samples: samples in the last batch measured.
+        evaluation_steps: steps since the last forward in training mode, in which forwards with gradients all ran in
+            evaluation mode.
+        stepped: whether γ or β were written to since the watch began.
         history: its measurements by step.
     """
 
@@ -91,6 +94,8 @@ class WatchedNorm:
     backwards: int | None = None
     parts: int = 0
     samples: int = 0
+    evaluation_steps: int = 0
+    stepped: bool = False
     history: History = field(default_factory=History)
 
     @property
@@ -116,6 +121,57 @@ class RankRecord:
 
 
 @dataclass
+class Divergence:
+    """Where and when a training stopped being finite.
+
+    Attributes:
+        step: the step in which the first values that are not finite were seen.
+        cause: "inputs": the model was given them. "forward": a module made them of finite inputs, parameters being
+            finite. "update": that step's update left parameters that are not finite, although its outputs were.
+            "unknown": it was not seen where.
+        where: qualified name of the module: that of the forward, or the last one with such parameters; None if it is
+            not known, or if all parameters are such.
+        parameters, of: number of parameters that were not finite at that time, and of all.
+        last_finite: the last step whose outputs were seen to be finite; None if there is none.
+        forwards, bad: number of forwards seen since then, that one included, and how many of them were not finite.
+    """
+
+    step: int
+    cause: str
+    where: str | None = None
+    parameters: int = 0
+    of: int = 0
+    last_finite: int | None = None
+    forwards: int = 0
+    bad: int = 0
+
+    @property
+    def title(self) -> str:
+        """The finding in one short sentence."""
+        what = "The model was given values that are not finite" if self.cause == "inputs" else "Training diverged"
+        last = f" in {self.where}" if self.cause == "update" else f", first at {self.where}"
+        return f"{what} at step {self.step}{last if self.where else ''}"
+
+    def __str__(self) -> str:
+        if self.cause == "inputs":
+            text = f"at step {self.step} the model was given inputs that are not finite"
+        elif self.cause == "forward":
+            text = f"from step {self.step} on the outputs were not finite, with finite inputs and parameters"
+            text += ": this module is the first whose inputs were finite and whose outputs were not" * bool(self.where)
+        elif self.cause == "update":
+            text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}"
+            text += ", although its outputs were: its loss or a gradient was not" * (self.last_finite == self.step)
+            text += "; this module is the last of them, so the gradient went wrong there or right behind" * bool(
+                self.where
+            )
+        else:
+            text = f"from step {self.step} on values were not finite"
+        if self.forwards > self.bad:
+            text += f"; {self.forwards - self.bad} of the {self.forwards} forwards since then were finite again"
+        return text
+
+
+@dataclass
 class Watched:
     """The record of a watched training.
 
@@ -125,12 +181,19 @@ class Watched:
         norms: the norms' records, by qualified name.
         inputs: measurements of the model's input by step. "order" is the variance between batches divided by what
             shuffled ones would have. "apart" is the standard deviation between batches in standard deviations of the
-            data.
+            data. "changed" is the number of forwards that began with other parameters than the forward before in the
+            same step; it is there for steps of several forwards.
         first: name of the BatchNorm that was called first.
         rank: this process.
         rank_step: the measured step at which the processes are compared.
         ranks: the records of all processes at that step, by rank; empty if there is one process.
         unseen: norms whose running statistics moved although no hook saw a call: compiled ones.
+        model: name of the model's class.
+        divergence: when and where it stopped being finite; None if it did not.
+        training_steps: steps with a forward in training mode.
+        evaluation_steps: steps whose forwards with gradients all ran with the whole model in evaluation mode.
+        evaluation_after_training: those of them that came after a step in training mode.
+        first_evaluation: the first of these; of all, if there is none.
     """
 
     every: int
@@ -142,3 +205,9 @@ class Watched:
     rank_step: int = -1
     ranks: dict[int, RankRecord] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    model: str = ""
+    divergence: Divergence | None = None
+    training_steps: int = 0
+    evaluation_steps: int = 0
+    evaluation_after_training: int = 0
+    first_evaluation: int | None = None

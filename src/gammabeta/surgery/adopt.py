@@ -1,4 +1,4 @@
-"""Adoption of torch.nn's norms as gammabeta's, and back: the class of the same module object changes."""
+"""Adoption of torch.nn's and other libraries' norms as gammabeta's, and back: the class of the same object changes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from gammabeta.activations import activate
 from gammabeta.introspection.norms import (
     OURS,
     TORCHS,
-    TORCHS_MODULES,
     is_frozen_batch_norm,
     is_norm,
     is_norm_act,
     is_ours,
+    norm_of,
 )
+from gammabeta.introspection.probed import form_of, form_or_reason
+from gammabeta.introspection.same_as_base import computes_as
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm2d, _BatchNorm
+from gammabeta.layers.form import Form
+from gammabeta.layers.formed import FORMED
 from gammabeta.layers.layer_norm import computes_itself
 from gammabeta.running_statistics import skipped_counts
 from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.kept_class import adds_nothing, torchs_base, why_not_kept
 from gammabeta.surgery.norm_act import activation_of, why_not_act, why_not_norm_act
 
+# What our layers, and operations on them, set on a module.
+_ATTRIBUTES = ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from")
 _FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -56,7 +63,7 @@ class _Origin:
 
 
 def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -> Change:
-    """Turn torch.nn's norms in the model into gammabeta's, in place: same objects, Parameters, hooks and state_dict.
+    """Turn the norms of the model into gammabeta's, in place: same objects, Parameters, hooks and state_dict.
 
     Outputs stay equal up to rounding, and every layer stays an instance of the class that it had.
 
@@ -65,12 +72,18 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
     - The frozen BatchNorms of torchvision, detectron2 and DETR, whose four vectors are buffers, become a BatchNorm2d
       with `Running`. Its γ and β are Parameters that require no gradient.
     - timm's BatchNorms with an activation become ours with that activation.
+    - Subclasses of torch's norms become ours where they compute the same and override nothing else.
+    - Norms of other libraries become an RMSNorm or LayerNorm that computes by their formula: Llama's, T5's, Gemma's
+      with its scale of 1 + weight, timm's LayerNorm2d with channels on axis 1. Their names of γ and β stay. A 16-bit
+      input is rounded where the class rounds it, to the same dtype; `docs/conventions.md` says where that differs.
 
-    The last two kinds are first compared with ours, on inputs made for the purpose.
+    The last four kinds are first compared with ours: copies run on inputs made for the purpose, and nothing is adopted
+    by its name.
 
     Left alone, each with the reason, are:
 
-    - other subclasses, whose own forward would be lost
+    - norms that compute none of the known formulas, or take more than one tensor, such as Mamba's gated RMSNorm
+    - classes with other methods of torch.nn.Module of their own, which would be lost
     - modules that are parametrized, scripted, or lazy and have not seen a batch
     - modules with a `forward` set on the instance, and those that FSDP2 manages
 
@@ -88,7 +101,7 @@ def adopt(model: nn.Module, *, where: Where = None, keep_float32: bool = True) -
         ValueError, TypeError: `where` chooses nothing, or cannot choose.
     """
     with transaction("adopt") as change:
-        for name, module in select(model, where, is_norm, operation="adopt", kind="norms"):
+        for name, module in select(model, where, is_adoptable, operation="adopt", kind="norms"):
             if not is_ours(module):
                 adopt_module(change, name, module, keep_float32)
             elif module.keep_float32 == keep_float32:
@@ -139,11 +152,16 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
             return False
     elif is_norm_act(module):
         _adopt_norm_act(change, name, module)
-    else:
+    elif before in OURS:
         _change_class(change, name, module, OURS[before])
+    elif adds_nothing(module):
+        _change_class(change, name, module, OURS[torchs_base(before)])
+        change.set_attribute(module, "adopted_from", _Origin(before), name)
+    elif not _adopt_by_form(change, name, module):
+        return False
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
-    change.note(name, f"{before.__name__} is {our_class(module).__name__}{_describe_settings(module)}")
+    change.note(name, f"{before.__name__} is {our_class(module).__name__.removeprefix('Formed')}{_settings(module)}")
     return True
 
 
@@ -153,7 +171,7 @@ def drop_old_class(change: Change, name: str, module: Any, source: Any) -> None:
     Such a class says where the statistics come from, and would be wrong with another source.
     """
     old = old_class(module)
-    if old is None or issubclass(old, nn.BatchNorm2d):
+    if old is None or (torchs_base(old) is not None and not issubclass(old, nn.SyncBatchNorm)):
         return
     if isinstance(source, Synced if issubclass(old, nn.SyncBatchNorm) else Running):
         return
@@ -172,10 +190,15 @@ def forget_source(change: Change, name: str, module: nn.Module) -> None:
         change.delete_attribute(module, "frozen")
 
 
-def _describe_settings(module: Any) -> str:
+def _settings(module: Any) -> str:
     source: Any = getattr(module, "statistics", Batch())
     has = [*([] if source == Batch() else [str(source)]), *([module.activation] if module.activation else [])]
-    return f" with {' and '.join(has)}" if has else ""
+    form: Form | None = module.__dict__.get("form")
+    if form is not None:
+        has += ["scale 1 + weight"] if form.offset else []
+        has += ["channels on axis 1"] if form.axis == 1 else []
+    rounds = "" if form is None or form.same_bits else "; in 16 bits it rounds at other steps"
+    return (f" with {' and '.join(has)}" if has else "") + rounds
 
 
 def why_not_adopted(module: nn.Module) -> str | None:
@@ -197,11 +220,47 @@ def why_not_adopted(module: nn.Module) -> str | None:
         return why_not_norm_act(module)  # type: ignore[arg-type]
     if cls.__name__.startswith("FSDP") and len(cls.__bases__) > 1:
         return "FSDP manages it: adopt before fully_shard"
-    bases = (base for base in cls.__mro__ if base in OURS or base in TORCHS or base.__module__ in TORCHS_MODULES)
-    torchs: Any = next(bases)
-    if cls.forward is not torchs.forward:
+    torchs: Any = torchs_base(cls)
+    if torchs is not None and (cls.forward is torchs.forward or (torchs in OURS and computes_as(module, torchs))):
+        if torchs is nn.SyncBatchNorm:
+            return why_not_kept(cls, BatchNorm)
+        if torchs not in OURS:
+            return f"{cls.__name__} is a subclass of {torchs.__name__}, whose additions would be lost"
+        return why_not_kept(cls, OURS[torchs])
+    if torchs is not None and not issubclass(cls, nn.LayerNorm | nn.RMSNorm):
         return f"{cls.__name__} has a forward of its own, which would be lost"
-    return f"{cls.__name__} is a subclass of {torchs.__name__}, whose additions would be lost"
+    form = form_or_reason(module)
+    if isinstance(form, str):
+        return form
+    taken = next((key for key in (*_ATTRIBUTES, "form", "stayed_float32") if key in module.__dict__), None)
+    if taken is not None:
+        return f"{cls.__name__} has an attribute {taken}, and so have layers of gammabeta's"
+    return why_not_kept(cls, FORMED[form.kind]) if form.kind in FORMED else _why_not_frozen(module)
+
+
+def is_adoptable(module: nn.Module) -> bool:
+    """Return whether `adopt` looks at a module: at all norms without children, by whatever they are known."""
+    if is_norm(module):
+        return True
+    foreign = not module._modules and not type(module).__module__.startswith("torch.")
+    return foreign and norm_of(module, probe=True) is not None
+
+
+def _adopt_by_form(change: Change, name: str, module: nn.Module) -> bool:
+    """Make a layer of ours compute by the formula that its class was seen to compute."""
+    cls, form = type(module), form_of(module)
+    assert form is not None
+    if form.kind == "batch":
+        return _adopt_frozen(change, name, module)
+    settings = {"normalized_shape": (form.size,), "eps": form.eps, "elementwise_affine": form.weight is not None}
+    added = tuple(key for key in settings if key not in module.__dict__ and key not in module._buffers)
+    change.set_class(module, adopted_class(FORMED[form.kind], cls), name)
+    for key in added:
+        change.set_attribute(module, key, settings[key], name)
+    change.set_attribute(module, "form", form, name)
+    _finish(change, name, module, None, 0.01)
+    change.set_attribute(module, "adopted_from", _Origin(cls, added), name)
+    return True
 
 
 def _change_class(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
@@ -312,10 +371,11 @@ def _release_module(change: Change, name: str, module: Any) -> None:
         reason = "it is parametrized: remove the parametrizations first"
     elif "forward" in module.__dict__:
         reason = "its forward is set on the instance, by a wrapper of another library"
-    elif cls not in TORCHS and cls is not BatchNorm:
+    elif cls not in TORCHS and cls is not BatchNorm and cls not in FORMED.values():
         reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
     elif module.activation is not None and not old_activates:
-        reason = f"torch's layer has no activation, and {module.activation} would be lost"
+        former = described if cls in FORMED.values() else "torch's layer"
+        reason = f"{former} has no activation, and {module.activation} would be lost"
     elif origin is not None and issubclass(origin.cls, nn.SyncBatchNorm) and isinstance(source, Synced):
         reason = _release_synced(change, name, module, source, origin.cls)
     elif origin is not None and source == Running() and not _trains(module):
@@ -328,16 +388,27 @@ def _release_module(change: Change, name: str, module: Any) -> None:
         reason = f"{origin.cls.__name__} does not normalize by {source}"  # type: ignore[union-attr]
     elif cls is BatchNorm:
         reason = "torch has no BatchNorm for any number of positions but SyncBatchNorm"
+    elif cls in FORMED.values():
+        _release_formed(change, name, module, origin)
     else:
-        _leave_ours(change, name, module, TORCHS[cls])
+        torchs = TORCHS[cls]
+        _leave_ours(change, name, module, origin.cls if origin and issubclass(origin.cls, torchs) else torchs)
     if reason is None:
         change.note(name, f"{described} is {type(module).__name__}")
     else:
         change.leave(name, reason)
 
 
+def _release_formed(change: Change, name: str, module: nn.Module, origin: _Origin | None) -> None:
+    assert origin is not None  # no constructor makes such a layer
+    _leave_ours(change, name, module, origin.cls)
+    for key in ("form", "stayed_float32", *origin.added):
+        if key in module.__dict__:
+            change.delete_attribute(module, key)
+
+
 def _leave_ours(change: Change, name: str, module: nn.Module, cls: type[nn.Module]) -> None:
-    for key in ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from"):
+    for key in _ATTRIBUTES:
         if key in module.__dict__:
             change.delete_attribute(module, key)
     for number, hook in tuple(module._forward_hooks.items()):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
-from gammabeta.introspection.norms import is_frozen_batch_norm, is_norm, is_ours, norm_of
+from gammabeta.introspection.norms import is_frozen_batch_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from gammabeta.layers.group_norm import GroupNorm
 from gammabeta.layers.instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from gammabeta.statistics import Batch
-from gammabeta.surgery.adopt import adopt_module, forget_source, why_not_adopted
+from gammabeta.surgery.adopt import adopt_module, forget_source, is_adoptable, why_not_adopted
 from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
@@ -57,8 +57,9 @@ def convert(
         model: any module.
         to: "batch", "group", "layer" or "instance".
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
-        batches: the data for the fit, kept in memory. Each is a tensor, a mapping of keyword arguments, or a tuple or
-            list that begins with one of them. "batch" needs them, because its running statistics are theirs.
+        batches: the data for the fit, kept in memory. Each is as the model takes it: a tensor, a tuple or list of
+            positional arguments, a mapping of keyword arguments, or (input, target) ("Batches" in docs/conventions.md).
+            "batch" needs them, because its running statistics are theirs.
         optimizer: one or several. They must hold γ and β of the converted layers, where these train.
         groups: the number of groups for "group", a divisor of each layer's channels. None is the largest up to 32 that
             leaves at least 4 channels to a group.
@@ -82,12 +83,12 @@ def convert(
         raise ValueError("convert: expected at least one batch, got none: an iterator that is used up gives none.")
     with transaction("convert") as change:
         sites = []
-        for name, module in select(model, where, is_norm, operation="convert", kind="norms"):
+        for name, module in select(model, where, is_adoptable, operation="convert", kind="norms"):
             site = _site_of(change, name, module, to, groups)
             if site is not None:
                 sites.append(site)
         if given is not None and sites:
-            run, inner = forward or forward_batch("convert"), unwrapped(model)
+            run, inner = forward_batch("convert", forward), unwrapped(model)
             with torch.no_grad(), torch.compiler.set_stance("force_eager"):
                 look_at_calls(inner, sites, run, given[0])
                 sites = [site for site in sites if not _refused(change, site)]
@@ -119,9 +120,12 @@ def _check(to: str, batches: Iterable[Any] | None, groups: int | None) -> None:
 def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None) -> Site | None:
     """Return the layer as a `Site` to convert; None where it is left alone, with the reason."""
     class_name = type(module).__name__
-    norm = norm_of(module)
+    norm = norm_of(module, probe=True)
     if norm is not None and norm.axes is not None and norm.axes.last:
         change.leave(name, f"{class_name} normalizes the last axes, and not channels at axis 1")
+        return None
+    if norm is not None and norm.axes is not None and norm.axes.pointwise:
+        change.leave(name, f"{class_name} normalizes the channels of each position on their own")
         return None
     ours = is_ours(module)
     reason = None if ours else why_not_adopted(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.neighbours import Refusal
-from gammabeta.introspection.observe import observe
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.observe import Observation, observe
+from gammabeta.introspection.unchanged import unchanged
 from gammabeta.introspection.where import Where, select
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
@@ -115,7 +116,7 @@ class Folded:
     __repr__ = __str__
 
 
-def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folded:
+def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward: Forward | None = None) -> Folded:
     """Make a new model, for inference, with its norms folded into the convolutions and linear layers next to them.
 
         W' = W·scale, b' = b·scale + shift,  scale = γ/√(σ² + ε), shift = β − μ·scale,  for each channel
@@ -139,9 +140,11 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
 
     Args:
         model: in evaluation mode. It stays unchanged.
-        example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments. Their
-            floating point tensors are perturbed for the comparison.
+        example_inputs: a batch as the model takes it: a tensor, a tuple or list of positional arguments, or a mapping
+            of keyword arguments ("Batches" in docs/conventions.md). Its floating point tensors are
+            perturbed for the comparison.
         where: a glob on the norms' names, a list of names and modules, or a predicate (name, module) -> bool.
+        forward: `forward(model, batch)`, for inputs that go through the model in another way.
 
     Returns:
         The `Folded`: the new model, the outcome for each norm, the error and the measured time.
@@ -159,7 +162,7 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
             "model._orig_mod, then compile what comes out."
         )
     names = [name for name, _ in select(model, where, is_candidate, operation="fold", kind="norms")]
-    observation = observe(model, example_inputs)
+    observation = observe(model, example_inputs, forward, operation="fold")
     try:
         new = copy.deepcopy(model)
     except Exception as error:  # whatever a module's tensors raise
@@ -177,7 +180,7 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
             sites.append(Site(name, place.way, place.layer, place.why))
         except Refusal as refusal:
             sites.append(Site(name, "refused", reason=str(refusal)))
-    comparison = Comparison(model, example_inputs)
+    comparison = Comparison(model, example_inputs, forward)
     settled = settle(new, {name: _fold_into(new, name, place) for name, place in places.items()}, comparison)
     bad = settled.rejected
     sites = [
@@ -186,25 +189,24 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Folde
         else site
         for site in sites
     ]
-    branches, off = _merge_branches(new, sites, example_inputs, comparison)
+    branches, off = _merge_branches(new, sites, partial(observe, new, example_inputs, forward), comparison)
     into = {layer: each.layers[0] for each in branches if not each.reason for layer in each.layers}
     sites = [
         replace(site, way="beside", layer=into[site.norm], reason="") if site.norm in into else site for site in sites
     ]
-    seconds = _time(model, new, example_inputs)
-    return Folded(
-        new, sites, branches, settled.error if off is None else off, comparison.tolerance, comparison.inputs, seconds
-    )
+    seconds = _time(model, new, example_inputs, forward_batch("fold", forward))
+    off = settled.error if off is None else off
+    return Folded(new, sites, branches, off, comparison.tolerance, comparison.inputs, seconds)
 
 
 def _merge_branches(
-    new: nn.Module, sites: Sequence[Site], example_inputs: Any, comparison: Comparison
+    new: nn.Module, sites: Sequence[Site], look: Callable[[], Observation], comparison: Comparison
 ) -> tuple[list[Branches], float | None]:
     """Merge the branches that took a norm; return them, and the model's error, None where there are none."""
     chosen = {site.layer or site.norm for site in sites if site.way != "refused"}
     if not chosen:
         return [], None
-    found = Finder(new, observe(new, example_inputs)).find(chosen)
+    found = Finder(new, look()).find(chosen)
     if not found:
         return [], None
     settled = settle(new, {each.layers[0]: partial(merge, new, each) for each in found}, comparison)
@@ -245,17 +247,17 @@ def _dtype(norm: nn.Module) -> torch.dtype:
     return var.dtype
 
 
-def _time(model: nn.Module, new: nn.Module, example_inputs: Any) -> tuple[float, float]:
+def _time(model: nn.Module, new: nn.Module, example_inputs: Any, run: Forward) -> tuple[float, float]:
     """Return the median seconds of a forward of each model, run in turns."""
-    args, kwargs = arguments_of(example_inputs)
+    given = copied(example_inputs)
     taken: Sequence[list[float]] = ([], [])
     with unchanged(model, watch=False), unchanged(new, watch=False), torch.no_grad():
         began = time.perf_counter()
         for turn in range(_ROUNDS + 1):
             for which, module in enumerate((model, new)):
                 start = time.perf_counter()
-                module(*args, **kwargs)
-                _wait(args)
+                run(module, given)
+                _wait()
                 if turn:  # the first turn warms caches
                     taken[which].append(time.perf_counter() - start)
             if turn and time.perf_counter() - began > _LONGEST:
@@ -263,6 +265,6 @@ def _time(model: nn.Module, new: nn.Module, example_inputs: Any) -> tuple[float,
     return statistics.median(taken[0]), statistics.median(taken[1])
 
 
-def _wait(args: Any) -> None:
+def _wait() -> None:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()

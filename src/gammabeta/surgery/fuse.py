@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from gammabeta.activations import MODULES
+from gammabeta.introspection.forward import Forward
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.norms import is_norm, is_ours
 from gammabeta.introspection.observe import Call, Observation, hooks_of, observe
@@ -21,7 +22,7 @@ from gammabeta.surgery.change import Change, transaction
 _NAMES = {module: name for module, name in MODULES.items() if name != "none"}
 
 
-def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Change:
+def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None, forward: Forward | None = None) -> Change:
     """Make an activation module that alone reads a norm's output the norm's own `activation`.
 
         act(norm(x) + residual)  by one kernel, in training too; nn.Identity takes the module's place
@@ -32,8 +33,10 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
 
     Args:
         model: changed in place. Its norms must be gammabeta's (`gammabeta.adopt`).
-        example_inputs: a tensor; a tuple or list of positional arguments; or a dict of keyword arguments.
+        example_inputs: a batch as the model takes it: a tensor, a tuple or list of positional arguments, or a mapping
+            of keyword arguments ("Batches" in docs/conventions.md).
         where: a glob on the norms' names, a list of names and modules, or a predicate (name, module) -> bool.
+        forward: `forward(model, batch)`, for inputs that go through the model in another way.
 
     Returns:
         The `Change`.
@@ -43,7 +46,7 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
         Exception: whatever the model's forward raises in its present mode.
     """
     chosen = select(model, where, is_norm, operation="fuse", kind="norms")
-    observations = _in_both_modes(model, example_inputs)
+    observations = _in_both_modes(model, example_inputs, forward)
     modules = dict(model.named_modules())
     with transaction("fuse") as change:
         for name, norm in chosen:
@@ -65,16 +68,16 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None) -> Chang
     return change
 
 
-def _in_both_modes(model: nn.Module, example_inputs: Any) -> list[Observation]:
+def _in_both_modes(model: nn.Module, example_inputs: Any, forward: Forward | None) -> list[Observation]:
     """Observe the model as it is, then with every module in training and in evaluation, where it runs in that mode."""
-    found = [observe(model, example_inputs)]
+    found = [observe(model, example_inputs, forward, operation="fuse")]
     modes = {module.training for module in model.modules()}
     for mode in (True, False):
         if modes != {mode}:
             # The inputs may not do for training: one sample, no targets.
             with suppress(Exception), modes_kept(model):
                 set_mode(model, mode)
-                found.append(observe(model, example_inputs))
+                found.append(observe(model, example_inputs, forward))
     return found
 
 

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         raise ValueError(f"parameter_groups: expected weight_decay of at least 0, got {weight_decay}.")
     spared: set[nn.Parameter] = set()
     for module in model.modules():
-        norm = norm_of(module)
+        norm = norm_of(module, probe=True)
         # A module known only by its running statistics may be a layer and its norm in one, with a weight that decays.
         whole = norm is not None and norm.known_by != STATISTICS
         for name, parameter in module._parameters.items():

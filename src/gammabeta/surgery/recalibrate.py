@@ -51,8 +51,8 @@ def recalibrate(
 
     Args:
         model: any module. The pass runs without DistributedDataParallel, and runs compiled modules uncompiled.
-        batches: each a tensor, a mapping of keyword arguments, or a tuple or list that begins with one of them. Tensors
-            are moved to the device of the model's first Parameter.
+        batches: each as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
+            arguments, or (input, target) ("Batches" in docs/conventions.md).
         where: which BatchNorms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
         group: the process group whose ranks' batches are merged; `dist.group.WORLD` for all. Every rank in it must call
             this. Ranks may have different numbers of batches, at least one each. None is only this process.
@@ -91,7 +91,7 @@ def recalibrate(
         if not layers:
             return change
         ranks = Ranks("recalibrate", group, next(iter(layers.values())).running_mean.device, alone=group is None)
-        recalibration = _Recalibration(inner, layers, forward or forward_batch("recalibrate"), ranks, standard_error)
+        recalibration = _Recalibration(inner, layers, forward_batch("recalibrate", forward), ranks, standard_error)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             found = recalibration.measure(batches)
             for name, estimate in found.items():

@@ -55,3 +55,78 @@ def test_what_is_in_evaluation_or_frozen_or_has_no_gradients_at_all_is_not_found
     model = frozen_norm_thaws.flagged().model
     change(model)
     assert not gb.check(model, select="GB101").findings
+
+
+class LinearProbe:
+    """A backbone and a head; `no_grad` says whether the backbone's forward runs without gradients."""
+
+    def __init__(self, no_grad=False, detach=False):
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(8 * 36, 4)
+
+        class Model(nn.Module):
+            def forward(inner, x):  # noqa: N805
+                with torch.set_grad_enabled(not no_grad):
+                    x = inner.backbone(x)
+                return inner.head(x.detach() if detach else x)
+
+        self.model = Model()
+        self.model.backbone, self.model.head = self.backbone, self.head
+
+    def watch(self, parameters, steps=12):
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        with gb.watch(self.model, optimizer) as watch:
+            for _ in range(steps):
+                optimizer.zero_grad()
+                self.model(torch.randn(8, 3, 8, 8)).square().mean().backward()
+                optimizer.step()
+        return watch.diagnosis(select="GB101").findings
+
+
+class TestLinearProbes:
+    def test_a_backbone_that_the_optimizer_leaves_out_is_found_with_it_and_frozen_it_is_not(self):
+        probe = LinearProbe()
+        optimizer = torch.optim.SGD(probe.head.parameters(), lr=0.01)
+        assert not gb.check(probe.model, select="GB101").findings
+        diagnosis = gb.check(probe.model, optimizer=optimizer, select=["GB101", "GB402"])
+        assert [(f.code, f.severity, f.where) for f in diagnosis.findings] == [("GB101", "warning", "backbone.1")]
+        diagnosis.fix()
+        assert not gb.check(probe.model, optimizer=optimizer, select=["GB101", "GB402"]).findings
+        assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [
+            id(p) for p in probe.head.parameters()
+        ]
+
+    @pytest.mark.parametrize("style", [{"no_grad": True}, {"detach": True}])
+    def test_a_backbone_that_no_backward_reaches_is_found_while_watching(self, style):
+        probe = LinearProbe(**style)
+        (finding,) = probe.watch(probe.head.parameters())
+        assert (finding.severity, finding.where) == ("warning", "backbone.1")
+        # With all parameters in the optimizer, only the training itself tells.
+        (finding,) = LinearProbe(**style).watch(probe.model.parameters())
+        assert "it does not train, but every forward moved its running statistics" in finding.message
+
+    def test_ten_steps_of_a_linear_probe_move_the_statistics(self):
+        probe = LinearProbe(no_grad=True)
+        before = probe.backbone[1].running_var.clone()
+        probe.watch(probe.head.parameters())
+        assert ((probe.backbone[1].running_var / before).log().abs() > 0.3).all()
+
+    def test_a_model_that_trains_whole_is_not_found(self):
+        probe = LinearProbe()
+        assert not probe.watch(probe.model.parameters())
+
+    def test_optimizers_of_another_model_say_nothing(self):
+        other = torch.optim.SGD(LinearProbe().model.parameters(), lr=0.01)
+        assert not gb.check(LinearProbe().model, optimizer=other, select="GB101").findings
+
+    def test_in_a_deep_network_the_first_norm_is_not_named_for_the_optimizer(self):
+        """The smallest module around `bn1` is the whole model, whose head is in the optimizer."""
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.conv1, model.bn1 = nn.Conv2d(3, 64, 7), nn.BatchNorm2d(64)
+        model.layer1 = nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64))
+        model.fc = nn.Linear(64, 10)
+        optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.01)
+        diagnosis = gb.check(model, optimizer=optimizer, select=["GB101", "GB402"])
+        assert [(f.code, f.where) for f in diagnosis.findings] == [("GB101", "bn1"), ("GB101", "layer1.1")]

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import gammabeta as gb
-from gammabeta.diagnostics.probe import padded_lengths, probe
+from gammabeta.diagnostics.padding import padded_lengths
+from gammabeta.diagnostics.probe import probe
 from gammabeta.diagnostics.rules import (
     batch_leak,
     foldable,
@@ -129,6 +130,62 @@ class TestPadding:
         assert finding.evidence["share"] == pytest.approx(1 - 85 / 160)
 
     @pytest.mark.parametrize(
+        "norm",
+        [nn.GroupNorm(1, 16), nn.GroupNorm(4, 16), nn.InstanceNorm1d(16), nn.LayerNorm((16, 20)), gb.GroupNorm(4, 16)],
+        ids=repr,
+    )
+    def test_norms_of_one_sample_over_positions_are_found_by_their_own_statistics(self, norm):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv1d(16, 16, 3, padding=1), norm)
+        x = padding_in_statistics.sequences()
+        (finding,) = gb.check(model, x, select="GB205").findings
+        assert finding.where == "1"
+        # Against the definition, and what it does to the output: twice the padding, or none of it.
+        lengths = [20, 5, 8, 12, 6, 17, 10, 7]
+        y = model[0](x).detach().double()
+        groups = getattr(norm, "num_groups", 1)
+        shifts = []
+        if isinstance(norm, nn.InstanceNorm1d):
+            return
+        for sample, length in zip(y, lengths, strict=True):
+            if length < 20:
+                grouped = sample.reshape(groups, -1, 20)
+                inner = grouped[..., :length].flatten(1)
+                shifts.append((grouped.flatten(1).mean(1) - inner.mean(1)) / inner.std(1, correction=0))
+        assert finding.evidence["mean_shift"] == pytest.approx(
+            float(torch.cat(shifts).square().mean().sqrt()), rel=1e-6
+        )
+        if isinstance(norm, nn.LayerNorm):
+            return  # it takes one length only
+        a, b = model(x[1:2])[..., :4], model(x[1:2, :, :5])[..., :4]  # the last position also sees what follows it
+        assert (a - b).square().mean() > 0.01 * b.square().mean()
+
+    def test_positions_on_another_axis_of_a_map_are_found(self):
+        torch.manual_seed(0)
+        x = padding_in_statistics.sequences().mT  # (8, 20, 16): time, then frequency
+
+        class Maps(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4)
+
+            def forward(self, x):
+                return self.norm(self.conv(x[:, None]))
+
+        assert [f.where for f in gb.check(Maps(), x, select="GB205").findings] == ["norm"]
+
+    def test_norms_over_the_channels_of_one_position_are_not_found(self):
+        class Positions(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm = nn.LayerNorm(16)
+
+            def forward(self, x):
+                return self.norm(x.mT)
+
+        assert gb.check(Positions(), padding_in_statistics.sequences(), select="GB205").findings == ()
+
+    @pytest.mark.parametrize(
         ("inputs", "found"),
         [
             (torch.randn(4, 3, 20), {}),
@@ -233,3 +290,82 @@ def test_probing_leaves_the_model_and_the_random_numbers_as_they_were():
     assert model.training
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+class TestLeaksByTheModelAlone:
+    """Which norms a model for an intent must not have, without inputs."""
+
+    def found(self, norm, intent="private", mode=True):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU()).train(mode)
+        return [(f.severity, f.where) for f in gb.check(model, intent=intent, select="GB207").findings]
+
+    @pytest.mark.parametrize(
+        "norm",
+        [
+            nn.BatchNorm2d(8),
+            nn.BatchNorm2d(8, track_running_stats=False),
+            nn.BatchNorm2d(8, affine=False).requires_grad_(False),
+            nn.SyncBatchNorm(8),
+            gb.BatchNorm2d(8),
+            gb.BatchNorm2d(8, statistics=gb.statistics.Ghost(4)),
+            nn.InstanceNorm2d(8, track_running_stats=True),
+        ],
+        ids=repr,
+    )
+    def test_private_training_refuses_them_in_either_mode(self, norm):
+        assert self.found(norm) == self.found(norm, mode=False) == [("error", "1")]
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            for intent in ("contrastive", "gradient-penalty"):
+                assert self.found(norm, intent) == [("error", "1")]
+
+    @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.Identity()], ids=repr)
+    def test_norms_of_one_sample_are_not_found(self, norm):
+        assert self.found(norm) == []
+
+    def test_frozen_norms_are_not_found(self):
+        frozen = nn.BatchNorm2d(8)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), frozen)
+        gb.freeze(model)
+        assert gb.check(model, intent="private", select="GB207").findings == ()
+        still = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        still[1].eval()
+        assert gb.check(still, intent="private", select="GB207").findings == ()
+
+    def test_opacus_refuses_the_same(self):
+        validator = pytest.importorskip("opacus.validators").ModuleValidator
+        norms = nn.BatchNorm2d(8), nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.GroupNorm(2, 8)
+        for norm in norms:  # it looks at modules with parameters only
+            model = nn.Sequential(nn.Conv2d(3, 8, 3), norm).train()
+            assert validator.is_valid(model) is not bool(self.found(norm)), norm
+
+
+def test_an_axis_that_was_moved_on_purpose_is_not_reported():
+    """A token mixer, as in GroupViT: a linear layer over the tokens, then a LayerNorm over the features."""
+
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.norm = nn.Linear(10, 6), nn.LayerNorm(8)
+
+        def forward(self, x):
+            return self.norm(self.mix(x.transpose(1, 2)).transpose(1, 2))
+
+    assert codes(gb.check(Mixer(), torch.randn(4, 10, 8), select="GB304")) == []
+
+
+def test_all_unsafe_sites_are_one_note():
+    model = nn.Sequential(unsafe_fold.Twice(), nn.Conv2d(8, 3, 1), unsafe_fold.Twice()).eval()
+    (finding,) = gb.check(model, torch.randn(2, 3, 8, 8), select="GB603").findings
+    assert finding.where == "0.norm"
+    assert finding.message.endswith("(and 1 more such BatchNorm)")
+    assert finding.evidence["layers"] == ["0.norm", "2.norm"]
+
+
+def test_one_norm_and_two_are_counted_in_english():
+    x = torch.randn(2, 3, 8, 8)
+    for count, words in ((1, "it could"), (2, "it and 1 more BatchNorm could"), (3, "it and 2 more BatchNorms could")):
+        model = nn.Sequential(
+            *(layer for _ in range(count) for layer in (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+        ).eval()
+        (finding,) = gb.check(model, x, select="GB602").findings
+        assert finding.message.startswith(f"{words} be folded")

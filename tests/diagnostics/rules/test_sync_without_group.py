@@ -18,7 +18,7 @@ def test_adopting_changes_no_output():
     before = model(x), model.eval()(x)
     diagnosis = gb.check(model, select="GB501")
     (finding,) = diagnosis.findings
-    assert finding.severity == "warning"
+    assert finding.severity == "note"  # a process group may follow
     assert (
         finding.message
         == "SyncBatchNorm on cpu, and no process group is initialized: it synchronizes with no other process"

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gammabeta as gb
+from gammabeta.benchmarks.subjects.training_step import load_timm
 
 
 def trained_network():
@@ -25,27 +26,112 @@ def accuracy(model, x, y):
     return (model(x).argmax(1) == y).float().mean().item()
 
 
-def test_a_trained_network_whose_statistics_are_reset_guesses_and_recalibrating_brings_it_back():
+def test_a_trained_network_whose_statistics_are_lost_guesses_and_recalibrating_brings_it_back():
     torch.manual_seed(0)
     model, x, y = trained_network()
     assert accuracy(model, x, y) > 0.97
     assert not gb.check(model).findings
+    count = model[1].num_batches_tracked.clone()
     model[1].reset_running_stats()
+    model[1].num_batches_tracked.copy_(count)
     assert accuracy(model, x, y) < 0.6
     diagnosis = gb.check(model, loader=[x[:256], x[256:]], select="GB103")
     (finding,) = diagnosis.errors
     assert finding.where == "1"
-    assert "running mean and variance are exactly 0 and 1, yet γ ranges from" in finding.message
+    assert finding.message == (
+        "running mean and variance are exactly 0 and 1, yet num_batches_tracked says that it has seen 100 batches"
+    )
     diagnosis.fix()
     assert accuracy(model, x, y) > 0.97
     assert not gb.check(model).findings
 
 
-def test_models_as_constructed_are_not_found():
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8))
-    nn.init.normal_(model[1].weight, 1, 0.02)  # the usual initialization of GANs
-    nn.init.zeros_(model[3].weight)  # the usual initialization of residual branches
+def test_where_all_is_lost_a_note_says_that_it_may_be_new():
+    torch.manual_seed(0)
+    model, *_ = trained_network()
+    model[1].reset_running_stats()
+    (finding,) = gb.check(model, select="GB103").findings
+    assert finding.severity == "note"
+    assert finding.message == (
+        "running mean and variance are exactly 0 and 1, while γ or β differ between channels: the weights are either "
+        "new, from a constructor that draws them, or trained and without their statistics"
+    )
+    assert str(finding.fix) == "if the weights are trained: gammabeta.recalibrate(model, batches)"
+    assert not gb.check(model.train(), select="GB103").findings
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        for norm in (self.one, self.two):
+            nn.init.normal_(norm.weight, 0.1, 0.1)
+            nn.init.normal_(norm.bias, 0, 0.1)
+
+    def forward(self, x):
+        return self.two(self.one(x).relu())
+
+
+def test_in_a_block_whose_other_statistics_moved_lost_ones_are_told_from_new_ones():
+    """A new part of drawn γ and β behind a trained one is no loss; one layer of a trained block is."""
+    torch.manual_seed(0)
+    body = nn.Sequential(Block(), Block())
+    for _ in range(3):
+        body(torch.randn(32, 8))
+    model = nn.Sequential(body, nn.Sequential(Block(), Block()))
     assert not gb.check(model, select="GB103").findings
+    (new,) = gb.check(model.eval(), select="GB103").findings
+    assert (new.where, new.severity) == ("1.0.one", "note")
+    assert "running mean and variance (and of 3 more) are exactly 0 and 1" in new.message
+    body[1].two.reset_running_stats()
+    for mode in (True, False):
+        (lost,) = gb.check(model.train(mode), select="GB103").errors
+        assert lost.where == "0.1.two"
+        assert lost.message.endswith(", and the statistics of other norms in 0.1 have moved")
+
+
+def test_a_count_beside_initial_statistics_is_no_loss_where_momentum_is_0():
+    norm = nn.BatchNorm1d(8, momentum=0.0)
+    norm(torch.randn(32, 8))
+    assert not gb.check(norm, select="GB103").findings
+
+
+def gan(norm):
+    nn.init.normal_(norm.weight, 1, 0.02)
+
+
+def drawn(norm):
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias, -1, 1)
+
+
+def constant(norm):
+    nn.init.constant_(norm.weight, 0.1)
+    nn.init.constant_(norm.bias, -2)
+
+
+@pytest.mark.parametrize("how", [gan, drawn, constant, lambda norm: nn.init.zeros_(norm.weight)])
+@pytest.mark.parametrize("training", [True, False])
+def test_models_as_constructed_are_not_found(how, training):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    how(model[1])
+    how(model[3])
+    diagnosis = gb.check(model.train(training), select="GB103")
+    assert not diagnosis.errors
+    assert not diagnosis.warnings
+    assert len(diagnosis.notes) == (not training and how in (gan, drawn))
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "repvit_m0_9"])
+def test_timm_s_constructors_are_not_found(name):
+    pytest.importorskip("timm")
+    model = load_timm().create_model(name)
+    for training in (True, False):
+        diagnosis = gb.check(model.train(training), select="GB103")
+        assert not diagnosis.errors
+        assert not diagnosis.warnings
+        assert len(diagnosis.notes) <= 1
 
 
 def test_a_new_layer_in_a_trained_model_is_not_found():

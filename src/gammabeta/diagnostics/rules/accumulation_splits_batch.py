@@ -1,7 +1,8 @@
 """Gradient accumulation: BatchNorm sees only a part of the batch that the optimizer sees.
 
 What it does: Finds BatchNorms that have several forwards per optimizer step, each with its own backward, and whose
-running statistics move at each of them.
+running statistics move at each of them. Forwards with other parameters than the one before, as the second of SAM or
+those of a line search, are no accumulation: where running statistics move there too, one note says so.
 
 Why it matters: Gradients add up, statistics do not. Each part is normalized on its own, so the layer trains on a batch
 as small as the part. The running statistics move several times per step, so they reach back fewer steps than momentum
@@ -16,7 +17,8 @@ on that.
 Evidence: tests/diagnostics/rules/test_watched_rules.py: eight steps of four parts move the flagged example's statistics
 32 times, the clean one's 8 times.
 
-Limits: It finds nothing without an optimizer, or where γ and β do not train.
+Limits: It finds nothing without an optimizer, or where γ and β do not train. Parameters that change within a step are
+seen in the model's own forwards only.
 """
 
 from collections.abc import Iterator
@@ -40,12 +42,17 @@ LEAST = 1.5
 def check(record: Record) -> Iterator[Match]:
     mixed = {finding.where for finding in mixed_domains.check(record)}
     steps = record.watched.steps
+    changed = record.watched.inputs.median("changed") or 0.0
+    perturbed = []
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.backwards or steps < 2 or norm.frozen or norm.name in mixed:
             continue
         parts, updates = watched.parts / steps, watched.history.median("updates")
         if parts < LEAST or updates is None or updates < LEAST:
+            continue
+        if parts - changed < LEAST:
+            perturbed.append(norm.name)
             continue
         yield Match(
             norm.name,
@@ -54,6 +61,21 @@ def check(record: Record) -> Iterator[Match]:
             {"parts": parts, "updates": updates, "samples": watched.samples},
             Fix("gammabeta.adopt(model), then `with gammabeta.accumulate_statistics(model):` around a step's forwards"),
         )
+    if perturbed:
+        yield _note(perturbed, changed)
+
+
+def _note(names: list[str], changed: float) -> Match:
+    """Report the norms whose running statistics move at other parameters than those of the step."""
+    others = f" (and those of {len(names) - 1} more)" if len(names) > 1 else ""
+    return Match(
+        names[0],
+        f"of the forwards of an optimizer step, {changed:.3g} ran with other parameters than the one before, and moved "
+        f"the running statistics{others} too, which now also describe those parameters",
+        {"changed": changed, "layers": names},
+        Fix("`with gammabeta.frozen_statistics(model):` around the forwards with changed parameters"),
+        severity="note",
+    )
 
 
 def flagged() -> Example:

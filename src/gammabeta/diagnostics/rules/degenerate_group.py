@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.flow import calls_of
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.flow import calls_of, own_forward
+from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 
 severity = "error"
@@ -38,7 +38,7 @@ def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("layer", "rms"):  # found without inputs
         if _size(getattr(norm.module, "normalized_shape", 2)) == 1:
             found.add(norm.name)
-            message = "each of its groups has 1 value: the output is β for every input"
+            message = f"each of its groups has 1 value: the output is {_left(norm)} for every input"
             if norm.kind == "rms":
                 message = "each of its groups has 1 value: only the input's sign is left"
             yield Match(norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
@@ -46,6 +46,8 @@ def check(record: Record) -> Iterator[Match]:
         return
     for norm, _, x in calls_of(record, "group", "instance", "layer"):
         module: Any = norm.module
+        if own_forward(module) and norm.kind != "layer":  # it may take other groups
+            continue
         if norm.kind == "group" and hasattr(module, "num_groups"):
             values = x.shape[1] // module.num_groups * prod(x.shape[2:])
             cure = "fewer groups"
@@ -57,8 +59,13 @@ def check(record: Record) -> Iterator[Match]:
             continue
         if values == 1 and norm.name not in found:
             found.add(norm.name)
-            message = f"each group of input {x.shape} has 1 value: the output is β for every input"
+            message = f"each group of input {x.shape} has 1 value: the output is {_left(norm)} for every input"
             yield Match(norm.name, message, {"values": values}, Fix(cure))
+
+
+def _left(norm: Norm) -> str:
+    """Name what is left where the deviation is 0."""
+    return "0" if norm.bias is None else "β"
 
 
 def _size(shape: Any) -> int:

@@ -24,7 +24,7 @@ from functools import partial
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
 
@@ -41,8 +41,8 @@ def check(record: Record) -> Iterator[Match]:
     if not moving or not parameters or any(parameter.requires_grad for parameter in parameters):
         return
     message = (
-        f"none of its {len(parameters)} parameters requires a gradient, yet {len(moving)} of its norms are in training "
-        f"mode and move their running statistics: {moving[0].name or 'the model itself'}"
+        f"none of its parameters requires a gradient, yet {counted(len(moving), 'norm')} in training mode would move "
+        f"running statistics at each forward: {moving[0].name or 'the model itself'}"
         f"{f' and {len(moving) - 1} more' if len(moving) > 1 else ''}"
     )
     evidence = {"parameters": len(parameters), "moving": len(moving)}

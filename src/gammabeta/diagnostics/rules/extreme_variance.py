@@ -1,7 +1,7 @@
 """Channels whose variance is so small or so large that something else decides the output.
 
 What it does: Finds channels whose running variance is below ε, and channels whose running mean or variance exceeds
-float16's largest number, 65,504.
+float16's largest number, 65,504. It gives one note for all layers, with the numbers of the first.
 
 Why it matters: With σ² below ε the layer divides by √ε rather than by σ. The channel is not standardized and its output
 is small. A change of ε, which a conversion to another framework may bring, changes the model. Most such channels are
@@ -11,24 +11,25 @@ output zero.
 Example: A channel whose values differ by 10⁻⁴.
 
 Use instead: Keep ε as it was in training, and keep norms in float32 (gammabeta's stay so in a model cast by `.half()`).
-Prune dead channels.
 
 Evidence: tests/diagnostics/rules/test_extreme_variance.py: at σ² = ε/100 the output's variance is 0.0099 in place of 1.
 A variance of 10⁵ cast to float16 makes the output 0, where it had variance 1.
 
-Limits: Trained networks have dead channels, from weight decay and ReLU, and they do no harm there.
+Limits: It is a note: the network was trained with this ε and in this dtype, and is right as it is. Trained networks
+have dead channels, from weight decay and ReLU, and they do no harm there. In a checkpoint ε is taken to be 1e-5.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record, channels
+from gammabeta.diagnostics.record import Norm, Record, channels, counted
 from gammabeta.diagnostics.rule import Example, Match
 
-severity = "warning"
+severity = "note"
 sees = "SF"
 
 _LARGEST = torch.finfo(torch.float16).max
@@ -36,6 +37,7 @@ _EPS = 1e-5  # torch's default: a checkpoint does not store ε
 
 
 def check(record: Record) -> Iterator[Match]:
+    found: list[tuple[Norm, str, dict[str, Any]]] = []
     for norm in record.norms:
         if not norm.has_statistics:
             continue
@@ -47,7 +49,7 @@ def check(record: Record) -> Iterator[Match]:
         small = ((var >= 0) & (var < eps)).nonzero().flatten().tolist()
         large = (((var > _LARGEST) & var.isfinite()) | ((mean.abs() > _LARGEST) & mean.isfinite())).nonzero().flatten()
         parts: list[str] = []
-        evidence: dict[str, float] = {}
+        evidence: dict[str, Any] = {}
         if small:
             least = var[small].min().item()
             parts.append(
@@ -63,8 +65,12 @@ def check(record: Record) -> Iterator[Match]:
             )
             evidence |= {"beyond float16": len(large), "largest": most}
         if parts:
-            advice = "keep ε, and keep norms in float32; dead channels can be pruned"
-            yield Match(norm.name, "; ".join(parts), evidence, Fix(advice))
+            found.append((norm, "; ".join(parts), evidence))
+    if found:
+        first, message, evidence = found[0]
+        message += f" (and in {counted(len(found) - 1, 'more layer')})" if len(found) > 1 else ""
+        evidence["layers"] = [norm.name for norm, *_ in found]
+        yield Match(first.name, message, evidence, Fix("keep ε, and keep norms in float32"))
 
 
 def flagged() -> Example:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation
@@ -50,8 +50,9 @@ def check(record: Record) -> Iterator[Match]:
         return
     seconds = {} if record.probe is None else record.probe.seconds
     taken = sum(seconds.get(name, 0.0) for name in found)
-    share = f", which take {taken / seconds['']:.0%} of a forward ({1000 * taken:.2f} ms)" if seconds.get("") else ""
-    what = "it" if len(found) == 1 else f"it and {len(found) - 1} more BatchNorms"
+    verb = "takes" if len(found) == 1 else "take"
+    share = f", which {verb} {taken / seconds['']:.0%} of a forward ({1000 * taken:.2f} ms)" if seconds.get("") else ""
+    what = "it" if len(found) == 1 else f"it and {counted(len(found) - 1, 'more BatchNorm')}"
     message = f"{what} could be folded into neighbouring layers{share}"
     evidence = {"norms": len(found), "seconds": taken}
     yield Match(found[0], message, evidence, Fix("gammabeta.fold(model, example_inputs).model"))

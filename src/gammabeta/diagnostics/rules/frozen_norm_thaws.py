@@ -1,14 +1,19 @@
 """A frozen BatchNorm whose running statistics keep moving.
 
-What it does: In a model in which something else trains, finds BatchNorms in training mode whose γ and β require no
-gradient. BatchNorms without γ and β are found if the weights around them require none. Given inputs, finds only those
-whose running statistics a forward does move. It is an error if the weights before the norm are frozen too, and a
-warning if they train.
+What it does: In a model in which something else trains, finds BatchNorms in training mode that do not train. These are
+norms whose γ and β require no gradient, and norms without γ and β if the weights around them require none. Given
+inputs, finds only those whose running statistics a forward does move. It is an error if the weights before the norm are
+frozen too, and a warning if they train. Given the optimizer, as a warning, also finds norms of which neither γ and β
+nor the weights around them are in any optimizer. While watching, as a warning, finds norms that no backward reaches and
+no step moves, but whose statistics forwards move.
 
 Why it matters: `requires_grad_(False)` does not affect buffers. In training mode the layer normalizes by the batch.
 Every forward moves its running statistics towards the new data, away from what the frozen weights were trained with.
 Evaluation then uses statistics of another distribution. `eval()` on the layers helps until the next `model.train()`,
 which every training loop calls (pytorch#66073, Lightning#15062).
+
+A linear probe has the same fault if its backbone runs under `no_grad` in training mode, or if only the optimizer leaves
+the backbone out.
 
 Example: A backbone with gradients off, a head that trains, the model in training mode.
 
@@ -19,7 +24,8 @@ Evidence: tests/diagnostics/rules/test_frozen_norm_thaws.py: ten steps of the fl
 running mean by a standard deviation; after the fix it stays the same bit for bit.
 
 Limits: Statistics may be meant to adapt while γ and β stay (AdaBN, test-time adaptation): ignore the rule there.
-"Before" goes by registration. GB604 covers models without any gradient.
+"Before" goes by registration. GB604 covers models without any gradient. If several optimizers share a model, pass all
+of them, in a list. A part that starts to train later is found until then, if ten steps have passed.
 """
 
 from collections.abc import Iterator
@@ -28,38 +34,70 @@ from functools import partial
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.freeze import freeze
 
 severity = "error"
-sees = "SD"
+sees = "SDOW"
+
+# Steps after which a norm that nothing has moved does not train.
+STEPS = 10
 
 
 def check(record: Record) -> Iterator[Match]:
     model = record.model
     if model is None or not any(parameter.requires_grad for parameter in model.parameters()):
         return
+    around = OptimizedAround(record)
     for norm in record.of_kind("batch"):
-        if not (norm.tracks and norm.training):
+        if not norm.tracks:
             continue
-        alone = norm.affine_trains is None
-        if norm.affine_trains or (alone and norm.around_trains is not False):
-            continue
+        fix = Fix(f"gammabeta.freeze(model, where={norm.name!r})", partial(freeze, model, where=[*norm.names]))
+        what, sure = _why_not_trained(norm) if norm.training else ("", False)
+        if not what and norm.training and around.is_left_out(norm):
+            what, sure = "neither it nor the weights around it are in an optimizer", False
         moved = record.probe.moved if record.probe is not None else None
-        if moved is not None and not moved.intersection(norm.names):
-            continue  # for example a forward that puts the norm into evaluation itself
-        frozen_before = alone or norm.before_trains is False
-        what = "the weights around it require no gradient" if alone else "γ and β require no gradient"
-        also = "" if alone else " and neither do the weights before it" if frozen_before else ""
-        yield Match(
-            norm.name,
-            f"{what}{also}, yet it is in training mode: every forward moves its running statistics "
-            f"{_share(norm)} of the way to the batch's",
-            {"momentum": norm.momentum, "batches": norm.batches},
-            Fix(f"gammabeta.freeze(model, where={norm.name!r})", partial(freeze, model, where=[*norm.names])),
-            severity=None if frozen_before else "warning",
-        )
+        if what and (moved is None or moved.intersection(norm.names)):  # a forward may put it into evaluation itself
+            message = (
+                f"{what}, yet it is in training mode: every forward moves its running statistics {_share(norm)} of "
+                "the way to the batch's"
+            )
+            evidence = {"momentum": norm.momentum, "batches": norm.batches}
+            yield Match(norm.name, message, evidence, fix, severity=None if sure else "warning")
+        elif not what and record.watched is not None:
+            yield from _watched(record, norm, fix)
+
+
+def _why_not_trained(norm: Norm) -> tuple[str, bool]:
+    """Return why the norm does not train, by what requires gradients, and whether the weights before it don't either.
+
+    "" if it trains.
+    """
+    alone = norm.affine_trains is None
+    if norm.affine_trains or (alone and norm.around_trains is not False):
+        return "", False
+    if alone:
+        return "the weights around it require no gradient", True
+    also = " and neither do the weights before it" if norm.before_trains is False else ""
+    return f"γ and β require no gradient{also}", norm.before_trains is False
+
+
+def _watched(record: Record, norm: Norm, fix: Fix) -> Iterator[Match]:
+    """Yield a norm that trained in no step so far, although its running statistics moved."""
+    watched = record.watched.norms.get(norm.name)
+    if watched is None or record.watched.steps < STEPS or watched.backwards or watched.stepped:
+        return
+    if watched.calls == 0 and watched.polluting:
+        what = f"all {watched.polluting} forwards in training mode had gradients off"
+    elif watched.calls and watched.backwards == 0:
+        what = f"no backward reached it in {watched.calls} forwards in training mode"
+    else:
+        return
+    message = f"{what}, and no step moved it: it does not train, but every forward moved its running statistics"
+    evidence = {"calls": watched.calls, "without gradient": watched.polluting, "steps": record.watched.steps}
+    yield Match(norm.name, message, evidence, fix, severity="warning")
 
 
 def _share(norm: Norm) -> str:

@@ -1,50 +1,81 @@
-"""A norm that directly feeds another norm.
+"""A norm of each channel that undoes the scale and shift of the norm before it.
 
-What it does: Finds norms whose input is the output of another norm of the same kind, with at most views between them.
+What it does: Finds BatchNorms and InstanceNorms whose input is the output of another norm of channels (BatchNorm,
+InstanceNorm or GroupNorm), with at most views between them, where nothing else reads that output.
 
-Why it matters: The second norm undoes the first's γ and β, or most of them, and both cost time and memory. This comes
-from blocks that end with a norm followed by blocks that begin with one.
+Why it matters: The second norm subtracts each channel's mean and divides by its deviation. So in training the first
+norm's β has no effect, and its γ none but its sign: both train for nothing. The first norm costs time and memory. This
+comes from blocks that end with a norm followed by blocks that begin with one.
 
 Example: A BatchNorm behind a BatchNorm.
 
 Use instead: One of the two.
 
-Evidence: tests/diagnostics/rules/test_flow_rules.py: in training, another γ > 0 and another β in the first BatchNorm
-leave the output the same.
+Evidence: tests/diagnostics/rules/test_norm_after_norm.py: in training, another γ > 0 and another β in the first norm
+leave the output the same, for each pair of kinds that is found. For LayerNorm, RMSNorm and GroupNorm behind a norm the
+output moves by more than a tenth of its size.
 
-Limits: Norms over different axes (LayerNorm, then BatchNorm) do not undo each other, and are not found.
+Limits: Only norms of torch's and gammabeta's forward are looked at, each called once. LayerNorm, RMSNorm and GroupNorm
+behind a norm are not found: they take one deviation over several channels, whose γ and β therefore count. A first norm
+whose output is also the start of a residual stream, as in CLIP and Swin, is read by others and counts as well.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.flow import calls_of
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.flow import calls_of, own_forward
+from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.observe import Observation
 
 severity = "warning"
 sees = "D"
 
-KINDS = ("batch", "instance", "group", "layer", "rms")
+# Norms with statistics of each channel, which undo a scale and a shift of each channel.
+UNDO = ("batch", "instance")
+# Norms with γ and β of each channel on axis 1.
+UNDONE = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 def check(record: Record) -> Iterator[Match]:
+    assert record.model is not None
     observation: Observation = record.observed
-    kinds = {known: norm.kind for norm in record.norms for known in norm.names}
-    found: set[str] = set()
-    for norm, _, x in calls_of(record, *KINDS):
-        for seen, _axis in observation.trace_back(x, min(1, len(x.shape) - 1)):
-            first = next((giver.module for giver in observation.producers(seen.data) if giver.module in kinds), None)
-            if first is None or kinds[first] != norm.kind or norm.name in found:
-                continue
-            found.add(norm.name)
-            message = f"its input is the output of {first}, of the same kind: it undoes that norm's scale and shift"
-            yield Match(norm.name, message, {"first": first}, Fix("remove one of the two"))
-            break
+    neighbours = Neighbours(dict(record.model.named_modules()), observation)
+    by_name = {known: norm for norm in record.norms for known in norm.names}
+    for norm, call, x in calls_of(record, *UNDO):
+        if norm.frozen or _is_fixed(norm) or _changes_more(norm.module) or len(observation.calls_of(call.module)) != 1:
+            continue
+        found = neighbours.producer(x, 1, UNDONE) if len(x.shape) > 1 else None
+        if found is None or found.axis != 1 or found.call.module not in by_name:
+            continue
+        first = by_name[found.call.module]
+        if first.frozen or _is_fixed(first) or _changes_more(first.module):
+            continue
+        try:
+            neighbours.only_call(found.call.module, "it")
+            neighbours.check_alone(found, call)
+        except Refusal:
+            continue
+        message = (
+            f"nothing else reads the output of {first.name}, and in training this norm undoes that one's scale and "
+            f"shift of each channel"
+        )
+        yield Match(norm.name, message, {"first": first.name}, Fix("remove one of the two, then train"))
+
+
+def _is_fixed(norm: Norm) -> bool:
+    """Whether the norm is not trained: in evaluation, with γ and β that require no gradient."""
+    return not norm.training and norm.affine_trains is False
+
+
+def _changes_more(module: Any) -> bool:
+    """Whether the module does more than to normalize, scale and shift, such as an activation."""
+    return own_forward(module) or getattr(module, "activation", None) is not None
 
 
 def flagged() -> Example:

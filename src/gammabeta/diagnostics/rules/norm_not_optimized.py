@@ -14,8 +14,8 @@ Use instead: `gammabeta.parameter_groups(model, weight_decay)`, which has every 
 Evidence: tests/diagnostics/rules/test_norm_not_optimized.py: after 20 steps the example's γ is exactly 1, with a
 gradient; after the fix it has moved.
 
-Limits: If several optimizers share a model, pass all of them, in a list. A part of which nothing is in an optimizer
-counts as frozen on purpose.
+Limits: If several optimizers share a model, pass all of them, in a list. A part of which at most half of the weights
+are in an optimizer counts as frozen on purpose, as the backbone under a linear probe.
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
@@ -41,7 +42,7 @@ def check(record: Record) -> Iterator[Match]:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 times[id(parameter)] = times.get(id(parameter), 0) + 1
-    modules = dict(record.model.named_modules(remove_duplicate=False))
+    around = OptimizedAround(record)
     for norm in record.norms:
         if norm.module is None:
             continue
@@ -52,7 +53,7 @@ def check(record: Record) -> Iterator[Match]:
         }
         missing = tuple(key for key, count in counts.items() if count == 0)
         twice = tuple(key for key, count in counts.items() if count > 1)
-        if missing and _optimized_around(norm.name, modules, times):
+        if missing and around.is_trained(norm):
             message = f"{' and '.join(missing)}: in no optimizer, although requires_grad is set"
             last = record.optimizers[-1]
             fix = Fix(
@@ -63,17 +64,6 @@ def check(record: Record) -> Iterator[Match]:
             message = f"{' and '.join(twice)}: in {max(counts.values())} groups, each of which steps it"
             fix = Fix("leave it in one group")
             yield Match(norm.name, message, {key: counts[key] for key in twice}, fix)
-
-
-def _optimized_around(where: str, modules: dict[str, nn.Module], times: dict[int, int]) -> bool:
-    """Whether anything in the smallest module around the norm that has other parameters is in an optimizer."""
-    own = {id(parameter) for parameter in modules[where].parameters()}
-    while where:
-        where = where.rpartition(".")[0]
-        others = [parameter for parameter in modules[where].parameters() if id(parameter) not in own]
-        if others:
-            return any(id(parameter) in times for parameter in others)
-    return False
 
 
 def _add(optimizer: torch.optim.Optimizer, norm: Norm, keys: tuple[str, ...]) -> Change:

@@ -17,10 +17,12 @@ Evidence: tests/diagnostics/rules/test_watched_rules.py: the ratio is between 0.
 for sorted ones.
 
 Limits: It needs 16 batches and an input of floating dtype and constant shape. Frames of one video, or views of one
-sample that were put into one batch on purpose, are ordered too.
+sample that were put into one batch on purpose, are ordered too. Nothing is said where the forwards of one step are on
+different data (mixed-domains), as a GAN's real and fake samples: shuffling would not change that.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +30,7 @@ from torch import nn
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.diagnostics.rules import mixed_domains
 
 severity = "warning"
 sees = "W"
@@ -36,8 +39,10 @@ RATIO, APART = 4.0, 0.2
 
 def check(record: Record) -> Iterator[Match]:
     watched = record.watched
+    if watched.first is None or any(mixed_domains.check(record)) or _differ_within_steps(watched):
+        return
     ratio, apart = watched.inputs.median("order"), watched.inputs.median("apart")
-    if watched.first is None or ratio is None or apart is None or ratio < RATIO or apart < APART:
+    if ratio is None or apart is None or ratio < RATIO or apart < APART:
         return
     yield Match(
         watched.first,
@@ -46,6 +51,13 @@ def check(record: Record) -> Iterator[Match]:
         {"ratio": ratio, "deviations": apart},
         Fix("shuffle=True in the DataLoader, then gammabeta.recalibrate(model, batches)"),
     )
+
+
+def _differ_within_steps(watched: Any) -> bool:
+    """Whether the forwards of one step are on different data already, which no shuffling of the loader changes."""
+    norm = watched.norms.get(watched.first)
+    squared = norm.history.median("domains") if norm is not None else None
+    return squared is not None and squared >= RATIO
 
 
 def flagged() -> Example:

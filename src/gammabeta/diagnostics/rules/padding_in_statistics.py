@@ -1,12 +1,13 @@
-"""Padded positions that enter the statistics of a BatchNorm or InstanceNorm.
+"""Padded positions that enter the statistics of a norm.
 
 What it does: Infers from the inputs where sequences end: zeros up to the end of the axis, starting at different places
-in different samples. It then compares the statistics that each norm on (N, C, L) is given with and without the padded
-positions. It reports norms whose mean the padding moves by a twentieth of a standard deviation, or whose variance by a
-tenth.
+in different samples. It then compares the statistics that each norm takes over positions with and without the padded
+ones. Those norms are BatchNorm, InstanceNorm, GroupNorm, and LayerNorm over several axes. It reports norms whose mean
+the padding moves by a twentieth of a standard deviation, or whose variance by a tenth.
 
-Why it matters: The statistics then include the padding, and change with how much of it a batch happens to have. The
-same sequence gets a different output beside a longer one, and evaluation differs from training (pytorch#70529).
+Why it matters: The statistics then include the padding, and change with how much of it a sample or a batch happens to
+have. The same sequence gets a different output when it is padded further (pytorch#70529, pytorch/audio#4205). With a
+BatchNorm, evaluation also differs from training.
 
 Example: A BatchNorm1d on padded sequences of 5 to 20 steps.
 
@@ -14,11 +15,11 @@ Use instead: `norm(x, mask=gammabeta.lengths_to_mask(lengths, L))` of an adopted
 is zero in the output. Or LayerNorm over the channels, which looks at one position.
 
 Evidence: tests/diagnostics/rules/test_probed_rules.py: more padding moves the flagged example's output by at least a
-tenth of its size, the clean one's by rounding.
+tenth of its size, the clean one's by rounding. It moves a GroupNorm's output as much.
 
 Limits: Padding is recognized by zeros in the inputs, which may be floats (N, L, C) or (N, C, L), or tokens (N, L). The
-norm's input must have an axis of the same length: after downsampling nothing is found. Silence at the end of a
-recording looks the same.
+norm's input must have exactly one axis of the same length: after downsampling nothing is found. Silence at the end of a
+recording looks the same. RMSNorm over several axes is not looked at.
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ SHIFT, RATIO = 0.05, 1.1
 def check(record: Record) -> Iterator[Match]:
     if record.probe is None:
         return
-    for norm in record.of_kind("batch", "instance"):
+    for norm in record.of_kind("batch", "instance", "group", "layer"):
         padding = record.probe.padding.get(norm.name)
         if padding is None or norm.frozen:
             continue
@@ -58,7 +59,8 @@ def check(record: Record) -> Iterator[Match]:
             "mean_shift": padding.mean_shift,
             "variance_ratio": padding.variance_ratio,
         }
-        fix = Fix("adopt the layer and call it with mask=gammabeta.lengths_to_mask(lengths, L)")
+        cure = "adopt the layer and call it with mask=gammabeta.lengths_to_mask(lengths, L)"
+        fix = Fix("normalize over the channels only, at each position" if norm.kind == "layer" else cure)
         yield Match(norm.name, message, evidence, fix)
 
 

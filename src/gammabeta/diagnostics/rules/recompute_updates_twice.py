@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.adopt import adopt
 
@@ -41,8 +41,8 @@ def check(record: Record) -> Iterator[Match]:
             continue
         yield Match(
             norm.name,
-            f"{watched.moved_again} forwards ran again inside a backward (activation checkpointing) and moved its "
-            f"running statistics a second time",
+            f"{counted(watched.moved_again, 'forward')} ran again inside a backward (checkpointing) and moved "
+            f"its running statistics a second time",
             {"recomputed": watched.moved_again},
             Fix(f"gammabeta.adopt(model, where={norm.name!r})", partial(adopt, record.model, where=[*norm.names])),
         )

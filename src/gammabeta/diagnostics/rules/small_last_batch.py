@@ -15,7 +15,7 @@ Evidence: tests/diagnostics/rules/test_flow_rules.py: the last batch's mean diff
 error of its size, six times that of the others.
 
 Limits: It looks only at a `torch.utils.data.DataLoader` with a batch size and a data set that has a length, and only if
-there are BatchNorms that are trained.
+there are BatchNorms in training mode: evaluation needs every sample.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 
 severity = "warning"
@@ -39,7 +39,7 @@ def check(record: Record) -> Iterator[Match]:
     loader: Any = record.loader
     if not isinstance(loader, DataLoader) or loader.batch_size is None or loader.drop_last:
         return
-    if not any(not norm.frozen for norm in record.of_kind("batch")):
+    if not any(norm.training and not norm.frozen for norm in record.of_kind("batch")):
         return
     try:
         total = len(loader.sampler)  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def check(record: Record) -> Iterator[Match]:
         return
     last = total % loader.batch_size
     if last and total > loader.batch_size and (last == 1 or last < SHARE * loader.batch_size):
-        message = f"the loader's last batch has {last} of {loader.batch_size} samples"
+        message = f"the loader's last batch has {counted(last, 'sample')}, the others {loader.batch_size}"
         evidence = {"last": last, "batch_size": loader.batch_size}
         yield Match("", message, evidence, Fix("DataLoader(..., drop_last=True)"))
 

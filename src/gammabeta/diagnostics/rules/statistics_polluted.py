@@ -1,6 +1,7 @@
 """Running statistics moved by forwards that the model does not learn from.
 
-What it does: Finds BatchNorms whose running statistics were moved by forwards in training mode with gradients off.
+What it does: Finds BatchNorms whose running statistics were moved by forwards in training mode with gradients off. Up
+to a twentieth of all updates they are one note: a moving average forgets them.
 
 Why it matters: `no_grad` does not affect buffers. A summary, a warm-up, a teacher's pass or an evaluation that forgot
 `eval()` moves the running statistics as much as a training step does, towards its own inputs. Evaluation then
@@ -24,27 +25,43 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.contexts import frozen_statistics
 
 severity = "warning"
 sees = "W"
 
+LITTLE = 0.05
+ADVICE = "`with gammabeta.frozen_statistics(model):` around those forwards"
+
 
 def check(record: Record) -> Iterator[Match]:
+    few = []
     for norm in record.of_kind("batch"):
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.calls or not watched.polluting:
             continue
         share = watched.polluting / (watched.polluting + watched.calls)
+        if share <= LITTLE:
+            few.append((norm.name, watched.polluting, watched.calls))
+            continue
         yield Match(
             norm.name,
-            f"{watched.polluting} forwards in training mode with gradients off moved its running statistics, "
-            f"{share:.0%} of its updates; {watched.calls} forwards had gradients on",
+            f"{counted(watched.polluting, 'forward')} in training mode with gradients off moved its running "
+            f"statistics, {share:.0%} of its updates; {counted(watched.calls, 'forward')} had gradients on",
             {"polluting": watched.polluting, "calls": watched.calls},
-            Fix("`with gammabeta.frozen_statistics(model):` around those forwards, then gammabeta.recalibrate"),
+            Fix(f"{ADVICE}, then gammabeta.recalibrate"),
         )
+    if few:
+        name, polluting, calls = few[0]
+        others = f" (and of {len(few) - 1} more)" if len(few) > 1 else ""
+        message = (
+            f"{counted(polluting, 'forward')} in training mode with gradients off, beside {calls} with gradients on, "
+            f"moved its running statistics{others}"
+        )
+        evidence = {"polluting": polluting, "calls": calls, "layers": [name for name, *_ in few]}
+        yield Match(name, message, evidence, Fix(ADVICE), severity="note")
 
 
 def flagged() -> Example:

@@ -26,7 +26,7 @@ import torch
 from torch import distributed, nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Synced
 from gammabeta.surgery.adopt import adopt
@@ -42,7 +42,7 @@ def check(record: Record) -> Iterator[Match]:
         calls = {rank: other.calls[norm.name] for rank, other in ranks.items() if norm.name in other.calls}
         if len(set(calls.values())) < 2:
             continue
-        counts = ", ".join(f"rank {rank} {count} times" for rank, count in sorted(calls.items()))
+        counts = ", ".join(f"rank {rank} {counted(count, 'time')}" for rank, count in sorted(calls.items()))
         yield Match(
             norm.name,
             f"it shares its statistics, but the ranks called it a different number of times up to step "

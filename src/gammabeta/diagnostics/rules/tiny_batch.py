@@ -3,7 +3,8 @@
 What it does: Estimates the effective number of values behind a layer's batch statistics from how the samples' own means
 differ, since positions of one image are alike. It is estimated from inputs at the batch size in training, or step by
 step in a watched training. It reports fewer than 8 values, at which the mean is off by 0.35 standard deviations and the
-variance by half of itself. `Synced` counts every process's batch, `Ghost` the sub-batch.
+variance by half of itself. `Synced` counts every process's batch, `Ghost` the sub-batch. Where neither `batch_size` nor
+a DataLoader says how large batches are in training, the inputs are taken for one, and all layers are one note.
 
 Why it matters: Each sample is standardized by statistics that its few companions decide, and to which it contributes;
 evaluation uses the running ones. Accuracy falls with batches of a few images (Wu & He 2018, figure 1).
@@ -21,12 +22,14 @@ trained. Inputs do not tell how many processes `Synced` will have.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Norm, Record
+from gammabeta.diagnostics.record import Norm, Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Batch, Ghost, Renorm
 
@@ -38,6 +41,8 @@ FEWEST = 8.0
 
 
 def check(record: Record) -> Iterator[Match]:
+    sure = record.watched is not None or _batch_size(record) is not None
+    few: list[Match] = []
     for norm in record.of_kind("batch"):
         source = getattr(norm.module, "statistics", Batch())
         worth = _watched(record, norm) or _given(record, norm, source)
@@ -50,7 +55,21 @@ def check(record: Record) -> Iterator[Match]:
         )
         evidence = {"values": values, "standard_error": values**-0.5, "samples": samples}
         fix = Fix("gammabeta.statistics.Synced() over processes, Renorm(), GroupNorm, or a larger batch")
-        yield Match(norm.name, message, evidence, fix)
+        few.append(Match(norm.name, message, evidence, fix))
+    if sure or not few:
+        yield from few
+        return
+    others = f" (and for {counted(len(few) - 1, 'more layer')})" if len(few) > 1 else ""
+    message = f"if batches in training are as large as the inputs: {few[0].message}{others}"
+    yield replace(
+        few[0], message=message, evidence={**few[0].evidence, "layers": [m.where for m in few]}, severity="note"
+    )
+
+
+def _batch_size(record: Record) -> int | None:
+    """Return the number of samples per batch in training, as far as it was said."""
+    size = record.batch_size or (record.loader.batch_size if isinstance(record.loader, DataLoader) else None)
+    return size if isinstance(size, int) else None
 
 
 def _watched(record: Record, norm: Norm) -> tuple[float, int] | None:
@@ -67,7 +86,7 @@ def _given(record: Record, norm: Norm, source: object) -> tuple[float, int] | No
         return None
     if not isinstance(source, Batch | Ghost):
         return None
-    samples = record.batch_size or calls[0].samples
+    samples = _batch_size(record) or calls[0].samples
     if isinstance(source, Ghost):
         samples = min(samples, source.size)
     return calls[0].effective / calls[0].samples * samples, samples

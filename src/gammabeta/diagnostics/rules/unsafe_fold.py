@@ -2,7 +2,7 @@
 
 What it does: In a model in evaluation, finds BatchNorms whose input is the output of a convolution or linear layer that
 cannot be folded. Such a layer is called again, shares its weight, is parametrized, has hooks, or feeds other readers
-too.
+too. It gives one note for all of them.
 
 Why it matters: Tools that fold by order of registration or by a pattern of names fold there all the same, and the
 outputs are silently wrong (pytorch#104593 and #197539: a convolution used twice; #180995: a grouped, transposed one).
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.observe import Observation
@@ -39,6 +39,7 @@ def check(record: Record) -> Iterator[Match]:
     observation: Observation = record.observed
     neighbours = Neighbours(dict(record.model.named_modules()), observation)
     sites = Sites(record.model, observation)
+    unsafe: list[tuple[str, str, str]] = []
     for norm in record.of_kind("batch"):
         calls = observation.calls_of(norm.name)
         if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
@@ -50,9 +51,14 @@ def check(record: Record) -> Iterator[Match]:
         try:
             sites.place(norm.name)
         except Refusal as refusal:
-            fix = Fix("gammabeta.fold leaves it unfolded; a separate layer for each call makes it foldable")
-            message = f"it must not be folded into {layer}: {refusal}"
-            yield Match(norm.name, message, {"layer": layer}, fix)
+            unsafe.append((norm.name, layer, str(refusal)))
+    if unsafe:
+        name, layer, reason = unsafe[0]
+        others = f" (and {counted(len(unsafe) - 1, 'more such BatchNorm')})" if len(unsafe) > 1 else ""
+        message = f"it must not be folded into {layer}: {reason}{others}"
+        evidence = {"layer": layer, "layers": [name for name, *_ in unsafe]}
+        fix = Fix("gammabeta.fold leaves it unfolded; a separate layer for each call makes it foldable")
+        yield Match(name, message, evidence, fix)
 
 
 class Twice(nn.Module):

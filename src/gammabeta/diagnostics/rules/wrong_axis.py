@@ -14,7 +14,8 @@ Use instead: `x.transpose(1, 2)` around it, or a LayerNorm over the features.
 Evidence: tests/diagnostics/rules/test_probed_rules.py: with trained γ and β, the flagged example's output for the same
 step changes with its place in the sequence by at least a tenth of its size. The clean one's stays the same.
 
-Limits: Subclasses with a forward of their own, which may move the axes themselves, are not looked at. Normalizing by
+Limits: Where axes are moved between the layer and the norm, as in token mixers, the axis was chosen and nothing is
+reported. Subclasses with a forward of their own, which may move the axes themselves, are not looked at. Normalizing by
 time step is sometimes intended. Operations in between, such as a sum or an activation, hide where the features are, and
 nothing is reported.
 """
@@ -26,7 +27,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.flow import calls_of
+from gammabeta.diagnostics.flow import calls_of, own_forward
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import LAYERS, Neighbours
@@ -41,7 +42,7 @@ def check(record: Record) -> Iterator[Match]:
     found: set[str] = set()
     for norm, call, x in calls_of(record, "batch", "instance", "group", "layer", "rms"):
         channel = _channel_axis(norm.module)
-        if norm.name in found or len(x.shape) < 3 or channel is None or _own_forward(norm.module):
+        if norm.name in found or len(x.shape) < 3 or channel is None or own_forward(norm.module):
             continue
         axis = channel % len(x.shape)
         other = _features_elsewhere(record, call, axis)
@@ -55,13 +56,6 @@ def check(record: Record) -> Iterator[Match]:
         )
         evidence = {"axis": axis, "features": at, "layer": layer}
         yield Match(norm.name, message, evidence, Fix(f"x.transpose({axis}, {at}) around it"))
-
-
-def _own_forward(module: Any) -> bool:
-    """Whether a subclass may move its input's axes before it normalizes."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return True
-    return not type(module).forward.__module__.startswith(("torch.nn.modules.", "gammabeta."))
 
 
 def _channel_axis(module: Any) -> int | None:
@@ -78,7 +72,8 @@ def _features_elsewhere(record: Record, call: Call, axis: int) -> tuple[str, int
     if found is None or found.axis is None:
         return None
     at = axis_in(found.output, found.features, x)
-    return None if at is None or at == axis else (found.call.module, at)
+    # Whoever transposed between the two has chosen the axis, as token mixers do.
+    return None if at is None or at == axis or at != found.features else (found.call.module, at)
 
 
 def flagged() -> Example:

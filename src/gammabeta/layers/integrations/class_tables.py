@@ -40,7 +40,12 @@ _tables: dict[str, Enter] = {}  # of the modules that are imported
 
 
 def add_class(cls: type[nn.Module], ours: type[nn.Module]) -> None:
-    """Enter a class as one of ours is entered: in the present tables and in later ones."""
+    """Enter a class as one of ours is entered: in the present tables and in later ones.
+
+    Classes that compute other formulas than torch's get no entry: what such tables hold is written for torch's.
+    """
+    if ours not in TORCHS:
+        return
     _classes[cls] = ours
     for enter in tuple(_tables.values()):
         enter(cls, ours)

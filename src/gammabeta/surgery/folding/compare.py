@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta._torch_private import tree_map
+from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.observe import tensors_in
-from gammabeta.introspection.unchanged import arguments_of, unchanged
+from gammabeta.introspection.unchanged import unchanged
 
 # Relative to the largest output: what tens of layers, each with one rounding more or less, may add up to.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -21,21 +22,23 @@ class Comparison:
 
     Args:
         model: the original, which stays unchanged.
-        example_inputs: as for `observe`. Their floating point tensors are perturbed by noise of their own spread.
+        example_inputs, forward: as for `observe`. The inputs' floating point tensors are perturbed by noise of their
+            own spread.
 
     Attributes:
         tolerance: that of the least precise floating dtype among parameters and outputs.
         inputs: the number of inputs that the original runs on. A perturbed one on which it raises is left out.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any) -> None:
+    def __init__(self, model: nn.Module, example_inputs: Any, forward: Forward | None = None) -> None:
+        self._run = forward_batch("fold", forward)
         self._given = [example_inputs]
-        self._outputs = [_outputs(model, example_inputs)]
+        self._outputs = [self._outputs_of(model, example_inputs)]
         generator = torch.Generator().manual_seed(0)
         for _ in range(_PERTURBED):
             other = tree_map(lambda leaf: _perturb(leaf, generator), example_inputs)
             try:
-                outputs = _outputs(model, other)
+                outputs = self._outputs_of(model, other)
             except Exception:  # the model may accept only the user's inputs
                 continue
             self._given.append(other)
@@ -53,7 +56,7 @@ class Comparison:
         largest = 0.0
         for given, expected in zip(self._given, self._outputs, strict=True):
             try:
-                outputs = _outputs(other, given)
+                outputs = self._outputs_of(other, given)
             except Exception as error:  # whatever a forward raises when a norm is gone
                 return float("inf"), f"the forward raises {type(error).__name__}: {error}"
             if [o.shape for o in outputs] != [e.shape for e in expected]:
@@ -61,6 +64,11 @@ class Comparison:
             for output, true in zip(outputs, expected, strict=True):
                 largest = max(largest, _relative_error(output, true))
         return largest, ""
+
+    def _outputs_of(self, model: nn.Module, given: Any) -> list[Tensor]:
+        copy = copied(given)
+        with unchanged(model), torch.no_grad():
+            return [tensor.detach().clone() for tensor in tensors_in(self._run(model, copy))]
 
 
 def _relative_error(output: Tensor, true: Tensor) -> float:
@@ -80,12 +88,6 @@ def _relative_error(output: Tensor, true: Tensor) -> float:
         return 0.0
     size = true.abs().max().item()
     return (output - true).abs().max().item() / (size or 1.0)
-
-
-def _outputs(model: nn.Module, given: Any) -> list[Tensor]:
-    args, kwargs = arguments_of(given)
-    with unchanged(model), torch.no_grad():
-        return [tensor.detach().clone() for tensor in tensors_in(model(*args, **kwargs))]
 
 
 def _perturb(leaf: Any, generator: torch.Generator) -> Any:

@@ -1,0 +1,90 @@
+"""Outputs that are the same for every sample, because a norm loses what distinguishes them.
+
+What it does: Runs the model in evaluation on inputs of two or more samples that differ. If all of its floating-point
+outputs are the same for every sample up to rounding, it looks for the last layer whose input still varies. It reports
+that layer if it is a norm, or an activation right behind a norm.
+
+Why it matters: The model answers the same whatever it is asked, and no gradient reaches what comes before. The usual
+causes are γ = 0 in all channels of a norm that no residual connection bypasses, a running variance that is far too
+large, or β so negative that the ReLU behind passes nothing. In training mode the same model may look healthy
+(tensorflow#23630).
+
+Example: A BatchNorm with γ = 0, as at the end of a residual branch, in a network without a residual connection.
+
+Use instead: γ = 0 only on branches that are added to something. For running statistics that do not fit the data,
+`gammabeta.recalibrate(model, batches)`.
+
+Evidence: tests/diagnostics/rules/test_constant_output.py: in the flagged example, inputs that differ by several
+standard deviations give the same output bit for bit, and the weights before the norm get a gradient of exactly 0.
+
+Limits: Nothing is said if the variation is lost at another layer, for example a last linear layer whose weights start
+at 0, as many models have it. Outputs whose first axis is not that of the samples are not looked at.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.record import Norm, Record
+from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.diagnostics.rules import degenerate_group
+
+severity = "error"
+sees = "D"
+
+
+def check(record: Record) -> Iterator[Match]:
+    constant = record.probe.constant if record.probe is not None else None
+    if constant is None or constant.where is None:
+        return
+    norm = record.norm(constant.where)
+    if norm.name in {match.where for match in degenerate_group.check(record)}:
+        return  # its groups have one value: that rule says so
+    message = "the model's outputs are the same for every sample, although the inputs differ: "
+    zero = norm.weight is not None and not bool(norm.weight.any())
+    if constant.activation:
+        message += f"the activation behind it, {constant.activation}, gives {_what(constant.spread)} of what it varies"
+        fix = Fix("look at β, and at the weights that feed the norm: they leave nothing above the activation's zero")
+    elif zero:
+        message += "its γ is 0 in all channels, and nothing bypasses it"
+        fix = Fix("start with γ = 1, or add the norm's output to a residual branch")
+    else:
+        message += f"its output differs between samples by {constant.spread:.2g} at most, though its input varies"
+        if norm.has_statistics and norm.kind == "batch":
+            assert norm.running_var is not None
+            message += f"; its running variance is up to {float(norm.running_var.max()):.3g}"
+        fix = _fix(record, norm)
+    yield Match(norm.name, message, {"spread": constant.spread}, fix)
+
+
+def _what(spread: float) -> str:
+    return "nothing" if spread == 0 else f"{spread:.2g}"
+
+
+def _fix(record: Record, norm: Norm) -> Fix:
+    if norm.kind == "batch" and norm.has_statistics:
+        return recalibration(record, norm)
+    return Fix("look at γ, ε and the statistics of this layer")
+
+
+def flagged() -> Example:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    nn.init.zeros_(model[1].weight)  # type: ignore[arg-type]
+    return Example(model, where=("1",), inputs=torch.randn(8, 3, 8, 8))
+
+
+def clean() -> Example:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x + self.norm(self.conv(x)))
+
+    model = nn.Sequential(Block(), nn.Flatten(), nn.Linear(192, 10))
+    return Example(model, inputs=torch.randn(8, 3, 8, 8))

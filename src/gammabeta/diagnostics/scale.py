@@ -1,0 +1,85 @@
+"""What the weight of a norm means, found by running a copy of the norm: γ itself, or γ − 1."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.diagnostics.flow import own_forward
+from gammabeta.introspection.norms import CLASS, norm_of
+from gammabeta.introspection.observe import HOOKS
+from gammabeta.introspection.private_copy import undisturbed
+
+
+def offset_of(module: nn.Module) -> float | None:
+    """Return what a norm adds to its weight to give γ: 0.0 or 1.0; None if it cannot be told.
+
+    A norm with torch's or gammabeta's forward adds nothing. Of any other, a copy runs on random inputs, with β at 0:
+    its output must be the same for all inputs at one of the weights 0 and −1, and differ in all channels at the other.
+    """
+    norm = norm_of(module)
+    if norm is not None and norm.known_by == CLASS and not norm.scripted and not own_forward(module):
+        return 0.0
+    tensors = [*module.parameters(), *module.buffers()]
+    if norm is None or norm.scripted or not tensors or any(tensor.is_meta for tensor in tensors):
+        return None
+    try:
+        with undisturbed(tensors[0].device), torch.no_grad():
+            return _probed(_copy(module))
+    except Exception:  # of another library's class: whatever it is, the answer is that we cannot tell
+        return None
+
+
+def _copy(module: nn.Module) -> Any:
+    made = copy.deepcopy(module)
+    for part in made.modules():
+        for name in HOOKS:
+            hooks = vars(part).get(name)
+            if hooks:
+                hooks.clear()
+    return made.eval()
+
+
+def _probed(norm: Any) -> float | None:
+    weight: Tensor = norm.weight
+    norm.to(torch.float32)
+    for name, parameter in norm.named_parameters():
+        if name != "weight":
+            parameter.zero_()
+    for x in _inputs(weight.numel(), weight.device):
+        varies = {}
+        for value in (0.0, -1.0):
+            weight.fill_(value)
+            varies[value] = _share_that_varies(norm, x)
+        if None in varies.values():
+            continue
+        if varies == {0.0: 0.0, -1.0: 1.0}:
+            return 0.0
+        if varies == {0.0: 1.0, -1.0: 0.0}:
+            return 1.0
+        return None
+    return None
+
+
+def _inputs(channels: int, device: torch.device) -> Iterator[Tensor]:
+    """Yield inputs with the channels on axis 1 or on the last axis, of shapes that different norms take."""
+    random = torch.Generator().manual_seed(0)
+    for shape in ((4, channels, 3, 2), (4, channels, 3), (4, 3, channels), (4, channels), (4, channels, 2, 3, 2)):
+        yield torch.randn(shape, generator=random).to(device)
+
+
+def _share_that_varies(norm: nn.Module, x: Tensor) -> float | None:
+    """Return the share of channels whose output is not the same everywhere; None if the norm does not take x."""
+    try:
+        y = norm(x)
+    except Exception:
+        return None
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        return None
+    axis = 1 if x.ndim != 3 or x.shape[1] != 3 else 2
+    flat = y.movedim(axis, 0).flatten(1)
+    return float((flat != flat[:, :1]).any(1).double().mean())

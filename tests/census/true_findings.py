@@ -1,0 +1,54 @@
+"""Loud findings on healthy architectures that are true, each with the reason. A person reviewed every one."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+# Globs on "library name", code, reason.
+TRUE: tuple[tuple[str, str, str], ...] = (
+    (
+        "transformers mobilenet_v[12]",
+        "GB305",
+        "its configuration has TensorFlow's momentum of 0.997, which torch takes for a share of the new batch",
+    ),
+    (
+        "transformers efficientnet",
+        "GB305",
+        "its configuration has TensorFlow's momentum of 0.99, which torch takes for a share of the new batch",
+    ),
+    (
+        "recipe adversaries_with_batch_norm",
+        "GB206",
+        "real and generated images go through the critic apart, so its running statistics are a mixture of both",
+    ),
+    (
+        "recipe accumulation_with_batch_norm",
+        "GB204",
+        "a BatchNorm sees a quarter of the batch at a time, and moves its statistics four times per step",
+    ),
+    (
+        "recipe checkpointing_of_torch_s_batch_norms",
+        "GB111",
+        "the second forward moves the running statistics again",
+    ),
+    (
+        "recipe backbone_frozen_by_gradients_alone",
+        "GB101",
+        "the statistics of the frozen backbone move at every step",
+    ),
+    (
+        "recipe backbone_in_no_optimizer",
+        "GB101",
+        "the optimizer has the head alone, and the statistics of the backbone move at every step",
+    ),
+    (
+        "recipe evaluation_for_the_rest_of_training",
+        "GB114",
+        "train() is forgotten after the first validation, and the rest of training runs in evaluation mode",
+    ),
+)
+
+
+def reason_of(name: str, code: str) -> str | None:
+    """Return why a finding is true of an architecture; None if the list does not have it."""
+    return next((reason for glob, of, reason in TRUE if of == code and fnmatchcase(name, glob)), None)

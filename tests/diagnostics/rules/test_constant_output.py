@@ -1,0 +1,76 @@
+"""GB309: outputs that are the same for every sample, and where the difference is lost."""
+
+import pytest
+import torch
+from torch import nn
+
+import gammabeta as gb
+from gammabeta.diagnostics.rules import constant_output
+
+
+def found(model, inputs):
+    return [(f.where, f.message) for f in gb.check(model, inputs, select="GB309").findings]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)).eval()
+
+
+def test_different_inputs_give_the_same_bits_and_no_gradient_passes():
+    example = constant_output.flagged()
+    y = example.model(example.inputs * 5)
+    assert torch.equal(y, y[:1].expand_as(y))
+    y.square().sum().backward()
+    assert not example.model[0].weight.grad.any()
+    (finding,) = gb.check(example.model, example.inputs, select="GB309").findings
+    assert finding.message == (
+        "the model's outputs are the same for every sample, although the inputs differ: its γ is 0 in all channels, "
+        "and nothing bypasses it"
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("value", [1e20, 1e30])
+def test_a_running_variance_far_too_large_is_found(value):
+    model = network()
+    model[1].running_var.fill_(value)
+    model[1].bias.fill_(0.1)
+    ((where, message),) = found(model, torch.randn(8, 3, 8, 8))
+    assert where == "1"
+    assert f"its running variance is up to {value:.3g}" in message
+    assert found(network(), torch.randn(8, 3, 8, 8)) == []
+
+
+@torch.no_grad()
+def test_an_activation_that_passes_nothing_behind_a_norm_is_found_at_the_norm():
+    model = network()
+    model[1].bias.fill_(-20)
+    ((where, message),) = found(model, torch.randn(8, 3, 8, 8))
+    assert where == "1"
+    assert "the activation behind it, 2, gives nothing of what it varies" in message
+
+
+@torch.no_grad()
+def test_layer_norms_are_looked_at_too():
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+    model[1].weight.zero_()
+    assert [where for where, _ in found(model, torch.randn(8, 4))] == ["1"]
+
+
+def test_what_is_meant_is_not_found():
+    torch.manual_seed(0)
+    inputs = torch.randn(8, 3, 8, 8)
+    model = network()
+    nn.init.zeros_(model[4].weight)  # a head that starts at 0
+    assert found(model, inputs) == []
+    example = constant_output.clean()
+    nn.init.zeros_(example.model[2].weight)  # and a branch that starts at 0 before it
+    assert found(example.model, inputs) == []
+    assert found(constant_output.flagged().model, inputs[:1].expand(8, -1, -1, -1)) == []  # inputs do not vary
+    assert found(constant_output.flagged().model, inputs[:1]) == []
+
+
+def test_groups_of_one_value_are_another_rule():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.GroupNorm(8, 8))
+    assert [f.code for f in gb.check(model, torch.randn(4, 3, 8, 8), select=["GB303", "GB309"]).findings] == ["GB303"]
