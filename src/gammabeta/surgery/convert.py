@@ -159,9 +159,9 @@ def _is_plainly_ours(module: nn.Module) -> bool:
     """Return whether a layer of ours is of a class that converts, or of a subclass that adds nothing to it."""
     cls = our_class(module)
     known = (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm)
-    base = next((base for base in cls.__mro__ if base in known), None)
+    base: Any = next((base for base in cls.__mro__ if base in known), None)
     if cls is base or base is None:
-        return cls is base
+        return base is not None
     return cls.forward is base.forward and why_not_kept(cls, base) is None
 
 
