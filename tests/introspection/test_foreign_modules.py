@@ -155,6 +155,9 @@ def test_fuse_fuses_what_is_outside(foreign):
 def test_the_gap_and_the_check_run(foreign):
     gap = gb.train_eval_gap(foreign, [images(8), images(8)])
     assert {"norm", "last"} <= {layer.name for layer in gap.layers if layer.gap is not None}
+    for layer in gap.layers:
+        if layer.gap is None:
+            assert layer.why == "inside a scripted module, whose calls cannot be seen"
     modes = [module.training for module in foreign.modules()]
     gb.check(foreign, images(4))
     assert [module.training for module in foreign.modules()] == modes

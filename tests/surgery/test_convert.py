@@ -327,3 +327,37 @@ class TestRefusals:
             gb.convert(m, to, **options)
         assert str(raised.value) == message
         assert whole(m) == before
+
+
+class Named(nn.BatchNorm2d):
+    """Another name, and other defaults."""
+
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-3, momentum=0.01)
+
+
+class OursNamed(gb.BatchNorm2d):
+    """A subclass of ours that adds nothing."""
+
+
+class Doubled(gb.BatchNorm2d):
+    def forward(self, input, residual=None, mask=None):
+        return 2 * super().forward(input, residual, mask)
+
+
+@pytest.mark.parametrize("cls", [Named, OursNamed])
+def test_a_subclass_that_adds_nothing_is_converted_and_comes_back(cls):
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), cls(8))
+    eps = model[1].eps
+    change = gb.convert(model, "group", groups=4)
+    assert change.changed == ["1"]
+    assert type(model[1]) is gb.GroupNorm
+    assert (model[1].num_groups, model[1].eps) == (4, eps)
+    change.undo()
+    assert type(model[1]) is cls
+    assert gb.set_statistics(model, gb.statistics.Ghost(2)).changed == ["1"]
+
+
+def test_a_subclass_of_ours_with_a_forward_is_left_alone():
+    change = gb.convert(nn.Sequential(Doubled(8)), "group")
+    assert change.left == {"0": "Doubled is a subclass of gammabeta's, whose additions would be lost"}

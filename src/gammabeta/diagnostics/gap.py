@@ -249,8 +249,13 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any], *, forward: Forward
         raise ValueError("train_eval_gap: expected batches, got none: is the loader a generator that was used up?")
     layers = [_layer(name, calls, norms[name]) for name, calls in found.items() if name in norms]
     missed = [name for name in dict.fromkeys(norm.name for norm in norms.values()) if name not in found]
-    layers += [LayerGap(name, 0, None, "not called") for name in missed]
+    layers += [LayerGap(name, 0, None, _why_not_seen(norms[name])) for name in missed]
     return TrainEvalGap(tuple(layers), taken)
+
+
+def _why_not_seen(norm: Any) -> str:
+    scripted = isinstance(norm.module, torch.jit.ScriptModule)
+    return "inside a scripted module, whose calls cannot be seen" if scripted else "not called"
 
 
 def _layer(name: str, calls: list[Given], norm: Any) -> LayerGap:

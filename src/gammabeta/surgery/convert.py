@@ -19,6 +19,7 @@ from gammabeta.surgery.adopt import adopt_module, forget_source, is_adoptable, w
 from gammabeta.surgery.adopted_class import our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.fit import Site, fit_in_order, look_at_calls
+from gammabeta.surgery.kept_class import why_not_kept
 
 _KINDS = ("batch", "group", "layer", "instance")
 _BATCH = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
@@ -129,7 +130,7 @@ def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None
         return None
     ours = is_ours(module)
     reason = None if ours else why_not_adopted(module)
-    if ours and our_class(module) not in (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm):
+    if ours and not _is_plainly_ours(module):
         reason = f"{class_name} is a subclass of gammabeta's, whose additions would be lost"
     elif is_frozen_batch_norm(module):
         reason = f"{class_name} is another library's: adopt it first"
@@ -152,6 +153,16 @@ def _site_of(change: Change, name: str, module: Any, to: str, groups: int | None
         return None
     rank = next((axes for cls, axes in _RANK.items() if isinstance(module, cls)), None)
     return Site(name, module, channels, target, class_name, rank)
+
+
+def _is_plainly_ours(module: nn.Module) -> bool:
+    """Return whether a layer of ours is of a class that converts, or of a subclass that adds nothing to it."""
+    cls = our_class(module)
+    known = (BatchNorm, *_BATCH.values(), *_INSTANCE.values(), GroupNorm)
+    base: Any = next((base for base in cls.__mro__ if base in known), None)
+    if cls is base or base is None:
+        return base is not None
+    return cls.forward is base.forward and why_not_kept(cls, base) is None
 
 
 def _usual_groups(channels: int) -> int:
