@@ -194,6 +194,15 @@ def test_a_rule_that_there_is_not():
     assert result.stderr.endswith("got 'frozen-norm-thaw': did you mean frozen-norm-thaws?\n")
 
 
+@pytest.mark.parametrize("text", ["GB1", "gb1", "GB60"])
+def test_the_beginning_of_a_code_proposes_the_codes_that_begin_so(text):
+    result = run("explain", text)
+    assert result.exit_code == 2
+    codes = [rule.code for rule in RULES if rule.code.startswith(text.upper())]
+    shown = ", ".join(codes[:12]) + (f" and {len(codes) - 12} more" if len(codes) > 12 else "")
+    assert result.stderr.endswith(f"got {text!r}, with which {shown} begin: name one of them.\n")
+
+
 def test_rules_lists_every_rule():
     lines = run("rules").stdout.splitlines()
     assert [line.split()[:3] for line in lines] == [[rule.code, rule.name, rule.severity] for rule in RULES]

@@ -26,6 +26,9 @@ def test_the_nearest_table_upwards_counts(tmp_path):
     ("text", "message"),
     [
         ("[tool.gammabeta\n", "cannot be read: "),
+        ("tool = 3\n", "expected tool as a table, got 3: write [tool.gammabeta]."),
+        ("[tool]\ngammabeta = [1]\n", "expected tool.gammabeta as a table, got [1]: write [tool.gammabeta]."),
+        ("a = " + "[" * 5000 + "]" * 5000, "cannot be read: "),
         ('[tool.gammabeta]\nfail_on = "error"\n', "[tool.gammabeta] has an unknown key fail_on: did you "
                                                   "mean fail-on?"),
         ("[tool.gammabeta]\nx = 1\n", "[tool.gammabeta] has an unknown key x: known keys are select, ignore, "
