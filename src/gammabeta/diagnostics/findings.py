@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.recalibrate import recalibrate
+import gammabeta
+from gammabeta.diagnostics import description, mending
+from gammabeta.surgery.change import Change
 
 SEVERITIES = ("error", "warning", "note")
-# At most this many modules, and this many different fixes, are printed per rule.
-_SHOWN, _FIXES = 8, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +22,13 @@ class Recalibration:
     """A norm whose running statistics should be estimated from data.
 
     Attributes:
+        name: its qualified name in the model that was checked.
         module: the norm.
         model: the model that contains the norm and runs on the batches.
         batches: batches in the form that the model takes.
     """
 
+    name: str
     module: nn.Module
     model: nn.Module
     batches: Any
@@ -38,18 +41,23 @@ class Fix:
     Attributes:
         what: a sentence or call that says what to do.
         apply: does it and returns the change; None if a person has to, or if something needed for it is missing.
-        recalibration: the norm to recalibrate after that. All such norms of a model are recalibrated in one pass over
-            the batches.
+        recalibrations: the norms to recalibrate after that, all of one model. All such norms of a model are
+            recalibrated in one pass over the batches.
+        together: returns one sentence or call that does it all, given the names of all modules with this fix. None
+            where `what` says it; a `where='name'` in it then becomes the list of all names.
+        keeps_checkpoints: whether the keys of the state_dict stay, so that checkpoints from before still load.
     """
 
     what: str
     apply: Callable[[], Change] | None = field(default=None, compare=False, repr=False)
-    recalibration: Recalibration | None = field(default=None, compare=False, repr=False)
+    recalibrations: tuple[Recalibration, ...] = field(default=(), compare=False, repr=False)
+    together: Callable[[Sequence[str]], str] | None = field(default=None, compare=False, repr=False)
+    keeps_checkpoints: bool = field(default=True, compare=False, repr=False)
 
     @property
     def mends(self) -> bool:
         """Whether the fix can be done without a person."""
-        return self.apply is not None or self.recalibration is not None
+        return self.apply is not None or bool(self.recalibrations)
 
     def __str__(self) -> str:
         return self.what
@@ -64,7 +72,7 @@ class Finding:
         severity: "error", "warning" or "note".
         where: the module's qualified name; "" is the model itself.
         message: what is wrong, with its numbers.
-        evidence: the numbers by name.
+        evidence: the numbers by name. "layers" lists the modules if one finding is about several.
         fix: how to fix it.
     """
 
@@ -75,6 +83,12 @@ class Finding:
     message: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
     fix: Fix | None = None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names of all modules that the finding is about."""
+        layers = self.evidence.get("layers")
+        return tuple(layers) if isinstance(layers, list | tuple) else (self.where,)
 
     def __str__(self) -> str:
         return f"{self.where or '(the model)'}: {self.code} {self.name}: {self.message}"
@@ -113,31 +127,24 @@ class Diagnosis:
         """The findings that are notes."""
         return self._of("note")
 
-    def fix(self) -> Change:
-        """Apply all fixes that need no person, in place, as one change that can be undone.
+    def fix(self, *, notes: bool = False, keep_checkpoints: bool = True) -> Change:
+        """Apply the fixes of errors and warnings that need no person, in place, as one change that can be undone.
+
+        Each fix is applied on its own. One that raises is rolled back and listed among what was left alone, and the
+        others are applied. Norms whose statistics are wrong are recalibrated last, all in one pass over the loader of
+        the check. What is frozen stays frozen. An optimizer that a scheduler holds, or that has taken a step, stays as
+        it is. Outputs in evaluation change only where the finding says that they are wrong.
+
+        Args:
+            notes: whether notes are fixed too.
+            keep_checkpoints: whether checkpoints from before must still load. False also applies fixes that add keys
+                to the state_dict or take keys out of it.
 
         Returns:
-            The `Change`. Findings to fix by hand are among what it left alone, with what to do.
-
-        Raises:
-            Exception: whatever a fix raises; the model is then as before.
+            The `Change`. Findings that need a person, and fixes that could not be applied, are among what it left
+            alone, with the reason and what to do.
         """
-        stale: dict[int, list[Recalibration]] = {}
-        with transaction("fix") as change:
-            for finding in self.findings:
-                fix = finding.fix
-                if fix is None or not fix.mends:
-                    by_hand = fix.what if fix is not None else "no fix is known"
-                    change.leave(finding.where, f"{finding.code} {finding.name}: {by_hand}")
-                    continue
-                if fix.apply is not None:
-                    change.include(fix.apply())
-                if fix.recalibration is not None:
-                    stale.setdefault(id(fix.recalibration.model), []).append(fix.recalibration)
-            for norms in stale.values():
-                where = list(dict.fromkeys(norm.module for norm in norms))
-                change.include(recalibrate(norms[0].model, norms[0].batches, where=where))
-        return change
+        return mending.mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints)
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:
         """Yield the findings of each rule and severity together, in the order of `findings`."""
@@ -147,27 +154,34 @@ class Diagnosis:
         return (tuple(group) for group in groups.values())
 
     def summary(self) -> str:
-        """Return one line: the numbers of findings by severity, of rules and of norms."""
-        counts = [(len(self._of(severity)), severity) for severity in SEVERITIES]
-        found = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
-        ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
-        return f"{found or 'nothing found'}{ignored}: {_count(len(self.rules), 'rule')}, {_count(self.norms, 'norm')}"
+        """Return one line: the numbers of faults by severity, of modules that have them, of rules and of norms.
+
+        Findings of one rule that differ only in modules and numbers are one fault.
+        """
+        return description.summary(self)
+
+    def to_json(self, target: str | None = None) -> str:
+        """Return the diagnosis as JSON, as `gammabeta check --format json` prints it: all findings with their evidence.
+
+        Args:
+            target: what was checked, by the name that you give it.
+
+        Returns:
+            The text of a JSON object. Numbers that JSON does not have are strings: "nan", "inf".
+        """
+        content = {
+            "gammabeta": gammabeta.__version__,
+            "target": target,
+            "norms": self.norms,
+            "findings": [_plain(finding) for finding in self.findings],
+            "ignored": [{**_plain(finding), "reason": reason} for finding, reason in self.ignored],
+            "rules": list(self.rules),
+            "not run": {need: list(codes) for need, codes in self.idle.items()},
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
-        lines = []
-        for group in self.by_rule():
-            first = group[0]
-            lines.append(f"{first.code} {first.name} ({first.severity}, {_count(len(group), 'module')})")
-            shown = group[: _SHOWN if len(group) > _SHOWN + 1 else None]
-            width = max(len(finding.where or "(the model)") for finding in shown)
-            lines += [f"  {finding.where or '(the model)':<{width}}  {finding.message}" for finding in shown]
-            if len(shown) < len(group):
-                lines.append(f"  … and {len(group) - len(shown)} more")
-            lines += [f"  fix: {what}" for what in advice(group)]
-            lines.append("")
-        lines.append(self.summary())
-        lines += [f"  skipped (needs {need}): {', '.join(codes)}" for need, codes in self.idle.items()]
-        return "\n".join(lines)
+        return description.text(self)
 
     __repr__ = __str__
 
@@ -175,11 +189,22 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
 
-def advice(group: tuple[Finding, ...]) -> list[str]:
-    """Return what the findings of one rule say to do: each sentence once, the first few only."""
-    every = list(dict.fromkeys(finding.fix.what for finding in group if finding.fix is not None))
-    return every[:_FIXES] if len(every) <= _FIXES + 1 else [*every[:_FIXES], f"… and {len(every) - _FIXES} more"]
+def plain_evidence(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return evidence that fits into JSON, which has no NaN and no infinity."""
+
+    def plain(value: Any) -> Any:
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {str(key): plain(value) for key, value in evidence.items()}
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _plain(finding: Finding) -> dict[str, Any]:
+    return {
+        "code": finding.code,
+        "name": finding.name,
+        "severity": finding.severity,
+        "where": finding.where,
+        "message": finding.message,
+        "evidence": plain_evidence(finding.evidence),
+        "fix": None if finding.fix is None else finding.fix.what,
+    }
