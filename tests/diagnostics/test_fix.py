@@ -286,3 +286,17 @@ def test_the_command_line_s_json_is_to_json():
     content = json.loads(diagnosis.to_json())
     assert content["target"] is None
     assert content["findings"][0]["code"] == "GB102"
+
+
+def test_a_fix_that_changes_nothing_is_left_with_its_reasons():
+    class Own(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), Own(4)).requires_grad_(False), nn.Linear(4, 2))
+    change = gb.check(model, select="GB101").fix()
+    assert change.changed == []
+    assert change.left["0.1"] == (
+        "GB101 frozen-norm-thaws: could not be applied (Own has a forward of its own, which would be lost); by hand: "
+        "gammabeta.freeze(model, where='0.1')"
+    )

@@ -95,7 +95,12 @@ def _apply(change: Change, finding: Finding, before: Sequence[nn.Module] = ()) -
     if any(why_not_recalibrated(norm) is not None for norm in could):
         part.roll_back()
         return False
-    change.include(part)
+    if part.changed:
+        change.include(part)
+    else:
+        part.roll_back()
+        reasons = "; ".join(dict.fromkeys(part.left.values())) or "nothing is left to change"
+        _leave(change, finding, f"could not be applied ({reasons}); by hand: {finding.fix.what}")
     return True
 
 
