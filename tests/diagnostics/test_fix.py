@@ -193,7 +193,9 @@ def test_notes_are_fixed_on_demand_and_fixes_that_break_checkpoints_too():
     average = AveragedModel(model)
     state = copy.deepcopy(model.state_dict())
     diagnosis = gb.check(model, torch.randn(8, 3, 8, 8), select="GB301")
-    assert diagnosis.fix().entries == []
+    assert diagnosis.fix().left["0"] == (
+        "GB301 bias-before-norm: a note, which fix(notes=True) mends: bias=False in a new model"
+    )
     assert "that changes the keys of the state_dict" in diagnosis.fix(notes=True).left["0"]
     model.load_state_dict(state)
     average.update_parameters(model)

@@ -141,8 +141,8 @@ class Diagnosis:
                 to the state_dict or take keys out of it.
 
         Returns:
-            The `Change`. Findings that need a person, and fixes that could not be applied, are among what it left
-            alone, with the reason and what to do.
+            The `Change`. Errors and warnings that need a person, fixes that could not be applied, and notes that could
+            be fixed are among what it left alone, with the reason and what to do.
         """
         return mending.mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints)
 

@@ -31,6 +31,8 @@ def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) ->
     with transaction("fix") as change:
         for finding in findings:
             if finding.severity == "note" and not notes:
+                if finding.fix is not None and finding.fix.mends:
+                    _leave(change, finding, f"a note, which fix(notes=True) mends: {finding.fix.what}")
                 continue
             reason = _why_left(finding, keep_checkpoints)
             if reason is not None or finding.fix is None:

@@ -186,7 +186,7 @@ class TestTrainEvalGap:
         diagnosis = gb.check(model.eval(), batches[0], loader=batches, select="GB109")
         (finding,) = diagnosis.findings
         assert finding.where == "0.1"
-        assert finding.message.endswith("; nor do those of 19 layers behind it")
+        assert finding.message.endswith("; nor do those of 19 other layers")
         assert finding.evidence["layers"] == [f"{i}.1" for i in range(20)]
         assert finding.evidence["follow"] == []
         assert "  fix: gammabeta.recalibrate(model, loader)\n" in str(diagnosis)
@@ -215,7 +215,7 @@ class TestTrainEvalGap:
         model[0].running_mean.fill_(3)
         model[1].running_mean.fill_(3)
         (finding,) = gb.check(model.eval(), torch.randn(64, 4), select="GB109").findings
-        assert finding.message.endswith("; nor do those of 1 layer behind it")
+        assert finding.message.endswith("; nor do those of 1 other layer")
 
     @pytest.mark.parametrize("style", ["freeze", "evaluation", "track_running_stats"])
     def test_frozen_layers_have_no_gap_between_training_and_evaluation(self, style):

@@ -59,12 +59,12 @@ def check(record: Record) -> Iterator[Match]:
     own = _gaps(norms, measure_as_training(model, record.inputs, layers))
     # Without a forward as in training, nothing tells who follows.
     wrong = [name for name in norms if name in own and _is_wrong(own[name])] if own else mattering
-    if not wrong:
-        return
+    if not any(name in mattering for name in wrong):
+        return  # evaluation gives other inputs, to layers that match what training gives them
     follow = [name for name in mattering if name not in wrong]
-    first = wrong[0]
-    gap = gaps[first] if first in gaps and gaps[first].significant else own[first]
-    message = f"its running statistics do not match the inputs: {gap}{_behind(len(wrong) - 1, len(follow))}"
+    first = next(name for name in wrong if name in mattering)
+    gap = gaps[first]
+    message = f"its running statistics do not match the inputs: {gap}{_others(len(wrong) - 1, len(follow))}"
     evidence = {
         "mean_shift": gap.mean_shift, "log_variance_ratio": gap.log_variance_ratio, "layers": wrong, "follow": follow,
     }  # fmt: skip
@@ -101,9 +101,9 @@ def _is_wrong(gap: Gap) -> bool:
     return gap.significant and (gap.mean_shift > _SHARE * SHIFT or gap.log_variance_ratio > _SHARE * RATIO)
 
 
-def _behind(wrong: int, follow: int) -> str:
+def _others(wrong: int, follow: int) -> str:
     """Say how many further layers have wrong statistics, and how many only have other inputs than in training."""
-    text = f"; nor do those of {wrong} layer{'' if wrong == 1 else 's'} behind it" if wrong else ""
+    text = f"; nor do those of {wrong} other layer{'' if wrong == 1 else 's'}" if wrong else ""
     if follow:
         text += f"; {follow} further layer{' is' if follow == 1 else 's are'} only given other inputs than in training"
     return text
