@@ -83,6 +83,10 @@ def test_stale_layers_are_recalibrated_in_one_pass_over_the_batches():
     assert not gb.check(model, select="GB102").findings
 
 
+def bits(model):
+    return {key: value.numpy().tobytes() for key, value in model.state_dict().items()}
+
+
 def poisoned(**options):
     """Return a model in evaluation with a NaN in one running mean, and a loader."""
     torch.manual_seed(0)
@@ -135,11 +139,38 @@ def test_channels_that_are_never_finite_are_told():
         model[0].weight[3] = float("nan")
     change = gb.check(model, loader=loader, select="GB102").fix()
     assert change.entries[0].what == "recalibrated but for 1 channel that was never finite"
+    model[1].requires_grad_(False)
     model[1].running_mean[3] = float("nan")
+    before = bits(model)
     change = gb.check(model, loader=loader, select="GB102").fix()
-    assert change.left["1"] == (
-        "GB102 poisoned-statistics: channels of which no batch has a finite input keep their statistics"
+    assert change.changed == []
+    assert change.left["1"] == "no batch gives a finite input to the channels whose statistics are not finite"
+    assert bits(model) == before
+    model[1].running_mean[2] = float("inf")
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.entries[0].what == (
+        "recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input"
     )
+
+
+def test_of_a_frozen_norm_s_statistics_only_the_poisoned_channels_change():
+    model, loader = poisoned()
+    model[1].requires_grad_(False)
+    model[1].running_mean[3:].normal_()
+    model[1].running_var[5] = -1.0
+    before = copy.deepcopy(model.state_dict())
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.entries[0].what == "recalibrated in 2 of 8 channels"
+    kept = [0, 1, 3, 4, 6, 7]
+    for key, value in model.state_dict().items():
+        same = value[kept] if key in ("1.running_mean", "1.running_var") else value
+        assert torch.equal(same, before[key][kept] if same is not value else before[key]), key
+    expected = torch.cat(loader) @ model[0].weight.T + model[0].bias
+    # Exact moments of float32 values.
+    torch.testing.assert_close(model[1].running_var[5], expected.var(0)[5], rtol=1e-5, atol=0)
+    change.undo()
+    after = model.state_dict()
+    assert all(torch.equal(after[key].nan_to_num(7.0), value.nan_to_num(7.0)) for key, value in before.items())
 
 
 def test_batches_that_the_model_does_not_take_are_told_and_nothing_changes():

@@ -26,12 +26,14 @@ class Recalibration:
         module: the norm.
         model: the model that contains the norm and runs on the batches.
         batches: batches in the form that the model takes.
+        broken_only: whether only channels whose statistics are not finite, or a negative variance, get new ones.
     """
 
     name: str
     module: nn.Module
     model: nn.Module
     batches: Any
+    broken_only: bool = False
 
 
 @dataclass(frozen=True)

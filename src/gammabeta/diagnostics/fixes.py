@@ -32,7 +32,12 @@ class First:
 
 
 def recalibration(
-    record: Record, norms: Norm | Sequence[Norm], *, first: First | None = None, part: str = ""
+    record: Record,
+    norms: Norm | Sequence[Norm],
+    *,
+    first: First | None = None,
+    part: str = "",
+    broken_only: bool = False,
 ) -> Fix:
     """Build the fix that replaces running statistics by population statistics.
 
@@ -44,6 +49,7 @@ def recalibration(
         norms: the norm whose statistics are wrong, or several.
         first: what has to be done first.
         part: the qualified name of the module that runs on the batches, if it is not the model that was checked.
+        broken_only: whether only channels whose statistics are not finite, or a negative variance, get new ones.
 
     Returns:
         The `Fix`.
@@ -75,7 +81,7 @@ def recalibration(
     return Fix(
         call(names),
         first.apply if first else None,
-        tuple(Recalibration(name, every[name], runs, record.loader) for name in names),  # type: ignore[arg-type]
+        tuple(Recalibration(name, every[name], runs, record.loader, broken_only) for name in names),  # type: ignore[arg-type]
         together=call,
         keeps_checkpoints=first is None or first.keeps_checkpoints,
     )

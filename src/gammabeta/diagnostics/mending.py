@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
@@ -120,7 +121,7 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
     """Recalibrate the norms of one model in one pass over its batches; those that cannot be are left with the reason."""
     first = _norms(findings[0])[0]
     parts: dict[int, Change] = {}
-    names: dict[nn.Module, str] = {}
+    wanted: dict[nn.Module, Recalibration] = {}
     ready: list[Finding] = []
     for finding in findings:
         try:
@@ -131,18 +132,23 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
         ready.append(finding)
         for norm in _norms(finding):
             reason = why_not_recalibrated(norm.module)
-            if reason is None:
-                names.setdefault(norm.module, norm.name)
-            else:
+            if reason is not None:
                 _leave(change, finding, f"cannot be recalibrated: {reason}", norm.name)
+            elif norm.module not in wanted or not norm.broken_only:
+                wanted[norm.module] = norm
+    broken = {norm.name: (norm.module, _broken(norm.module)) for norm in wanted.values() if norm.broken_only}
+    before = {name: [statistic.clone() for statistic in _statistics(module)] for name, (module, _) in broken.items()}
     done = Change("recalibrate")
     failure: Exception | None = None
     try:
-        if names:
-            done = recalibrate_what_can_be(first.model, first.batches, where=list(names))
+        if wanted:
+            done = recalibrate_what_can_be(first.model, first.batches, where=list(wanted))
     except Exception as error:
         failure = error
-    _rename(done, first.model, names)
+    _rename(done, first.model, {module: norm.name for module, norm in wanted.items()})
+    for name, (module, channels) in broken.items():
+        if name in done.changed:
+            _keep_the_others(done, name, module, channels, before[name])
     mended = set(done.changed)
     for finding in ready:
         if mended.intersection(norm.name for norm in _norms(finding)):
@@ -153,11 +159,34 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
             if failure is not None:
                 _leave_failed(change, finding, failure)
     change.include(done)
-    for module, name in names.items():
-        statistics = (module._buffers.get("running_mean"), module._buffers.get("running_var"))
-        if name in mended and any(values is not None and not bool(values.isfinite().all()) for values in statistics):
-            why = "channels of which no batch has a finite input keep their statistics"
-            _leave(change, next(f for f in ready if any(norm.name == name for norm in _norms(f))), why, name)
+
+
+_KEYS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    return [buffer for key in _KEYS if (buffer := module._buffers.get(key)) is not None]
+
+
+def _broken(module: nn.Module) -> Tensor:
+    """Return which channels have statistics that are not finite, or a negative variance."""
+    mean, var = _statistics(module)[:2]
+    return ~(mean.isfinite() & var.isfinite() & (var >= 0))
+
+
+def _keep_the_others(done: Change, name: str, module: nn.Module, broken: Tensor, before: Sequence[Tensor]) -> None:
+    """Give the channels that were not broken, and the count, their former values back."""
+    mended = broken & ~_broken(module)
+    for key, new, old in zip(_KEYS, _statistics(module), before, strict=False):
+        done.overwrite(module, key, old if key == _KEYS[2] else torch.where(mended, new, old))
+    count, size = int(mended.sum()), int(broken.sum())
+    at = next(i for i, entry in enumerate(done.entries) if entry.module == name and entry.done)
+    if count:
+        rest = f"; no batch gives the other {size - count} a finite input" if count < size else ""
+        what = f"recalibrated in {count} of {broken.numel()} channels{rest}"
+    else:
+        what = "no batch gives a finite input to the channels whose statistics are not finite"
+    done.entries[at] = replace(done.entries[at], what=what, done=count > 0)
 
 
 def _rename(done: Change, model: nn.Module, names: Mapping[nn.Module, str]) -> None:
