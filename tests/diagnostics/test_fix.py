@@ -148,9 +148,7 @@ def test_channels_that_are_never_finite_are_told():
     assert bits(model) == before
     model[1].running_mean[2] = float("inf")
     change = gb.check(model, loader=loader, select="GB102").fix()
-    assert change.entries[0].what == (
-        "recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input"
-    )
+    assert change.entries[0].what == ("recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input")
 
 
 def test_of_a_frozen_norm_s_statistics_only_the_poisoned_channels_change():
@@ -230,9 +228,7 @@ def test_notes_are_fixed_on_demand_and_fixes_that_break_checkpoints_too():
     assert "that changes the keys of the state_dict" in diagnosis.fix(notes=True).left["0"]
     model.load_state_dict(state)
     average.update_parameters(model)
-    assert str(diagnosis).splitlines()[-1] == (
-        "  diagnosis.fix(notes=True, keep_checkpoints=False) mends GB301 too"
-    )
+    assert str(diagnosis).splitlines()[-1] == ("  diagnosis.fix(notes=True, keep_checkpoints=False) mends GB301 too")
     assert diagnosis.fix(notes=True, keep_checkpoints=False).changed == ["0"]
     assert model[0].bias is None
 
@@ -290,9 +286,7 @@ def test_fixes_of_rules_that_name_one_module_each_are_one_call():
     group = [finding(f"l.{i}.bn", "it moves", f"gammabeta.adopt(model, where='l.{i}.bn')") for i in range(3)]
     assert advice(group) == ["gammabeta.adopt(model, where=['l.0.bn', 'l.1.bn', 'l.2.bn'])"]
     many = [finding(f"l.{i}.bn", "it moves", f"gammabeta.adopt(model, where='l.{i}.bn')") for i in range(30)]
-    assert advice(many) == [
-        'gammabeta.adopt(model, where=[f.where for f in diagnosis.findings if f.code == "GB101"])'
-    ]
+    assert advice(many) == ['gammabeta.adopt(model, where=[f.where for f in diagnosis.findings if f.code == "GB101"])']
     assert advice([*group, finding("x", "it moves", "something else")])[1] == "something else"
 
 

@@ -248,7 +248,7 @@ class TestFreeze:
         gb.freeze(m, where="bn1")
         assert gb.freeze(m, where="bn1").left == {"bn1": "its statistics are Running() already"}
         assert gb.unfreeze(m, where="bn2").left == {"bn2": "not frozen"}
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="^freeze: 1 of 1") as caught:
             change = gb.freeze(OwnForward(3))
         assert change.left == {"": "OwnForward has a forward of its own, which would be lost"}
         assert str(caught[0].message) == (

@@ -12,7 +12,8 @@ from rich.text import Text
 
 import gammabeta
 from gammabeta.diagnostics.description import advice, faults, heading, remedies, skipped
-from gammabeta.diagnostics.findings import Diagnosis, Finding, plain_evidence
+from gammabeta.diagnostics.finding import plain_evidence
+from gammabeta.diagnostics.findings import Diagnosis, Finding
 from gammabeta.diagnostics.rule import Rule
 from gammabeta.diagnostics.rules import RULES
 
@@ -38,9 +39,9 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     for finding, reason in diagnosis.ignored:
         console.print(Text(f"ignored: {finding.where or '(the model)'} {finding.code} {finding.name}: {reason}", "dim"))
     console.print(Text(diagnosis.summary(), "bold"))
-    for line in remedies(diagnosis):
+    for line in remedies(diagnosis.findings):
         console.print(Text(f"in Python, {line}"))
-    for line in skipped(diagnosis, command_line=True):
+    for line in skipped(diagnosis.idle, command_line=True):
         console.print(Text(line, "dim"))
 
 

@@ -32,9 +32,13 @@ def measure_as_training(model: nn.Module, inputs: Any, layers: Mapping[str, nn.M
     found: dict[str, _Calls] = {name: _Calls() for name in measured}
     args, kwargs = arguments_of(inputs)
     try:
-        with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            with measuring(model, measured, found, by_batch=True):
-                model(*args, **kwargs)
+        with (
+            unchanged(model),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            measuring(model, measured, found, by_batch=True),
+        ):
+            model(*args, **kwargs)
     except Exception:
         return {}
     return {name: tuple(calls.given) for name, calls in found.items()}

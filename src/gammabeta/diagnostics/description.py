@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gammabeta.diagnostics.findings import Diagnosis, Finding
+from gammabeta.diagnostics.finding import Finding
 
 # At most this many modules by name, and this many names in a call.
 _NAMED, _LISTED = 2, 8
@@ -36,6 +34,11 @@ class Fault:
     """
 
     findings: tuple[Finding, ...]
+
+    @property
+    def severity(self) -> str:
+        """The severity of all of them."""
+        return self.findings[0].severity
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -78,12 +81,12 @@ def advice(group: Sequence[Finding]) -> list[str]:
     return [_together(findings) for findings in alike.values()]
 
 
-def remedies(diagnosis: Diagnosis) -> list[str]:
+def remedies(findings: Sequence[Finding]) -> list[str]:
     """Say what `diagnosis.fix()` mends, and what is left to a person; nothing if there are no findings."""
     does: list[str] = []
     on_demand: dict[str, list[str]] = {}
     by_hand: list[str] = []
-    for finding in diagnosis.findings:
+    for finding in findings:
         fix = finding.fix
         if fix is None or not fix.mends:
             by_hand.append(finding.code)
@@ -101,53 +104,35 @@ def remedies(diagnosis: Diagnosis) -> list[str]:
     return ["; ".join(parts)] if parts else []
 
 
-def skipped(diagnosis: Diagnosis, *, command_line: bool = False) -> list[str]:
+def skipped(idle: Mapping[str, Sequence[str]], *, command_line: bool = False) -> list[str]:
     """Say for each thing that was not given how many rules need it, and how to give it."""
     counts: dict[str, int] = {}
-    for need, codes in diagnosis.idle.items():
+    for need, codes in idle.items():
         first = need.split(" or ")[0]
         counts[first] = counts.get(first, 0) + len(codes)
     lines = []
     for need, count in counts.items():
         call, option = _FEEDS.get(need, (f"give {need}", ""))
-        lines.append(f"{_count(count, 'rule')} skipped without {need}: {option if command_line and option else call}")
+        lines.append(f"{count_of(count, 'rule')} skipped without {need}: {option if command_line and option else call}")
     return lines
 
 
-def summary(diagnosis: Diagnosis) -> str:
-    """Return the line of `Diagnosis.summary`."""
-    every = faults(diagnosis.findings)
-    severities = list(dict.fromkeys(finding.severity for finding in diagnosis.findings))
-    found = [
-        _count(sum(fault.findings[0].severity == severity for fault in every), severity) for severity in severities
+def paragraph(group: Sequence[Finding]) -> list[str]:
+    """Return the lines about one rule: its heading, each fault, and what to do."""
+    every = faults(group)
+    width = max(len(fault.names) for fault in every)
+    return [
+        heading(group),
+        *(f"  {fault.names:<{width}}  {fault.message}" for fault in every),
+        *(f"  fix: {what}" for what in advice(group)),
     ]
-    modules = len(dict.fromkeys(name for fault in every for name in fault.modules))
-    at = f" at {_count(modules, 'module')}" if found else ""
-    ignored = f" ({len(diagnosis.ignored)} ignored)" if diagnosis.ignored else ""
-    looked = f"{_count(len(diagnosis.rules), 'rule')}, {_count(diagnosis.norms, 'norm')}"
-    return f"{', '.join(found) or 'nothing found'}{at}{ignored}: {looked}"
-
-
-def text(diagnosis: Diagnosis) -> str:
-    """Return the text that a diagnosis prints."""
-    lines = []
-    for group in diagnosis.by_rule():
-        lines.append(heading(group))
-        every = faults(group)
-        width = max(len(fault.names) for fault in every)
-        lines += [f"  {fault.names:<{width}}  {fault.message}" for fault in every]
-        lines += [f"  fix: {what}" for what in advice(group)]
-        lines.append("")
-    lines.append(diagnosis.summary())
-    lines += [f"  {line}" for line in (*remedies(diagnosis), *skipped(diagnosis))]
-    return "\n".join(lines)
 
 
 def heading(group: Sequence[Finding]) -> str:
     """Return the first line about a rule: its code, name, severity and number of modules."""
     first = group[0]
     count = len(dict.fromkeys(name for finding in group for name in finding.modules))
-    return f"{first.code} {first.name} ({first.severity}, {_count(count, 'module')})"
+    return f"{first.code} {first.name} ({first.severity}, {count_of(count, 'module')})"
 
 
 def _template(message: str) -> str:
@@ -173,7 +158,9 @@ def _together(findings: Sequence[Finding]) -> str:
         return first.fix.what
     if first.fix.together is not None:
         return first.fix.together(where)
-    listed = str(where) if len(where) <= _LISTED else f'[f.where for f in diagnosis.findings if f.code == "{first.code}"]'
+    listed = (
+        str(where) if len(where) <= _LISTED else f'[f.where for f in diagnosis.findings if f.code == "{first.code}"]'
+    )
     return first.fix.what.replace(f"where={first.where!r}", f"where={listed}")
 
 
@@ -181,5 +168,6 @@ def _listed(codes: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(codes))
 
 
-def _count(number: int, what: str) -> str:
+def count_of(number: int, what: str) -> str:
+    """Return a number of things in words: "1 rule", "2 rules"."""
     return f"{number} {what}{'' if number == 1 else 's'}"

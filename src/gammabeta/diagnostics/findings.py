@@ -1,99 +1,18 @@
-"""Findings of the check, and their fixes."""
+"""The findings of a check together: what it prints, and the fix of them all."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import nn
-
-import gammabeta
-from gammabeta.diagnostics import description, mending
+from gammabeta.diagnostics.description import count_of, faults, paragraph, remedies, skipped
+from gammabeta.diagnostics.finding import SEVERITIES, Finding, Fix, Recalibration, as_plain
+from gammabeta.diagnostics.mending import mend
 from gammabeta.surgery.change import Change
 
-SEVERITIES = ("error", "warning", "note")
-
-
-@dataclass(frozen=True, eq=False)
-class Recalibration:
-    """A norm whose running statistics should be estimated from data.
-
-    Attributes:
-        name: its qualified name in the model that was checked.
-        module: the norm.
-        model: the model that contains the norm and runs on the batches.
-        batches: batches in the form that the model takes.
-        broken_only: whether only channels whose statistics are not finite, or a negative variance, get new ones.
-    """
-
-    name: str
-    module: nn.Module
-    model: nn.Module
-    batches: Any
-    broken_only: bool = False
-
-
-@dataclass(frozen=True)
-class Fix:
-    """How to fix a finding.
-
-    Attributes:
-        what: a sentence or call that says what to do.
-        apply: does it and returns the change; None if a person has to, or if something needed for it is missing.
-        recalibrations: the norms to recalibrate after that, all of one model. All such norms of a model are
-            recalibrated in one pass over the batches.
-        together: returns one sentence or call that does it all, given the names of all modules with this fix. None
-            where `what` says it; a `where='name'` in it then becomes the list of all names.
-        keeps_checkpoints: whether the keys of the state_dict stay, so that checkpoints from before still load.
-    """
-
-    what: str
-    apply: Callable[[], Change] | None = field(default=None, compare=False, repr=False)
-    recalibrations: tuple[Recalibration, ...] = field(default=(), compare=False, repr=False)
-    together: Callable[[Sequence[str]], str] | None = field(default=None, compare=False, repr=False)
-    keeps_checkpoints: bool = field(default=True, compare=False, repr=False)
-
-    @property
-    def mends(self) -> bool:
-        """Whether the fix can be done without a person."""
-        return self.apply is not None or bool(self.recalibrations)
-
-    def __str__(self) -> str:
-        return self.what
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, at one module.
-
-    Attributes:
-        code, name: code and name of the rule: "GB101", "frozen-norm-thaws".
-        severity: "error", "warning" or "note".
-        where: the module's qualified name; "" is the model itself.
-        message: what is wrong, with its numbers.
-        evidence: the numbers by name. "layers" lists the modules if one finding is about several.
-        fix: how to fix it.
-    """
-
-    code: str
-    name: str
-    severity: str
-    where: str
-    message: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    fix: Fix | None = None
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """The names of all modules that the finding is about."""
-        layers = self.evidence.get("layers")
-        return tuple(layers) if isinstance(layers, list | tuple) else (self.where,)
-
-    def __str__(self) -> str:
-        return f"{self.where or '(the model)'}: {self.code} {self.name}: {self.message}"
+__all__ = ["SEVERITIES", "Diagnosis", "Finding", "Fix", "Recalibration"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +65,7 @@ class Diagnosis:
             The `Change`. Errors and warnings that need a person, fixes that could not be applied, and notes that could
             be fixed are among what it left alone, with the reason and what to do.
         """
-        return mending.mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints)
+        return mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints)
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:
         """Yield the findings of each rule and severity together, in the order of `findings`."""
@@ -160,7 +79,17 @@ class Diagnosis:
 
         Findings of one rule that differ only in modules and numbers are one fault.
         """
-        return description.summary(self)
+        every = faults(self.findings)
+        counts = [
+            count_of(number, severity)
+            for severity in SEVERITIES
+            if (number := sum(fault.severity == severity for fault in every))
+        ]
+        modules = len(dict.fromkeys(name for fault in every for name in fault.modules))
+        at = f" at {count_of(modules, 'module')}" if counts else ""
+        ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
+        looked = f"{count_of(len(self.rules), 'rule')}, {count_of(self.norms, 'norm')}"
+        return f"{', '.join(counts) or 'nothing found'}{at}{ignored}: {looked}"
 
     def to_json(self, target: str | None = None) -> str:
         """Return the diagnosis as JSON, as `gammabeta check --format json` prints it: all findings with their evidence.
@@ -172,18 +101,21 @@ class Diagnosis:
             The text of a JSON object. Numbers that JSON does not have are strings: "nan", "inf".
         """
         content = {
-            "gammabeta": gammabeta.__version__,
+            "gammabeta": _version(),
             "target": target,
             "norms": self.norms,
-            "findings": [_plain(finding) for finding in self.findings],
-            "ignored": [{**_plain(finding), "reason": reason} for finding, reason in self.ignored],
+            "findings": [as_plain(finding) for finding in self.findings],
+            "ignored": [{**as_plain(finding), "reason": reason} for finding, reason in self.ignored],
             "rules": list(self.rules),
             "not run": {need: list(codes) for need, codes in self.idle.items()},
         }
         return json.dumps(content, indent=2, ensure_ascii=False)
 
     def __str__(self) -> str:
-        return description.text(self)
+        lines = [line for group in self.by_rule() for line in (*paragraph(group), "")]
+        lines.append(self.summary())
+        lines += [f"  {line}" for line in (*remedies(self.findings), *skipped(self.idle))]
+        return "\n".join(lines)
 
     __repr__ = __str__
 
@@ -191,22 +123,6 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
 
-def plain_evidence(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Return evidence that fits into JSON, which has no NaN and no infinity."""
-
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {str(key): plain(value) for key, value in evidence.items()}
-
-
-def _plain(finding: Finding) -> dict[str, Any]:
-    return {
-        "code": finding.code,
-        "name": finding.name,
-        "severity": finding.severity,
-        "where": finding.where,
-        "message": finding.message,
-        "evidence": plain_evidence(finding.evidence),
-        "fix": None if finding.fix is None else finding.fix.what,
-    }
+def _version() -> str:
+    # The package imports this module, so it is there when this is called, and not when this is imported.
+    return str(sys.modules[__name__.partition(".")[0]].__version__)

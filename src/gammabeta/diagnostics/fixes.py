@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import nn
 
-from gammabeta.diagnostics.findings import Fix, Recalibration
+from gammabeta.diagnostics.finding import Fix, Recalibration
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.introspection.norms import is_batch_norm
 from gammabeta.surgery.change import Change

@@ -5,16 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gammabeta.diagnostics.finding import Finding, Recalibration
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
-
-if TYPE_CHECKING:
-    from gammabeta.diagnostics.findings import Finding, Recalibration
 
 
 def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) -> Change:
@@ -118,7 +115,7 @@ def _quietly(finding: Finding) -> Change:
 
 
 def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
-    """Recalibrate the norms of one model in one pass over its batches; those that cannot be are left with the reason."""
+    """Recalibrate the norms of one model in one pass over its batches; those that cannot be are left."""
     first = _norms(findings[0])[0]
     parts: dict[int, Change] = {}
     wanted: dict[nn.Module, Recalibration] = {}

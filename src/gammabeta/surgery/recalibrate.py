@@ -171,9 +171,7 @@ def why_not_recalibrated(module: nn.Module) -> str | None:
 class _Recalibration:
     """The forwards of a recalibration, in step with the other ranks."""
 
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, Any], way: _Way, ranks: Ranks
-    ) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, Any], way: _Way, ranks: Ranks) -> None:
         self._model, self._layers, self._ranks, self._bound = model, layers, ranks, way.standard_error
         self._run = way.forward or forward_batch("recalibrate")
         self._each = way.each

@@ -18,13 +18,13 @@ class OwnRMSNorm(nn.Module):
         return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
 
 
-def Own(eps):  # noqa: N802
+def own(eps):
     return OwnRMSNorm(eps).half()
 
 
 def test_an_epsilon_of_zero_in_float16_gives_nan_where_it_is_added_there_and_not_in_torch_s():
     zeros = torch.zeros(2, 4, dtype=torch.float16)
-    assert Own(1e-8)(zeros).isnan().all()
+    assert own(1e-8)(zeros).isnan().all()
     assert nn.LayerNorm(4, 1e-8).half()(zeros).isfinite().all()
 
 
@@ -43,7 +43,7 @@ def test_the_output_s_variance_under_a_large_epsilon(eps, variance):
     [
         (nn.BatchNorm2d(4, 0.8), "warning", "ε is 0.8: inputs with a variance below that are not standardized"),
         (nn.BatchNorm2d(4, 0.0), "warning", "ε is 0: a constant input gives NaN"),
-        (Own(1e-8), "note", "ε is 1e-08, which is 0 in float16, the dtype of its weight"),
+        (own(1e-8), "note", "ε is 1e-08, which is 0 in float16, the dtype of its weight"),
     ],
 )
 def test_messages(norm, severity, message):
@@ -59,7 +59,7 @@ def test_different_epsilons_in_one_model_are_a_note_on_the_model():
 
 
 def test_small_ones_are_one_note_a_class():
-    model = nn.Sequential(*(Own(1e-12) for _ in range(3)))
+    model = nn.Sequential(*(own(1e-12) for _ in range(3)))
     (finding,) = gb.check(model, select="GB306").findings
     assert finding.message == (
         "ε is 1e-12, which is 0 in float16, the dtype of its weight (in 3 layers of class OwnRMSNorm)"
@@ -78,7 +78,7 @@ def test_in_evaluation_a_trained_epsilon_is_left():
     "norm",
     [
         nn.RMSNorm(4), nn.BatchNorm2d(4, 1e-3), nn.LayerNorm(4, 1e-6), nn.BatchNorm1d(4, 0.01), nn.LayerNorm(4, 1e-12),
-        nn.LayerNorm(4, 1e-12).half(), gb.LayerNorm(4, 1e-12).half(), Own(1e-12).float(),
+        nn.LayerNorm(4, 1e-12).half(), gb.LayerNorm(4, 1e-12).half(), own(1e-12).float(),
     ],
 )  # fmt: skip
 def test_usual_ones_are_not_found(norm):

@@ -8,9 +8,9 @@ Why it matters: The norm subtracts the mean, and the bias with it. The bias's gr
 
 Example: A convolution with its default bias before a BatchNorm.
 
-Use instead: `bias=False` where the layer is constructed. `diagnosis.fix(notes=True, keep_checkpoints=False)` removes the
-bias and subtracts it from the running mean, so that the output stays the same. It is not done otherwise: checkpoints and
-averages from before have the bias.
+Use instead: `bias=False` where the layer is constructed. `diagnosis.fix(notes=True, keep_checkpoints=False)` removes
+the bias and subtracts it from the running mean, so that the output stays the same. It is not done otherwise:
+checkpoints and averages from before have the bias.
 
 Evidence: tests/diagnostics/rules/test_flow_rules.py: the bias's gradient is less than a millionth of the weight's.
 

@@ -8,13 +8,13 @@ the weights there changes nothing. On γ it shrinks the output itself, on β it 
 
 Example: `torch.optim.AdamW(model.parameters(), weight_decay=0.05)`.
 
-Use instead: `torch.optim.AdamW(gammabeta.parameter_groups(model, weight_decay=0.05))`, before a scheduler is built. The
-fix moves γ and β to a group without decay if the optimizer is as constructed: no scheduler holds it, and it has taken no
-step.
+Use instead: `torch.optim.AdamW(gammabeta.parameter_groups(model, weight_decay=0.05))`, before a scheduler is built.
+The fix moves γ and β to a group without decay if the optimizer is as constructed: no scheduler holds it, and it has
+taken no step.
 
 Evidence: tests/diagnostics/rules/test_decay_on_norm.py: a γ without gradient falls from 1 to 0.37 in 1,000 steps of
-AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After the fix it stays 1. A scheduler that is there
-already raises at its next step if a group is added.
+AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After the fix it stays 1. An
+optimizer that a scheduler holds keeps its groups.
 
 Limits: This is a convention more than a fault: many recipes decay everything and work. What holds the list of groups
 without being called a scheduler, as some code that clips gradients, has to be built after the fix.

@@ -61,13 +61,13 @@ def check(record: Record) -> Iterator[Match]:
         twice = tuple(key for key, count in counts.items() if count > 1)
         neighbour = neighbours.get(norm.name)
         groups_of = next((groups for groups in every if neighbour is not None and groups.holds(neighbour)), None)
-        if missing and neighbour is not None and groups_of is not None:
-            if _optimized_around(norm.name, modules, times):
-                if id(groups_of) not in reasons:
-                    reasons[id(groups_of)] = groups_of.why_not_edited()
-                message = f"{' and '.join(missing)}: in no optimizer, although requires_grad is set"
-                fix = _fix(norm, missing, groups_of, neighbour, reasons[id(groups_of)])
-                yield Match(norm.name, message, dict.fromkeys(missing, 0), fix)
+        beside = missing and _optimized_around(norm.name, modules, times)
+        if beside and neighbour is not None and groups_of is not None:
+            if id(groups_of) not in reasons:
+                reasons[id(groups_of)] = groups_of.why_not_edited()
+            message = f"{' and '.join(missing)}: in no optimizer, although requires_grad is set"
+            fix = _fix(norm, missing, groups_of, neighbour, reasons[id(groups_of)])
+            yield Match(norm.name, message, dict.fromkeys(missing, 0), fix)
         if twice:
             message = f"{' and '.join(twice)}: in {max(counts.values())} groups, each of which steps it"
             fix = Fix("leave it in one group")

@@ -48,8 +48,8 @@ def check(record: Record) -> Iterator[Match]:
             message = "momentum 1: the running statistics are those of the last batch only"
         else:
             message = (
-                f"momentum {momentum:g}: {momentum:.4g} of the running statistics {_come(norm)} from the last batch; in "
-                f"TensorFlow's convention that would be torch's {1 - momentum:.2g}"
+                f"momentum {momentum:g}: {momentum:.4g} of the running statistics {_come(norm)} from the last batch; "
+                f"in TensorFlow's convention that would be torch's {1 - momentum:.2g}"
             )
         yield Match(norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
 

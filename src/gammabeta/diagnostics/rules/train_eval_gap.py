@@ -20,9 +20,9 @@ more than their own spread, and after the fix by a tenth of it. Twenty layers wi
 one fix, where the first alone leaves nineteen.
 
 Limits: The inputs have to be like those of training. Sampling error comes from the effective number of values, which a
-single sample does not give: then nothing is reported. Frozen layers use the same statistics in training, so they have no
-such gap; so do those of which nothing trains while other parts do. Where nothing at all trains, it is for a person to
-say whether the statistics may change.
+single sample does not give: then nothing is reported. Frozen layers use the same statistics in training, so they have
+no such gap; neither have those of which nothing trains while other parts do. Where nothing at all trains, a person has
+to say whether the statistics may change.
 """
 
 from collections.abc import Iterator, Mapping

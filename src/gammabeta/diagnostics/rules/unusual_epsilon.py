@@ -14,9 +14,9 @@ Use instead: 10⁻⁵, torch's default, or what the model was trained with.
 Evidence: tests/diagnostics/rules/test_unusual_epsilon.py: a BatchNorm turns inputs of variance 0.1 into variance 0.11
 with ε = 0.8, and into 1.00 with 10⁻⁵.
 
-Limits: ε belongs to the trained weights: change it before training, not after. The fix therefore sets it only in training
-mode and while all γ, β and running statistics are as constructed. Small ones are harmless where a norm computes in
-float32, as torch's do in all dtypes: BERT's 10⁻¹² is not found.
+Limits: ε belongs to the trained weights: change it before training, not after. The fix therefore sets it only in
+training mode and while all γ, β and running statistics are as constructed. Small ones are harmless where a norm
+computes in float32, as torch's do in all dtypes: BERT's 10⁻¹² is not found.
 """
 
 from collections import Counter
@@ -99,8 +99,8 @@ def _vanishes(norm: Norm, eps: float) -> bool:
 
 def _own_forward(module: nn.Module) -> object:
     """Return the forward of torch's or our class that the module's class extends."""
-    ours = (cls for cls in type(module).__mro__ if cls.__module__.startswith(("torch.nn.modules.", "gammabeta.")))
-    return next(ours, nn.Module).forward
+    known = (cls for cls in type(module).__mro__ if cls.__module__.startswith(("torch.nn.modules.", "gammabeta.")))
+    return getattr(next(known, nn.Module), "forward", None)
 
 
 def _is_as_constructed(norm: Norm) -> bool:
