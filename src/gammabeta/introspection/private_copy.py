@@ -1,0 +1,118 @@
+"""A copy of a module without children, to be run for an answer: nothing of the original takes part."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import random
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.Size, torch.dtype, torch.device, type)
+_PARTS = ("_parameters", "_buffers", "_modules")
+
+
+def why_not_run(module: nn.Module) -> str | None:
+    """Return why a copy of the module cannot be run on a tensor; None where it can."""
+    name = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is scripted"
+    if module._modules:
+        return f"{name} holds other modules"
+    if parametrize.is_parametrized(module):
+        return "it is parametrized"
+    if "forward" in module.__dict__:
+        return "its forward is set on the instance, by a wrapper of another library"
+    tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    if any(nn.parameter.is_lazy(t) for t in tensors):
+        return f"{name} has not been initialized"
+    if any(type(t) not in (Tensor, nn.Parameter, nn.Buffer) for t in tensors):
+        return f"its tensors are of the class {type(tensors[0]).__name__}"
+    if any(t.is_meta for t in tensors):
+        return "it is on the meta device"
+    if len({t.device for t in tensors}) > 1:
+        return "it is on several devices"
+    required = _required_arguments(type(module).forward)
+    if required is None or len(required) != 1:
+        return f"the forward of {name} takes {'other arguments' if required is None else len(required)}, not one tensor"
+    return None
+
+
+def _required_arguments(forward: Any) -> list[str] | None:
+    """Return the names of what a forward takes; None where that does not say, or arguments beside them are optional."""
+    try:
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) or p.default is not p.empty for p in parameters):
+        return None
+    return [p.name for p in parameters]
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """Copy a module with its attributes and tensors, and without its hooks.
+
+    Raises:
+        Exception: whatever the copy of an attribute raises.
+    """
+    made: nn.Module = type(module).__new__(type(module))
+    for key, value in vars(module).items():
+        if key in _PARTS:
+            tensors = {k: None if t is None else _copied(t) for k, t in value.items()}
+            vars(made)[key] = OrderedDict(tensors) if isinstance(value, OrderedDict) else tensors
+        elif "_hooks" in key and isinstance(value, dict):
+            vars(made)[key] = OrderedDict()
+        elif isinstance(value, _PLAIN):
+            vars(made)[key] = value
+        else:
+            vars(made)[key] = copy.deepcopy(value)
+    return made
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    values = tensor.detach().clone()
+    return nn.Parameter(values, values.is_floating_point()) if isinstance(tensor, nn.Parameter) else values
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any] | None:
+    """Return the attributes of a module beside its tensors, hooks and mode; None where one is not a plain value."""
+    found = {}
+    for key, value in vars(module).items():
+        if key in _PARTS or key == "training" or ("_hooks" in key and isinstance(value, dict)):
+            continue
+        if key in ("_non_persistent_buffers_set", "_is_full_backward_hook", "_backward_hooks"):
+            continue
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if not all(isinstance(part, _PLAIN) or inspect.isroutine(part) for part in parts):
+            return None
+        found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Run a block by torch's defaults, and restore the random number generators that it may use afterwards."""
+    numpy: Any = getattr(sys.modules.get("numpy"), "random", None)
+    array, python = numpy.get_state() if numpy else None, random.getstate()
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python)
+        if numpy:
+            numpy.set_state(array)
