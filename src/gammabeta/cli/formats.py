@@ -40,7 +40,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
         console.print(Text(f"ignored: {finding.where or '(the model)'} {finding.code} {finding.name}: {reason}", "dim"))
     console.print(Text(diagnosis.summary(), "bold"))
     for line in remedies(diagnosis.findings):
-        console.print(Text(f"in Python, {line}"))
+        console.print(Text(f"in Python, {line}" if line.startswith("diagnosis") else line))
     for line in skipped(diagnosis.idle, command_line=True):
         console.print(Text(line, "dim"))
 

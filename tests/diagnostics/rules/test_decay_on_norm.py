@@ -110,3 +110,20 @@ def test_a_new_optimizer_without_a_scheduler_is_mended_and_what_it_saves_loads()
     optimizer.step()
     scheduler.step()
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+class ScalesByOnePlusWeightRMSNorm(nn.Module):
+    def __init__(self, size, offset):
+        super().__init__()
+        self.weight, self.eps, self.offset = nn.Parameter(torch.full((size,), 1.0 - offset)), 1e-6, offset
+
+    def forward(self, x):
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        return (x.float() * scale * (self.offset + self.weight.float())).type_as(x)
+
+
+@pytest.mark.parametrize(("offset", "found"), [(0.0, True), (1.0, False)])
+def test_decay_that_pulls_a_scale_to_1_is_not_found(offset, found):
+    model = nn.Sequential(nn.Linear(4, 8), ScalesByOnePlusWeightRMSNorm(8, offset))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    assert bool(gb.check(model, optimizer=optimizer, select="GB401").findings) is found

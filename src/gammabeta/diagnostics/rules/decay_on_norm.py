@@ -1,6 +1,7 @@
 """Weight decay on γ and β.
 
-What it does: Finds γ and β in a group of the optimizer that has weight decay.
+What it does: Finds γ and β in a group of the optimizer that has weight decay. The weight of a norm that scales by
+1 + weight, as Gemma's, is left out: a norm of another library is run to see.
 
 Why it matters: Decay is meant to keep a layer's function simple. Before a norm it does not even do that, since scaling
 the weights there changes nothing. On γ it shrinks the output itself, on β it pulls activations to zero. A channel whose
@@ -30,6 +31,8 @@ from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.optimizer_groups import Groups
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.norms import CLASS, norm_of
+from gammabeta.introspection.probed import form_of
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.parameter_groups import parameter_groups
 
@@ -47,7 +50,8 @@ def check(record: Record) -> Iterator[Match]:
             for groups in every:
                 for group in groups.optimizer.param_groups:
                     decay = float(group.get("weight_decay") or 0.0)
-                    if decay and parameter.requires_grad and any(parameter is other for other in group["params"]):
+                    held = decay and parameter.requires_grad and any(parameter is p for p in group["params"])
+                    if held and not _holds_less_one(norm, key):
                         decays[key] = decay
                         of[id(groups)] = groups
         if decays:
@@ -58,6 +62,15 @@ def check(record: Record) -> Iterator[Match]:
             listed = " and ".join(f"{decay:g} on {key}" for key, decay in decays.items())
             fix = _fix(norm, tuple(decays), list(of.values()), max(decays.values()), reason)
             yield Match(norm.name, f"weight decay of {listed}", decays, fix)
+
+
+def _holds_less_one(norm: Norm, key: str) -> bool:
+    """Whether a norm scales by 1 + weight: decay then pulls the scale to 1. torch's and gammabeta's do not."""
+    layer = None if norm.module is None else norm_of(norm.module)
+    if norm.module is None or layer is None or layer.known_by == CLASS:
+        return False
+    form = form_of(norm.module)
+    return form is not None and form.offset == 1.0 and key == form.weight
 
 
 def _fix(norm: Norm, keys: tuple[str, ...], of: list[Groups], decay: float, reason: str | None) -> Fix:
