@@ -138,7 +138,10 @@ def test_channels_that_are_never_finite_are_told():
     with torch.no_grad():
         model[0].weight[3] = float("nan")
     change = gb.check(model, loader=loader, select="GB102").fix()
-    assert change.entries[0].what == "recalibrated but for 1 channel that was never finite"
+    assert change.entries[-1].what == "recalibrated but for 1 channel that was never finite"
+    model[1].running_mean[2:4] = float("nan")
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.left["1"] == "GB102 poisoned-statistics: no batch gives some of its channels a finite input"
     model[1].requires_grad_(False)
     model[1].running_mean[3] = float("nan")
     before = bits(model)

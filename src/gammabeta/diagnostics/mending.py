@@ -150,6 +150,9 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
     for finding in ready:
         if mended.intersection(norm.name for norm in _norms(finding)):
             change.include(parts[id(finding)])
+            for norm in _norms(finding):
+                if norm.name in mended and bool(_broken(norm.module).any()):
+                    _leave(change, finding, "no batch gives some of its channels a finite input", norm.name)
         else:
             # Statistics that were attached and not estimated would be 0 and 1.
             parts[id(finding)].roll_back()
