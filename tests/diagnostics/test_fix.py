@@ -151,7 +151,7 @@ def test_channels_that_are_never_finite_are_told():
     assert bits(model) == before
     model[1].running_mean[2] = float("inf")
     change = gb.check(model, loader=loader, select="GB102").fix()
-    assert change.entries[0].what == ("recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input")
+    assert change.entries[-1].what == "recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input"
 
 
 def test_of_a_frozen_norm_s_statistics_only_the_poisoned_channels_change():
