@@ -29,7 +29,7 @@ def test_text_has_rules_modules_numbers_and_what_to_do(diagnosis):
     assert "running mean NaN in 1 of 4 channels: 1" in text
     assert "fix  gammabeta.recalibrate(model, batches, where='1')" in text
     assert "ignored: 2 GB306 unusual-epsilon: ported, as it was" in text
-    assert f"1 error, 1 warning (1 ignored): {len(diagnosis.rules)} rules, 2 norms" in text
+    assert f"1 error, 1 warning at 1 module (1 ignored): {len(diagnosis.rules)} rules, 2 norms" in text
     assert text.index("GB102") < text.index("GB305")
 
 
@@ -93,4 +93,4 @@ def test_github_s_commands_are_escaped():
     finding = Finding("GB101", "a-name", "note", "x", "50 % of\nall: it, is", fix=None)
     lines = formats.as_github(Diagnosis((finding,)), "a,b:c.py", 3).splitlines()
     assert lines[0] == "::notice file=a%2Cb%3Ac.py,line=3,title=GB101 a-name::x: 50 %25 of%0Aall: it, is."
-    assert lines[1] == "1 note: 0 rules, 0 norms"
+    assert lines[1] == "1 note at 1 module: 0 rules, 0 norms"

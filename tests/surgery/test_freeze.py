@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -247,7 +248,43 @@ class TestFreeze:
         gb.freeze(m, where="bn1")
         assert gb.freeze(m, where="bn1").left == {"bn1": "its statistics are Running() already"}
         assert gb.unfreeze(m, where="bn2").left == {"bn2": "not frozen"}
-        assert gb.freeze(OwnForward(3)).left == {"": "OwnForward has a forward of its own, which would be lost"}
+        with pytest.warns(UserWarning, match="^freeze: 1 of 1") as caught:
+            change = gb.freeze(OwnForward(3))
+        assert change.left == {"": "OwnForward has a forward of its own, which would be lost"}
+        assert str(caught[0].message) == (
+            "freeze: 1 of 1 BatchNorms are not frozen: the model (OwnForward has a forward of its own, which would be "
+            "lost). Mend the reason and freeze them again, or keep them in evaluation mode: model.train() ends that."
+        )
+        assert caught[0].filename == __file__
+
+    def test_what_is_frozen_is_no_reason_to_warn(self):
+        m = ours()
+        gb.freeze(m)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            gb.freeze(m, affine=True)
+            gb.freeze(m, statistics=False, affine=True)
+
+    def test_statistics_and_affine_of_a_layer_are_frozen_both_or_neither(self):
+        m = nn.Sequential(nn.BatchNorm2d(3), *(OwnForward(3) for _ in range(5)))
+        with pytest.warns(UserWarning, match=r"^freeze: 5 of 6 BatchNorms are not frozen: 1 .*, 2 .*, 3 .* and 2 more"):
+            change = gb.freeze(m, affine=True)
+        assert change.changed == ["0"]
+        assert all(p.requires_grad for p in m[1:].parameters())
+        assert not any(p.requires_grad for p in m[0].parameters())
+
+    def test_statistics_that_were_not_tracked_are_used_in_training_once_they_are_frozen(self):
+        """Freezing as Lightning does switches tracking off and leaves training to normalize by the batch."""
+        m = nn.Sequential(nn.BatchNorm2d(3))
+        m[0].running_mean.normal_()
+        m[0].track_running_stats = False
+        before = buffers(m)
+        expected = m.eval()(images())
+        gb.freeze(m)
+        torch.testing.assert_close(m.train()(images()), expected, rtol=1e-5, atol=1e-5)  # two kernels
+        assert equal(m, before)
+        gb.unfreeze(m)
+        assert not m[0].track_running_stats
 
     def test_neither_is_an_error(self):
         with pytest.raises(ValueError) as raised:  # noqa: PT011

@@ -20,7 +20,7 @@ class PreNormBlock(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
+        self.matrix = nn.Parameter(torch.ones(4, 4))
 
 
 def names(m, decay=0.1):
@@ -62,7 +62,58 @@ def test_shared_parameters_stand_once_and_a_norm_s_does_not_decay():
 
 def test_norms_of_others_are_told_by_class():
     m = nn.Sequential(LlamaRMSNorm(), PreNormBlock())
-    assert names(m) == [["1.scale"], ["0.weight"]]
+    assert names(m) == [["1.matrix"], ["0.weight"]]
+
+
+def test_biases_of_recurrent_layers_do_not_decay():
+    m = nn.ModuleDict({
+        "lstm": nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2), "gru": nn.GRU(3, 4), "rnn": nn.RNN(3, 4),
+        "cell": nn.LSTMCell(3, 4), "attention": nn.MultiheadAttention(4, 2, add_bias_kv=True),
+    })  # fmt: skip
+    weights, spared = names(m)
+    assert len(spared) == 8 + 2 + 2 + 2 + 4
+    assert not [name for name in weights if "bias" in name]
+    assert not [name for name in spared if "weight" in name]
+    assert len(weights) == 12 + 2 + 2 + 2 + 2
+
+
+class Scaled(nn.Module):
+    """Scales of one axis and of none, position embeddings, and a recurrence that asks to be spared."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.gamma, self.logit_scale = nn.Parameter(torch.ones(4)), nn.Parameter(torch.tensor(2.0))
+        self.pos_embed, self.table = nn.Parameter(torch.zeros(1, 3, 4)), nn.Parameter(torch.zeros(5, 2))
+        self.a_log, self.activation = nn.Parameter(torch.zeros(4, 2)), nn.PReLU(4)
+        self.a_log._no_weight_decay = True
+
+    def no_weight_decay(self):
+        return {"pos_embed", "linear"}
+
+    def no_weight_decay_keywords(self):
+        return {"tabl"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_scales_and_what_the_model_asks_for_do_not_decay(wrapped):
+    m = nn.ModuleDict({"backbone": Scaled(), "pos_embed": Scaled().linear}) if wrapped else Scaled()
+    weights, spared = names(m)
+    prefix = "backbone." if wrapped else ""
+    assert weights == [f"{prefix}linear.weight", *(["pos_embed.weight"] if wrapped else [])]
+    scales = ["gamma", "logit_scale", "pos_embed", "table", "a_log", "linear.bias", "activation.weight"]
+    assert set(spared) == {f"{prefix}{name}" for name in scales} | ({"pos_embed.bias"} if wrapped else set())
+
+
+def test_where_fsdp_has_flattened_weights_the_number_of_axes_says_nothing():
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    m = FullyShardedDataParallel(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)))
+    m.module[0].weight = nn.Parameter(m.module[0].weight.detach().flatten())
+    assert names(m)[0] == ["module.0.weight"]
 
 
 def test_biases_by_other_names_and_behind_parametrizations():

@@ -218,7 +218,7 @@ def test_a_channel_that_is_not_finite_is_left_out():
     torch.testing.assert_close(m.running_mean[1], good.mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(m.running_var[1], good.var(), rtol=1e-5, atol=0)
     assert m.running_mean[2] == 0.25
-    assert change.entries[0].what == "recalibrated but for 1 channels that were never finite"
+    assert change.entries[0].what == "recalibrated but for 1 channel that was never finite"
 
 
 def test_masked_positions_do_not_count():

@@ -5,38 +5,32 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import gammabeta
 from gammabeta.cli.inspection import Inspection
 from gammabeta.cli.places import place_of
-from gammabeta.cli.sarif import as_sarif, evidence_in_json, failed_sarif, sentence
+from gammabeta.cli.sarif import as_sarif, failed_sarif, sentence
 from gammabeta.diagnostics.checkpoints.contents import printable
-from gammabeta.diagnostics.findings import Diagnosis, Finding, advice
+from gammabeta.diagnostics.description import advice, faults, heading, remedies, skipped
+from gammabeta.diagnostics.findings import Diagnosis
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
-_SHOWN = 12
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
     """Print a diagnosis for people: by rule, with module names, numbers, and what to do."""
     for group in diagnosis.by_rule():
-        first = group[0]
-        style = _STYLES[first.severity]
-        console.print(Text.assemble((f"{first.code} {first.name}", style), f"  {first.severity}, {_count(len(group))}"))
-        shown = group if len(group) <= _SHOWN + 1 else group[:_SHOWN]
+        code, _, rest = heading(group).partition(" (")
+        console.print(Text.assemble((code, _STYLES[group[0].severity]), f"  {rest.removesuffix(')')}"))
         table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
         table.add_column(width=0)
         table.add_column(style="cyan", overflow="fold")
         table.add_column(overflow="fold")
-        for finding in shown:
-            table.add_row("", Text(finding.where or "(the model)"), Text(finding.message))
-        if len(shown) < len(group):
-            table.add_row("", "…", Text(f"and {len(group) - len(shown)} more"))
+        for fault in faults(group):
+            table.add_row("", Text(fault.names), Text(fault.message))
         for what in advice(group):
             table.add_row("", Text("fix", style="green"), Text(what))
         console.print(table)
@@ -44,23 +38,15 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     for finding, reason in diagnosis.ignored:
         console.print(Text(f"ignored: {finding.where or '(the model)'} {finding.code} {finding.name}: {reason}", "dim"))
     console.print(Text(diagnosis.summary(), "bold"))
-    for need, codes in diagnosis.idle.items():
-        console.print(Text(f"skipped (needs {need}): {', '.join(codes)}", "dim"))
+    for line in remedies(diagnosis.findings):
+        console.print(Text(f"in Python, {line}" if line.startswith("diagnosis") else line))
+    for line in skipped(diagnosis.idle, command_line=True):
+        console.print(Text(line, "dim"))
 
 
 def as_json(diagnosis: Diagnosis, target: str, notes: Sequence[str] = ()) -> str:
     """Return a diagnosis for programs: all findings with their evidence."""
-    content = {
-        "gammabeta": gammabeta.__version__,
-        "target": printable(target),
-        "norms": diagnosis.norms,
-        "findings": [_plain(finding) for finding in diagnosis.findings],
-        "ignored": [{**_plain(finding), "reason": reason} for finding, reason in diagnosis.ignored],
-        "rules": list(diagnosis.rules),
-        "not run": {need: list(codes) for need, codes in diagnosis.idle.items()},
-        "notes": list(notes),
-    }
-    return json.dumps(content, indent=2)  # ASCII, so that no encoding of the standard output can damage it
+    return diagnosis.to_json(printable(target), notes)
 
 
 def failed_json(message: str, target: str) -> str:
@@ -90,26 +76,10 @@ def failed_github(message: str) -> str:
     return f"::error title=gammabeta::{_escaped(message)}"
 
 
-def _plain(finding: Finding) -> dict[str, Any]:
-    return {
-        "code": finding.code,
-        "name": finding.name,
-        "severity": finding.severity,
-        "where": finding.where,
-        "message": finding.message,
-        "evidence": evidence_in_json(finding.evidence),
-        "fix": None if finding.fix is None else finding.fix.what,
-    }
-
-
 def _escaped(text: str, *, property: bool = False) -> str:
     for character, code in (("%", "%25"), ("\r", "%0D"), ("\n", "%0A")):
         text = text.replace(character, code)
     return text.replace(":", "%3A").replace(",", "%2C") if property else text
-
-
-def _count(number: int) -> str:
-    return f"{number} module{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

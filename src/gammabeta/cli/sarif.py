@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gammabeta
 from gammabeta.cli.places import Place, place_of
 from gammabeta.diagnostics.checkpoints.contents import printable
+from gammabeta.diagnostics.finding import plain_evidence
 from gammabeta.diagnostics.findings import Diagnosis, Finding
 from gammabeta.diagnostics.rule import Rule
 from gammabeta.diagnostics.rules import RULES
@@ -57,7 +57,7 @@ def as_sarif(diagnosis: Diagnosis, file: str | None, line: int, notes: Sequence[
                 "primaryLocationLineHash": f"{fingerprint}:{seen[fingerprint]}",
                 "module/v1": f"{finding.code}:{finding.where}",
             },
-            "properties": {"evidence": evidence_in_json(finding.evidence)},
+            "properties": {"evidence": plain_evidence(finding.evidence)},
         }
         if reason is not None:
             kind = "external" if reason.startswith("by ignore=") else "inSource"
@@ -79,15 +79,6 @@ def sentence(finding: Finding) -> str:
     """Return a finding as one line: the module, what is wrong, how to fix it."""
     fix = f" Fix: {finding.fix.what}." if finding.fix is not None else ""
     return f"{finding.where or '(the model)'}: {finding.message}.{fix}"
-
-
-def evidence_in_json(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Return evidence that fits into JSON, which has no NaN and no infinity."""
-
-    def plain(value: Any) -> Any:
-        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {str(key): plain(value) for key, value in evidence.items()}
 
 
 def _document(rules: Sequence[Rule], results: list[dict[str, Any]], invocation: dict[str, Any]) -> str:

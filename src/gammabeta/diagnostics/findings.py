@@ -1,86 +1,18 @@
-"""Findings of the check, and their fixes."""
+"""The findings of a check together: what it prints, and the fix of them all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import nn
+from gammabeta.diagnostics.description import count_of, faults, paragraph, remedies, skipped
+from gammabeta.diagnostics.finding import SEVERITIES, Finding, Fix, Recalibration, as_plain
+from gammabeta.diagnostics.mending import mend
+from gammabeta.surgery.change import Change
 
-from gammabeta.introspection.forward import Forward
-from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.recalibrate import recalibrate
-
-SEVERITIES = ("error", "warning", "note")
-# At most this many modules, and this many different fixes, are printed per rule.
-_SHOWN, _FIXES = 8, 3
-
-
-@dataclass(frozen=True, eq=False)
-class Recalibration:
-    """A norm whose running statistics should be estimated from data.
-
-    Attributes:
-        module: the norm.
-        model: the model that contains the norm and runs on the batches.
-        batches: batches in the form that the model takes.
-        forward: `forward(model, batch)`, if they go through the model in a way of their own.
-    """
-
-    module: nn.Module
-    model: nn.Module
-    batches: Any
-    forward: Forward | None = None
-
-
-@dataclass(frozen=True)
-class Fix:
-    """How to fix a finding.
-
-    Attributes:
-        what: a sentence or call that says what to do.
-        apply: does it and returns the change; None if a person has to, or if something needed for it is missing.
-        recalibration: the norm to recalibrate after that. All such norms of a model are recalibrated in one pass over
-            the batches.
-    """
-
-    what: str
-    apply: Callable[[], Change] | None = field(default=None, compare=False, repr=False)
-    recalibration: Recalibration | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def mends(self) -> bool:
-        """Whether the fix can be done without a person."""
-        return self.apply is not None or self.recalibration is not None
-
-    def __str__(self) -> str:
-        return self.what
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, at one module.
-
-    Attributes:
-        code, name: code and name of the rule: "GB101", "frozen-norm-thaws".
-        severity: "error", "warning" or "note".
-        where: the module's qualified name; "" is the model itself.
-        message: what is wrong, with its numbers.
-        evidence: the numbers by name.
-        fix: how to fix it.
-    """
-
-    code: str
-    name: str
-    severity: str
-    where: str
-    message: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    fix: Fix | None = None
-
-    def __str__(self) -> str:
-        return f"{self.where or '(the model)'}: {self.code} {self.name}: {self.message}"
+__all__ = ["SEVERITIES", "Diagnosis", "Finding", "Fix", "Recalibration"]
 
 
 @dataclass(frozen=True)
@@ -116,31 +48,24 @@ class Diagnosis:
         """The findings that are notes."""
         return self._of("note")
 
-    def fix(self) -> Change:
-        """Apply all fixes that need no person, in place, as one change that can be undone.
+    def fix(self, *, notes: bool = False, keep_checkpoints: bool = True) -> Change:
+        """Apply the fixes of errors and warnings that need no person, in place, as one change that can be undone.
+
+        Each fix is applied on its own. One that raises is rolled back and listed among what was left alone, and the
+        others are applied. Norms whose statistics are wrong are recalibrated last, all in one pass over the loader of
+        the check. What is frozen stays frozen. An optimizer that a scheduler holds, or that has taken a step, stays as
+        it is. Outputs in evaluation change only where the finding says that they are wrong.
+
+        Args:
+            notes: whether notes are fixed too.
+            keep_checkpoints: whether checkpoints from before must still load. False also applies fixes that add keys
+                to the state_dict or take keys out of it.
 
         Returns:
-            The `Change`. Findings to fix by hand are among what it left alone, with what to do.
-
-        Raises:
-            Exception: whatever a fix raises; the model is then as before.
+            The `Change`. Errors and warnings that need a person, fixes that could not be applied, and notes that could
+            be fixed are among what it left alone, with the reason and what to do.
         """
-        stale: dict[int, list[Recalibration]] = {}
-        with transaction("fix") as change:
-            for finding in self.findings:
-                fix = finding.fix
-                if fix is None or not fix.mends:
-                    by_hand = fix.what if fix is not None else "no fix is known"
-                    change.leave(finding.where, f"{finding.code} {finding.name}: {by_hand}")
-                    continue
-                if fix.apply is not None:
-                    change.include(fix.apply())
-                if fix.recalibration is not None:
-                    stale.setdefault(id(fix.recalibration.model), []).append(fix.recalibration)
-            for norms in stale.values():
-                first, where = norms[0], list(dict.fromkeys(norm.module for norm in norms))
-                change.include(recalibrate(first.model, first.batches, where=where, forward=first.forward))
-        return change
+        return mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints)
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:
         """Yield the findings of each rule and severity together, in the order of `findings`."""
@@ -150,26 +75,48 @@ class Diagnosis:
         return (tuple(group) for group in groups.values())
 
     def summary(self) -> str:
-        """Return one line: the numbers of findings by severity, of rules and of norms."""
-        counts = [(len(self._of(severity)), severity) for severity in SEVERITIES]
-        found = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for count, name in counts if count)
+        """Return one line: the numbers of faults by severity, of modules that have them, of rules and of norms.
+
+        Findings of one rule that differ only in modules and numbers are one fault.
+        """
+        every = faults(self.findings)
+        counts = [
+            count_of(number, severity)
+            for severity in SEVERITIES
+            if (number := sum(fault.severity == severity for fault in every))
+        ]
+        modules = len(dict.fromkeys(name for fault in every for name in fault.modules))
+        at = f" at {count_of(modules, 'module')}" if counts else ""
         ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
-        return f"{found or 'nothing found'}{ignored}: {_count(len(self.rules), 'rule')}, {_count(self.norms, 'norm')}"
+        looked = f"{count_of(len(self.rules), 'rule')}, {count_of(self.norms, 'norm')}"
+        return f"{', '.join(counts) or 'nothing found'}{at}{ignored}: {looked}"
+
+    def to_json(self, target: str | None = None, notes: Sequence[str] = ()) -> str:
+        """Return the diagnosis as JSON, as `gammabeta check --format json` prints it: all findings with their evidence.
+
+        Args:
+            target: what was checked, by the name that you give it.
+            notes: sentences to add about the target.
+
+        Returns:
+            The text of a JSON object. Numbers that JSON does not have are strings: "nan", "inf".
+        """
+        content = {
+            "gammabeta": _version(),
+            "target": target,
+            "norms": self.norms,
+            "findings": [as_plain(finding) for finding in self.findings],
+            "ignored": [{**as_plain(finding), "reason": reason} for finding, reason in self.ignored],
+            "rules": list(self.rules),
+            "not run": {need: list(codes) for need, codes in self.idle.items()},
+            "notes": list(notes),
+        }
+        return json.dumps(content, indent=2)  # ASCII, so that no encoding of a standard output can damage it
 
     def __str__(self) -> str:
-        lines = []
-        for group in self.by_rule():
-            first = group[0]
-            lines.append(f"{first.code} {first.name} ({first.severity}, {_count(len(group), 'module')})")
-            shown = group[: _SHOWN if len(group) > _SHOWN + 1 else None]
-            width = max(len(finding.where or "(the model)") for finding in shown)
-            lines += [f"  {finding.where or '(the model)':<{width}}  {finding.message}" for finding in shown]
-            if len(shown) < len(group):
-                lines.append(f"  … and {len(group) - len(shown)} more")
-            lines += [f"  fix: {what}" for what in advice(group)]
-            lines.append("")
+        lines = [line for group in self.by_rule() for line in (*paragraph(group), "")]
         lines.append(self.summary())
-        lines += [f"  skipped (needs {need}): {', '.join(codes)}" for need, codes in self.idle.items()]
+        lines += [f"  {line}" for line in (*remedies(self.findings), *skipped(self.idle))]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -178,11 +125,6 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.severity == severity)
 
 
-def advice(group: tuple[Finding, ...]) -> list[str]:
-    """Return what the findings of one rule say to do: each sentence once, the first few only."""
-    every = list(dict.fromkeys(finding.fix.what for finding in group if finding.fix is not None))
-    return every[:_FIXES] if len(every) <= _FIXES + 1 else [*every[:_FIXES], f"… and {len(every) - _FIXES} more"]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _version() -> str:
+    # The package imports this module, so it is there when this is called, and not when this is imported.
+    return str(sys.modules[__name__.partition(".")[0]].__version__)

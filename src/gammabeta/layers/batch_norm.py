@@ -110,6 +110,8 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
                 mean, var, self.momentum, self._tracked(),
                 skipped_counts(var if mean is None else mean), self.holds_statistics, self.gathered,
             )  # fmt: skip
+        elif isinstance(self.statistics, Running):  # frozen: it reads them, whether or not training would move them
+            running = RunningStatistics(mean, var)
         else:
             running = RunningStatistics()
         normalize: Callable[[NormCall], Tensor] = self.statistics.normalize

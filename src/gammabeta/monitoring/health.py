@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from gammabeta.diagnostics.findings import Diagnosis, Finding, advice
+from gammabeta.diagnostics.description import advice
+from gammabeta.diagnostics.findings import Diagnosis, Finding
 from gammabeta.diagnostics.selection import rule_of
 from gammabeta.monitoring.curves import curve
 from gammabeta.monitoring.watched import QUANTITIES, Watched

@@ -60,8 +60,12 @@ class Change:
 
     @property
     def left(self) -> dict[str, str]:
-        """The modules that were left alone, each with the reason."""
-        return {entry.module: entry.what for entry in self.entries if not entry.done}
+        """The modules that were left alone, each with the reason, or with all reasons."""
+        reasons: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if not entry.done:
+                reasons.setdefault(entry.module, []).append(entry.what)
+        return {module: "; ".join(whys) for module, whys in reasons.items()}
 
     def undo(self) -> None:
         """Restore everything that the operation changed; a second call does nothing.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm, is_norm, is_ours
@@ -13,6 +15,8 @@ from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.set_statistics import ensure_ours, why_not_source
 
 _AFFINE = ("weight", "bias")
+# At most this many layers are named in a warning.
+_NAMED = 3
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, where: Where = None) -> Change:
@@ -28,6 +32,10 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = False, w
         statistics: whether the BatchNorms' statistics are frozen.
         affine: whether γ and β are frozen, of all norms and not only of the BatchNorms.
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
+
+    Warns:
+        UserWarning: BatchNorms whose statistics should be frozen were left as they are, with the reasons. Of these, γ
+            and β are not frozen either.
 
     Returns:
         The `Change`. Where it is not at hand, after loading a pickle for example, `unfreeze` thaws the layers too;
@@ -73,7 +81,24 @@ def _freeze_or_thaw(operation: str, model: nn.Module, statistics: bool, affine: 
     with transaction(operation) as change:
         for name, module in select(model, where, eligible, operation=operation, kind=kind):
             step(change, name, module, statistics, affine)
+    if operation == "freeze" and statistics:
+        _warn(model, change)
     return change
+
+
+def _warn(model: nn.Module, change: Change) -> None:
+    """Warn of BatchNorms whose statistics still move, or that still normalize by the batch."""
+    modules = dict(model.named_modules())
+    left = [name for name in change.left if is_batch_norm(modules[name]) and not _is_frozen(modules[name])]
+    if left:
+        every = sum(is_batch_norm(modules[entry.module]) for entry in change.entries)
+        named = ", ".join(f"{name or 'the model'} ({change.left[name]})" for name in left[:_NAMED])
+        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+        warnings.warn(
+            f"freeze: {len(left)} of {every} BatchNorms are not frozen: {named}{more}. Mend the reason and freeze them "
+            "again, or keep them in evaluation mode: model.train() ends that.",
+            stacklevel=4,
+        )
 
 
 def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affine: bool) -> None:
@@ -84,7 +109,8 @@ def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affi
         if is_frozen_batch_norm(module):
             reason = f"{type(module).__name__} is frozen by its class"
         elif not ensure_ours(change, name, module):
-            reason = change.entries.pop().what
+            # It is left whole: γ and β frozen alone would belong to statistics that training moves.
+            return
         else:
             reason = why_not_source(module, Running())
             if reason is None:
@@ -135,6 +161,10 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
     else:
         change.set_attribute(module, "frozen", Frozen(source, taken), name)
     change.note(name, f"unfrozen: {', '.join(done)}")
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    return is_frozen_batch_norm(module) or getattr(module, "statistics", None) == Running()
 
 
 def _trains(module: nn.Module, key: str) -> bool:

@@ -7,7 +7,8 @@ import math
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from gammabeta.surgery.ranks import Ranks
 # The fewest batches that show a progress bar, and the batches between two checks of the standard errors.
 _LONG, _BETWEEN_LOOKS = 20, 4
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+# In place of an ε of 0.
+_TINY = 1e-36
 
 
 def recalibrate(
@@ -79,40 +82,81 @@ def recalibrate(
     """
     if standard_error is not None and not standard_error > 0:
         raise ValueError(f"recalibrate: expected standard_error above 0 or None, got {standard_error}.")
+    return _run(model, batches, where, _Way(group, forward, standard_error))
+
+
+def recalibrate_what_can_be(
+    model: nn.Module, batches: Iterable[Any], *, where: Where, forward: Forward | None = None
+) -> Change:
+    """Recalibrate like `recalibrate`, but leave a layer that too few samples reach instead of raising for all."""
+    return _run(model, batches, where, _Way(forward=forward, each=True))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a recalibration runs: arguments of `recalibrate`, and whether each layer may be left on its own."""
+
+    group: Any = None
+    forward: Forward | None = None
+    standard_error: float | None = None
+    each: bool = False
+
+
+def _run(model: nn.Module, batches: Iterable[Any], where: Where, way: _Way) -> Change:
     inner = unwrapped(model)
     with transaction("recalibrate") as change:
         layers: dict[str, Any] = {}
         for name, module in select(model, where, is_batch_norm, operation="recalibrate", kind="BatchNorms"):
-            reason = _why_not_recalibrated(module)
+            reason = why_not_recalibrated(module)
             if reason is None:
                 layers[name] = module
             else:
                 change.leave(name, reason)
         if not layers:
             return change
-        ranks = Ranks("recalibrate", group, next(iter(layers.values())).running_mean.device, alone=group is None)
-        recalibration = _Recalibration(inner, layers, forward_batch("recalibrate", forward), ranks, standard_error)
+        ranks = Ranks(
+            "recalibrate", way.group, next(iter(layers.values())).running_mean.device, alone=way.group is None
+        )
+        recalibration = _Recalibration(inner, layers, way, ranks)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             found = recalibration.measure(batches)
             for name, estimate in found.items():
-                if estimate.samples:
+                if estimate.samples >= recalibration.fewest:
                     _write(change, layers[name], estimate, recalibration.taken)
             after = recalibration.distances_after()
         for name, estimate in found.items():
             if not estimate.samples:
                 change.leave(name, "no batch reached it")
-                continue
-            mean_error, var_error = estimate.relative_errors()
-            numbers = {"samples": estimate.samples, "mean_error": mean_error, "var_error": var_error}
-            if name in after:
-                numbers |= {"before": recalibration.before[name], "after": after[name]}
-            kept = int((estimate.moments.count < 2).sum())
-            what = f"recalibrated but for {kept} channels that were never finite" if kept else "recalibrated"
-            change.note(name, what, **numbers)
+            elif estimate.samples < recalibration.fewest:
+                change.leave(name, "a single sample reached it, which has no variance: hand more batches")
+            elif not bool((estimate.moments.count > 1).any()):
+                change.leave(name, "no channel was finite in any batch")
+            else:
+                distances = (recalibration.before.get(name), after.get(name))
+                _note(change, name, estimate, distances)
     return change
 
 
-def _why_not_recalibrated(module: nn.Module) -> str | None:
+def _note(change: Change, name: str, estimate: Estimate, distances: tuple[float | None, float | None]) -> None:
+    """Note what was measured: the errors of the new statistics, and whether they are nearer to the first batch."""
+    mean_error, var_error = estimate.relative_errors()
+    numbers = {"samples": estimate.samples, "mean_error": mean_error, "var_error": var_error}
+    before, after = distances
+    what = "recalibrated"
+    kept = int((estimate.moments.count < 2).sum())
+    if kept:
+        what += f" but for {kept} channel{' that was' if kept == 1 else 's that were'} never finite"
+    if before is not None and after is not None:
+        numbers |= {"before": before, "after": after}
+        if after > before:
+            what += ", yet farther from the first batch than before"
+    change.note(name, what, **numbers)
+
+
+def why_not_recalibrated(module: nn.Module) -> str | None:
+    """Return why a norm cannot be recalibrated; None where it can."""
+    if not is_batch_norm(module):
+        return f"{type(module).__name__} is none of torch's or gammabeta's BatchNorms"
     if is_frozen_batch_norm(module):
         return f"{type(module).__name__} is frozen by its class"
     if isinstance(module, torch.jit.ScriptModule):
@@ -129,10 +173,11 @@ def _why_not_recalibrated(module: nn.Module) -> str | None:
 class _Recalibration:
     """The forwards of a recalibration, in step with the other ranks."""
 
-    def __init__(
-        self, model: nn.Module, layers: Mapping[str, Any], run: Forward, ranks: Ranks, bound: float | None
-    ) -> None:
-        self._model, self._layers, self._run, self._ranks, self._bound = model, layers, run, ranks, bound
+    def __init__(self, model: nn.Module, layers: Mapping[str, Any], way: _Way, ranks: Ranks) -> None:
+        self._model, self._layers, self._ranks, self._bound = model, layers, ranks, way.standard_error
+        self._run = forward_batch("recalibrate", way.forward)
+        self._each = way.each
+        self.fewest = 2 if way.each else 1
         self._channels = {name: layer.running_mean.shape[0] for name, layer in layers.items()}
         self._first: Any = None
         self.before: dict[str, float] = {}
@@ -153,7 +198,7 @@ class _Recalibration:
                 waiting = _with_progress(itertools.chain([self._first], rest), batches, self._ranks.rank)
         except Exception as error:
             failure = error
-        with _measuring(self._model, self._layers, populations, by_batch=True):
+        with measuring(self._model, self._layers, populations, by_batch=True):
             while True:
                 taken = 0
                 try:
@@ -192,7 +237,7 @@ class _Recalibration:
     def _distances(self) -> dict[str, float]:
         """Return the distance of each layer's input from its running statistics in evaluation, on the first batch."""
         populations = self._populations()
-        with _measuring(self._model, self._layers, populations, by_batch=False):
+        with measuring(self._model, self._layers, populations, by_batch=False):
             self._run(self._model, self._first)
         alone = Ranks("recalibrate", None, self._ranks.device, alone=True)
         return {
@@ -222,7 +267,7 @@ class _Recalibration:
                 f"none of {', '.join(list(found)[:3])}: hand batches of what the model takes, or forward=."
             )
         for name, estimate in found.items():
-            if estimate.samples == 1:
+            if estimate.samples == 1 and not self._each:
                 raise ValueError(f"recalibrate: expected at least 2 samples for {name}, got 1: hand more batches.")
         worst, error = self._largest(found)
         if self._bound is not None and error > self._bound:
@@ -233,14 +278,27 @@ class _Recalibration:
             )
 
 
+class Collects(Protocol):
+    """What takes the inputs of a layer."""
+
+    def add(self, x: Tensor, mask: Tensor | None) -> None:
+        """Take an input, (N, C, *positions), and its mask."""
+
+
 @contextmanager
-def _measuring(
-    model: nn.Module, layers: Mapping[str, Any], populations: Mapping[str, Population], *, by_batch: bool
+def measuring(
+    model: nn.Module, layers: Mapping[str, Any], populations: Mapping[str, Collects], *, by_batch: bool
 ) -> Iterator[None]:
     """Put the model in evaluation mode and add every input of the layers to their populations.
 
     With `by_batch` the layers normalize by the batch, and update copies of their running statistics. On leaving,
     everything is restored.
+
+    Args:
+        model: any module.
+        layers: BatchNorms of the model, by name.
+        populations: by the same names, what takes each input, (N, C, *positions), with the mask the layer was given.
+        by_batch: whether the layers normalize by the batch.
     """
     with modes_kept(model), transaction("recalibrate") as temporary:
         for module in model.modules():
@@ -253,6 +311,9 @@ def _measuring(
                     temporary.set_attribute(layer, "statistics", Batch(), name)
                     temporary.set_attribute(layer, "gathered", None, name)  # of `accumulate_statistics`
                 layer.training = True
+                if not layer.eps > 0:
+                    # torch's layers refuse it in training; no variance of float32 notices this one.
+                    temporary.set_attribute(layer, "eps", _TINY, name)
                 for key in _BUFFERS:
                     buffer = layer._buffers.get(key)
                     if buffer is not None:
@@ -265,7 +326,7 @@ def _measuring(
             temporary.roll_back()
 
 
-def _adding_to(population: Population) -> Callable[[nn.Module, Any, Any], None]:
+def _adding_to(population: Collects) -> Callable[[nn.Module, Any, Any], None]:
     def look(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         population.add(args[0] if args else kwargs["input"], kwargs.get("mask"))
 

@@ -65,7 +65,7 @@ def test_a_fix_removes_the_finding_and_its_undo_brings_it_back(rule):
     if not any(finding.fix is not None and finding.fix.mends for finding in diagnosis.findings):
         pytest.skip("it is fixed by hand")
     before = copy.deepcopy(example.model.state_dict())
-    change = diagnosis.fix()
+    change = diagnosis.fix(notes=True, keep_checkpoints=False)
     assert change.changed
     assert findings(example, rule).findings == ()
     change.undo()
@@ -100,7 +100,7 @@ def test_a_fix_leaves_the_outputs_in_evaluation_as_they_were(rule):
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
         before = copy.deepcopy(example.model).eval()(x)
-        diagnosis.fix()
+        diagnosis.fix(notes=True)
         after = copy.deepcopy(example.model).eval()(x)
     assert after.dtype == before.dtype
     # gammabeta's and torch's kernels round differently: a few units in the last place of values of size 5.

@@ -84,7 +84,7 @@ class TestBiasBeforeNorm:
             model[1].running_mean.normal_()
             model[1].running_var.uniform_(0.5, 2)
         before = copy.deepcopy(model)(example.inputs)
-        gb.check(model, example.inputs, select="GB301").fix()
+        gb.check(model, example.inputs, select="GB301").fix(notes=True, keep_checkpoints=False)
         assert model[0].bias is None
         # The bias is added and subtracted in another order: a few units in the last place of values of size 5.
         torch.testing.assert_close(copy.deepcopy(model)(example.inputs), before, rtol=1e-5, atol=1e-5)
@@ -141,6 +141,78 @@ class TestTrainEvalGap:
         nn.init.constant_(model[1][1].running_mean, 4.0)
         (finding,) = gb.check(model.eval(), x, select="GB109").findings
         assert finding.where == "1.1"
+
+    @staticmethod
+    def deep(momentum):
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16, momentum=momentum), nn.ReLU()) for _ in range(20)]
+        model = nn.Sequential(*layers)
+        batches = [3 * torch.randn(64, 16) + 2 for _ in range(8)]
+        for batch in batches:
+            model(batch)
+        return model, batches
+
+    def test_one_fix_mends_all_layers_whose_statistics_are_wrong(self):
+        model, batches = self.deep(momentum=1e-3)
+        diagnosis = gb.check(model.eval(), batches[0], loader=batches, select="GB109")
+        (finding,) = diagnosis.findings
+        assert finding.where == "0.1"
+        assert finding.message.endswith("; nor do those of 19 other layers")
+        assert finding.evidence["layers"] == [f"{i}.1" for i in range(20)]
+        assert finding.evidence["follow"] == []
+        assert "  fix: gammabeta.recalibrate(model, loader)\n" in str(diagnosis)
+        change = diagnosis.fix()
+        assert change.changed == finding.evidence["layers"]
+        assert gb.check(model, batches[0], select="GB109").findings == ()
+
+    def test_layers_that_only_follow_are_told_apart_and_stay(self):
+        model, batches = self.deep(momentum=None)
+        state = copy.deepcopy(model.state_dict())
+        model[2][1].running_mean.add_(model[2][1].running_var.sqrt())
+        diagnosis = gb.check(model.eval(), batches[0], loader=batches, select="GB109")
+        (finding,) = diagnosis.findings
+        assert finding.where == "2.1"
+        assert finding.evidence["layers"] == ["2.1"]
+        assert len(finding.evidence["follow"]) > 5
+        assert "further layers are only given other inputs than in training" in finding.message
+        assert diagnosis.fix().changed == ["2.1"]
+        # The same eight batches, averaged by the batch and merged: nothing else moved.
+        torch.testing.assert_close(model.state_dict()["2.1.running_mean"], state["2.1.running_mean"], rtol=0, atol=1e-2)
+        assert gb.check(model, batches[0], select="GB109").findings == ()
+
+    def test_one_layer_behind_is_one_layer(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+        model[0].running_mean.fill_(3)
+        model[1].running_mean.fill_(3)
+        (finding,) = gb.check(model.eval(), torch.randn(64, 4), select="GB109").findings
+        assert finding.message.endswith("; nor do those of 1 other layer")
+
+    @pytest.mark.parametrize("style", ["freeze", "evaluation", "track_running_stats"])
+    def test_frozen_layers_have_no_gap_between_training_and_evaluation(self, style):
+        model, batches = self.deep(momentum=None)
+        model = nn.Sequential(model, nn.Linear(16, 2))
+        model[0].requires_grad_(False)
+        if style == "freeze":
+            gb.freeze(model)
+        for norm in (m for m in model[0].modules() if isinstance(m, nn.BatchNorm1d)):
+            norm.track_running_stats = style != "track_running_stats"
+            norm.train(style == "track_running_stats")
+        before = copy.deepcopy(model.state_dict())
+        shifted = [batch + 5 for batch in batches]
+        diagnosis = gb.check(model, shifted[0], loader=shifted)
+        assert "GB109" not in codes(diagnosis)
+        diagnosis.fix()
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_where_nothing_trains_a_person_decides(self):
+        model, batches = self.deep(momentum=None)
+        model.requires_grad_(False).eval()
+        shifted = [batch + 5 for batch in batches]
+        diagnosis = gb.check(model, shifted[0], loader=shifted, select="GB109")
+        assert diagnosis.fix().changed == []
+        (finding,) = diagnosis.findings
+        assert finding.fix.what.startswith("if its statistics may change, gammabeta.recalibrate(model, loader")
 
     def test_one_sample_says_nothing(self):
         example = train_eval_gap.flagged()

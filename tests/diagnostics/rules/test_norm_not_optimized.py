@@ -48,3 +48,48 @@ def test_the_message_names_what_is_missing():
     example = norm_not_optimized.flagged()
     (finding,) = gb.check(example.model, optimizer=example.optimizer, select="GB402").findings
     assert finding.message == "weight and bias: in no optimizer, although requires_grad is set"
+
+
+def resnet_like():
+    """Return a network with its first norm beside the head, as ResNets have it."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.conv1, model.bn1 = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+    model.layer1 = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4))
+    model.flatten, model.fc = nn.Flatten(), nn.Linear(64, 2)
+    return model
+
+
+def test_a_linear_probe_leaves_the_backbone_s_norms_out_on_purpose():
+    model = resnet_like()
+    optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.1)
+    diagnosis = gb.check(model, optimizer=optimizer, select="GB402")
+    assert diagnosis.findings == ()
+    lost = torch.optim.SGD([p for p in model.parameters() if p.ndim > 1], lr=0.1)
+    assert {f.where for f in gb.check(model, optimizer=lost, select="GB402").findings} == {"bn1", "layer1.1"}
+
+
+def test_it_is_added_to_the_optimizer_of_the_weights_before_it_with_their_settings():
+    parts = nn.ModuleDict({"g": resnet_like(), "d": resnet_like()})
+    first = torch.optim.SGD([{"params": [p for p in parts["g"].parameters() if p.ndim > 1], "lr": 0.5}], lr=0.1)
+    second = torch.optim.SGD(parts["d"].parameters(), lr=0.1)
+    change = gb.check(parts, optimizer=[first, second], select="GB402").fix()
+    assert change.changed == ["g.bn1", "g.layer1.1"]
+    assert [group["lr"] for group in first.param_groups] == [0.5]
+    assert len(first.param_groups[0]["params"]) == 3 + 4
+    assert len(second.param_groups[0]["params"]) == len(list(parts["d"].parameters()))
+    change.undo()
+    assert len(first.param_groups[0]["params"]) == 3
+
+
+def test_an_optimizer_that_a_scheduler_holds_stays_as_it_is():
+    example = norm_not_optimized.flagged()
+    scheduler = torch.optim.lr_scheduler.StepLR(example.optimizer, 1)
+    change = gb.check(example.model, optimizer=example.optimizer, select="GB402").fix()
+    assert change.changed == []
+    assert change.left["1"] == (
+        "GB402 norm-not-optimized: by hand: build the optimizer with gammabeta.parameter_groups(model, "
+        "weight_decay=0.0001), and its scheduler after that; this one stays as it is: a scheduler holds the optimizer"
+    )
+    assert len(example.optimizer.param_groups) == 1
+    scheduler.step()

@@ -7,6 +7,27 @@ from torch import nn
 import gammabeta as gb
 
 
+class OwnRMSNorm(nn.Module):
+    """A norm that adds ε in the input's dtype."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(4)), eps
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
+def own(eps):
+    return OwnRMSNorm(eps).half()
+
+
+def test_an_epsilon_of_zero_in_float16_gives_nan_where_it_is_added_there_and_not_in_torch_s():
+    zeros = torch.zeros(2, 4, dtype=torch.float16)
+    assert own(1e-8)(zeros).isnan().all()
+    assert nn.LayerNorm(4, 1e-8).half()(zeros).isfinite().all()
+
+
 @pytest.mark.parametrize(("eps", "variance"), [(0.8, 0.1 / 0.9), (1e-5, 1.0)])
 def test_the_output_s_variance_under_a_large_epsilon(eps, variance):
     torch.manual_seed(0)
@@ -22,8 +43,7 @@ def test_the_output_s_variance_under_a_large_epsilon(eps, variance):
     [
         (nn.BatchNorm2d(4, 0.8), "warning", "ε is 0.8: inputs with a variance below that are not standardized"),
         (nn.BatchNorm2d(4, 0.0), "warning", "ε is 0: a constant input gives NaN"),
-        (nn.BatchNorm2d(4, 1e-7), "note", "ε is 1e-07: below 1e-06"),
-        (nn.LayerNorm(4, 1e-12), "note", "ε is 1e-12: below 1e-06, and 0 in float16"),
+        (own(1e-8), "note", "ε is 1e-08, which is 0 in float16, the dtype of its weight"),
     ],
 )
 def test_messages(norm, severity, message):
@@ -39,9 +59,11 @@ def test_different_epsilons_in_one_model_are_a_note_on_the_model():
 
 
 def test_small_ones_are_one_note_a_class():
-    model = nn.Sequential(*(nn.LayerNorm(4, 1e-12) for _ in range(3)))
+    model = nn.Sequential(*(own(1e-12) for _ in range(3)))
     (finding,) = gb.check(model, select="GB306").findings
-    assert finding.message == "ε is 1e-12: below 1e-06, and 0 in float16 (in 3 layers of class LayerNorm)"
+    assert finding.message == (
+        "ε is 1e-12, which is 0 in float16, the dtype of its weight (in 3 layers of class OwnRMSNorm)"
+    )
     assert finding.evidence["layers"] == ["0", "1", "2"]
 
 
@@ -53,7 +75,27 @@ def test_in_evaluation_a_trained_epsilon_is_left():
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.RMSNorm(4), nn.BatchNorm2d(4, 1e-3), nn.LayerNorm(4, 1e-6), nn.BatchNorm1d(4, 0.01)]
-)
+    "norm",
+    [
+        nn.RMSNorm(4), nn.BatchNorm2d(4, 1e-3), nn.LayerNorm(4, 1e-6), nn.BatchNorm1d(4, 0.01), nn.LayerNorm(4, 1e-12),
+        nn.LayerNorm(4, 1e-12).half(), gb.LayerNorm(4, 1e-12).half(), own(1e-12).float(),
+    ],
+)  # fmt: skip
 def test_usual_ones_are_not_found(norm):
     assert not gb.check(norm, select="GB306").findings
+
+
+def test_a_trained_model_s_epsilon_is_left_in_training_mode_too():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, 0.1))
+    assert gb.check(model, select="GB306").fix().changed == ["1"]
+    model[1].eps = 0.1
+    nn.init.normal_(model[1].bias)
+    assert gb.check(model, select="GB306").fix().changed == []
+    assert model[1].eps == 0.1
+
+
+def test_the_fix_brings_no_other_finding():
+    model = nn.Sequential(nn.BatchNorm2d(4, 1e-3), nn.BatchNorm2d(4, 0.8), nn.BatchNorm2d(4, 1e-3))
+    gb.check(model, select="GB306").fix()
+    assert model[1].eps == 1e-3
+    assert gb.check(model, select="GB306").findings == ()

@@ -59,7 +59,7 @@ def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
         if norm.name in found:
             averaged, message = found[norm.name]
-            fix = recalibration(record, norm, model=modules[averaged])
+            fix = recalibration(record, norm, part=averaged)
             yield Match(norm.name, message, {"batches": norm.batches}, fix)
 
 

@@ -12,14 +12,18 @@ the time it was switched off (pytorch#37823).
 Example: `nn.BatchNorm2d(8, track_running_stats=False)`.
 
 Use instead: Running statistics. For a model that has none, they are attached and estimated from data: given `loader=`,
-`diagnosis.fix()` does both. Or a norm that looks at one sample: `GroupNorm`.
+`diagnosis.fix(keep_checkpoints=False)` does both. It is left to you because the state_dict gets new keys, which
+checkpoints from before lack. Or a norm that looks at one sample: `GroupNorm`. A norm of which nothing trains, frozen by
+`track_running_stats = False` as Lightning's `BaseFinetuning` does, keeps its statistics and is frozen by
+`gammabeta.freeze`, so that training uses them too.
 
 Evidence: tests/diagnostics/rules/test_batch_dependent_inference.py: exchanging a sample's three companions, of 6 × 6
 positions each, moves its output by 0.1 of its standard deviation, and after the fix only by rounding. claim batch_noise
 measures how the effect falls with the batch size.
 
 Limits: Batch statistics at test time may be intended: image translation with batches of one, transductive few-shot
-learning, adaptation to new domains.
+learning, adaptation to new domains. A norm without running statistics of which nothing trains is left to a person:
+statistics that training moves would thaw it.
 """
 
 from collections.abc import Iterator
@@ -30,7 +34,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.fixes import First, freezing, is_still, recalibration
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
@@ -55,10 +59,11 @@ def check(record: Record) -> Iterator[Match]:
             evidence = {} if shown is None else {"companions": shown}
             yield Match(norm.name, message, evidence, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:
-            message = (
-                "track_running_stats is off although it has running statistics: training leaves them unchanged, and "
-                "evaluation uses them"
-            )
+            message = "track_running_stats is off although it has running statistics: "
+            if is_still(norm):
+                message += "nothing of it trains, yet training normalizes by the batch; evaluation uses the statistics"
+            else:
+                message += "training leaves them unchanged, and evaluation uses them"
             yield Match(norm.name, message, {"batches": norm.batches}, _fix(record, norm), severity="warning")
         elif shown is not None and shown > LEAST:
             yield Match(norm.name, _message(shown), {"companions": shown}, _OWN)
@@ -78,8 +83,14 @@ def _message(shown: float) -> str:
 
 
 def _fix(record: Record, norm: Norm) -> Fix:
-    what = "attach running statistics" if norm.running_mean is None else "track_running_stats = True"
-    return recalibration(record, norm, first=what, apply=partial(_attach, record, norm))
+    without = norm.running_mean is None
+    if is_still(norm) and without:
+        return Fix("attach running statistics, gammabeta.recalibrate and gammabeta.freeze it, if it is to stay frozen")
+    if is_still(norm) and record.model is not None:
+        return freezing(record.model, norm)
+    what = "attach running statistics" if without else "track_running_stats = True"
+    first = First(what, partial(_attach, record, norm), keeps_checkpoints=not without)
+    return recalibration(record, norm, first=first)
 
 
 def _attach(record: Record, norm: Norm) -> Change:

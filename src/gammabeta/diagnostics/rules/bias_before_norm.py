@@ -8,8 +8,9 @@ Why it matters: The norm subtracts the mean, and the bias with it. The bias's gr
 
 Example: A convolution with its default bias before a BatchNorm.
 
-Use instead: `bias=False`. The fix removes the bias and subtracts it from the running mean, so that the output stays the
-same.
+Use instead: `bias=False` where the layer is constructed. `diagnosis.fix(notes=True, keep_checkpoints=False)` removes
+the bias and subtracts it from the running mean, so that the output stays the same. It is not done otherwise:
+checkpoints and averages from before have the bias.
 
 Evidence: tests/diagnostics/rules/test_flow_rules.py: the bias's gradient is less than a millionth of the weight's.
 
@@ -40,9 +41,13 @@ def check(record: Record) -> Iterator[Match]:
         if before is None or before[1].bias is None or "bias" not in before[1]._parameters:
             continue
         layer, module = before
-        message = f"{norm.name} subtracts its bias again with the mean: {module.bias.numel()} parameters have no effect"
-        fix = Fix("bias=False", partial(_remove, norm, layer, module))
+        message = f"the norm behind it subtracts its bias again with the mean: {_count(module.bias.numel())} no effect"
+        fix = Fix("bias=False in a new model", partial(_remove, norm, layer, module), keeps_checkpoints=False)
         yield Match(layer, message, {"norm": norm.name, "bias": module.bias.numel()}, fix)
+
+
+def _count(parameters: int) -> str:
+    return "1 parameter has" if parameters == 1 else f"{parameters} parameters have"
 
 
 def _remove(norm: Norm, layer: str, module: Any) -> Change:

@@ -1,6 +1,7 @@
 """Weight decay on γ and β.
 
-What it does: Finds γ and β in a group of the optimizer that has weight decay.
+What it does: Finds γ and β in a group of the optimizer that has weight decay. The weight of a norm that scales by
+1 + weight, as Gemma's, is left out: a norm of another library is run to see.
 
 Why it matters: Decay is meant to keep a layer's function simple. Before a norm it does not even do that, since scaling
 the weights there changes nothing. On γ it shrinks the output itself, on β it pulls activations to zero. A channel whose
@@ -8,26 +9,30 @@ the weights there changes nothing. On γ it shrinks the output itself, on β it 
 
 Example: `torch.optim.AdamW(model.parameters(), weight_decay=0.05)`.
 
-Use instead: `torch.optim.AdamW(gammabeta.parameter_groups(model, weight_decay=0.05))`. The fix moves γ and β to a group
-without decay; their optimizer state stays.
+Use instead: `torch.optim.AdamW(gammabeta.parameter_groups(model, weight_decay=0.05))`, before a scheduler is built.
+The fix moves γ and β to a group without decay if the optimizer is as constructed: no scheduler holds it, and it has
+taken no step.
 
 Evidence: tests/diagnostics/rules/test_decay_on_norm.py: a γ without gradient falls from 1 to 0.37 in 1,000 steps of
-AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After the fix it stays 1.
+AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After the fix it stays 1. An
+optimizer that a scheduler holds keeps its groups.
 
-Limits: This is a convention more than a fault: many recipes decay everything and work. Learning rate schedulers and
-gradient clipping that hold the list of groups have to be built after the fix.
+Limits: This is a convention more than a fault: many recipes decay everything and work. What holds the list of groups
+without being called a scheduler, as some code that clips gradients, has to be built after the fix.
 """
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.optimizer_groups import Groups
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.introspection.norms import CLASS, norm_of
+from gammabeta.introspection.probed import form_of
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.parameter_groups import parameter_groups
 
@@ -36,59 +41,55 @@ sees = "O"
 
 
 def check(record: Record) -> Iterator[Match]:
+    every = [Groups(optimizer) for optimizer in record.optimizers]
+    reasons: dict[int, str | None] = {}
     for norm in record.norms:
-        if norm.module is None:
-            continue
         decays: dict[str, float] = {}
-        for key, parameter in norm.module.named_parameters(recurse=False):
-            for optimizer in record.optimizers:
-                for group in optimizer.param_groups:
+        of: dict[int, Groups] = {}
+        for key, parameter in [] if norm.module is None else norm.module.named_parameters(recurse=False):
+            for groups in every:
+                for group in groups.optimizer.param_groups:
                     decay = float(group.get("weight_decay") or 0.0)
-                    if decay and parameter.requires_grad and any(parameter is other for other in group["params"]):
+                    held = decay and parameter.requires_grad and any(parameter is p for p in group["params"])
+                    if held and not _holds_less_one(norm, key):
                         decays[key] = decay
+                        of[id(groups)] = groups
         if decays:
+            for groups in of.values():
+                if id(groups) not in reasons:
+                    reasons[id(groups)] = groups.why_not_edited()
+            reason = next((known for groups in of.values() if (known := reasons[id(groups)]) is not None), None)
             listed = " and ".join(f"{decay:g} on {key}" for key, decay in decays.items())
-            fix = Fix(
-                "pass gammabeta.parameter_groups(model, weight_decay) to the optimizer",
-                partial(_spare, record, norm, tuple(decays)),
-            )
+            fix = _fix(norm, tuple(decays), list(of.values()), max(decays.values()), reason)
             yield Match(norm.name, f"weight decay of {listed}", decays, fix)
 
 
-def _spare(record: Record, norm: Norm, keys: tuple[str, ...]) -> Change:
+def _holds_less_one(norm: Norm, key: str) -> bool:
+    """Whether a norm scales by 1 + weight: decay then pulls the scale to 1. torch's and gammabeta's do not."""
+    layer = None if norm.module is None else norm_of(norm.module)
+    if norm.module is None or layer is None or layer.known_by == CLASS:
+        return False
+    form = form_of(norm.module)
+    return form is not None and form.offset == 1.0 and key == form.weight
+
+
+def _fix(norm: Norm, keys: tuple[str, ...], of: list[Groups], decay: float, reason: str | None) -> Fix:
+    call = f"build the optimizer with gammabeta.parameter_groups(model, weight_decay={decay:g})"
+    if reason is not None:
+        return Fix(f"{call}, and its scheduler after that; this one stays as it is: {reason}")
+    return Fix(f"{call}, before its scheduler", partial(_spare, norm, keys, of))
+
+
+def _spare(norm: Norm, keys: tuple[str, ...], of: list[Groups]) -> Change:
     assert norm.module is not None
     with transaction("spare from decay") as change:
         for key in keys:
             parameter = norm.module._parameters[key]
-            for optimizer in record.optimizers:
-                for group in optimizer.param_groups:
-                    if group.get("weight_decay") and any(parameter is other for other in group["params"]):
-                        rest = [other for other in group["params"] if other is not parameter]
-                        without = _group_without_decay(change, optimizer, group)
-                        change.set_item(without, "params", [*without["params"], parameter])
-                        change.set_item(group, "params", rest)
-                        break
+            for groups in of:
+                if parameter is not None:
+                    groups.spare(change, parameter)
         change.note(norm.name, f"{' and '.join(keys)} in a group without weight decay")
     return change
-
-
-def _group_without_decay(change: Change, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
-    """Return the group with the same settings and no decay; it is added if there is none."""
-
-    def settings(of: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in of.items() if key not in ("params", "weight_decay")}
-
-    for other in optimizer.param_groups:
-        if not other.get("weight_decay") and repr(settings(other)) == repr(settings(group)):
-            return other
-    new: dict[str, Any] = {**group, "params": [], "weight_decay": 0.0}
-    change.on_undo(lambda: _remove(optimizer.param_groups, new))
-    optimizer.param_groups.append(new)
-    return new
-
-
-def _remove(groups: list[dict[str, Any]], group: dict[str, Any]) -> None:
-    groups[:] = [other for other in groups if other is not group]
 
 
 def flagged() -> Example:

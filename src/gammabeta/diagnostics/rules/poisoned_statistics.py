@@ -10,7 +10,8 @@ it. A gradient scaler that skips a step skips the optimizer, not the forward tha
 Example: A channel's running mean is NaN.
 
 Use instead: gammabeta's BatchNorm (`gammabeta.adopt(model)`): a batch that is not finite leaves its statistics
-unchanged. For statistics that are already poisoned, `gammabeta.recalibrate(model, batches)`.
+unchanged. For statistics that are already poisoned, `gammabeta.recalibrate(model, batches)`. `diagnosis.fix()` does
+that on its loader; of a norm of which nothing trains it replaces only the channels that are named.
 
 Evidence: tests/diagnostics/rules/test_poisoned_statistics.py: after one batch with a single NaN and 1,000 finite
 batches, torch's layer still has a running mean of NaN, and its channel's outputs in evaluation are NaN. The adopted
@@ -24,7 +25,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.fixes import is_still, recalibration
 from gammabeta.diagnostics.record import Record, channels
 from gammabeta.diagnostics.rule import Example, Match
 
@@ -55,7 +56,7 @@ def check(record: Record) -> Iterator[Match]:
             norm.name,
             message,
             {what: len(at) for what, at in found.items()},
-            recalibration(record, norm),
+            recalibration(record, norm, broken_only=is_still(norm)),
         )
 
 

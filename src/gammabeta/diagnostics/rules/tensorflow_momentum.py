@@ -26,6 +26,7 @@ from functools import partial
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import is_still
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
@@ -36,7 +37,9 @@ sees = "S"
 
 def check(record: Record) -> Iterator[Match]:
     for norm in record.norms:
-        if not norm.tracks or norm.momentum is None or 0 < norm.momentum < 0.5:
+        # track_running_stats may be switched off for the moment.
+        moves = norm.tracks or (norm.kind == "batch" and norm.has_statistics and not norm.frozen and not is_still(norm))
+        if not moves or norm.momentum is None or 0 < norm.momentum < 0.5:
             continue
         momentum = float(norm.momentum)
         if momentum == 0:
@@ -45,10 +48,14 @@ def check(record: Record) -> Iterator[Match]:
             message = "momentum 1: the running statistics are those of the last batch only"
         else:
             message = (
-                f"momentum {momentum:g}: {momentum:.4g} of the running statistics come from the last batch; in "
-                f"TensorFlow's convention that would be torch's {1 - momentum:.2g}"
+                f"momentum {momentum:g}: {momentum:.4g} of the running statistics {_come(norm)} from the last batch; "
+                f"in TensorFlow's convention that would be torch's {1 - momentum:.2g}"
             )
         yield Match(norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
+
+
+def _come(norm: Norm) -> str:
+    return "come" if norm.tracks else "would come"
 
 
 def _fix(norm: Norm, momentum: float) -> Fix:

@@ -2,56 +2,111 @@
 
 What it does: Compares what each BatchNorm is given in evaluation, on the inputs, with its running statistics. It names
 the first layer, in the order of the data, where they differ by more than sampling error can explain and by enough to
-matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. Layers behind
-it follow from it and are counted, not listed.
+matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. A second
+forward, in which the layers normalize by the batch as in training, tells the layers whose own statistics are wrong from
+those that only follow: these are given other inputs in evaluation, and match what training gives them. Both are
+counted. Nothing is found if all match what training gives them.
 
 Why it matters: The network that is evaluated is not the one that was trained. Causes are a momentum too small for the
 number of steps, data that has shifted, other preprocessing in evaluation, or statistics of another model.
 
 Example: A BatchNorm whose running statistics stayed at 0 and 1, while its input has mean 3.
 
-Use instead: Population statistics: `recalibrate` on data as in training; or the preprocessing of training.
+Use instead: Population statistics: `recalibrate` on data as in training, for all layers whose statistics are wrong; or
+the preprocessing of training.
 
 Evidence: tests/diagnostics/rules/test_flow_rules.py: the flagged example's outputs in training and evaluation differ by
-more than their own spread, and after the fix by a tenth of it.
+more than their own spread, and after the fix by a tenth of it. Twenty layers with a momentum too small are mended by
+one fix, where the first alone leaves nineteen.
 
 Limits: The inputs have to be like those of training. Sampling error comes from the effective number of values, which a
-single sample does not give: then nothing is reported.
+single sample does not give: then nothing is reported. Frozen layers use the same statistics in training, so they have
+no such gap; neither have those of which nothing trains while other parts do. Where nothing at all trains, a person has
+to say whether the statistics may change.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.fixes import recalibration
-from gammabeta.diagnostics.gap import Gap, gap_of
-from gammabeta.diagnostics.record import Record
+from gammabeta.diagnostics.as_training import measure_as_training
+from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import is_still, recalibration
+from gammabeta.diagnostics.gap import RATIO, SHIFT, Gap, gap_of
+from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
 
 severity = "warning"
 sees = "D"
 
+# A layer is recalibrated with the others from this share of a gap that matters, so that none is left at the limit.
+_SHARE = 0.5
+
 
 def check(record: Record) -> Iterator[Match]:
-    observation: Observation = record.observed
+    model, observation = record.model, record.observed
+    assert model is not None
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    norms = dict(_in_order(record, observation, trains))
+    gaps = _gaps(norms, record.given or {})
+    mattering = [name for name, gap in gaps.items() if gap.matters]
+    if not mattering:
+        return
+    layers: dict[str, Any] = {name: norm.module for name, norm in norms.items()}
+    own = _gaps(norms, measure_as_training(model, record.inputs, layers, record.forward))
+    # Without a forward as in training, nothing tells who follows.
+    wrong = [name for name in norms if name in own and _is_wrong(own[name])] if own else mattering
+    if not any(name in mattering for name in wrong):
+        return  # evaluation gives other inputs, to layers that match what training gives them
+    follow = [name for name in mattering if name not in wrong]
+    first = next(name for name in wrong if name in mattering)
+    gap = gaps[first]
+    message = f"its running statistics do not match the inputs: {gap}{_others(len(wrong) - 1, len(follow))}"
+    evidence = {
+        "mean_shift": gap.mean_shift, "log_variance_ratio": gap.log_variance_ratio, "layers": wrong, "follow": follow,
+    }  # fmt: skip
+    fix = recalibration(record, [norms[name] for name in wrong])
+    if not trains:
+        fix = Fix(f"if its statistics may change, {fix.what.partition('; given')[0]}")
+    yield Match(first, message, evidence, fix)
+
+
+def _in_order(record: Record, observation: Observation, trains: bool) -> Iterator[tuple[str, Norm]]:
+    """Yield the BatchNorms that may have a gap, in the order of the data."""
     order = {call.module: call.index for call in reversed(observation.calls)}
-    found: list[tuple[int, str, Gap]] = []
-    for norm in record.of_kind("batch"):
-        calls = (record.given or {}).get(norm.name, ())
-        if len(calls) == 1 and norm.has_statistics and not norm.has_initial_statistics and norm.name in order:
+    for norm in sorted(record.of_kind("batch"), key=lambda norm: order.get(norm.name, 0)):
+        frozen = norm.frozen or (trains and is_still(norm))
+        if norm.name in order and norm.has_statistics and not norm.has_initial_statistics and not frozen:
+            yield norm.name, norm
+
+
+def _gaps(norms: Mapping[str, Norm], given: Mapping[str, Any]) -> dict[str, Gap]:
+    """Return the gaps of the norms that are called once, from measurements of their inputs."""
+    found = {}
+    for name, norm in norms.items():
+        calls = given.get(name, ())
+        if len(calls) == 1:
             assert norm.running_mean is not None
             assert norm.running_var is not None
             gap = gap_of(calls[0], norm.running_mean, norm.running_var)
-            if gap is not None and gap.matters:
-                found.append((order[norm.name], norm.name, gap))
-    if found:
-        _, first, gap = min(found)
-        behind = f", and in {len(found) - 1} layers behind it" if len(found) > 1 else ""
-        message = f"its running statistics do not match the inputs: {gap}{behind}"
-        evidence = {"mean_shift": gap.mean_shift, "log_variance_ratio": gap.log_variance_ratio, "layers": len(found)}
-        yield Match(first, message, evidence, recalibration(record, record.norm(first)))
+            if gap is not None:
+                found[name] = gap
+    return found
+
+
+def _is_wrong(gap: Gap) -> bool:
+    return gap.significant and (gap.mean_shift > _SHARE * SHIFT or gap.log_variance_ratio > _SHARE * RATIO)
+
+
+def _others(wrong: int, follow: int) -> str:
+    """Say how many further layers have wrong statistics, and how many only have other inputs than in training."""
+    text = f"; nor do those of {wrong} other layer{'' if wrong == 1 else 's'}" if wrong else ""
+    if follow:
+        text += f"; {follow} further layer{' is' if follow == 1 else 's are'} only given other inputs than in training"
+    return text
 
 
 def flagged() -> Example:

@@ -1,0 +1,195 @@
+"""Application of fixes: each on its own, so that one that cannot be applied does not stop the others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.diagnostics.finding import Finding, Recalibration
+from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
+
+
+def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) -> Change:
+    """Apply the fixes of findings as one change.
+
+    Args:
+        findings: the findings.
+        notes, keep_checkpoints: as for `Diagnosis.fix`.
+
+    Returns:
+        The `Change`: what was changed, and what was left alone with the reason.
+    """
+    plain: list[Finding] = []
+    stale: dict[int, list[Finding]] = {}
+    with transaction("fix") as change:
+        for finding in findings:
+            if finding.severity == "note" and not notes:
+                if finding.fix is not None and finding.fix.mends:
+                    _leave(change, finding, f"a note, which fix(notes=True) mends: {finding.fix.what}")
+                continue
+            reason = _why_left(finding, keep_checkpoints)
+            if reason is not None or finding.fix is None:
+                _leave(change, finding, reason or "no fix is known")
+            elif finding.fix.recalibrations:
+                stale.setdefault(id(finding.fix.recalibrations[0].model), []).append(finding)
+            else:
+                plain.append(finding)
+        wanted = [norm.module for together in stale.values() for finding in together for norm in _norms(finding)]
+        waiting = [finding for finding in plain if not _apply(change, finding, before=wanted)]
+        for together in stale.values():
+            _recalibrate(change, together)
+        for finding in waiting:
+            _apply(change, finding)
+    return change
+
+
+def _norms(finding: Finding) -> tuple[Recalibration, ...]:
+    return finding.fix.recalibrations if finding.fix is not None else ()
+
+
+def _why_left(finding: Finding, keep_checkpoints: bool) -> str | None:
+    """Return why a finding's fix is not applied, with what to do; None if it is."""
+    fix = finding.fix
+    if fix is None:
+        return "no fix is known"
+    if not fix.mends:
+        return f"by hand: {fix.what}"
+    if keep_checkpoints and not fix.keeps_checkpoints:
+        return (
+            f"{fix.what}: that changes the keys of the state_dict, so checkpoints from before would no longer load; "
+            "fix(keep_checkpoints=False) does it"
+        )
+    return None
+
+
+def _leave(change: Change, finding: Finding, reason: str, where: str | None = None) -> None:
+    change.leave(finding.where if where is None else where, f"{finding.code} {finding.name}: {reason}")
+
+
+def _leave_failed(change: Change, finding: Finding, error: Exception) -> None:
+    lines = str(error).strip().splitlines() or ["without a message"]
+    what = finding.fix.what if finding.fix is not None else ""
+    _leave(change, finding, f"could not be applied ({type(error).__name__}: {lines[0]}); by hand: {what}")
+
+
+def _apply(change: Change, finding: Finding, before: Sequence[nn.Module] = ()) -> bool:
+    """Apply a fix, or leave it with what it raised.
+
+    Returns:
+        Whether that is all. False if the fix would stop the recalibration of the norms in `before`, as freezing them
+        does: nothing of it is left then, and it has to wait.
+    """
+    assert finding.fix is not None
+    assert finding.fix.apply is not None
+    could = [norm for norm in before if why_not_recalibrated(norm) is None]
+    try:
+        part = _quietly(finding)
+    except Exception as error:
+        _leave_failed(change, finding, error)
+        return True
+    if any(why_not_recalibrated(norm) is not None for norm in could):
+        part.roll_back()
+        return False
+    if part.changed:
+        change.include(part)
+    else:
+        part.roll_back()
+        reasons = "; ".join(dict.fromkeys(part.left.values())) or "nothing is left to change"
+        _leave(change, finding, f"could not be applied ({reasons}); by hand: {finding.fix.what}")
+    return True
+
+
+def _quietly(finding: Finding) -> Change:
+    """Apply a fix; what it warns of stands among the change's entries."""
+    assert finding.fix is not None
+    if finding.fix.apply is None:
+        return Change("fix")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return finding.fix.apply()
+
+
+def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
+    """Recalibrate the norms of one model in one pass over its batches; those that cannot be are left."""
+    first = _norms(findings[0])[0]
+    parts: dict[int, Change] = {}
+    wanted: dict[nn.Module, Recalibration] = {}
+    ready: list[Finding] = []
+    for finding in findings:
+        try:
+            parts[id(finding)] = _quietly(finding)
+        except Exception as error:
+            _leave_failed(change, finding, error)
+            continue
+        ready.append(finding)
+        for norm in _norms(finding):
+            reason = why_not_recalibrated(norm.module)
+            if reason is not None:
+                _leave(change, finding, f"cannot be recalibrated: {reason}", norm.name)
+            elif norm.module not in wanted or not norm.broken_only:
+                wanted[norm.module] = norm
+    broken = {norm.name: (norm.module, _broken(norm.module)) for norm in wanted.values() if norm.broken_only}
+    before = {name: [statistic.clone() for statistic in _statistics(module)] for name, (module, _) in broken.items()}
+    done = Change("recalibrate")
+    failure: Exception | None = None
+    try:
+        if wanted:
+            done = recalibrate_what_can_be(first.model, first.batches, where=list(wanted), forward=first.forward)
+    except Exception as error:
+        failure = error
+    _rename(done, first.model, {module: norm.name for module, norm in wanted.items()})
+    for name, (module, channels) in broken.items():
+        if name in done.changed:
+            _keep_the_others(done, name, module, channels, before[name])
+    mended = set(done.changed)
+    for finding in ready:
+        if mended.intersection(norm.name for norm in _norms(finding)):
+            change.include(parts[id(finding)])
+            for norm in _norms(finding):
+                if norm.name in mended and bool(_broken(norm.module).any()):
+                    _leave(change, finding, "no batch gives some of its channels a finite input", norm.name)
+        else:
+            # Statistics that were attached and not estimated would be 0 and 1.
+            parts[id(finding)].roll_back()
+            if failure is not None:
+                _leave_failed(change, finding, failure)
+    change.include(done)
+
+
+_KEYS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    return [buffer for key in _KEYS if (buffer := module._buffers.get(key)) is not None]
+
+
+def _broken(module: nn.Module) -> Tensor:
+    """Return which channels have statistics that are not finite, or a negative variance."""
+    mean, var = _statistics(module)[:2]
+    return ~(mean.isfinite() & var.isfinite() & (var >= 0))
+
+
+def _keep_the_others(done: Change, name: str, module: nn.Module, broken: Tensor, before: Sequence[Tensor]) -> None:
+    """Give the channels that were not broken, and the count, their former values back."""
+    mended = broken & ~_broken(module)
+    for key, new, old in zip(_KEYS, _statistics(module), before, strict=False):
+        done.overwrite(module, key, old if key == _KEYS[2] else torch.where(mended, new, old))
+    count, size = int(mended.sum()), int(broken.sum())
+    at = next(i for i, entry in enumerate(done.entries) if entry.module == name and entry.done)
+    if count:
+        rest = f"; no batch gives the other {size - count} a finite input" if count < size else ""
+        what = f"recalibrated in {count} of {broken.numel()} channels{rest}"
+    else:
+        what = "no batch gives a finite input to the channels whose statistics are not finite"
+    done.entries[at] = replace(done.entries[at], what=what, done=count > 0)
+
+
+def _rename(done: Change, model: nn.Module, names: Mapping[nn.Module, str]) -> None:
+    """Give the entries the names of the model that was checked, of which the recalibrated one may be a part."""
+    known = {name: names[module] for name, module in model.named_modules(remove_duplicate=False) if module in names}
+    done.entries = [replace(entry, module=known.get(entry.module, entry.module)) for entry in done.entries]

@@ -1,0 +1,122 @@
+"""Edits of an optimizer's groups, where nothing but the optimizer itself depends on them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gammabeta.surgery.change import Change
+
+
+class Groups:
+    """The groups of an optimizer, to be edited where nothing else depends on them.
+
+    Schedulers keep a value for each group, and a saved state is loaded group by group. So another group breaks a
+    scheduler that is there already, and the saved states of an optimizer that has taken a step.
+
+    Attributes:
+        optimizer: the optimizer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._searched = False
+
+    def why_not_edited(self) -> str | None:
+        """Return why the groups must stay as they are; None where they can be edited."""
+        optimizer = self.optimizer
+        wrapped = getattr(optimizer.step, "_wrapped_by_lr_sched", False)
+        if wrapped or any("initial_lr" in group for group in optimizer.param_groups):
+            return "a scheduler holds the optimizer"
+        if optimizer.state:
+            return "the optimizer has taken a step, and its saved states would no longer load"
+        if type(optimizer).add_param_group is not torch.optim.Optimizer.add_param_group:
+            return f"{type(optimizer).__name__} keeps its groups in a way of its own"
+        if isinstance(optimizer, torch.optim.LBFGS):
+            return "LBFGS takes one group, when it is built"
+        scheduler = _scheduler_of(optimizer)
+        return None if scheduler is None else f"a {scheduler} holds the optimizer"
+
+    def holds(self, parameter: Tensor) -> bool:
+        """Return whether the optimizer has the Parameter."""
+        return any(_holds(group, parameter) for group in self.optimizer.param_groups)
+
+    def spare(self, change: Change, parameter: nn.Parameter) -> None:
+        """Move a Parameter from its group to one with the same settings and no decay.
+
+        Raises:
+            RuntimeError: the groups must stay as they are.
+        """
+        self._check()
+        for group in self.optimizer.param_groups:
+            if group.get("weight_decay") and _holds(group, parameter):
+                rest = [other for other in group["params"] if other is not parameter]
+                without = _group_without_decay(change, self.optimizer, group)
+                change.set_item(without, "params", [*without["params"], parameter])
+                change.set_item(group, "params", rest)
+                return
+
+    def add(self, change: Change, parameters: Sequence[nn.Parameter], neighbour: Tensor) -> None:
+        """Add Parameters to a group with the settings of a neighbour's and no decay.
+
+        Raises:
+            RuntimeError: the groups must stay as they are.
+        """
+        self._check()
+        group = next(group for group in self.optimizer.param_groups if _holds(group, neighbour))
+        without = _group_without_decay(change, self.optimizer, group) if group.get("weight_decay") else group
+        change.set_item(without, "params", [*without["params"], *parameters])
+
+    def _check(self) -> None:
+        # The search for a scheduler looks at all objects that there are: once is enough.
+        reason = None if self._searched else self.why_not_edited()
+        self._searched = True
+        if reason is not None:
+            raise RuntimeError(reason)
+
+
+def _holds(group: dict[str, Any], parameter: Tensor) -> bool:
+    return any(parameter is other for other in group["params"])
+
+
+def _group_without_decay(change: Change, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    """Return the group with the same settings and no decay; it is added if there is none."""
+
+    def settings(of: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in of.items() if key not in ("params", "weight_decay")}
+
+    for other in optimizer.param_groups:
+        if not other.get("weight_decay") and repr(settings(other)) == repr(settings(group)):
+            return other
+    new: dict[str, Any] = {**group, "params": [], "weight_decay": 0.0}
+    change.on_undo(lambda: _remove(optimizer.param_groups, new))
+    optimizer.param_groups.append(new)
+    return new
+
+
+def _remove(groups: list[dict[str, Any]], group: dict[str, Any]) -> None:
+    groups[:] = [other for other in groups if other is not group]
+
+
+def _scheduler_of(optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the class of a scheduler that refers to the optimizer without a trace in it, as ReduceLROnPlateau does."""
+    for holder in _holders(optimizer):
+        names = [cls.__name__.lower() for cls in type(holder).__mro__]
+        if holder is not optimizer and any("sched" in name or name.startswith(("lr", "reducelr")) for name in names):
+            return type(holder).__name__
+    return None
+
+
+def _holders(target: object) -> list[object]:
+    """Return the objects with an attribute that is the target."""
+    found: list[object] = []
+    for referrer in gc.get_referrers(target):
+        if isinstance(referrer, dict):  # an instance's attributes, where they are a dict of their own
+            found += [owner for owner in gc.get_referrers(referrer) if getattr(owner, "__dict__", None) is referrer]
+        else:
+            found.append(referrer)
+    return found

@@ -1,0 +1,332 @@
+"""Diagnosis.fix(): what it applies, in which order, what it leaves, and that its undo restores all."""
+
+import copy
+import json
+
+import pytest
+import torch
+from tests.diagnostics.test_check import codes, faulty
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import gammabeta as gb
+from gammabeta.cli import formats
+from gammabeta.diagnostics.description import advice, faults
+from gammabeta.diagnostics.findings import Diagnosis, Finding, Fix
+from gammabeta.diagnostics.fixes import where
+from gammabeta.introspection.norms import is_batch_norm
+
+
+def test_fixing_all_is_one_change_and_its_undo_restores_all():
+    model, optimizer = faulty()
+    classes = [type(module) for module in model.modules()]
+    diagnosis = gb.check(model, optimizer=optimizer)
+    change = diagnosis.fix()
+    assert sorted(set(change.changed)) == ["body.1", "stem.1"]
+    assert codes(gb.check(model, optimizer=optimizer)) == []
+    change.undo()
+    assert [type(module) for module in model.modules()] == classes
+    assert codes(gb.check(model, optimizer=optimizer)) == codes(diagnosis)
+
+
+@pytest.mark.parametrize("error", [ValueError, ZeroDivisionError])
+def test_where_one_fix_raises_the_others_are_applied_and_it_is_left_with_the_reason(error):
+    model, optimizer = faulty()
+    findings = gb.check(model, optimizer=optimizer).findings
+    state, classes = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
+
+    def fail():
+        raise error("in the middle")
+
+    broken = Finding("GB102", "poisoned-statistics", "error", "stem.1", "broken", fix=Fix("mend it", fail))
+    change = Diagnosis((broken, *findings)).fix()
+    assert change.left == {
+        "stem.1": f"GB102 poisoned-statistics: could not be applied ({error.__name__}: in the middle); by hand: mend it"
+    }
+    assert codes(gb.check(model, optimizer=optimizer)) == []
+    change.undo()
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_an_interrupt_leaves_everything_as_it_was():
+    model, optimizer = faulty()
+    findings = gb.check(model, optimizer=optimizer).findings
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    broken = Finding("GB403", "dead-scale", "warning", "stem.1", "broken", fix=Fix("mend it", interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Diagnosis((*findings, broken)).fix()
+    assert codes(gb.check(model, optimizer=optimizer)) == [(finding.code, finding.where) for finding in findings]
+
+
+def test_stale_layers_are_recalibrated_in_one_pass_over_the_batches():
+    class Batches(list):
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return super().__iter__()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(5)))
+    for norm in model:
+        norm.running_var[1] = float("inf")
+    loader = Batches(torch.randn(16, 4) for _ in range(3))
+    diagnosis = gb.check(model, loader=loader, select="GB102")
+    assert len(diagnosis.findings) == 5
+    loader.passes = 0
+    diagnosis.fix()
+    assert loader.passes == 1
+    assert not gb.check(model, select="GB102").findings
+
+
+def bits(model):
+    return {key: value.numpy().tobytes() for key, value in model.state_dict().items()}
+
+
+def poisoned(**options):
+    """Return a model in evaluation with a NaN in one running mean, and a loader."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, **options), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
+    loader = [torch.randn(16, 4) for _ in range(3)]
+    for batch in loader:
+        model[4](model[3](batch @ torch.randn(4, 8)))
+    model[1].running_mean[2] = float("nan")
+    return model.eval(), loader
+
+
+def test_an_epsilon_of_zero_in_evaluation_stops_nothing():
+    model, loader = poisoned()
+    model[1].eps = 0.0
+    change = gb.check(model, loader=loader).fix()
+    assert change.changed == ["1"]
+    assert change.left["1"].startswith("GB306 unusual-epsilon: by hand: keep what the model was trained with")
+    assert model[1].eps == 0.0
+    expected = torch.cat(loader) @ model[0].weight.T + model[0].bias
+    # Exact moments of float32 values.
+    torch.testing.assert_close(model[1].running_mean, expected.mean(0), rtol=0, atol=1e-6)
+
+
+def unusual_norms():
+    norm = nn.BatchNorm1d(8)
+    norm.weight.requires_grad_(False)
+    frozen = nn.Sequential(norm)
+    gb.freeze(frozen)
+    return {"an InstanceNorm": nn.InstanceNorm1d(8, track_running_stats=True), "a frozen one": frozen[0]}
+
+
+@pytest.mark.parametrize("which", ["an InstanceNorm", "a frozen one"])
+def test_norms_that_recalibrate_does_not_take_are_left_and_the_others_recalibrated(which):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 8, 1), nn.BatchNorm1d(8), unusual_norms()[which]).eval()
+    model[1].running_var[3] = model[2].running_var[3] = float("nan")
+    diagnosis = gb.check(model, loader=[torch.randn(8, 4, 5)], select="GB102")
+    change = diagnosis.fix()
+    assert change.changed == ["1"]
+    assert change.left["2"].startswith(
+        "GB102 poisoned-statistics: by hand: load right statistics from a checkpoint; gammabeta.recalibrate does not "
+        "take it: "
+    )
+    assert model[1].running_var.isfinite().all()
+
+
+def test_channels_that_are_never_finite_are_told():
+    model, loader = poisoned()
+    with torch.no_grad():
+        model[0].weight[3] = float("nan")
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.entries[-1].what == "recalibrated but for 1 channel that was never finite"
+    model[1].running_mean[2:4] = float("nan")
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.left["1"] == "GB102 poisoned-statistics: no batch gives some of its channels a finite input"
+    model[1].requires_grad_(False)
+    model[1].running_mean[3] = float("nan")
+    before = bits(model)
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.changed == []
+    assert change.left["1"] == "no batch gives a finite input to the channels whose statistics are not finite"
+    assert bits(model) == before
+    model[1].running_mean[2] = float("inf")
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.entries[-1].what == "recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input"
+
+
+def test_of_a_frozen_norm_s_statistics_only_the_poisoned_channels_change():
+    model, loader = poisoned()
+    model[1].requires_grad_(False)
+    model[1].running_mean[3:].normal_()
+    model[1].running_var[5] = -1.0
+    before = copy.deepcopy(model.state_dict())
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.entries[0].what == "recalibrated in 2 of 8 channels"
+    kept = [0, 1, 3, 4, 6, 7]
+    for key, value in model.state_dict().items():
+        same = value[kept] if key in ("1.running_mean", "1.running_var") else value
+        assert torch.equal(same, before[key][kept] if same is not value else before[key]), key
+    expected = torch.cat(loader) @ model[0].weight.T + model[0].bias
+    # Exact moments of float32 values.
+    torch.testing.assert_close(model[1].running_var[5], expected.var(0)[5], rtol=1e-5, atol=0)
+    change.undo()
+    after = model.state_dict()
+    assert all(torch.equal(after[key].nan_to_num(7.0), value.nan_to_num(7.0)) for key, value in before.items())
+
+
+def test_batches_that_the_model_does_not_take_are_told_and_nothing_changes():
+    model, _ = poisoned()
+    before = copy.deepcopy(model.state_dict())
+    change = gb.check(model, loader=[torch.randn(16, 5)], select="GB102").fix()
+    assert change.changed == []
+    assert change.left["1"].startswith("GB102 poisoned-statistics: could not be applied (RuntimeError: mat1 and mat2")
+    assert all(torch.equal(v.nan_to_num(7.0), before[k].nan_to_num(7.0)) for k, v in model.state_dict().items())
+
+
+def test_a_layer_that_a_single_sample_reaches_does_not_stop_the_others():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.BatchNorm1d(4), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.one(x), self.two(x[:1, :, None, None].expand(1, 4, 2, 2))
+
+    torch.manual_seed(0)
+    model = Two().eval()
+    model.one.running_mean[0] = model.two.running_mean[0] = float("nan")
+    change = gb.check(model, loader=[torch.randn(16, 4)], select="GB102").fix()
+    assert change.changed == ["one"]
+    assert change.left["two"].startswith("a single sample reached it")
+
+
+def test_statistics_that_are_attached_and_cannot_be_estimated_are_taken_away_again():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False)).eval()
+    change = gb.check(model, loader=[torch.randn(16, 5)], select="GB106").fix(keep_checkpoints=False)
+    assert change.changed == []
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    assert not model[1].track_running_stats
+
+
+def test_a_norm_that_is_poisoned_and_thaws_is_recalibrated_and_then_frozen():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)).requires_grad_(False), nn.Linear(8, 2))
+    model[0][1].running_var[0] = float("inf")
+    loader = [torch.randn(16, 4) for _ in range(3)]
+    diagnosis = gb.check(model, loader=loader)
+    assert [finding.code for finding in diagnosis.errors] == ["GB101", "GB102"]
+    change = diagnosis.fix()
+    assert change.changed == ["0.1", "0.1"]
+    assert gb.check(model, loader=loader).errors == ()
+
+
+def test_notes_are_fixed_on_demand_and_fixes_that_break_checkpoints_too():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    average = AveragedModel(model)
+    state = copy.deepcopy(model.state_dict())
+    diagnosis = gb.check(model, torch.randn(8, 3, 8, 8), select="GB301")
+    assert diagnosis.fix().left["0"] == (
+        "GB301 bias-before-norm: a note, which fix(notes=True) mends: bias=False in a new model"
+    )
+    assert "that changes the keys of the state_dict" in diagnosis.fix(notes=True).left["0"]
+    model.load_state_dict(state)
+    average.update_parameters(model)
+    assert str(diagnosis).splitlines()[-1] == ("  diagnosis.fix(notes=True, keep_checkpoints=False) mends GB301 too")
+    assert diagnosis.fix(notes=True, keep_checkpoints=False).changed == ["0"]
+    assert model[0].bias is None
+
+
+def test_the_entries_of_a_part_have_the_names_of_the_whole():
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    student(torch.randn(16, 4))
+    teacher = copy.deepcopy(student)
+    with torch.no_grad():
+        teacher[0].weight.mul_(0.9)
+    both = nn.ModuleDict({"student": student, "ema": teacher})
+    diagnosis = gb.check(both, loader=[torch.randn(16, 4)], select="GB108")
+    assert "fix: gammabeta.recalibrate(model.get_submodule('ema'), loader, where='1')" in str(diagnosis)
+    assert diagnosis.fix().changed == ["ema.1"]
+
+
+def named(names):
+    model = nn.Module()
+    for name in names:
+        parent = model
+        *path, last = name.split(".")
+        for part in path:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent._modules[part]
+        parent.add_module(last, nn.BatchNorm2d(2))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen", "text"),
+    [
+        (["a.x", "a.y", "b.x"], ["a.x", "a.y", "b.x"], ""),
+        (["a.x", "a.y", "b.x"], ["a.x"], ", where='a.x'"),
+        (["a.x", "a.y", "b.x"], ["a.x", "a.y"], ", where='a.*'"),
+        (["a.x", "a.y.z", "a.y.w", "b.x"], ["a.y.z", "a.y.w", "b.x"], ", where=['a.y.*', 'b.x']"),
+        (["bn1", "bn2", "body.bn"], ["bn1", "body.bn"], ", where=['bn1', 'body.bn']"),
+    ],
+)
+def test_the_call_that_is_printed_is_about_these_modules_and_no_others(names, chosen, text):
+    model = named(names)
+    assert where(model, chosen) == text
+    if text:
+        change = eval(f"gb.freeze(model{text})", {"gb": gb, "model": model})
+        assert sorted(change.changed) == sorted(chosen)
+    assert is_batch_norm(model.get_submodule(names[0]))
+
+
+def finding(where, message, what):
+    return Finding("GB101", "frozen-norm-thaws", "error", where, message, fix=Fix(what))
+
+
+def test_fixes_of_rules_that_name_one_module_each_are_one_call():
+    group = [finding(f"l.{i}.bn", "it moves", f"gammabeta.adopt(model, where='l.{i}.bn')") for i in range(3)]
+    assert advice(group) == ["gammabeta.adopt(model, where=['l.0.bn', 'l.1.bn', 'l.2.bn'])"]
+    many = [finding(f"l.{i}.bn", "it moves", f"gammabeta.adopt(model, where='l.{i}.bn')") for i in range(30)]
+    assert advice(many) == ['gammabeta.adopt(model, where=[f.where for f in diagnosis.findings if f.code == "GB101"])']
+    assert advice([*group, finding("x", "it moves", "something else")])[1] == "something else"
+
+
+def test_messages_are_put_together_up_to_numbers_lists_and_names():
+    messages = [
+        "NaN in 1 of 8 channels: 3; 0.5 of net.1.bn in float16 at 1e-05",
+        "NaN in 2 of 16 channels: 3; 0.25 of net.2.bn in float16 at 2e-05",
+    ]
+    (fault,) = faults([finding(f"l.{i}.bn", message, "") for i, message in enumerate(messages)])
+    assert fault.message == (
+        "NaN in 1 to 2 of 8 to 16 channels: 3; 0.25 to 0.5 of net.1.bn … in float16 at 1e-05 to 2e-05"
+    )
+    lists = ["channels: 1, 2, 3 and 4 more", "channels: 5, 6"]
+    (fault,) = faults([finding(f"l.{i}", message, "") for i, message in enumerate(lists)])
+    assert fault.message == "channels: 1, 2, 3 and 4 more …"
+    assert len(faults([finding("a", "NaN in float16", ""), finding("b", "NaN in bfloat16", "")])) == 2
+    assert len(faults([finding("a", "momentum 0.5", ""), finding("b", "momentum 0.25", "")])) == 1
+
+
+def test_the_command_line_s_json_is_to_json():
+    model, loader = poisoned()
+    diagnosis = gb.check(model, loader=loader)
+    assert formats.as_json(diagnosis, "m.py:build") == diagnosis.to_json("m.py:build")
+    content = json.loads(diagnosis.to_json())
+    assert content["target"] is None
+    assert content["findings"][0]["code"] == "GB102"
+
+
+def test_a_fix_that_changes_nothing_is_left_with_its_reasons():
+    class Own(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), Own(4)).requires_grad_(False), nn.Linear(4, 2))
+    change = gb.check(model, select="GB101").fix()
+    assert change.changed == []
+    assert change.left["0.1"] == (
+        "GB101 frozen-norm-thaws: could not be applied (Own has a forward of its own, which would be lost); by hand: "
+        "gammabeta.freeze(model, where='0.1')"
+    )
