@@ -229,3 +229,16 @@ def test_every_module_gets_its_own_mode_back(training):
     with pytest.raises(RuntimeError, match="inside"):
         change_modes()
     assert [module.training for module in model.modules()] == [training, training, training, not training]
+
+
+def test_looking_at_a_loader_draws_no_random_numbers():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=4, shuffle=True)
+    before = torch.get_rng_state()
+    gb.check(One(), loader=loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_error_of_our_own_is_not_reported_as_the_forward_s(monkeypatch):
+    monkeypatch.setattr("gammabeta.diagnostics.measurement.sample", None)
+    with pytest.raises(TypeError, match="object is not callable"):
+        gb.check(One(), X)

@@ -17,7 +17,7 @@ from gammabeta.diagnostics.rule import SEES, Rule
 from gammabeta.diagnostics.selection import chosen_rules, ignored_patterns, reason_to_ignore
 from gammabeta.introspection.forward import BatchError, Forward, origin_is
 from gammabeta.introspection.observe import observe, tensors_in
-from gammabeta.introspection.unchanged import UninitializedError, set_mode, unchanged
+from gammabeta.introspection.unchanged import UninitializedError, random_states_kept, set_mode, unchanged
 
 
 class ArgumentError(ValueError):
@@ -99,8 +99,9 @@ def _has_forward(model: nn.Module) -> bool:
 
 def _first_of(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """Return the loader's first batch, None if it has none, and the loader with that batch still in it."""
-    batches = iter(loader)
-    first = next(batches, None)
+    with random_states_kept():  # a DataLoader draws its workers' seed, and a sampler its order
+        batches = iter(loader)
+        first = next(batches, None)
     if batches is not loader or first is None:
         return first, loader
     return first, itertools.chain([first], batches)  # an iterator gives each batch once

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
-import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from gammabeta.introspection.unchanged import random_states_kept
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.Size, torch.dtype, torch.device, type)
 _PARTS = ("_parameters", "_buffers", "_modules")
@@ -99,19 +99,12 @@ def plain_attributes(module: nn.Module) -> dict[str, Any] | None:
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Run a block by torch's defaults, and restore the random number generators that it may use afterwards."""
-    numpy: Any = getattr(sys.modules.get("numpy"), "random", None)
-    array, python = numpy.get_state() if numpy else None, random.getstate()
-    try:
-        with (
-            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast(device.type, enabled=False),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(python)
-        if numpy:
-            numpy.set_state(array)
+    with (
+        random_states_kept([device]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield

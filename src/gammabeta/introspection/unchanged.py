@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -51,11 +51,8 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     written = _Written(model)
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    cuda = [device for device in devices if device.type == "cuda"]
-    python, numpy = random.getstate(), _numpy()
-    array = numpy.get_state() if numpy else None
     try:
-        with torch.random.fork_rng(devices=cuda), written if watch else nullcontext():
+        with random_states_kept(devices), written if watch else nullcontext():
             yield
     finally:
         for module, before, dicts in attributes:
@@ -71,6 +68,21 @@ def unchanged(model: nn.Module, *, watch: bool = True) -> Iterator[None]:
         for parameter, gradient in gradients:
             if parameter.grad is not gradient:
                 parameter.grad = gradient
+
+
+@contextmanager
+def random_states_kept(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Restore the random number generators of torch, Python and NumPy when the block ends.
+
+    Args:
+        devices: those whose generators the block may use, beside the CPU's.
+    """
+    numpy = getattr(sys.modules.get("numpy"), "random", None)  # if something has loaded it
+    array, python = numpy.get_state() if numpy else None, random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
         random.setstate(python)
         if numpy:
             numpy.set_state(array)
@@ -158,8 +170,3 @@ def _dicts(module: nn.Module) -> dict[str, dict[str, Any]]:
         for name, value in vars(module).items()
         if (name in _DICTS or name.endswith("_hooks")) and isinstance(value, dict)
     }
-
-
-def _numpy() -> Any:
-    """Return numpy's module of random numbers, if something has loaded numpy."""
-    return getattr(sys.modules.get("numpy"), "random", None)

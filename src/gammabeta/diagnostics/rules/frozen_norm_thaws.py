@@ -29,11 +29,11 @@ of them, in a list. A part that starts to train later is found until then, if te
 """
 
 from collections.abc import Iterator
-from functools import partial
 
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import freezing
 from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
@@ -54,7 +54,7 @@ def check(record: Record) -> Iterator[Match]:
     for norm in record.of_kind("batch"):
         if not norm.tracks:
             continue
-        fix = Fix(f"gammabeta.freeze(model, where={norm.name!r})", partial(freeze, model, where=[*norm.names]))
+        fix = freezing(model, norm)
         what, sure = _why_not_trained(norm) if norm.training else ("", False)
         if not what and norm.training and around.is_left_out(norm):
             what, sure = "neither it nor the weights around it are in an optimizer", False
