@@ -97,6 +97,12 @@ def test_norms_frozen_as_lightning_freezes_them_keep_their_statistics_and_traini
     assert type(model[0][1]) is nn.BatchNorm2d
 
 
+def test_frozen_norms_that_stay_in_evaluation_while_the_rest_trains_are_not_found():
+    model = lightning_frozen().train()
+    model[0].eval()
+    assert not gb.check(model, torch.randn(16, 3, 8, 8), select="GB106").findings
+
+
 def test_a_frozen_norm_without_statistics_is_left_to_a_person():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), nn.Linear(4, 2))
     model[0].requires_grad_(False)

@@ -23,7 +23,8 @@ measures how the effect falls with the batch size.
 
 Limits: Batch statistics at test time may be intended: image translation with batches of one, transductive few-shot
 learning, adaptation to new domains. A norm without running statistics of which nothing trains is left to a person:
-statistics that training moves would thaw it.
+statistics that training moves would thaw it. One that is frozen and stays in evaluation while the rest of the model
+trains, as in Lightning's finetuning, is not found.
 """
 
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def check(record: Record) -> Iterator[Match]:
             evidence = {} if shown is None else {"companions": shown}
             yield Match(norm.name, message, evidence, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:
+            if is_still(norm) and not norm.training and record.model is not None and record.model.training:
+                continue  # it is kept in evaluation while the rest trains, as Lightning's finetuning does
             message = "track_running_stats is off although it has running statistics: "
             if is_still(norm):
                 message += "nothing of it trains, yet training normalizes by the batch; evaluation uses the statistics"
