@@ -111,6 +111,10 @@ CASES = [
     (Keyword, {"image": X, "labels": Y}, (X,)),
     (WithLoss, {"x": X, "targets": Y}, (X, Y)),
     (Whole, ({"x": X}, Y), (X,)),
+    (Whole, {"x": X, "label": Y}, (X,)),
+    (One, {"x": X, "label": Y, "idx": Y, "path": ["a"] * 8}, (X,)),
+    (Lengths, ((X, Y), Y), (X, Y)),
+    (Masked, ((X, MASK), Y), (X, MASK)),
 ]
 
 
@@ -180,6 +184,37 @@ def test_other_batches_raise_with_what_to_do(batch):
         "op: expected batches as the model takes them (a tensor, a tuple or list of positional arguments, or a mapping "
         f"of keyword arguments), got {type(batch).__name__}: say how it goes through the model by "
         "forward=lambda model, batch: …."
+    )
+
+
+def test_targets_that_the_forward_does_not_get_are_no_inputs():
+    """They used to be looked at for padding, and for values that are not finite."""
+
+    class Tagger(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv1d(4, 8, 3, padding=1), nn.BatchNorm1d(8)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) * self.scale if hasattr(self, "scale") else self.norm(self.conv(x))
+
+    x, tags = torch.randn(16, 4, 20), torch.ones(16, 20, dtype=torch.int64)
+    for sample, length in enumerate(range(4, 20)):
+        tags[sample, length:] = 0
+    model = Tagger()
+    assert gb.check(model, (x, tags), select="GB205").findings == ()
+    assert gb.check(model, (x, tags), forward=lambda m, batch: m(batch[0]), select="GB205").findings == ()
+    model.scale = float("inf")
+    (finding,) = gb.check(model, (x, torch.full((16, 20), float("nan"))), select="GB404").findings
+    assert "inputs given are not finite" not in finding.message
+
+
+def test_an_error_of_the_forward_says_how_the_batch_was_passed():
+    with pytest.raises(RuntimeError) as error:
+        gb.check(Two(), (X, torch.ones(5)))
+    assert str(error.value).startswith(
+        "check: expected inputs that the model takes, got tensors of shapes (8, 3, 4, 4), (5,) (passed as x, scale; "
+        "forward= passes them in another way), on which its forward raised RuntimeError: "
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from gammabeta.diagnostics.probe import probe
 from gammabeta.diagnostics.record import Record, record_model
 from gammabeta.diagnostics.rule import SEES, Rule
 from gammabeta.diagnostics.selection import chosen_rules, ignored_patterns, reason_to_ignore
-from gammabeta.introspection.forward import BatchError, Forward, origin_is
+from gammabeta.introspection.forward import BatchError, Forward, names_of, origin_is
 from gammabeta.introspection.observe import observe, tensors_in
 from gammabeta.introspection.unchanged import UninitializedError, random_states_kept, set_mode, unchanged
 
@@ -57,7 +57,8 @@ def check(
         inputs: a batch as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
             arguments, or (input, target) ("Batches" in docs/conventions.md). The model runs on it. None takes the
             loader's first batch.
-        loader: batches of the same form. Fixes that need data recalibrate on it.
+        loader: batches of the same form. Fixes that need data recalibrate on it. Of an iterator, which gives each batch
+            once, the first is taken now and is there again for the fix.
         forward: `forward(model, batch)`, for batches that go through the model in another way.
         optimizer: the optimizer, or a list of all that train the model.
         batch_size: number of samples per batch on one device in training; None takes that of the inputs.
@@ -131,14 +132,22 @@ def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
             raise  # no forward of the user's raised it
         lines = str(error).strip().splitlines() or ["without a message"]
         raise ForwardError(
-            f"check: expected inputs that the model takes, got {_describe(inputs)}, on which its forward raised "
-            f"{type(error).__name__}: {lines[0]}"
+            f"check: expected inputs that the model takes, got {_describe(inputs)}{_passed(record)}, on which its "
+            f"forward raised {type(error).__name__}: {lines[0]}"
         ) from error
 
 
 def _describe(inputs: Any) -> str:
     shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
     return f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"a {type(inputs).__qualname__}"
+
+
+def _passed(record: Record) -> str:
+    """Say how a batch of several parts went through the model."""
+    if record.forward is not None or record.model is None or not isinstance(record.inputs, tuple | list | Mapping):
+        return ""
+    names = names_of(record.model, record.inputs)
+    return f" (passed as {', '.join(names)}; forward= passes them in another way)" if names else ""
 
 
 def diagnose(

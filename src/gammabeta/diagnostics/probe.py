@@ -75,8 +75,9 @@ def probe(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Prob
     kinds = {name: kind_of(module) for name, module in model.named_modules()}
     norms = {name: module for name, module in model.named_modules() if kinds[name] is not None}
     moving = {name: module for name, module in norms.items() if kinds[name] in ("batch", "instance")}
-    lengths = padded_lengths(inputs)
     run = forward_batch("check", forward)
+    given = _Given(model)
+    lengths: dict[int, list[int]] = {}
 
     def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else next(iter(kwargs.values()), None)
@@ -90,25 +91,48 @@ def probe(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Prob
             if padding is not None:
                 found.padding[name] = padding
 
-    with _before(norms if lengths else moving, look):
+    with given, _before(norms, look):
+        given.then = lambda arguments: lengths.update(padded_lengths(arguments))
         out = _forward(model, inputs, run)
+    inputs_taken = given.arguments if given.arguments is not None else inputs
     found.moved, own = _moved(model, moving, inputs, run)
-    _look_at_outputs(found, model, inputs, (out, own), run)
+    _look_at_outputs(found, inputs_taken, (out, own), partial(_forward, model, inputs, run), model)
     if moving and not model.training and all(p.device.type == "cpu" for p in model.parameters()):
         found.seconds = _seconds(model, {n: m for n, m in norms.items() if kinds[n] == "batch"}, inputs, run)
     return found
 
 
-def _look_at_outputs(found: Probe, model: nn.Module, inputs: Any, outputs: tuple[Any, Any], run: Forward) -> None:
+class _Given:
+    """A context that keeps the arguments of the model's own forward, without what of a batch does not get there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.arguments: Any = None
+        self.then: Callable[[Any], None] = lambda arguments: None
+
+    def __enter__(self) -> None:
+        self._handle = hook_before(self._model, self._take, with_kwargs=True, prepend=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _take(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.arguments is None:
+            self.arguments = copied((args, kwargs))
+            self.then(self.arguments)
+
+
+def _look_at_outputs(
+    found: Probe, inputs: Any, outputs: tuple[Any, Any], forward: Callable[..., Any], model: nn.Module
+) -> None:
     """Fill in what the outputs show: those in evaluation, and those in the model's own mode."""
     for result, evaluation in zip(outputs, (True, False), strict=True):
         if not is_finite(result):
             given = not is_finite(inputs)
-            forward = partial(_forward, model, inputs, run, evaluation=evaluation)
-            where = None if given else first_not_finite(model, forward)
+            where = None if given else first_not_finite(model, partial(forward, evaluation=evaluation))
             found.not_finite = NotFinite("evaluation" if evaluation else "training", where, given)
             return
-    found.constant = constant_outputs(model, inputs, outputs[0], partial(_forward, model, inputs, run))
+    found.constant = constant_outputs(model, inputs, outputs[0], forward)
 
 
 @contextmanager

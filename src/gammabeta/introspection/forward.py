@@ -24,6 +24,7 @@ _WRAPPED = ("_orig_mod", "module", "base_model", "model")
 # What a mapping may hold beside the model's arguments, and what optional parameters that take one value per sample
 # are called. Any other optional parameter does not get the second item of (input, target).
 _TARGETS = ("label", "target", "y")
+_BOOKKEEPING = ("idx", "index", "id", "path", "file", "name")
 _PER_SAMPLE = (
     *_TARGETS, "len", "time", "step", "class", "cond", "domain", "batch", "index", "idx", "ids", "offset", "pos",
     "size", "weight", "t", "c",
@@ -51,7 +52,8 @@ def forward_batch(operation: str, forward: Forward | None = None) -> Forward:
       (input, target). So is an item with one value per sample where the forward's next parameter is optional and,
       by its name, takes no such values: `(images, labels)` for `forward(x, attn_mask=None)`. The first item may itself
       be a mapping or a tuple of arguments, followed by a target;
-    - a mapping of keyword arguments. Labels and targets that the forward does not take are left out;
+    - a mapping of keyword arguments. Labels, targets and a sample's number or path are left out if the forward does not
+      take them. A mapping of which the forward takes no key, but one argument, is that argument;
     - anything, if `forward(model, batch)` says how it goes through the model.
 
     Tensors are moved to the device of the model's first Parameter.
@@ -68,13 +70,20 @@ def forward_batch(operation: str, forward: Forward | None = None) -> Forward:
         return forward
 
     def run(model: nn.Module, batch: Any) -> Any:
-        args, kwargs = _arguments(model, batch, operation)
+        args, kwargs = arguments_of(model, batch, operation)
         device = next((p.device for p in model.parameters()), None)
         if device is not None and device.type != "meta":
             args, kwargs = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         return model(*args, **kwargs)
 
     return run
+
+
+def names_of(model: nn.Module, batch: Any) -> list[str]:
+    """Return the names of the forward's parameters that a batch fills, as `forward_batch` reads it."""
+    args, kwargs = arguments_of(model, batch, "")
+    positional = [p.name for p in _parameters(model) or () if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [*positional[: len(args)], *kwargs]
 
 
 def copied(batch: Any) -> Any:
@@ -93,10 +102,12 @@ def _copied(leaf: Any) -> Any:
         return leaf
 
 
-def _arguments(model: nn.Module, batch: Any, operation: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the positional and keyword arguments in a batch."""
+def arguments_of(model: nn.Module, batch: Any, operation: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword arguments in a batch, as `forward_batch` says."""
     if isinstance(batch, Mapping):
-        return (), _keywords(model, batch, operation)
+        if _takes(model, batch):
+            return (), _keywords(model, batch, operation)
+        return (batch,), {}
     if isinstance(batch, Tensor | PackedSequence):
         return (batch,), {}
     if not isinstance(batch, tuple | list):
@@ -126,7 +137,7 @@ def _keywords(model: nn.Module, batch: Mapping[str, Any], operation: str) -> dic
         return dict(batch)
     names = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
     foreign = [key for key in batch if key not in names]
-    unknown = [key for key in foreign if not any(part in str(key).lower() for part in _TARGETS)]
+    unknown = [key for key in foreign if not _is_left_out(str(key).lower())]
     if unknown:
         raise BatchError(
             f"{operation}: expected a mapping of the forward's arguments ({', '.join(names)}), got one with "
@@ -142,7 +153,12 @@ def _takes(model: nn.Module, batch: Mapping[str, Any]) -> bool:
     if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
         return True
     names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY)}
-    return any(key in names for key in batch)
+    required = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    return any(key in names for key in batch) or len(required) != 1 or required[0].kind is required[0].KEYWORD_ONLY
+
+
+def _is_left_out(key: str) -> bool:
+    return any(part in key for part in _TARGETS if len(part) > 1) or key in ("y", *_BOOKKEEPING)
 
 
 def _positional(model: nn.Module, items: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -154,8 +170,10 @@ def _positional(model: nn.Module, items: tuple[Any, ...]) -> tuple[Any, ...]:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)
     first = items[0]
-    if isinstance(first, tuple | list) and 1 < len(first) == required >= len(items):
-        return tuple(first)  # ((a, b), target) for forward(a, b)
+    if isinstance(first, tuple | list) and len(items) == 2 <= len(first) <= len(positional):
+        inner = next((item.shape[0] for item in first if isinstance(item, Tensor) and item.ndim), None)
+        if len(first) == required or (len(first) > required and _is_target(items[1], inner)):
+            return _positional(model, tuple(first))  # ((a, b), target) for forward(a, b)
     taken = min(len(items), max(required, 1))
     for item, parameter in zip(items[taken:], positional[taken:], strict=False):
         if _is_target(item, samples) and not _is_per_sample(parameter.name):
