@@ -117,3 +117,13 @@ def test_process_groups_and_their_stores_are_found(tmp_path):
     finally:
         dist.destroy_process_group()
     assert private.local_part(torch.ones(2)).equal(torch.ones(2))
+
+
+def test_pickled_tensors_are_rebuilt_by_functions_that_are_there():
+    storage = torch.UntypedStorage(8)
+    typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.float32, _internal=True)
+    made = private.rebuild_module._rebuild_tensor_v2(typed, 0, (2,), (1,), False, {})
+    assert made.shape == (2,)
+    assert {"_rebuild_tensor", "_rebuild_parameter", "_rebuild_qtensor", "_rebuild_sparse_tensor"} <= set(
+        vars(private.rebuild_module)
+    )

@@ -68,6 +68,9 @@ no_torch_dispatch = _required(
 TorchDispatchMode = _python_dispatch.TorchDispatchMode
 """A mode that sees the operations below autograd: what a model does is observed by it."""
 
+rebuild_module: Any = _required(torch, "_utils", "to read the tensors of a pickle without running code in it")
+"""The functions by which a pickled tensor is built; pickles name them by this module."""
+
 disable_current_modes = _required(
     _python_dispatch, "_disable_current_modes", "to keep measurements out of what is observed"
 )

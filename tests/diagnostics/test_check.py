@@ -256,3 +256,15 @@ def test_fifty_norms_are_checked_in_under_a_second():
 def test_every_rule_that_sees_a_model_survives_an_empty_one():
     for rule in RULES:
         assert gb.check(nn.Module(), select=rule.code).findings == ()
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    model, other = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="none of which is the model's") as error:
+        gb.check(model, optimizer=torch.optim.SGD(other.parameters(), lr=0.1))
+    assert str(error.value) == (
+        "check: expected an optimizer of the model's parameters, got 2 parameters, none of which is the model's: was "
+        "it made from another model, or before this one was copied? It trains nothing here."
+    )
+    both = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (model, other)]
+    assert gb.check(model, optimizer=both).errors == ()

@@ -81,7 +81,7 @@ def test_the_rules_marked_f_find_what_is_wrong(tmp_path, suffix):
         model[4].weight[1] = 0  # whose meaning a file does not tell
     path = tmp_path / f"weights{suffix}"
     save(path, model.state_dict())
-    assert where(path) == [("GB102", "1"), ("GB104", "1"), ("GB403", "1")]
+    assert where(path) == [("GB102", "1"), ("GB403", "1"), ("GB104", "1")]
     model = network()
     model[1].reset_running_stats()
     save(path, model.state_dict())

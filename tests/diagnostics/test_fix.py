@@ -177,7 +177,7 @@ def test_of_a_frozen_norm_s_statistics_only_the_poisoned_channels_change():
 def test_batches_that_the_model_does_not_take_are_told_and_nothing_changes():
     model, _ = poisoned()
     before = copy.deepcopy(model.state_dict())
-    change = gb.check(model, loader=[torch.randn(16, 5)], select="GB102").fix()
+    change = gb.check(model, torch.randn(16, 4), loader=[torch.randn(16, 5)], select="GB102").fix()
     assert change.changed == []
     assert change.left["1"].startswith("GB102 poisoned-statistics: could not be applied (RuntimeError: mat1 and mat2")
     assert all(torch.equal(v.nan_to_num(7.0), before[k].nan_to_num(7.0)) for k, v in model.state_dict().items())
@@ -202,7 +202,9 @@ def test_a_layer_that_a_single_sample_reaches_does_not_stop_the_others():
 
 def test_statistics_that_are_attached_and_cannot_be_estimated_are_taken_away_again():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False)).eval()
-    change = gb.check(model, loader=[torch.randn(16, 5)], select="GB106").fix(keep_checkpoints=False)
+    change = gb.check(model, torch.randn(16, 4), loader=[torch.randn(16, 5)], select="GB106").fix(
+        keep_checkpoints=False
+    )
     assert change.changed == []
     assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
     assert not model[1].track_running_stats

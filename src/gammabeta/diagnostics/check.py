@@ -72,11 +72,13 @@ def check(
 
     Raises:
         TypeError: an argument has the wrong type, or the inputs are no batch.
-        ValueError: `select` or `ignore` names no rule, or the intent or batch size is not a possible one.
+        ValueError: `select` or `ignore` names no rule, the intent or batch size is not a possible one, or no optimizer
+            holds a parameter of the model.
         ForwardError: the model's forward raised on the inputs.
     """
     optimizers = _optimizers(optimizer)
     _check_arguments(model, batch_size, intent)
+    _check_optimizers(model, optimizers)
     if inputs is None and loader is not None and (forward is not None or _has_forward(model)):
         inputs, loader = _first_of(loader)
     record = record_model(
@@ -198,6 +200,16 @@ def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
                 f"{type(optimizer).__qualname__}."
             )
     return every
+
+
+def _check_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    own = {id(parameter) for parameter in model.parameters()}
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if optimizers and own and not own & held:
+        raise ArgumentError(
+            f"check: expected an optimizer of the model's parameters, got {len(held)} parameters, none of which is the "
+            "model's: was it made from another model, or before this one was copied? It trains nothing here."
+        )
 
 
 def _check_arguments(model: Any, batch_size: Any, intent: Any) -> None:

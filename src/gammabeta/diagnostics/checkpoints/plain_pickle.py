@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gammabeta._torch_private import rebuild_module
 from gammabeta.diagnostics.checkpoints.contents import Array
 
 # NumPy's names of dtypes that a vector of a norm may have.
@@ -142,7 +143,7 @@ def _rebuild(name: str) -> Callable[..., Any]:
     """Return a function of torch._utils behind a new one, whose attributes a pickle may set without any effect."""
 
     def rebuild(*arguments: Any) -> Any:
-        return getattr(torch._utils, name)(*arguments)
+        return getattr(rebuild_module, name)(*arguments)
 
     return rebuild
 

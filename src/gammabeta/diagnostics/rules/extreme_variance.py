@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Norm, Record, channels, counted
@@ -47,7 +47,8 @@ def check(record: Record) -> Iterator[Match]:
         eps = _EPS if norm.eps is None else norm.eps
         # Negative and infinite ones are left to poisoned-statistics.
         small = ((var >= 0) & (var < eps)).nonzero().flatten().tolist()
-        large = (((var > _LARGEST) & var.isfinite()) | ((mean.abs() > _LARGEST) & mean.isfinite())).nonzero().flatten()
+        size = torch.maximum(*_largest(record, norm, mean, var))
+        large = (size > _LARGEST).nonzero().flatten()
         parts: list[str] = []
         evidence: dict[str, Any] = {}
         if small:
@@ -58,7 +59,7 @@ def check(record: Record) -> Iterator[Match]:
             )
             evidence |= {"under eps": len(small), "least variance": least}
         if len(large):
-            most = torch.maximum(var, mean.abs())[large].max().item()
+            most = size[large].max().item()
             parts.append(
                 f"statistics beyond float16's 65504 in {len(large)} of {var.numel()} channels, up to {most:.3g}: "
                 f"{channels(large.tolist())}"
@@ -71,6 +72,19 @@ def check(record: Record) -> Iterator[Match]:
         message += f" (and in {counted(len(found) - 1, 'more layer')})" if len(found) > 1 else ""
         evidence["layers"] = [norm.name for norm, *_ in found]
         yield Match(first.name, message, evidence, Fix("keep ε, and keep norms in float32"))
+
+
+def _largest(record: Record, norm: Norm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the larger size of each statistic: the running one's, and that of what the norm is given on the inputs.
+
+    What is not finite counts as 0: other rules report it.
+    """
+    sizes = [(mean.abs(), var)]
+    sizes += [(c.moments.mean.abs(), c.moments.var(1)) for c in (record.given or {}).get(norm.name, ())]
+    pairs = [(m.float().to(mean.device).flatten(), v.float().to(mean.device).flatten()) for m, v in sizes]
+    means, variances = zip(*pairs, strict=True)
+    finite = [torch.stack(values).nan_to_num(0.0, 0.0, 0.0).amax(0) for values in (means, variances)]
+    return finite[0], finite[1]
 
 
 def flagged() -> Example:
