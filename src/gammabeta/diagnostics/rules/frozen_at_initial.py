@@ -5,8 +5,8 @@ too, where many networks begin the last norm of a block. Frozen are norms with t
 other libraries, norms in evaluation mode inside a model in training mode, and those that a fix of GB101 would freeze.
 Given inputs, or while watching, the inputs of each are compared with 0 and 1. It is a warning if those of one differ by
 half a standard deviation, or by a factor of two in the variance, and nothing is found if none do. Without inputs it is
-a note, and a warning if other norms of the model show traces of training. As a note, finds norms in evaluation whose statistics never moved, although those of others
-did, on inputs that are far from 0 and 1.
+a note, and a warning if other norms of the model show traces of training. As a note, finds norms in evaluation whose
+statistics never moved, although those of others did, on inputs that are far from 0 and 1.
 
 Why it matters: Such a norm returns its input as it is. The network is one without normalization, which nobody designed,
 and freezing keeps it so for the whole training. The usual cause is a checkpoint that was not loaded, or that was loaded
