@@ -200,6 +200,58 @@ def contrastive_with_momentum(watch: Watching) -> None:
             take_step(optimizer, _agree(model(first), target))
 
 
+class Averaging(nn.Module):
+    """A network and its average in one module, whose outputs are the one's on the first view and the other's on both.
+
+    The weights are assigned to `data`, as published code does.
+    """
+
+    def __init__(self, predictor: nn.Module, share: float) -> None:
+        super().__init__()
+        self.encoder_q, self.predictor, self.share = cnn(), predictor, share
+        self.encoder_k = copy.deepcopy(self.encoder_q)
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            for k, q in zip(self.encoder_k.parameters(), self.encoder_q.parameters(), strict=True):
+                k.data = k.data * (1 - self.share) + q.data * self.share
+            keys = self.encoder_k(second)
+        return self.predictor(self.encoder_q(first)), keys
+
+
+@recipe
+def contrastive_with_momentum_in_one_module(watch: Watching) -> None:
+    """MoCo as published: both encoders in one module, and no gradients for the keys'."""
+    model = Averaging(nn.Identity(), 0.001)
+    model.encoder_k.requires_grad_(False)
+    optimizer = sgd(model)
+    with watch(model, optimizer):
+        for x, _ in images():
+            take_step(optimizer, _agree(*model(*_two_views(x))))
+
+
+@recipe
+def own_latent_in_one_module(watch: Watching) -> None:
+    """BYOL in one module, of which the optimizer has the online network alone."""
+    model = Averaging(nn.Sequential(nn.Linear(CLASSES, 16), nn.ReLU(), nn.Linear(16, CLASSES)), 0.004)
+    optimizer = sgd(nn.ModuleList([model.encoder_q, model.predictor]))
+    with watch(model, optimizer):
+        for x, _ in images():
+            found, goal = model(*_two_views(x))
+            take_step(optimizer, (1 - F.cosine_similarity(found, goal)).mean())
+
+
+@recipe
+def own_latent_with_all_parameters(watch: Watching) -> None:
+    """As before, with everything in the optimizer, which leaves parameters without a gradient as they are."""
+    model = Averaging(nn.Sequential(nn.Linear(CLASSES, 16), nn.ReLU(), nn.Linear(16, CLASSES)), 0.004)
+    optimizer = sgd(model)
+    with watch(model, optimizer):
+        for x, _ in images():
+            found, goal = model(*_two_views(x))
+            take_step(optimizer, (1 - F.cosine_similarity(found, goal)).mean())
+
+
 @recipe
 def own_latent(watch: Watching) -> None:
     """BYOL: each view predicts the average network's output on the other, with a BatchNorm in the predictor."""

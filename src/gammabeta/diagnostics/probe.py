@@ -18,6 +18,7 @@ from gammabeta.diagnostics.padding import Padding, measure_padding, padded_lengt
 from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.norms import kind_of
+from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import modes_kept, set_mode, unchanged
 
 # Number of samples whose dependence on each other is measured, and number of timed forwards.
@@ -49,6 +50,8 @@ class Probe:
         moved: norms whose running statistics a forward in the model's own mode moved; None if it raised.
         seconds: time of each BatchNorm in a forward in evaluation, and under "" of the whole forward. It is empty in
             training mode and on devices other than CPUs.
+        without_gradient: those of them whose γ or β require a gradient, but whose outputs did not in any call of that
+            forward, although the model's outputs did.
         not_finite: the first forward whose outputs are not finite; None if they are.
         constant: outputs in evaluation that do not vary over samples; None if they do.
     """
@@ -56,6 +59,7 @@ class Probe:
     companions: dict[str, Companions] = field(default_factory=dict)
     padding: dict[str, Padding] = field(default_factory=dict)
     moved: frozenset[str] | None = None
+    without_gradient: frozenset[str] = frozenset()
     seconds: dict[str, float] = field(default_factory=dict)
     not_finite: NotFinite | None = None
     constant: Constant | None = None
@@ -95,7 +99,7 @@ def probe(model: nn.Module, inputs: Any, forward: Forward | None = None) -> Prob
         given.then = lambda arguments: lengths.update(padded_lengths(arguments))
         out = _forward(model, inputs, run)
     inputs_taken = given.arguments if given.arguments is not None else inputs
-    found.moved, own = _moved(model, moving, inputs, run)
+    found.moved, found.without_gradient, own = _moved(model, moving, inputs, run)
     _look_at_outputs(found, inputs_taken, (out, own), partial(_forward, model, inputs, run), model)
     if moving and not model.training and all(p.device.type == "cpu" for p in model.parameters()):
         found.seconds = _seconds(model, {n: m for n, m in norms.items() if kinds[n] == "batch"}, inputs, run)
@@ -191,20 +195,66 @@ def _companions(module: nn.Module, x: Tensor) -> Companions:
 
 def _moved(
     model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run: Forward
-) -> tuple[frozenset[str] | None, Any]:
-    """Return the norms whose running mean a forward in the model's own mode moves, and its result; None if it raises.
+) -> tuple[frozenset[str] | None, frozenset[str], Any]:
+    """Run the model in its own mode, with gradients on if it is in training.
 
     One value per channel raises in training, for example: then nothing is known.
+
+    Returns:
+        The norms whose running mean moved, those of them that ran with gradients off, and the model's result; None,
+        none and None if it raises.
     """
     means = {name: mean for name, m in norms.items() if isinstance(mean := getattr(m, "running_mean", None), Tensor)}
     before = {name: mean.clone() for name, mean in means.items()}
-    given = copied(inputs)
-    with contextlib.suppress(Exception), unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        out = run(model, given)
-        # A NaN is not equal to itself: a mean that was NaN before has not moved.
-        pairs = {n: (mean.nan_to_num(), before[n].nan_to_num()) for n, mean in means.items()}
-        return frozenset(n for n, (now, old) in pairs.items() if not torch.equal(now, old)), out
-    return None, None
+    # As a fallback without gradients, with which a forward that writes to parameters may raise.
+    for gradients in (True, False) if model.training else (False,):
+        given = copied(inputs)
+        with contextlib.suppress(Exception), ExitStack() as stack:
+            stack.enter_context(unchanged(model))
+            stack.enter_context(torch.set_grad_enabled(gradients))
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            cut_off = _cut_off(norms, stack) if gradients else {}
+            out = run(model, given)
+            # A NaN is not equal to itself: a mean that was NaN before has not moved.
+            pairs = {n: (mean.nan_to_num(), before[n].nan_to_num()) for n, mean in means.items()}
+            moved = frozenset(n for n, (now, old) in pairs.items() if not torch.equal(now, old))
+            without = frozenset(n for n in moved if cut_off.get(n)) if gradients and _all_seen(out) else frozenset()
+            return moved, without, out
+    return None, frozenset(), None
+
+
+def _cut_off(norms: Mapping[str, nn.Module], stack: ExitStack) -> dict[str, bool]:
+    """Note, by norm, whether its outputs required no gradient in any call, although its γ or β require one."""
+    found: dict[str, bool] = {}
+    for name, module in norms.items():
+        if any(p.requires_grad for p in module.parameters()):
+
+            def listen(_: Any, __: Any, out: Any, name: str = name) -> None:
+                found[name] = found.get(name, True) and not any(y.requires_grad for y in tensors_in(out))
+
+            stack.callback(hook_after(module, listen).remove)
+    return found
+
+
+def _all_seen(out: Any) -> bool:
+    """Return whether a result requires gradients, and all that leads to it was recorded by autograd.
+
+    A function with a backward of its own may run modules with gradients off, and once more in its backward, as
+    reentrant checkpointing does.
+    """
+    waiting: list[Any] = [y.grad_fn for y in tensors_in(out) if y.grad_fn is not None]
+    seen = set(waiting)
+    if not waiting:
+        return False
+    while waiting:
+        node = waiting.pop()
+        forward = getattr(type(node), "_forward_cls", None)
+        if forward is not None and not forward.__module__.startswith("gammabeta."):
+            return False
+        new = {after for after, _ in node.next_functions if after is not None} - seen
+        seen |= new
+        waiting.extend(new)
+    return True
 
 
 def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run: Forward) -> dict[str, float]:

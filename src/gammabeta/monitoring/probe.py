@@ -84,6 +84,8 @@ class Probe:
         self._moved = False
         self._modes: set[bool] = set()  # of the forwards with gradients in this step: in training mode or not
         self._version = self._versions()
+        self._kept = self._values()
+        self._rewrites: Tensor | None = None  # on the device
 
     def trained(self) -> Tensor | None:
         """Return γ or β, whichever trains; None if neither does."""
@@ -152,10 +154,27 @@ class Probe:
     def note_steps(self) -> None:
         """Note whether γ or β were written to."""
         self.record.stepped = self.record.stepped or self._versions() != self._version
+        self.record.rewrites = 0 if self._rewrites is None else int(self._rewrites)
 
     def _versions(self) -> list[int]:
         assert self.norm.module is not None
         return [p._version for p in self.norm.module._parameters.values() if p is not None]
+
+    def _values(self) -> list[Tensor]:
+        """Return copies of γ and β while no backward has reached them."""
+        if self.record.backwards:
+            return []
+        assert self.norm.module is not None
+        held = [p for p in self.norm.module._parameters.values() if p is not None and not p.is_meta]
+        return [_local(p).clone() for p in held]
+
+    def _count_rewrite(self) -> None:
+        """Count a change of γ or β by their values: an assignment to `data` leaves the version counter as it is."""
+        before, self._kept = self._kept, self._values()
+        pairs = [(a, b) for a, b in zip(before, self._kept, strict=False) if (a.shape, a.device) == (b.shape, b.device)]
+        if pairs:
+            changed = torch.stack([(a != b).any() for a, b in pairs]).any().long()
+            self._rewrites = changed if self._rewrites is None else self._rewrites.to(changed.device) + changed
 
     def synchronized(self) -> bool:
         """Whether the norm shares its batch statistics with other processes."""
@@ -174,6 +193,7 @@ class Probe:
             Names (those of `QUANTITIES`) and values, scalars on the norm's device.
         """
         module: Any = self.norm.module
+        self._count_rewrite()
         found: list[tuple[str, Tensor]] = []
         batches, self._batches = self._batches, []
         for name in ("weight", "bias"):

@@ -83,6 +83,8 @@ class WatchedNorm:
         evaluation_steps: steps since the last forward in training mode, in which forwards with gradients all ran in
             evaluation mode.
         stepped: whether γ or β were written to since the watch began.
+        rewrites: measured steps since which γ or β had changed at the next, counted while no backward has reached them:
+            a moving average of another part, for example.
         history: its measurements by step.
     """
 
@@ -96,6 +98,7 @@ class WatchedNorm:
     samples: int = 0
     evaluation_steps: int = 0
     stepped: bool = False
+    rewrites: int = 0
     history: History = field(default_factory=History)
 
     @property

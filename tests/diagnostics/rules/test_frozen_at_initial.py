@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
+from gammabeta.benchmarks.subjects.training_step import load_timm
 from gammabeta.diagnostics.rules import frozen_at_initial
 
 
@@ -70,7 +71,8 @@ def test_beside_norms_that_have_moved_it_is_a_warning_without_inputs():
 @pytest.mark.parametrize("key", ["weight", "bias", "running_mean", "running_var"])
 def test_converted_weights_with_folded_statistics_are_not_found(key):
     model = detector()
-    getattr(model[0][1], key).copy_(torch.rand(8) + 0.5)
+    for norm in (model[0][1], model[0][4]):
+        getattr(norm, key).copy_(torch.rand(8) + 0.5)
     assert findings(model) == findings(model, batch()) == []
 
 
@@ -121,3 +123,57 @@ def test_what_the_fix_of_a_thawing_norm_freezes_was_found_before_it():
     assert findings(model) == [("note", "0.1")]
     gb.check(model, select="GB101").fix()
     assert findings(model) == [("note", "0.1")]
+
+
+def without_inputs_and_with(model):
+    return findings(model), findings(model, batch())
+
+
+def test_a_frozen_backbone_whose_last_scales_start_at_zero_is_found():
+    """As ResNets do, in whose blocks the last γ starts at 0."""
+    model = detector(nn.BatchNorm2d)
+    nn.init.zeros_(model[0][4].weight)
+    gb.freeze(model[0], affine=True)
+    assert without_inputs_and_with(model.train()) == ([("note", "0.1")], [("warning", "0.1")])
+    (finding,) = gb.check(model, batch(), select="GB113").findings
+    assert finding.message.startswith(
+        "all 2 frozen BatchNorms are exactly as constructed (γ 1 or 0, β 0, mean 0, variance 1): 1 returns its input "
+        "unchanged, and 1 returns zeros; this one's input is not at 0 and 1"
+    )
+
+
+def test_timm_s_resnet_frozen_before_loading_is_found():
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    backbone = load_timm().create_model("resnet18", pretrained=False, num_classes=0)
+    gb.freeze(backbone, affine=True)
+    model = nn.Sequential(backbone, nn.Linear(512, 3)).train()
+    (finding,) = gb.check(model, torch.randn(4, 3, 64, 64) + 2, select="GB113").findings
+    assert (finding.severity, finding.where) == ("warning", "0.bn1")
+
+
+def test_one_of_two_frozen_backbones_that_was_not_loaded_is_found():
+    loaded, fresh = detector()[0], detector()[0]
+    for norm in (loaded[1], loaded[4]):
+        norm.running_mean.normal_()
+    model = nn.ModuleDict({"loaded": loaded, "fresh": fresh, "head": nn.Linear(8, 2)}).train()
+    (finding,) = gb.check(model, select="GB113").findings
+    assert (finding.severity, finding.where) == ("warning", "fresh.1")
+    assert finding.message.startswith("2 of 4 frozen BatchNorms are exactly as constructed")
+
+
+def test_one_fresh_norm_in_a_loaded_frozen_backbone_is_found_by_its_inputs():
+    model = detector()
+    model[0][1].running_mean.normal_()
+    (finding,) = gb.check(model, batch(), select="GB113").findings
+    assert (finding.severity, finding.where) == ("warning", "0.4")
+    assert finding.message.startswith(
+        "it is frozen and exactly as constructed (γ 1, β 0, mean 0, variance 1): it returns"
+    )
+
+
+def test_a_scale_of_zero_among_folded_weights_is_not_found():
+    model = detector()
+    model[0][1].weight.copy_(torch.rand(8) + 0.5)
+    model[0][4].weight.zero_()
+    assert without_inputs_and_with(model) == ([], [])

@@ -130,3 +130,62 @@ class TestLinearProbes:
         optimizer = torch.optim.SGD(model.fc.parameters(), lr=0.01)
         diagnosis = gb.check(model, optimizer=optimizer, select=["GB101", "GB402"])
         assert [(f.code, f.where) for f in diagnosis.findings] == [("GB101", "bn1"), ("GB101", "layer1.1")]
+
+
+class TestAForwardWithoutGradients:
+    """What `check` sees of it on inputs, where all requires gradients and is in the optimizer, if there is one."""
+
+    def found(self, model, x=None, **options):
+        x = torch.randn(8, 3, 8, 8) if x is None else x
+        return [(f.severity, f.where) for f in gb.check(model, x, select="GB101", **options).findings]
+
+    def test_a_backbone_under_no_grad_is_found_on_inputs(self):
+        model = LinearProbe(no_grad=True).model
+        assert not gb.check(model, select="GB101").findings
+        assert self.found(model) == [("warning", "backbone.1")]
+        assert self.found(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)) == [("warning", "backbone.1")]
+        assert self.found(LinearProbe().model) == []
+        assert self.found(model.eval()) == []
+        assert all(p.grad is None for p in model.parameters())
+
+    def test_the_message_says_what_was_seen_and_its_fix_mends_it(self):
+        model = LinearProbe(no_grad=True).model
+        diagnosis = gb.check(model, torch.randn(8, 3, 8, 8), select="GB101")
+        assert diagnosis.findings[0].message.startswith("the forward runs it with gradients off, yet it is in training")
+        diagnosis.fix()
+        assert self.found(model) == []
+
+    def test_a_model_of_which_nothing_requires_gradients_on_these_inputs_is_not_found(self):
+        class Predicts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = LinearProbe().model
+
+            @torch.no_grad()
+            def forward(self, x):
+                return self.net(x)
+
+        assert self.found(Predicts()) == []
+
+    @pytest.mark.parametrize("reentrant", [True, False])
+    def test_a_recomputed_part_is_not_found(self, reentrant):
+        class Recomputes(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.stem, self.body = nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+            def forward(self, x):
+                return torch.utils.checkpoint.checkpoint(self.body, self.stem(x), use_reentrant=reentrant)
+
+        assert self.found(Recomputes()) == []
+
+    def test_a_part_that_runs_once_without_and_once_with_gradients_is_not_found(self):
+        class Guesses(LinearProbe().model.__class__):
+            def forward(self, x):
+                with torch.no_grad():
+                    guess = self.head(self.backbone(x))
+                return self.head(self.backbone(x)) - guess
+
+        model = Guesses()
+        model.backbone, model.head = LinearProbe().backbone, LinearProbe().head
+        assert self.found(model) == []

@@ -4,8 +4,13 @@ What it does: In a model in which something else trains, finds BatchNorms in tra
 norms whose γ and β require no gradient, and norms without γ and β if the weights around them require none. Given
 inputs, finds only those whose running statistics a forward does move. It is an error if the weights before the norm are
 frozen too, and a warning if they train. Given the optimizer, as a warning, also finds norms of which neither γ and β
-nor the weights around them are in any optimizer. While watching, as a warning, finds norms that no backward reaches and
-no step moves, but whose statistics forwards move.
+nor the weights around them are in any optimizer. Given inputs, as a warning, also finds norms that the model's forward
+runs with gradients off. While watching, as a warning, finds norms that no backward reaches and no step moves, but whose
+statistics forwards move.
+
+It is a note in a part that looks like a moving average of another part, such as a momentum encoder: it has the same
+structure and similar weights, and the other part trains. While watching, such a part is known by parameters that change
+although nothing trains them. It is not found then.
 
 Why it matters: `requires_grad_(False)` does not affect buffers. In training mode the layer normalizes by the batch.
 Every forward moves its running statistics towards the new data, away from what the frozen weights were trained with.
@@ -25,10 +30,13 @@ running mean by a standard deviation; after the fix it stays the same bit for bi
 
 Limits: Statistics may be meant to adapt while γ and β stay (AdaBN, test-time adaptation): ignore the rule there.
 "Before" goes by registration. GB604 covers models without any gradient. If several optimizers share a model, pass all
-of them, in a list. A part that starts to train later is found until then, if ten steps have passed.
+of them, in a list. A part that starts to train later is found until then, if ten steps have passed. A frozen copy of a
+part that trains is a note until ten steps were watched. An average that is renewed too rarely to change twice until
+then is found.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
@@ -37,6 +45,7 @@ from gammabeta.diagnostics.fixes import freezing
 from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.diagnostics.twins import Twins
 from gammabeta.surgery.freeze import freeze
 
 severity = "error"
@@ -44,28 +53,36 @@ sees = "SDOW"
 
 # Steps after which a norm that nothing has moved does not train.
 STEPS = 10
+# Changes of γ and β that no training made, after which they are an average. Loading a checkpoint is one.
+_REWRITES = 2
 
 
 def check(record: Record) -> Iterator[Match]:
     model = record.model
     if model is None or not any(parameter.requires_grad for parameter in model.parameters()):
         return
-    around = OptimizedAround(record)
+    around, twins = OptimizedAround(record), Twins(record)
     for norm in record.of_kind("batch"):
-        if not norm.tracks:
+        if not norm.tracks or _rewrites(record, norm) >= _REWRITES:
             continue
         fix = freezing(model, norm)
         what, sure = _why_not_trained(norm) if norm.training else ("", False)
         if not what and norm.training and around.is_left_out(norm):
             what, sure = "neither it nor the weights around it are in an optimizer", False
-        moved = record.probe.moved if record.probe is not None else None
+        probe = record.probe
+        cut_off = not what and probe is not None and bool(probe.without_gradient.intersection(norm.names))
+        if cut_off:
+            what, sure = "the forward runs it with gradients off", False
+        moved = probe.moved if probe is not None else None
         if what and (moved is None or moved.intersection(norm.names)):  # a forward may put it into evaluation itself
             message = (
                 f"{what}, yet it is in training mode: every forward moves its running statistics {_share(norm)} of "
                 "the way to the batch's"
             )
             evidence = {"momentum": norm.momentum, "batches": norm.batches}
-            yield Match(norm.name, message, evidence, fix, severity=None if sure else "warning")
+            match = Match(norm.name, message, evidence, fix, severity=None if sure else "warning")
+            twin = None if _is_watched(record, norm) else twins.of(norm, cut_off=cut_off)
+            yield match if twin is None else _average(match, *twin)
         elif not what and record.watched is not None:
             yield from _watched(record, norm, fix)
 
@@ -82,6 +99,24 @@ def _why_not_trained(norm: Norm) -> tuple[str, bool]:
         return "the weights around it require no gradient", True
     also = " and neither do the weights before it" if norm.before_trains is False else ""
     return f"γ and β require no gradient{also}", norm.before_trains is False
+
+
+def _rewrites(record: Record, norm: Norm) -> int:
+    watched = record.watched.norms.get(norm.name) if record.watched is not None else None
+    return watched.rewrites if watched is not None else 0
+
+
+def _is_watched(record: Record, norm: Norm) -> bool:
+    """Return whether a moving average would have been seen to be one."""
+    return record.watched is not None and record.watched.steps >= STEPS and norm.affine_trains is not None
+
+
+def _average(match: Match, part: str, twin: str) -> Match:
+    message = (
+        f"{match.message}; if {part} is a moving average of {twin}, this is meant; otherwise freeze it: "
+        f"gammabeta.freeze(model.get_submodule({part!r}))"
+    )
+    return replace(match, message=message, fix=None, severity="note")
 
 
 def _watched(record: Record, norm: Norm, fix: Fix) -> Iterator[Match]:
