@@ -16,6 +16,8 @@ from gammabeta.introspection.observe import tensors_in
 # A tensor varies if its samples differ by this share of its largest value. It is constant if they differ by no more
 # than a few units in the last place; a norm's output also if it varies by no more than this in units of γ.
 _VARIES, _ULPS, _NORM = 1e-5, 8, 1e-6
+# A checkpoint does not tell parameters from other tensors, but by their names.
+PARAMETERS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,28 @@ def not_below_infinity(tensor: Tensor) -> Tensor | None:
         return ~(tensor.detach().amax() < torch.inf)
     except (RuntimeError, NotImplementedError):  # dtypes of eight bits, and classes without the operation
         return None
+
+
+def spoiled(name: str, parameter: Tensor) -> Tensor | None:
+    """Return a scalar that is True if a parameter holds NaN, +∞ or −∞; None if that cannot be asked of it.
+
+    −∞ passes in a parameter that does not train and is neither a weight nor a bias: it may be a mask.
+
+    Args:
+        name: its qualified name.
+        parameter: the parameter, or a tensor of a checkpoint.
+    """
+    above = not_below_infinity(parameter)
+    is_mask = isinstance(parameter, nn.Parameter) and not parameter.requires_grad
+    if above is None or (is_mask and name.rpartition(".")[2] not in PARAMETERS):
+        return above
+    return above | ~(parameter.detach().amin() > -torch.inf)
+
+
+def holds_minus_infinity(value: Any) -> bool:
+    """Return whether a floating-point tensor in a nested value holds −∞."""
+    tensors = (tensor for tensor in tensors_in(value) if not_below_infinity(tensor) is not None)
+    return any(bool(tensor.detach().amin() == -torch.inf) for tensor in tensors)
 
 
 def first_not_finite(model: nn.Module, forward: Callable[[], Any]) -> str | None:

@@ -132,7 +132,8 @@ class Divergence:
         where: qualified name of the module: that of the forward, or the last one with such parameters; None if it is
             not known, or if all parameters are such.
         parameters, of: number of parameters that were not finite at that time, and of all.
-        last_finite: the last step whose outputs were seen to be finite; None if there is none.
+        last_finite: the last step whose outputs were seen to be finite, −∞ apart; None if there is none.
+        below: whether those outputs held −∞.
         forwards, bad: number of forwards seen since then, that one included, and how many of them were not finite.
     """
 
@@ -142,6 +143,7 @@ class Divergence:
     parameters: int = 0
     of: int = 0
     last_finite: int | None = None
+    below: bool = False
     forwards: int = 0
     bad: int = 0
 
@@ -160,7 +162,10 @@ class Divergence:
             text += ": this module is the first whose inputs were finite and whose outputs were not" * bool(self.where)
         elif self.cause == "update":
             text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}"
-            text += ", although its outputs were: its loss or a gradient was not" * (self.last_finite == self.step)
+            if self.last_finite == self.step and not self.below:
+                text += ", although its outputs were: its loss or a gradient was not"
+            elif self.last_finite == self.step:
+                text += ": its outputs held −∞"
             text += "; this module is the last of them, so the gradient went wrong there or right behind" * bool(
                 self.where
             )
