@@ -110,10 +110,10 @@ def _is_young(norm: Norm, calls: Sequence[Given]) -> bool:
 def _of_youth(norms: Sequence[Norm], record: Record) -> Match:
     """Return the note on norms whose momentum is so small that 0 and 1 stay in their statistics for long."""
     first, left = norms[0], _left(norms[0])
+    others = f"; so are those of {counted(len(norms) - 1, 'other layer')}" if len(norms) > 1 else ""
     message = (
         f"after {counted(first.batches or 0, 'batch', 'batches')} with momentum {first.momentum:g}, {left:.0%} of its "
-        f"running statistics are still the initial 0 and 1{_others(len(norms) - 1, 0)}; in evaluation it would "
-        "normalize by them"
+        f"running statistics are still the initial 0 and 1{others}: recalibrate before an evaluation"
     )
     return Match(first.name, message, {"left": left}, recalibration(record, norms), severity="note")
 
