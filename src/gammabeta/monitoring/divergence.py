@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gammabeta._torch_private import transforms_active
-from gammabeta.diagnostics.outputs import first_not_finite, holds_minus_infinity, is_finite, not_below_infinity, spoiled
+from gammabeta.diagnostics.outputs import Place, first_not_finite, holds_minus_infinity, is_finite, not_below_infinity, spoiled
 from gammabeta.introspection.forward import copied
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import unchanged
@@ -106,10 +106,13 @@ class FiniteWatch:
             return self._by_update(step, bad, total)
         # A forward more would be a collective more, which the other processes do not make.
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return Divergence(step, "forward", None if several else self._run_again(args, kwargs), 0, total)
+        place = None if several else self._run_again(args, kwargs)
+        if place is None:
+            return Divergence(step, "forward", None, 0, total)
+        return Divergence(step, "forward", place.module, 0, total, between=place.between)
 
-    def _run_again(self, args: Any, kwargs: Any) -> str | None:
-        """Run the model once more, and return the first module whose outputs are not finite; None if it raises.
+    def _run_again(self, args: Any, kwargs: Any) -> Place | None:
+        """Run the model once more, and return where its outputs stop being finite; None if it raises.
 
         The backward of the forward that has just ended may need the buffers as they are: the model gets copies.
         """

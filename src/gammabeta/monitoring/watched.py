@@ -135,6 +135,7 @@ class Divergence:
         last_finite: the last step whose outputs were seen to be finite, −∞ apart; None if there is none.
         below: whether those outputs held −∞.
         forwards, bad: number of forwards seen since then, that one included, and how many of them were not finite.
+        between: the place of the operation in the forward of `where` that did it, in words; "" if a module did.
     """
 
     step: int
@@ -146,6 +147,7 @@ class Divergence:
     below: bool = False
     forwards: int = 0
     bad: int = 0
+    between: str = ""
 
     @property
     def title(self) -> str:
@@ -160,6 +162,7 @@ class Divergence:
         elif self.cause == "forward":
             text = f"from step {self.step} on the outputs were not finite, with finite inputs and parameters"
             text += ": this module is the first whose inputs were finite and whose outputs were not" * bool(self.where)
+            text += f"; {self.between}" * bool(self.between)
         elif self.cause == "update":
             text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}"
             if self.last_finite == self.step and not self.below:

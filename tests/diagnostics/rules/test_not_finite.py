@@ -94,6 +94,30 @@ class TestOutputs:
             "its outputs are not"
         )
 
+    def test_an_operation_between_two_modules_is_named_by_them(self):
+        class Logarithm(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.head(torch.log(self.norm(x)))
+
+        text = "the outputs on the inputs are not finite in evaluation mode"
+        place = "an operation after norm and before head does it"
+        assert found(Logarithm().eval(), torch.randn(8, 4)) == [("", f"{text}; {place}")]
+        model = nn.Sequential(nn.Linear(4, 4), Logarithm()).eval()
+        assert found(model, torch.randn(8, 4)) == [
+            (
+                "1",
+                f"{text}, from this module on: its inputs are finite, its outputs are not; an operation after 1.norm "
+                "and before 1.head does it",
+            )
+        ]
+        with gb.watch(model.train(), torch.optim.SGD(model.parameters(), lr=0.1)) as watch:
+            model(torch.randn(8, 4))
+        assert str(watch.watched.divergence).endswith("; an operation after 1.norm and before 1.head does it")
+
     def test_an_overflow_in_float16_is_found_where_it_happens(self):
         model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.LayerNorm(4)).half()
         with torch.no_grad():

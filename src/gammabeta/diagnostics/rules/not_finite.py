@@ -78,7 +78,11 @@ def _of_outputs(seen: Any, *, named: bool) -> str:
     if seen.inputs:
         return "the inputs given are not finite, and neither are the outputs"
     text = f"the outputs on the inputs are not finite in {seen.mode} mode"
-    return text + (", from this module on: its inputs are finite, its outputs are not" if named and seen.where else "")
+    if not named or seen.place is None:
+        return text
+    if seen.where:
+        text += ", from this module on: its inputs are finite, its outputs are not"
+    return text + f"; {seen.place.between}" * bool(seen.place.between)
 
 
 def _is_poisoned(record: Record, where: str | None) -> bool:
