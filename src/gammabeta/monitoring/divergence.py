@@ -10,7 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gammabeta._torch_private import transforms_active
-from gammabeta.diagnostics.outputs import Place, first_not_finite, holds_minus_infinity, is_finite, not_below_infinity, spoiled
+from gammabeta.diagnostics.outputs import (
+    Place,
+    first_not_finite,
+    holds_minus_infinity,
+    is_finite,
+    not_below_infinity,
+    spoiled,
+)
 from gammabeta.introspection.forward import copied
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import unchanged

@@ -11,8 +11,8 @@ Example: A channel's running mean is NaN.
 
 Use instead: gammabeta's BatchNorm (`gammabeta.adopt(model)`): a batch that is not finite leaves its statistics
 unchanged. For statistics that are already poisoned, `gammabeta.recalibrate(model, batches)`. `diagnosis.fix()` does
-that on its loader; of a norm of which nothing trains it replaces only the channels that are named. Where parameters or outputs are not
-finite either (GB404), that comes first: there is one finding for all norms, and no fix.
+that on its loader; of a norm of which nothing trains it replaces only the channels that are named. Where parameters or
+outputs are not finite either (GB404), that comes first: there is one finding for all norms, and no fix.
 
 Evidence: tests/diagnostics/rules/test_poisoned_statistics.py: after one batch with a single NaN and 1,000 finite
 batches, torch's layer still has a running mean of NaN, and its channel's outputs in evaluation are NaN. The adopted

@@ -9,8 +9,8 @@ outputs are silently wrong (pytorch#104593 and #197539: a convolution used twice
 
 Example: A convolution that is called on two inputs, with a BatchNorm behind the first.
 
-Use instead: `gammabeta.fold`, which leaves such sites unfolded and says why; or, where the reason is one that can be removed, what the
-fix says: a separate layer for each call, or a weight of its own.
+Use instead: `gammabeta.fold`, which leaves such sites unfolded and says why. Where the reason can be removed, the fix
+says how: a separate layer for each call, or a weight of its own.
 
 Evidence: tests/diagnostics/rules/test_probed_rules.py: folded by torch.nn.utils.fusion, the flagged example's outputs
 are off by more than a tenth of their size; folded by `gammabeta.fold` they stay the same.
@@ -54,11 +54,11 @@ def check(record: Record) -> Iterator[Match]:
         except Refusal as refusal:
             unsafe.append((norm.name, layer, refusal))
     if unsafe:
-        name, layer, refusal = unsafe[0]
+        name, layer, reason = unsafe[0]
         others = f" (and {counted(len(unsafe) - 1, 'more such BatchNorm')})" if len(unsafe) > 1 else ""
-        message = f"it must not be folded into {layer}: {refusal}{others}"
+        message = f"it must not be folded into {layer}: {reason}{others}"
         evidence = {"layer": layer, "layers": [name for name, *_ in unsafe]}
-        fix = Fix(f"gammabeta.fold leaves it unfolded{'; ' * bool(refusal.way)}{refusal.way}")
+        fix = Fix(f"gammabeta.fold leaves it unfolded{'; ' * bool(reason.way)}{reason.way}")
         yield Match(name, message, evidence, fix)
 
 

@@ -121,7 +121,8 @@ def affine_of(norm: nn.Module) -> Affine:
         plain = False
     if not (torch.isfinite(scale).all() and torch.isfinite(shift).all()):
         raise Refusal(
-            "its running statistics or parameters are not finite, or a variance is negative", "mend GB404 or GB102 first"
+            "its running statistics or parameters are not finite, or a variance is negative",
+            "mend GB404 or GB102 first",
         )
     if plain:
         return Affine(scale, shift, None)
