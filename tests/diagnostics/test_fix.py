@@ -166,7 +166,7 @@ def test_of_a_frozen_norm_s_statistics_only_the_poisoned_channels_change():
     model[1].running_mean[3:].normal_()
     model[1].running_var[5] = -1.0
     before = copy.deepcopy(model.state_dict())
-    change = checked().fix()
+    change = gb.check(model, loader=loader, select="GB102").fix()
     assert change.entries[0].what == "recalibrated in 2 of 8 channels"
     kept = [0, 1, 3, 4, 6, 7]
     for key, value in model.state_dict().items():
