@@ -135,22 +135,28 @@ def test_norms_that_recalibrate_does_not_take_are_left_and_the_others_recalibrat
 
 def test_channels_that_are_never_finite_are_told():
     model, loader = poisoned()
-    with torch.no_grad():
-        model[0].weight[3] = float("nan")
-    change = gb.check(model, loader=loader, select="GB102").fix()
+
+    def checked():
+        """Check while the weights are finite: otherwise the check does not offer to recalibrate."""
+        model[0].weight.data[3] = 1.0
+        diagnosis = gb.check(model, loader=loader, select="GB102")
+        model[0].weight.data[3] = float("nan")
+        return diagnosis
+
+    change = checked().fix()
     assert change.entries[-1].what == "recalibrated but for 1 channel that was never finite"
     model[1].running_mean[2:4] = float("nan")
-    change = gb.check(model, loader=loader, select="GB102").fix()
+    change = checked().fix()
     assert change.left["1"] == "GB102 poisoned-statistics: no batch gives some of its channels a finite input"
     model[1].requires_grad_(False)
     model[1].running_mean[3] = float("nan")
-    before = bits(model)
-    change = gb.check(model, loader=loader, select="GB102").fix()
+    diagnosis, before = checked(), bits(model)
+    change = diagnosis.fix()
     assert change.changed == []
     assert change.left["1"] == "no batch gives a finite input to the channels whose statistics are not finite"
     assert bits(model) == before
     model[1].running_mean[2] = float("inf")
-    change = gb.check(model, loader=loader, select="GB102").fix()
+    change = checked().fix()
     assert change.entries[-1].what == "recalibrated in 1 of 8 channels; no batch gives the other 1 a finite input"
 
 

@@ -34,6 +34,7 @@ class ForwardError(RuntimeError):
 
 # Packages whose own errors are not those of the user's forward.
 _OWN = ("gammabeta.introspection", "gammabeta.diagnostics")
+_NOT_FINITE = "GB404"
 INTENTS = ("contrastive", "gradient-penalty", "private")
 
 
@@ -176,7 +177,8 @@ def diagnose(
                 found.append(finding)
             else:
                 ignored.append((finding, reason))
-    found.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: by rule, then in the model's order
+    # Stable: by rule, then in the model's order. What is not finite explains the other errors, so it leads.
+    found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.code != _NOT_FINITE))
     codes = tuple(rule.code for rule in ran)
     return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran))
 

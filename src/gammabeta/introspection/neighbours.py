@@ -17,7 +17,15 @@ LAYERS = (
 
 
 class Refusal(Exception):  # noqa: N818
-    """Reason why a change cannot be made safely here; the message goes into the report."""
+    """Reason why a change cannot be made safely here; the message goes into the report.
+
+    Attributes:
+        way: what would make the change possible, as a clause without an end; "" if nothing general can be said.
+    """
+
+    def __init__(self, reason: str, way: str = "") -> None:
+        super().__init__(reason)
+        self.way = way
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,8 @@ class Neighbours:
         if not calls:
             raise Refusal(f"{what} was not called on the example inputs")
         if len(calls) > 1:
-            raise Refusal(f"{what} is called {len(calls)} times in a forward")
+            way = "a separate layer for each call makes it foldable"
+            raise Refusal(f"{what} is called {len(calls)} times in a forward", way)
         return calls[0]
 
     def producer(self, seen: Seen, axis: int, layers: tuple[type[nn.Module], ...] = LAYERS) -> Producer | None:

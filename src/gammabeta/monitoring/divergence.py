@@ -10,7 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gammabeta._torch_private import transforms_active
-from gammabeta.diagnostics.outputs import first_not_finite, is_finite, not_below_infinity
+from gammabeta.diagnostics.outputs import (
+    Place,
+    first_not_finite,
+    holds_minus_infinity,
+    is_finite,
+    not_below_infinity,
+    spoiled,
+)
 from gammabeta.introspection.forward import copied
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import unchanged
@@ -34,6 +41,7 @@ class FiniteWatch:
     def __init__(self, model: nn.Module, watched: Watched, progress: Progress) -> None:
         self._model, self._watched, self._progress = model, watched, progress
         self._last_finite: int | None = None
+        self._below = False  # whether the last outputs seen held −∞, which masks hold on purpose
         self._first: Tensor | None = None  # on the device: the first step that was not finite, or −1
 
     def after_forward(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
@@ -51,7 +59,7 @@ class FiniteWatch:
             if not flags:
                 return
             if all(flag.device.type == "cpu" for flag in flags) or self._progress.measuring:
-                self._note(args, kwargs, bad=any(bool(flag) for flag in flags))
+                self._note(args, kwargs, out, bad=any(bool(flag) for flag in flags))
             elif self._watched.divergence is None:
                 bad = torch.stack([flag.to(flags[0].device) for flag in flags]).any()
                 if self._first is None or self._first.device != bad.device:
@@ -70,20 +78,26 @@ class FiniteWatch:
         elif bad:
             self._diverged(self._by_update(self._watched.steps, bad, total))
 
-    def _note(self, args: Any, kwargs: Any, *, bad: bool) -> None:
+    def _note(self, args: Any, kwargs: Any, out: Any, *, bad: bool) -> None:
         found = self._watched.divergence
         if found is not None:
             found.forwards += 1
             found.bad += bad
         elif not bad:
-            self._last_finite = self._watched.steps
+            before, self._below = self._below, holds_minus_infinity(out)
+            names, total = self._bad_parameters() if self._below and not before else ([], 0)
+            if names:  # −∞ is no mask's, but comes from the parameters
+                self._below = before
+                self._diverged(self._by_update(self._watched.steps, names, total))
+            else:
+                self._last_finite = self._watched.steps
         else:
             self._diverged(self._locate(args, kwargs))
             assert self._watched.divergence is not None
             self._watched.divergence.forwards = self._watched.divergence.bad = 1
 
     def _diverged(self, found: Divergence) -> None:
-        found.last_finite = self._last_finite
+        found.last_finite, found.below = self._last_finite, self._below
         self._watched.divergence = found
 
     def _locate(self, args: Any, kwargs: Any) -> Divergence:
@@ -99,10 +113,13 @@ class FiniteWatch:
             return self._by_update(step, bad, total)
         # A forward more would be a collective more, which the other processes do not make.
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        return Divergence(step, "forward", None if several else self._run_again(args, kwargs), 0, total)
+        place = None if several else self._run_again(args, kwargs)
+        if place is None:
+            return Divergence(step, "forward", None, 0, total)
+        return Divergence(step, "forward", place.module, 0, total, between=place.between)
 
-    def _run_again(self, args: Any, kwargs: Any) -> str | None:
-        """Run the model once more, and return the first module whose outputs are not finite; None if it raises.
+    def _run_again(self, args: Any, kwargs: Any) -> Place | None:
+        """Run the model once more, and return where its outputs stop being finite; None if it raises.
 
         The backward of the forward that has just ended may need the buffers as they are: the model gets copies.
         """
@@ -130,9 +147,7 @@ class FiniteWatch:
 
     def _bad_parameters(self) -> tuple[list[str], int]:
         """Return the names of the parameters that are not finite, and the number of all that can be looked at."""
-        flags = {
-            name: flag for name, p in self._model.named_parameters() if (flag := not_below_infinity(p)) is not None
-        }
+        flags = {name: flag for name, p in self._model.named_parameters() if (flag := spoiled(name, p)) is not None}
         if not flags:
             return [], 0
         device = next(iter(flags.values())).device

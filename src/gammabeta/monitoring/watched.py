@@ -135,8 +135,10 @@ class Divergence:
         where: qualified name of the module: that of the forward, or the last one with such parameters; None if it is
             not known, or if all parameters are such.
         parameters, of: number of parameters that were not finite at that time, and of all.
-        last_finite: the last step whose outputs were seen to be finite; None if there is none.
+        last_finite: the last step whose outputs were seen to be finite, −∞ apart; None if there is none.
+        below: whether those outputs held −∞.
         forwards, bad: number of forwards seen since then, that one included, and how many of them were not finite.
+        between: the place of the operation in the forward of `where` that did it, in words; "" if a module did.
     """
 
     step: int
@@ -145,8 +147,10 @@ class Divergence:
     parameters: int = 0
     of: int = 0
     last_finite: int | None = None
+    below: bool = False
     forwards: int = 0
     bad: int = 0
+    between: str = ""
 
     @property
     def title(self) -> str:
@@ -161,9 +165,13 @@ class Divergence:
         elif self.cause == "forward":
             text = f"from step {self.step} on the outputs were not finite, with finite inputs and parameters"
             text += ": this module is the first whose inputs were finite and whose outputs were not" * bool(self.where)
+            text += f"; {self.between}" * bool(self.between)
         elif self.cause == "update":
             text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}"
-            text += ", although its outputs were: its loss or a gradient was not" * (self.last_finite == self.step)
+            if self.last_finite == self.step and not self.below:
+                text += ", although its outputs were: its loss or a gradient was not"
+            elif self.last_finite == self.step:
+                text += ": its outputs held −∞"
             text += "; this module is the last of them, so the gradient went wrong there or right behind" * bool(
                 self.where
             )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import gammabeta as gb
 from gammabeta.diagnostics.rules import constant_output
@@ -26,7 +27,7 @@ def test_different_inputs_give_the_same_bits_and_no_gradient_passes():
     (finding,) = gb.check(example.model, example.inputs, select="GB309").findings
     assert finding.message == (
         "the model's outputs are the same for every sample, although the inputs differ: its γ is 0 in all channels, "
-        "and nothing bypasses it"
+        "and nothing in this model bypasses it"
     )
 
 
@@ -49,6 +50,55 @@ def test_an_activation_that_passes_nothing_behind_a_norm_is_found_at_the_norm():
     ((where, message),) = found(model, torch.randn(8, 3, 8, 8))
     assert where == "1"
     assert "the activation behind it, 2, gives nothing of what it varies" in message
+
+
+class Functional(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        torch.manual_seed(0)
+        self.act, self.l, self.n, self.h = act, nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.h(self.act(self.n(self.l(x))))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("act", "beta"),
+    [(F.relu, -50), (F.gelu, -50), (torch.sigmoid, -200), (torch.tanh, 50), (lambda x: x.clamp(0, 6), 50)],
+)
+def test_an_activation_that_is_a_function_is_found_at_the_norm_too(act, beta):
+    model, x = Functional(act).eval(), torch.randn(16, 4)
+    assert found(model, x) == []
+    model.n.bias.fill_(beta)
+    ((where, message),) = found(model, x)
+    assert where == "n"
+    assert message.endswith("its output varies, but what lies between it and h passes nothing of that")
+    model.h = nn.Identity()
+    assert found(model, x)[0][0] == "n"
+
+
+@torch.no_grad()
+def test_an_operation_with_weights_of_its_own_behind_a_norm_is_no_activation():
+    weights = torch.zeros(8, 8)
+    assert found(Functional(lambda x: x @ weights).eval(), torch.randn(16, 4)) == []
+
+
+@pytest.mark.parametrize("value", [1e14, 1e20])
+def test_the_norm_that_loses_the_difference_is_named_not_one_behind_it(value):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )  # fmt: skip
+    for _ in range(40):
+        model(torch.randn(8, 3, 12, 12))
+    model.eval()
+    with torch.no_grad():
+        model[1].running_var.fill_(value)
+    ((where, message),) = found(model, torch.randn(8, 3, 12, 12))
+    assert where == "1"
+    assert f"its running variance is up to {value:.3g}" in message
 
 
 @torch.no_grad()

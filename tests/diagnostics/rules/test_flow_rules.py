@@ -214,6 +214,48 @@ class TestTrainEvalGap:
         (finding,) = diagnosis.findings
         assert finding.fix.what.startswith("if its statistics may change, gammabeta.recalibrate(model, loader")
 
+    @staticmethod
+    def young(batches, momentum):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16, momentum=momentum), nn.ReLU(),
+            nn.Linear(16, 16), nn.BatchNorm1d(16, momentum=momentum), nn.ReLU(), nn.Linear(16, 4),
+        )  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        for _ in range(batches):
+            x = 3 * torch.randn(64, 8) + 2
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), x[:, :4].argmax(1)).backward()
+            optimizer.step()
+        return model, 3 * torch.randn(64, 8) + 2
+
+    @pytest.mark.parametrize(("batches", "momentum"), [(1, 0.1), (3, 0.1), (8, 0.1), (30, 0.01)])
+    def test_what_few_batches_leave_of_the_initial_values_is_no_finding_in_training(self, batches, momentum):
+        model, x = self.young(batches, momentum)
+        assert gb.check(model, x, select="GB109").findings == ()
+        (finding,) = gb.check(model.eval(), x, select="GB109").findings
+        assert finding.severity == "warning"
+
+    def test_a_very_small_momentum_is_a_note_in_training_and_a_warning_in_evaluation(self):
+        model, x = self.young(30, 0.0003)
+        (finding,) = gb.check(model, x, select="GB109").findings
+        assert (finding.severity, finding.where) == ("note", "1")
+        assert finding.message == (
+            "after 30 batches with momentum 0.0003, 99% of its running statistics are still the initial 0 and 1; so "
+            "are those of 1 other layer: recalibrate before an evaluation"
+        )
+        assert [f.severity for f in gb.check(model.eval(), x, select="GB109").findings] == ["warning"]
+
+    def test_statistics_that_the_initial_values_do_not_explain_are_found_in_training_too(self):
+        model, x = self.young(3, 0.1)
+        model[1].running_mean.add_(30)
+        (finding,) = gb.check(model, x, select="GB109").findings
+        assert (finding.severity, finding.where, finding.evidence["layers"]) == ("warning", "1", ["1"])
+        model, x = self.young(3, 0.1)
+        model[4].running_var.mul_(20)
+        (finding,) = gb.check(model, x, select="GB109").findings
+        assert (finding.severity, finding.where) == ("warning", "4")
+
     def test_one_sample_says_nothing(self):
         example = train_eval_gap.flagged()
         assert codes(gb.check(example.model, example.inputs[:1], select="GB109")) == []

@@ -44,6 +44,20 @@ class TestParameters:
         assert where == "1"
         assert message == "8 of 10 parameters are not finite: 1.weight, 1.bias, 3.0.weight and 5 more"
 
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    def test_infinity_of_either_sign_counts_in_a_parameter(self, value):
+        model = network()
+        model[4].bias.data[0] = float(value)
+        assert found(model) == [("4", "1 of 10 parameters are not finite: 4.bias")]
+        assert found(model.eval(), torch.randn(8, 4))[0][0] == "4"
+
+    def test_a_mask_kept_as_a_parameter_that_does_not_train_is_not_found(self):
+        model = network()
+        model.mask = nn.Parameter(torch.full((4, 4), float("-inf")), requires_grad=False)
+        assert found(model) == []
+        model.mask.data[0, 0] = float("nan")
+        assert found(model) == [("", "1 of 11 parameters are not finite: mask")]
+
     def test_running_statistics_are_left_to_their_rule(self):
         model = network()
         model[3][1].running_mean[0] = float("nan")
@@ -80,6 +94,30 @@ class TestOutputs:
             "its outputs are not"
         )
 
+    def test_an_operation_between_two_modules_is_named_by_them(self):
+        class Logarithm(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 2)
+
+            def forward(self, x):
+                return self.head(torch.log(self.norm(x)))
+
+        text = "the outputs on the inputs are not finite in evaluation mode"
+        place = "an operation after norm and before head does it"
+        assert found(Logarithm().eval(), torch.randn(8, 4)) == [("", f"{text}; {place}")]
+        model = nn.Sequential(nn.Linear(4, 4), Logarithm()).eval()
+        assert found(model, torch.randn(8, 4)) == [
+            (
+                "1",
+                f"{text}, from this module on: its inputs are finite, its outputs are not; an operation after 1.norm "
+                "and before 1.head does it",
+            )
+        ]
+        with gb.watch(model.train(), torch.optim.SGD(model.parameters(), lr=0.1)) as watch:
+            model(torch.randn(8, 4))
+        assert str(watch.watched.divergence).endswith("; an operation after 1.norm and before 1.head does it")
+
     def test_an_overflow_in_float16_is_found_where_it_happens(self):
         model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.LayerNorm(4)).half()
         with torch.no_grad():
@@ -110,10 +148,10 @@ class TestOutputs:
 
 
 class TestCheckpoints:
-    @pytest.mark.parametrize("key", ["1.weight", "3.0.weight", "4.bias"])
-    def test_a_tensor_of_a_checkpoint_that_is_not_finite_is_an_error(self, tmp_path, key, monkeypatch, capsys):
+    @pytest.mark.parametrize(("key", "value"), [("1.weight", "nan"), ("3.0.bias", "inf"), ("4.bias", "-inf")])
+    def test_a_tensor_of_a_checkpoint_that_is_not_finite_is_an_error(self, tmp_path, key, value, monkeypatch, capsys):
         state = network().state_dict()
-        state[key].flatten()[0] = float("nan")
+        state[key].flatten()[0] = float(value)
         torch.save(state, tmp_path / "last.pt")
         diagnosis = diagnose(record_checkpoint(tmp_path / "last.pt"), select="GB404")
         assert [(f.severity, f.where) for f in diagnosis.findings] == [("error", key.rpartition(".")[0])]
@@ -238,6 +276,32 @@ class TestWatch:
                 (y.square().mean() * (float("nan") if step == 2 else 1)).backward()
                 optimizer.step()
         assert (watch.watched.divergence.step, watch.watched.divergence.parameters) == (2, 10)
+
+    def test_minus_infinity_in_a_parameter_is_seen_in_the_first_forward(self):
+        model = network()
+
+        def spoil(step, x):
+            if step == 7:
+                model[4].bias.data[0] = float("-inf")
+            return x
+
+        watch = self.train(model, torch.optim.SGD(model.parameters(), lr=0.01), spoil=spoil)
+        divergence = watch.watched.divergence
+        assert (divergence.step, divergence.parameters, divergence.where) == (6, 1, "4")
+
+    def test_outputs_that_held_minus_infinity_are_not_said_to_have_been_finite(self):
+        model = network()
+
+        class Masked(nn.Module):
+            def forward(self, x):
+                return x.masked_fill(torch.tensor([True, False]), float("-inf"))
+
+        model.append(Masked())
+        self.loss = lambda step, y: y[:, 1].square().mean() * (float("nan") if step == 4 else 1.0)
+        watch = self.train(model, torch.optim.SGD(model.parameters(), lr=0.01))
+        divergence = watch.watched.divergence
+        assert divergence.step == 4
+        assert str(divergence).startswith("10 of 10 parameters were not finite after step 4: its outputs held −∞")
 
     def test_looking_for_the_module_leaves_no_trace(self):
         states, randoms = [], []

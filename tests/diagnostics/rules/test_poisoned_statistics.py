@@ -59,3 +59,43 @@ def test_recalibrating_on_the_loader_mends_it():
     expected = torch.cat(loader) @ model[0].weight.T + model[0].bias
     # Exact moments in float64 of float32 inputs.
     torch.testing.assert_close(model[1].running_var, expected.var(0), rtol=1e-5, atol=0)
+
+
+def diverged():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+    return model
+
+
+def test_in_a_model_that_diverged_the_parameters_lead_and_nothing_is_recalibrated():
+    model = diverged()
+    loader = [torch.randn(32, 3) for _ in range(3)]
+    diagnosis = gb.check(model, loader=loader)
+    parameters, statistics = diagnosis.errors
+    assert (parameters.code, statistics.code) == ("GB404", "GB102")
+    assert statistics.message == (
+        "running mean NaN in 4 of 4 channels: 0, 1, 2, 3; running variance NaN in 4 of 4 channels: 0, 1, 2, 3; and so "
+        "in 1 more norm"
+    )
+    assert str(statistics.fix) == (
+        "mend GB404 first: with parameters or outputs that are not finite, statistics measured anew are not finite "
+        "either"
+    )
+    assert "fix() mends" not in str(diagnosis)
+    assert not diagnosis.fix().changed
+
+
+def test_outputs_that_are_not_finite_for_another_reason_come_first_too():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.log(x - 1e6)
+
+    model = nn.Sequential(nn.Linear(3, 4), Broken(), nn.BatchNorm1d(4)).eval()
+    model[2].running_mean.fill_(float("nan"))
+    diagnosis = gb.check(model, loader=[torch.randn(8, 3)], select=["GB102", "GB404"])
+    assert [f.code for f in diagnosis.findings] == ["GB404", "GB102"]
+    assert diagnosis.findings[1].fix.what.startswith("mend GB404 first")

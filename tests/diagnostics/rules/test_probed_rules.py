@@ -273,6 +273,26 @@ def test_folding_a_convolution_that_is_used_twice_is_wrong_by_pattern_and_right_
     assert finding.message == "it must not be folded into conv: conv is called 2 times in a forward"
 
 
+def test_what_makes_a_site_foldable_belongs_to_the_reason():
+    x = torch.randn(4, 3, 8, 8)
+
+    def fix(model):
+        (finding,) = gb.check(model.eval(), x, select="GB603").findings
+        return finding.fix.what
+
+    kept = "gammabeta.fold leaves it unfolded"
+    assert fix(unsafe_fold.flagged().model) == f"{kept}; a separate layer for each call makes it foldable"
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model[1].bias.data[2] = float("nan")
+    assert fix(model) == f"{kept}; mend GB404 or GB102 first"
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    model[0].register_forward_hook(lambda *_: None)
+    assert fix(model) == f"{kept}; without the hooks it is foldable"
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3))
+    model[2].weight = model[0].weight
+    assert fix(model) == f"{kept}; a weight of its own makes it foldable"
+
+
 def test_a_model_in_training_is_not_looked_at_for_folding():
     example = foldable.flagged()
     assert codes(gb.check(example.model.train(), example.inputs, select="GB60")) == []

@@ -1,8 +1,9 @@
 """Outputs that are the same for every sample, because a norm loses what distinguishes them.
 
 What it does: Runs the model in evaluation on inputs of two or more samples that differ. If all of its floating-point
-outputs are the same for every sample up to rounding, it looks for the last layer whose input still varies. It reports
-that layer if it is a norm, or an activation right behind a norm.
+outputs are the same for every sample up to rounding, it looks for the first norm whose output does not vary, and behind
+which nothing varies. Otherwise it looks for the last layer whose input varies, and reports a norm there whose output
+the activation behind it, a module or a function, makes constant.
 
 Why it matters: The model answers the same whatever it is asked, and no gradient reaches what comes before. The usual
 causes are γ = 0 in all channels of a norm that no residual connection bypasses, a running variance that is far too
@@ -48,8 +49,11 @@ def check(record: Record) -> Iterator[Match]:
     if constant.activation:
         message += f"the activation behind it, {constant.activation}, gives {_what(constant.spread)} of what it varies"
         fix = Fix("look at β, and at the weights that feed the norm: they leave nothing above the activation's zero")
+    elif constant.before:
+        message += f"its output varies, but what lies between it and {constant.before} passes nothing of that"
+        fix = Fix("look at β, and at the weights that feed the norm: what lies behind it is saturated for every sample")
     elif zero:
-        message += "its γ is 0 in all channels, and nothing bypasses it"
+        message += "its γ is 0 in all channels, and nothing in this model bypasses it"
         fix = Fix("start with γ = 1, or add the norm's output to a residual branch")
     else:
         message += f"its output differs between samples by {constant.spread:.2g} at most, though its input varies"

@@ -1,6 +1,6 @@
 """Values that are not finite: in parameters, in outputs, or in a training that diverged.
 
-What it does: Finds parameters, and tensors of a checkpoint, that hold NaN or infinity. Given inputs, finds outputs that
+What it does: Finds parameters, and vectors of a checkpoint, that hold NaN or infinity. Given inputs, finds outputs that
 do, and names the first module whose inputs are finite and whose outputs are not. While watching, finds the step at
 which it began, and the module. Running statistics are those of GB102.
 
@@ -15,10 +15,11 @@ is too high, a division by or logarithm of zero, an overflow in float16, or a ba
 Evidence: tests/diagnostics/rules/test_not_finite.py: one NaN in the flagged example's γ makes one channel of every
 output NaN, and one step of SGD all parameters.
 
-Limits: −∞ alone is left out, since masks hold it on purpose. Of a checkpoint's tensors of several axes only those that
-were read are looked at. On a GPU a watched training is looked at in measured steps, so that no step waits; then the
-step is exact, and the module is named only if that step was measured. Of a training on several processes, and of
-compiled models, no module is named.
+Limits: −∞ alone is left out in outputs and buffers, and in parameters that do not train and are neither weight nor
+bias: masks hold it on purpose. Of a checkpoint only vectors are looked at: a training that diverged leaves no vector
+finite. On a GPU a watched training is looked at in measured steps, so that no step waits; then the step is exact, and
+the module is named only if that step was measured. Of a training on several processes, and of compiled models, no
+module is named.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.outputs import not_below_infinity
+from gammabeta.diagnostics.outputs import PARAMETERS, not_below_infinity, spoiled
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 
@@ -38,8 +39,6 @@ sees = "SFDW"
 _FIX = Fix("go back to the last checkpoint that is finite, and remove the cause where it began")
 # GB102's.
 _STATISTICS = ("running_mean", "running_var")
-# A checkpoint does not tell parameters from other tensors. Observers of quantization hold +∞ before the first batch.
-_PARAMETERS = ("weight", "bias")
 
 
 def check(record: Record) -> Iterator[Match]:
@@ -65,11 +64,25 @@ def check(record: Record) -> Iterator[Match]:
         yield Match(where or "", "; ".join(parts), evidence, _FIX)
 
 
+def spoils(record: Record) -> bool:
+    """Return whether parameters are not finite, or outputs for another reason than the running statistics.
+
+    Then statistics that are measured anew are not finite either.
+    """
+    bad, _ = _bad_tensors(record)
+    seen = record.probe.not_finite if record.probe is not None else None
+    return bool(bad) or (seen is not None and not _is_poisoned(record, seen.where))
+
+
 def _of_outputs(seen: Any, *, named: bool) -> str:
     if seen.inputs:
         return "the inputs given are not finite, and neither are the outputs"
     text = f"the outputs on the inputs are not finite in {seen.mode} mode"
-    return text + (", from this module on: its inputs are finite, its outputs are not" if named and seen.where else "")
+    if not named or seen.place is None:
+        return text
+    if seen.where:
+        text += ", from this module on: its inputs are finite, its outputs are not"
+    return text + f"; {seen.place.between}" * bool(seen.place.between)
 
 
 def _is_poisoned(record: Record, where: str | None) -> bool:
@@ -91,10 +104,11 @@ def _bad_tensors(record: Record) -> tuple[list[str], int]:
         tensors: dict[str, Tensor] = dict(record.model.named_parameters())
         buffers = dict(record.model.named_buffers())
     else:
-        tensors = {k: t for k, t in record.tensors.items() if k.rpartition(".")[2] in _PARAMETERS}
+        tensors = {k: t for k, t in record.tensors.items() if k.rpartition(".")[2] in PARAMETERS}
         buffers = {k: t for k, t in record.tensors.items() if k not in tensors}
         of_norms = set()
-    flags = {name: flag for name, t in tensors.items() if (flag := not_below_infinity(t)) is not None}
+    flags = {name: flag for name, t in tensors.items() if (flag := spoiled(name, t)) is not None}
+    # Masks hold −∞, and observers of quantization +∞ before the first batch: of buffers, only NaN counts.
     for name, tensor in buffers.items():
         if name.rpartition(".")[2] not in _STATISTICS and id(tensor) not in of_norms:
             flag = not_below_infinity(tensor)

@@ -7,6 +7,9 @@ forward, in which the layers normalize by the batch as in training, tells the la
 those that only follow: these are given other inputs in evaluation, and match what training gives them. Both are
 counted. Nothing is found if all match what training gives them.
 
+In training mode the share of the initial 0 and 1 that n batches with momentum m leave, (1 − m)ⁿ, is known. What it
+explains is no finding in a training that has just begun; for a momentum below 0.01 it is a note.
+
 Why it matters: The network that is evaluated is not the one that was trained. Causes are a momentum too small for the
 number of steps, data that has shifted, other preprocessing in evaluation, or statistics of another model.
 
@@ -25,7 +28,8 @@ no such gap; neither have those of which nothing trains while other parts do. Wh
 to say whether the statistics may change.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,13 +39,17 @@ from gammabeta.diagnostics.as_training import measure_as_training
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import is_still, recalibration
 from gammabeta.diagnostics.gap import RATIO, SHIFT, Gap, gap_of
-from gammabeta.diagnostics.record import Norm, Record
+from gammabeta.diagnostics.measurement import Given
+from gammabeta.diagnostics.record import Norm, Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
+from gammabeta.moments import Moments
 
 severity = "warning"
 sees = "D"
 
+# From this momentum on, 300 batches leave less than 5 % of the initial values: that needs no note.
+_USUAL = 0.01
 # A layer is recalibrated with the others from this share of a gap that matters, so that none is left at the limit.
 _SHARE = 0.5
 
@@ -56,12 +64,18 @@ def check(record: Record) -> Iterator[Match]:
     if not mattering:
         return
     layers: dict[str, Any] = {name: norm.module for name, norm in norms.items()}
-    own = _gaps(norms, measure_as_training(model, record.inputs, layers, record.forward))
+    as_training = measure_as_training(model, record.inputs, layers, record.forward)
+    own = _gaps(norms, as_training)
     # Without a forward as in training, nothing tells who follows.
     wrong = [name for name in norms if name in own and _is_wrong(own[name])] if own else mattering
-    if not any(name in mattering for name in wrong):
-        return  # evaluation gives other inputs, to layers that match what training gives them
-    follow = [name for name in mattering if name not in wrong]
+    young = [name for name in wrong if _is_young(norms[name], as_training.get(name, ()))]
+    late = [name for name in young if name in mattering and (norms[name].momentum or 1.0) < _USUAL]
+    wrong = [name for name in wrong if name not in young]
+    if not any(name in mattering for name in wrong):  # evaluation gives other inputs, or the training has just begun
+        if late:
+            yield _of_youth([norms[name] for name in late], record)
+        return
+    follow = [name for name in mattering if name not in wrong and name not in young]
     first = next(name for name in wrong if name in mattering)
     gap = gaps[first]
     message = f"its running statistics do not match the inputs: {gap}{_others(len(wrong) - 1, len(follow))}"
@@ -72,6 +86,36 @@ def check(record: Record) -> Iterator[Match]:
     if not trains:
         fix = Fix(f"if its statistics may change, {fix.what.partition('; given')[0]}")
     yield Match(first, message, evidence, fix)
+
+
+def _left(norm: Norm) -> float | None:
+    """Return the share of 0 and 1 in a norm's running statistics, (1 − m)ⁿ after n batches; None if it is not known."""
+    return None if norm.momentum is None or norm.batches is None else (1 - norm.momentum) ** norm.batches
+
+
+def _is_young(norm: Norm, calls: Sequence[Given]) -> bool:
+    """Return whether what is left of 0 and 1 explains the running statistics, in a training that is under way."""
+    left = _left(norm)
+    if not norm.training or left is None or len(calls) != 1:
+        return False
+    moments = calls[0].moments
+    degrees = moments.count - 1
+    moved = Moments(moments.count, (1 - left) * moments.mean, (1 - left) * moments.m2 + left * degrees)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gap = gap_of(replace(calls[0], moments=moved), norm.running_mean, norm.running_var)
+    return gap is not None and not gap.matters
+
+
+def _of_youth(norms: Sequence[Norm], record: Record) -> Match:
+    """Return the note on norms whose momentum is so small that 0 and 1 stay in their statistics for long."""
+    first, left = norms[0], _left(norms[0])
+    others = f"; so are those of {counted(len(norms) - 1, 'other layer')}" if len(norms) > 1 else ""
+    message = (
+        f"after {counted(first.batches or 0, 'batch', 'batches')} with momentum {first.momentum:g}, {left:.0%} of its "
+        f"running statistics are still the initial 0 and 1{others}: recalibrate before an evaluation"
+    )
+    return Match(first.name, message, {"left": left}, recalibration(record, norms), severity="note")
 
 
 def _in_order(record: Record, observation: Observation, trains: bool) -> Iterator[tuple[str, Norm]]:

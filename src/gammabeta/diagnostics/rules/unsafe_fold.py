@@ -9,7 +9,8 @@ outputs are silently wrong (pytorch#104593 and #197539: a convolution used twice
 
 Example: A convolution that is called on two inputs, with a BatchNorm behind the first.
 
-Use instead: `gammabeta.fold`, which leaves such sites unfolded and says why; or a separate layer for each call.
+Use instead: `gammabeta.fold`, which leaves such sites unfolded and says why. Where the reason can be removed, the fix
+says how: a separate layer for each call, or a weight of its own.
 
 Evidence: tests/diagnostics/rules/test_probed_rules.py: folded by torch.nn.utils.fusion, the flagged example's outputs
 are off by more than a tenth of their size; folded by `gammabeta.fold` they stay the same.
@@ -39,7 +40,7 @@ def check(record: Record) -> Iterator[Match]:
     observation: Observation = record.observed
     neighbours = Neighbours(dict(record.model.named_modules()), observation)
     sites = Sites(record.model, observation)
-    unsafe: list[tuple[str, str, str]] = []
+    unsafe: list[tuple[str, str, Refusal]] = []
     for norm in record.of_kind("batch"):
         calls = observation.calls_of(norm.name)
         if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
@@ -51,13 +52,13 @@ def check(record: Record) -> Iterator[Match]:
         try:
             sites.place(norm.name)
         except Refusal as refusal:
-            unsafe.append((norm.name, layer, str(refusal)))
+            unsafe.append((norm.name, layer, refusal))
     if unsafe:
         name, layer, reason = unsafe[0]
         others = f" (and {counted(len(unsafe) - 1, 'more such BatchNorm')})" if len(unsafe) > 1 else ""
         message = f"it must not be folded into {layer}: {reason}{others}"
         evidence = {"layer": layer, "layers": [name for name, *_ in unsafe]}
-        fix = Fix("gammabeta.fold leaves it unfolded; a separate layer for each call makes it foldable")
+        fix = Fix(f"gammabeta.fold leaves it unfolded{'; ' * bool(reason.way)}{reason.way}")
         yield Match(name, message, evidence, fix)
 
 

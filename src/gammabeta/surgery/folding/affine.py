@@ -120,7 +120,10 @@ def affine_of(norm: nn.Module) -> Affine:
         scale, shift = _by_probing(norm, len(mean))
         plain = False
     if not (torch.isfinite(scale).all() and torch.isfinite(shift).all()):
-        raise Refusal("its running statistics or parameters are not finite, or a variance is negative")
+        raise Refusal(
+            "its running statistics or parameters are not finite, or a variance is negative",
+            "mend GB404 or GB102 first",
+        )
     if plain:
         return Affine(scale, shift, None)
     return Affine(scale, shift, _rest(norm, scale, shift))

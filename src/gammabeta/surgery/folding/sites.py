@@ -150,7 +150,9 @@ class Sites:
                 continue
             if len(self.owners[_address(tensor)]) > 1:
                 others = [n for n, m in self.modules.items() if m in self.owners[_address(tensor)] and m is not layer]
-                raise Refusal(f"{name}.{parameter} is shared with {', '.join(others)}")
+                raise Refusal(
+                    f"{name}.{parameter} is shared with {', '.join(others)}", "a weight of its own makes it foldable"
+                )
             data = observation.state.get(f"{name}.{parameter}")
             if data is None:
                 raise Refusal(f"{name}.{parameter} is not among the parameters that were observed")
@@ -180,9 +182,12 @@ class Sites:
 
 def _check_free(module: nn.Module, what: str) -> None:
     if parametrize.is_parametrized(module):
-        raise Refusal(f"{what} is parametrized: torch.nn.utils.parametrize.remove_parametrizations first")
+        raise Refusal(
+            f"{what} is parametrized: torch.nn.utils.parametrize.remove_parametrizations first",
+            "without the parametrization it is foldable",
+        )
     if hooks_of(module):
-        raise Refusal(f"{what} has hooks, which would see or change something else")
+        raise Refusal(f"{what} has hooks, which would see or change something else", "without the hooks it is foldable")
 
 
 def _is_plain(layer: nn.Module) -> bool:
