@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.expected import alike, describe, expected_of, inverse_deviation
 from gammabeta.introspection.private_copy import copy_of, plain_attributes, undisturbed, why_not_run
-from gammabeta.layers.form import INPUT, LOW, OUTPUT, PROMOTED, WEIGHT, Form
+from gammabeta.layers.form import CONTIGUOUS, INPUT, MOVED, OUTPUT, PRESERVED, PROMOTED, WEIGHT, Form
 
 # Norms have some thousand channels; flattened Parameters of a whole model are vectors too.
 _LARGEST = 2**17
@@ -123,24 +124,6 @@ def _probe(module: nn.Module) -> Form | str:
             return f"{type(module).__name__} {unknown}"
 
 
-def expected_of(form: Form, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Compute a form by plain operations, with its roundings; in float64 for float64 x, in float32 for others."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    h = x.movedim(form.axis, -1).to(wide)
-    if form.kind == "layer":
-        h = h - h.mean(-1, keepdim=True)
-    h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + form.eps)
-    scale = form.scale(weight)
-    middle = form.rounded_to(x.dtype, None if weight is None else weight.dtype)
-    if middle is not None:
-        h = h.to(middle)
-    elif scale is not None:
-        scale = scale.to(wide)
-    h = h if scale is None else h * scale
-    h = h if bias is None else h + bias.reshape(-1)
-    return h.to(form.result(x.dtype, weight, bias)).movedim(-1, form.axis)
-
-
 class _Copy:
     """The copy of a module, and its questions."""
 
@@ -182,9 +165,13 @@ class _Copy:
                 if form is None:
                     continue
                 try:
-                    self._verify(form, [*taken, *shapes[-axis]], dtype)
-                    layout = self.call(self.x(taken[0], dtype)).is_contiguous()
-                    return self._with_roundings(replace(form, contiguous=layout), taken[0], dtype)
+                    compared = [*taken, *shapes[-axis]]
+                    self._verify(form, compared, dtype)
+                    if axis == 1:
+                        self._refuse_axis_from_end(form, size, dtype)
+                        form = replace(form, ranks=tuple(sorted({len(shape) for shape in compared})))
+                    form = replace(form, layout=self._layout(form, taken[0], dtype))
+                    return self._with_roundings(form, taken[0], dtype)
                 except _UnknownFormError as other:  # of two axes, x of (N, C) shows neither
                     unknown = other
             if any(shapes.values()):
@@ -215,11 +202,14 @@ class _Copy:
             tensor.data = tensor.data.to(dtype)
 
     def _shapes(self, size: int, axis: int) -> Iterator[tuple[int, ...]]:
-        a, b, c = [n for n in (3, 2, 5, 7) if n != size][:3]
+        a, b, c = self._others(size)
         if axis == -1:
             yield from ((b, a, size), (c, size), (b, 2, a, size))
         else:
             yield from ((b, size, a, c), (b, size, c), (b, size, a, c, 2))
+
+    def _others(self, size: int) -> list[int]:
+        return [n for n in (3, 2, 5, 7) if n != size][:3]
 
     def x(self, shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0, mean: float = 0.0) -> Tensor:
         values = torch.randn(shape, generator=self.random, dtype=torch.float64, device="cpu")
@@ -295,7 +285,7 @@ class _Copy:
         if form.eps > 0:
             self._compare(form, zeros)
         elif not torch.equal(self.call(zeros).isnan(), self.exact(form, zeros).isnan()):
-            raise _UnknownFormError(f"computes {_describe(form)} on some inputs, and something else of zeros")
+            raise _UnknownFormError(f"computes {describe(form)} on some inputs, and something else of zeros")
         self._compare_gradients(form, self.x(shapes[0], dtype))
         if any(not torch.equal(tensor.double(), self.values[name]) for name, tensor in self.vectors.items()):
             raise _UnknownFormError("changes its Parameters or buffers when it is called")
@@ -303,20 +293,42 @@ class _Copy:
             self._compare(form, self.x(shapes[0], torch.float64), torch.float32)
         self._cast(dtype)
 
+    def _refuse_axis_from_end(self, form: Form, size: int, dtype: torch.dtype) -> None:
+        """Refuse a norm of the last axis but one, or two: of one rank alone it looks as one of axis 1."""
+        a, b, c = self._others(size)
+        for shape, axis in (((b, a, size, c), -2), ((b, 2, a, size, c), -2), ((b, 2, size, a, c), -3)):
+            if not self.takes(shape, dtype):
+                continue
+            x = self.x(shape, dtype)
+            moved = replace(form, axis=axis)
+            if self._near(moved, x, self.call(x).detach(), self.exact(moved, x), _UNITS * torch.finfo(dtype).eps):
+                raise _UnknownFormError(f"computes {describe(form)} over an axis counted from the end: {axis}")
+
+    def _layout(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+        """Return the layout that the outputs have for a contiguous input and for two permuted ones."""
+        whole = self.x(shape, dtype)
+        inputs = [whole, *(whole.transpose(0, a).contiguous().transpose(0, a) for a in (1, whole.ndim - 1))]
+        ran = [(x, self.call(x)) for x in inputs]
+        for layout in (PRESERVED, CONTIGUOUS, MOVED):
+            known = replace(form, layout=layout)
+            if all(known.laid_out(torch.empty_like(x), x).stride() == y.stride() for x, y in ran):
+                return layout
+        return CONTIGUOUS if ran[0][1].is_contiguous() else MOVED
+
     def _compare(self, form: Form, x: Tensor, precision: torch.dtype | None = None) -> None:
         if form.weight is not None and x.shape[form.axis] != form.size:
             raise _UnknownFormError("takes inputs that the known forms do not take")
         y, expected = self.call(x).detach(), self.exact(form, x)
         units = _UNITS * torch.finfo(precision or x.dtype).eps
         if not self._near(form, x, y, expected, units):
-            raise _UnknownFormError(f"computes {_describe(form)} on some inputs, and something else on others")
+            raise _UnknownFormError(f"computes {describe(form)} on some inputs, and something else on others")
         if not torch.is_floating_point(y) or y.dtype != x.dtype:
             raise _UnknownFormError(f"returns {y.dtype} for {x.dtype}")
 
     def _near(self, form: Form, x: Tensor, y: Tensor, expected: Tensor, units: float) -> bool:
         """Compare, with an allowance of rounding units of the terms that the output is a sum of."""
         weight, bias = self.given(form, torch.float64)
-        terms = x.double().movedim(form.axis, -1).abs() * _inverse_deviation(form, x)
+        terms = x.double().movedim(form.axis, -1).abs() * inverse_deviation(form, x)
         scale = form.scale(weight)
         terms = terms if scale is None else terms * scale.abs()
         terms = terms + 1e-30 if bias is None else terms + bias.reshape(-1).abs()
@@ -337,12 +349,12 @@ class _Copy:
         expected = torch.autograd.grad(expected_of(form, wide[0], weight, bias), wide, g.double())
         # With few values the terms of the gradient cancel: two values of a LayerNorm leave none.
         scale = form.scale(weight)
-        steepest = _inverse_deviation(form, x.detach()).max() * (1.0 if scale is None else scale.detach().abs().max())
+        steepest = inverse_deviation(form, x.detach()).max() * (1.0 if scale is None else scale.detach().abs().max())
         rounding = _UNITS * torch.finfo(x.dtype).eps * steepest * g.abs().max()
         for mine, theirs in zip(expected, got, strict=True):
             allowed = 1e-4 * mine.abs().max() + rounding
             if theirs is None or not bool(((theirs.double() - mine).abs() <= allowed).all()):
-                raise _UnknownFormError(f"computes {_describe(form)}, with other gradients")
+                raise _UnknownFormError(f"computes {describe(form)}, with other gradients")
 
     # Where 16-bit results are rounded.
 
@@ -364,7 +376,7 @@ class _Copy:
             if found is not None:
                 x, y = found
                 if not self._near(form, x, y, self.exact(form, x), _UNITS_LOW * torch.finfo(torch.bfloat16).eps):
-                    raise _UnknownFormError(f"computes {_describe(form)} in float32, and something else in {low}")
+                    raise _UnknownFormError(f"computes {describe(form)} in float32, and something else in {low}")
                 weight, bias = (None if t is None else t.detach().clone() for t in self.given(form))
                 ran.append((x, y, weight, bias))
             for name, tensor in self.vectors.items():
@@ -373,7 +385,7 @@ class _Copy:
         found_forms = []
         for rounds, scale in itertools.product(places, (False, True) if form.offset else (False,)):
             candidate = replace(form, rounds=rounds, rounds_scale=scale)
-            shares = [_alike(expected_of(candidate, x, w, b), y) for x, y, w, b in ran]
+            shares = [alike(expected_of(candidate, x, w, b), y) for x, y, w, b in ran]
             if None not in shares:
                 least = min((share for share in shares if share is not None), default=1.0)
                 found_forms.append((least, replace(candidate, same_bits=least >= _SAME)))
@@ -423,21 +435,6 @@ class _Copy:
         return Form("batch", size, eps, 1, held_weight, held_bias)
 
 
-def _alike(expected: Tensor, y: Tensor) -> float | None:
-    """Return the share of values that are equal, in float32 to rounding; None where the dtypes differ."""
-    if expected.dtype != y.dtype:
-        return None
-    allowed = 0.0 if y.dtype in LOW else 1e-5 * float(expected.abs().max())
-    return float(((expected - y).abs() <= allowed).double().mean())
-
-
-def _inverse_deviation(form: Form, x: Tensor) -> Tensor:
-    """Return what each sample is multiplied by, in float64."""
-    wide = x.double().movedim(form.axis, -1)
-    spread = wide - wide.mean(-1, keepdim=True) if form.kind == "layer" else wide
-    return torch.rsqrt(spread.square().mean(-1, keepdim=True) + form.eps)
-
-
 def _nearest_epsilon(measured: float, module: nn.Module) -> float | None:
     """Return the number that was meant: an attribute of the module, a usual one, one of few digits, or the measured."""
     if not math.isfinite(measured):
@@ -448,7 +445,3 @@ def _nearest_epsilon(measured: float, module: nn.Module) -> float | None:
         if abs(measured - value) <= 1e-4 * abs(value) + 1e-17 and value >= 0:
             return value
     return None
-
-
-def _describe(form: Form) -> str:
-    return {"rms": "RMSNorm", "layer": "LayerNorm"}.get(form.kind, form.kind)

@@ -50,11 +50,20 @@ class _Formed(nn.Module):
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
         form = self.form
-        if form.axis == 1:
-            y = self._last(input.movedim(1, -1), None if residual is None else residual.movedim(1, -1), mask)
-            y = y.movedim(-1, 1)
-            return y.contiguous() if form.contiguous and input.is_contiguous() else y
-        return self._last(input, residual, mask)
+        if form.axis == -1:
+            return form.laid_out(self._last(input, residual, mask), input)
+        if form.ranks and input.ndim not in form.ranks:
+            self._refuse_rank(input)
+        y = self._last(input.movedim(1, -1), None if residual is None else residual.movedim(1, -1), mask)
+        return form.laid_out(y.movedim(-1, 1), input)
+
+    def _refuse_rank(self, x: Tensor) -> None:
+        ranks, name = " or ".join(map(str, self.form.ranks)), type(self).__name__
+        raise ValueError(
+            f"{name}: expected an input of {ranks} axes with the channels on axis 1, got {x.ndim} axes from input "
+            f"{tuple(x.shape)}: {name} was adopted by what it computes of {ranks} axes, and need not take axis 1 of "
+            "others. gammabeta.release gives the layer its own class back."
+        )
 
     def _last(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
         """Compute the form over the last axis."""
