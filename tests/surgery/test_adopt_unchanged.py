@@ -36,7 +36,7 @@ class SecondToLastNorm(nn.Module):
         return x * torch.rsqrt(x.square().mean(self.axis, keepdim=True) + 1e-5) * self.weight
 
 
-class NormOfTorchs(nn.Module):
+class TransposingNorm(nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(SIZE))
@@ -58,7 +58,7 @@ class OfSequences(nn.Module):
         return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5) * self.weight
 
 
-@pytest.mark.parametrize("module", [SecondToLastNorm(-2), SecondToLastNorm(-3), NormOfTorchs()])
+@pytest.mark.parametrize("module", [SecondToLastNorm(-2), SecondToLastNorm(-3), TransposingNorm()])
 def test_an_axis_counted_from_the_end_is_not_axis_1(module):
     before = type(module)
     text = reason(module)
@@ -190,10 +190,10 @@ def test_freeze_of_other_names(first):
     if first:
         gb.adopt(model)
     change = gb.freeze(model, statistics=False, affine=True)
-    assert str(change) == "freeze: 1 changed\n  0  frozen: scale and shift"
+    assert str(change) == "freeze: 1 changed, 0 left alone\n  0  frozen: scale and shift"
     assert not any(p.requires_grad for p in model[0].parameters())
     assert gb.adopt(model).changed == ([] if first else ["0"])
-    assert str(gb.unfreeze(model)) == "unfreeze: 1 changed\n  0  unfrozen: scale and shift"
+    assert str(gb.unfreeze(model)) == "unfreeze: 1 changed, 0 left alone\n  0  unfrozen: scale and shift"
     assert all(p.requires_grad for p in model[0].parameters())
     assert "frozen" not in vars(model[0])
 

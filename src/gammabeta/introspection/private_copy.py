@@ -81,6 +81,11 @@ def _copied(tensor: Tensor) -> Tensor:
     return nn.Parameter(values, values.is_floating_point()) if isinstance(tensor, nn.Parameter) else values
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is one that cannot change, and that is compared by what it is."""
+    return isinstance(value, _PLAIN)
+
+
 def plain_attributes(module: nn.Module) -> dict[str, Any] | None:
     """Return the attributes of a module beside its tensors, hooks and mode; None where one is not a plain value."""
     found = {}
@@ -94,6 +99,37 @@ def plain_attributes(module: nn.Module) -> dict[str, Any] | None:
             return None
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def same_state(a: Any, b: Any, seen: tuple[int, ...] = ()) -> bool:
+    """Return whether two values, such as the attributes of two copies, hold the same; False where that cannot be told.
+
+    Objects are compared by their attributes.
+    """
+    if a is b or id(a) in seen:  # of a cycle
+        return True
+    if type(a) is not type(b):
+        return False
+    seen = (*seen, id(a))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same_state(a[key], b[key], seen) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(lambda x, y: same_state(x, y, seen), a, b))
+    if type(a).__eq__ is not object.__eq__ and not hasattr(a, "__dict__"):
+        return bool(a == b)
+    return hasattr(a, "__dict__") and same_state(vars(a), vars(b), seen)
+
+
+def state_beside(module: nn.Module) -> dict[str, Any]:
+    """Copy what a module holds beside its tensors, hooks and mode.
+
+    Raises:
+        Exception: whatever the copy of an attribute raises.
+    """
+    held = {k: v for k, v in vars(module).items() if k not in (*_PARTS, "training") and "_hooks" not in k}
+    return copy.deepcopy(held)
 
 
 @contextmanager

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.expected import alike, describe, expected_of, inverse_deviation
-from gammabeta.introspection.private_copy import copy_of, plain_attributes, undisturbed, why_not_run
+from gammabeta.introspection.private_copy import (
+    copy_of,
+    is_plain,
+    plain_attributes,
+    same_state,
+    state_beside,
+    undisturbed,
+    why_not_run,
+)
 from gammabeta.layers.form import CONTIGUOUS, INPUT, MOVED, OUTPUT, PRESERVED, PROMOTED, WEIGHT, Form
 
 # Norms have some thousand channels; flattened Parameters of a whole model are vectors too.
@@ -106,7 +114,10 @@ def _key(module: nn.Module) -> Any:
     cls = type(module)
     held = [*module._parameters.items(), *module._buffers.items()]
     tensors = [(n, tuple(t.shape), t.device) for n, t in held if t is not None]
-    key = (cls.forward, cls.__call__, tuple(tensors), tuple(attributes.items()), torch.get_default_dtype())
+    of_class = [(n, v) for base in cls.__mro__ if base is not nn.Module for n, v in vars(base).items() if is_plain(v)]
+    key = (
+        cls.forward, cls.__call__, tuple(tensors), tuple(attributes.items()), tuple(of_class), torch.get_default_dtype()
+    )  # fmt: skip
     try:
         hash(key)
     except TypeError:
@@ -132,7 +143,7 @@ class _Copy:
         self.random = torch.Generator().manual_seed(0)
         self.vectors: dict[str, Tensor] = {n: p for n, p in self.module._parameters.items() if p is not None}
         self.parameters = tuple(self.vectors)
-        self.attributes = plain_attributes(self.module)
+        self.state = state_beside(self.module)
 
     def form(self) -> Form:
         self.module.eval()  # the answer is about both modes, whichever the original is in
@@ -145,7 +156,7 @@ class _Copy:
                     raise _UnknownFormError(f"holds the buffer {name}")
             self.vectors |= buffers
             form = self.of_samples()
-        if plain_attributes(self.module) != self.attributes:
+        if not same_state(state_beside(self.module), self.state):
             raise _UnknownFormError("changes its attributes when it is called")
         return form
 
@@ -215,12 +226,12 @@ class _Copy:
         values = torch.randn(shape, generator=self.random, dtype=torch.float64, device="cpu")
         return ((values + mean) * scale).to(self.device, dtype)
 
-    def call(self, x: Tensor) -> Tensor:
+    def call(self, x: Tensor, exact: bool = True) -> Tensor:
         before = x.detach().clone()
         y: Any = self.module(x)
         if not isinstance(y, Tensor) or y.shape != x.shape:
             raise _UnknownFormError("does not return one tensor of its input's shape")
-        if not torch.equal(x, before):
+        if exact and not torch.equal(x, before):
             raise _UnknownFormError("changes its input")
         return y
 
@@ -281,6 +292,7 @@ class _Copy:
                 self._compare(form, self.x(shapes[0], dtype, scale, 3.0 if shifted else 0.0))
         for shape in shapes:
             self._compare(form, self.x(shape, dtype))
+        self._verify_extremes(form, shapes[0], dtype)
         zeros = self.x(shapes[0], dtype, 0.0)
         if form.eps > 0:
             self._compare(form, zeros)
@@ -292,6 +304,22 @@ class _Copy:
         if dtype == torch.float32 and self._run_as(torch.float64, torch.float64, shapes[0]) is not None:
             self._compare(form, self.x(shapes[0], torch.float64), torch.float32)
         self._cast(dtype)
+
+    def _verify_extremes(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Compare where a bound on input, Parameters or output would show, and where values are not finite."""
+        self._compare(form, self.x(shape, dtype, 1e12))
+        kept = {name: tensor.data for name, tensor in self.vectors.items()}
+        for tensor in self.vectors.values():
+            tensor.data = tensor.data * 100
+        self._compare(form, self.x(shape, dtype))
+        for name, tensor in self.vectors.items():
+            tensor.data = kept[name]
+        for value in (math.nan, math.inf):
+            x = self.x(shape, dtype)
+            x[(0,) * x.ndim] = value
+            finite = [each.isfinite().all(form.axis) for each in (self.call(x, exact=False), self.exact(form, x))]
+            if not torch.equal(*finite):
+                raise _UnknownFormError(f"computes {describe(form)} on finite inputs, and something else of {value}")
 
     def _refuse_axis_from_end(self, form: Form, size: int, dtype: torch.dtype) -> None:
         """Refuse a norm of the last axis but one, or two: of one rank alone it looks as one of axis 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gammabeta.activations import activate
@@ -34,6 +35,15 @@ class _Formed(nn.Module):
 
     def _stayed_float32(self) -> None:
         self.stayed_float32 = True
+
+    def reset_parameters(self) -> None:
+        """Set the scale to 1 and the shift to 0, for a class that had no `reset_parameters`."""
+        form = self.form
+        with torch.no_grad():
+            for name, value in ((form.weight, 1.0 - form.offset), (form.bias, 0.0)):
+                held = self._held(name)
+                if held is not None:
+                    held.fill_(value)
 
     def _held(self, name: str | None) -> Tensor | None:
         held: Tensor | None = None if name is None else getattr(self, name)

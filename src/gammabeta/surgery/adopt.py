@@ -34,6 +34,7 @@ from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.kept_class import adds_nothing, torchs_base, why_not_kept
 from gammabeta.surgery.norm_act import activation_of, why_not_act, why_not_norm_act
+from gammabeta.surgery.same_forward import computes_form_now
 
 # What our layers, and operations on them, set on a module.
 _ATTRIBUTES = ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from")
@@ -46,7 +47,7 @@ class Frozen:
 
     Attributes:
         statistics: the former source; None where the statistics were not frozen.
-        affine: which of "weight" and "bias" required a gradient.
+        affine: the names of those of γ and β that required a gradient.
     """
 
     statistics: Any = None
@@ -232,7 +233,9 @@ def why_not_adopted(module: nn.Module) -> str | None:
     form = form_or_reason(module)
     if isinstance(form, str):
         return form
-    taken = next((key for key in (*_ATTRIBUTES, "form", "stayed_float32") if key in module.__dict__), None)
+    names = (*_ATTRIBUTES, "form", "stayed_float32")
+    # `freeze` may have frozen γ and β of a norm of any class.
+    taken = next((k for k in names if k in vars(module) and not isinstance(vars(module)[k], Frozen)), None)
     if taken is not None:
         return f"{cls.__name__} has an attribute {taken}, and so have layers of gammabeta's"
     return why_not_kept(cls, FORMED[form.kind]) if form.kind in FORMED else _why_not_frozen(module)
@@ -253,6 +256,13 @@ def _adopt_by_form(change: Change, name: str, module: nn.Module) -> bool:
     assert form is not None
     if form.kind == "batch":
         return _adopt_frozen(change, name, module)
+    if not computes_form_now(module, form):
+        change.leave(
+            name,
+            f"{cls.__name__} computes something else now than when another of it was compared: what its forward reads "
+            "has changed",
+        )
+        return False
     settings = {"normalized_shape": (form.size,), "eps": form.eps, "elementwise_affine": form.weight is not None}
     added = tuple(key for key in settings if key not in module.__dict__ and key not in module._buffers)
     change.set_class(module, adopted_class(FORMED[form.kind], cls), name)
