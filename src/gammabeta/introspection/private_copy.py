@@ -30,7 +30,9 @@ def why_not_run(module: nn.Module) -> str | None:
     if parametrize.is_parametrized(module):
         return "it is parametrized"
     if "forward" in module.__dict__:
-        return "its forward is set on the instance, by a wrapper of another library"
+        return "its forward is set on the instance, and would still run"
+    if type(module).__call__ is not nn.Module.__call__:
+        return f"{name} has a __call__ of its own, which would be lost"
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     if any(nn.parameter.is_lazy(t) for t in tensors):
         return f"{name} has not been initialized"
@@ -45,6 +47,12 @@ def why_not_run(module: nn.Module) -> str | None:
         listed = "" if arguments is None else f"{', '.join(arguments) or 'nothing'}, and "
         return f"the forward of {name} takes {listed}not one tensor"
     return None
+
+
+def argument_of(module: nn.Module) -> str:
+    """Return the name of the one argument of a module's forward."""
+    name = (_arguments(type(module).forward) or ["input"])[0]
+    return "input" if name.startswith("*") else name
 
 
 def _arguments(forward: Any) -> list[str] | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gammabeta.introspection.expected import alike, describe, expected_of, inverse_deviation
 from gammabeta.introspection.private_copy import (
+    argument_of,
     copy_of,
     is_plain,
     plain_attributes,
@@ -181,7 +182,12 @@ class _Copy:
                     if axis == 1:
                         self._refuse_axis_from_end(form, size, dtype)
                         form = replace(form, ranks=tuple(sorted({len(shape) for shape in compared})))
-                    form = replace(form, layout=self._layout(form, taken[0], dtype))
+                    form = replace(
+                        form,
+                        layout=self._layout(form, taken[0], dtype),
+                        argument=argument_of(self.module),
+                        epsilon=self._epsilon_name(form, taken[0], dtype),
+                    )
                     return self._with_roundings(form, taken[0], dtype)
                 except _UnknownFormError as other:  # of two axes, x of (N, C) shows neither
                     unknown = other
@@ -192,6 +198,8 @@ class _Copy:
     def _size(self) -> int:
         shapes = {tuple(p.shape) for p in self.vectors.values()}
         lengths = {_length(shape) for shape in shapes}
+        if len(self.vectors) <= 2 and any(p.numel() == 1 for p in self.vectors.values()):
+            raise _UnknownFormError("holds Parameters of one value, and the known forms have one for each channel")
         if len(self.vectors) > 2 or len(lengths) > 1 or None in lengths:
             raise _UnknownFormError("holds Parameters that are not one scale and one shift of the same axis")
         if lengths:
@@ -205,7 +213,8 @@ class _Copy:
 
     def _randomize(self) -> None:
         for tensor in self.vectors.values():
-            tensor.data = (torch.rand(tensor.shape, generator=self.random, device="cpu") * 4 - 2).to(self.device)
+            values = torch.rand(tensor.shape, generator=self.random, dtype=torch.float32, device="cpu")
+            tensor.data = (values * 4 - 2).to(self.device)
         self.values = {name: tensor.detach().double() for name, tensor in self.vectors.items()}
 
     def _cast(self, dtype: torch.dtype) -> None:
@@ -228,7 +237,7 @@ class _Copy:
 
     def call(self, x: Tensor, exact: bool = True) -> Tensor:
         before = x.detach().clone()
-        y: Any = self.module(x)
+        y: Any = type(self.module).forward(self.module, x)  # without the hooks of all modules
         if not isinstance(y, Tensor) or y.shape != x.shape:
             raise _UnknownFormError("does not return one tensor of its input's shape")
         if exact and not torch.equal(x, before):
@@ -284,6 +293,18 @@ class _Copy:
         x = x - x.mean(-1, keepdim=True) if form.kind == "layer" else x
         measured = float((x.square().sum(-1) / y.square().sum(-1)).mean() - x.square().mean())
         return _nearest_epsilon(measured, self.module)
+
+    def _epsilon_name(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
+        """Return the attribute with which ε changes."""
+        held = vars(self.module)
+        for name in [n for n, v in held.items() if isinstance(v, float) and v == form.eps]:
+            kept, held[name] = held[name], 3 * form.eps + 1e-3
+            measured = self._epsilon(form, shape, dtype)
+            follows = measured is not None and math.isclose(measured, held[name], rel_tol=1e-3)
+            held[name] = kept
+            if follows:
+                return name
+        return None
 
     def _verify(self, form: Form, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> None:
         for training in (False, True):
@@ -435,7 +456,8 @@ class _Copy:
             raise _UnknownFormError("holds more than running statistics, weight and bias")
         self.vectors = {n: t for n, t in vectors.items() if n in ("weight", "bias")}
         for tensor in vectors.values():
-            tensor.data = (torch.rand(tensor.shape, generator=self.random, device="cpu") + 0.5).to(self.device)
+            values = torch.rand(tensor.shape, generator=self.random, dtype=torch.float32, device="cpu")
+            tensor.data = (values + 0.5).to(self.device)
         held_weight, held_bias = (n if n in vectors else None for n in ("weight", "bias"))
         with torch.no_grad():
             mean, var = vectors["running_mean"], vectors["running_var"]

@@ -34,6 +34,8 @@ class Form:
         layout: how the output lies in memory. `CONTIGUOUS`; `PRESERVED`: as the input, which elementwise operations
             keep; `MOVED`: contiguous with the axis moved to the end, where a class permutes its input.
         same_bits: whether 16-bit results of the module itself are rounded there and nowhere else.
+        argument: the name of the forward's argument.
+        epsilon: the attribute from which the forward reads ε; None where there is none.
         ranks: with axis 1, the numbers of axes of the inputs that were compared.
     """
 
@@ -49,6 +51,8 @@ class Form:
     layout: str = field(default=PRESERVED, compare=False)
     same_bits: bool = True
     ranks: tuple[int, ...] = field(default=(), compare=False)
+    argument: str = field(default="input", compare=False)
+    epsilon: str | None = field(default=None, compare=False)
 
     def scale(self, weight: Tensor | None) -> Tensor | None:
         """Return offset + weight as a vector, in the dtype in which the module adds them."""

@@ -73,7 +73,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
         if activation is not None:
             _keep_to_forward(self)
 
-    def _stayed_float32(self) -> None:
+    def _stayed_float32(self, dtype: torch.dtype) -> None:
         _keep_to_forward(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
