@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -227,7 +228,7 @@ def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
 
 def _falling(strides: list[int]) -> bool:
     """Return whether no stride is larger than the one before. A compiler that keeps sizes open cannot sort by them."""
-    return all(outer >= inner for outer, inner in zip(strides, strides[1:], strict=False))
+    return all(outer >= inner for outer, inner in itertools.pairwise(strides))
 
 
 def _check_floating(norm: str, x: Tensor) -> None:

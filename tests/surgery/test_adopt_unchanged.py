@@ -171,7 +171,9 @@ def test_reset_parameters_is_that_of_the_class(module):
     assert float(module.weight.abs().max()) == 0
 
 
-@pytest.mark.parametrize(("module", "weight", "bias"), [(OnePlus(), 0.0, None), (Gamma(), 1.0, 0.0), (WithBias(), 1, 0)])
+@pytest.mark.parametrize(
+    ("module", "weight", "bias"), [(OnePlus(), 0.0, None), (Gamma(), 1.0, 0.0), (WithBias(), 1, 0)]
+)
 def test_reset_parameters_of_a_class_without_it(module, weight, bias):
     module = adopted(module)
     for p in module.parameters():
@@ -317,7 +319,9 @@ def test_the_argument_keeps_its_name():
     assert torch.equal(module(input=x), module(x))
     residual = torch.randn(2, SIZE)
     assert torch.equal(module(hidden_states=x, residual=residual), module(x, residual))
-    with pytest.raises(TypeError, match=r"Named: expected one input, by position or as hidden_states, .*, got none: pass"):
+    with pytest.raises(
+        TypeError, match=r"Named: expected one input, by position or as hidden_states, .*, got none: pass"
+    ):
         module()
     with pytest.raises(TypeError, match=r"Named: expected one input, by position or as hidden_states, .*, got y: pass"):
         module(y=x)
@@ -343,7 +347,7 @@ def test_ours_of_moved_axes_compiles_with_sizes_that_vary(norm):
         torch.testing.assert_close(compiled(x), module(x.movedim(1, -1)))
 
 
-class Refused(RuntimeError):
+class RefusedError(RuntimeError):
     pass
 
 
@@ -356,7 +360,7 @@ def test_hooks_of_all_modules_do_not_run():
             return super().forward(x)
 
     def hook(module, inputs):
-        raise Refused
+        raise RefusedError
 
     handle = nn.modules.module.register_module_forward_pre_hook(hook)
     try:

@@ -125,9 +125,7 @@ def same_state(a: Any, b: Any, seen: tuple[int, ...] = ()) -> bool:
         return list(a) == list(b) and all(same_state(a[key], b[key], seen) for key in a)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(lambda x, y: same_state(x, y, seen), a, b))
-    if type(a).__eq__ is not object.__eq__ and not hasattr(a, "__dict__"):
-        return bool(a == b)
-    return hasattr(a, "__dict__") and same_state(vars(a), vars(b), seen)
+    return same_state(vars(a), vars(b), seen) if hasattr(a, "__dict__") else bool(a == b)
 
 
 def state_beside(module: nn.Module) -> dict[str, Any]:

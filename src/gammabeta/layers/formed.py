@@ -130,7 +130,7 @@ class _Formed(nn.Module):
         return ", ".join(parts) + describe_additions(self)
 
 
-class FormedRMSNorm(_Formed, RMSNorm):
+class FormedRMSNorm(_Formed, RMSNorm):  # type: ignore[misc]  # input may be given by another name
     """RMSNorm by the formula of another library's class."""
 
 
