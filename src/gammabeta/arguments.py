@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -219,10 +220,15 @@ def laid_out(x: Tensor, *, channels_last: bool = True) -> Tensor:
         if x.is_contiguous(memory_format=last):
             return x if channels_last else x.contiguous()
         strides = [x.stride(axis) for axis in (0, *range(2, x.ndim), 1)]
-        if channels_last and x.shape[1] > 1 and strides == sorted(strides, reverse=True) and strides[0] > strides[-1]:
+        if channels_last and x.shape[1] > 1 and _falling(strides) and strides[0] > strides[-1]:
             return x.contiguous(memory_format=last)  # some of the channels
     strides = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size > 1]
-    return x if strides == sorted(strides, reverse=True) else x.contiguous()
+    return x if _falling(strides) else x.contiguous()
+
+
+def _falling(strides: list[int]) -> bool:
+    """Return whether no stride is larger than the one before. A compiler that keeps sizes open cannot sort by them."""
+    return all(outer >= inner for outer, inner in itertools.pairwise(strides))
 
 
 def _check_floating(norm: str, x: Tensor) -> None:

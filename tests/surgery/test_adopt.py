@@ -354,7 +354,7 @@ class TestLeftAlone:
     def test_a_forward_on_the_instance(self):
         m = nn.LayerNorm(3)
         m.forward = m.forward
-        assert left(m) == "its forward is set on the instance, by a wrapper of another library, and would still run"
+        assert left(m) == "its forward is set on the instance, and would still run"
 
     def test_scripted(self):
         m = torch.jit.script(nn.BatchNorm2d(3))

@@ -172,7 +172,7 @@ def norm_of(module: nn.Module, *, probe: bool = False) -> NormLayer | None:
         known_by=known_by,
         axes=_axes(module, kind) if form is None else _axes_of(form),
         affine=_affine(module, known_by) if form is None else NormAffine(form.weight, form.bias, form.offset),
-        eps=eps if form is None else form.eps,
+        eps=eps if form is None else getattr(module, form.epsilon or "", form.eps),
         uses_running=_uses_running(module),
         tracks=not frozen
         and getattr(module, "running_mean", None) is not None

@@ -30,7 +30,9 @@ def why_not_run(module: nn.Module) -> str | None:
     if parametrize.is_parametrized(module):
         return "it is parametrized"
     if "forward" in module.__dict__:
-        return "its forward is set on the instance, by a wrapper of another library"
+        return "its forward is set on the instance, and would still run"
+    if type(module).__call__ is not nn.Module.__call__:
+        return f"{name} has a __call__ of its own, which would be lost"
     tensors = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     if any(nn.parameter.is_lazy(t) for t in tensors):
         return f"{name} has not been initialized"
@@ -45,6 +47,12 @@ def why_not_run(module: nn.Module) -> str | None:
         listed = "" if arguments is None else f"{', '.join(arguments) or 'nothing'}, and "
         return f"the forward of {name} takes {listed}not one tensor"
     return None
+
+
+def argument_of(module: nn.Module) -> str:
+    """Return the name of the one argument of a module's forward."""
+    name = (_arguments(type(module).forward) or ["input"])[0]
+    return "input" if name.startswith("*") else name
 
 
 def _arguments(forward: Any) -> list[str] | None:
@@ -81,6 +89,11 @@ def _copied(tensor: Tensor) -> Tensor:
     return nn.Parameter(values, values.is_floating_point()) if isinstance(tensor, nn.Parameter) else values
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is one that cannot change, and that is compared by what it is."""
+    return isinstance(value, _PLAIN)
+
+
 def plain_attributes(module: nn.Module) -> dict[str, Any] | None:
     """Return the attributes of a module beside its tensors, hooks and mode; None where one is not a plain value."""
     found = {}
@@ -94,6 +107,35 @@ def plain_attributes(module: nn.Module) -> dict[str, Any] | None:
             return None
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+def same_state(a: Any, b: Any, seen: tuple[int, ...] = ()) -> bool:
+    """Return whether two values, such as the attributes of two copies, hold the same; False where that cannot be told.
+
+    Objects are compared by their attributes.
+    """
+    if a is b or id(a) in seen:  # of a cycle
+        return True
+    if type(a) is not type(b):
+        return False
+    seen = (*seen, id(a))
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same_state(a[key], b[key], seen) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(lambda x, y: same_state(x, y, seen), a, b))
+    return same_state(vars(a), vars(b), seen) if hasattr(a, "__dict__") else bool(a == b)
+
+
+def state_beside(module: nn.Module) -> dict[str, Any]:
+    """Copy what a module holds beside its tensors, hooks and mode.
+
+    Raises:
+        Exception: whatever the copy of an attribute raises.
+    """
+    held = {k: v for k, v in vars(module).items() if k not in (*_PARTS, "training") and "_hooks" not in k}
+    return copy.deepcopy(held)
 
 
 @contextmanager

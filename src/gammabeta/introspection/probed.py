@@ -12,8 +12,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from gammabeta.introspection.private_copy import copy_of, plain_attributes, undisturbed, why_not_run
-from gammabeta.layers.form import INPUT, LOW, OUTPUT, PROMOTED, WEIGHT, Form
+from gammabeta.introspection.expected import alike, describe, expected_of, inverse_deviation
+from gammabeta.introspection.private_copy import (
+    argument_of,
+    copy_of,
+    is_plain,
+    plain_attributes,
+    same_state,
+    state_beside,
+    undisturbed,
+    why_not_run,
+)
+from gammabeta.layers.form import CONTIGUOUS, INPUT, MOVED, OUTPUT, PRESERVED, PROMOTED, WEIGHT, Form
 
 # Norms have some thousand channels; flattened Parameters of a whole model are vectors too.
 _LARGEST = 2**17
@@ -105,7 +115,10 @@ def _key(module: nn.Module) -> Any:
     cls = type(module)
     held = [*module._parameters.items(), *module._buffers.items()]
     tensors = [(n, tuple(t.shape), t.device) for n, t in held if t is not None]
-    key = (cls.forward, cls.__call__, tuple(tensors), tuple(attributes.items()), torch.get_default_dtype())
+    of_class = [(n, v) for base in cls.__mro__ if base is not nn.Module for n, v in vars(base).items() if is_plain(v)]
+    key = (
+        cls.forward, cls.__call__, tuple(tensors), tuple(attributes.items()), tuple(of_class), torch.get_default_dtype()
+    )  # fmt: skip
     try:
         hash(key)
     except TypeError:
@@ -123,24 +136,6 @@ def _probe(module: nn.Module) -> Form | str:
             return f"{type(module).__name__} {unknown}"
 
 
-def expected_of(form: Form, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Compute a form by plain operations, with its roundings; in float64 for float64 x, in float32 for others."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    h = x.movedim(form.axis, -1).to(wide)
-    if form.kind == "layer":
-        h = h - h.mean(-1, keepdim=True)
-    h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + form.eps)
-    scale = form.scale(weight)
-    middle = form.rounded_to(x.dtype, None if weight is None else weight.dtype)
-    if middle is not None:
-        h = h.to(middle)
-    elif scale is not None:
-        scale = scale.to(wide)
-    h = h if scale is None else h * scale
-    h = h if bias is None else h + bias.reshape(-1)
-    return h.to(form.result(x.dtype, weight, bias)).movedim(-1, form.axis)
-
-
 class _Copy:
     """The copy of a module, and its questions."""
 
@@ -149,7 +144,7 @@ class _Copy:
         self.random = torch.Generator().manual_seed(0)
         self.vectors: dict[str, Tensor] = {n: p for n, p in self.module._parameters.items() if p is not None}
         self.parameters = tuple(self.vectors)
-        self.attributes = plain_attributes(self.module)
+        self.state = state_beside(self.module)
 
     def form(self) -> Form:
         self.module.eval()  # the answer is about both modes, whichever the original is in
@@ -162,7 +157,7 @@ class _Copy:
                     raise _UnknownFormError(f"holds the buffer {name}")
             self.vectors |= buffers
             form = self.of_samples()
-        if plain_attributes(self.module) != self.attributes:
+        if not same_state(state_beside(self.module), self.state):
             raise _UnknownFormError("changes its attributes when it is called")
         return form
 
@@ -182,9 +177,18 @@ class _Copy:
                 if form is None:
                     continue
                 try:
-                    self._verify(form, [*taken, *shapes[-axis]], dtype)
-                    layout = self.call(self.x(taken[0], dtype)).is_contiguous()
-                    return self._with_roundings(replace(form, contiguous=layout), taken[0], dtype)
+                    compared = [*taken, *shapes[-axis]]
+                    self._verify(form, compared, dtype)
+                    if axis == 1:
+                        self._refuse_axis_from_end(form, size, dtype)
+                        form = replace(form, ranks=tuple(sorted({len(shape) for shape in compared})))
+                    form = replace(
+                        form,
+                        layout=self._layout(form, taken[0], dtype),
+                        argument=argument_of(self.module),
+                        epsilon=self._epsilon_name(form, taken[0], dtype),
+                    )
+                    return self._with_roundings(form, taken[0], dtype)
                 except _UnknownFormError as other:  # of two axes, x of (N, C) shows neither
                     unknown = other
             if any(shapes.values()):
@@ -194,6 +198,8 @@ class _Copy:
     def _size(self) -> int:
         shapes = {tuple(p.shape) for p in self.vectors.values()}
         lengths = {_length(shape) for shape in shapes}
+        if len(self.vectors) <= 2 and any(p.numel() == 1 for p in self.vectors.values()):
+            raise _UnknownFormError("holds Parameters of one value, and the known forms have one for each channel")
         if len(self.vectors) > 2 or len(lengths) > 1 or None in lengths:
             raise _UnknownFormError("holds Parameters that are not one scale and one shift of the same axis")
         if lengths:
@@ -207,7 +213,8 @@ class _Copy:
 
     def _randomize(self) -> None:
         for tensor in self.vectors.values():
-            tensor.data = (torch.rand(tensor.shape, generator=self.random, device="cpu") * 4 - 2).to(self.device)
+            values = torch.rand(tensor.shape, generator=self.random, dtype=torch.float32, device="cpu")
+            tensor.data = (values * 4 - 2).to(self.device)
         self.values = {name: tensor.detach().double() for name, tensor in self.vectors.items()}
 
     def _cast(self, dtype: torch.dtype) -> None:
@@ -215,22 +222,25 @@ class _Copy:
             tensor.data = tensor.data.to(dtype)
 
     def _shapes(self, size: int, axis: int) -> Iterator[tuple[int, ...]]:
-        a, b, c = [n for n in (3, 2, 5, 7) if n != size][:3]
+        a, b, c = self._others(size)
         if axis == -1:
             yield from ((b, a, size), (c, size), (b, 2, a, size))
         else:
             yield from ((b, size, a, c), (b, size, c), (b, size, a, c, 2))
 
+    def _others(self, size: int) -> list[int]:
+        return [n for n in (3, 2, 5, 7) if n != size][:3]
+
     def x(self, shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0, mean: float = 0.0) -> Tensor:
         values = torch.randn(shape, generator=self.random, dtype=torch.float64, device="cpu")
         return ((values + mean) * scale).to(self.device, dtype)
 
-    def call(self, x: Tensor) -> Tensor:
+    def call(self, x: Tensor, exact: bool = True) -> Tensor:
         before = x.detach().clone()
-        y: Any = self.module(x)
+        y: Any = type(self.module).forward(self.module, x)  # without the hooks of all modules
         if not isinstance(y, Tensor) or y.shape != x.shape:
             raise _UnknownFormError("does not return one tensor of its input's shape")
-        if not torch.equal(x, before):
+        if exact and not torch.equal(x, before):
             raise _UnknownFormError("changes its input")
         return y
 
@@ -284,6 +294,18 @@ class _Copy:
         measured = float((x.square().sum(-1) / y.square().sum(-1)).mean() - x.square().mean())
         return _nearest_epsilon(measured, self.module)
 
+    def _epsilon_name(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
+        """Return the attribute with which ε changes."""
+        held = vars(self.module)
+        for name in [n for n, v in held.items() if isinstance(v, float) and v == form.eps]:
+            kept, held[name] = held[name], 3 * form.eps + 1e-3
+            measured = self._epsilon(form, shape, dtype)
+            follows = measured is not None and math.isclose(measured, held[name], rel_tol=1e-3)
+            held[name] = kept
+            if follows:
+                return name
+        return None
+
     def _verify(self, form: Form, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> None:
         for training in (False, True):
             self.module.train(training)
@@ -291,11 +313,12 @@ class _Copy:
                 self._compare(form, self.x(shapes[0], dtype, scale, 3.0 if shifted else 0.0))
         for shape in shapes:
             self._compare(form, self.x(shape, dtype))
+        self._verify_extremes(form, shapes[0], dtype)
         zeros = self.x(shapes[0], dtype, 0.0)
         if form.eps > 0:
             self._compare(form, zeros)
         elif not torch.equal(self.call(zeros).isnan(), self.exact(form, zeros).isnan()):
-            raise _UnknownFormError(f"computes {_describe(form)} on some inputs, and something else of zeros")
+            raise _UnknownFormError(f"computes {describe(form)} on some inputs, and something else of zeros")
         self._compare_gradients(form, self.x(shapes[0], dtype))
         if any(not torch.equal(tensor.double(), self.values[name]) for name, tensor in self.vectors.items()):
             raise _UnknownFormError("changes its Parameters or buffers when it is called")
@@ -303,20 +326,58 @@ class _Copy:
             self._compare(form, self.x(shapes[0], torch.float64), torch.float32)
         self._cast(dtype)
 
+    def _verify_extremes(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        """Compare where a bound on input, Parameters or output would show, and where values are not finite."""
+        self._compare(form, self.x(shape, dtype, 1e12))
+        kept = {name: tensor.data for name, tensor in self.vectors.items()}
+        for tensor in self.vectors.values():
+            tensor.data = tensor.data * 100
+        self._compare(form, self.x(shape, dtype))
+        for name, tensor in self.vectors.items():
+            tensor.data = kept[name]
+        for value in (math.nan, math.inf):
+            x = self.x(shape, dtype)
+            x[(0,) * x.ndim] = value
+            finite = [each.isfinite().all(form.axis) for each in (self.call(x, exact=False), self.exact(form, x))]
+            if not torch.equal(*finite):
+                raise _UnknownFormError(f"computes {describe(form)} on finite inputs, and something else of {value}")
+
+    def _refuse_axis_from_end(self, form: Form, size: int, dtype: torch.dtype) -> None:
+        """Refuse a norm of the last axis but one, or two: of one rank alone it looks as one of axis 1."""
+        a, b, c = self._others(size)
+        for shape, axis in (((b, a, size, c), -2), ((b, 2, a, size, c), -2), ((b, 2, size, a, c), -3)):
+            if not self.takes(shape, dtype):
+                continue
+            x = self.x(shape, dtype)
+            moved = replace(form, axis=axis)
+            if self._near(moved, x, self.call(x).detach(), self.exact(moved, x), _UNITS * torch.finfo(dtype).eps):
+                raise _UnknownFormError(f"computes {describe(form)} over an axis counted from the end: {axis}")
+
+    def _layout(self, form: Form, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+        """Return the layout that the outputs have for a contiguous input and for two permuted ones."""
+        whole = self.x(shape, dtype)
+        inputs = [whole, *(whole.transpose(0, a).contiguous().transpose(0, a) for a in (1, whole.ndim - 1))]
+        ran = [(x, self.call(x)) for x in inputs]
+        for layout in (PRESERVED, CONTIGUOUS, MOVED):
+            known = replace(form, layout=layout)
+            if all(known.laid_out(torch.empty_like(x), x).stride() == y.stride() for x, y in ran):
+                return layout
+        return CONTIGUOUS if ran[0][1].is_contiguous() else MOVED
+
     def _compare(self, form: Form, x: Tensor, precision: torch.dtype | None = None) -> None:
         if form.weight is not None and x.shape[form.axis] != form.size:
             raise _UnknownFormError("takes inputs that the known forms do not take")
         y, expected = self.call(x).detach(), self.exact(form, x)
         units = _UNITS * torch.finfo(precision or x.dtype).eps
         if not self._near(form, x, y, expected, units):
-            raise _UnknownFormError(f"computes {_describe(form)} on some inputs, and something else on others")
+            raise _UnknownFormError(f"computes {describe(form)} on some inputs, and something else on others")
         if not torch.is_floating_point(y) or y.dtype != x.dtype:
             raise _UnknownFormError(f"returns {y.dtype} for {x.dtype}")
 
     def _near(self, form: Form, x: Tensor, y: Tensor, expected: Tensor, units: float) -> bool:
         """Compare, with an allowance of rounding units of the terms that the output is a sum of."""
         weight, bias = self.given(form, torch.float64)
-        terms = x.double().movedim(form.axis, -1).abs() * _inverse_deviation(form, x)
+        terms = x.double().movedim(form.axis, -1).abs() * inverse_deviation(form, x)
         scale = form.scale(weight)
         terms = terms if scale is None else terms * scale.abs()
         terms = terms + 1e-30 if bias is None else terms + bias.reshape(-1).abs()
@@ -337,12 +398,12 @@ class _Copy:
         expected = torch.autograd.grad(expected_of(form, wide[0], weight, bias), wide, g.double())
         # With few values the terms of the gradient cancel: two values of a LayerNorm leave none.
         scale = form.scale(weight)
-        steepest = _inverse_deviation(form, x.detach()).max() * (1.0 if scale is None else scale.detach().abs().max())
+        steepest = inverse_deviation(form, x.detach()).max() * (1.0 if scale is None else scale.detach().abs().max())
         rounding = _UNITS * torch.finfo(x.dtype).eps * steepest * g.abs().max()
         for mine, theirs in zip(expected, got, strict=True):
             allowed = 1e-4 * mine.abs().max() + rounding
             if theirs is None or not bool(((theirs.double() - mine).abs() <= allowed).all()):
-                raise _UnknownFormError(f"computes {_describe(form)}, with other gradients")
+                raise _UnknownFormError(f"computes {describe(form)}, with other gradients")
 
     # Where 16-bit results are rounded.
 
@@ -364,7 +425,7 @@ class _Copy:
             if found is not None:
                 x, y = found
                 if not self._near(form, x, y, self.exact(form, x), _UNITS_LOW * torch.finfo(torch.bfloat16).eps):
-                    raise _UnknownFormError(f"computes {_describe(form)} in float32, and something else in {low}")
+                    raise _UnknownFormError(f"computes {describe(form)} in float32, and something else in {low}")
                 weight, bias = (None if t is None else t.detach().clone() for t in self.given(form))
                 ran.append((x, y, weight, bias))
             for name, tensor in self.vectors.items():
@@ -373,7 +434,7 @@ class _Copy:
         found_forms = []
         for rounds, scale in itertools.product(places, (False, True) if form.offset else (False,)):
             candidate = replace(form, rounds=rounds, rounds_scale=scale)
-            shares = [_alike(expected_of(candidate, x, w, b), y) for x, y, w, b in ran]
+            shares = [alike(expected_of(candidate, x, w, b), y) for x, y, w, b in ran]
             if None not in shares:
                 least = min((share for share in shares if share is not None), default=1.0)
                 found_forms.append((least, replace(candidate, same_bits=least >= _SAME)))
@@ -395,7 +456,8 @@ class _Copy:
             raise _UnknownFormError("holds more than running statistics, weight and bias")
         self.vectors = {n: t for n, t in vectors.items() if n in ("weight", "bias")}
         for tensor in vectors.values():
-            tensor.data = (torch.rand(tensor.shape, generator=self.random, device="cpu") + 0.5).to(self.device)
+            values = torch.rand(tensor.shape, generator=self.random, dtype=torch.float32, device="cpu")
+            tensor.data = (values + 0.5).to(self.device)
         held_weight, held_bias = (n if n in vectors else None for n in ("weight", "bias"))
         with torch.no_grad():
             mean, var = vectors["running_mean"], vectors["running_var"]
@@ -423,21 +485,6 @@ class _Copy:
         return Form("batch", size, eps, 1, held_weight, held_bias)
 
 
-def _alike(expected: Tensor, y: Tensor) -> float | None:
-    """Return the share of values that are equal, in float32 to rounding; None where the dtypes differ."""
-    if expected.dtype != y.dtype:
-        return None
-    allowed = 0.0 if y.dtype in LOW else 1e-5 * float(expected.abs().max())
-    return float(((expected - y).abs() <= allowed).double().mean())
-
-
-def _inverse_deviation(form: Form, x: Tensor) -> Tensor:
-    """Return what each sample is multiplied by, in float64."""
-    wide = x.double().movedim(form.axis, -1)
-    spread = wide - wide.mean(-1, keepdim=True) if form.kind == "layer" else wide
-    return torch.rsqrt(spread.square().mean(-1, keepdim=True) + form.eps)
-
-
 def _nearest_epsilon(measured: float, module: nn.Module) -> float | None:
     """Return the number that was meant: an attribute of the module, a usual one, one of few digits, or the measured."""
     if not math.isfinite(measured):
@@ -448,7 +495,3 @@ def _nearest_epsilon(measured: float, module: nn.Module) -> float | None:
         if abs(measured - value) <= 1e-4 * abs(value) + 1e-17 and value >= 0:
             return value
     return None
-
-
-def _describe(form: Form) -> str:
-    return {"rms": "RMSNorm", "layer": "LayerNorm"}.get(form.kind, form.kind)

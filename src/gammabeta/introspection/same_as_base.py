@@ -59,7 +59,7 @@ def _compared(module: nn.Module, base: type[nn.Module]) -> bool:
             for shape, scale in itertools.product(_shapes(module), _SCALES if dtype == torch.float32 else (1.0,)):
                 x, g = scale * random(shape, dtype), random(shape, dtype)
                 got, wanted = (
-                    _run(call, x, g) for call in (theirs.train(training), _Base(base, torchs.train(training)))
+                    _run(cls, each.train(training), x, g) for cls, each in ((type(module), theirs), (base, torchs))
                 )
                 if (got is None) != (wanted is None):
                     return False
@@ -72,22 +72,14 @@ def _compared(module: nn.Module, base: type[nn.Module]) -> bool:
         return plain_attributes(theirs) == plain_attributes(torchs)
 
 
-class _Base:
-    """The forward of torch's class on a module of a subclass."""
+def _run(cls: Any, module: nn.Module, x: Tensor, g: Tensor) -> list[Tensor] | None:
+    """Return the output of a class's forward, the gradients and the buffers afterwards; None where it raises.
 
-    def __init__(self, base: Any, module: nn.Module) -> None:
-        self.base, self.module = base, module
-
-    def __call__(self, x: Tensor) -> Any:
-        return self.base.forward(self.module, x)
-
-
-def _run(call: Any, x: Tensor, g: Tensor) -> list[Tensor] | None:
-    """Return the output, the gradients and the buffers afterwards; None where the call raises."""
-    module: nn.Module = call.module if isinstance(call, _Base) else call
+    The forward is called without the hooks, of which some belong to all modules.
+    """
     leaf = x.clone().requires_grad_()
     try:
-        y = call(leaf)
+        y = cls.forward(module, leaf)
     except Exception:
         return None
     parameters = [p for p in module._parameters.values() if p is not None]

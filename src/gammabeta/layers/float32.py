@@ -24,15 +24,15 @@ class Float32State(nn.Module):
 
     keep_float32: bool = True
 
-    def _stayed_float32(self) -> None:
-        """Hook for what else a layer does when a cast leaves it in another dtype than the model."""
+    def _stayed_float32(self, dtype: torch.dtype) -> None:
+        """Hook for what else a layer does when a cast to `dtype` leaves it in float32."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         def keep_float32(tensor: Tensor) -> Tensor:
             out = fn(tensor)
             if out.dtype in _LOW and out.dtype != tensor.dtype:
                 # From the tensor itself: `out` has already lost the digits.
-                self._stayed_float32()
+                self._stayed_float32(out.dtype)
                 return tensor.to(device=out.device, dtype=torch.float32)
             return out
 

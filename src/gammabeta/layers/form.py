@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 OUTPUT, INPUT, WEIGHT, PROMOTED = "output", "input", "weight", "promoted"
+CONTIGUOUS, PRESERVED, MOVED = "contiguous", "preserved", "moved"
 LOW = (torch.float16, torch.bfloat16)
 
 
@@ -30,8 +31,12 @@ class Form:
             dtype if that has 16 bits, and then multiplied, as T5's. `PROMOTED`: as `OUTPUT`, to the dtype that input
             and Parameters promote to.
         rounds_scale: whether offset + weight is rounded to the weight's dtype.
-        contiguous: whether the output for a contiguous input is contiguous; on axis 1 it may be that of a permutation.
+        layout: how the output lies in memory. `CONTIGUOUS`; `PRESERVED`: as the input, which elementwise operations
+            keep; `MOVED`: contiguous with the axis moved to the end, where a class permutes its input.
         same_bits: whether 16-bit results of the module itself are rounded there and nowhere else.
+        argument: the name of the forward's argument.
+        epsilon: the attribute from which the forward reads ε; None where there is none.
+        ranks: with axis 1, the numbers of axes of the inputs that were compared.
     """
 
     kind: str
@@ -43,8 +48,11 @@ class Form:
     offset: float = 0.0
     rounds: str = OUTPUT
     rounds_scale: bool = False
-    contiguous: bool = True
+    layout: str = field(default=PRESERVED, compare=False)
     same_bits: bool = True
+    ranks: tuple[int, ...] = field(default=(), compare=False)
+    argument: str = field(default="input", compare=False)
+    epsilon: str | None = field(default=None, compare=False)
 
     def scale(self, weight: Tensor | None) -> Tensor | None:
         """Return offset + weight as a vector, in the dtype in which the module adds them."""
@@ -54,6 +62,19 @@ class Form:
         if self.offset == 0.0:
             return weight
         return self.offset + (weight if self.rounds_scale or weight.dtype not in LOW else weight.float())
+
+    def laid_out(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return y with the strides that the module's output has for x."""
+        if y.is_nested:
+            return y
+        if self.layout == CONTIGUOUS:
+            return y.contiguous()
+        if self.layout == MOVED:
+            return y.movedim(self.axis, -1).contiguous().movedim(-1, self.axis)
+        if x.is_contiguous():
+            return y.contiguous()
+        order = by_stride(x)
+        return y.permute(order).contiguous().permute([order.index(axis) for axis in range(x.ndim)])
 
     def rounded_to(self, x: torch.dtype, weight: torch.dtype | None) -> torch.dtype | None:
         """Return the 16-bit dtype that x̂ is rounded to before it is multiplied; None where it is not."""
@@ -73,3 +94,17 @@ class Form:
         for dtype in given:
             out = torch.promote_types(out, dtype)
         return out
+
+
+def by_stride(x: Tensor) -> list[int]:
+    """Return the axes of x, the outermost in memory first.
+
+    By comparisons alone: a compiler that keeps sizes open cannot sort by them.
+    """
+    order: list[int] = []
+    for axis in range(x.ndim):
+        place = len(order)
+        while place > 0 and x.stride(order[place - 1]) < x.stride(axis):
+            place -= 1
+        order.insert(place, axis)
+    return order

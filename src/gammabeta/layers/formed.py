@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gammabeta.activations import activate
@@ -23,17 +24,26 @@ class _Formed(nn.Module):
 
     Attributes:
         form: what it computes.
-        stayed_float32: whether a cast left it in float32.
+        stayed_float32: the dtype of the cast that left it in float32; None where none did.
     """
 
     form: Form
-    stayed_float32: bool = False
+    stayed_float32: torch.dtype | None = None
     activation: str | None
     activation_slope: float
     normalized_shape: tuple[int, ...]
 
-    def _stayed_float32(self) -> None:
-        self.stayed_float32 = True
+    def _stayed_float32(self, dtype: torch.dtype) -> None:
+        self.stayed_float32 = dtype
+
+    def reset_parameters(self) -> None:
+        """Set the scale to 1 and the shift to 0, for a class that had no `reset_parameters`."""
+        form = self.form
+        with torch.no_grad():
+            for name, value in ((form.weight, 1.0 - form.offset), (form.bias, 0.0)):
+                held = self._held(name)
+                if held is not None:
+                    held.fill_(value)
 
     def _held(self, name: str | None) -> Tensor | None:
         held: Tensor | None = None if name is None else getattr(self, name)
@@ -43,18 +53,47 @@ class _Formed(nn.Module):
         # A norm without weight may not know its size.
         shape = x.shape[-1:] if weight is None else (self.form.size,)
         if self.form.kind == "rms":
-            return rms_norm(x, shape, weight, self.form.eps, **more)
-        return layer_norm(x, shape, weight, bias, self.form.eps, **more)
+            return rms_norm(x, shape, weight, self._epsilon, **more)
+        return layer_norm(x, shape, weight, bias, self._epsilon, **more)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor | None = None, residual: Tensor | None = None, mask: Tensor | None = None, **named: Tensor
+    ) -> Tensor:
+        if input is None or named:
+            input = self._named(input, named)
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
         form = self.form
-        if form.axis == 1:
-            y = self._last(input.movedim(1, -1), None if residual is None else residual.movedim(1, -1), mask)
-            y = y.movedim(-1, 1)
-            return y.contiguous() if form.contiguous and input.is_contiguous() else y
-        return self._last(input, residual, mask)
+        if form.axis == -1:
+            return form.laid_out(self._last(input, residual, mask), input)
+        if form.ranks and input.ndim not in form.ranks:
+            self._refuse_rank(input)
+        y = self._last(input.movedim(1, -1), None if residual is None else residual.movedim(1, -1), mask)
+        return form.laid_out(y.movedim(-1, 1), input)
+
+    def _named(self, input: Tensor | None, named: dict[str, Tensor]) -> Tensor:
+        """Return the input, where it is given by the name that it has in the class."""
+        argument = self.form.argument
+        if input is None and list(named) == [argument]:
+            return named[argument]
+        given = [*([] if input is None else ["input"]), *named]
+        raise TypeError(
+            f"{type(self).__name__}: expected one input, by position or as {argument}, and residual and mask at most, "
+            f"got {' and '.join(given) or 'none'}: pass the tensor to be normalized first."
+        )
+
+    @property
+    def _epsilon(self) -> float:
+        held: float = self.form.eps if self.form.epsilon is None else getattr(self, self.form.epsilon)
+        return held
+
+    def _refuse_rank(self, x: Tensor) -> None:
+        ranks, name = " or ".join(map(str, self.form.ranks)), type(self).__name__
+        raise ValueError(
+            f"{name}: expected an input of {ranks} axes with the channels on axis 1, got {x.ndim} axes from input "
+            f"{tuple(x.shape)}: {name} was adopted by what it computes of {ranks} axes, and need not take axis 1 of "
+            "others. gammabeta.release gives the layer its own class back."
+        )
 
     def _last(self, x: Tensor, residual: Tensor | None, mask: Tensor | None) -> Tensor:
         """Compute the form over the last axis."""
@@ -62,7 +101,7 @@ class _Formed(nn.Module):
         scale = form.scale(weight)
         bias = None if bias is None else bias.reshape(-1)
         middle, out = None, x.dtype
-        if weight is not None and not self.stayed_float32 and form.rounds != OUTPUT:
+        if weight is not None and self.stayed_float32 is None and form.rounds != OUTPUT:
             middle, out = form.rounded_to(x.dtype, weight.dtype), form.result(x.dtype, weight, bias)
         # Our RMSNorm has no β.
         added = bias if form.kind == "rms" or middle is not None else None
@@ -84,23 +123,23 @@ class _Formed(nn.Module):
     def extra_repr(self) -> str:
         form = self.form
         name = "RMSNorm" if form.kind == "rms" else "LayerNorm"
-        parts = [f"gammabeta's {name}" + (f", {form.size}" if form.weight else ""), f"eps={form.eps}"]
+        parts = [f"gammabeta's {name}" + (f", {form.size}" if form.weight else ""), f"eps={self._epsilon}"]
         parts += [] if form.axis == -1 else ["axis=1"]
         parts += ["scale=1 + " + form.weight] if form.offset and form.weight else []
         parts += [] if form.weight else ["no weight"]
         return ", ".join(parts) + describe_additions(self)
 
 
-class FormedRMSNorm(_Formed, RMSNorm):
+class FormedRMSNorm(_Formed, RMSNorm):  # type: ignore[misc]  # input may be given by another name
     """RMSNorm by the formula of another library's class."""
 
 
 class FormedLayerNorm(_Formed, LayerNorm):
     """LayerNorm by the formula of another library's class."""
 
-    def _stayed_float32(self) -> None:
-        _Formed._stayed_float32(self)
-        LayerNorm._stayed_float32(self)
+    def _stayed_float32(self, dtype: torch.dtype) -> None:
+        _Formed._stayed_float32(self, dtype)
+        LayerNorm._stayed_float32(self, dtype)
 
 
 FORMED: dict[str, type[nn.Module]] = {"rms": FormedRMSNorm, "layer": FormedLayerNorm}

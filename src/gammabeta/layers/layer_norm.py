@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gammabeta import arguments
@@ -73,7 +74,7 @@ class LayerNorm(Float32State, nn.LayerNorm):
         if activation is not None:
             _keep_to_forward(self)
 
-    def _stayed_float32(self) -> None:
+    def _stayed_float32(self, dtype: torch.dtype) -> None:
         _keep_to_forward(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,9 @@ from gammabeta.statistics import Batch, Running, Synced
 from gammabeta.surgery.adopted_class import adopted_class, old_class, our_class
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.kept_class import adds_nothing, torchs_base, why_not_kept
+from gammabeta.surgery.late_cast import cast_late
 from gammabeta.surgery.norm_act import activation_of, why_not_act, why_not_norm_act
+from gammabeta.surgery.same_forward import computes_form_now
 
 # What our layers, and operations on them, set on a module.
 _ATTRIBUTES = ("activation", "activation_slope", "keep_float32", "statistics", "frozen", "adopted_from")
@@ -46,7 +48,7 @@ class Frozen:
 
     Attributes:
         statistics: the former source; None where the statistics were not frozen.
-        affine: which of "weight" and "bias" required a gradient.
+        affine: the names of those of γ and β that required a gradient.
     """
 
     statistics: Any = None
@@ -211,7 +213,7 @@ def why_not_adopted(module: nn.Module) -> str | None:
     if parametrize.is_parametrized(module):
         return "it is parametrized: adopt before parametrizing, or remove the parametrizations"
     if "forward" in module.__dict__:
-        return "its forward is set on the instance, by a wrapper of another library, and would still run"
+        return "its forward is set on the instance, and would still run"
     if is_frozen_batch_norm(module):
         return _why_not_frozen(module)
     if cls in OURS or cls in TORCHS or cls in (nn.SyncBatchNorm, BatchNorm):
@@ -232,7 +234,9 @@ def why_not_adopted(module: nn.Module) -> str | None:
     form = form_or_reason(module)
     if isinstance(form, str):
         return form
-    taken = next((key for key in (*_ATTRIBUTES, "form", "stayed_float32") if key in module.__dict__), None)
+    names = (*_ATTRIBUTES, "form", "stayed_float32")
+    # `freeze` may have frozen γ and β of a norm of any class.
+    taken = next((k for k in names if k in vars(module) and not isinstance(vars(module)[k], Frozen)), None)
     if taken is not None:
         return f"{cls.__name__} has an attribute {taken}, and so have layers of gammabeta's"
     return why_not_kept(cls, FORMED[form.kind]) if form.kind in FORMED else _why_not_frozen(module)
@@ -253,11 +257,20 @@ def _adopt_by_form(change: Change, name: str, module: nn.Module) -> bool:
     assert form is not None
     if form.kind == "batch":
         return _adopt_frozen(change, name, module)
+    if not computes_form_now(module, form):
+        change.leave(
+            name,
+            f"{cls.__name__} computes something else now than when another of it was compared: what its forward reads "
+            "has changed",
+        )
+        return False
     settings = {"normalized_shape": (form.size,), "eps": form.eps, "elementwise_affine": form.weight is not None}
     added = tuple(key for key in settings if key not in module.__dict__ and key not in module._buffers)
     change.set_class(module, adopted_class(FORMED[form.kind], cls), name)
     for key in added:
         change.set_attribute(module, key, settings[key], name)
+    if form.epsilon is None and "eps" in added:
+        form = replace(form, epsilon="eps")
     change.set_attribute(module, "form", form, name)
     _finish(change, name, module, None, 0.01)
     change.set_attribute(module, "adopted_from", _Origin(cls, added), name)
@@ -308,6 +321,12 @@ def _finish(change: Change, name: str, module: nn.Module, activation: str | None
 
 def _why_not_frozen(module: nn.Module) -> str | None:
     name = type(module).__name__
+    held = set(module._buffers) - {"num_batches_tracked"}
+    parameters = {key for key, p in module._parameters.items() if p is not None}
+    if parameters == {"weight", "bias"} and held == {"running_mean", "running_var"}:
+        return f"{name} is a frozen BatchNorm whose weight and bias are Parameters, and not buffers"
+    if not parameters and held == {"running_mean", "running_var"}:
+        return f"{name} is a frozen BatchNorm without weight and bias"
     if module._parameters or set(module._buffers) - {"num_batches_tracked"} != {*_FROZEN_BUFFERS}:
         return f"{name} is a frozen BatchNorm with more than weight, bias, running_mean and running_var"
     if module._modules:
@@ -362,7 +381,7 @@ def _adopt_frozen(change: Change, name: str, module: nn.Module) -> bool:
 
 
 def _release_module(change: Change, name: str, module: Any) -> None:
-    described, cls = type(module).__name__, our_class(module)
+    described, cls, cast = type(module).__name__, our_class(module), module.__dict__.get("stayed_float32")
     origin: _Origin | None = module.__dict__.get("adopted_from")
     source: Any = getattr(module, "statistics", Batch())
     # The old class applies its own activation, by its child `act`.
@@ -371,7 +390,7 @@ def _release_module(change: Change, name: str, module: Any) -> None:
     if parametrize.is_parametrized(module):
         reason = "it is parametrized: remove the parametrizations first"
     elif "forward" in module.__dict__:
-        reason = "its forward is set on the instance, by a wrapper of another library"
+        reason = "its forward is set on the instance, and would still run"
     elif cls not in TORCHS and cls is not BatchNorm and cls not in FORMED.values():
         reason = f"{described} is a subclass of gammabeta's, whose additions would be lost"
     elif module.activation is not None and not old_activates:
@@ -395,7 +414,8 @@ def _release_module(change: Change, name: str, module: Any) -> None:
         torchs = TORCHS[cls]
         _leave_ours(change, name, module, origin.cls if origin and issubclass(origin.cls, torchs) else torchs)
     if reason is None:
-        change.note(name, f"{described} is {type(module).__name__}")
+        late = "" if cast is None else f", and its Parameters are cast to {cast}, as the model was"
+        change.note(name, f"{described} is {type(module).__name__}{late}")
     else:
         change.leave(name, reason)
 
@@ -403,6 +423,8 @@ def _release_module(change: Change, name: str, module: Any) -> None:
 def _release_formed(change: Change, name: str, module: nn.Module, origin: _Origin | None) -> None:
     assert origin is not None  # no constructor makes such a layer
     _leave_ours(change, name, module, origin.cls)
+    if module.__dict__.get("stayed_float32") is not None:
+        cast_late(change, module, module.stayed_float32)  # type: ignore[arg-type]
     for key in ("form", "stayed_float32", *origin.added):
         if key in module.__dict__:
             change.delete_attribute(module, key)

@@ -50,6 +50,8 @@ def adopted_class(ours: type[nn.Module], old: type[nn.Module]) -> type[nn.Module
         }
         if not issubclass(old, nn.modules.batchnorm._NormBase):  # a frozen BatchNorm of another library
             namespace |= {"_version": getattr(old, "_version", 1), "_load_from_state_dict": _load_without_count}
+        if _initializes(old):
+            namespace["reset_parameters"] = _reset_as_old
         made = _made.setdefault((ours, old), metaclass(old.__name__, (ours, old), namespace))
         add_class(made, ours)
     return _made[ours, old]
@@ -72,6 +74,22 @@ def _is_made(cls: type) -> bool:
     return isinstance(cls, _Adopted) and len(cls.__bases__) == 2 and not any(
         isinstance(base, _Adopted) for base in cls.__bases__
     )  # fmt: skip
+
+
+def _initializes(old: type[nn.Module]) -> bool:
+    """Return whether a class, or a base that is not torch's, has a `reset_parameters`."""
+    definer = next((base for base in old.__mro__ if "reset_parameters" in vars(base)), None)
+    return definer is not None and not definer.__module__.startswith("torch.nn.")
+
+
+def _reset_as_old(self: Any) -> Any:
+    """Run the old class's `reset_parameters`, on a layer that is of that class meanwhile: it may call `super()`."""
+    made = type(self)
+    self.__class__ = made.__bases__[1]
+    try:
+        return self.reset_parameters()
+    finally:
+        self.__class__ = made
 
 
 def _reduce_layer(self: nn.Module, protocol: Any) -> Any:

@@ -6,15 +6,14 @@ import warnings
 
 from torch import nn
 
-from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm, is_norm, is_ours
+from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
 from gammabeta.layers.batch_norm import _BatchNorm
 from gammabeta.statistics import Batch, Running
-from gammabeta.surgery.adopt import Frozen, drop_old_class
+from gammabeta.surgery.adopt import Frozen, drop_old_class, is_adoptable
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.set_statistics import ensure_ours, why_not_source
 
-_AFFINE = ("weight", "bias")
 # At most this many layers are named in a warning.
 _NAMED = 3
 
@@ -75,7 +74,7 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True, 
 def _freeze_or_thaw(operation: str, model: nn.Module, statistics: bool, affine: bool, where: Where) -> Change:
     if not (statistics or affine):
         raise ValueError(f"{operation}: expected statistics or affine to be True, got both False.")
-    eligible = is_norm if affine else is_batch_norm
+    eligible = is_adoptable if affine else is_batch_norm
     kind = "norms" if affine else "BatchNorms"
     step = _freeze if operation == "freeze" else _thaw
     with transaction(operation) as change:
@@ -118,11 +117,12 @@ def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affi
                 change.set_attribute(module, "statistics", Running(), name)
                 done.append(f"statistics (were {source})")
     if affine:
-        trains = [key for key in _AFFINE if key in module._parameters and _trains(module, key)]
+        names = _affine(module)
+        trains = [key for key in names if key in module._parameters and _trains(module, key)]
         for key in trains:
             change.require_grad(module._parameters[key], False)  # type: ignore[arg-type]
         if trains:
-            taken = tuple(key for key in _AFFINE if key in (*taken, *trains))
+            taken = tuple(key for key in names if key in (*taken, *trains))
             done.append(" and ".join(trains))
         elif reason is None and not done:
             reason = "it has no weight or bias that trains"
@@ -161,6 +161,13 @@ def _thaw(change: Change, name: str, module: nn.Module, statistics: bool, affine
     else:
         change.set_attribute(module, "frozen", Frozen(source, taken), name)
     change.note(name, f"unfrozen: {', '.join(done)}")
+
+
+def _affine(module: nn.Module) -> tuple[str, ...]:
+    """Return the names under which a norm holds γ and β."""
+    norm = norm_of(module, probe=True)
+    assert norm is not None
+    return tuple(name for name in (norm.affine.weight, norm.affine.bias) if name is not None)
 
 
 def _is_frozen(module: nn.Module) -> bool:
