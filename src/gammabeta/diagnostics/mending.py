@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.finding import Finding, Recalibration
+from gammabeta.diagnostics.optimizer_holders import searching_once
 from gammabeta.diagnostics.wrong_statistics import is_broken, unmended_at, where_nothing_passes
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
@@ -29,7 +30,7 @@ def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) ->
     plain: list[Finding] = []
     freezing: list[Finding] = []
     stale: dict[int, list[Finding]] = {}
-    with transaction("fix") as change:
+    with searching_once(), transaction("fix") as change:
         for finding in findings:
             if finding.severity == "note" and not notes:
                 if finding.fix is not None and finding.fix.mends:
