@@ -180,7 +180,7 @@ def test_the_fix_is_not_undone_while_a_scheduler_has_its_groups(how):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.05)
     change = gb.check(model, optimizer=optimizer, select="GB401").fix()
     scheduler = SCHEDULERS[how](optimizer)
-    with pytest.raises(RuntimeError, match="^fix: cannot be undone now: .* holds the optimizer.*: delete it first"):
+    with pytest.raises(RuntimeError, match=r"^fix: cannot be undone now: .* holds the optimizer.*: delete it first"):
         change.undo()
     assert len(optimizer.param_groups) == 2
     if how == "lambda":
