@@ -397,3 +397,12 @@ def test_a_backbone_that_is_as_constructed_is_not_frozen():
         assert "GB101 frozen-norm-thaws: mend GB113 frozen-at-initial first: load the checkpoint" in change.left[name]
     gb.recalibrate(model, [batch])
     assert sorted(gb.check(model, batch, select=["GB101", "GB113"]).fix().changed) == ["0.1", "0.3"]
+
+
+def test_advice_with_other_numbers_is_another_line():
+    model = nn.Sequential(nn.Linear(4, 4), *(nn.BatchNorm1d(4, momentum=m) for m in (0.99, 0.9, 0.9)))
+    lines = str(gb.check(model, select="GB305")).splitlines()
+    assert [line for line in lines if "fix:" in line] == [
+        "  fix: momentum=0.01, then gammabeta.recalibrate(model, batches)",
+        "  fix: momentum=0.1, then gammabeta.recalibrate(model, batches)",
+    ]
