@@ -35,6 +35,11 @@ def folded():
     return network(nn.BatchNorm2d(4)), gb.fold(model, torch.randn(2, 3, 5, 5)).model.state_dict()
 
 
+def of_tensorflow():
+    state = network(nn.LayerNorm(5)).state_dict()
+    return {key.replace("1.weight", "1.gamma").replace("1.bias", "1.beta"): value for key, value in state.items()}
+
+
 CASES = {
     "another kind": (
         lambda: (network(nn.BatchNorm2d(4)), network(nn.GroupNorm(2, 4)).state_dict()),
@@ -85,6 +90,12 @@ CASES = {
         lambda: (network(nn.BatchNorm2d(4)), network(nn.BatchNorm2d(8)).state_dict()),
         "1: 1.weight has shape (8) in the checkpoint and (4) in the model. Build the model with as many channels as "
         "the one that wrote the checkpoint. strict=False does not help: sizes are compared all the same.",
+    ),
+    "TensorFlow's names": (
+        lambda: (network(nn.LayerNorm(5)), of_tensorflow()),
+        "1: the checkpoint has gamma and beta for 1, the model's weight and bias under TensorFlow's names. "
+        "Rename them: {re.sub(r'\\bgamma$', 'weight', re.sub(r'\\bbeta$', 'bias', key)): value for key, value in "
+        "state_dict.items()}.",
     ),
     "the norm itself": (
         lambda: (nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False).state_dict()),

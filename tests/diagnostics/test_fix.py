@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -338,3 +339,78 @@ def test_a_fix_that_changes_nothing_is_left_with_its_reasons():
         "GB101 frozen-norm-thaws: could not be applied (Own has a forward of its own, which would be lost); by hand: "
         "gammabeta.freeze(model, where='0.1')"
     )
+
+
+def trained(count=3):
+    """Return convolutions with BatchNorms in training, after some forwards, and batches."""
+    torch.manual_seed(0)
+    layers = []
+    for i in range(count):
+        layers += [nn.Conv2d(8 if i else 3, 8, 3, bias=False, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    for _ in range(30):
+        model(torch.randn(16, 3, 8, 8))
+    return model, [torch.randn(16, 3, 8, 8) for _ in range(4)]
+
+
+@pytest.mark.parametrize("loader", [None, []])
+def test_statistics_that_are_not_finite_are_not_frozen_and_training_goes_on(loader):
+    model, batches = trained()
+    model[:6].requires_grad_(False)
+    model[1].running_var[0] = float("nan")
+    change = gb.check(model, loader=loader).fix()
+    assert change.changed == ["4"]
+    call = "gammabeta.recalibrate(model, " + ("batches" if loader is None else "loader")
+    assert change.left["1"].endswith(
+        f"GB101 frozen-norm-thaws: mend GB102 poisoned-statistics first: {call}, where='1'); then "
+        "gammabeta.freeze(model, where='1')"
+    )
+    assert model(batches[0]).isfinite().all()
+    gb.recalibrate(model, batches, where="1")
+    assert gb.check(model).fix().changed == ["1"]
+    assert gb.check(model).errors == ()
+
+
+def test_a_norm_behind_which_nothing_passes_is_not_frozen_and_what_is_behind_it_not_recalibrated():
+    model, batches = trained()
+    model[:6].requires_grad_(False)
+    model[1].running_mean += 5
+    before = model[7].running_var.clone()
+    diagnosis = gb.check(model, batches[0], loader=batches)
+    assert {"GB101", "GB309", "GB109"} <= {finding.code for finding in diagnosis.findings}
+    diagnosis = Diagnosis(tuple(by_hand(finding) for finding in diagnosis.findings))
+    change = diagnosis.fix()
+    assert change.changed == ["4"]
+    assert (
+        "GB101 frozen-norm-thaws: mend GB309 constant-output first: by a person; then gammabeta.fr" in change.left["1"]
+    )
+    assert change.left["7"].startswith(
+        "GB109 train-eval-gap: it is behind 1: mend GB309 constant-output first: by a person; then gammabeta.recalibr"
+    )
+    assert torch.equal(model[7].running_var, before)
+
+
+def by_hand(finding):
+    return replace(finding, fix=Fix("by a person")) if finding.code == "GB309" else finding
+
+
+def test_a_backbone_that_is_as_constructed_is_not_frozen():
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    model = nn.Sequential(backbone.requires_grad_(False), nn.Flatten(), nn.Linear(128, 5))
+    batch = torch.randn(16, 3, 8, 8) + 3
+    change = gb.check(model, batch[..., :8, :8], select=["GB101", "GB113"]).fix()
+    assert change.changed == []
+    for name in ("0.1", "0.3"):
+        assert "GB101 frozen-norm-thaws: mend GB113 frozen-at-initial first: load the checkpoint" in change.left[name]
+    gb.recalibrate(model, [batch])
+    assert sorted(gb.check(model, batch, select=["GB101", "GB113"]).fix().changed) == ["0.1", "0.3"]
+
+
+def test_advice_with_other_numbers_is_another_line():
+    model = nn.Sequential(nn.Linear(4, 4), *(nn.BatchNorm1d(4, momentum=m) for m in (0.99, 0.9, 0.9)))
+    lines = str(gb.check(model, select="GB305")).splitlines()
+    assert [line for line in lines if "fix:" in line] == [
+        "  fix: momentum=0.01, then gammabeta.recalibrate(model, batches)",
+        "  fix: momentum=0.1, then gammabeta.recalibrate(model, batches)",
+    ]

@@ -290,3 +290,12 @@ class TestFreeze:
         with pytest.raises(ValueError) as raised:  # noqa: PT011
             gb.freeze(model(), statistics=False)
         assert str(raised.value) == "freeze: expected statistics or affine to be True, got both False."
+
+
+def test_a_layer_whose_statistics_cannot_be_frozen_is_left_whole_and_warned_of():
+    m = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.warns(UserWarning, match="1 of 1 BatchNorms are not frozen"):
+        change = gb.freeze(m, affine=True)
+    assert change.changed == []
+    assert "running statistics" in change.left["1"]
+    assert all(parameter.requires_grad for parameter in m.parameters())

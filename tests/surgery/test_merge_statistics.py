@@ -101,6 +101,8 @@ def test_only_running_statistics_are_returned_and_the_average_loads():
 def test_what_has_counted_no_batch_does_not_count():
     states = [client(torch.randn(5, 2).double()) for _ in range(2)]
     states[1]["1.num_batches_tracked"].zero_()
+    states[1]["1.running_mean"].zero_()
+    states[1]["1.running_var"].fill_(1.0)
     merged = gb.merge_statistics(states)
     torch.testing.assert_close(merged["1.running_mean"], states[0]["1.running_mean"])
     states[0]["1.num_batches_tracked"].zero_()  # nobody has counted: equal weights
@@ -130,6 +132,16 @@ def poisoned(value, name):
     return state
 
 
+def moved(count=0, mean=0.5, dtype=torch.float32):
+    state = network().state_dict()
+    for key, value in state.items():
+        if key.endswith("running_mean"):
+            value.fill_(mean)
+        elif key.endswith("num_batches_tracked"):
+            value.fill_(count)
+    return {key: value if key.endswith("tracked") else value.to(dtype) for key, value in state.items()}
+
+
 STATE = network().state_dict()
 REFUSED = {
     "none": ([], None, "expected at least one state_dict, got none."),
@@ -142,9 +154,31 @@ REFUSED = {
                       "LayerNorm? They have none."),
     "a checkpoint": ([{"epoch": 3, "state_dict": STATE}], None,
                      "expected state_dicts with running statistics, got none in the first: hand its 'state_dict'."),
-    "keys": ([STATE, lost("2.0.num_batches_tracked")], None,
-             "expected the same norms in every state_dict, got 2.0.num_batches_tracked in state_dict 0 and not in 1 (1 "
+    "keys": ([STATE, lost("2.0.running_mean")], None,
+             "expected the same norms in every state_dict, got 2.0.num_batches_tracked in state_dict 0 and not in 1 (3 "
              "such keys): hand checkpoints of one architecture."),
+    "a prefix": ([STATE, {f"module.{key}": value for key, value in STATE.items()}], None,
+                 "expected the same keys in every state_dict, got 'module.' in those of state_dict 1 and not in those "
+                 "of 0: take the state_dict of the wrapped model (model.module, model._orig_mod) in all of them."),
+    "another prefix": ([{f"_orig_mod.{key}": value for key, value in STATE.items()}, STATE], None,
+                       "expected the same keys in every state_dict, got '_orig_mod.' in those of state_dict 0 and not "
+                       "in those of 1: take the state_dict of the wrapped model (model.module, model._orig_mod) in all "
+                       "of them."),
+    "moved, not counted": ([moved(), moved(3)], None,
+                           "expected a num_batches_tracked above 0 with statistics that have moved, got 0 for 1 in "
+                           "state_dict 0, so that its weight is unknown: hand counts, which are the weights."),
+    "beyond float16": ([moved(3, 200.0, torch.float16), moved(3, -400.0, torch.float16)], None,
+                       "expected merged statistics within torch.float16, got 1.running_var of up to 9e+04: cast the "
+                       "state_dicts' running statistics to float32 first."),
+    "meta": ([{key: value.to("meta") for key, value in STATE.items()}], None,
+             "expected statistics with values, got a meta tensor, 1.running_mean in state_dict 0: load the checkpoint "
+             "first."),
+    "counts by name": ([STATE, STATE], {0: 1, 1: 2},
+                       "expected counts as a sequence of numbers in the order of the state_dicts, got {0: 1, 1: 2}: "
+                       "hand the number of samples of each, as [120, 80]."),
+    "counts in words": ([STATE, STATE], ["3", "4"],
+                        "expected counts as a sequence of numbers in the order of the state_dicts, got ['3', '4']: "
+                        "hand the number of samples of each, as [120, 80]."),
     "more keys": ([lost("1.running_var"), STATE], None,
                   "expected the same norms in every state_dict, got 1.num_batches_tracked in state_dict 1 and not in 0 "
                   "(3 such keys): hand checkpoints of one architecture."),
@@ -180,3 +214,35 @@ def test_a_client_that_is_not_finite_may_be_given_a_count_of_0():
     bad = poisoned(float("inf"), "1.running_var")
     merged = gb.merge_statistics([STATE, bad], [5, 0])
     assert torch.equal(merged["1.running_var"], STATE["1.running_var"])
+
+
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize("counts", [None, [3, 1]])
+def test_each_member_of_stacked_states_is_merged_with_its_own_counts(members, counts):
+    clients = [[client(part) for part in data([5 + i + 4 * k for k in range(members)], i)] for i in range(2)]
+    stacked = [{key: torch.stack([member[key] for member in of]) for key in of[0]} for of in clients]
+    merged = gb.merge_statistics(stacked, counts)
+    for k in range(members):
+        alone = gb.merge_statistics([of[k] for of in clients], counts)
+        for key, value in alone.items():
+            # float64, in another order.
+            torch.testing.assert_close(merged[key][k], value, rtol=1e-14, atol=0)
+
+
+def test_where_one_state_does_not_count_the_weights_are_equal_or_those_handed():
+    states = [client(part) for part in data([5, 9], 0)]
+    del states[1]["1.num_batches_tracked"]
+    assert list(gb.merge_statistics(states)) == ["1.running_mean", "1.running_var"]
+    assert torch.equal(
+        gb.merge_statistics(states)["1.running_var"], gb.merge_statistics(states, [1, 1])["1.running_var"]
+    )
+
+
+def test_counts_that_were_averaged_become_integers_and_arrays_of_numpy_are_taken():
+    states = [client(part) for part in data([5, 9], 0)]
+    arrays = [{key: value.numpy() for key, value in state.items()} for state in states]
+    for key, value in gb.merge_statistics(states).items():
+        assert torch.equal(gb.merge_statistics(arrays)[key], value)
+    states[0]["1.num_batches_tracked"] = torch.tensor(9.5)
+    count = gb.merge_statistics(states)["1.num_batches_tracked"]
+    assert (count.dtype, int(count)) == (torch.int64, 10)

@@ -146,3 +146,17 @@ def test_errors(m, decay, message):
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         gb.parameter_groups(m, decay)
     assert str(raised.value) == message
+
+
+def test_a_scale_for_each_channel_with_axes_of_1_does_not_decay():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer_scale = nn.Parameter(torch.ones(6, 1, 1))
+            self.conv = nn.Conv2d(1, 6, 1)
+            self.position = nn.Parameter(torch.ones(1, 2, 3))
+
+    m = Block()
+    decayed, spared = gb.parameter_groups(m, 0.1)
+    assert [id(p) for p in decayed["params"]] == [id(m.position), id(m.conv.weight)]
+    assert [id(p) for p in spared["params"]] == [id(m.layer_scale), id(m.conv.bias)]

@@ -15,6 +15,8 @@ _NUMBER = r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w|\.\w)"
 _DIFFERS = re.compile(
     rf"(?P<list>{_NUMBER}(?:, {_NUMBER})+(?: and \d+ more)?)|(?P<number>{_NUMBER})|(?P<name>(?<![\w.])\w+(?:\.\w+)+)"
 )
+# The modules in a call.
+_WHERE = re.compile(r"where=(?:'[^']*'|\[[^\]]*\])")
 # What a user gives so that the rules that need it run: in Python, and on the command line.
 _FEEDS = {
     "inputs": ("gammabeta.check(model, inputs)", "--inputs"),
@@ -77,7 +79,10 @@ def advice(group: Sequence[Finding]) -> list[str]:
     alike: dict[str, list[Finding]] = {}
     for finding in group:
         if finding.fix is not None:
-            alike.setdefault(_template(finding.fix.what.replace(repr(finding.where), "…")), []).append(finding)
+            # Without names only: a number tells what to do at these modules.
+            what = _WHERE.sub("where=…", finding.fix.what.replace(repr(finding.where), "…"))
+            key = _DIFFERS.sub(lambda match: "<name>" if match.lastgroup == "name" else match[0], what)
+            alike.setdefault(key, []).append(finding)
     return [_together(findings) for findings in alike.values()]
 
 

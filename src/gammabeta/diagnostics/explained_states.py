@@ -66,7 +66,25 @@ def _loading(failure: Failure) -> tuple[str, str] | None:
     count = len({key.rpartition(".")[0] for key in norms})
     who = name if count == 1 else f"{name} and {count - 1} more"
     leaves = [{_leaf(key) for key in part if key in norms} for part in (keys.missing, keys.unexpected)]
-    return _sizes(keys, norms) or _missing(who, leaves[0], bool(keys.unexpected)) or _unexpected(who, leaves[1], module)
+    return (
+        _sizes(keys, norms)
+        or _renamed(who, *leaves)
+        or _missing(who, leaves[0], bool(keys.unexpected))
+        or _unexpected(who, leaves[1], module)
+    )
+
+
+def _renamed(who: str, missing: set[str], unexpected: set[str]) -> tuple[str, str] | None:
+    """Explain γ and β under TensorFlow's names."""
+    names = {"weight": "gamma", "bias": "beta"}
+    if not missing or missing - names.keys() or {names[leaf] for leaf in missing} != unexpected:
+        return None
+    theirs = " and ".join(names[leaf] for leaf in sorted(missing, reverse=True))
+    return (
+        f"the checkpoint has {theirs} for {who}, the model's {_names(missing)} under TensorFlow's names.",
+        "Rename them: {re.sub(r'\\bgamma$', 'weight', re.sub(r'\\bbeta$', 'bias', key)): value for key, value in "
+        "state_dict.items()}.",
+    )
 
 
 def _sizes(keys: _Keys, norms: set[str]) -> tuple[str, str] | None:

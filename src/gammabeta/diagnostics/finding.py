@@ -48,6 +48,7 @@ class Fix:
         together: returns one sentence or call that does it all, given the names of all modules with this fix. None
             where `what` says it; a `where='name'` in it then becomes the list of all names.
         keeps_checkpoints: whether the keys of the state_dict stay, so that checkpoints from before still load.
+        freezes: the norm whose running statistics it freezes as they are; None where it freezes none.
     """
 
     what: str
@@ -55,6 +56,7 @@ class Fix:
     recalibrations: tuple[Recalibration, ...] = field(default=(), compare=False, repr=False)
     together: Callable[[Sequence[str]], str] | None = field(default=None, compare=False, repr=False)
     keeps_checkpoints: bool = field(default=True, compare=False, repr=False)
+    freezes: nn.Module | None = field(default=None, compare=False, repr=False)
 
     @property
     def mends(self) -> bool:

@@ -93,7 +93,8 @@ def freezing(model: nn.Module, norm: Norm) -> Fix:
     def call(names: Sequence[str]) -> str:
         return f"gammabeta.freeze(model{where(model, names)})"
 
-    return Fix(call([norm.name]), partial(freeze, model, where=[*norm.names]), together=call)
+    freezes = norm.module if norm.has_statistics else None
+    return Fix(call([norm.name]), partial(freeze, model, where=[*norm.names]), together=call, freezes=freezes)
 
 
 def is_still(norm: Norm) -> bool:

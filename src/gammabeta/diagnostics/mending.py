@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.finding import Finding, Recalibration
+from gammabeta.diagnostics.optimizer_holders import searching_once
+from gammabeta.diagnostics.wrong_statistics import is_broken, unmended_at, where_nothing_passes
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
 
@@ -24,9 +26,11 @@ def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) ->
     Returns:
         The `Change`: what was changed, and what was left alone with the reason.
     """
+    findings = tuple(findings)
     plain: list[Finding] = []
+    freezing: list[Finding] = []
     stale: dict[int, list[Finding]] = {}
-    with transaction("fix") as change:
+    with searching_once(), transaction("fix") as change:
         for finding in findings:
             if finding.severity == "note" and not notes:
                 if finding.fix is not None and finding.fix.mends:
@@ -37,14 +41,24 @@ def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) ->
                 _leave(change, finding, reason or "no fix is known")
             elif finding.fix.recalibrations:
                 stale.setdefault(id(finding.fix.recalibrations[0].model), []).append(finding)
+            elif finding.fix.freezes is not None:
+                freezing.append(finding)
             else:
                 plain.append(finding)
-        wanted = [norm.module for together in stale.values() for finding in together for norm in _norms(finding)]
-        waiting = [finding for finding in plain if not _apply(change, finding, before=wanted)]
+        wanted = [norm for together in stale.values() for finding in together for norm in _norms(finding)]
+        waiting = [finding for finding in plain if not _apply(change, finding, before=[n.module for n in wanted])]
+        constant = where_nothing_passes(findings, {norm.name for norm in wanted})
+        mended: set[str] = set()
         for together in stale.values():
-            _recalibrate(change, together)
+            mended |= _recalibrate(change, together, constant)
         for finding in waiting:
             _apply(change, finding)
+        for finding in freezing:
+            wrong = unmended_at(finding, findings, mended)
+            if wrong is None:
+                _apply(change, finding)
+            else:
+                _leave(change, finding, _mend_first(wrong, finding))
     return change
 
 
@@ -65,6 +79,12 @@ def _why_left(finding: Finding, keep_checkpoints: bool) -> str | None:
             "fix(keep_checkpoints=False) does it"
         )
     return None
+
+
+def _mend_first(wrong: Finding, finding: Finding) -> str:
+    what = "" if wrong.fix is None else f": {wrong.fix.what.partition('; given')[0]}"
+    then = "" if finding.fix is None else f"; then {finding.fix.what}"
+    return f"mend {wrong.code} {wrong.name} first{what}{then}"
 
 
 def _leave(change: Change, finding: Finding, reason: str, where: str | None = None) -> None:
@@ -114,8 +134,17 @@ def _quietly(finding: Finding) -> Change:
         return finding.fix.apply()
 
 
-def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
-    """Recalibrate the norms of one model in one pass over its batches; those that cannot be are left."""
+def _recalibrate(change: Change, findings: Sequence[Finding], constant: Mapping[str, Finding]) -> set[str]:
+    """Recalibrate the norms of one model in one pass over its batches; those that cannot be are left.
+
+    Args:
+        change: the change, which takes up what was done.
+        findings: all findings that recalibrate norms of this model.
+        constant: by name, norms through which no difference between samples passes: those behind them are left.
+
+    Returns:
+        The names of the norms that have new statistics.
+    """
     first = _norms(findings[0])[0]
     parts: dict[int, Change] = {}
     wanted: dict[nn.Module, Recalibration] = {}
@@ -129,11 +158,14 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
         ready.append(finding)
         for norm in _norms(finding):
             reason = why_not_recalibrated(norm.module)
+            ahead = _ahead(norm, constant)
             if reason is not None:
                 _leave(change, finding, f"cannot be recalibrated: {reason}", norm.name)
+            elif ahead is not None:
+                _leave(change, finding, f"it is behind {ahead.where}: {_mend_first(ahead, finding)}", norm.name)
             elif norm.module not in wanted or not norm.broken_only:
                 wanted[norm.module] = norm
-    broken = {norm.name: (norm.module, _broken(norm.module)) for norm in wanted.values() if norm.broken_only}
+    broken = {norm.name: (norm.module, is_broken(norm.module)) for norm in wanted.values() if norm.broken_only}
     before = {name: [statistic.clone() for statistic in _statistics(module)] for name, (module, _) in broken.items()}
     done = Change("recalibrate")
     failure: Exception | None = None
@@ -151,7 +183,7 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
         if mended.intersection(norm.name for norm in _norms(finding)):
             change.include(parts[id(finding)])
             for norm in _norms(finding):
-                if norm.name in mended and bool(_broken(norm.module).any()):
+                if norm.name in mended and bool(is_broken(norm.module).any()):
                     _leave(change, finding, "no batch gives some of its channels a finite input", norm.name)
         else:
             # Statistics that were attached and not estimated would be 0 and 1.
@@ -159,6 +191,19 @@ def _recalibrate(change: Change, findings: Sequence[Finding]) -> None:
             if failure is not None:
                 _leave_failed(change, finding, failure)
     change.include(done)
+    return mended
+
+
+def _ahead(norm: Recalibration, constant: Mapping[str, Finding]) -> Finding | None:
+    """Return the finding about a norm that is registered ahead of this one, and through which nothing passes."""
+    own = next(name for name, module in norm.model.named_modules() if module is norm.module)
+    part = norm.name.removesuffix(own)  # "ema." if the model is a part of the one that was checked
+    for name in (name for name, _ in norm.model.named_modules()):
+        if name == own:
+            return None
+        if part + name in constant:
+            return constant[part + name]
+    return None
 
 
 _KEYS = ("running_mean", "running_var", "num_batches_tracked")
@@ -168,15 +213,9 @@ def _statistics(module: nn.Module) -> list[Tensor]:
     return [buffer for key in _KEYS if (buffer := module._buffers.get(key)) is not None]
 
 
-def _broken(module: nn.Module) -> Tensor:
-    """Return which channels have statistics that are not finite, or a negative variance."""
-    mean, var = _statistics(module)[:2]
-    return ~(mean.isfinite() & var.isfinite() & (var >= 0))
-
-
 def _keep_the_others(done: Change, name: str, module: nn.Module, broken: Tensor, before: Sequence[Tensor]) -> None:
     """Give the channels that were not broken, and the count, their former values back."""
-    mended = broken & ~_broken(module)
+    mended = broken & ~is_broken(module)
     for key, new, old in zip(_KEYS, _statistics(module), before, strict=False):
         done.overwrite(module, key, old if key == _KEYS[2] else torch.where(mended, new, old))
     count, size = int(mended.sum()), int(broken.sum())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gammabeta.diagnostics.optimizer_holders import holder_of
 from gammabeta.surgery.change import Change
 
 
@@ -24,7 +24,6 @@ class Groups:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self._searched = False
 
     def why_not_edited(self) -> str | None:
         """Return why the groups must stay as they are; None where they can be edited."""
@@ -38,8 +37,7 @@ class Groups:
             return f"{type(optimizer).__name__} keeps its groups in a way of its own"
         if isinstance(optimizer, torch.optim.LBFGS):
             return "LBFGS takes one group, when it is built"
-        scheduler = _scheduler_of(optimizer)
-        return None if scheduler is None else f"a {scheduler} holds the optimizer"
+        return holder_of(optimizer)
 
     def holds(self, parameter: Tensor) -> bool:
         """Return whether the optimizer has the Parameter."""
@@ -72,9 +70,7 @@ class Groups:
         change.set_item(without, "params", [*without["params"], *parameters])
 
     def _check(self) -> None:
-        # The search for a scheduler looks at all objects that there are: once is enough.
-        reason = None if self._searched else self.why_not_edited()
-        self._searched = True
+        reason = self.why_not_edited()
         if reason is not None:
             raise RuntimeError(reason)
 
@@ -94,29 +90,15 @@ def _group_without_decay(change: Change, optimizer: torch.optim.Optimizer, group
             return other
     new: dict[str, Any] = {**group, "params": [], "weight_decay": 0.0}
     change.on_undo(lambda: _remove(optimizer.param_groups, new))
+    change.forbid_undo(lambda: _why_not_removed(optimizer))
     optimizer.param_groups.append(new)
     return new
 
 
+def _why_not_removed(optimizer: torch.optim.Optimizer) -> str | None:
+    reason = holder_of(optimizer)
+    return reason and f"{reason}, which has a value for each of the groups: delete it first, and build it again after"
+
+
 def _remove(groups: list[dict[str, Any]], group: dict[str, Any]) -> None:
     groups[:] = [other for other in groups if other is not group]
-
-
-def _scheduler_of(optimizer: torch.optim.Optimizer) -> str | None:
-    """Return the class of a scheduler that refers to the optimizer without a trace in it, as ReduceLROnPlateau does."""
-    for holder in _holders(optimizer):
-        names = [cls.__name__.lower() for cls in type(holder).__mro__]
-        if holder is not optimizer and any("sched" in name or name.startswith(("lr", "reducelr")) for name in names):
-            return type(holder).__name__
-    return None
-
-
-def _holders(target: object) -> list[object]:
-    """Return the objects with an attribute that is the target."""
-    found: list[object] = []
-    for referrer in gc.get_referrers(target):
-        if isinstance(referrer, dict):  # an instance's attributes, where they are a dict of their own
-            found += [owner for owner in gc.get_referrers(referrer) if getattr(owner, "__dict__", None) is referrer]
-        else:
-            found.append(referrer)
-    return found

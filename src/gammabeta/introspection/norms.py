@@ -166,7 +166,8 @@ def norm_of(module: nn.Module, *, probe: bool = False) -> NormLayer | None:
         or getattr(module, "statistics", None) == Running()
         or (form is not None and form.kind == "batch")
     )
-    eps = next((value for name in _EPSILONS if isinstance(value := getattr(module, name, None), float)), None)
+    values = [getattr(module, name, None) for name in _EPSILONS]
+    eps = next((float(value) for value in values if type(value) in (int, float)), None)
     return NormLayer(
         kind=kind,
         known_by=known_by,

@@ -52,6 +52,7 @@ class Change:
         self._undo_steps: list[Callable[[], None]] = []
         # Values that must still be as this change left them, or undoing would not lead back to the start.
         self._expected: dict[tuple[nn.Module, str], tuple[str, Any]] = {}
+        self._forbidding: list[Callable[[], str | None]] = []
 
     @property
     def changed(self) -> list[str]:
@@ -71,7 +72,8 @@ class Change:
         """Restore everything that the operation changed; a second call does nothing.
 
         Raises:
-            RuntimeError: a later change to the same layers is still in place; undo that one first. Nothing was changed.
+            RuntimeError: a later change to the same layers is still in place; undo that one first. Or something was
+                built on the change since, such as a scheduler on an optimizer's groups. Nothing was changed.
         """
         for (module, attribute), (name, value) in self._expected.items():
             now = getattr(module, attribute, None)
@@ -81,6 +83,10 @@ class Change:
                     f"{self.operation}: expected {name or 'the model'} as this change left it, with {what} "
                     f"{_describe(value)}, got {_describe(now)}: undo the later change first."
                 )
+        for why_not in self._forbidding:
+            reason = why_not()
+            if reason is not None:
+                raise RuntimeError(f"{self.operation}: cannot be undone now: {reason}.")
         self.roll_back()
 
     def __enter__(self) -> Change:
@@ -116,7 +122,8 @@ class Change:
         self.entries += other.entries
         self._undo_steps += other._undo_steps
         self._expected |= other._expected
-        other._undo_steps, other._expected = [], {}
+        self._forbidding += other._forbidding
+        other._undo_steps, other._expected, other._forbidding = [], {}, []
 
     def set_class(self, module: nn.Module, cls: type[nn.Module], name: str) -> None:
         """Change the class of the same object; `name` is the module's, for messages."""
@@ -199,6 +206,10 @@ class Change:
         """Record how to undo an edit that no other method makes; call it before the edit."""
         self._undo_steps.append(back)
 
+    def forbid_undo(self, why_not: Callable[[], str | None]) -> None:
+        """Add a test that `undo` makes before it starts: it returns why undoing would break something; None if not."""
+        self._forbidding.append(why_not)
+
     def _set(self, mapping: dict[Any, Any], key: Any, value: Any) -> None:
         before, order = mapping.get(key, _ABSENT), list(mapping)
 
@@ -226,6 +237,7 @@ class Change:
         while self._undo_steps:
             self._undo_steps.pop()()
         self._expected.clear()
+        self._forbidding.clear()
 
 
 @contextmanager

@@ -112,10 +112,13 @@ def _freeze(change: Change, name: str, module: nn.Module, statistics: bool, affi
             return
         else:
             reason = why_not_source(module, Running())
-            if reason is None:
-                source = module.statistics
-                change.set_attribute(module, "statistics", Running(), name)
-                done.append(f"statistics (were {source})")
+            if reason is not None:
+                # As above. ensure_ours may have adopted it, which changes nothing that it computes.
+                change.leave(name, reason)
+                return
+            source = module.statistics
+            change.set_attribute(module, "statistics", Running(), name)
+            done.append(f"statistics (were {source})")
     if affine:
         names = _affine(module)
         trains = [key for key in names if key in module._parameters and _trains(module, key)]

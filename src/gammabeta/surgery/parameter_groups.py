@@ -23,7 +23,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     - Biases: Parameters called "bias", "…_bias" or "bias_…", as `bias_ih_l0` of an LSTM or GRU and `in_proj_bias` of
       an attention.
     - All other Parameters of one axis or none, whatever they are called: scales such as LayerScale's and CLIP's
-      `logit_scale`, and a weight of PReLU. In a model that FSDP1 has flattened the number of axes says nothing, and
+      `logit_scale`, and a weight of PReLU. So are those with further axes of length 1 that are not called "weight", as
+      ConvNeXt's `layer_scale`. In a model that FSDP1 has flattened the number of axes says nothing, and
       this is left out: build the groups before wrapping it.
     - What the model asks for itself: the names that a module's `no_weight_decay()` gives, as timm's do, names that
       contain a word of its `no_weight_decay_keywords()`, and Parameters with a true `_no_weight_decay`, as Mamba's.
@@ -68,6 +69,7 @@ def _spared(module: nn.Module, flattened: bool) -> Iterable[nn.Parameter]:
         if parameter is None:
             continue
         vector = parameter.ndim <= 1 and (norm is not None or not flattened)
+        vector = vector or (not flattened and _is_scale(module, name, parameter))
         if whole or vector or _is_bias(name) or getattr(parameter, "_no_weight_decay", False):
             yield parameter
     if isinstance(getattr(module, "parametrizations", None), nn.ModuleDict) and parametrize.is_parametrized(module):
@@ -90,6 +92,13 @@ def _told(module: nn.Module, attribute: str) -> frozenset[str]:
     told = getattr(module, attribute, None)
     names = told() if callable(told) else told
     return frozenset(names) if isinstance(names, set | frozenset | list | tuple) else frozenset()
+
+
+def _is_scale(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a Parameter has one axis that is not of length 1, as ConvNeXt's (C, 1, 1), and is no part of a weight."""
+    if name.startswith("weight") or isinstance(module, parametrize.ParametrizationList):
+        return False
+    return parameter.numel() == max(parameter.shape, default=1)
 
 
 def _is_bias(name: str) -> bool:

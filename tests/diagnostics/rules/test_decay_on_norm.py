@@ -1,5 +1,7 @@
 """GB401: what decay does to γ, and that the fix removes it and keeps the optimizer's state."""
 
+import functools
+import gc
 import math
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
+from gammabeta.diagnostics import optimizer_holders
 from gammabeta.diagnostics.rules import decay_on_norm
 
 
@@ -66,7 +69,49 @@ class WarmupScheduler(Warmup):
     pass
 
 
+class Slots:
+    __slots__ = ("groups", "rates")
+
+    def __init__(self, optimizer):
+        self.groups, self.rates = optimizer.param_groups, (0.5,)
+
+
+def closure(optimizer):
+    base = [group["lr"] for group in optimizer.param_groups]
+
+    def step(factor):
+        for group, rate in zip(optimizer.param_groups, base, strict=True):
+            group["lr"] = rate * factor
+
+    return step
+
+
+def generator(optimizer):
+    base = [group["lr"] for group in optimizer.param_groups]
+    while True:
+        for i, group in enumerate(optimizer.param_groups):
+            group["lr"] = base[i]
+        yield
+
+
+def started(optimizer):
+    steps = generator(optimizer)
+    next(steps)
+    return steps
+
+
+class InAList:
+    def __init__(self, optimizer):
+        self.optimizers, self.base = [optimizer], [torch.tensor(0.1)]
+
+
 SCHEDULERS = {
+    "an object of one's own": Warmup,
+    "an object with slots and the groups": Slots,
+    "a closure": closure,
+    "a generator": started,
+    "a partial": lambda o: functools.partial(print, o, [0.1]),
+    "an object with a list of optimizers": InAList,
     "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (step + 1)),
     "cyclic": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.1, 0.2, cycle_momentum=False),
     "plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
@@ -78,7 +123,7 @@ SCHEDULERS = {
 @pytest.mark.parametrize("how", SCHEDULERS)
 @pytest.mark.parametrize("built", ["before the check", "between check and fix"])
 def test_an_optimizer_that_a_scheduler_holds_stays_as_it_is_and_the_call_to_make_is_said(how, built):
-    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.LayerNorm(8))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.05)
     model(torch.randn(4, 4)).square().sum().backward()
     scheduler = SCHEDULERS[how](optimizer) if built == "before the check" else None
@@ -89,7 +134,8 @@ def test_an_optimizer_that_a_scheduler_holds_stays_as_it_is_and_the_call_to_make
     change = diagnosis.fix()
     assert change.changed == []
     assert "gammabeta.parameter_groups(model, weight_decay=0.05)" in change.left["1"]
-    assert ("holds the optimizer" if how != "a step taken" else "has taken a step") in change.left["1"]
+    held = ("has taken a step",) if how == "a step taken" else ("holds the optimizer", "holds the list of its groups")
+    assert all(any(reason in change.left[name] for reason in held) for name in ("1", "2"))
     now = [(list(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
     assert all(
         one[1] == other[1] and all(a is b for a, b in zip(one[0], other[0], strict=True))
@@ -110,6 +156,50 @@ def test_a_new_optimizer_without_a_scheduler_is_mended_and_what_it_saves_loads()
     optimizer.step()
     scheduler.step()
     optimizer.load_state_dict(optimizer.state_dict())
+
+
+class Trainer:
+    """Holds the optimizer, and nothing that has a value for each group."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.losses, self.names, self.betas = optimizer, [], ["a"], (0.9, 0.999)
+
+
+def test_what_only_holds_the_optimizer_does_not_hinder_the_fix():
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    trainer = Trainer(optimizer)
+    change = gb.check(model, optimizer=optimizer, select="GB401").fix()
+    assert change.changed == ["1"]
+    del trainer
+
+
+@pytest.mark.parametrize("how", ["lambda", "a closure", "an object of one's own"])
+def test_the_fix_is_not_undone_while_a_scheduler_has_its_groups(how):
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.05)
+    change = gb.check(model, optimizer=optimizer, select="GB401").fix()
+    scheduler = SCHEDULERS[how](optimizer)
+    with pytest.raises(RuntimeError, match=r"^fix: cannot be undone now: .* holds the optimizer.*: delete it first"):
+        change.undo()
+    assert len(optimizer.param_groups) == 2
+    if how == "lambda":
+        optimizer.step()
+        scheduler.step()
+    del scheduler
+    gc.collect()
+    change.undo()
+    assert len(optimizer.param_groups) == 1
+
+
+def test_the_search_for_a_scheduler_is_made_once_for_each_fix(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 8), *(nn.LayerNorm(8) for _ in range(5)))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    diagnosis = gb.check(model, optimizer=optimizer, select="GB401")
+    searches = []
+    monkeypatch.setattr(optimizer_holders, "_search", lambda optimizer: searches.append(optimizer))
+    assert len(diagnosis.fix().changed) == 5
+    assert len(searches) == 1
 
 
 class ScalesByOnePlusWeightRMSNorm(nn.Module):

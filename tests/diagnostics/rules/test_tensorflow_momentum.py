@@ -44,3 +44,22 @@ def test_a_frozen_layer_s_momentum_is_not_looked_at():
     model = nn.Sequential(nn.BatchNorm2d(4, momentum=0.0))
     gb.freeze(model)
     assert not gb.check(model, select="GB305").findings
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_fix_recalibrates_or_says_that_it_is_left(given):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.99))
+    batches = [torch.randn(16, 4) + i for i in range(4)]
+    model(batches[0])
+    diagnosis = gb.check(model, loader=batches if given else None, select="GB305")
+    change = diagnosis.fix()
+    assert change.changed == ["0", "0"] if given else ["0"]
+    assert model[0].momentum == 0.01
+    if given:
+        assert str(diagnosis.findings[0].fix) == "momentum=0.01 and gammabeta.recalibrate(model, loader, where='0')"
+        # float32 moments
+        torch.testing.assert_close(model[0].running_mean, torch.cat(batches).mean(0), rtol=1e-5, atol=1e-6)
+    else:
+        (entry,) = change.entries
+        assert entry.what == "momentum 0.01 in place of 0.99; gammabeta.recalibrate(model, batches) is left"

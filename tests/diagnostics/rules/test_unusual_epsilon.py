@@ -42,7 +42,7 @@ def test_the_output_s_variance_under_a_large_epsilon(eps, variance):
     ("norm", "severity", "message"),
     [
         (nn.BatchNorm2d(4, 0.8), "warning", "ε is 0.8: inputs with a variance below that are not standardized"),
-        (nn.BatchNorm2d(4, 0.0), "warning", "ε is 0: a constant input gives NaN"),
+        (nn.BatchNorm2d(4, 0.0), "error", "ε is 0: its forward in training raises"),
         (own(1e-8), "note", "ε is 1e-08, which is 0 in float16, the dtype of its weight"),
     ],
 )
@@ -99,3 +99,20 @@ def test_the_fix_brings_no_other_finding():
     gb.check(model, select="GB306").fix()
     assert model[1].eps == 1e-3
     assert gb.check(model, select="GB306").findings == ()
+
+
+@pytest.mark.parametrize(("eps", "message"), [
+    (0, "ε is 0: its forward in training raises"),
+    (0.0, "ε is 0: its forward in training raises"),
+    (1, "ε is 1: inputs with a variance below that are not standardized"),
+])  # fmt: skip
+def test_integers_are_seen_and_an_epsilon_that_makes_training_raise_is_an_error(eps, message):
+    model = nn.Sequential(nn.BatchNorm1d(4, eps=eps))
+    (finding,) = gb.check(model, select="GB306").findings
+    assert (finding.message, finding.severity) == (message, "warning" if eps else "error")
+    if not eps:
+        with pytest.raises(ValueError, match="eps must be positive"):
+            model(torch.randn(8, 4))
+    gb.check(model, select="GB306").fix()
+    model(torch.randn(8, 4))
+    assert model[0].eps == 1e-5

@@ -17,8 +17,10 @@ Evidence: tests/diagnostics/rules/test_decay_on_norm.py: a γ without gradient f
 AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After the fix it stays 1. An
 optimizer that a scheduler holds keeps its groups.
 
-Limits: This is a convention more than a fault: many recipes decay everything and work. What holds the list of groups
-without being called a scheduler, as some code that clips gradients, has to be built after the fix.
+Limits: This is a convention more than a fault: many recipes decay everything and work. What counts as a scheduler is
+what is called so, and any object or closure that holds the optimizer and a list of as many numbers as there are groups,
+or the list of groups. One that keeps its numbers elsewhere, in a global variable for example, has to be built after the
+fix.
 """
 
 from collections.abc import Iterator

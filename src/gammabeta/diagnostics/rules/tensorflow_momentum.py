@@ -26,10 +26,11 @@ from functools import partial
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.fixes import is_still
+from gammabeta.diagnostics.fixes import First, is_still, recalibration
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.recalibrate import why_not_recalibrated
 
 severity = "warning"
 sees = "S"
@@ -51,27 +52,32 @@ def check(record: Record) -> Iterator[Match]:
                 f"momentum {momentum:g}: {momentum:.4g} of the running statistics {_come(norm)} from the last batch; "
                 f"in TensorFlow's convention that would be torch's {1 - momentum:.2g}"
             )
-        yield Match(norm.name, message, {"momentum": momentum}, _fix(norm, momentum))
+        yield Match(norm.name, message, {"momentum": momentum}, _fix(record, norm, momentum))
 
 
 def _come(norm: Norm) -> str:
     return "come" if norm.tracks else "would come"
 
 
-def _fix(norm: Norm, momentum: float) -> Fix:
+def _fix(record: Record, norm: Norm, momentum: float) -> Fix:
     if momentum == 0:
         return Fix("momentum=0.1; to keep the statistics unchanged, gammabeta.freeze(model)")
     if not 0.5 < momentum < 1:
         return Fix("momentum=0.1, torch's default")
     new = round(1 - momentum, 12)
-    return Fix(f"momentum={new:g}, then gammabeta.recalibrate(model, batches)", partial(_set, norm, new))
+    apply = partial(_set, norm, new)
+    stale = norm.module is not None and not norm.has_initial_statistics and not is_still(norm)
+    if stale and record.loader is not None and why_not_recalibrated(norm.module) is None:  # type: ignore[arg-type]
+        return recalibration(record, norm, first=First(f"momentum={new:g}", apply))
+    left = "; gammabeta.recalibrate(model, batches) is left" if stale else ""
+    return Fix(f"momentum={new:g}, then gammabeta.recalibrate(model, batches)", partial(_set, norm, new, left))
 
 
-def _set(norm: Norm, momentum: float) -> Change:
+def _set(norm: Norm, momentum: float, left: str = "") -> Change:
     assert norm.module is not None
     with transaction("set momentum") as change:
         change.set_attribute(norm.module, "momentum", momentum, norm.name)
-        change.note(norm.name, f"momentum {momentum:g} in place of {norm.momentum:g}")
+        change.note(norm.name, f"momentum {momentum:g} in place of {norm.momentum:g}{left}")
     return change
 
 

@@ -1,6 +1,7 @@
 """An ε that is unusually large, 0, or not the same throughout the model.
 
-What it does: Finds norms whose ε is above 10⁻² or 0. As notes, finds those with weights in float16 and a forward of
+What it does: Finds norms whose ε is above 10⁻² or 0; an ε of 0 is an error in a BatchNorm in training mode, whose
+forward raises. As notes, finds those with weights in float16 and a forward of
 their own whose ε is 0 in float16, and models whose norms of one class have different ε.
 
 Why it matters: ε is added to a variance. A large one keeps the layer from standardizing: `nn.BatchNorm2d(64, 0.8)`,
@@ -15,8 +16,8 @@ Evidence: tests/diagnostics/rules/test_unusual_epsilon.py: a BatchNorm turns inp
 with ε = 0.8, and into 1.00 with 10⁻⁵.
 
 Limits: ε belongs to the trained weights: change it before training, not after. The fix therefore sets it only in
-training mode and while all γ, β and running statistics are as constructed. Small ones are harmless where a norm
-computes in float32, as torch's do in all dtypes: BERT's 10⁻¹² is not found.
+training mode and while all γ, β and running statistics are as constructed, or where the forward raises. Small ones are
+harmless where a norm computes in float32, as torch's do in all dtypes: BERT's 10⁻¹² is not found.
 """
 
 from collections import Counter
@@ -43,23 +44,27 @@ _ROUNDING = 1e-6
 def check(record: Record) -> Iterator[Match]:
     by_class: dict[str, Counter[float]] = {}
     small: dict[tuple[str, str], list[Norm]] = {}
-    wrong: list[tuple[Norm, str]] = []
+    wrong: list[tuple[Norm, str, bool]] = []
     for norm in record.norms:
         eps = norm.eps
         if eps is None:
             continue
         judgement = _judge(norm, eps)
         if judgement:
-            wrong.append((norm, f"ε is {eps:g}: {judgement}"))
+            raises = eps == 0 and _normalizes_by_batch(norm)
+            if raises:
+                judgement = "its forward in training raises"
+            wrong.append((norm, f"ε is {eps:g}: {judgement}", raises))
         elif _vanishes(norm, eps):
             message = f"ε is {eps:g}, which is 0 in float16, the dtype of its weight"
             small.setdefault((norm.class_name, message), []).append(norm)
         else:
             by_class.setdefault(norm.class_name, Counter())[eps] += 1
     fresh = all(_is_as_constructed(norm) for norm in record.norms)
-    for norm, message in wrong:
+    for norm, message, raises in wrong:
         usual = by_class.get(norm.class_name, Counter({_USUAL: 1})).most_common(1)[0][0]
-        yield Match(norm.name, message, {"eps": norm.eps}, _fix(norm, usual, fresh))
+        fix = _fix(norm, usual, fresh or raises)
+        yield Match(norm.name, message, {"eps": norm.eps}, fix, severity="error" if raises else None)
     for (class_name, message), norms in small.items():
         of = f" (in {len(norms)} layers of class {class_name})" if len(norms) > 1 else ""
         evidence = {"eps": norms[0].eps, "layers": [norm.name for norm in norms]}
@@ -87,6 +92,11 @@ def _judge(norm: Norm, eps: float) -> str:
     if eps > _MOST * (1 + _ROUNDING):
         return "inputs with a variance below that are not standardized"
     return "a constant input gives NaN" if eps == 0 else ""
+
+
+def _normalizes_by_batch(norm: Norm) -> bool:
+    """Whether torch's function for a BatchNorm in training runs, which takes no ε of 0."""
+    return norm.training and isinstance(norm.module, nn.modules.batchnorm._BatchNorm) and not norm.frozen
 
 
 def _vanishes(norm: Norm, eps: float) -> bool:
