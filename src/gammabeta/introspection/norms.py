@@ -167,7 +167,8 @@ def norm_of(module: nn.Module, *, probe: bool = False) -> NormLayer | None:
         or (form is not None and form.kind == "batch")
     )
     values = [getattr(module, name, None) for name in _EPSILONS]
-    eps = next((float(value) for value in values if type(value) in (int, float)), None)
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    eps = float(numbers[0]) if numbers else None
     return NormLayer(
         kind=kind,
         known_by=known_by,
