@@ -83,6 +83,7 @@ class FiniteWatch:
         if found is not None:
             found.forwards += 1
             found.bad += bad
+            found.recovered = not bad
         elif not bad:
             before, self._below = self._below, holds_minus_infinity(out)
             names, total = self._bad_parameters() if self._below and not before else ([], 0)

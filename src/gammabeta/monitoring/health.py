@@ -114,6 +114,8 @@ def _facts(watched: Watched, diagnosis: Diagnosis) -> str:
 def _diverged(watched: Watched, diagnosis: Diagnosis) -> tuple[str, str, str] | None:
     """Return title, explanation and advice if something is not finite; None if all is."""
     found = next((finding for finding in diagnosis.findings if finding.code == _DIVERGED), None)
+    if found is not None and found.severity == "note":
+        return None  # it is over
     fix = found.fix.what if found is not None and found.fix is not None else ""
     if watched.divergence is not None:
         return watched.divergence.title, str(watched.divergence) if found is None else found.message, fix

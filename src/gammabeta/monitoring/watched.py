@@ -138,6 +138,7 @@ class Divergence:
         last_finite: the last step whose outputs were seen to be finite, −∞ apart; None if there is none.
         below: whether those outputs held −∞.
         forwards, bad: number of forwards seen since then, that one included, and how many of them were not finite.
+        recovered: whether the last forward seen was finite again: the batch was skipped, or a checkpoint was loaded.
         between: the place of the operation in the forward of `where` that did it, in words; "" if a module did.
     """
 
@@ -150,12 +151,14 @@ class Divergence:
     below: bool = False
     forwards: int = 0
     bad: int = 0
+    recovered: bool = False
     between: str = ""
 
     @property
     def title(self) -> str:
         """The finding in one short sentence."""
         what = "The model was given values that are not finite" if self.cause == "inputs" else "Training diverged"
+        what = "Outputs were not finite" if self.recovered and self.cause != "inputs" else what
         last = f" in {self.where}" if self.cause == "update" else f", first at {self.where}"
         return f"{what} at step {self.step}{last if self.where else ''}"
 
@@ -178,7 +181,8 @@ class Divergence:
         else:
             text = f"from step {self.step} on values were not finite"
         if self.forwards > self.bad:
-            text += f"; {self.forwards - self.bad} of the {self.forwards} forwards since then were finite again"
+            later = self.forwards - 1
+            text += f"; {self.forwards - self.bad} of the {later} forward{'s' * (later != 1)} after that were finite"
         return text
 
 

@@ -247,7 +247,7 @@ class TestWatch:
         assert watch.watched.divergence.cause == "update"
         assert watch.watched.divergence.where == "1"
 
-    def test_a_batch_that_is_not_finite_is_said_to_be_the_cause_and_what_recovers_is_counted(self):
+    def test_a_batch_that_is_not_finite_is_said_to_be_the_cause_and_what_recovers_is_counted(self, tmp_path):
         model = network()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
 
@@ -263,8 +263,11 @@ class TestWatch:
         assert (divergence.step, divergence.cause) == (3, "inputs")
         assert (divergence.forwards, divergence.bad) == (5, 1)
         assert str(divergence) == (
-            "at step 3 the model was given inputs that are not finite; 4 of the 5 forwards since then were finite again"
+            "at step 3 the model was given inputs that are not finite; 4 of the 4 forwards after that were finite"
         )
+        (finding,) = watch.diagnosis(select="GB404").findings
+        assert finding.severity == "note"  # it is over
+        assert "lead-finding" not in watch.report(tmp_path / "health.html").read_text(encoding="utf-8")
 
     def test_parameters_are_looked_at_in_measured_steps_where_no_forward_is_seen(self):
         model = network()

@@ -15,8 +15,9 @@ is too high, a division by or logarithm of zero, an overflow in float16, or a ba
 Evidence: tests/diagnostics/rules/test_not_finite.py: one NaN in the flagged example's γ makes one channel of every
 output NaN, and one step of SGD all parameters.
 
-Limits: −∞ alone is left out in outputs and buffers, and in parameters that do not train and are neither weight nor
-bias: masks hold it on purpose. Of a checkpoint only vectors are looked at: a training that diverged leaves no vector
+Limits: Where the last forward was finite again, as after a skipped batch or a restored checkpoint, it is a note. −∞
+alone is left out in outputs and buffers, and in parameters that do not train and are neither weight nor bias: masks
+hold it on purpose. Of a checkpoint only vectors are looked at: a training that diverged leaves no vector
 finite. On a GPU a watched training is looked at in measured steps, so that no step waits; then the step is exact, and
 the module is named only if that step was measured. Of a training on several processes, and of compiled models, no
 module is named.
@@ -37,6 +38,7 @@ severity = "error"
 sees = "SFDW"
 
 _FIX = Fix("go back to the last checkpoint that is finite, and remove the cause where it began")
+_OVER = Fix("nothing, if it was one batch or one overflow that was skipped; remove the cause if it comes again")
 # GB102's.
 _STATISTICS = ("running_mean", "running_var")
 
@@ -60,8 +62,10 @@ def check(record: Record) -> Iterator[Match]:
         parts.append(f"{len(bad)} of {total} {what} are not finite: {names}")
         where = bad[0].rpartition(".")[0] if where is None or divergence is None else where
         evidence = {**evidence, "tensors": len(bad), "of": total}
+    over = divergence is not None and divergence.recovered and not bad and seen is None
     if parts:
-        yield Match(where or "", "; ".join(parts), evidence, _FIX)
+        fix, severity = (_OVER, "note") if over else (_FIX, None)
+        yield Match(where or "", "; ".join(parts), evidence, fix, severity)
 
 
 def spoils(record: Record) -> bool:
