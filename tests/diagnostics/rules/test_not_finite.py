@@ -267,7 +267,7 @@ class TestWatch:
         )
         (finding,) = watch.diagnosis(select="GB404").findings
         assert finding.severity == "note"  # it is over
-        assert "lead-finding" not in watch.report(tmp_path / "health.html").read_text(encoding="utf-8")
+        assert "recommendation lead-finding" not in watch.report(tmp_path / "health.html").read_text(encoding="utf-8")
 
     def test_parameters_are_looked_at_in_measured_steps_where_no_forward_is_seen(self):
         model = network()
