@@ -121,7 +121,7 @@ def _run(model: nn.Module, batches: Iterable[Any], where: Where, way: _Way) -> C
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             found = recalibration.measure(batches)
             for name, estimate in found.items():
-                if estimate.samples >= recalibration.fewest:
+                if estimate.samples >= recalibration.fewest and bool((estimate.moments.count > 1).any()):
                     _write(change, layers[name], estimate, recalibration.taken)
             after = recalibration.distances_after()
         for name, estimate in found.items():
