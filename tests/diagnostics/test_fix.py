@@ -149,8 +149,8 @@ def test_channels_that_are_never_finite_are_told():
     change = gb.check(model, loader=loader, select="GB102").fix()
     assert change.changed == []
     assert change.left["1"] == (
-        "GB102 poisoned-statistics: no batch gives a finite input to the channels whose statistics are not finite: hand "
-        "a loader whose batches give it finite inputs"
+        "GB102 poisoned-statistics: no batch gives a finite input to the channels whose statistics are not finite: "
+        "hand a loader whose batches give it finite inputs"
     )
     assert bits(model) == before
     model[1].running_mean[2] = float("inf")
@@ -433,7 +433,8 @@ def test_a_layer_without_a_finite_input_is_left_as_it_is_with_the_finding():
     before = bits(model)
     change = gb.check(model, loader=loader, select="GB102").fix()
     assert change.left["1"] == (
-        "GB102 poisoned-statistics: no channel was finite in any batch: hand a loader whose batches give it finite inputs"
+        "GB102 poisoned-statistics: no channel was finite in any batch: hand a loader whose batches give it "
+        "finite inputs"
     )
     assert bits(model) == before
 
