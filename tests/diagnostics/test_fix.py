@@ -154,7 +154,10 @@ def test_channels_that_are_never_finite_are_told():
     diagnosis, before = checked(), bits(model)
     change = diagnosis.fix()
     assert change.changed == []
-    assert change.left["1"] == "no batch gives a finite input to the channels whose statistics are not finite"
+    assert change.left["1"] == (
+        "GB102 poisoned-statistics: no batch gives a finite input to the channels whose statistics are not finite: "
+        "hand a loader whose batches give it finite inputs"
+    )
     assert bits(model) == before
     model[1].running_mean[2] = float("inf")
     change = checked().fix()
@@ -204,7 +207,7 @@ def test_a_layer_that_a_single_sample_reaches_does_not_stop_the_others():
     model.one.running_mean[0] = model.two.running_mean[0] = float("nan")
     change = gb.check(model, loader=[torch.randn(16, 4)], select="GB102").fix()
     assert change.changed == ["one"]
-    assert change.left["two"].startswith("a single sample reached it")
+    assert change.left["two"].startswith("GB102 poisoned-statistics: a single sample reached it")
 
 
 def test_statistics_that_are_attached_and_cannot_be_estimated_are_taken_away_again():
@@ -414,3 +417,49 @@ def test_advice_with_other_numbers_is_another_line():
         "  fix: momentum=0.01, then gammabeta.recalibrate(model, batches)",
         "  fix: momentum=0.1, then gammabeta.recalibrate(model, batches)",
     ]
+
+
+def test_a_second_fix_of_a_diagnosis_says_what_is_done_already_and_does_it_again_after_an_undo():
+    model, optimizer = faulty()
+    diagnosis = gb.check(model, optimizer=optimizer)
+    first = diagnosis.fix()
+    again = diagnosis.fix()
+    assert again.changed == []
+    assert [entry.what for entry in again.entries] == [
+        "GB101 frozen-norm-thaws: already done",
+        "GB305 tensorflow-momentum: already done",
+        "GB401 decay-on-norm: already done",
+    ]
+    first.undo()
+    assert sorted(set(diagnosis.fix().changed)) == ["body.1", "stem.1"]
+
+
+def test_a_layer_without_a_finite_input_is_left_as_it_is_with_the_finding():
+    model, loader = poisoned()
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))
+    before = bits(model)
+    change = gb.check(model, loader=loader, select="GB102").fix()
+    assert change.left["1"] == (
+        "GB102 poisoned-statistics: no channel was finite in any batch: hand a loader whose batches give it "
+        "finite inputs"
+    )
+    assert bits(model) == before
+
+
+def test_the_fix_draws_no_random_numbers_from_a_loader_that_shuffles():
+    model, loader = poisoned()
+    shuffling = torch.utils.data.DataLoader(torch.cat(loader), batch_size=16, shuffle=True)
+    diagnosis = gb.check(model, loader=shuffling, select="GB102")
+    before = torch.get_rng_state()
+    assert diagnosis.fix().changed == ["1"]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_many_modules_that_no_glob_takes_are_not_listed_in_a_call():
+    model = nn.Sequential(*(nn.BatchNorm1d(4) for _ in range(40)))
+    for i in range(0, 40, 2):
+        model[i].requires_grad_(False)
+    (line,) = [line for line in str(gb.check(model, select="GB101")).splitlines() if "fix:" in line and "where" in line]
+    call = line.partition("fix: ")[2]
+    assert call == 'gammabeta.freeze(model, where=[f.where for f in diagnosis.findings if f.code == "GB101"])'

@@ -161,12 +161,19 @@ def _together(findings: Sequence[Finding]) -> str:
     where = list(dict.fromkeys(finding.where for finding in findings))
     if len(where) == 1:
         return first.fix.what
+    every = f'[f.where for f in diagnosis.findings if f.code == "{first.code}"]'
     if first.fix.together is not None:
-        return first.fix.together(where)
-    listed = (
-        str(where) if len(where) <= _LISTED else f'[f.where for f in diagnosis.findings if f.code == "{first.code}"]'
-    )
+        what = first.fix.together(where)
+        # As in the list below; globs are fewer than the modules.
+        return _WHERE.sub(f"where={every}", what) if _number_in_call(what) > _LISTED else what
+    listed = str(where) if len(where) <= _LISTED else every
     return first.fix.what.replace(f"where={first.where!r}", f"where={listed}")
+
+
+def _number_in_call(what: str) -> int:
+    """Return how many modules a call lists."""
+    found = _WHERE.search(what)
+    return 0 if found is None else found[0].count("'") // 2
 
 
 def _listed(codes: Sequence[str]) -> str:

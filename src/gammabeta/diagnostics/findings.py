@@ -32,6 +32,7 @@ class Diagnosis:
     norms: int = 0
     rules: tuple[str, ...] = ()
     idle: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _mended: dict[int, Change] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -65,7 +66,7 @@ class Diagnosis:
             The `Change`. Errors and warnings that need a person, fixes that could not be applied, and notes that could
             be fixed are among what it left alone, with the reason and what to do.
         """
-        return mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints)
+        return mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints, before=self._mended)
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:
         """Yield the findings of each rule and severity together, in the order of `findings`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,16 +13,20 @@ from torch import Tensor, nn
 from gammabeta.diagnostics.finding import Finding, Recalibration
 from gammabeta.diagnostics.optimizer_holders import searching_once
 from gammabeta.diagnostics.wrong_statistics import is_broken, unmended_at, where_nothing_passes
+from gammabeta.introspection.unchanged import random_states_kept
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
 
 
-def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) -> Change:
+def mend(
+    findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool, before: MutableMapping[int, Change]
+) -> Change:
     """Apply the fixes of findings as one change.
 
     Args:
         findings: the findings.
         notes, keep_checkpoints: as for `Diagnosis.fix`.
+        before: by the id of a finding, the earlier change that has mended it; those of this one are added.
 
     Returns:
         The `Change`: what was changed, and what was left alone with the reason.
@@ -35,6 +40,9 @@ def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) ->
             if finding.severity == "note" and not notes:
                 if finding.fix is not None and finding.fix.mends:
                     _leave(change, finding, f"a note, which fix(notes=True) mends: {finding.fix.what}")
+                continue
+            if id(finding) in before and before[id(finding)].stands:
+                _leave(change, finding, "already done")
                 continue
             reason = _why_left(finding, keep_checkpoints)
             if reason is not None or finding.fix is None:
@@ -59,6 +67,10 @@ def mend(findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool) ->
                 _apply(change, finding)
             else:
                 _leave(change, finding, _mend_first(wrong, finding))
+    left = {(entry.module, entry.what.partition(" ")[0]) for entry in change.entries if not entry.done}
+    for finding in (*plain, *freezing, *itertools.chain(*stale.values())):
+        if not any((name, finding.code) in left for name in finding.modules):
+            before[id(finding)] = change
     return change
 
 
@@ -171,13 +183,15 @@ def _recalibrate(change: Change, findings: Sequence[Finding], constant: Mapping[
     failure: Exception | None = None
     try:
         if wanted:
-            done = recalibrate_what_can_be(first.model, first.batches, where=list(wanted), forward=first.forward)
+            with random_states_kept({tensor.device for tensor in first.model.parameters()}):  # a loader shuffles
+                done = recalibrate_what_can_be(first.model, first.batches, where=list(wanted), forward=first.forward)
     except Exception as error:
         failure = error
     _rename(done, first.model, {module: norm.name for module, norm in wanted.items()})
     for name, (module, channels) in broken.items():
         if name in done.changed:
             _keep_the_others(done, name, module, channels, before[name])
+    _say_whose(done, ready)
     mended = set(done.changed)
     for finding in ready:
         if mended.intersection(norm.name for norm in _norms(finding)):
@@ -192,6 +206,16 @@ def _recalibrate(change: Change, findings: Sequence[Finding], constant: Mapping[
                 _leave_failed(change, finding, failure)
     change.include(done)
     return mended
+
+
+def _say_whose(done: Change, findings: Sequence[Finding]) -> None:
+    """Give the norms that were not recalibrated the finding that they were left with, and what to do."""
+    of = {norm.name: finding for finding in reversed(findings) for norm in _norms(finding)}
+    for i, entry in enumerate(done.entries):
+        finding = of.get(entry.module)
+        if not entry.done and finding is not None:
+            todo = ": hand a loader whose batches give it finite inputs" if "finite" in entry.what else ""
+            done.entries[i] = replace(entry, what=f"{finding.code} {finding.name}: {entry.what}{todo}")
 
 
 def _ahead(norm: Recalibration, constant: Mapping[str, Finding]) -> Finding | None:

@@ -163,7 +163,9 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
         return False
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
-    change.note(name, f"{before.__name__} is {our_class(module).__name__.removeprefix('Formed')}{_settings(module)}")
+    now = our_class(module).__name__.removeprefix("Formed")
+    became = f"torch's {now} is gammabeta's" if before.__name__ == now else f"{before.__name__} is {now}"
+    change.note(name, f"{became}{_settings(module)}")
     return True
 
 

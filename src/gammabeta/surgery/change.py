@@ -68,6 +68,11 @@ class Change:
                 reasons.setdefault(entry.module, []).append(entry.what)
         return {module: "; ".join(whys) for module, whys in reasons.items()}
 
+    @property
+    def stands(self) -> bool:
+        """Whether there is something to undo."""
+        return bool(self._undo_steps)
+
     def undo(self) -> None:
         """Restore everything that the operation changed; a second call does nothing.
 

@@ -123,10 +123,12 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
 
     μ and σ² are the running statistics as they are: each batch moved σ² by its variance divided by n − 1.
 
-    The data flow is observed on the example inputs, so any eager model works. A norm is folded into the layer that
-    makes its input, through views that keep the channels. Otherwise it is folded into the layer that reads its output,
-    if that does not pad with zeros. A norm without such a neighbour becomes one multiply-add. What follows scale and
-    shift in the norm's own forward (an activation, a residual) stays in place.
+    The data flow is observed on the example inputs, so any eager model works. Where control flow depends on the
+    data, only the path of the example inputs is seen: a norm that another path uses elsewhere is folded as on this
+    one. A norm is folded into the layer that makes its input, through views that keep the channels. Otherwise it is
+    folded into the layer that reads its output, if that does not pad with zeros. A norm without such a neighbour
+    becomes one multiply-add. What follows scale and shift in the norm's own forward (an activation, a residual)
+    stays in place.
 
     A layer or norm is refused that is called more than once, shares its weights, has hooks or parametrizations, or
     whose tensor has another reader; so is a norm that uses the batch's statistics.
