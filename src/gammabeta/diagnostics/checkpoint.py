@@ -12,7 +12,7 @@ from torch import Tensor
 from gammabeta.diagnostics.checkpoints.contents import CheckpointError, Contents, printable
 from gammabeta.diagnostics.checkpoints.recognize import is_regular, recognize
 from gammabeta.diagnostics.checkpoints.safetensors_reader import read_safetensors
-from gammabeta.diagnostics.checkpoints.shards import files_of
+from gammabeta.diagnostics.checkpoints.shards import Files, alone, files_of
 from gammabeta.diagnostics.checkpoints.torch_reader import read_torch
 from gammabeta.diagnostics.record import Record, record_state
 
@@ -27,19 +27,21 @@ class Checkpoint:
         record: its norms.
         files: the files that were read.
         left_out: number of vectors that no rule can read, by what they are.
+        said: sentences on which files were read, and what of them was looked at.
     """
 
     record: Record
     files: tuple[Path, ...] = ()
     left_out: Counter[str] = field(default_factory=Counter)
+    said: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out, as a sentence; () where nothing was."""
+        """What was not read, and what was left out, as sentences; () where nothing was."""
         if not self.left_out:
-            return ()
+            return self.said
         counts = ", ".join(f"{count} {_plural(what, count)}" for what, count in sorted(self.left_out.items()))
-        return (f"left out: {counts}",)
+        return (*self.said, f"left out: {counts}")
 
 
 def record_checkpoint(path: Path | str) -> Record:
@@ -70,10 +72,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     named = printable(str(path))
     try:
         _check_exists(path, named)
-        contents = Contents()
-        files = files_of(path)
-        for file in files:
-            contents.merge(_read(file))
+        files, contents = _read_all(path, files_of(path))
     except OSError as error:
         raise CheckpointError(f"{named}: cannot be read: {error.strerror or type(error).__name__}.") from error
     except MemoryError as error:
@@ -86,7 +85,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             f"{contents.tensors} tensors without such keys{''.join(f' ({note})' for note in left_out)}: is it a "
             "model's state_dict?"
         )
-    return Checkpoint(record, tuple(files), contents.left_out)
+    return Checkpoint(record, files.paths, contents.left_out, (files.note,) if files.note else ())
 
 
 def _check_exists(path: Path, named: str) -> None:
@@ -96,6 +95,18 @@ def _check_exists(path: Path, named: str) -> None:
         raise CheckpointError(f"{named}: there is no such file.")
     if not is_regular(path):
         raise CheckpointError(f"{named}: expected a file or a folder, got a device or a pipe.")
+
+
+def _read_all(path: Path, files: Files) -> tuple[Files, Contents]:
+    """Read the files of a checkpoint; only the one that was named, where the others turn out to be none of its."""
+    contents = Contents()
+    for file in files.paths:
+        more = _read(file)
+        shared = contents.keys & more.keys
+        if shared and files.named is not None:
+            return _read_all(path, alone(path, files, printable(min(shared))))
+        contents.merge(more)
+    return files, contents
 
 
 def _read(path: Path) -> Contents:

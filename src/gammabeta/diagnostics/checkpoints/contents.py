@@ -35,16 +35,19 @@ class Contents:
 
     Attributes:
         vectors: the tensors with at most one axis, by key.
+        keys: the keys of all tensors in the file.
         tensors: number of all tensors in the file.
         left_out: number of vectors that no rule can read, by what they are ("quantized tensor").
     """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
     tensors: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, key: str, tensor: Tensor) -> None:
         """Take a tensor in: a vector that rules can read is kept, another is counted."""
+        self.keys.add(key)
         self.tensors += 1
         if tensor.ndim > 1:
             return
@@ -57,6 +60,7 @@ class Contents:
     def merge(self, other: Contents) -> None:
         """Take in the contents of another file of the same checkpoint."""
         self.vectors.update(other.vectors)
+        self.keys |= other.keys
         self.tensors += other.tensors
         self.left_out.update(other.left_out)
 

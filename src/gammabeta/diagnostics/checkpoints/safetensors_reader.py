@@ -72,7 +72,7 @@ def read_safetensors(path: Path) -> Contents:
             raise CheckpointError(f"{path}: expected a safetensors file, got one whose header {error}{end}") from error
         vectors = [entry for entry in entries if len(entry.shape) < 2]
         known = [entry for entry in vectors if entry.dtype in _DTYPES]
-        contents = Contents(tensors=len(entries) - len(known))
+        contents = Contents(tensors=len(entries) - len(known), keys={entry.key for entry in entries})
         for entry in vectors:
             if entry.dtype not in _DTYPES:
                 contents.left_out[f"vector of dtype {entry.dtype}"] += 1
