@@ -210,6 +210,7 @@ class watch:  # noqa: N801 - a context, used as a function
         if not self._optimizers and self._progress.forwards:
             self.step()
         self._progress.forwards += 1
+        self._progress.guiding = any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
         # Before the forward and after DistributedDataParallel's broadcast of buffers: what the ranks begin with.
         if self._progress.measuring and self._ranks is not None and self._written != self.watched.steps:
             self._written = self.watched.steps
