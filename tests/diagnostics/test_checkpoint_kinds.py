@@ -1,11 +1,13 @@
 """Files by their content: checkpoints under any name are read, and what is none is named as what it is."""
 
+import argparse
 import bz2
 import collections
 import gzip
 import io
 import json
 import lzma
+import pathlib
 import pickle
 import struct
 import sys
@@ -222,7 +224,7 @@ class Posing:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_plain_pickle_runs_nothing(tmp_path, protocol):
-    for name, value in {"evil": Evil(), "inside": {"norm.weight": Evil()}, "class": collections.Counter}.items():
+    for name, value in {"evil": Evil(), "inside": {"norm.weight": Evil()}, "class": collections.ChainMap}.items():
         (tmp_path / name).write_bytes(pickle.dumps(value, protocol))
         with pytest.raises(CheckpointError, match=r"got objects that only code can build \("):
             record_checkpoint(tmp_path / name)
@@ -300,3 +302,60 @@ def test_headers_whose_length_looks_like_another_format_are_read(tmp_path):
         text = json.dumps(header).encode()
         (tmp_path / "b").write_bytes(struct.pack("<Q", wanted) + text.ljust(wanted) + content[8 + length :])
         assert where(tmp_path / "b") == []
+
+
+INERT = {
+    "namespace": lambda: argparse.Namespace(lr=0.1, out=pathlib.Path("runs"), sizes=[1, 2]),
+    "scalar": lambda: np.float64(3.0),
+    "array": lambda: np.arange(3),
+    "defaultdict": lambda: collections.defaultdict(list, a=[1]),
+    "defaultdict of ints": lambda: collections.defaultdict(int, a=1),
+    "counter": lambda: collections.Counter("aab"),
+    "path": lambda: pathlib.Path("runs/1"),
+    "pure path": lambda: pathlib.PureWindowsPath("c:/runs"),
+}
+
+
+@pytest.mark.parametrize("what", INERT)
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_plain_values_beside_the_tensors_are_passed_over(tmp_path, what, how):
+    path = tmp_path / "best.pth.tar"
+    content = {"state_dict": network().state_dict(), "args": INERT[what]()}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    assert [norm.name for norm in record_checkpoint(path).norms] == ["1", "4", "norm_out"]
+
+
+@pytest.mark.parametrize("how", ["zip", "pickle"])
+def test_of_plain_values_no_code_runs(tmp_path, how):
+    """A class of the user's among them is refused as before."""
+    path = tmp_path / "best.pt"
+    content = {"state_dict": network().state_dict(), "args": argparse.Namespace(what=Exploit())}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match="objects that only code can build"):
+        record_checkpoint(path)
+    assert not Exploit.ran
+
+
+class Exploit:
+    ran = False
+
+    def __reduce__(self):
+        return _exploit, ()
+
+
+def _exploit():
+    Exploit.ran = True
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy"])
+def test_an_expanded_vector_contradicts_nothing(tmp_path, how):
+    path = tmp_path / "expanded.pt"
+    state = {"bn.weight": torch.ones(1).expand(5), "bn.bias": torch.zeros(9)[4:]}
+    torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
+    assert [norm.name for norm in record_checkpoint(path).norms] == ["bn"]

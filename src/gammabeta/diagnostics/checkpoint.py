@@ -125,8 +125,12 @@ def _plural(what: str, count: int) -> str:
 
 
 def _without_common_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the "state_dict." or "model." with which all keys begin if the state_dict was inside a dict."""
+    """Remove the "state_dict." or "model." with which all keys begin if the state_dict was inside a dict.
+
+    Keys without a dot are of what lies beside it, such as the epoch.
+    """
     for wrapper in ("state_dict", "model_state_dict", "model"):
-        if state and all(key.startswith(f"{wrapper}.") for key in state):
+        dotted = [key for key in state if "." in key]
+        if dotted and all(key.startswith(f"{wrapper}.") for key in dotted):
             return {key.removeprefix(f"{wrapper}."): value for key, value in state.items()}
     return state
