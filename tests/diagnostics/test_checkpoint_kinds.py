@@ -359,3 +359,29 @@ def test_an_expanded_vector_contradicts_nothing(tmp_path, how):
     state = {"bn.weight": torch.ones(1).expand(5), "bn.bias": torch.zeros(9)[4:]}
     torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
     assert [norm.name for norm in record_checkpoint(path).norms] == ["bn"]
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_zip, as_legacy])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_matrix_that_is_not_finite_is_found(tmp_path, monkeypatch, write, own, dtype):
+    if own:
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LayerNorm(8)).to(dtype)
+    path = tmp_path / "weights"
+    write(model.state_dict(), path)
+    assert where(path) == []
+    with torch.no_grad():
+        model[0].weight[0, 0, 1, 1] = float("nan")
+    write(model.state_dict(), path)
+    (finding,) = diagnose(record_checkpoint(path)).findings
+    assert (finding.code, finding.where, finding.evidence["tensors"]) == ("GB404", "0", 1)
+    assert "0.weight" in finding.message
+
+
+def test_matrices_beyond_a_limit_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("gammabeta.diagnostics.checkpoint._MOST_BYTES", 1000)
+    torch.save({"a.weight": torch.ones(100, 2), "b.weight": torch.ones(100, 2), **poisoned()}, tmp_path / "a.pt")
+    (note,) = read_checkpoint(tmp_path / "a.pt").notes
+    assert note.startswith("not looked at: ")
+    assert note.endswith(" tensors of several axes, beyond 1e-06 GB of them")

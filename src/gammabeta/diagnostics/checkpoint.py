@@ -1,10 +1,10 @@
-"""Checkpoint files: read their vectors, which is all that norms store; no code in the file is run."""
+"""Checkpoint files: read their vectors, which is all that norms store, and their floats; no code in the file is run."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +17,9 @@ from gammabeta.diagnostics.checkpoints.torch_reader import read_torch
 from gammabeta.diagnostics.record import Record, record_state
 
 __all__ = ["Checkpoint", "CheckpointError", "read_checkpoint", "record_checkpoint"]
+
+# Bytes of the tensors of several axes that are looked at.
+_MOST_BYTES = 16_000_000_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,12 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{named}: cannot be read: {error.strerror or type(error).__name__}.") from error
     except MemoryError as error:
         raise CheckpointError(f"{named}: expected a checkpoint, got one that does not fit into the memory.") from error
-    record = record_state(_without_common_prefix(contents.norms()))
+    state = contents.norms()
+    prefix = _common_prefix(state)
+    record = record_state({key.removeprefix(prefix): tensor for key, tensor in state.items()})
+    matrices, note = _looked_at(contents.matrices)
+    every = {**record.tensors, **{key.removeprefix(prefix): tensor for key, tensor in matrices.items()}}
+    record = replace(record, tensors=every)
     if not record.norms:
         left_out = Checkpoint(record, (), contents.left_out).notes
         raise CheckpointError(
@@ -85,7 +93,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             f"{contents.tensors} tensors without such keys{''.join(f' ({note})' for note in left_out)}: is it a "
             "model's state_dict?"
         )
-    return Checkpoint(record, files.paths, contents.left_out, (files.note,) if files.note else ())
+    return Checkpoint(record, files.paths, contents.left_out, tuple(filter(None, (files.note, note))))
 
 
 def _check_exists(path: Path, named: str) -> None:
@@ -124,13 +132,25 @@ def _plural(what: str, count: int) -> str:
     return f"{first}s{space}{rest}"
 
 
-def _without_common_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the "state_dict." or "model." with which all keys begin if the state_dict was inside a dict.
+def _looked_at(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of several axes up to a limit of bytes, and a note on the others or ""."""
+    found, size = {}, 0
+    for key, tensor in matrices.items():
+        size += tensor.numel() * tensor.itemsize
+        if size > _MOST_BYTES:
+            rest = len(matrices) - len(found)
+            return found, f"not looked at: {rest} tensors of several axes, beyond {_MOST_BYTES / 1e9:.3g} GB of them"
+        found[key] = tensor
+    return found, ""
+
+
+def _common_prefix(state: dict[str, Tensor]) -> str:
+    """Return the "state_dict." or "model." with which all keys begin if the state_dict was inside a dict, or "".
 
     Keys without a dot are of what lies beside it, such as the epoch.
     """
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        dotted = [key for key in state if "." in key]
-        if dotted and all(key.startswith(f"{wrapper}.") for key in dotted):
-            return {key.removeprefix(f"{wrapper}."): value for key, value in state.items()}
-    return state
+    dotted = [key for key in state if "." in key]
+    for wrapper in ("state_dict.", "model_state_dict.", "model."):
+        if dotted and all(key.startswith(wrapper) for key in dotted):
+            return wrapper
+    return ""
