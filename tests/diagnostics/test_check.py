@@ -256,3 +256,18 @@ def test_fifty_norms_are_checked_in_under_a_second():
 def test_every_rule_that_sees_a_model_survives_an_empty_one():
     for rule in RULES:
         assert gb.check(nn.Module(), select=rule.code).findings == ()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), FileNotFoundError("table.bin")])
+def test_a_forward_that_lacks_memory_or_a_file_is_no_fault_of_its_inputs(error):
+    class Lacking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(3)
+
+        def forward(self, x):
+            raise error
+
+    with pytest.raises(ValueError, match="expected a forward that runs, got one that raised") as caught:
+        gb.check(Lacking(), torch.randn(2, 3))
+    assert str(error) in str(caught.value)

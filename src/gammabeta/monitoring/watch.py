@@ -151,6 +151,8 @@ class watch:  # noqa: N801 - a context, used as a function
         for probe in self._probes:
             # A trainer may bypass the model's own forward.
             modes |= {mode or self.model.training for mode in probe.end_step()}
+        if not modes and self._optimizers:
+            modes = {self.model.training}  # no hook sees the forwards of a compiled model
         watched = self.watched
         if True in modes:
             watched.training_steps += 1

@@ -49,6 +49,11 @@ def read_torch(path: Path, kind: str) -> Contents:
             f"{path}: expected a file written by torch.save, got one that is damaged: did the download or the copy "
             "end early?"
         ) from error
+    if isinstance(value, list | tuple | set):
+        raise CheckpointError(
+            f"{path}: expected a state_dict, which names its tensors, got a {type(value).__name__} of {len(value)}: save "
+            "model.state_dict(), and check each of several files."
+        )
     contents = Contents()
     flatten(value, str(path), contents)
     repeated = 0

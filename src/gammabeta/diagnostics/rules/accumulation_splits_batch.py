@@ -76,8 +76,8 @@ def _two_readings(name: str, parts: float, guiding: float, samples: int) -> Matc
     """Report a discriminator's norm: its forwards may be different batches, or parts of one."""
     return Match(
         name,
-        f"{parts:.3g} forwards, each with a backward, per optimizer step, beside {guiding:.3g} on inputs with gradients, "
-        "as a generator's: different batches, such as real and fake, of which its running statistics become a mixture, "
+        f"{parts:.3g} forwards, each with a backward, per optimizer step, beside {guiding:.3g} on inputs with gradients"
+        ", as a generator's: different batches, such as real and fake, of which its running statistics become a mixture, "
         f"or parts of one batch, of which it normalizes {samples} samples at a time",
         {"parts": parts, "guiding": guiding, "samples": samples},
         Fix(
