@@ -267,6 +267,56 @@ def test_a_reader_that_is_gone_is_no_traceback_and_no_finding(folder):
         assert (done.returncode, done.stderr) == (code, b"")
 
 
+FULL = (
+    "gammabeta: expected an output that can be written, got No space left on device: what was written is incomplete; "
+    "make room, or write it elsewhere.\n"
+)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "ends.py:bad"),
+        ("check", "ends.py:bad", "--format", "sarif"),
+        ("check", "ends.py:bad", "--format", "json"),
+        ("rules",),
+        ("--version",),
+    ],
+)
+def test_a_full_disk_is_2_and_a_sentence(folder, words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gammabeta", *words], stdout=full, stderr=subprocess.PIPE, text=True, timeout=120
+        )
+    assert (done.returncode, done.stderr) == (2, FULL)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+@pytest.mark.parametrize(("words", "message"), [(("missing.pt", "--format", "json"), "there is no such file")])
+def test_on_a_full_disk_errors_are_still_said(folder, words, message):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gammabeta", "check", *words], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell that closes an output")
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [("check ends.py:bad", 1), ("check ends.py:bad --format sarif", 1), ("rules", 0), ("check missing.pt", 2)],
+)
+def test_a_closed_output_changes_no_exit_code(folder, words, code):
+    done = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m gammabeta {words} >&-'], stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.returncode == code
+    assert done.stderr == ("" if code < 2 else "gammabeta: missing.pt: there is no such file.\n")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_while_a_model_is_built(folder):
     process = subprocess.Popen(

@@ -268,3 +268,18 @@ def test_an_optimizer_of_another_model_is_refused():
     )
     both = [torch.optim.SGD(one.parameters(), lr=0.1) for one in (model, other)]
     assert gb.check(model, optimizer=both).errors == ()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), FileNotFoundError("table.bin")])
+def test_a_forward_that_lacks_memory_or_a_file_is_no_fault_of_its_inputs(error):
+    class Lacking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(3)
+
+        def forward(self, x):
+            raise error
+
+    with pytest.raises(ValueError, match="expected a forward that runs, got one that raised") as caught:
+        gb.check(Lacking(), torch.randn(2, 3))
+    assert str(error) in str(caught.value)

@@ -1,11 +1,13 @@
 """Files by their content: checkpoints under any name are read, and what is none is named as what it is."""
 
+import argparse
 import bz2
 import collections
 import gzip
 import io
 import json
 import lzma
+import pathlib
 import pickle
 import struct
 import sys
@@ -222,7 +224,7 @@ class Posing:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_plain_pickle_runs_nothing(tmp_path, protocol):
-    for name, value in {"evil": Evil(), "inside": {"norm.weight": Evil()}, "class": collections.Counter}.items():
+    for name, value in {"evil": Evil(), "inside": {"norm.weight": Evil()}, "class": collections.ChainMap}.items():
         (tmp_path / name).write_bytes(pickle.dumps(value, protocol))
         with pytest.raises(CheckpointError, match=r"got objects that only code can build \("):
             record_checkpoint(tmp_path / name)
@@ -300,3 +302,93 @@ def test_headers_whose_length_looks_like_another_format_are_read(tmp_path):
         text = json.dumps(header).encode()
         (tmp_path / "b").write_bytes(struct.pack("<Q", wanted) + text.ljust(wanted) + content[8 + length :])
         assert where(tmp_path / "b") == []
+
+
+INERT = {
+    "namespace": lambda: argparse.Namespace(lr=0.1, out=pathlib.Path("runs"), sizes=[1, 2]),
+    "scalar": lambda: np.float64(3.0),
+    "array": lambda: np.arange(3),
+    "defaultdict": lambda: collections.defaultdict(list, a=[1]),
+    "defaultdict of ints": lambda: collections.defaultdict(int, a=1),
+    "counter": lambda: collections.Counter("aab"),
+    "path": lambda: pathlib.Path("runs/1"),
+    "pure path": lambda: pathlib.PureWindowsPath("c:/runs"),
+}
+
+
+@pytest.mark.parametrize("what", INERT)
+@pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
+def test_plain_values_beside_the_tensors_are_passed_over(tmp_path, what, how):
+    path = tmp_path / "best.pth.tar"
+    content = {"state_dict": network().state_dict(), "args": INERT[what]()}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "zip")
+    assert [norm.name for norm in record_checkpoint(path).norms] == ["1", "4", "norm_out"]
+
+
+@pytest.mark.parametrize("how", ["zip", "pickle"])
+def test_of_plain_values_no_code_runs(tmp_path, how):
+    """A class of the user's among them is refused as before."""
+    path = tmp_path / "best.pt"
+    content = {"state_dict": network().state_dict(), "args": argparse.Namespace(what=Exploit())}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match="objects that only code can build"):
+        record_checkpoint(path)
+    assert not Exploit.ran
+
+
+class Exploit:
+    ran = False
+
+    def __reduce__(self):
+        return _exploit, ()
+
+
+def _exploit():
+    Exploit.ran = True
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy"])
+def test_an_expanded_vector_contradicts_nothing(tmp_path, how):
+    path = tmp_path / "expanded.pt"
+    state = {"bn.weight": torch.ones(1).expand(5), "bn.bias": torch.zeros(9)[4:]}
+    torch.save(state, path, _use_new_zipfile_serialization=how == "zip")
+    assert [norm.name for norm in record_checkpoint(path).norms] == ["bn"]
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_zip, as_legacy])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_matrix_that_is_not_finite_is_found(tmp_path, monkeypatch, write, own, dtype):
+    if own:
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LayerNorm(8)).to(dtype)
+    path = tmp_path / "weights"
+    write(model.state_dict(), path)
+    assert where(path) == []
+    with torch.no_grad():
+        model[0].weight[0, 0, 1, 1] = float("nan")
+    write(model.state_dict(), path)
+    (finding,) = diagnose(record_checkpoint(path)).findings
+    assert (finding.code, finding.where, finding.evidence["tensors"]) == ("GB404", "0", 1)
+    assert "0.weight" in finding.message
+
+
+def test_matrices_beyond_a_limit_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("gammabeta.diagnostics.checkpoint._MOST_BYTES", 1000)
+    torch.save({"a.weight": torch.ones(100, 2), "b.weight": torch.ones(100, 2), **poisoned()}, tmp_path / "a.pt")
+    (note,) = read_checkpoint(tmp_path / "a.pt").notes
+    assert note.startswith("not looked at: ")
+    assert note.endswith(" tensors of several axes, beyond 1e-06 GB of them")
+
+
+@pytest.mark.parametrize("write", [as_zip, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_list_is_named_as_one(tmp_path, write):
+    write([network().state_dict(), network().state_dict()], tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="which names its tensors, got a list of 2: save model.state_dict"):
+        record_checkpoint(tmp_path / "a.pt")

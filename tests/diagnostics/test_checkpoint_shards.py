@@ -164,3 +164,60 @@ def test_other_folders_are_named(tmp_path):
         CheckpointError, match=r"got a DeepSpeed checkpoint: write it as one file with the zero_to_fp32"
     ):
         record_checkpoint(tmp_path)
+
+
+def folds(folder, *numbers, total=2, stem="fold"):
+    """Write complete state_dicts named by number, of which the first is poisoned."""
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        state = network().state_dict()
+        if number == numbers[0]:
+            state["1.running_var"] = torch.full((8,), -1.0)
+        torch.save(state, folder / f"{stem}-{number}-of-{total}.pt")
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (0, 1)])
+def test_complete_checkpoints_that_are_numbered_are_no_shards(tmp_path, numbers):
+    folds(tmp_path, *numbers)
+    first, second = (tmp_path / f"fold-{number}-of-2.pt" for number in numbers)
+    for path, other, where in ((first, second, ["1"]), (second, first, [])):
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.files == (path,)
+        assert [finding.where for finding in diagnose(checkpoint.record, select="GB102").findings] == where
+        assert checkpoint.notes == (
+            f"only {path.name} was read: {other.name} has tensors of the same names, such as 0.bias, so it is another "
+            "checkpoint and no shard of this one",
+        )
+    with pytest.raises(CheckpointError, match=r"got a folder with 2 \(fold-.*, fold-.*\): name one of them"):
+        record_checkpoint(tmp_path)
+
+
+def test_of_many_complete_checkpoints_only_the_named_is_read(tmp_path):
+    folds(tmp_path, 1, 2, 3, 4, 5, total=5)
+    checkpoint = read_checkpoint(tmp_path / "fold-4-of-5.pt")
+    assert [file.name for file in checkpoint.files] == ["fold-4-of-5.pt"]
+    assert checkpoint.notes[0].startswith("only fold-4-of-5.pt was read: the other 4 files of this name have tensors")
+
+
+def test_a_number_in_a_name_alone_makes_no_shard(tmp_path):
+    folds(tmp_path, 2, total=5, stem="day")
+    for target in (tmp_path / "day-2-of-5.pt", tmp_path):
+        checkpoint = read_checkpoint(target)
+        assert [norm.name for norm in checkpoint.record.norms] == EVERY
+        assert checkpoint.notes == (
+            "only day-2-of-5.pt was read: of the 5 files that its name counts, day-1-of-5.pt, day-3-of-5.pt, "
+            "day-4-of-5.pt and 1 more are not there, and no index says that they are shards of one checkpoint",
+        )
+    folds(tmp_path, 4, total=5, stem="day")
+    assert names(tmp_path / "day-4-of-5.pt") == EVERY
+    with pytest.raises(CheckpointError, match=r"got a folder with 2 .*: name one of them"):
+        record_checkpoint(tmp_path)
+    folds(tmp_path, 7, total=5, stem="week")
+    assert read_checkpoint(tmp_path / "week-7-of-5.pt").notes == ()
+
+
+def test_an_index_says_that_files_are_shards(tmp_path):
+    """Tensors that two shards of an index share are no reason to read only one."""
+    written = sharded(tmp_path)
+    shutil.copy(tmp_path / written[0], tmp_path / written[1])
+    assert [file.name for file in read_checkpoint(tmp_path / written[2]).files] == written

@@ -259,3 +259,19 @@ class TestHealthPage:
         assert [number(v) for v in (0.02171, 4264.0, 1.234e8, 999999.0, 5.0, 1e-7)] == [
             "0.0217", "4260", "1.23e8", "1000000", "5", "1e-7",
         ]  # fmt: skip
+
+
+def test_evaluation_mode_in_a_compiled_training_is_found():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    compiled = torch.compile(model, backend="eager")
+    with gb.watch(model, optimizer) as watch:
+        for step in range(20):
+            if step == 7:
+                model.eval()
+            optimizer.zero_grad()
+            compiled(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+    assert [finding.code for finding in watch.diagnosis(select="GB114").findings] == ["GB114"]
+    assert watch.watched.training_steps == 7

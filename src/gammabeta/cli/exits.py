@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -12,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from gammabeta.cli.blame import describe
-from gammabeta.cli.streams import accept_every_character, as_utf_8, silence
+from gammabeta.cli.streams import accept_every_character, as_utf_8, open_closed, silence
 
 # Findings; the request cannot be carried out; gammabeta failed; Ctrl-C; the reader of a pipe is gone, as SIGPIPE.
 FOUND, WRONG, FAILED, STOPPED, UNREAD = 1, 2, 3, 130, 141
@@ -34,14 +36,27 @@ class Commands(TyperGroup):
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         """Run the command line; where `args` is None, that of the process."""
         self.words = tuple(sys.argv[1:] if args is None else args)
+        open_closed()
         accept_every_character()
-        return super().main(args, *rest, **options)
+        try:
+            return super().main(args, *rest, **options)
+        except OSError as error:  # of --version or --help, which are no commands
+            if not _is_unwritten(error):
+                raise
+            with contextlib.suppress(typer.Exit):
+                unwritten(error)
+            sys.exit(WRONG)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
             value = super().invoke(ctx)
-            sys.stdout.flush()
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                unwritten(error)
             return value
         except BrokenPipeError:
             silence()
@@ -54,6 +69,8 @@ class Commands(TyperGroup):
                 raise typer.Exit(UNREAD) from None
             self._end(WRONG, f"your code called sys.exit({error.code!r}): leave that out where it builds or runs.")
         except BaseException as error:
+            if isinstance(error, OSError) and _is_unwritten(error):
+                unwritten(error)
             code = getattr(error, "exit_code", None)
             if code is not None:  # typer's own: it prints what there is to say, and exits
                 if code == WRONG and hasattr(error, "format_message"):
@@ -69,8 +86,8 @@ class Commands(TyperGroup):
             )
 
     def _end(self, code: int, text: str) -> NoReturn:
-        self._document(text)
         say(f"gammabeta: {text}")
+        self._document(text)
         raise typer.Exit(code) from None
 
     def _document(self, text: str) -> None:
@@ -113,11 +130,28 @@ def write(text: str, name: str) -> None:
         print(text, flush=True)  # typer.echo would write UTF-8 where the output is to be ASCII
     except BrokenPipeError:
         silence()
+    except OSError as error:
+        unwritten(error)
+
+
+def _is_unwritten(error: OSError) -> bool:
+    """Return whether an output could not be written, rather than opened."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+
+
+def unwritten(error: OSError) -> NoReturn:
+    """End the command because an output cannot be written, as on a full disk; what is left is discarded."""
+    silence()
+    say(
+        f"gammabeta: expected an output that can be written, got {error.strerror or type(error).__name__}: what was "
+        "written is incomplete; make room, or write it elsewhere."
+    )
+    raise typer.Exit(WRONG) from None
 
 
 def say(text: str) -> None:
     """Write a sentence to the standard error."""
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:
+    except OSError:  # nobody reads it, or its disk is full
         silence()

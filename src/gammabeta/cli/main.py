@@ -14,7 +14,7 @@ from rich.text import Text
 
 import gammabeta
 from gammabeta.cli import options
-from gammabeta.cli.exits import CODES, FOUND, STOPPED, WRONG, Commands, fail, say, write
+from gammabeta.cli.exits import CODES, FOUND, STOPPED, WRONG, Commands, fail, say, unwritten, write
 from gammabeta.cli.streams import silence
 
 if TYPE_CHECKING:
@@ -146,8 +146,9 @@ def check(
     try:
         found = inspection.inspect(request)
     except inspection.InspectionError as error:
+        say(f"gammabeta: {error}")
         fail(output, str(error), target)
-        _fail(str(error))
+        raise typer.Exit(WRONG) from None
     if output == "text":
         _show(found)
     else:
@@ -242,6 +243,8 @@ def _show(found: Inspection) -> None:
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich exits with 1, which would be findings
         silence()
+    except OSError as error:
+        unwritten(error)
 
 
 def _list(text: str | None) -> list[str] | None:

@@ -65,6 +65,13 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_HANDLER, _replace)
 
 
+def open_closed() -> None:
+    """Discard what is written to a standard output or error that was closed when the process began (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
+
+
 def accept_every_character() -> None:
     """Make standard output and error write lookalikes of what their encoding lacks, in place of an exception."""
     for stream in (sys.stdout, sys.stderr):

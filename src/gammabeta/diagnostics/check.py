@@ -134,6 +134,11 @@ def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
         if isinstance(error, BatchError) or any(origin_is(error, package) for package in _OWN):
             raise  # no forward of the user's raised it
         lines = str(error).strip().splitlines() or ["without a message"]
+        if isinstance(error, MemoryError | OSError):  # of which the inputs are not the reason
+            raise ForwardError(
+                f"check: expected a forward that runs, got one that raised {type(error).__name__} on "
+                f"{_describe(inputs)}: {lines[0]}"
+            ) from error
         raise ForwardError(
             f"check: expected inputs that the model takes, got {_describe(inputs)}{_passed(record)}, on which its "
             f"forward raised {type(error).__name__}: {lines[0]}"

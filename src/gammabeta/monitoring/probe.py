@@ -48,11 +48,13 @@ class Progress:
         measuring: whether this step is measured.
         forwards: forwards of the model so far, in training and with gradients.
         paused: whether the watch itself runs the model, which counts for nothing.
+        guiding: whether this forward's inputs require gradients, as those of a generator's loss through the model.
     """
 
     measuring: bool = True
     forwards: int = 0
     paused: bool = False
+    guiding: bool = False
 
 
 class Probe:
@@ -119,6 +121,7 @@ class Probe:
         if record.backwards is not None and record.backwards != self._epoch:
             self._epoch = record.backwards
             record.parts += 1
+            record.guiding += self._progress.guiding
         if self.norm.kind != "batch":
             return
         if self._watched.first is None and moves:

@@ -151,6 +151,8 @@ class watch:  # noqa: N801 - a context, used as a function
         for probe in self._probes:
             # A trainer may bypass the model's own forward.
             modes |= {mode or self.model.training for mode in probe.end_step()}
+        if not modes and self._optimizers:
+            modes = {self.model.training}  # no hook sees the forwards of a compiled model
         watched = self.watched
         if True in modes:
             watched.training_steps += 1
@@ -210,6 +212,7 @@ class watch:  # noqa: N801 - a context, used as a function
         if not self._optimizers and self._progress.forwards:
             self.step()
         self._progress.forwards += 1
+        self._progress.guiding = any(tensor.requires_grad for tensor in tensors_in((args, kwargs)))
         # Before the forward and after DistributedDataParallel's broadcast of buffers: what the ranks begin with.
         if self._progress.measuring and self._ranks is not None and self._written != self.watched.steps:
             self._written = self.watched.steps

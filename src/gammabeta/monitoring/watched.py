@@ -79,6 +79,7 @@ class WatchedNorm:
         moved_again: those of the recomputed forwards that moved its running statistics once more.
         backwards: backward passes that reached γ or β; None where neither trains.
         parts: calls that had a backward pass between them and the call before.
+        guiding: those of the parts whose forward had inputs that require gradients, as a generator's loss has.
         samples: samples in the last batch measured.
         evaluation_steps: steps since the last forward in training mode, in which forwards with gradients all ran in
             evaluation mode.
@@ -95,6 +96,7 @@ class WatchedNorm:
     moved_again: int = 0
     backwards: int | None = None
     parts: int = 0
+    guiding: int = 0
     samples: int = 0
     evaluation_steps: int = 0
     stepped: bool = False

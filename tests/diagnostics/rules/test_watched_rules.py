@@ -276,3 +276,48 @@ def test_one_forward_without_gradient_among_many_is_a_note(count, severity):
     assert len(found) == (1 if severity == "note" else 2)
     start = f"{count} forward{'' if count == 1 else 's'} in training mode with gradients off"
     assert all(finding.message.startswith(start) for finding in found)
+
+
+def gan(parts):
+    """Train a discriminator by the usual loop, in which the generator's forward adds to gradients zeroed later."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
+    critic(torch.randn(2, 3, 8, 8))
+    generator = nn.Sequential(nn.Linear(8, 192), nn.BatchNorm1d(192, affine=False), nn.Unflatten(1, (3, 8, 8)))
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-3)
+    other = torch.optim.Adam(generator.parameters(), 1e-3)
+    with gb.watch(critic, optimizer) as watch:
+        for _ in range(12):
+            optimizer.zero_grad()
+            critic(torch.randn(16, 3, 8, 8)).neg().exp().mean().backward()
+            for _ in range(parts - 1):
+                critic(generator(torch.randn(16, 8)).detach()).exp().mean().backward()
+            optimizer.step()
+            other.zero_grad()
+            critic(generator(torch.randn(16, 8))).neg().exp().mean().backward()
+            other.step()
+    return watch
+
+
+def test_a_generator_s_forward_through_its_discriminator_is_no_accumulation():
+    assert not gan(1).diagnosis(select="GB204").findings
+    (finding,) = gan(2).diagnosis(select="GB204").findings
+    assert finding.severity == "note"
+    assert "2 forwards, each with a backward, per optimizer step, beside 1 on inputs with gradients" in finding.message
+    assert "real and fake" in finding.message
+    assert "parts of one batch" in finding.message
+
+
+def test_a_part_of_a_model_whose_inputs_all_require_gradients_accumulates_as_any_other():
+    torch.manual_seed(0)
+    first, head = nn.Linear(4, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD([*first.parameters(), *head.parameters()], lr=0.01)
+    with gb.watch(head, optimizer) as watch:
+        for _ in range(8):
+            for _ in range(4):
+                head(first(torch.randn(16, 4))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (finding,) = watch.diagnosis(select="GB204").findings
+    assert finding.severity == "warning"
+    assert finding.message.startswith("4 forwards, each with a backward, per optimizer step")

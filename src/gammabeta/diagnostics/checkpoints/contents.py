@@ -14,6 +14,7 @@ from torch import Tensor
 _LONGEST = 10_000_000
 # More tensors than any model has, and mappings nested more deeply than any checkpoint's.
 LARGEST_COUNT, _DEEPEST = 1_000_000, 100
+_LONG = f"vector of over {_LONGEST:,} values"
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,20 +36,29 @@ class Contents:
 
     Attributes:
         vectors: the tensors with at most one axis, by key.
+        matrices: the tensors of floats with several axes, by key: mapped from the file where that can be done, so that
+            they are read only where they are looked at.
+        keys: the keys of all tensors in the file.
         tensors: number of all tensors in the file.
         left_out: number of vectors that no rule can read, by what they are ("quantized tensor").
     """
 
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    matrices: dict[str, Tensor] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
     tensors: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
 
     def add(self, key: str, tensor: Tensor) -> None:
         """Take a tensor in: a vector that rules can read is kept, another is counted."""
+        self.keys.add(key)
         self.tensors += 1
-        if tensor.ndim > 1:
-            return
         kind = _unreadable(tensor)
+        if tensor.ndim > 1:
+            # Repeated values would take longer to look at than the file is large.
+            if tensor.dtype in _FLOATS and kind in (None, _LONG) and _is_stored(tensor):
+                self.matrices[printable(key)] = tensor.detach()
+            return
         if kind is None:
             self.vectors[printable(key)] = tensor.detach()
         else:
@@ -57,6 +67,8 @@ class Contents:
     def merge(self, other: Contents) -> None:
         """Take in the contents of another file of the same checkpoint."""
         self.vectors.update(other.vectors)
+        self.matrices.update(other.matrices)
+        self.keys |= other.keys
         self.tensors += other.tensors
         self.left_out.update(other.left_out)
 
@@ -117,6 +129,10 @@ def flatten(value: Any, file: str, contents: Contents) -> None:
             pending += [(key, part, depth + 1) for key, part in reversed(inner)]
 
 
+def _is_stored(tensor: Tensor) -> bool:
+    return tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+
+
 def _unreadable(tensor: Tensor) -> str | None:
     """Return what a vector is if no rule can read it: "quantized tensor"; None if rules can."""
     if type(tensor) not in (Tensor, torch.nn.Parameter):
@@ -132,7 +148,7 @@ def _unreadable(tensor: Tensor) -> str | None:
     if tensor.is_complex():
         return "complex tensor"
     if tensor.numel() > _LONGEST:
-        return f"vector of over {_LONGEST:,} values"
+        return _LONG
     if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
         return "8-bit vector"
     return None

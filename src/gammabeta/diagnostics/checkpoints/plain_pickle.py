@@ -68,7 +68,7 @@ class _Unpickler(_Python):  # type: ignore[misc]
     def load_build(self) -> None:
         """Set the state of what is made to take one; a pickle may set the attributes of nothing else."""
         built = self.stack[-2] if len(self.stack) > 1 else None
-        if not isinstance(built, _Dict | _Dtype | _Array):
+        if not isinstance(built, _Dict | _Dtype | _Array | _Inert):
             raise GlobalError(f"{type(built).__name__}.__setstate__")
         super().load_build()
 
@@ -99,21 +99,28 @@ class _Dtype:
 class _Array(Array):
     """An array of the form in which NumPy pickles it: empty, then its state."""
 
+    tensor = torch.empty(0)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Array:
+        array = cls()
+        array.tensor = tensor
+        return array
+
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         self.tensor = _with(dtype).tensor(data, shape, fortran=bool(fortran))
 
 
-def _array(*_: Any) -> Array:
-    return _Array(torch.empty(0))
-
-
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Array:
-    return _Array(_with(dtype).tensor(bytes(data), shape, fortran=order == "F"))
+    return _Array.of(_with(dtype).tensor(bytes(data), shape, fortran=order == "F"))
 
 
 def _scalar(dtype: Any, data: Any = b"") -> Array:
-    return _Array(_with(dtype).tensor(data, (), fortran=False))
+    return _Array.of(_with(dtype).tensor(data, (), fortran=False))
 
 
 def _with(dtype: Any) -> _Dtype:
@@ -155,13 +162,62 @@ class _Dict(OrderedDict[Any, Any]):
         pass
 
 
-class _Class:
-    """A class that is only named, as an argument of a function that builds its instances."""
+def _dict(*_: Any) -> _Dict:
+    return _Dict()
+
+
+def _ordered_dict(*_: Any) -> OrderedDict[Any, Any]:
+    return OrderedDict()
+
+
+class _Inert:
+    """What stands for a class of plain values, such as the arguments of a training: it holds and does nothing."""
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 _NUMPY = ("numpy.core", "numpy._core")
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+# Classes of plain values, of which nothing runs and nothing is kept.
+_PLAIN: dict[tuple[str, str], Any] = {
+    ("argparse", "Namespace"): _Inert,
+    **{(module, name): _Inert for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    **{
+        (module, name): _Inert
+        for module in ("builtins", "__builtin__")
+        for name in ("list", "dict", "int", "float", "str", "set", "tuple", "bool")
+    },
+}
+_ARRAYS_OF_NUMPY: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Inert,
+    **{(f"{core}.multiarray", "_reconstruct"): _Array for core in _NUMPY},
+    **{(f"{core}.multiarray", "scalar"): _scalar for core in _NUMPY},
+    **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _NUMPY},
+}
+# For torch.load, beside what it builds itself; it adds items to the standard library's own dicts only.
+STAND_INS: list[Any] = [
+    (stand_in, f"{module}.{name}")
+    for (module, name), stand_in in {
+        **_PLAIN,
+        **_ARRAYS_OF_NUMPY,
+        ("collections", "defaultdict"): _ordered_dict,
+        ("_codecs", "encode"): _encode,
+    }.items()
+]
 _GLOBALS: dict[tuple[str, str], Any] = {
+    **_PLAIN,
+    **_ARRAYS_OF_NUMPY,
     ("collections", "OrderedDict"): _Dict,
+    ("collections", "defaultdict"): _dict,
+    ("collections", "Counter"): _dict,
     ("torch._utils", "_rebuild_tensor"): _rebuild("_rebuild_tensor"),
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild("_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"): _rebuild("_rebuild_parameter"),
@@ -170,9 +226,4 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _load_from_bytes,
     ("torch", "Size"): tuple,
     ("_codecs", "encode"): _encode,
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Class,
-    **{(f"{core}.multiarray", "_reconstruct"): _array for core in _NUMPY},
-    **{(f"{core}.multiarray", "scalar"): _scalar for core in _NUMPY},
-    **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _NUMPY},
 }

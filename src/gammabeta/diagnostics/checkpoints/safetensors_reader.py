@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from gammabeta.diagnostics.checkpoints.contents import LARGEST_COUNT, CheckpointError, Contents, is_unicode
+from gammabeta.diagnostics.checkpoints.contents import LARGEST_COUNT, CheckpointError, Contents, is_unicode, printable
 from gammabeta.diagnostics.checkpoints.recognize import LARGEST_HEADER
 
 _DTYPES = {
@@ -50,7 +51,7 @@ class _Entry:
 
 
 def read_safetensors(path: Path) -> Contents:
-    """Read the tensors with at most one axis; of all others only what the header says, never their data.
+    """Read the tensors with at most one axis; map those of floats with more, and of others read the header only.
 
     The file begins with the length of the header in 8 bytes. Then come the header in JSON and the data. The header is
     checked as the format demands: every byte of the data belongs to exactly one tensor. Then the package safetensors
@@ -72,7 +73,7 @@ def read_safetensors(path: Path) -> Contents:
             raise CheckpointError(f"{path}: expected a safetensors file, got one whose header {error}{end}") from error
         vectors = [entry for entry in entries if len(entry.shape) < 2]
         known = [entry for entry in vectors if entry.dtype in _DTYPES]
-        contents = Contents(tensors=len(entries) - len(known))
+        contents = Contents(tensors=len(entries) - len(known), keys={entry.key for entry in entries})
         for entry in vectors:
             if entry.dtype not in _DTYPES:
                 contents.left_out[f"vector of dtype {entry.dtype}"] += 1
@@ -80,7 +81,24 @@ def read_safetensors(path: Path) -> Contents:
         read = _tensors if own or not _installed() or not is_unicode(str(path)) else _tensors_by_package
         for key, tensor in read(path, file, 8 + length, known).items():
             contents.add(key, tensor)
+        matrices = [entry for entry in entries if len(entry.shape) > 1 and entry.dtype in _DTYPES]
+        for key, tensor in _mapped(file, 8 + length, matrices).items():
+            contents.matrices[printable(key)] = tensor
     return contents
+
+
+def _mapped(file: BinaryIO, offset: int, entries: list[_Entry]) -> dict[str, Tensor]:
+    """Return tensors of floats that are read from the file only where they are looked at."""
+    floats = [entry for entry in entries if _DTYPES[entry.dtype].is_floating_point and entry.end > entry.start]
+    if not floats:
+        return {}
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # from_buffer warns of what cannot be written
+    return {
+        entry.key: torch.frombuffer(
+            mapped, dtype=_DTYPES[entry.dtype], count=math.prod(entry.shape), offset=offset + entry.start
+        ).reshape(entry.shape)
+        for entry in floats
+    }
 
 
 def _installed() -> bool:

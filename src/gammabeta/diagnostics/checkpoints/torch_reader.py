@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from gammabeta.diagnostics.checkpoints.contents import CheckpointError, Contents, flatten, is_unicode
-from gammabeta.diagnostics.checkpoints.plain_pickle import GlobalError, load_pickle
+from gammabeta.diagnostics.checkpoints.plain_pickle import STAND_INS, GlobalError, load_pickle
 
 # Bytes that the compressed members of an archive may unpack to, for each byte in the file.
 _DENSEST = 100
+# Values of vectors that repeat the few that are stored, as those of expand do.
+_MOST_REPEATED = 1_000_000
 _LARGEST_PICKLE = 1_000_000_000  # bytes of the pickle in an archive, which holds names and no numbers
 
 
@@ -47,19 +49,28 @@ def read_torch(path: Path, kind: str) -> Contents:
             f"{path}: expected a file written by torch.save, got one that is damaged: did the download or the copy "
             "end early?"
         ) from error
+    if isinstance(value, list | tuple | set):
+        raise CheckpointError(
+            f"{path}: expected a state_dict, which names its tensors, got a {type(value).__name__} of {len(value)}: save "
+            "model.state_dict(), and check each of several files."
+        )
     contents = Contents()
     flatten(value, str(path), contents)
+    repeated = 0
     for key, vector in contents.vectors.items():
-        if vector.numel() * vector.itemsize > vector.untyped_storage().nbytes():
+        size, steps = vector.untyped_storage().nbytes(), zip(vector.shape, vector.stride(), strict=True)
+        last = vector.storage_offset() + sum((length - 1) * step for length, step in steps)
+        repeated += vector.numel() if vector.numel() * vector.itemsize > size else 0
+        if (vector.numel() and (last + 1) * vector.itemsize > size) or repeated > _MOST_REPEATED:
             raise CheckpointError(
                 f"{path}: expected vectors with their values, got {key} of {vector.numel():,} values with "
-                f"{vector.untyped_storage().nbytes():,} bytes of data: the file contradicts itself."
+                f"{size:,} bytes of data: the file contradicts itself."
             )
     return contents
 
 
 def _load(path: Path, *, zipped: bool) -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.serialization.safe_globals(STAND_INS):
         warnings.simplefilter("ignore")
         # By name, torch.load would go by the suffix, and takes no name that is not Unicode.
         by_name = path.suffix.lower() != ".safetensors" and is_unicode(str(path))

@@ -2,7 +2,9 @@
 
 What it does: Finds BatchNorms that have several forwards per optimizer step, each with its own backward, and whose
 running statistics move at each of them. Forwards with other parameters than the one before, as the second of SAM or
-those of a line search, are no accumulation: where running statistics move there too, one note says so.
+those of a line search, are no accumulation: where running statistics move there too, one note says so. Forwards on
+inputs that require gradients beside others that do not are left out, since they are for another model's loss, as a
+generator's through its discriminator; where several others remain, it is a note.
 
 Why it matters: Gradients add up, statistics do not. Each part is normalized on its own, so the layer trains on a batch
 as small as the part. The running statistics move several times per step, so they reach back fewer steps than momentum
@@ -48,11 +50,16 @@ def check(record: Record) -> Iterator[Match]:
         watched = record.watched.norms.get(norm.name)
         if watched is None or not watched.backwards or steps < 2 or norm.frozen or norm.name in mixed:
             continue
-        parts, updates = watched.parts / steps, watched.history.median("updates")
+        # A model whose every input requires gradients is a part of the one that trains.
+        guiding = watched.guiding / steps if watched.guiding < watched.parts else 0.0
+        parts, updates = watched.parts / steps - guiding, watched.history.median("updates")
         if parts < LEAST or updates is None or updates < LEAST:
             continue
         if parts - changed < LEAST:
             perturbed.append(norm.name)
+            continue
+        if guiding:
+            yield _two_readings(norm.name, parts, guiding, watched.samples)
             continue
         yield Match(
             norm.name,
@@ -63,6 +70,22 @@ def check(record: Record) -> Iterator[Match]:
         )
     if perturbed:
         yield _note(perturbed, changed)
+
+
+def _two_readings(name: str, parts: float, guiding: float, samples: int) -> Match:
+    """Report a discriminator's norm: its forwards may be different batches, or parts of one."""
+    return Match(
+        name,
+        f"{parts:.3g} forwards, each with a backward, per optimizer step, beside {guiding:.3g} on inputs with gradients"
+        ", as a generator's: different batches, such as real and fake, of which its running statistics become a mixture, "
+        f"or parts of one batch, of which it normalizes {samples} samples at a time",
+        {"parts": parts, "guiding": guiding, "samples": samples},
+        Fix(
+            "for different batches, one forward of both together, or gammabeta.frozen_statistics(model) around one of "
+            "them; for parts of one batch, gammabeta.adopt(model) and gammabeta.accumulate_statistics(model)"
+        ),
+        severity="note",
+    )
 
 
 def _note(names: list[str], changed: float) -> Match:
