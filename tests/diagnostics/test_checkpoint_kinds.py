@@ -390,5 +390,5 @@ def test_matrices_beyond_a_limit_are_said(tmp_path, monkeypatch):
 @pytest.mark.parametrize("write", [as_zip, lambda value, path: path.write_bytes(pickle.dumps(value))])
 def test_a_list_is_named_as_one(tmp_path, write):
     write([network().state_dict(), network().state_dict()], tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="which names its tensors, got a list of 2: save model.state_dict"):
+    with pytest.raises(CheckpointError, match=r"which names its tensors, got a list of 2: save model\.state_dict"):
         record_checkpoint(tmp_path / "a.pt")

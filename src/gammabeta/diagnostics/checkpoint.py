@@ -134,7 +134,8 @@ def _plural(what: str, count: int) -> str:
 
 def _looked_at(matrices: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of several axes up to a limit of bytes, and a note on the others or ""."""
-    found, size = {}, 0
+    found: dict[str, Tensor] = {}
+    size = 0
     for key, tensor in matrices.items():
         size += tensor.numel() * tensor.itemsize
         if size > _MOST_BYTES:

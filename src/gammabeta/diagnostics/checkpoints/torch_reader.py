@@ -51,8 +51,8 @@ def read_torch(path: Path, kind: str) -> Contents:
         ) from error
     if isinstance(value, list | tuple | set):
         raise CheckpointError(
-            f"{path}: expected a state_dict, which names its tensors, got a {type(value).__name__} of {len(value)}: save "
-            "model.state_dict(), and check each of several files."
+            f"{path}: expected a state_dict, which names its tensors, got a {type(value).__name__} of {len(value)}: "
+            "save model.state_dict(), and check each of several files."
         )
     contents = Contents()
     flatten(value, str(path), contents)

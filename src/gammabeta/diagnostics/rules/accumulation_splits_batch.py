@@ -77,8 +77,8 @@ def _two_readings(name: str, parts: float, guiding: float, samples: int) -> Matc
     return Match(
         name,
         f"{parts:.3g} forwards, each with a backward, per optimizer step, beside {guiding:.3g} on inputs with gradients"
-        ", as a generator's: different batches, such as real and fake, of which its running statistics become a mixture, "
-        f"or parts of one batch, of which it normalizes {samples} samples at a time",
+        ", as a generator's: different batches, such as real and fake, of which its running statistics become a "
+        f"mixture, or parts of one batch, of which it normalizes {samples} samples at a time",
         {"parts": parts, "guiding": guiding, "samples": samples},
         Fix(
             "for different batches, one forward of both together, or gammabeta.frozen_statistics(model) around one of "
