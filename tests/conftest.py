@@ -15,6 +15,7 @@ LONG_TAIL = (
     "benchmarks/test_world.py",
     "census",
     "cli/test_cli.py",
+    "cli/test_exits.py",
     "conformance/test_samples.py",
     "conformance/test_schemas.py",
     "diagnostics/test_false_alarms.py",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gammabeta.diagnostics.finding import Finding
+from gammabeta.diagnostics.wrong_statistics import unmended_at
 
 # At most this many modules by name, and this many names in a call.
 _NAMED, _LISTED = 2, 8
@@ -91,9 +92,12 @@ def remedies(findings: Sequence[Finding]) -> list[str]:
     does: list[str] = []
     on_demand: dict[str, list[str]] = {}
     by_hand: list[str] = []
+    mended = {norm.name for finding in findings if finding.fix is not None for norm in finding.fix.recalibrations}
     for finding in findings:
         fix = finding.fix
-        if fix is None or not fix.mends:
+        # Statistics that another finding calls wrong are not frozen before they are mended.
+        waits = finding.where not in mended and unmended_at(finding, findings, mended) is not None
+        if fix is None or not fix.mends or waits:
             by_hand.append(finding.code)
             continue
         options = [
