@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gammabeta.diagnostics.finding import Finding
 from gammabeta.diagnostics.wrong_statistics import unmended_at
 
-# At most this many modules by name, and this many names in a call.
-_NAMED, _LISTED = 2, 8
+# At most this many modules by name, names in a call, and fixes of one rule.
+_NAMED, _LISTED, _FIXES = 2, 8, 2
 # What may differ between two messages that say the same: a list of numbers, a qualified name, a number.
 _NUMBER = r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w|\.\w)"
 _DIFFERS = re.compile(
@@ -84,7 +84,8 @@ def advice(group: Sequence[Finding]) -> list[str]:
             what = _WHERE.sub("where=…", finding.fix.what.replace(repr(finding.where), "…"))
             key = _DIFFERS.sub(lambda match: "<name>" if match.lastgroup == "name" else match[0], what)
             alike.setdefault(key, []).append(finding)
-    return [_together(findings) for findings in alike.values()]
+    every = [_together(findings) for findings in alike.values()]
+    return every if len(every) <= _FIXES + 1 else [*every[:_FIXES], f"… and {len(every) - _FIXES} more like these"]
 
 
 def remedies(findings: Sequence[Finding]) -> list[str]:

@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,13 +93,16 @@ def _mapped(file: BinaryIO, offset: int, entries: list[_Entry]) -> dict[str, Ten
     floats = [entry for entry in entries if _DTYPES[entry.dtype].is_floating_point and entry.end > entry.start]
     if not floats:
         return {}
-    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # from_buffer warns of what cannot be written
-    return {
-        entry.key: torch.frombuffer(
-            mapped, dtype=_DTYPES[entry.dtype], count=math.prod(entry.shape), offset=offset + entry.start
-        ).reshape(entry.shape)
-        for entry in floats
-    }
+    # Read-only, since a mapping that may be written needs as much memory as the file has.
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the tensors cannot be written
+        return {
+            entry.key: torch.frombuffer(
+                mapped, dtype=_DTYPES[entry.dtype], count=math.prod(entry.shape), offset=offset + entry.start
+            ).reshape(entry.shape)
+            for entry in floats
+        }
 
 
 def _installed() -> bool:

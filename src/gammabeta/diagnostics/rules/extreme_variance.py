@@ -46,7 +46,8 @@ def check(record: Record) -> Iterator[Match]:
         mean, var = norm.running_mean.float().flatten(), norm.running_var.float().flatten()
         eps = _EPS if norm.eps is None else norm.eps
         # Negative and infinite ones are left to poisoned-statistics.
-        small = ((var >= 0) & (var < eps)).nonzero().flatten().tolist()
+        dead = _is_constant(record, norm, var)
+        small = ((var >= 0) & (var < eps) & ~dead).nonzero().flatten().tolist()
         size = torch.maximum(*_largest(record, norm, mean, var))
         large = (size > _LARGEST).nonzero().flatten()
         parts: list[str] = []
@@ -72,6 +73,14 @@ def check(record: Record) -> Iterator[Match]:
         message += f" (and in {counted(len(found) - 1, 'more layer')})" if len(found) > 1 else ""
         evidence["layers"] = [norm.name for norm, *_ in found]
         yield Match(first.name, message, evidence, Fix("keep ε, and keep norms in float32"))
+
+
+def _is_constant(record: Record, norm: Norm, var: Tensor) -> Tensor:
+    """Return which channels do not vary on the inputs given: dead-channels reports these."""
+    constant = torch.zeros_like(var, dtype=torch.bool)
+    for call in (record.given or {}).get(norm.name, ()):
+        constant |= call.moments.var(0).flatten().to(var.device) == 0
+    return constant
 
 
 def _largest(record: Record, norm: Norm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import is_still
 from gammabeta.diagnostics.gap import SHIFT, gap_of
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
@@ -50,6 +51,7 @@ def check(record: Record) -> Iterator[Match]:
     norms = [norm for norm in record.of_kind("batch") if norm.has_statistics]
     thawing = {match.where for match in frozen_norm_thaws.check(record) if match.fix}  # frozen as they are
     still = {norm.name for norm in norms if record.model.training and norm.tracks and not norm.training}
+    still |= {norm.name for norm in norms if not norm.tracks and is_still(norm)}  # by track_running_stats = False
     frozen = [norm for norm in norms if norm.frozen or norm.name in thawing | still]
     ill = [norm for norm in frozen if _as_constructed(norm)]
     if any(norm.has_initial_statistics and norm not in ill for norm in frozen):  # folded: a γ of 0 stays 0

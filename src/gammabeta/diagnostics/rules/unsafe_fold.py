@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.record import Record, counted
+from gammabeta.diagnostics.record import Norm, Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.neighbours import Neighbours, Refusal
 from gammabeta.introspection.observe import Observation
@@ -43,7 +43,7 @@ def check(record: Record) -> Iterator[Match]:
     unsafe: list[tuple[str, str, Refusal]] = []
     for norm in record.of_kind("batch"):
         calls = observation.calls_of(norm.name)
-        if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs:
+        if norm.training or not norm.has_statistics or len(calls) != 1 or not calls[0].inputs or not _is_finite(norm):
             continue
         found = neighbours.producer(calls[0].inputs[0], 1)
         if found is None:
@@ -60,6 +60,12 @@ def check(record: Record) -> Iterator[Match]:
         evidence = {"layer": layer, "layers": [name for name, *_ in unsafe]}
         fix = Fix(f"gammabeta.fold leaves it unfolded{'; ' * bool(reason.way)}{reason.way}")
         yield Match(name, message, evidence, fix)
+
+
+def _is_finite(norm: Norm) -> bool:
+    """Whether its values are finite; otherwise other rules say what is wrong."""
+    values = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return all(bool(value.isfinite().all()) for value in values if value is not None)
 
 
 class Twice(nn.Module):
