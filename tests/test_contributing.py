@@ -425,7 +425,7 @@ def test_an_operation_of_surgery(tree):
                 "from gammabeta.surgery.parameter_groups",
                 "from gammabeta.surgery.level_epsilon import level_epsilon\n",
             ),
-            ('    "parameter_groups",\n', '    "level_epsilon",\n'),
+            ('    "merge_statistics",\n', '    "level_epsilon",\n'),
         ),
         "docs/architecture.md": insert(("| `fuse` |", "| `level_epsilon` | give every norm the same ε |\n")),
         "tests/surgery/test_NAME.py": write(OPERATION_TEST),
