@@ -103,7 +103,7 @@ def _listening(model: nn.Module, found: dict[str, list[Given]], collected: bool)
         for name, module in model.named_modules():
             kind = kind_of(module)
             if kind in ("batch", "instance"):
-                by_batch = not collected and kind == "batch" and _is_initial(module)
+                by_batch = not collected and kind == "batch" and _is_initial(module) and getattr(module, "eps", 1) > 0
 
                 def listen(module: nn.Module, args: Any, kwargs: Any, name: str = name, by: bool = by_batch) -> None:
                     x = args[0] if args else next(iter(kwargs.values()))

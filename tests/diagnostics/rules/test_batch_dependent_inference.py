@@ -103,6 +103,16 @@ def test_frozen_norms_that_stay_in_evaluation_while_the_rest_trains_are_not_foun
     assert not gb.check(model, torch.randn(16, 3, 8, 8), select="GB106").findings
 
 
+def test_a_backbone_that_no_optimizer_has_is_frozen_and_not_set_tracking_again():
+    model = lightning_frozen().train().requires_grad_(True)
+    loader = [torch.randn(16, 3, 8, 8) for _ in range(4)]
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    change = gb.check(model, loader[0], loader=loader, optimizer=optimizer).fix()
+    assert {*change.changed} >= {"0.1", "0.4"}
+    after = gb.check(model, loader[0], loader=loader, optimizer=optimizer)
+    assert after.errors == after.warnings == ()
+
+
 def test_a_frozen_norm_without_statistics_is_left_to_a_person():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), nn.Linear(4, 2))
     model[0].requires_grad_(False)

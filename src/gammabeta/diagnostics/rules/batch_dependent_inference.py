@@ -36,6 +36,7 @@ from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import First, freezing, is_still, recalibration
+from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.surgery.change import Change, transaction
@@ -60,16 +61,22 @@ def check(record: Record) -> Iterator[Match]:
             evidence = {} if shown is None else {"companions": shown}
             yield Match(norm.name, message, evidence, _fix(record, norm))
         elif not module.track_running_stats and not norm.frozen:
-            if is_still(norm) and not norm.training and record.model is not None and record.model.training:
+            if _is_still(record, norm) and not norm.training and record.model is not None and record.model.training:
                 continue  # it is kept in evaluation while the rest trains, as Lightning's finetuning does
             message = "track_running_stats is off although it has running statistics: "
-            if is_still(norm):
+            if _is_still(record, norm):
                 message += "nothing of it trains, yet training normalizes by the batch; evaluation uses the statistics"
             else:
                 message += "training leaves them unchanged, and evaluation uses them"
             yield Match(norm.name, message, {"batches": norm.batches}, _fix(record, norm), severity="warning")
         elif shown is not None and shown > LEAST:
             yield Match(norm.name, _message(shown), {"companions": shown}, _OWN)
+
+
+def _is_still(record: Record, norm: Norm) -> bool:
+    """Whether nothing of the norm trains: it requires no gradient, or the optimizers leave it out."""
+    left_out = record.model is not None and bool(record.optimizers) and OptimizedAround(record).is_left_out(norm)
+    return is_still(norm) or left_out
 
 
 def _across(record: Record, norm: Norm) -> float | None:
@@ -87,9 +94,9 @@ def _message(shown: float) -> str:
 
 def _fix(record: Record, norm: Norm) -> Fix:
     without = norm.running_mean is None
-    if is_still(norm) and without:
+    if _is_still(record, norm) and without:
         return Fix("attach running statistics, gammabeta.recalibrate and gammabeta.freeze it, if it is to stay frozen")
-    if is_still(norm) and record.model is not None:
+    if _is_still(record, norm) and record.model is not None:
         return freezing(record.model, norm)
     what = "attach running statistics" if without else "track_running_stats = True"
     first = First(what, partial(_attach, record, norm), keeps_checkpoints=not without)

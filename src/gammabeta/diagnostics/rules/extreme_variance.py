@@ -45,9 +45,9 @@ def check(record: Record) -> Iterator[Match]:
         assert norm.running_var is not None
         mean, var = norm.running_mean.float().flatten(), norm.running_var.float().flatten()
         eps = _EPS if norm.eps is None else norm.eps
-        # Negative and infinite ones are left to poisoned-statistics.
+        # Negative and infinite ones are left to poisoned-statistics, those of 0 to dead-channels.
         dead = _is_constant(record, norm, var)
-        small = ((var >= 0) & (var < eps) & ~dead).nonzero().flatten().tolist()
+        small = ((var > 0) & (var < eps) & ~dead).nonzero().flatten().tolist()
         size = torch.maximum(*_largest(record, norm, mean, var))
         large = (size > _LARGEST).nonzero().flatten()
         parts: list[str] = []
