@@ -55,6 +55,8 @@ def check(record: Record) -> Iterator[Match]:
     elif zero:
         message += "its γ is 0 in all channels, and nothing in this model bypasses it"
         fix = Fix("start with γ = 1, or add the norm's output to a residual branch")
+    elif _is_new(record):
+        return  # in evaluation a new model normalizes by 0 and 1, and its activations may vanish
     else:
         message += f"its output differs between samples by {constant.spread:.2g} at most, though its input varies"
         if norm.has_statistics and norm.kind == "batch":
@@ -62,6 +64,15 @@ def check(record: Record) -> Iterator[Match]:
             message += f"; its running variance is up to {float(norm.running_var.max()):.3g}"
         fix = _fix(record, norm)
     yield Match(norm.name, message, {"spread": constant.spread}, fix)
+
+
+def _is_new(record: Record) -> bool:
+    """Whether all running statistics are still those of a new model: at least a twentieth is left of 0 and 1."""
+    moving = [norm for norm in record.of_kind("batch") if norm.tracks and norm.has_statistics]
+    left = [(1 - (norm.momentum or 0.0)) ** norm.batches if norm.batches else 0.0 for norm in moving]
+    return bool(moving) and all(
+        norm.has_initial_statistics or share > 0.05 for norm, share in zip(moving, left, strict=True)
+    )
 
 
 def _what(spread: float) -> str:

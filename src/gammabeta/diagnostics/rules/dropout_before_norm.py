@@ -46,7 +46,7 @@ def check(record: Record) -> Iterator[Match]:
         calls = (record.given_with_dropout or {}).get(norm.name, ())
         if norm.frozen or len(calls) != 1:
             continue
-        ratio = _ratio(calls[0])
+        ratio = _ratio(calls[0], norm.eps or 0.0)
         if ratio is None:
             continue
         if max(ratio, 1 / ratio) > HARMS:
@@ -61,11 +61,14 @@ def check(record: Record) -> Iterator[Match]:
         yield Match(worst, message, {"ratio": few[worst], "layers": [*few]}, fix, severity="note")
 
 
-def _ratio(given: Given) -> float | None:
+def _ratio(given: Given, eps: float) -> float | None:
     """Return the factor that dropout brings, in the median; None if it is small or may be chance."""
     if given.without is None or given.effective is None or given.effective < FEWEST:
         return None
-    ratios: Any = (given.moments.var() / given.without.var()).nan_to_num(1.0, 1.0)
+    varies = given.without.var() > eps  # below it ε decides the output
+    if not bool(varies.any()):
+        return None
+    ratios: Any = (given.moments.var() / given.without.var())[varies].nan_to_num(1.0, 1.0)
     ratio = float(ratios.median())
     # The median over C channels of variances from n values, whose relative standard error is √(2/n).
     chance = 2 * 1.25 * (2 / given.effective / ratios.numel()) ** 0.5
