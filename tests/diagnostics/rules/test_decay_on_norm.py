@@ -217,3 +217,36 @@ def test_decay_that_pulls_a_scale_to_1_is_not_found(offset, found):
     model = nn.Sequential(nn.Linear(4, 8), ScalesByOnePlusWeightRMSNorm(8, offset))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     assert bool(gb.check(model, optimizer=optimizer, select="GB401").findings) is found
+
+
+class ByIndex:
+    """A schedule that knows one group."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.steps = optimizer, 0
+
+    def step(self):
+        self.steps += 1
+        self.optimizer.param_groups[0]["lr"] = 0.1 / self.steps
+
+
+class ByDict:
+    def __init__(self, optimizer):
+        self.of = {"optimizer": optimizer}
+        self.rates = {i: group["lr"] for i, group in enumerate(optimizer.param_groups)}
+
+    def __call__(self):
+        for i, group in enumerate(self.of["optimizer"].param_groups):
+            group["lr"] = self.rates[i]
+
+
+@pytest.mark.parametrize("schedule", [ByIndex, ByDict])
+def test_a_schedule_of_one_s_own_keeps_the_groups_that_it_knows(schedule):
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    held = schedule(optimizer)
+    diagnosis = gb.check(model, optimizer=optimizer, select="GB401")
+    assert not diagnosis.fix().changed
+    assert len(optimizer.param_groups) == 1
+    del held
+    assert gb.check(model, optimizer=optimizer, select="GB401").fix().changed
