@@ -21,7 +21,7 @@ def offset_of(module: nn.Module) -> float | None:
     A norm with torch's or gammabeta's forward adds nothing. Of any other, a copy runs on random inputs, with β at 0:
     its output must be the same for all inputs at one of the weights 0 and −1, and differ in all channels at the other.
     """
-    norm = norm_of(module)
+    norm = norm_of(module, probe=True)
     if norm is not None and norm.known_by == CLASS and not norm.scripted and not own_forward(module):
         return 0.0
     tensors = [*module.parameters(), *module.buffers()]

@@ -219,6 +219,46 @@ def test_decay_that_pulls_a_scale_to_1_is_not_found(offset, found):
     assert bool(gb.check(model, optimizer=optimizer, select="GB401").findings) is found
 
 
+class OnePlus(nn.Module):
+    """The same under a name that says nothing."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+
+class CentredLayerNorm(nn.LayerNorm):
+    def __init__(self, size):
+        super().__init__(size)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
+class CentredBatchNorm(nn.BatchNorm1d):
+    def __init__(self, size):
+        super().__init__(size)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        scale = 1 + self.weight
+        return nn.functional.batch_norm(x, mean, var, scale, self.bias, self.training, self.momentum, self.eps)
+
+
+@pytest.mark.parametrize("cls", [OnePlus, CentredLayerNorm, CentredBatchNorm])
+def test_the_scale_of_one_plus_weight_is_known_by_what_the_layer_does(cls):
+    """β of such a norm decays to 0 like any other, and is found."""
+    model = nn.Sequential(nn.Linear(4, 8), cls(8))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    found = gb.check(model, optimizer=optimizer, select="GB401").findings
+    assert [finding.message for finding in found] == ([] if cls is OnePlus else ["weight decay of 0.05 on bias"])
+
+
 class ByIndex:
     """A schedule that knows one group."""
 

@@ -82,9 +82,17 @@ def _what(norm: Norm, dead: list[int]) -> str:
 
 def _before(norm: Norm, dead: list[int]) -> str:
     assert norm.running_var is not None
-    if norm.has_initial_statistics:
+    variance = float(norm.running_var[dead].median())
+    if variance <= 1.01 * _left_of_the_initial(norm):
         return ""
-    return f"; in training they did, with a variance of {float(norm.running_var[dead].median()):.2g}"
+    return f"; in training they did, with a variance of {variance:.2g}"
+
+
+def _left_of_the_initial(norm: Norm) -> float:
+    """Return what the batches so far have left of the initial variance of 1, which is no trace of the data."""
+    if norm.has_initial_statistics or norm.batches is None:
+        return 1.0 if norm.has_initial_statistics else 0.0
+    return 0.0 if norm.momentum is None else float((1 - norm.momentum) ** norm.batches)
 
 
 def _zeroed(before: tuple[str, nn.Module] | None, still: Tensor) -> Tensor:
