@@ -89,15 +89,13 @@ def random_states_kept(devices: Iterable[torch.device] = ()) -> Iterator[None]:
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
-    """Call `model.train(training)`; where a part of the model has no modes, set the others.
+    """Call `model.train(training)`; where a part of the model has no modes, as what torch.export made, set the others.
 
-    A part that refuses stays as it is: a program from torch.export or torch.jit.freeze is the same in both modes.
+    A part that refuses stays as it is: the program that was exported is the same in both modes.
     """
     try:
         model.train(training)
-    except (NotImplementedError, AttributeError):
-        if all(hasattr(module, "training") and "train" not in vars(module) for module in model.modules()):
-            raise  # it is the error of a `train` of the user's
+    except NotImplementedError:
         for module in model.modules():
             if "train" not in vars(module) and hasattr(module, "training"):
                 module.training = training
