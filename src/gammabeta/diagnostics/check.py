@@ -185,7 +185,15 @@ def diagnose(
     # Stable: by rule, then in the model's order. What is not finite explains the other errors, so it leads.
     found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.code != _NOT_FINITE))
     codes = tuple(rule.code for rule in ran)
-    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran))
+    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran), _unseen(record))
+
+
+def _unseen(record: Record) -> tuple[str, ...]:
+    """Return the names of the norms whose inputs are not finite."""
+    given = record.given or {}
+    return tuple(
+        name for name, calls in given.items() if not all(bool(call.moments.mean.isfinite().all()) for call in calls)
+    )
 
 
 def _idle(rules: Sequence[Rule], ran: Sequence[Rule]) -> dict[str, tuple[str, ...]]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gammabeta.diagnostics.description import count_of, faults, paragraph, remedies, skipped
+from gammabeta.diagnostics.description import count_of, faults, hidden, paragraph, remedies, skipped
 from gammabeta.diagnostics.finding import SEVERITIES, Finding, Fix, Recalibration, as_plain
 from gammabeta.diagnostics.mending import mend
 from gammabeta.surgery.change import Change
@@ -25,6 +25,7 @@ class Diagnosis:
         norms: number of norms that were looked at.
         rules: codes of the rules that ran.
         idle: what the rules that did not run would need, with their codes: "inputs" → ("GB107", …).
+        unseen: names of the norms whose inputs were not finite. Nothing that needs their inputs was looked at.
     """
 
     findings: tuple[Finding, ...]
@@ -32,6 +33,7 @@ class Diagnosis:
     norms: int = 0
     rules: tuple[str, ...] = ()
     idle: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unseen: tuple[str, ...] = ()
     _mended: dict[int, Change] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -110,6 +112,7 @@ class Diagnosis:
             "ignored": [{**as_plain(finding), "reason": reason} for finding, reason in self.ignored],
             "rules": list(self.rules),
             "not run": {need: list(codes) for need, codes in self.idle.items()},
+            "unseen": list(self.unseen),
             "notes": list(notes),
         }
         return json.dumps(content, indent=2)  # ASCII, so that no encoding of a standard output can damage it
@@ -117,7 +120,7 @@ class Diagnosis:
     def __str__(self) -> str:
         lines = [line for group in self.by_rule() for line in (*paragraph(group), "")]
         lines.append(self.summary())
-        lines += [f"  {line}" for line in (*remedies(self.findings), *skipped(self.idle))]
+        lines += [f"  {line}" for line in (*remedies(self.findings), *hidden(self.unseen), *skipped(self.idle))]
         return "\n".join(lines)
 
     __repr__ = __str__
