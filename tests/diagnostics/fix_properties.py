@@ -7,8 +7,8 @@ prints each seed on which a property fails, with what was drawn and what failed,
 
     a  the next check has no finding that was not there before, and none of those that the fix says it mended. Not new
        is what the first check says it could not see, what it says in evaluation if the cure is evaluation, and what
-       wrong statistics hid of the model's making: a norm that is shared, behind dropout, frozen at 0 and 1, or whose
-       variance is below ε
+       wrong statistics hid of the model's making: a norm that is shared, behind dropout, frozen at 0 and 1, not to be
+       folded, or whose variance is below ε
     b  outputs in evaluation move only where a mended finding says that they were wrong
     c  what is frozen stays frozen, also in the next step of training
     d  an optimizer that a scheduler holds is left alone; each training goes on
@@ -45,7 +45,7 @@ MOVES = {"GB102", "GB103", "GB104", "GB105", "GB106", "GB108", "GB109", "GB110",
 # Findings which say that the statistics of the norm they name are wrong, frozen or not.
 WRONG = {"GB102", "GB103", "GB105", "GB108", "GB113"}
 # Findings about how a model is made, which are measured on inputs that wrong statistics change.
-HIDDEN = {"GB104", "GB107", "GB113", "GB302"}
+HIDDEN = {"GB104", "GB107", "GB113", "GB302", "GB603"}
 # What it says is true of a healthy model, and is measured by the clock.
 SPEED = {"GB602"}
 # Adopted, a norm rounds at other places; bfloat16 has 8 bits, and a few layers follow.
@@ -215,7 +215,10 @@ def failures_of(seed: int, show: Callable[[Any], None] = lambda _: None) -> tupl
     if not codes & MOVES and not _same_outputs(outputs, outputs_of(case), exactly=not classes):
         failures.append(("b", f"outputs in evaluation moved, mended: {sorted(codes)}"))
     failures += _modes_and_gradients(case, start, codes)
-    failures += _frozen_statistics(case, frozen_in(build(seed)) or set(), statistics, cured)
+    touched = [
+        finding for finding in diagnosis.findings if finding.where in {e.module for e in change.entries if e.done}
+    ]
+    failures += _frozen_statistics(case, frozen_in(build(seed)) or set(), statistics, touched)
     failures += _loads(case, state, optimizers)
     change.undo()
     failures += [("f", f"not as before: {key}") for key in differing(start, snapshot(case))[:3]]
@@ -284,8 +287,12 @@ def _next_check(
 
 
 def _was_unseen(finding: gb.Finding, diagnosis: gb.Diagnosis) -> bool:
-    """Return whether the first check said that it could not look at what a finding is about: a norm, or the outputs."""
-    return finding.where in diagnosis.unseen or (finding.code == "GB309" and bool(diagnosis.unseen))
+    """Return whether the first check said that it could not look at what a finding is about: a norm, or the outputs.
+
+    What is not finite is named where it begins, which hides what is not finite elsewhere.
+    """
+    outputs = any(one.code in ("GB102", "GB404") for one in diagnosis.findings)
+    return finding.where in diagnosis.unseen or (finding.code in ("GB309", "GB404") and outputs)
 
 
 def _modes_and_gradients(case: Case, start: dict[str, Any], codes: set[str]) -> Failures:
@@ -306,12 +313,12 @@ def _modes_and_gradients(case: Case, start: dict[str, Any], codes: set[str]) -> 
 
 
 def _frozen_statistics(
-    case: Case, frozen: set[str], before: dict[str, tuple[bytes, bytes]], cured: list[gb.Finding]
+    case: Case, frozen: set[str], before: dict[str, tuple[bytes, bytes]], touched: list[gb.Finding]
 ) -> Failures:
-    """Compare the statistics of frozen norms, but for those that a mended finding calls wrong."""
+    """Compare the statistics of frozen norms, but for those that a finding calls wrong which was mended, if in part."""
     if not any(parameter.requires_grad for parameter in case.model.parameters()):
         return []
-    wrong = {finding.where for finding in cured if finding.code in WRONG}
+    wrong = {finding.where for finding in touched if finding.code in WRONG}
     now = statistics_of(case.model)
     kept = [name for name in before if name in frozen and name not in wrong]
     return [("c", f"statistics of {name}, which are frozen, changed") for name in kept if now.get(name) != before[name]]

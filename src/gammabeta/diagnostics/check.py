@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ForwardError(RuntimeError):
 
 # Packages whose own errors are not those of the user's forward.
 _OWN = ("gammabeta.introspection", "gammabeta.diagnostics")
-_NOT_FINITE = "GB404"
+_NOT_FINITE, _GAP = "GB404", "GB109"
 INTENTS = ("contrastive", "gradient-penalty", "private")
 
 
@@ -93,7 +94,18 @@ def check(
     )
     if inputs is not None:
         _observe(record, model, inputs)
-    return diagnose(record, select=select, ignore=ignore)
+    diagnosis = diagnose(record, select=select, ignore=ignore)
+    # An iterator's batches are used up by the first recalibration.
+    if inputs is None or loader is None or isinstance(loader, Iterator) or _GAP not in diagnosis.rules:
+        return diagnosis
+
+    def again() -> tuple[Finding, ...]:
+        found = replace(record, observed=None, given=None, given_with_dropout=None, probe=None)
+        found.norms = record_model(model).norms
+        _observe(found, model, inputs)
+        return diagnose(found, select=_GAP, ignore=ignore).findings
+
+    return replace(diagnosis, _again=again)
 
 
 def _has_forward(model: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gammabeta.diagnostics.description import count_of, faults, hidden, paragraph, remedies, skipped
@@ -34,6 +34,7 @@ class Diagnosis:
     rules: tuple[str, ...] = ()
     idle: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unseen: tuple[str, ...] = ()
+    _again: Callable[[], Sequence[Finding]] | None = field(default=None, repr=False, compare=False)
     _mended: dict[int, Change] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -56,7 +57,8 @@ class Diagnosis:
 
         Each fix is applied on its own. One that raises is rolled back and listed among what was left alone, and the
         others are applied. Norms whose statistics are wrong are recalibrated last, all in one pass over the loader of
-        the check. What is frozen stays frozen. An optimizer that a scheduler holds, or that has taken a step, stays as
+        the check. Where that shows that the statistics behind them do not match either, these are recalibrated too.
+        What is frozen stays frozen. An optimizer that a scheduler holds, or that has taken a step, stays as
         it is. Outputs in evaluation change only where the finding says that they are wrong.
 
         Args:
@@ -68,7 +70,9 @@ class Diagnosis:
             The `Change`. Errors and warnings that need a person, fixes that could not be applied, and notes that could
             be fixed are among what it left alone, with the reason and what to do.
         """
-        return mend(self.findings, notes=notes, keep_checkpoints=keep_checkpoints, before=self._mended)
+        return mend(
+            self.findings, notes=notes, keep_checkpoints=keep_checkpoints, before=self._mended, again=self._again
+        )
 
     def by_rule(self) -> Iterator[tuple[Finding, ...]]:
         """Yield the findings of each rule and severity together, in the order of `findings`."""

@@ -37,5 +37,5 @@ def explained_by_initial(norm: Norm, calls: Sequence[Given]) -> bool:
     moments = calls[0].moments
     degrees = moments.count - 1
     moved = Moments(moments.count, (1 - share) * moments.mean, (1 - share) * moments.m2 + share * degrees)
-    gap = gap_of(replace(calls[0], moments=moved), norm.running_mean, norm.running_var)
+    gap = gap_of(replace(calls[0], moments=moved), norm.running_mean, norm.running_var, norm.eps or 0.0)
     return gap is not None and not gap.matters

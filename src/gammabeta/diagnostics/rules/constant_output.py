@@ -109,7 +109,7 @@ def _is_wrong(norm: Norm, calls: Sequence[Given]) -> bool:
     """Return whether what training gives a norm does not match its running statistics."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    gap = gap_of(calls[0], norm.running_mean, norm.running_var) if len(calls) == 1 else None
+    gap = gap_of(calls[0], norm.running_mean, norm.running_var, norm.eps or 0.0) if len(calls) == 1 else None
     return gap is not None and gap.matters
 
 

@@ -2,10 +2,10 @@
 
 What it does: Compares what each BatchNorm is given in evaluation, on the inputs, with its running statistics. It names
 the first layer, in the order of the data, where they differ by more than sampling error can explain and by enough to
-matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. A second
-forward, in which the layers normalize by the batch as in training, tells the layers whose own statistics are wrong from
-those that only follow: these are given other inputs in evaluation, and match what training gives them. Both are
-counted. Nothing is found if all match what training gives them.
+matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. ε is added to
+each variance, as in the output. A second forward, in which the layers normalize by the batch as in training, tells the
+layers whose own statistics are wrong from those that only follow: these are given other inputs in evaluation, and match
+what training gives them. Both are counted. Nothing is found if all match what training gives them.
 
 The share of the initial 0 and 1 that n batches with momentum m leave, (1 − m)ⁿ, is known. What it explains is no
 finding in a training that has just begun; for a momentum below 0.01 it is a note. In evaluation it is a note if the
@@ -72,9 +72,9 @@ def check(record: Record) -> Iterator[Match]:
     young = [name for name in wrong if _is_young(norms[name], record, as_training.get(name, ()))]
     late = [name for name in young if name in mattering and _is_late(norms[name])]
     wrong = [name for name in wrong if name not in young]
+    if late:
+        yield _of_youth([norms[name] for name in late], record)
     if not any(name in mattering for name in wrong):  # evaluation gives other inputs, or the training has just begun
-        if late:
-            yield _of_youth([norms[name] for name in late], record)
         return
     follow = [name for name in mattering if name not in wrong and name not in young]
     first = next(name for name in wrong if name in mattering)
@@ -132,7 +132,7 @@ def _gaps(norms: Mapping[str, Norm], given: Mapping[str, Any]) -> dict[str, Gap]
         if len(calls) == 1:
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            gap = gap_of(calls[0], norm.running_mean, norm.running_var)
+            gap = gap_of(calls[0], norm.running_mean, norm.running_var, norm.eps or 0.0)
             if gap is not None:
                 found[name] = gap
     return found
