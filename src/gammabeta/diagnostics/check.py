@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ForwardError(RuntimeError):
 
 # Packages whose own errors are not those of the user's forward.
 _OWN = ("gammabeta.introspection", "gammabeta.diagnostics")
-_NOT_FINITE = "GB404"
+_NOT_FINITE, _GAP = "GB404", "GB109"
 INTENTS = ("contrastive", "gradient-penalty", "private")
 
 
@@ -93,7 +94,18 @@ def check(
     )
     if inputs is not None:
         _observe(record, model, inputs)
-    return diagnose(record, select=select, ignore=ignore)
+    diagnosis = diagnose(record, select=select, ignore=ignore)
+    # An iterator's batches are used up by the first recalibration.
+    if inputs is None or loader is None or isinstance(loader, Iterator) or _GAP not in diagnosis.rules:
+        return diagnosis
+
+    def again() -> tuple[Finding, ...]:
+        found = replace(record, observed=None, given=None, given_with_dropout=None, probe=None)
+        found.norms = record_model(model).norms
+        _observe(found, model, inputs)
+        return diagnose(found, select=_GAP, ignore=ignore).findings
+
+    return replace(diagnosis, _again=again)
 
 
 def _has_forward(model: nn.Module) -> bool:
@@ -185,7 +197,15 @@ def diagnose(
     # Stable: by rule, then in the model's order. What is not finite explains the other errors, so it leads.
     found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.code != _NOT_FINITE))
     codes = tuple(rule.code for rule in ran)
-    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran))
+    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran), _unseen(record))
+
+
+def _unseen(record: Record) -> tuple[str, ...]:
+    """Return the names of the norms whose inputs are not finite."""
+    given = record.given or {}
+    return tuple(
+        name for name, calls in given.items() if not all(bool(call.moments.mean.isfinite().all()) for call in calls)
+    )
 
 
 def _idle(rules: Sequence[Rule], ran: Sequence[Rule]) -> dict[str, tuple[str, ...]]:

@@ -57,14 +57,15 @@ class Gap:
         )
 
 
-def gap_of(given: Given, running_mean: Tensor, running_var: Tensor) -> Gap | None:
-    """Return the gap of one input.
+def gap_of(given: Given, running_mean: Tensor, running_var: Tensor, eps: float = 0.0) -> Gap | None:
+    """Return the gap of one input: with an ε, as it is in the output, where ε is added to both variances.
 
     The standard error of the variance assumes a normal distribution: Var(ln s²) ≈ 2/(n − 1).
 
     Args:
         given: what the norm was given.
         running_mean, running_var: (C,).
+        eps: ε, in the squared unit of x.
 
     Returns:
         The gap; None if the input does not tell its sampling error, or a running variance is not positive.
@@ -76,8 +77,8 @@ def gap_of(given: Given, running_mean: Tensor, running_var: Tensor) -> Gap | Non
     varies = ~still_channels(given.moments)
     if not bool(varies.any()):
         return None
-    shift = ((given.moments.mean - mean) / var.sqrt())[varies]
-    ratio = torch.log(input_var[varies] / var[varies])
+    shift = ((given.moments.mean - mean) / (var + eps).sqrt())[varies]
+    ratio = torch.log((input_var[varies] + eps) / (var[varies] + eps))
     n = given.effective
     return Gap(_rms(shift), _rms(ratio), n**-0.5, (2 / (n - 1)) ** 0.5)
 
