@@ -361,3 +361,18 @@ def test_a_momentum_that_is_0_for_the_second_forward_of_a_step_is_no_mistake():
     for norm in norms:
         norm.backup_momentum = 0.1
     assert not gb.check(model, select="GB305").findings
+
+
+@pytest.mark.parametrize(("samples", "severity"), [(8, "warning"), (32, "note")])
+def test_parts_as_large_as_usual_batches_are_a_note(samples, severity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gb.watch(model, optimizer) as watch:
+        for _ in range(8):
+            for _ in range(4):
+                model(torch.randn(samples, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (finding,) = watch.diagnosis(select="GB204").findings
+    assert finding.severity == severity
