@@ -194,7 +194,7 @@ def accumulation_with_batch_norm(watch: Watching) -> None:
     model = cnn()
     optimizer = sgd(model)
     with watch(model, optimizer):
-        for x, y in images(size=4 * SIZE):
+        for x, y in images(size=SIZE):
             optimizer.zero_grad()
             for part, labels in zip(x.chunk(4), y.chunk(4), strict=True):
                 (F.cross_entropy(model(part), labels) / 4).backward()
