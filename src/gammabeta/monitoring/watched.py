@@ -17,6 +17,8 @@ QUANTITIES = {
     "updates": "updates of the running statistics per step",
     "domains": "squared difference of two forwards' means in one step, relative to what sampling explains",
     "apart": "the same difference in standard deviations",
+    "aside": "squared difference of the means of forwards with gradients and without, relative to what sampling gives",
+    "aside_apart": "the same difference in standard deviations",
     "weight_grad": "norm of γ's gradient",
     "bias_grad": "norm of β's gradient",
     "dead": "number of channels whose γ is 0 or whose batch variance is below ε",

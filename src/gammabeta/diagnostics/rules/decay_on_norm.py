@@ -18,9 +18,9 @@ AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After 
 optimizer that a scheduler holds keeps its groups.
 
 Limits: This is a convention more than a fault: many recipes decay everything and work. What counts as a scheduler is
-what is called so, and any object or closure that holds the optimizer and a list of as many numbers as there are groups,
-or the list of groups. One that keeps its numbers elsewhere, in a global variable for example, has to be built after the
-fix.
+what is called so or has a method `step`, and any object or closure that holds the optimizer and a list or dict of as
+many numbers as there are groups, or the list of groups. One that keeps its numbers elsewhere, in a global variable for
+example, has to be built after the fix.
 """
 
 from collections.abc import Iterator
