@@ -242,7 +242,7 @@ class TestHealthPage:
 
     def test_a_training_that_diverged_leads(self, tmp_path):
         page = self.page(tmp_path, diverge=True).partition("</style>")[2]
-        assert '<p class="headline">Training diverged at step 17, first at 9</p>' in page
+        assert '<p class="headline">Training diverged at step 17: an update made parameters explode in 9</p>' in page
         assert page.index("Training diverged") < page.index("Also found") < page.index("GB102")
         assert "<title>Training diverged at step 17" in self.page(tmp_path, diverge=True)
         assert page.count("recalibrate(") == 0, "nothing is to be recalibrated where the parameters are NaN"

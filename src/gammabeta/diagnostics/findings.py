@@ -57,9 +57,11 @@ class Diagnosis:
 
         Each fix is applied on its own. One that raises is rolled back and listed among what was left alone, and the
         others are applied. Norms whose statistics are wrong are recalibrated last, all in one pass over the loader of
-        the check. Where that shows that the statistics behind them do not match either, these are recalibrated too.
-        What is frozen stays frozen. An optimizer that a scheduler holds, or that has taken a step, stays as
-        it is. Outputs in evaluation change only where the finding says that they are wrong.
+        the check. Where that shows that the statistics behind them do not match either, these are recalibrated too. Of
+        a loader without a length, which may never end, a pass takes no more than brings all standard errors down to
+        0.02, and at most 1000 batches; the `Change` says how many. What is frozen stays frozen. An optimizer that a
+        scheduler holds, or that has taken a step, stays as it is. Outputs in evaluation change only where the finding
+        says that they are wrong.
 
         Args:
             notes: whether notes are fixed too.

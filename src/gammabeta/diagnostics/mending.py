@@ -15,7 +15,7 @@ from gammabeta.diagnostics.optimizer_holders import searching_once
 from gammabeta.diagnostics.wrong_statistics import is_broken, unmended_at, where_nothing_passes
 from gammabeta.introspection.unchanged import random_states_kept
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
+from gammabeta.surgery.recalibrate import of_the_first, recalibrate_what_can_be, why_not_recalibrated
 
 # How often it is asked which statistics do not match either, now that others do.
 _ROUNDS = 2
@@ -277,7 +277,7 @@ def _keep_the_others(done: Change, name: str, module: nn.Module, broken: Tensor,
     at = next(i for i, entry in enumerate(done.entries) if entry.module == name and entry.done)
     if count:
         rest = f"; no batch gives the other {size - count} a finite input" if count < size else ""
-        what = f"recalibrated in {count} of {broken.numel()} channels{rest}"
+        what = f"recalibrated in {count} of {broken.numel()} channels{rest}{of_the_first(done.entries[at].numbers)}"
     else:
         what = "no batch gives a finite input to the channels whose statistics are not finite"
     done.entries[at] = replace(done.entries[at], what=what, done=count > 0)

@@ -89,7 +89,7 @@ class watch:  # noqa: N801 - a context, used as a function
         self._order = InputOrder()
         self._witness = Witness()
         self._progress = Progress()
-        self._finite = FiniteWatch(self.model, self.watched, self._progress)
+        self._finite = FiniteWatch(self.model, self.watched, self._progress, self._optimizers)
         self._ranks: RankRecords | None = None
         self._written = -1
         self._modes: set[bool] = set()  # of the forwards with gradients in this step: in training mode or not
@@ -108,6 +108,7 @@ class watch:  # noqa: N801 - a context, used as a function
         shared = [p.norm.name for p in self._probes if p.synchronized()]
         self._ranks = RankRecords({n: m for n, m in tracked.items() if m is not None}, shared)
         self._written = -1
+        self._finite.begin()
         for probe in self._probes:
             assert probe.norm.module is not None
             self._handles.append(hook_after(probe.norm.module, Hook(probe.count_call), with_kwargs=True))
@@ -141,7 +142,7 @@ class watch:  # noqa: N801 - a context, used as a function
         if self._progress.measuring:
             with torch.no_grad():
                 self._measure()
-                self._finite.measure()
+        self._finite.end_step()
         self._count_modes()
         self.watched.steps += 1
         step = self.watched.steps

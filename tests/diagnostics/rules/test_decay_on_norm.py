@@ -219,6 +219,42 @@ def test_decay_that_pulls_a_scale_to_1_is_not_found(offset, found):
     assert bool(gb.check(model, optimizer=optimizer, select="GB401").findings) is found
 
 
+class OnePlusLayerNorm(nn.LayerNorm):
+    """γ − 1 in a subclass of torch's class, as NeMo's LayerNorm1P."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
+class OnePlusGroupNorm(nn.GroupNorm):
+    """γ − 1 in a norm of channels, of which no form is known."""
+
+    def forward(self, x):
+        return nn.functional.group_norm(x, self.num_groups, 1 + self.weight, self.bias, self.eps)
+
+
+class OnePlusNormAct(ScalesByOnePlusWeightRMSNorm):
+    """A norm that holds its activation."""
+
+    def __init__(self, size):
+        super().__init__(size, 1.0)
+        self.act = nn.Identity()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "norm", [OnePlusLayerNorm(8), OnePlusGroupNorm(2, 8), OnePlusNormAct(8)], ids=lambda norm: type(norm).__name__
+)
+def test_so_it_is_in_any_class_and_the_shift_is_found_still(norm):
+    model = nn.Sequential(nn.Linear(4, 8), norm)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    found = gb.check(model, optimizer=optimizer, select="GB401").findings
+    has_shift = getattr(norm, "bias", None) is not None
+    assert [finding.message for finding in found] == ["weight decay of 0.05 on bias"] * has_shift
+
+
 class OnePlus(nn.Module):
     """The same under a name that says nothing."""
 

@@ -67,9 +67,11 @@ def check(record: Record) -> Iterator[Match]:
 
 
 def _holds_less_one(norm: Norm, key: str) -> bool:
-    """Whether a Parameter is the weight of a norm that scales by 1 + weight: decay then pulls the scale to 1."""
-    layer = None if norm.module is None else norm_of(norm.module, probe=True)
-    return layer is not None and key == layer.affine.weight and offset_of(norm.module) == 1.0  # type: ignore[arg-type]
+    """Whether a norm scales by 1 + weight: decay then pulls the scale to 1. torch's and gammabeta's do not."""
+    if norm.module is None or norm.weight is None or offset_of(norm.module) != 1.0:
+        return False
+    layer = norm_of(norm.module, probe=True)
+    return layer is not None and key == layer.affine.weight
 
 
 def _fix(norm: Norm, keys: tuple[str, ...], of: list[Groups], decay: float, reason: str | None) -> Fix:
