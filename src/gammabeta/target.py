@@ -95,7 +95,8 @@ def load_function(text: str) -> Callable[..., Any]:
     if not callable(found) or isinstance(found, type | nn.Module):
         kind = f"the class {found.__qualname__}" if isinstance(found, type) else f"a {type(found).__qualname__}"
         raise TargetError(f"{text}: expected a function, got {kind}.")
-    return found
+    function: Callable[..., Any] = found
+    return function
 
 
 def load_value(text: str) -> Target:

@@ -19,8 +19,8 @@ TRUE: tuple[tuple[str, str, str], ...] = (
     (
         "transformers efficientnet",
         "GB309",
-        "weights start at a standard deviation of 0.02 while ε is 0.001: variances fall to 1e-44 and its outputs are the "
-        "same for every image, in training mode and recalibrated too",
+        "weights start at a standard deviation of 0.02 while ε is 0.001: variances fall to 1e-44 and its outputs are "
+        "the same for every image, in training mode and recalibrated too",
     ),
     (
         "transformers efficientnet",
