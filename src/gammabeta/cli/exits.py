@@ -21,7 +21,7 @@ FOUND, WRONG, FAILED, STOPPED, UNREAD = 1, 2, 3, 130, 141
 
 CODES = (
     "Exit codes: 0 done, and nothing found; 1 findings, or claims that could not be measured; 2 the request cannot be "
-    "carried out; 3 gammabeta itself failed; 130 Ctrl-C."
+    "carried out; 3 gammabeta itself failed; 130 stopped by Ctrl-C, SIGTERM or SIGHUP."
 )
 
 
