@@ -347,17 +347,18 @@ def test_a_closed_output_changes_no_exit_code(folder, words, code):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_while_a_model_is_built(folder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 0)])
+def test_a_signal_while_a_model_is_built(folder, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "gammabeta", "check", "ends.py:waits"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts background jobs, such as this test may be in, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stderr.readline() == "waiting\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, said = process.communicate(timeout=60)
     assert (process.returncode, out, said) == (130, "", "Interrupted.\n")

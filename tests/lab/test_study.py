@@ -123,7 +123,7 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not (out / "trials.jsonl").exists() or (out / "trials.jsonl").read_bytes().count(b"\n") < 2:
             assert running.poll() is None, running.communicate()
             assert time.monotonic() < deadline
@@ -136,7 +136,9 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
     kept = (out / "trials.jsonl").read_bytes().splitlines()
     assert running.returncode == 130, errors
     assert errors == ""
-    assert printed.replace("\n", " ").strip() == (
+    # On a slow machine there are lines that say how far it is.
+    lines = [line for line in printed.splitlines() if not line.startswith("       running  ")]
+    assert " ".join(lines).strip() == (
         f"Interrupted; {len(kept)} finished trials are kept. "
         f"Continue with: gammabeta study gradient_flow --quick --out {out} --jobs 2"
     )

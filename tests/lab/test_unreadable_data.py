@@ -227,6 +227,25 @@ def test_what_archivers_and_desktops_add_is_no_class(tmp_path):
     assert task.description.startswith(f"{tmp_path.name}: 48 images of 2 classes")
 
 
+def test_a_folder_around_the_classes_is_told_what_to_name(tmp_path):
+    painted(tmp_path / "own")  # as an archive is unpacked
+    painted(tmp_path / "__MACOSX" / "own", count=1)
+    assert refusal(f"folder:{tmp_path}") == (
+        f"folder:{tmp_path}: expected a folder for each class, two or more, got 1, whose folders hold images: name "
+        f"{tmp_path / 'own'}."
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    painted(tmp_path)
+    (tmp_path / "dog" / "link.png").symlink_to(tmp_path / "gone.png")
+    assert refusal(f"folder:{tmp_path}") == (
+        f"folder:{tmp_path}: expected an image in dog/link.png, and could not read it as one (No such file or "
+        "directory): replace or remove the file."
+    )
+
+
 def _heic(folder):
     for file in list((folder / "dog").iterdir()):
         file.rename(file.with_suffix(".HEIC"))

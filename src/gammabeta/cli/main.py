@@ -16,7 +16,6 @@ from rich.text import Text
 import gammabeta
 from gammabeta.cli import options
 from gammabeta.cli.exits import CODES, FOUND, STOPPED, WRONG, Commands, fail, say, unwritten, write
-from gammabeta.cli.signals import as_interrupts
 from gammabeta.cli.streams import silence
 
 if TYPE_CHECKING:
@@ -93,10 +92,9 @@ def study(
         "address": address,
     }
     console = Console()
-    with as_interrupts():
-        engine = _need("jinja2", "plotly", "gammabeta.lab.study")
-        results = _run_study(engine, asked, resume, fresh, console)
-        _draw(results, out if resume is None else resume, console)
+    engine = _need("jinja2", "plotly", "gammabeta.lab.study")
+    results = _run_study(engine, asked, resume, fresh, console)
+    _draw(results, out if resume is None else resume, console)
     if results.get("failed"):
         raise typer.Exit(FOUND)
 

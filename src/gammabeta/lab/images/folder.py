@@ -98,6 +98,11 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
         TaskError: fewer than two classes, or too few images in one.
     """
     names, files, y_n = _listed(folder)
+    if len(names) == 1 and sum(map(_holds_images, _folders(folder / names[0]))) > 1:
+        raise TaskError(
+            f"folder:{folder}: expected a folder for each class, two or more, got 1, whose folders hold images: name "
+            f"{folder / names[0]}."
+        )
     if len(names) < 2:
         raise TaskError(
             f"folder:{folder}: expected a folder for each class, two or more, got {len(names)}: put the images into "
@@ -157,8 +162,12 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of a folder that are not hidden, in the order of their names."""
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
+    """Return the files of a folder that are not hidden, in the order of their names, with links that lead nowhere."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and (entry.is_file() or (entry.is_symlink() and not entry.exists()))
+    )
 
 
 def _folders(folder: Path) -> list[Path]:
