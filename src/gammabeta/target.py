@@ -9,6 +9,8 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from torch import nn
 
 _FORM = re.compile(r"(?P<where>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?", re.DOTALL)
+_LIBRARY, _INSTALLED = ("stdlib", "platstdlib"), ("purelib", "platlib")
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -76,6 +79,25 @@ def load_object(text: str, model: nn.Module) -> Any:
     return _call(text, name, found, arguments, model) if callable(found) or arguments is not None else found
 
 
+def load_function(text: str) -> Callable[..., Any]:
+    """Load the function that a target names; arguments in parentheses are for a function that returns it.
+
+    Args:
+        text: as for `load_model`.
+
+    Raises:
+        TargetError: it cannot be imported, does not exist, is no function, or what should return it raises.
+    """
+    module, name, arguments = _import(text)
+    found = _attribute(text, module, name)
+    if arguments is not None:
+        found = _call(text, name, found, arguments)
+    if not callable(found) or isinstance(found, type | nn.Module):
+        kind = f"the class {found.__qualname__}" if isinstance(found, type) else f"a {type(found).__qualname__}"
+        raise TargetError(f"{text}: expected a function, got {kind}.")
+    return found
+
+
 def load_value(text: str) -> Target:
     """Call the function that a target names, with the arguments in parentheses or without any, and return its result.
 
@@ -122,6 +144,27 @@ def import_target(text: str) -> tuple[ModuleType, str]:
     return module, name
 
 
+def line_of(error: BaseException) -> str:
+    """Return the line of the user's code that an exception comes from, as " (train.py, line 12)"; "" if there is none.
+
+    The innermost line that is neither the standard library's, nor an installed package's, nor ours. If all are, that of
+    an installed package.
+    """
+    paths = sysconfig.get_paths()
+    library, installed = ([Path(paths[key]).resolve() for key in keys] for keys in (_LIBRARY, _INSTALLED))
+    found = ""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).resolve()
+        if not path.is_file() or path.is_relative_to(Path(__file__).parent):
+            continue
+        here = f" ({path.name}, line {frame.lineno})"
+        if any(path.is_relative_to(folder) for folder in installed):
+            found = found or here
+        elif not any(path.is_relative_to(folder) for folder in library):
+            return here
+    return found
+
+
 def _import(text: str) -> tuple[ModuleType, str, str | None]:
     form = _FORM.fullmatch(text)
     if form is None:
@@ -141,7 +184,12 @@ def _import(text: str) -> tuple[ModuleType, str, str | None]:
         return _load_file(path), form["name"], form["arguments"]
     except TargetError:
         raise
-    except (Exception, SystemExit) as error:
+    except SystemExit as error:
+        raise TargetError(
+            f"{text}: cannot import {where}: it calls sys.exit({error.code!r}){line_of(error)}; put what is to run as "
+            'a script under `if __name__ == "__main__":`.'
+        ) from error
+    except Exception as error:
         raise TargetError(f"{text}: cannot import {where}: {_describe(error)}") from error
 
 
@@ -196,7 +244,12 @@ def _call(text: str, name: str, found: Any, arguments: str | None, *offered: Any
         positional, by_name = _literals(text, arguments)
     try:
         return found(*positional, **by_name)
-    except (Exception, SystemExit) as error:
+    except SystemExit as error:
+        raise TargetError(
+            f"{text}: {name} calls sys.exit({error.code!r}){line_of(error)}: leave that out where it is called from "
+            "here."
+        ) from error
+    except Exception as error:
         raise TargetError(f"{text}: {name} raised {_describe(error)}") from error
 
 

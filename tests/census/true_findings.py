@@ -17,6 +17,23 @@ TRUE: tuple[tuple[str, str, str], ...] = (
         "its configuration has TensorFlow's momentum of 0.99, which torch takes for a share of the new batch",
     ),
     (
+        "transformers efficientnet",
+        "GB309",
+        "weights start at a standard deviation of 0.02 while ε is 0.001: variances fall to 1e-44 and its outputs are the "
+        "same for every image, in training mode and recalibrated too",
+    ),
+    (
+        "transformers efficientnet",
+        "GB109",
+        "with TensorFlow's momentum its statistics are those of the last batch, 0.99 of the way",
+    ),
+    (
+        "torchvision segmentation.deeplabv3_*",
+        "GB302",
+        "the dropout of its head comes before a convolution and a BatchNorm, whose input has 2.3 times the variance in "
+        "training that it has in evaluation",
+    ),
+    (
         "torchvision mnasnet0_5",
         "GB109",
         "its momentum is 0.0003: after 30 steps the statistics are 0.99 of the way still at 0 and 1",

@@ -83,10 +83,11 @@ def run(*words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("ends.py:leaves",), "ends.py:leaves: leaves raised SystemExit: 0."),
+        (("ends.py:leaves",), "ends.py:leaves: leaves calls sys.exit(0) (ends.py, line 12): leave that out where it "
+                              "is called from here."),
         (("ends.py:raises",), "ends.py:raises: raises raised RuntimeError: no such weights."),
-        (("ends.py:Leaving", "--inputs", "torch:randn(4, 3)"), "expected a model that can be checked, got one that "
-                                                              "calls sys.exit(0)."),
+        (("ends.py:Leaving", "--inputs", "torch:randn(4, 3)"), "your code calls sys.exit(0) (ends.py, line "
+                                                              "20): leave that out where the check runs it."),
         (("ends.py:Broken", "--inputs", "torch:randn(4, 3)"), "check: expected inputs that the model takes, got "
          "tensors of shapes (4, 3), on which its forward raised KeyError: 'x'"),
         (("ends.py:bad", "--fail-on", "fatal"), "--fail-on: expected error, warning or note, got 'fatal'."),

@@ -176,3 +176,14 @@ def test_an_average_of_other_integers_is_not_explained(average):
     with pytest.raises((RuntimeError, NotImplementedError), match="Long") as raised:
         average([{"step": torch.tensor(3)}, {"step": torch.tensor(5)}])
     assert gb.explain_error(raised.value) is None
+
+
+def test_a_checkpoint_from_before_a_fold_is_explained():
+    """The norm is no module of the model any more: its keys are known by the statistics among them."""
+    before = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)).eval()
+    folded = gb.fold(before, torch.randn(2, 3, 5, 5)).model
+    with pytest.raises(RuntimeError) as caught:
+        folded.load_state_dict(before.state_dict())
+    told = gb.explain_error(caught.value, folded)
+    assert told.why.startswith("the checkpoint has running statistics for 1")
+    assert told.fix.endswith("change it afterwards: gammabeta.convert(model, …), gammabeta.fold(model, inputs).")

@@ -99,11 +99,50 @@ def poisoned(**options):
     return model.eval(), loader
 
 
+def test_statistics_that_a_nan_hid_are_said_to_be_unseen_and_mended_in_the_same_fix():
+    model, loader = poisoned()
+    before = bits(model)
+    diagnosis = gb.check(model, loader=loader)
+    assert [finding.code for finding in diagnosis.errors + diagnosis.warnings] == ["GB102"]
+    assert diagnosis.unseen == ("4",)
+    assert "  the input of 1 norm is not finite and was not looked at: mend that, check again" in str(diagnosis)
+    assert json.loads(diagnosis.to_json())["unseen"] == ["4"]
+    change = diagnosis.fix()
+    assert change.changed == ["1", "4"]
+    after = gb.check(model, loader=loader)
+    assert (after.errors, after.warnings, after.unseen) == ((), (), ())
+    change.undo()
+    assert bits(model) == before
+
+
+def test_without_the_rule_on_the_gap_nothing_further_is_recalibrated():
+    model, loader = poisoned()
+    assert gb.check(model, loader=loader, select="GB102").fix().changed == ["1"]
+    model, loader = poisoned()
+    assert gb.check(model, loader=loader, ignore="GB109").fix().changed == ["1"]
+
+
+def test_a_norm_among_new_ones_gets_no_statistics_of_its_own():
+    """They would look like the trace of a training that the others lost."""
+    torch.manual_seed(0)
+    linear = [nn.Linear(width, 8, bias=False) for width in (4, 8)]
+    model = nn.Sequential(linear[0], nn.BatchNorm1d(8), nn.ReLU(), linear[1], nn.BatchNorm1d(8))
+    nn.init.uniform_(model[1].weight)
+    model[4].track_running_stats = False
+    loader = [torch.randn(16, 4) for _ in range(3)]
+    diagnosis = gb.check(model, loader=loader)
+    assert codes(diagnosis) == [("GB106", "4")]
+    assert diagnosis.fix().changed == ["4"]
+    assert model[4].track_running_stats
+    assert (model[4].running_mean == 0).all()
+    assert codes(gb.check(model, loader=loader)) == []
+
+
 def test_an_epsilon_of_zero_in_evaluation_stops_nothing():
     model, loader = poisoned()
     model[1].eps = 0.0
     change = gb.check(model, loader=loader).fix()
-    assert change.changed == ["1"]
+    assert change.changed == ["1", "4"]
     assert change.left["1"].startswith("GB306 unusual-epsilon: by hand: keep what the model was trained with")
     assert model[1].eps == 0.0
     expected = torch.cat(loader) @ model[0].weight.T + model[0].bias

@@ -211,12 +211,13 @@ class TestHealthPage:
         )
         optimizer = sgd(model)
         with gb.watch(model, optimizer, every=2) as watch:
+            with torch.no_grad():
+                for _ in range(steps):
+                    model(torch.randn(16, 8))
             for step in range(steps):
                 if diverge and step == 17:
                     with torch.no_grad():
                         model[9].weight.fill_(3e38)
-                with torch.no_grad():
-                    model(torch.randn(16, 8))
                 train_on = torch.randn(16, 8)
                 optimizer.zero_grad()
                 model(train_on).square().mean().backward()
@@ -241,7 +242,7 @@ class TestHealthPage:
 
     def test_a_training_that_diverged_leads(self, tmp_path):
         page = self.page(tmp_path, diverge=True).partition("</style>")[2]
-        assert '<p class="headline">Training diverged at step 17, first at 9</p>' in page
+        assert '<p class="headline">Training diverged at step 17: an update made parameters explode in 9</p>' in page
         assert page.index("Training diverged") < page.index("Also found") < page.index("GB102")
         assert "<title>Training diverged at step 17" in self.page(tmp_path, diverge=True)
         assert page.count("recalibrate(") == 0, "nothing is to be recalibrated where the parameters are NaN"
@@ -275,3 +276,30 @@ def test_evaluation_mode_in_a_compiled_training_is_found():
             optimizer.step()
     assert [finding.code for finding in watch.diagnosis(select="GB114").findings] == ["GB114"]
     assert watch.watched.training_steps == 7
+
+
+class Perturbing(torch.optim.Optimizer):
+    """Sharpness-aware minimization as it is usually written: around another optimizer, whose steps update."""
+
+    def __init__(self, params, base, **settings):
+        super().__init__(params, settings)
+        self.base_optimizer = base(self.param_groups, **settings)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def second_step(self):
+        self.base_optimizer.step()
+        self.zero_grad()
+
+    def step(self, closure=None):
+        raise NotImplementedError
+
+
+def test_the_steps_of_an_optimizer_inside_another_are_counted():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    optimizer = Perturbing(model.parameters(), torch.optim.SGD, lr=0.1)
+    with gb.watch(model, optimizer) as watch:
+        for _ in range(5):
+            model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.second_step()
+    assert watch.watched.steps == 5
+    assert watch.watched.norms["1"].history.known("updates")

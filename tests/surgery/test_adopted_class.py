@@ -280,3 +280,41 @@ def test_conversion_to_another_norm_ends_it(name):
     gb.convert(m, "group", groups=1, batches=[images()])
     assert type(m[0]) is gb.GroupNorm
     assert m[0].activation == "silu"
+
+
+class AnyDimensions(nn.BatchNorm2d):
+    """As libraries write one class for all dimensions."""
+
+    def _check_input_dim(self, input):
+        return
+
+
+class AtLeastThree(nn.BatchNorm2d):
+    def _check_input_dim(self, input):
+        if input.dim() < 3:
+            raise ValueError("mine")
+
+
+class AsksItsBase(nn.BatchNorm2d):
+    def _check_input_dim(self, input):
+        super()._check_input_dim(input)
+
+
+def test_a_check_of_the_dimensions_of_its_own_is_kept():
+    torch.manual_seed(0)
+    for cls in (AnyDimensions, AtLeastThree):
+        norm, x = cls(4), torch.randn(8, 4, 6)
+        expected = copy.deepcopy(norm)(x)
+        assert gb.adopt(norm).changed
+        # Two orders of summation in float32.
+        torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-6)
+        again = pickle.loads(pickle.dumps(norm))
+        again(x)
+    with pytest.raises(ValueError, match="mine"):
+        again(torch.randn(8, 4))
+    gb.freeze(norm)
+    before = norm.running_mean.clone()
+    norm.train()(x)
+    assert torch.equal(norm.running_mean, before)
+    left = gb.adopt(AsksItsBase(4)).left
+    assert left == {"": "AsksItsBase has a _check_input_dim of its own, which would be lost"}

@@ -98,3 +98,15 @@ def test_what_is_not_safe_is_left_with_its_reason(case):
     change = gb.fuse(model, torch.randn(4, 3))
     assert list(change.left.values()) == [reason]
     assert not change.changed
+
+
+def test_a_part_frozen_by_torchscript_has_no_mode_and_does_not_hinder():
+    """A module from torch.jit.freeze has neither `training` nor `train`."""
+    torch.manual_seed(0)
+    part = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4)).eval()))
+    model = nn.Sequential(nn.Linear(8, 8), gb.BatchNorm1d(8), nn.ReLU(), part)
+    x = torch.randn(16, 8)
+    expected = model(x)
+    assert gb.fuse(model, x).changed == ["1"]
+    # Another order of the same float32 operations.
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)

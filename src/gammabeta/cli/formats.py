@@ -14,7 +14,7 @@ from gammabeta.cli.inspection import Inspection
 from gammabeta.cli.places import place_of
 from gammabeta.cli.sarif import as_sarif, failed_sarif, sentence
 from gammabeta.diagnostics.checkpoints.contents import printable
-from gammabeta.diagnostics.description import advice, faults, heading, remedies, skipped
+from gammabeta.diagnostics.description import advice, faults, heading, hidden, remedies, skipped
 from gammabeta.diagnostics.findings import Diagnosis
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold blue"}
@@ -40,7 +40,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     console.print(Text(diagnosis.summary(), "bold"))
     for line in remedies(diagnosis.findings):
         console.print(Text(f"in Python, {line}" if line.startswith("diagnosis") else line))
-    for line in skipped(diagnosis.idle, command_line=True):
+    for line in (*hidden(diagnosis.unseen), *skipped(diagnosis.idle, command_line=True)):
         console.print(Text(line, "dim"))
 
 

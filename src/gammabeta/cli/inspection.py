@@ -16,11 +16,19 @@ from gammabeta.diagnostics.check import ArgumentError, ForwardError, check, diag
 from gammabeta.diagnostics.checkpoint import read_checkpoint
 from gammabeta.diagnostics.checkpoints.contents import CheckpointError
 from gammabeta.diagnostics.findings import SEVERITIES, Diagnosis
+from gammabeta.diagnostics.mistaken import why_no_batch, why_no_loader
 from gammabeta.diagnostics.selection import SelectionError, check_patterns
-from gammabeta.target import TargetError, load_model, load_object
+from gammabeta.introspection.forward import BatchError
+from gammabeta.target import TargetError, line_of, load_function, load_model, load_object
 
 # Options of a check that only a model can use.
-_FOR_MODELS = ("inputs", "loader", "optimizer")
+_FOR_MODELS = ("inputs", "loader", "optimizer", "forward")
+# What stands for arguments of `check` that its messages name.
+_OPTIONS = {
+    "forward=lambda model, batch: …": "--forward file.py:function",
+    "forward=": "--forward",
+    "loader=": "--loader",
+}
 # What the names of checkpoints end with, for the message where there is no such file.
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".json", ".npz", ".h5", ".onnx")
 
@@ -36,7 +44,7 @@ class Request:
     Attributes:
         target: a model or a checkpoint file, as `gammabeta check` takes it.
         configuration: what was asked for; what it leaves open comes from pyproject.toml.
-        inputs, loader, optimizer: targets.
+        inputs, loader, optimizer, forward: targets.
         batch_size, intent: as for `check`.
         training: the mode that the model is put into first; None leaves its mode.
     """
@@ -46,6 +54,7 @@ class Request:
     inputs: str | None = None
     loader: str | None = None
     optimizer: str | None = None
+    forward: str | None = None
     batch_size: int | None = None
     intent: str | None = None
     training: bool | None = None
@@ -140,10 +149,9 @@ def _check_model(request: Request, chosen: Configuration) -> tuple[Diagnosis, st
     model: Any = found.value
     if request.training is not None:
         model.train(request.training)
-    targets = {name: text for name in _FOR_MODELS if (text := getattr(request, name)) is not None}
     diagnosis = check(
         model,
-        **{name: load_object(text, model) for name, text in targets.items()},
+        **_given(request, model),
         batch_size=request.batch_size,
         intent=request.intent,
         select=chosen.select,
@@ -152,18 +160,48 @@ def _check_model(request: Request, chosen: Configuration) -> tuple[Diagnosis, st
     return diagnosis, found.file, found.line
 
 
+def _given(request: Request, model: Any) -> dict[str, Any]:
+    """Load the options that a model can use, and refuse those of which one holds what another takes."""
+    if request.forward is not None and request.inputs is None and request.loader is None:
+        raise InspectionError(
+            "--forward: expected a batch for it as well, got neither --inputs nor --loader: pass one of them."
+        )
+    given = {
+        name: load_function(text) if name == "forward" else load_object(text, model)
+        for name in _FOR_MODELS
+        if (text := getattr(request, name)) is not None
+    }
+    for name, value in given.items():
+        if value is None:
+            raise InspectionError(f"--{name}: expected {getattr(request, name)} to return something, got None.")
+    if "inputs" in given:
+        reason = why_no_batch(model, given["inputs"], given.get("forward"), "--loader")
+        if reason is not None:
+            raise InspectionError(f"--inputs: expected one batch, got {request.inputs}, {reason}.")
+    if "loader" in given:
+        reason = why_no_loader(given["loader"], "--inputs")
+        if reason is not None:
+            raise InspectionError(f"--loader: expected batches, got {request.loader}, {reason}.")
+    return given
+
+
 @contextlib.contextmanager
 def _in_one_sentence(targets: Sequence[str]) -> Iterator[None]:
     """Turn errors made for the person who asked, and those of their code, into an `InspectionError`."""
     try:
         yield
-    except (TargetError, CheckpointError, ConfigurationError, ForwardError, ArgumentError, SelectionError) as error:
+    except (TargetError, CheckpointError, ConfigurationError, SelectionError) as error:
         raise InspectionError(str(error)) from error
+    except (ForwardError, ArgumentError, BatchError) as error:
+        text = str(error)
+        for argument, option in _OPTIONS.items():
+            text = text.replace(argument, option)
+        raise InspectionError(text) from error
     except InspectionError:
         raise
     except SystemExit as error:
         raise InspectionError(
-            f"expected a model that can be checked, got one that calls sys.exit({error.code!r})."
+            f"your code calls sys.exit({error.code!r}){line_of(error)}: leave that out where the check runs it."
         ) from error
     except Exception as error:
         place = of_the_user(error, targets)

@@ -123,6 +123,7 @@ def check(
     inputs: options.Inputs = None,
     loader: options.Loader = None,
     optimizer: options.Optimizer = None,
+    forward: options.CheckForward = None,
     batch_size: options.CheckBatchSize = None,
     intent: options.Intent = None,
     train: options.Train = None,
@@ -144,7 +145,7 @@ def check(
     if output != "text" and output not in formats.WRITERS:
         _fail(f"--format: expected text, {', '.join(formats.WRITERS)}, got {output!r}.")
     given = Configuration(_list(select), _list(ignore), fail_on)
-    request = inspection.Request(target, given, inputs, loader, optimizer, batch_size, intent, train)
+    request = inspection.Request(target, given, inputs, loader, optimizer, forward, batch_size, intent, train)
     try:
         found = inspection.inspect(request)
     except inspection.InspectionError as error:

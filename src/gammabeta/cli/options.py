@@ -136,7 +136,12 @@ Inputs = Annotated[
 ]
 Loader = Annotated[
     str | None,
-    typer.Option("--loader", metavar="TARGET", help="Batches in the form that the model takes.", show_default=False),
+    typer.Option(
+        "--loader",
+        metavar="TARGET",
+        help="Batches in the form that the model takes: a DataLoader, or any iterable; the first serves as inputs.",
+        show_default=False,
+    ),
 ]
 Optimizer = Annotated[
     str | None,
@@ -144,6 +149,16 @@ Optimizer = Annotated[
         "--optimizer",
         metavar="TARGET",
         help="The optimizer, or a function that gets the model and returns the optimizer.",
+        show_default=False,
+    ),
+]
+CheckForward = Annotated[
+    str | None,
+    typer.Option(
+        "--forward",
+        metavar="TARGET",
+        help="How a batch goes through the model if not by model(batch), such as a graph: a function "
+        "[bold]forward(model, batch)[/], as [bold]data.py:forward[/].",
         show_default=False,
     ),
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 
 from gammabeta.diagnostics.findings import SEVERITIES, Diagnosis, Finding
 from gammabeta.diagnostics.measurement import measure
+from gammabeta.diagnostics.mistaken import why_no_batch, why_no_loader
 from gammabeta.diagnostics.probe import probe
 from gammabeta.diagnostics.record import Record, record_model
 from gammabeta.diagnostics.rule import SEES, Rule
 from gammabeta.diagnostics.selection import chosen_rules, ignored_patterns, reason_to_ignore
-from gammabeta.introspection.forward import BatchError, Forward, names_of, origin_is
+from gammabeta.introspection.forward import BatchError, Forward, forward_batch, names_of, origin_is
 from gammabeta.introspection.observe import observe, tensors_in
 from gammabeta.introspection.unchanged import UninitializedError, random_states_kept, set_mode, unchanged
 
@@ -34,7 +36,7 @@ class ForwardError(RuntimeError):
 
 # Packages whose own errors are not those of the user's forward.
 _OWN = ("gammabeta.introspection", "gammabeta.diagnostics")
-_NOT_FINITE = "GB404"
+_NOT_FINITE, _GAP = "GB404", "GB109"
 INTENTS = ("contrastive", "gradient-penalty", "private")
 
 
@@ -80,6 +82,7 @@ def check(
     optimizers = _optimizers(optimizer)
     _check_arguments(model, batch_size, intent)
     _check_optimizers(model, optimizers)
+    _check_batches(model, inputs, loader, forward)
     if inputs is None and loader is not None and (forward is not None or _has_forward(model)):
         inputs, loader = _first_of(loader)
     record = record_model(
@@ -93,7 +96,18 @@ def check(
     )
     if inputs is not None:
         _observe(record, model, inputs)
-    return diagnose(record, select=select, ignore=ignore)
+    diagnosis = diagnose(record, select=select, ignore=ignore)
+    # An iterator's batches are used up by the first recalibration.
+    if inputs is None or loader is None or isinstance(loader, Iterator) or _GAP not in diagnosis.rules:
+        return diagnosis
+
+    def again() -> tuple[Finding, ...]:
+        found = replace(record, observed=None, given=None, given_with_dropout=None, probe=None)
+        found.norms = record_model(model).norms
+        _observe(found, model, inputs)
+        return diagnose(found, select=_GAP, ignore=ignore).findings
+
+    return replace(diagnosis, _again=again)
 
 
 def _has_forward(model: nn.Module) -> bool:
@@ -102,11 +116,16 @@ def _has_forward(model: nn.Module) -> bool:
 
 
 def _first_of(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """Return the loader's first batch, None if it has none, and the loader with that batch still in it."""
+    """Return the loader's first batch, and the loader with that batch still in it."""
     with random_states_kept():  # a DataLoader draws its workers' seed, and a sampler its order
         batches = iter(loader)
         first = next(batches, None)
-    if batches is not loader or first is None:
+    if first is None:
+        raise ArgumentError(
+            "check: expected a loader with at least one batch, got none: an iterator that is used up gives none, and "
+            "neither does a DataLoader with drop_last=True of fewer samples than a batch."
+        )
+    if batches is not loader:
         return first, loader
     return first, itertools.chain([first], batches)  # an iterator gives each batch once
 
@@ -185,7 +204,15 @@ def diagnose(
     # Stable: by rule, then in the model's order. What is not finite explains the other errors, so it leads.
     found.sort(key=lambda finding: (SEVERITIES.index(finding.severity), finding.code != _NOT_FINITE))
     codes = tuple(rule.code for rule in ran)
-    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran))
+    return Diagnosis(tuple(found), tuple(ignored), len(record.norms), codes, _idle(rules, ran), _unseen(record))
+
+
+def _unseen(record: Record) -> tuple[str, ...]:
+    """Return the names of the norms whose inputs are not finite."""
+    given = record.given or {}
+    return tuple(
+        name for name, calls in given.items() if not all(bool(call.moments.mean.isfinite().all()) for call in calls)
+    )
 
 
 def _idle(rules: Sequence[Rule], ran: Sequence[Rule]) -> dict[str, tuple[str, ...]]:
@@ -217,6 +244,16 @@ def _check_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
             f"check: expected an optimizer of the model's parameters, got {len(held)} parameters, none of which is the "
             "model's: was it made from another model, or before this one was copied? It trains nothing here."
         )
+
+
+def _check_batches(model: nn.Module, inputs: Any, loader: Any, forward: Any) -> None:
+    forward_batch("check", forward)  # raises if that is no function of model and batch
+    reason = None if inputs is None else why_no_batch(model, inputs, forward, "loader=")
+    if reason is not None:
+        raise ArgumentTypeError(f"check: expected inputs as one batch, got {reason}.")
+    reason = None if loader is None else why_no_loader(loader, "inputs=")
+    if reason is not None:
+        raise ArgumentTypeError(f"check: expected loader as an iterable of batches, got {reason}.")
 
 
 def _check_arguments(model: Any, batch_size: Any, intent: Any) -> None:

@@ -114,6 +114,13 @@ def remedies(findings: Sequence[Finding]) -> list[str]:
     return ["; ".join(parts)] if parts else []
 
 
+def hidden(unseen: Sequence[str]) -> list[str]:
+    """Say that norms whose inputs are not finite were not compared with them; nothing if there are none."""
+    if not unseen:
+        return []
+    return [f"the input of {count_of(len(unseen), 'norm')} is not finite and was not looked at: mend that, check again"]
+
+
 def skipped(idle: Mapping[str, Sequence[str]], *, command_line: bool = False) -> list[str]:
     """Say for each thing that was not given how many rules need it, and how to give it."""
     counts: dict[str, int] = {}

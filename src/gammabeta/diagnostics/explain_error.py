@@ -11,6 +11,7 @@ from types import FrameType
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.explained_calls import CALLS, Failure
+from gammabeta.diagnostics.explained_inputs import INPUTS
 from gammabeta.diagnostics.explained_states import STATES
 from gammabeta.introspection.norms import kind_of
 
@@ -45,7 +46,7 @@ def explain_error(exception: BaseException, model: nn.Module | None = None) -> E
     """
     message = str(exception)
     failure: Failure | None = None
-    for pattern, explain in (*CALLS, *STATES):
+    for pattern, explain in (*CALLS, *INPUTS, *STATES):
         if re.search(pattern, message):
             if failure is None:
                 failure = _failure(exception, model)

@@ -37,7 +37,8 @@ Explain: TypeAlias = "Callable[[Failure], tuple[str, str] | None]"
 """Returns the cause and what to do; None where the failure is not the one it knows."""
 
 
-def _called(norm: Any) -> str:
+def called(norm: Any) -> str:
+    """Name a norm by its class."""
     return "the norm" if norm is None else f"the {type(norm).__name__}"
 
 
@@ -46,7 +47,8 @@ def _than(norm: Any) -> str:
     return f" than {groups}" if isinstance(groups, int) else ""
 
 
-def _shape(x: Tensor | None) -> str:
+def shape_of(x: Tensor | None) -> str:
+    """Describe an input by its shape."""
     return "an input" if x is None else f"an input of shape {tuple(x.shape)}"
 
 
@@ -55,12 +57,12 @@ def _one_value(failure: Failure) -> tuple[str, str]:
     kind = "" if norm is None else kind_of(norm)
     if kind == "group":
         return (
-            f"{_called(norm)} got {_shape(x)}: one value in each group of a sample, so the output would be β.",
+            f"{called(norm)} got {shape_of(x)}: one value in each group of a sample, so the output would be β.",
             f"Use fewer groups{_than(norm)}, or another norm in its place.",
         )
     smallest = "" if x is None or x.dim() < 2 else f"; the smallest batch it accepts is {2 if x.shape[0] else 1}"
     return (
-        f"{_called(norm)} in training got {_shape(x)}: one value per channel, whose variance is 0{smallest}.",
+        f"{called(norm)} in training got {shape_of(x)}: one value per channel, whose variance is 0{smallest}.",
         "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() if nothing is trained, or "
         "use GroupNorm or LayerNorm after the pooling.",
     )
@@ -69,7 +71,7 @@ def _one_value(failure: Failure) -> tuple[str, str]:
 def _one_position(failure: Failure) -> tuple[str, str]:
     norm, x = failure.norm, failure.x
     return (
-        f"{_called(norm)} got {_shape(x)}: one position per channel of a sample, so the output would be β.",
+        f"{called(norm)} got {shape_of(x)}: one position per channel of a sample, so the output would be β.",
         "Remove the norm after pooling to 1×1, or use GroupNorm or LayerNorm there.",
     )
 
@@ -78,7 +80,7 @@ def _synchronized(failure: Failure) -> tuple[str, str]:
     norm, x = failure.norm, failure.x
     device = "another device" if x is None else x.device.type
     return (
-        f"{_called(norm)} synchronizes its statistics only on accelerators; its input is on {device}.",
+        f"{called(norm)} synchronizes its statistics only on accelerators; its input is on {device}.",
         "Call gammabeta.adopt(model) and gammabeta.set_statistics(model, gammabeta.statistics.Synced()), which works "
         "over gloo too; in one process adopt is enough.",
     )
@@ -94,33 +96,47 @@ def _channels(failure: Failure) -> tuple[str, str]:
         axis = next((axis for axis in range(2, x.dim()) if x.shape[axis] == features), None)
         if axis is not None:
             return (
-                f"{_called(norm)} has {features} channels and got {_shape(x)}, which has {got} on axis 1 and "
+                f"{called(norm)} has {features} channels and got {shape_of(x)}, which has {got} on axis 1 and "
                 f"{features} on axis {axis}: the channels are on another axis.",
                 f"Move them: x.movedim({axis}, 1).",
             )
     return (
-        f"{_called(norm)} has {features} channels and got {_shape(x)}, which has {got} on axis 1.",
+        f"{called(norm)} has {features} channels and got {shape_of(x)}, which has {got} on axis 1.",
         f"Build it with {got} channels, or give it an input with {features}.",
     )
 
 
-def _dimensions(failure: Failure) -> tuple[str, str]:
+def _dimensions(failure: Failure) -> tuple[str, str] | None:
     norm, x = failure.norm, failure.x
+    if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
+        return None
+    if x is not None and x.dim() > 2 and x.shape[0] == getattr(norm, "num_features", None):
+        return (
+            f"{called(norm)} got {shape_of(x)}: {failure.message}. The first axis has as many entries as the norm has "
+            "channels: the batch axis is missing.",
+            "Add it: x.unsqueeze(0).",
+        )
     kinds = {2: "BatchNorm1d", 3: "BatchNorm1d", 4: "BatchNorm2d", 5: "BatchNorm3d"}
     right = None if x is None else kinds.get(x.dim())
     return (
-        f"{_called(norm)} got {_shape(x)}: {failure.message}.",
+        f"{called(norm)} got {shape_of(x)}: {failure.message}.",
         f"For such an input use {right}." if right else "The input needs a batch and a channel axis.",
     )
 
 
 def _dtypes(failure: Failure) -> tuple[str, str]:
     norm, x = failure.norm, failure.x
+    if norm is not None and x is not None and not x.is_floating_point():
+        return (
+            f"{called(norm)} got {str(x.dtype).removeprefix('torch.')}, and normalizes floating point numbers.",
+            "Convert the input before the model: x.float(), for images usually x.float() / 255; complex numbers as two "
+            "real ones, torch.view_as_real(x).",
+        )
     tensors = [] if norm is None else [*norm.parameters(recurse=False), *norm.buffers(recurse=False)]
     own = sorted({str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()})
     got = "another dtype" if x is None else str(x.dtype).removeprefix("torch.")
     return (
-        f"{_called(norm)} holds {' and '.join(own) or 'another dtype'} and got {got}, a mixture that torch's kernel "
+        f"{called(norm)} holds {' and '.join(own) or 'another dtype'} and got {got}, a mixture that torch's kernel "
         "does not accept.",
         "Run the model under torch.autocast, cast the input to the model's dtype, or gammabeta.adopt(model): its "
         "layers accept any mixture and keep their statistics in float32.",
@@ -131,16 +147,16 @@ def _groups_of_channels(failure: Failure) -> tuple[str, str]:
     """Explain groups that do not divide the channels, in the constructor or in a call."""
     norm, x, message = failure.norm, failure.x, failure.message
     built = re.search(r"num_channels \((\d+)\) must be divisible by num_groups \((\d+)\)", message)
-    called = re.search(r"input of shape \[(\d+), (\d+).*num_groups=(\d+)", message)
+    used = re.search(r"input of shape \[(\d+), (\d+).*num_groups=(\d+)", message)
     channels, groups = getattr(norm, "num_channels", None), getattr(norm, "num_groups", None)
     if built is None and isinstance(channels, int) and isinstance(groups, int):
         return (
-            f"{_called(norm)} has {channels} channels in {groups} groups and got {_shape(x)}.",
+            f"{called(norm)} has {channels} channels in {groups} groups and got {shape_of(x)}.",
             "Channels belong on axis 1, in the number that it was built with.",
         )
-    if built is None and called is None:
-        return f"{_called(norm)} got {_shape(x)}, whose channels it cannot divide into its groups.", "Match the two."
-    count, many = (built[1], built[2]) if built is not None else (called[2], called[3])  # type: ignore[index]
+    if built is None and used is None:
+        return f"{called(norm)} got {shape_of(x)}, whose channels it cannot divide into its groups.", "Match the two."
+    count, many = (built[1], built[2]) if built is not None else (used[2], used[3])  # type: ignore[index]
     best = next(n for n in range(min(int(many), int(count)), 0, -1) if int(count) % n == 0)
     return (
         f"{count} channels cannot be divided into {many} groups of equal size.",
@@ -153,7 +169,7 @@ def _weight_of_channels(failure: Failure) -> tuple[str, str] | None:
     if told is None:
         return _groups_of_channels(failure)
     return (
-        f"{_called(failure.norm)} holds a {told[1]} of {told[2]} channels and got {_shape(failure.x)}, which has "
+        f"{called(failure.norm)} holds a {told[1]} of {told[2]} channels and got {shape_of(failure.x)}, which has "
         f"{told[4]} on axis 1.",
         "Channels belong on axis 1, in the number that it was built with.",
     )
@@ -168,7 +184,7 @@ def _normalized(failure: Failure) -> tuple[str, str]:
         hint = (
             "The channels are on axis 1: use x.movedim(1, -1) before it and back after it, or GroupNorm(1, channels)."
         )
-    return f"{_called(norm)} normalizes the last axes, of shape {shape}, and got {_shape(x)}.", hint
+    return f"{called(norm)} normalizes the last axes, of shape {shape}, and got {shape_of(x)}.", hint
 
 
 def _transformed(failure: Failure) -> tuple[str, str] | None:
@@ -179,7 +195,7 @@ def _transformed(failure: Failure) -> tuple[str, str] | None:
     if norm is None and not failure.message.startswith(("Batch norm got", "running statistics: expected buffers")):
         return None
     return (
-        f"{_called(failure.norm)} in training moves its running statistics in place, and a transform of torch.func "
+        f"{called(failure.norm)} in training moves its running statistics in place, and a transform of torch.func "
         "(vmap, grad, jacrev) cannot write to tensors that are not its arguments.",
         "To use the running statistics as they are, call model.eval(). To normalize by the batch and leave them, run "
         "it within `with gammabeta.frozen_statistics(model):`. To move them under grad, hand the buffers to the "

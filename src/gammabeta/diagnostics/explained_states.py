@@ -54,7 +54,8 @@ def _loading(failure: Failure) -> tuple[str, str] | None:
     """Explain keys of norms that do not fit; None where keys of other layers do not fit either."""
     keys = _Keys.of(failure.message)
     model = next((m for m in failure.models if not keys.missing or _module(m, keys.missing[0]) is not None), None)
-    norms = {key for key in keys.every if _leaf(key) in (*_STATISTICS, _COUNT) or _of_norm(model, key)}
+    counted = {key.rpartition(".")[0] for key in keys.every if _leaf(key) in (*_STATISTICS, _COUNT)}
+    norms = {key for key in keys.every if key.rpartition(".")[0] in counted or _of_norm(model, key)}
     # A convolution before a norm has no bias; where the norm was folded into it, it has one.
     others = [key for key in keys.every if key not in norms and _leaf(key) != "bias"]
     if not norms or others:

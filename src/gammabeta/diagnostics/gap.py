@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gammabeta.diagnostics.measurement import Given, measure
 from gammabeta.diagnostics.record import record_model
+from gammabeta.introspection.batches import MOST, bounded, length_of
 from gammabeta.introspection.forward import Forward
 from gammabeta.moments import Moments
 
@@ -57,14 +58,15 @@ class Gap:
         )
 
 
-def gap_of(given: Given, running_mean: Tensor, running_var: Tensor) -> Gap | None:
-    """Return the gap of one input.
+def gap_of(given: Given, running_mean: Tensor, running_var: Tensor, eps: float = 0.0) -> Gap | None:
+    """Return the gap of one input: with an ε, as it is in the output, where ε is added to both variances.
 
     The standard error of the variance assumes a normal distribution: Var(ln s²) ≈ 2/(n − 1).
 
     Args:
         given: what the norm was given.
         running_mean, running_var: (C,).
+        eps: ε, in the squared unit of x.
 
     Returns:
         The gap; None if the input does not tell its sampling error, or a running variance is not positive.
@@ -76,8 +78,8 @@ def gap_of(given: Given, running_mean: Tensor, running_var: Tensor) -> Gap | Non
     varies = ~still_channels(given.moments)
     if not bool(varies.any()):
         return None
-    shift = ((given.moments.mean - mean) / var.sqrt())[varies]
-    ratio = torch.log(input_var[varies] / var[varies])
+    shift = ((given.moments.mean - mean) / (var + eps).sqrt())[varies]
+    ratio = torch.log((input_var[varies] + eps) / (var[varies] + eps))
     n = given.effective
     return Gap(_rms(shift), _rms(ratio), n**-0.5, (2 / (n - 1)) ** 0.5)
 
@@ -124,10 +126,12 @@ class TrainEvalGap:
     Attributes:
         layers: the layers in the order in which the data passes through them.
         batches: number of batches that were looked at.
+        first_only: whether they are the first of batches without a length, of which there may be more.
     """
 
     layers: tuple[LayerGap, ...]
     batches: int
+    first_only: bool = False
 
     @property
     def first(self) -> LayerGap | None:
@@ -153,6 +157,8 @@ class TrainEvalGap:
             lines.append(f"none of {len(self.layers)} layers beyond {SIGNIFICANT:g} standard errors")
         else:
             lines.append(self._verdict(self.first))
+        if self.first_only:
+            lines.append(f"on the first {self.batches} batches: they have no length")
         return "\n".join(lines)
 
     def _verdict(self, first: LayerGap) -> str:
@@ -224,8 +230,8 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any], *, forward: Forward
     Args:
         model: any module with BatchNorms that have running statistics.
         batches: each as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
-            arguments, or (input, target) ("Batches" in docs/conventions.md). All of them are used; a few hundred
-            samples usually suffice.
+            arguments, or (input, target) ("Batches" in docs/conventions.md). All of them are used, or the first 1000 of
+            batches without a length; a few hundred samples usually suffice.
         forward: `forward(model, batch)`, for batches that go through the model in another way.
 
     Returns:
@@ -241,7 +247,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any], *, forward: Forward
         raise ValueError("train_eval_gap: expected a model with BatchNorms that have running statistics, got none.")
     found: dict[str, list[Given]] = {}
     taken = 0
-    for batch in batches:
+    for batch in bounded(batches):
         for name, calls in measure(model, batch, forward, operation="train_eval_gap").items():
             found.setdefault(name, []).extend(calls)
         taken += 1
@@ -250,7 +256,7 @@ def train_eval_gap(model: nn.Module, batches: Iterable[Any], *, forward: Forward
     layers = [_layer(name, calls, norms[name]) for name, calls in found.items() if name in norms]
     missed = [name for name in dict.fromkeys(norm.name for norm in norms.values()) if name not in found]
     layers += [LayerGap(name, 0, None, _why_not_seen(norms[name])) for name in missed]
-    return TrainEvalGap(tuple(layers), taken)
+    return TrainEvalGap(tuple(layers), taken, taken == MOST and length_of(batches) is None)
 
 
 def _why_not_seen(norm: Any) -> str:

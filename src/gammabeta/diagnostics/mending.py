@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
 from dataclasses import replace
 
 import torch
@@ -15,18 +15,30 @@ from gammabeta.diagnostics.optimizer_holders import searching_once
 from gammabeta.diagnostics.wrong_statistics import is_broken, unmended_at, where_nothing_passes
 from gammabeta.introspection.unchanged import random_states_kept
 from gammabeta.surgery.change import Change, transaction
-from gammabeta.surgery.recalibrate import recalibrate_what_can_be, why_not_recalibrated
+from gammabeta.surgery.recalibrate import of_the_first, recalibrate_what_can_be, why_not_recalibrated
+
+# How often it is asked which statistics do not match either, now that others do.
+_ROUNDS = 2
 
 
 def mend(
-    findings: Iterable[Finding], *, notes: bool, keep_checkpoints: bool, before: MutableMapping[int, Change]
+    findings: Iterable[Finding],
+    *,
+    notes: bool,
+    keep_checkpoints: bool,
+    before: MutableMapping[int, Change],
+    again: Callable[[], Sequence[Finding]] | None = None,
 ) -> Change:
     """Apply the fixes of findings as one change.
+
+    Statistics that were wrong, or layers that were not frozen, hide whether the statistics behind them are right. So
+    it is asked again once these are mended, and what shows is recalibrated too.
 
     Args:
         findings: the findings.
         notes, keep_checkpoints: as for `Diagnosis.fix`.
         before: by the id of a finding, the earlier change that has mended it; those of this one are added.
+        again: returns what can be said now of statistics that do not match the data; None if it cannot be asked.
 
     Returns:
         The `Change`: what was changed, and what was left alone with the reason.
@@ -61,17 +73,36 @@ def mend(
             mended |= _recalibrate(change, together, constant)
         for finding in waiting:
             _apply(change, finding)
+        frozen = False
         for finding in freezing:
             wrong = unmended_at(finding, findings, mended)
             if wrong is None:
-                _apply(change, finding)
+                frozen |= _apply(change, finding)
             else:
                 _leave(change, finding, _mend_first(wrong, finding))
+        if again is not None and (mended or frozen):
+            _mend_what_shows(change, findings, again, mended)
     left = {(entry.module, entry.what.partition(" ")[0]) for entry in change.entries if not entry.done}
     for finding in (*plain, *freezing, *itertools.chain(*stale.values())):
         if not any((name, finding.code) in left for name in finding.modules):
             before[id(finding)] = change
     return change
+
+
+def _mend_what_shows(
+    change: Change, findings: Sequence[Finding], again: Callable[[], Sequence[Finding]], mended: Set[str]
+) -> None:
+    """Recalibrate norms whose statistics turn out not to match, now that those before them do."""
+    again_mended: set[str] = set()
+    for _ in range(_ROUNDS):
+        shown = [finding for finding in again() if finding.severity != "note" and _names(finding) - again_mended]
+        constant = where_nothing_passes(findings, mended | set().union(*map(_names, shown)))
+        for finding in shown:
+            again_mended |= _recalibrate(change, [finding], constant) | _names(finding)
+
+
+def _names(finding: Finding) -> set[str]:
+    return {norm.name for norm in _norms(finding)}
 
 
 def _norms(finding: Finding) -> tuple[Recalibration, ...]:
@@ -246,7 +277,7 @@ def _keep_the_others(done: Change, name: str, module: nn.Module, broken: Tensor,
     at = next(i for i, entry in enumerate(done.entries) if entry.module == name and entry.done)
     if count:
         rest = f"; no batch gives the other {size - count} a finite input" if count < size else ""
-        what = f"recalibrated in {count} of {broken.numel()} channels{rest}"
+        what = f"recalibrated in {count} of {broken.numel()} channels{rest}{of_the_first(done.entries[at].numbers)}"
     else:
         what = "no batch gives a finite input to the channels whose statistics are not finite"
     done.entries[at] = replace(done.entries[at], what=what, done=count > 0)

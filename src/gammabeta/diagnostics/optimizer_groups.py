@@ -12,6 +12,22 @@ from gammabeta.diagnostics.optimizer_holders import holder_of
 from gammabeta.surgery.change import Change
 
 
+def stepping(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return the optimizer that updates the parameters: the one inside, where one wraps another and has its groups.
+
+    Sharpness-aware minimization and Lookahead are usually written so: the one outside holds the one inside in an
+    attribute, and the two share one list of groups.
+    """
+    seen = {id(optimizer)}
+    while True:
+        held = (value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer))
+        inside = next((one for one in held if one.param_groups is optimizer.param_groups and id(one) not in seen), None)
+        if inside is None:
+            return optimizer
+        optimizer = inside
+        seen.add(id(optimizer))
+
+
 class Groups:
     """The groups of an optimizer, to be edited where nothing else depends on them.
 
@@ -31,7 +47,7 @@ class Groups:
         wrapped = getattr(optimizer.step, "_wrapped_by_lr_sched", False)
         if wrapped or any("initial_lr" in group for group in optimizer.param_groups):
             return "a scheduler holds the optimizer"
-        if optimizer.state:
+        if optimizer.state or stepping(optimizer).state:
             return "the optimizer has taken a step, and its saved states would no longer load"
         if type(optimizer).add_param_group is not torch.optim.Optimizer.add_param_group:
             return f"{type(optimizer).__name__} keeps its groups in a way of its own"

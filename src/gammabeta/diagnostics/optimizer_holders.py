@@ -55,6 +55,8 @@ def _judge(optimizer: torch.optim.Optimizer) -> str | None:
         if any("sched" in name or name.startswith(("lr", "reducelr")) for name in names):
             return f"a {type(owner).__name__} holds the optimizer"
         what = getattr(owner, "__qualname__", type(owner).__qualname__)
+        if callable(getattr(type(owner), "step", None)) and not isinstance(owner, torch.nn.Module):
+            return f"a {what} holds the optimizer, and its step may set the values of the groups that there are"
         for name, value in _held(owner):
             if value is optimizer.param_groups:
                 return f"{what} holds the list of its groups ({name})"
@@ -108,6 +110,7 @@ def _held(owner: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_number_for_each(value: Any, count: int) -> bool:
+    value = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(value, list | tuple) or len(value) != count or not count:
         return False
     return all(

@@ -37,26 +37,34 @@ class Padding:
 def padded_lengths(inputs: Any) -> dict[int, list[int]]:
     """Find sequences that end in zeros, and their lengths.
 
-    Sequences are float tensors (N, L, C) or (N, C, L), and integers (N, L) such as tokens. Only those with different
-    lengths and at least 5 % padding count.
+    Sequences are float tensors (N, L, C) or (N, C, L), spectrograms (N, C, L, F) or (N, C, F, L), and integers (N, L)
+    such as tokens. Only those with different lengths and at least 5 % padding count. In a spectrogram one sample fills
+    its axis, and no other axis ends or begins with zeros; images with borders do not look so.
 
     Returns:
         By the size of the sequence axis, the length of each sample without its trailing zeros.
     """
     found: dict[int, list[int]] = {}
     for x in tensors_in(inputs):
-        if x.shape[:1].numel() < 2 or x.ndim not in (2, 3) or x.dtype == torch.bool or x.is_complex():
+        if x.shape[:1].numel() < 2 or x.ndim not in (2, 3, 4) or x.dtype == torch.bool or x.is_complex():
             continue
-        if (x.ndim == 2) is x.is_floating_point():
+        if (x.ndim == 2) is x.is_floating_point() or x.numel() == 0:
             continue
-        for axis in range(1, x.ndim):
+        for axis in range(1 if x.ndim < 4 else 2, x.ndim):
             size = x.shape[axis]
-            live = (x != 0).movedim(axis, 1).flatten(2).any(2) if x.ndim == 3 else x != 0
+            live = _live(x, axis)
+            if x.ndim == 4 and not (live[:, -1].any() and live[:, 0].all() and _live(x, 5 - axis)[:, [0, -1]].all()):
+                continue
             ends = (live * torch.arange(1, size + 1, device=x.device)).amax(1).tolist()
             share = 1 - sum(ends) / (size * len(ends))
             if size >= _POSITIONS and len(set(ends)) > 1 and min(ends) > 0 and share >= _SHARE:
                 found.setdefault(size, ends)
     return found
+
+
+def _live(x: Tensor, axis: int) -> Tensor:
+    """Return where on an axis each sample has values other than 0, (N, L)."""
+    return (x != 0).movedim(axis, 1).flatten(2).any(2) if x.ndim > 2 else x != 0
 
 
 def measure_padding(module: nn.Module, x: Tensor, lengths: dict[int, list[int]]) -> Padding | None:

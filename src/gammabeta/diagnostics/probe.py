@@ -201,11 +201,12 @@ def _moved(
     One value per channel raises in training, for example: then nothing is known.
 
     Returns:
-        The norms whose running mean moved, those of them that ran with gradients off, and the model's result; None,
-        none and None if it raises.
+        The norms whose running mean moved or that counted the batch, those of them that ran with gradients off, and
+        the model's result; None, none and None if it raises.
     """
-    means = {name: mean for name, m in norms.items() if isinstance(mean := getattr(m, "running_mean", None), Tensor)}
-    before = {name: mean.clone() for name, mean in means.items()}
+    # A mean in few digits may round to itself: the count tells that it is moved all the same.
+    held = {name: _tensors(m, "running_mean", "num_batches_tracked") for name, m in norms.items()}
+    before = {name: [tensor.clone() for tensor in tensors] for name, tensors in held.items()}
     # As a fallback without gradients, with which a forward that writes to parameters may raise.
     for gradients in (True, False) if model.training else (False,):
         given = copied(inputs)
@@ -215,12 +216,19 @@ def _moved(
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             cut_off = _cut_off(norms, stack) if gradients else {}
             out = run(model, given)
-            # A NaN is not equal to itself: a mean that was NaN before has not moved.
-            pairs = {n: (mean.nan_to_num(), before[n].nan_to_num()) for n, mean in means.items()}
-            moved = frozenset(n for n, (now, old) in pairs.items() if not torch.equal(now, old))
+            moved = frozenset(name for name, tensors in held.items() if not _all_equal(tensors, before[name]))
             without = frozenset(n for n in moved if cut_off.get(n)) if gradients and _all_seen(out) else frozenset()
             return moved, without, out
     return None, frozenset(), None
+
+
+def _tensors(module: nn.Module, *names: str) -> list[Tensor]:
+    return [tensor for name in names if isinstance(tensor := getattr(module, name, None), Tensor)]
+
+
+def _all_equal(now: list[Tensor], before: list[Tensor]) -> bool:
+    """Return whether tensors are equal; a NaN counts as equal to itself, and as 0."""
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(now, before, strict=True))
 
 
 def _cut_off(norms: Mapping[str, nn.Module], stack: ExitStack) -> dict[str, bool]:

@@ -1,53 +1,36 @@
-"""What the weight of a norm means, found by running a copy of the norm: γ itself, or γ − 1."""
+"""What the weight of a norm means: γ itself, or γ − 1."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.flow import own_forward
-from gammabeta.introspection.norms import CLASS, norm_of
-from gammabeta.introspection.observe import HOOKS
-from gammabeta.introspection.private_copy import undisturbed
+from gammabeta.introspection.norms import norm_of
+from gammabeta.introspection.private_copy import copy_of, undisturbed
 
 
 def offset_of(module: nn.Module) -> float | None:
     """Return what a norm adds to its weight to give γ: 0.0 or 1.0; None if it cannot be told.
 
-    A norm with torch's or gammabeta's forward adds nothing. Of any other, a copy runs on random inputs, with β at 0:
-    its output must be the same for all inputs at one of the weights 0 and −1, and differ in all channels at the other.
+    The class of torch's and gammabeta's norms tells, and so does the form of a norm that computes a known one
+    (`norm_of`). Of any other, such as one of another kind or with an activation, a copy runs on random inputs, with β
+    at 0: its output must be the same for all inputs at one of the weights 0 and −1, and differ in all channels at the
+    other.
     """
-    norm = norm_of(module)
-    if norm is not None and norm.known_by == CLASS and not norm.scripted and not own_forward(module):
-        return 0.0
+    norm = norm_of(module, probe=True)
+    if norm is None or norm.affine.weight is None or norm.affine.offset is not None:
+        return None if norm is None else norm.affine.offset
     tensors = [*module.parameters(), *module.buffers()]
-    if (
-        norm is None
-        or norm.affine.weight is None
-        or norm.scripted
-        or not tensors
-        or any(tensor.is_meta for tensor in tensors)
-    ):
+    if norm.scripted or not tensors or any(tensor.is_meta for tensor in tensors):
         return None
     try:
         with undisturbed(tensors[0].device), torch.no_grad():
-            return _probed(_copy(module), norm.affine.weight)
+            return _probed(copy_of(module).eval(), norm.affine.weight)
     except Exception:  # of another library's class: whatever it is, the answer is that we cannot tell
         return None
-
-
-def _copy(module: nn.Module) -> Any:
-    made = copy.deepcopy(module)
-    for part in made.modules():
-        for name in HOOKS:
-            hooks = vars(part).get(name)
-            if hooks:
-                hooks.clear()
-    return made.eval()
 
 
 def _probed(norm: Any, held: str) -> float | None:

@@ -65,8 +65,12 @@ def forward_batch(operation: str, forward: Forward | None = None) -> Forward:
     Returns:
         A function of model and batch. It raises a TypeError for a batch that is none of these, and whatever the model's
         forward raises.
+
+    Raises:
+        BatchError: `forward` cannot be called with model and batch.
     """
     if forward is not None:
+        _check_forward(operation, forward)
         return forward
 
     def run(model: nn.Module, batch: Any) -> Any:
@@ -77,6 +81,21 @@ def forward_batch(operation: str, forward: Forward | None = None) -> Forward:
         return model(*args, **kwargs)
 
     return run
+
+
+def _check_forward(operation: str, forward: Any) -> None:
+    expected = f"{operation}: expected forward as a function of model and batch"
+    if not callable(forward):
+        raise BatchError(f"{expected}, got a {type(forward).__qualname__}.")
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):  # builtins
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        name = getattr(forward, "__name__", type(forward).__qualname__)
+        raise BatchError(f"{expected}, got {name}{signature}: {error}.") from None
 
 
 def names_of(model: nn.Module, batch: Any) -> list[str]:

@@ -93,7 +93,8 @@ class NormAffine:
     Attributes:
         weight, bias: the names under which the module holds them; None for what it does not hold.
         offset: what is added to the weight to give γ. 0 in torch's norms and ours; 1 in norms that keep γ − 1, as
-            Gemma's. None where it is unknown, because a name does not tell.
+            Gemma's. None where it is unknown: a name does not tell, and neither does the class where a subclass has a
+            forward of its own.
     """
 
     weight: str | None
@@ -312,7 +313,8 @@ def _axes(module: Any, kind: str | None) -> NormAxes | None:
 
 def _affine(module: nn.Module, known_by: str) -> NormAffine:
     weight, bias = (name if _holds(module, name) else None for name in ("weight", "bias"))
-    return NormAffine(weight, bias, 0.0 if known_by == CLASS else None)
+    known = known_by == CLASS and (_is_scripted(module) or not _has_own_forward(type(module)))
+    return NormAffine(weight, bias, 0.0 if known else None)
 
 
 def _holds(module: nn.Module, name: str) -> bool:

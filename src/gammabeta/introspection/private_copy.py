@@ -1,4 +1,4 @@
-"""A copy of a module without children, to be run for an answer: nothing of the original takes part."""
+"""A copy of a module, to be run for an answer: nothing of the original takes part."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _arguments(forward: Any) -> list[str] | None:
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """Copy a module with its attributes and tensors, and without its hooks.
+    """Copy a module and its children with attributes and tensors, and without hooks.
 
     Raises:
         Exception: whatever the copy of an attribute raises.
@@ -73,8 +73,8 @@ def copy_of(module: nn.Module) -> nn.Module:
     made: nn.Module = type(module).__new__(type(module))
     for key, value in vars(module).items():
         if key in _PARTS:
-            tensors = {k: None if t is None else _copied(t) for k, t in value.items()}
-            vars(made)[key] = OrderedDict(tensors) if isinstance(value, OrderedDict) else tensors
+            parts = {k: None if part is None else _copied(part) for k, part in value.items()}
+            vars(made)[key] = OrderedDict(parts) if isinstance(value, OrderedDict) else parts
         elif "_hooks" in key and isinstance(value, dict):
             vars(made)[key] = OrderedDict()
         elif isinstance(value, _PLAIN):
@@ -84,9 +84,11 @@ def copy_of(module: nn.Module) -> nn.Module:
     return made
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    values = tensor.detach().clone()
-    return nn.Parameter(values, values.is_floating_point()) if isinstance(tensor, nn.Parameter) else values
+def _copied(part: Tensor | nn.Module) -> Tensor | nn.Module:
+    if isinstance(part, nn.Module):
+        return copy_of(part)
+    values = part.detach().clone()
+    return nn.Parameter(values, values.is_floating_point()) if isinstance(part, nn.Parameter) else values
 
 
 def is_plain(value: Any) -> bool:

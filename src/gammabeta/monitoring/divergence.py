@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from gammabeta.diagnostics.outputs import (
 from gammabeta.introspection.forward import copied
 from gammabeta.introspection.observe import tensors_in
 from gammabeta.introspection.unchanged import unchanged
+from gammabeta.monitoring.parameter_sizes import ParameterSizes
 from gammabeta.monitoring.probe import Progress
 from gammabeta.monitoring.watched import Divergence, Watched
 from gammabeta.running_statistics import recomputing
@@ -36,13 +38,28 @@ class FiniteWatch:
         model: the model.
         watched: where the divergence is kept.
         progress: the training's progress.
+        optimizers: the optimizers that train the model.
     """
 
-    def __init__(self, model: nn.Module, watched: Watched, progress: Progress) -> None:
+    def __init__(
+        self, model: nn.Module, watched: Watched, progress: Progress, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
         self._model, self._watched, self._progress = model, watched, progress
+        self._sizes = ParameterSizes(model, optimizers)
         self._last_finite: int | None = None
         self._below = False  # whether the last outputs seen held −∞, which masks hold on purpose
         self._first: Tensor | None = None  # on the device: the first step that was not finite, or −1
+
+    def begin(self) -> None:
+        """Look at the parameters before the first step."""
+        self._sizes.begin(self._watched.steps)
+
+    def end_step(self) -> None:
+        """Note the learning rate of a step and, if it is measured, look at the parameters."""
+        self._sizes.note_rate(self._watched.steps)
+        if self._progress.measuring:
+            with torch.no_grad():
+                self._measure()
 
     def after_forward(self, module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         """Look at the outputs of a forward with gradients; a forward hook of the model."""
@@ -67,16 +84,18 @@ class FiniteWatch:
                 step = torch.full_like(self._first, self._watched.steps)
                 self._first = torch.where((self._first < 0) & bad, step, self._first)
 
-    def measure(self) -> None:
+    def _measure(self) -> None:
         """Look at what was gathered on the device and at the parameters, at the end of a measured step."""
         first = -1 if self._first is None else int(self._first)
         if self._watched.divergence is not None:
             return
         bad, total = self._bad_parameters()
         if first >= 0:
-            self._diverged(Divergence(first, "unknown", None, len(bad), total))
+            self._diverged(self._on_device(first, bad, total))
         elif bad:
-            self._diverged(self._by_update(self._watched.steps, bad, total))
+            self._diverged(self._by_update(self._watched.steps, bad, total, ended=True))
+        else:
+            self._sizes.look(self._watched.steps)
 
     def _note(self, args: Any, kwargs: Any, out: Any, *, bad: bool) -> None:
         found = self._watched.divergence
@@ -105,19 +124,27 @@ class FiniteWatch:
         """Find out where the forward that has just ended stopped being finite."""
         step = self._watched.steps
         if self._first is not None and int(self._first) >= 0:
-            bad, total = self._bad_parameters()
-            return Divergence(int(self._first), "unknown", None, len(bad), total)
+            return self._on_device(int(self._first), *self._bad_parameters())
         if not is_finite((args, kwargs)):
             return Divergence(step, "inputs")
         bad, total = self._bad_parameters()
         if bad:
             return self._by_update(step, bad, total)
+        exploded = self._sizes.exploded(step - 1)
+        if exploded is not None:
+            return Divergence(step, "explosion", exploded.where, 0, total, explosion=exploded)
         # A forward more would be a collective more, which the other processes do not make.
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         place = None if several else self._run_again(args, kwargs)
         if place is None:
             return Divergence(step, "forward", None, 0, total)
         return Divergence(step, "forward", place.module, 0, total, between=place.between)
+
+    def _on_device(self, step: int, bad: list[str], total: int) -> Divergence:
+        """Describe outputs that were not finite in a step that the device noted, as far as the parameters tell now."""
+        exploded = self._sizes.overflowed(bad, max(0, step - 1))
+        cause = "unknown" if exploded is None else "explosion"
+        return Divergence(step, cause, None, len(bad), total, explosion=exploded)
 
     def _run_again(self, args: Any, kwargs: Any) -> Place | None:
         """Run the model once more, and return where its outputs stop being finite; None if it raises.
@@ -138,13 +165,28 @@ class FiniteWatch:
             self._progress.paused = False
         return None
 
-    def _by_update(self, step: int, bad: list[str], total: int) -> Divergence:
+    def _by_update(self, step: int, bad: list[str], total: int, *, ended: bool = False) -> Divergence:
         """Describe parameters that an update left not finite: that of the last step whose outputs were seen to be.
 
         A gradient passes from the end to the beginning: of the parameters that it spoiled, the last tells where.
+
+        Args:
+            step: the step at which they were seen.
+            bad, total: the names of these parameters, and the number of all.
+            ended: whether that was at the step's end.
         """
+        updated = step if ended else max(0, step - 1)  # the last step whose update has been
+        if self._last_finite is not None and self._last_finite >= updated:
+            updated, earliest = self._last_finite, None
+        else:
+            first = self._sizes.looked + 1 if self._last_finite is None else self._last_finite
+            earliest = first if first < updated else None
+        exploded = self._sizes.overflowed(bad, updated)
         where = None if len(bad) == total else bad[-1].rpartition(".")[0]
-        return Divergence(step if self._last_finite is None else self._last_finite, "update", where, len(bad), total)
+        return Divergence(
+            updated, "update" if exploded is None else "explosion", where, len(bad), total, earliest=earliest,
+            explosion=exploded,
+        )  # fmt: skip
 
     def _bad_parameters(self) -> tuple[list[str], int]:
         """Return the names of the parameters that are not finite, and the number of all that can be looked at."""

@@ -79,6 +79,7 @@ class Probe:
         self._progress = progress
         self._epoch = -1
         self._batches: list[tuple[int, int, Sampled]] = []  # forward of the model, place in it, batch
+        self._aside: list[Sampled] = []  # batches of forwards with gradients off
         self._before: tuple[Tensor, Tensor] | None = None
         self._tracked = norm.num_batches_tracked.clone() if norm.num_batches_tracked is not None else None
         self._step = 0
@@ -116,6 +117,9 @@ class Probe:
             return
         if not torch.is_grad_enabled():
             record.without_gradient += moves
+            if moves and self._progress.measuring and len(self._aside) < _FORWARDS:
+                sampled = _sample_of(args, kwargs)
+                self._aside += [] if sampled is None else [sampled]
             return
         record.calls += 1
         if record.backwards is not None and record.backwards != self._epoch:
@@ -127,12 +131,9 @@ class Probe:
         if self._watched.first is None and moves:
             self._watched.first = record.name
         place, self.place = self.place, self.place + 1
-        if not self._progress.measuring or len(self._batches) >= _FORWARDS or kwargs.get("mask") is not None:
+        if not self._progress.measuring or len(self._batches) >= _FORWARDS:
             return
-        if not args or not isinstance(args[0], Tensor) or transforms_active():
-            return
-        with torch.no_grad(), disable_current_modes(), torch.autocast(args[0].device.type, enabled=False):
-            sampled = sample(args[0].detach())
+        sampled = _sample_of(args, kwargs)
         if sampled is not None:
             self._batches.append((self._progress.forwards, place, sampled))
             record.samples = sampled.samples
@@ -199,6 +200,7 @@ class Probe:
         self._count_rewrite()
         found: list[tuple[str, Tensor]] = []
         batches, self._batches = self._batches, []
+        aside, self._aside = self._aside, []
         for name in ("weight", "bias"):
             parameter = parameter_of(module, name)
             if parameter is not None and parameter.grad is not None:
@@ -211,6 +213,7 @@ class Probe:
             dead = still if dead is None else dead | still
             found.append(("effective", last.effective() * self._batches_shared(module, last.samples)))
             found += self._domains(batches)
+            found += _farthest([mean_distance(last, other) for other in aside], "aside", "aside_apart")
         if dead is not None:
             found.append(("dead", dead.sum()))
         return found + self._running(step, last)
@@ -268,11 +271,23 @@ class Probe:
             if before is not None and min(before.samples, sampled.samples) > 1:
                 pairs.append(mean_distance(before, sampled))
             by_place[place] = sampled
-        if not pairs:
-            return []
-        every = torch.stack(pairs)
-        farthest = every[every[:, 0].nan_to_num(-1).argmax()]
-        return [("domains", farthest[0]), ("apart", farthest[1])]
+        return _farthest(pairs, "domains", "apart")
+
+
+def _farthest(distances: list[Tensor], *names: str) -> list[tuple[str, Tensor]]:
+    """Return the largest of some results of `mean_distance`, by name; nothing if there are none."""
+    if not distances:
+        return []
+    every = torch.stack(distances)
+    return list(zip(names, every[every[:, 0].nan_to_num(-1).argmax()], strict=True))
+
+
+def _sample_of(args: Any, kwargs: Any) -> Sampled | None:
+    """Measure a norm's input; None where it cannot be: it is masked, no tensor, or within a transform."""
+    if kwargs.get("mask") is not None or not args or not isinstance(args[0], Tensor) or transforms_active():
+        return None
+    with torch.no_grad(), disable_current_modes(), torch.autocast(args[0].device.type, enabled=False):
+        return sample(args[0].detach())
 
 
 def distance(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gammabeta._torch_private import disable_current_modes, transforms_active
 from gammabeta.diagnostics.check import diagnose
 from gammabeta.diagnostics.findings import Diagnosis
+from gammabeta.diagnostics.optimizer_groups import stepping
 from gammabeta.diagnostics.record import record_model
 from gammabeta.introspection.forward import unwrapped
 from gammabeta.introspection.hooks import hook_after, hook_before
@@ -41,8 +42,9 @@ class watch:  # noqa: N801 - a context, used as a function
 
     Args:
         model: any module, also one wrapped by DistributedDataParallel.
-        optimizer: the optimizer whose steps are counted; of a list, the first. Without one, each forward in training
-            with gradients is a step.
+        optimizer: the optimizer whose steps are counted; of a list, the first. Where it wraps another and shares its
+            groups, as implementations of SAM do, the steps of the other are. Without an optimizer, each forward in
+            training with gradients is a step.
         log: called with name, value and step at each measured step: `SummaryWriter.add_scalar`, or any function.
         every: steps between measured ones.
 
@@ -87,7 +89,7 @@ class watch:  # noqa: N801 - a context, used as a function
         self._order = InputOrder()
         self._witness = Witness()
         self._progress = Progress()
-        self._finite = FiniteWatch(self.model, self.watched, self._progress)
+        self._finite = FiniteWatch(self.model, self.watched, self._progress, self._optimizers)
         self._ranks: RankRecords | None = None
         self._written = -1
         self._modes: set[bool] = set()  # of the forwards with gradients in this step: in training mode or not
@@ -106,6 +108,7 @@ class watch:  # noqa: N801 - a context, used as a function
         shared = [p.norm.name for p in self._probes if p.synchronized()]
         self._ranks = RankRecords({n: m for n, m in tracked.items() if m is not None}, shared)
         self._written = -1
+        self._finite.begin()
         for probe in self._probes:
             assert probe.norm.module is not None
             self._handles.append(hook_after(probe.norm.module, Hook(probe.count_call), with_kwargs=True))
@@ -123,7 +126,7 @@ class watch:  # noqa: N801 - a context, used as a function
                 if owner is not None:
                     owner.step()
 
-            self._handles.append(self._optimizers[0].register_step_post_hook(stepped))
+            self._handles.append(stepping(self._optimizers[0]).register_step_post_hook(stepped))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +142,7 @@ class watch:  # noqa: N801 - a context, used as a function
         if self._progress.measuring:
             with torch.no_grad():
                 self._measure()
-                self._finite.measure()
+        self._finite.end_step()
         self._count_modes()
         self.watched.steps += 1
         step = self.watched.steps

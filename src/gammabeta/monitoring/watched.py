@@ -17,6 +17,8 @@ QUANTITIES = {
     "updates": "updates of the running statistics per step",
     "domains": "squared difference of two forwards' means in one step, relative to what sampling explains",
     "apart": "the same difference in standard deviations",
+    "aside": "squared difference of the means of forwards with gradients and without, relative to what sampling gives",
+    "aside_apart": "the same difference in standard deviations",
     "weight_grad": "norm of γ's gradient",
     "bias_grad": "norm of β's gradient",
     "dead": "number of channels whose γ is 0 or whose batch variance is below ε",
@@ -125,6 +127,44 @@ class RankRecord:
     distance: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Explosion:
+    """Updates that made parameters too large.
+
+    Attributes:
+        parameter: the largest.
+        before, now: its largest absolute value before, and after; infinite if it is not finite.
+        first, last: the steps of the first and of the last update that may have done it.
+        rate, rate_step: the highest learning rate of these, and its step; None if it is not known.
+        where: the module of the parameters that exploded; None if they are of several.
+        finite_gradients: whether parameters that are not finite are so although their gradients were finite.
+    """
+
+    parameter: str
+    before: float
+    now: float
+    first: int
+    last: int
+    rate: float | None = None
+    rate_step: int | None = None
+    where: str | None = None
+    finite_gradients: bool = False
+
+    def __str__(self) -> str:
+        by = f"the update of step {self.last}"
+        if self.first < self.last:
+            by = f"the updates of steps {self.first} to {self.last}"
+        text = f"{by} made parameters explode"
+        if math.isfinite(self.now):
+            text += f": the largest, {self.parameter}, was {self.before:.2g} before and {self.now:.2g} after"
+        elif self.finite_gradients:
+            text += ", although the gradients were finite"
+        if self.rate is not None:
+            at = f" in step {self.rate_step}" if self.first < self.last else ""
+            text += f"; the learning rate was {self.rate:g}{at}"
+        return text
+
+
 @dataclass
 class Divergence:
     """Where and when a training stopped being finite.
@@ -133,7 +173,8 @@ class Divergence:
         step: the step in which the first values that are not finite were seen.
         cause: "inputs": the model was given them. "forward": a module made them of finite inputs, parameters being
             finite. "update": that step's update left parameters that are not finite, although its outputs were.
-            "unknown": it was not seen where.
+            "explosion": updates made the parameters so large that they, or the outputs, were not finite. "unknown": it
+            was not seen where.
         where: qualified name of the module: that of the forward, or the last one with such parameters; None if it is
             not known, or if all parameters are such.
         parameters, of: number of parameters that were not finite at that time, and of all.
@@ -142,6 +183,8 @@ class Divergence:
         forwards, bad: number of forwards seen since then, that one included, and how many of them were not finite.
         recovered: whether the last forward seen was finite again: the batch was skipped, or a checkpoint was loaded.
         between: the place of the operation in the forward of `where` that did it, in words; "" if a module did.
+        earliest: the first step in which it may have begun, if none was looked at from there to `step`.
+        explosion: the updates that made the parameters explode.
     """
 
     step: int
@@ -155,24 +198,37 @@ class Divergence:
     bad: int = 0
     recovered: bool = False
     between: str = ""
+    earliest: int | None = None
+    explosion: Explosion | None = None
 
     @property
     def title(self) -> str:
         """The finding in one short sentence."""
+        at = f"at step {self.step}"
+        if self.earliest is not None:
+            at = f"between steps {self.earliest} and {self.step}"
+        if self.explosion is not None and not self.recovered:
+            inside = "" if self.where is None else f" in {self.where}"
+            return f"Training diverged {at}: an update made parameters explode{inside}"
         what = "The model was given values that are not finite" if self.cause == "inputs" else "Training diverged"
         what = "Outputs were not finite" if self.recovered and self.cause != "inputs" else what
         last = f" in {self.where}" if self.cause == "update" else f", first at {self.where}"
-        return f"{what} at step {self.step}{last if self.where else ''}"
+        return f"{what} {at}{last if self.where else ''}"
 
     def __str__(self) -> str:
         if self.cause == "inputs":
             text = f"at step {self.step} the model was given inputs that are not finite"
+        elif self.explosion is not None:
+            text = f"from step {self.step} on the outputs were not finite"
+            if self.parameters:
+                text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}{self._unseen}"
+            text += f": {self.explosion}"
         elif self.cause == "forward":
             text = f"from step {self.step} on the outputs were not finite, with finite inputs and parameters"
             text += ": this module is the first whose inputs were finite and whose outputs were not" * bool(self.where)
             text += f"; {self.between}" * bool(self.between)
         elif self.cause == "update":
-            text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}"
+            text = f"{self.parameters} of {self.of} parameters were not finite after step {self.step}{self._unseen}"
             if self.last_finite == self.step and not self.below:
                 text += ", although its outputs were: its loss or a gradient was not"
             elif self.last_finite == self.step:
@@ -186,6 +242,14 @@ class Divergence:
             later = self.forwards - 1
             text += f"; {self.forwards - self.bad} of the {later} forward{'s' * (later != 1)} after that were finite"
         return text
+
+    @property
+    def _unseen(self) -> str:
+        """Since when it may have been so, in words; "" if the step is exact."""
+        if self.earliest is None:
+            return ""
+        known = f"after step {self.earliest - 1}" if self.earliest else "at the start"
+        return f" and finite {known}, with no forward seen in between"
 
 
 @dataclass

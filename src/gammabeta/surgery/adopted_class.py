@@ -9,6 +9,7 @@ from torch import nn
 
 import gammabeta.layers.integrations.opacus  # noqa: F401  (registers our layers with Opacus when it is imported)
 from gammabeta.layers.integrations.class_tables import add_class
+from gammabeta.surgery.kept_class import own_check
 
 _made: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
@@ -50,6 +51,9 @@ def adopted_class(ours: type[nn.Module], old: type[nn.Module]) -> type[nn.Module
         }
         if not issubclass(old, nn.modules.batchnorm._NormBase):  # a frozen BatchNorm of another library
             namespace |= {"_version": getattr(old, "_version", 1), "_load_from_state_dict": _load_without_count}
+        check = own_check(old)
+        if check is not None:
+            namespace["_check_input_dim"] = check
         if _initializes(old):
             namespace["reset_parameters"] = _reset_as_old
         made = _made.setdefault((ours, old), metaclass(old.__name__, (ours, old), namespace))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.batches import bounded
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
 from gammabeta.introspection.norms import is_frozen_batch_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
@@ -60,7 +61,8 @@ def convert(
         where: which norms: a glob on their names, a list, or a predicate `(name, module) -> bool`.
         batches: the data for the fit, kept in memory. Each is as the model takes it: a tensor, a tuple or list of
             positional arguments, a mapping of keyword arguments, or (input, target) ("Batches" in docs/conventions.md).
-            "batch" needs them, because its running statistics are theirs.
+            Of batches without a length, at most 1000 are taken. "batch" needs them, because its running statistics are
+            theirs.
         optimizer: one or several. They must hold γ and β of the converted layers, where these train.
         groups: the number of groups for "group", a divisor of each layer's channels. None is the largest up to 32 that
             leaves at least 4 channels to a group.
@@ -79,7 +81,7 @@ def convert(
     Source: Wu & He 2018 (1803.08494), eq. 2 to 6: the four kinds differ by the values that they average over.
     """
     _check(to, batches, groups)
-    given = None if batches is None else list(batches)
+    given = None if batches is None else list(bounded(batches))
     if given is not None and not given:
         raise ValueError("convert: expected at least one batch, got none: an iterator that is used up gives none.")
     with transaction("convert") as change:

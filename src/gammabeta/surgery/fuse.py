@@ -71,7 +71,7 @@ def fuse(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
 def _in_both_modes(model: nn.Module, example_inputs: Any, forward: Forward | None) -> list[Observation]:
     """Observe the model as it is, then with every module in training and in evaluation, where it runs in that mode."""
     found = [observe(model, example_inputs, forward, operation="fuse")]
-    modes = {module.training for module in model.modules()}
+    modes = {module.training for module in model.modules() if hasattr(module, "training")}
     for mode in (True, False):
         if modes != {mode}:
             # The inputs may not do for training: one sample, no targets.

@@ -40,7 +40,23 @@ def why_not_kept(cls: type[nn.Module], ours: type[nn.Module]) -> str | None:
     for base in cls.__mro__:
         if base is nn.Module or base in OURS or base in TORCHS or base.__module__ in TORCHS_MODULES:
             break
-        for name in vars(base):
+        for name, value in vars(base).items():
+            if name == "_check_input_dim" and not _calls_super(value):
+                continue  # `adopted_class` takes it over
             if name not in _HARMLESS and name != "forward" and hasattr(ours, name):
                 return f"{cls.__name__} has a {name} of its own, which would be lost"
     return None
+
+
+def own_check(cls: type[nn.Module]) -> Any:
+    """Return the `_check_input_dim` of a subclass of torch's norms, if it is the class's own and needs no base's."""
+    definer = next((base for base in cls.__mro__ if "_check_input_dim" in vars(base)), None)
+    if definer is None or definer in OURS or definer in TORCHS or definer.__module__ in TORCHS_MODULES:
+        return None
+    check = vars(definer)["_check_input_dim"]
+    return None if _calls_super(check) else check
+
+
+def _calls_super(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is None or "__class__" in code.co_freevars or "super" in code.co_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from gammabeta.introspection.batches import MOST, length_of
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
 from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm
 from gammabeta.introspection.unchanged import modes_kept
@@ -29,6 +30,9 @@ from gammabeta.surgery.ranks import Ranks
 # The fewest batches that show a progress bar, and the batches between two checks of the standard errors.
 _LONG, _BETWEEN_LOOKS = 20, 4
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+# Of batches without a length, a fix takes no more than leave these standard errors: half of what the moving average of
+# batches of 32 has with the usual momentum.
+_ENOUGH = 0.02
 # In place of an ε of 0.
 _TINY = 1e-36
 
@@ -52,6 +56,9 @@ def recalibrate(
     off. Frozen layers (`Running`) are left alone. Afterwards modes, sources and classes are restored, and
     num_batches_tracked is the number of batches.
 
+    Batches without a length, as of a generator or an IterableDataset, may never end. Without `standard_error` the first
+    1000 of them are taken, and the `Change` says so.
+
     Args:
         model: any module. The pass runs without DistributedDataParallel, and runs compiled modules uncompiled.
         batches: each as the model takes it: a tensor, a tuple or list of positional arguments, a mapping of keyword
@@ -61,12 +68,13 @@ def recalibrate(
             this. Ranks may have different numbers of batches, at least one each. None is only this process.
         forward: `forward(model, batch)`, for batches that go through the model in another way.
         standard_error: stop as soon as every layer's standard errors are at most this: that of the mean, in standard
-            deviations, and that of the variance, relative; root mean squares over channels. None takes all batches.
+            deviations, and that of the variance, relative; root mean squares over channels. None takes all batches, or
+            the first 1000 of batches without a length.
 
     Returns:
         The `Change`. Its numbers, by layer:
 
-        - `samples`.
+        - `samples`; `batches` where the first 1000 were taken.
         - `mean_error` and `var_error`, the standard errors above. They take samples as independent, positions not.
         - `before` and `after`, √(Δμ²/σ² + ln²(σ'/σ)), root mean square over channels: the distance between the running
           statistics and the moments of this rank's first batch in evaluation mode. `after` is not 0 but the sampling
@@ -88,7 +96,10 @@ def recalibrate(
 def recalibrate_what_can_be(
     model: nn.Module, batches: Iterable[Any], *, where: Where, forward: Forward | None = None
 ) -> Change:
-    """Recalibrate like `recalibrate`, but leave a layer that too few samples reach instead of raising for all."""
+    """Recalibrate like `recalibrate`, but leave a layer that too few samples reach instead of raising for all.
+
+    Of batches without a length it takes at most 1000, and no more than bring every standard error down to 0.02.
+    """
     return _run(model, batches, where, _Way(forward=forward, each=True))
 
 
@@ -133,11 +144,13 @@ def _run(model: nn.Module, batches: Iterable[Any], where: Where, way: _Way) -> C
                 change.leave(name, "no channel was finite in any batch")
             else:
                 distances = (recalibration.before.get(name), after.get(name))
-                _note(change, name, estimate, distances)
+                _note(change, name, estimate, distances, recalibration.first)
     return change
 
 
-def _note(change: Change, name: str, estimate: Estimate, distances: tuple[float | None, float | None]) -> None:
+def _note(
+    change: Change, name: str, estimate: Estimate, distances: tuple[float | None, float | None], first: int | None
+) -> None:
     """Note what was measured: the errors of the new statistics, and whether they are nearer to the first batch."""
     mean_error, var_error = estimate.relative_errors()
     numbers = {"samples": estimate.samples, "mean_error": mean_error, "var_error": var_error}
@@ -150,7 +163,14 @@ def _note(change: Change, name: str, estimate: Estimate, distances: tuple[float 
         numbers |= {"before": before, "after": after}
         if after > before:
             what += ", yet farther from the first batch than before"
-    change.note(name, what, **numbers)
+    if first is not None:
+        numbers["batches"] = first
+    change.note(name, what + of_the_first(numbers), **numbers)
+
+
+def of_the_first(numbers: Mapping[str, float]) -> str:
+    """Say that statistics are of the first batches only, from the numbers of a layer's entry; "" if they are not."""
+    return f", on the first {numbers['batches']:g} batches: they have no length" if "batches" in numbers else ""
 
 
 def why_not_recalibrated(module: nn.Module) -> str | None:
@@ -182,6 +202,7 @@ class _Recalibration:
         self._first: Any = None
         self.before: dict[str, float] = {}
         self.taken = 0
+        self.first: int | None = None  # the number of batches, where there may be more that were not taken
 
     def measure(self, batches: Iterable[Any]) -> dict[str, Estimate]:
         """Return the layers' estimates from the batches of all ranks."""
@@ -189,13 +210,15 @@ class _Recalibration:
         failure: Exception | None = None
         own = 0
         waiting: Iterator[Any] = iter(())
+        length = length_of(batches)
+        bound = _ENOUGH if self._each and length is None else self._bound
         try:
             # The first batch on its own: its distance from the statistics before the recalibration.
             rest = iter(batches)
             self._first = next(rest, None)
             if self._first is not None:
                 self.before = self._distances()
-                waiting = _with_progress(itertools.chain([self._first], rest), batches, self._ranks.rank)
+                waiting = _with_progress(itertools.chain([self._first], rest), length, self._ranks.rank)
         except Exception as error:
             failure = error
         with measuring(self._model, self._layers, populations, by_batch=True):
@@ -203,20 +226,26 @@ class _Recalibration:
                 taken = 0
                 try:
                     if failure is None:
-                        for batch in itertools.islice(waiting, None if self._bound is None else _BETWEEN_LOOKS):
+                        for batch in itertools.islice(waiting, (length or MOST) if bound is None else _BETWEEN_LOOKS):
                             self._run(self._model, batch)
                             taken += 1
                 except Exception as error:
                     failure = error
                 own += taken
-                more = self._bound is not None and taken == _BETWEEN_LOOKS
+                more = bound is not None and taken == _BETWEEN_LOOKS and not (self._each and own >= MOST)
                 told = self._ranks.agree(failure, own, more)
                 self.taken = sum(batches_taken for batches_taken, _ in told)
                 self._check_some(told)
                 found = estimates(populations, self._channels, self._ranks)
-                settled = self._bound is not None and self._largest(found)[1] <= self._bound
-                if settled or not any(rank_has_more for _, rank_has_more in told):
+                largest = self._largest(found)[1]
+                settled = bound is not None and largest <= bound
+                hopeless = self.taken >= MOST and not math.isfinite(
+                    largest
+                )  # none is reached, or one without variance and ε
+                if settled or hopeless or not any(rank_has_more for _, rank_has_more in told):
                     break
+        if length is None and self._bound is None and (own == MOST or (settled and taken == _BETWEEN_LOOKS)):
+            self.first = own
         if isinstance(waiting, Generator):
             waiting.close()  # removes the progress bar
         self._check_enough(found)
@@ -345,9 +374,8 @@ def _write(change: Change, layer: nn.Module, estimate: Estimate, taken: int) -> 
     change.on_undo(forget_skipped(layer._buffers["running_mean"]))
 
 
-def _with_progress(waiting: Iterator[Any], batches: Iterable[Any], rank: int) -> Iterator[Any]:
+def _with_progress(waiting: Iterator[Any], total: int | None, rank: int) -> Iterator[Any]:
     """Show a progress bar for many batches, on the first rank and on a terminal."""
-    total = len(batches) if isinstance(batches, Sized) else None
     if rank or not sys.stderr.isatty() or (total is not None and total < _LONG):
         return waiting
     # Imported here, because importing gammabeta loads only torch.

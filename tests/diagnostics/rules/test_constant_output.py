@@ -124,3 +124,41 @@ def test_what_is_meant_is_not_found():
 def test_groups_of_one_value_are_another_rule():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.GroupNorm(8, 8))
     assert [f.code for f in gb.check(model, torch.randn(4, 3, 8, 8), select=["GB303", "GB309"]).findings] == ["GB303"]
+
+
+def deep(std, momentum, batches):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(layer for _ in range(8) for layer in (nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8))), nn.Linear(8, 4)
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is None:
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.BatchNorm1d):
+            module.momentum = momentum
+            nn.init.constant_(module.bias, 0.1)
+    for _ in range(batches):
+        model(torch.randn(32, 8))
+    return model.eval()
+
+
+def test_what_the_initial_statistics_leave_in_a_young_training_is_not_said():
+    """In evaluation each norm divides by what is left of a variance of 1, so that the outputs vanish."""
+    inputs = torch.randn(32, 8)
+    model = deep(std=0.01, momentum=0.1, batches=30)
+    y = model(inputs)
+    assert float((y - y[:1]).abs().max()) < 1e-6
+    assert found(model, inputs) == []
+    gb.recalibrate(model, [torch.randn(32, 8) for _ in range(8)])
+    assert float((model(inputs) - model(inputs)[:1]).abs().max()) > 0.1
+    model[1].running_var.fill_(1e20)
+    assert [where for where, _ in found(model, inputs)] == ["1"]
+
+
+def test_a_signal_that_vanishes_below_epsilon_is_told_and_recalibrating_is_not_advised():
+    model = deep(std=1e-8, momentum=None, batches=5)
+    (finding,) = gb.check(model, torch.randn(32, 8), loader=[torch.randn(32, 8)], select="GB309").findings
+    assert "in training its input's variance is" in finding.message
+    assert "far below ε = 1e-05" in finding.message
+    assert "recalibrate" not in finding.fix.what
+    assert not finding.fix.mends

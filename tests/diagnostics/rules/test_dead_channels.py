@@ -46,6 +46,19 @@ def test_channels_behind_a_relu_that_passes_nothing_are_a_note():
     assert found(model, x[:1, :, :4, :4].expand(2, -1, -1, -1)) == []  # eight values say nothing
 
 
+@pytest.mark.parametrize("momentum", [0.1, 0.02])
+def test_what_is_left_of_the_initial_variance_is_no_trace_of_training(momentum):
+    """The channels have never varied: the running variance of 1 has only shrunk, by (1 − momentum) per batch."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8, momentum=momentum))
+    with torch.no_grad():
+        model[0].bias[:3] = -100
+    for _ in range(20):
+        model(torch.randn(64, 4))
+    (finding,) = gb.check(model, torch.randn(64, 4), select="GB310").findings
+    assert finding.message == "3 of 8 channels of its input do not vary on the inputs: 0, 1, 2"
+
+
 def test_fresh_models_and_layers_that_start_at_0_are_not_found():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.BatchNorm2d(8))

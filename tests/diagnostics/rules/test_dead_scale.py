@@ -92,6 +92,7 @@ class BatchNormAct(nn.BatchNorm2d):
 @pytest.mark.parametrize(
     ("cls", "offset"),
     [
+        (OnePlus, 1.0),
         (OnePlusRMSNorm, 1.0),
         (OnePlusLayerNorm, 1.0),
         (PlainRMSNorm, 0.0),

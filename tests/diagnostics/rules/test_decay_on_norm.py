@@ -217,3 +217,112 @@ def test_decay_that_pulls_a_scale_to_1_is_not_found(offset, found):
     model = nn.Sequential(nn.Linear(4, 8), ScalesByOnePlusWeightRMSNorm(8, offset))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     assert bool(gb.check(model, optimizer=optimizer, select="GB401").findings) is found
+
+
+class OnePlusLayerNorm(nn.LayerNorm):
+    """γ − 1 in a subclass of torch's class, as NeMo's LayerNorm1P."""
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
+class OnePlusGroupNorm(nn.GroupNorm):
+    """γ − 1 in a norm of channels, of which no form is known."""
+
+    def forward(self, x):
+        return nn.functional.group_norm(x, self.num_groups, 1 + self.weight, self.bias, self.eps)
+
+
+class OnePlusNormAct(ScalesByOnePlusWeightRMSNorm):
+    """A norm that holds its activation."""
+
+    def __init__(self, size):
+        super().__init__(size, 1.0)
+        self.act = nn.Identity()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "norm", [OnePlusLayerNorm(8), OnePlusGroupNorm(2, 8), OnePlusNormAct(8)], ids=lambda norm: type(norm).__name__
+)
+def test_so_it_is_in_any_class_and_the_shift_is_found_still(norm):
+    model = nn.Sequential(nn.Linear(4, 8), norm)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    found = gb.check(model, optimizer=optimizer, select="GB401").findings
+    has_shift = getattr(norm, "bias", None) is not None
+    assert [finding.message for finding in found] == ["weight decay of 0.05 on bias"] * has_shift
+
+
+class OnePlus(nn.Module):
+    """The same under a name that says nothing."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + self.weight)
+
+
+class CentredLayerNorm(nn.LayerNorm):
+    def __init__(self, size):
+        super().__init__(size)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
+class CentredBatchNorm(nn.BatchNorm1d):
+    def __init__(self, size):
+        super().__init__(size)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x):
+        mean, var = self.running_mean, self.running_var
+        scale = 1 + self.weight
+        return nn.functional.batch_norm(x, mean, var, scale, self.bias, self.training, self.momentum, self.eps)
+
+
+@pytest.mark.parametrize("cls", [OnePlus, CentredLayerNorm, CentredBatchNorm])
+def test_the_scale_of_one_plus_weight_is_known_by_what_the_layer_does(cls):
+    """β of such a norm decays to 0 like any other, and is found."""
+    model = nn.Sequential(nn.Linear(4, 8), cls(8))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    found = gb.check(model, optimizer=optimizer, select="GB401").findings
+    assert [finding.message for finding in found] == ([] if cls is OnePlus else ["weight decay of 0.05 on bias"])
+
+
+class ByIndex:
+    """A schedule that knows one group."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.steps = optimizer, 0
+
+    def step(self):
+        self.steps += 1
+        self.optimizer.param_groups[0]["lr"] = 0.1 / self.steps
+
+
+class ByDict:
+    def __init__(self, optimizer):
+        self.of = {"optimizer": optimizer}
+        self.rates = {i: group["lr"] for i, group in enumerate(optimizer.param_groups)}
+
+    def __call__(self):
+        for i, group in enumerate(self.of["optimizer"].param_groups):
+            group["lr"] = self.rates[i]
+
+
+@pytest.mark.parametrize("schedule", [ByIndex, ByDict])
+def test_a_schedule_of_one_s_own_keeps_the_groups_that_it_knows(schedule):
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8))
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    held = schedule(optimizer)
+    diagnosis = gb.check(model, optimizer=optimizer, select="GB401")
+    assert not diagnosis.fix().changed
+    assert len(optimizer.param_groups) == 1
+    del held
+    assert gb.check(model, optimizer=optimizer, select="GB401").fix().changed

@@ -236,6 +236,27 @@ class TestTrainEvalGap:
         (finding,) = gb.check(model.eval(), x, select="GB109").findings
         assert finding.severity == "warning"
 
+    @pytest.mark.parametrize(("batches", "momentum"), [(1, 0.1), (3, 0.1), (8, 0.1), (30, 0.01)])
+    def test_between_steps_an_evaluation_has_a_note_on_what_training_will_forget(self, batches, momentum):
+        model, x = self.young(batches, momentum)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        (finding,) = gb.check(model.eval(), x, optimizer=optimizer, select="GB109").findings
+        assert finding.severity == "note"
+        assert f"{(1 - momentum) ** batches:.0%} of its running statistics are still the initial 0 and 1" in str(
+            finding
+        )
+        model[1].running_mean.add_(30)  # which the initial values do not explain
+        (finding,) = gb.check(model, x, optimizer=optimizer, select="GB109").findings
+        assert (finding.severity, finding.evidence["layers"][0]) == ("warning", "1")
+
+    def test_what_no_optimizer_has_does_not_grow_up(self):
+        model, x = self.young(3, 0.1)
+        head = torch.optim.SGD(model[6].parameters(), lr=0.02)
+        diagnosis = gb.check(model, x, optimizer=head, loader=[3 * torch.randn(64, 8) + 2 for _ in range(8)])
+        assert [f.evidence["layers"] for f in diagnosis.findings if f.code == "GB109"] == [["1", "4"]]
+        diagnosis.fix()
+        assert codes(gb.check(model, x, optimizer=head, select=["GB101", "GB109"])) == []
+
     def test_a_very_small_momentum_is_a_note_in_training_and_a_warning_in_evaluation(self):
         model, x = self.young(30, 0.0003)
         (finding,) = gb.check(model, x, select="GB109").findings

@@ -70,6 +70,43 @@ def test_what_is_found_is_what_is_undone(first, second):
         assert distance > 0.1
 
 
+BARE = {
+    "batch": lambda: nn.BatchNorm1d(C, affine=False),
+    "instance": lambda: nn.InstanceNorm1d(C),
+    "group": lambda: nn.GroupNorm(2, C, affine=False),
+}
+
+
+@pytest.mark.parametrize("second", ["batch", "instance"])
+@pytest.mark.parametrize("first", BARE)
+def test_a_first_norm_without_scale_and_shift_is_told_by_what_can_be_left_out(first, second):
+    """What the message names can go: the output stays. Nothing can behind a GroupNorm."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, C, 1), BARE[first](), KINDS[second]())
+    with torch.no_grad():
+        for p in model[2].parameters():
+            p.uniform_(0.5, 2)
+    x = torch.randn(16, 3, 12) * torch.rand(16, 1, 1).add(0.2)
+    diagnosis = gb.check(model, x, select="GB307")
+    without_first = (nn.Sequential(model[0], model[2])(x) - model(x)).norm() / model(x).norm()
+    scaled = model[1](model[0](x)) * model[2].weight[:, None] + model[2].bias[:, None]
+    without_second = (scaled - model(x)).norm() / model(x).norm()
+    if (first, second) == ("group", "batch"):
+        assert not diagnosis.findings
+        assert min(without_first, without_second) > 0.02
+        return
+    (finding,) = diagnosis.findings
+    if (first, second) == ("instance", "batch"):
+        assert "has mean 0 and variance 1 already" in finding.message
+        # ε beside variances of 0.01 and more.
+        assert without_second < 2e-3
+        assert without_first > 0.05
+    else:
+        assert "undoes that one, which has no γ and β" in finding.message
+        assert str(finding.fix) == "remove 1, then train"
+        assert without_first < 2e-3
+
+
 def test_a_norm_whose_output_others_read_counts():
     class Model(nn.Module):
         def __init__(self, how):

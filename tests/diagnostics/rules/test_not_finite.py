@@ -217,7 +217,7 @@ class TestWatch:
 
         watch = self.train(model, optimizer, spoil=spoil)
         assert (watch.watched.divergence.step, watch.watched.divergence.where) == (7, "4")
-        assert watch.watched.divergence.title == "Training diverged at step 7, first at 4"
+        assert watch.watched.divergence.title == "Training diverged at step 7: an update made parameters explode in 4"
         assert self.finding(watch).where == "4"
 
     @pytest.mark.parametrize("bad", [4, 5])  # a step that is measured, and one that is not

@@ -1,6 +1,7 @@
 """Rules that look at further forwards or at the flow of data: the harm that each one's evidence states."""
 
 import copy
+import functools
 import warnings
 
 import pytest
@@ -197,6 +198,31 @@ class TestPadding:
     )
     def test_where_sequences_end(self, inputs, found):
         assert padded_lengths(inputs) == found
+
+    @pytest.mark.parametrize("axis", [2, 3])
+    @pytest.mark.parametrize("norm", [nn.BatchNorm2d, functools.partial(nn.GroupNorm, 2), nn.InstanceNorm2d])
+    def test_spectrograms_end_too(self, norm, axis):
+        torch.manual_seed(0)
+        ends = [20, 12, 6, 4]
+        x = torch.randn(4, 4, 20, 6) + 1
+        for sample, end in zip(x, ends, strict=True):
+            sample[:, end:] = 0
+        x = x if axis == 2 else x.transpose(2, 3)
+        assert padded_lengths(x) == {20: ends}
+        assert gb.check(nn.Sequential(norm(4)), x, select="GB205").findings
+        full = torch.randn(4, 4, 20, 6) + 1
+        assert not gb.check(nn.Sequential(norm(4)), full, select="GB205").findings
+
+    def test_images_with_borders_are_no_sequences(self):
+        torch.manual_seed(0)
+        x = torch.zeros(8, 1, 28, 28)
+        for i, image in enumerate(x):
+            image[:, i : i + 12, 2 * i : 2 * i + 14] = torch.rand(12, 14)
+        assert padded_lengths(x) == {}
+        letterbox = torch.zeros(4, 3, 16, 16)
+        for i, image in enumerate(letterbox):
+            image[:, i : 16 - i] = torch.rand(3, 16 - 2 * i, 16)
+        assert padded_lengths(letterbox) == {}
 
 
 def test_a_norm_over_the_wrong_axis_gives_a_step_another_output_elsewhere():

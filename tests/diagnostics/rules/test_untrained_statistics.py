@@ -150,3 +150,19 @@ def test_a_count_of_0_beside_statistics_that_moved_matters_where_momentum_goes_b
     norm(x)
     replaced = torch.allclose(norm.running_mean, x.mean(0), atol=1e-6)  # rounding of means of size 3
     assert replaced == bool(found)
+
+
+@pytest.mark.parametrize("drawn", ["γ", "γ and β"])
+def test_a_new_head_with_a_drawn_scale_behind_a_trained_body_is_new(drawn):
+    """DCGAN's initialization draws γ and leaves β; training would have moved both."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
+    for _ in range(3):
+        body(torch.randn(32, 4) + 1)
+    norm = nn.BatchNorm1d(8)
+    nn.init.normal_(norm.weight, 1, 0.02)
+    if drawn == "γ and β":
+        nn.init.normal_(norm.bias, 0, 0.02)
+    model = nn.Sequential(body, nn.Linear(8, 8), norm, nn.ReLU())
+    found = gb.check(model, select="GB103").errors
+    assert [finding.where for finding in found] == ([] if drawn == "γ" else ["2"])

@@ -321,3 +321,58 @@ def test_a_part_of_a_model_whose_inputs_all_require_gradients_accumulates_as_any
     (finding,) = watch.diagnosis(select="GB204").findings
     assert finding.severity == "warning"
     assert finding.message.startswith("4 forwards, each with a backward, per optimizer step")
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+@pytest.mark.parametrize("critic_steps", [1, 5])
+def test_forwards_without_gradient_on_the_same_inputs_in_every_step_are_a_note(shift, critic_steps):
+    """A generator makes images for its discriminator: the noise is that of its own steps, and so are the statistics."""
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.SGD(generator.parameters(), lr=0.01)
+    with gb.watch(generator, optimizer) as watch:
+        for _ in range(40):
+            for _ in range(critic_steps):
+                with torch.no_grad():
+                    generator(torch.randn(32, 8) + shift)
+            optimizer.zero_grad()
+            generator(torch.randn(32, 8)).square().mean().backward()
+            optimizer.step()
+    (finding,) = watch.diagnosis(select="GB110").findings
+    assert finding.severity == ("note" if shift == 0 else "warning")
+
+
+def test_a_momentum_that_is_0_for_the_second_forward_of_a_step_is_no_mistake():
+    torch.manual_seed(0)
+    model = small_network()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gb.watch(model, optimizer, every=2) as watch:
+        for x, y in digits(6):
+            for momentum in (0.1, 0.0):
+                for norm in norms:
+                    norm.momentum = momentum
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert not watch.diagnosis(select="GB305").findings
+    # Without the watch it is told by where the true one is kept.
+    assert gb.check(model, select="GB305").findings
+    for norm in norms:
+        norm.backup_momentum = 0.1
+    assert not gb.check(model, select="GB305").findings
+
+
+@pytest.mark.parametrize(("samples", "severity"), [(8, "warning"), (32, "note")])
+def test_parts_as_large_as_usual_batches_are_a_note(samples, severity):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gb.watch(model, optimizer) as watch:
+        for _ in range(8):
+            for _ in range(4):
+                model(torch.randn(samples, 4)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (finding,) = watch.diagnosis(select="GB204").findings
+    assert finding.severity == severity

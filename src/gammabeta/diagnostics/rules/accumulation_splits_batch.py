@@ -2,9 +2,10 @@
 
 What it does: Finds BatchNorms that have several forwards per optimizer step, each with its own backward, and whose
 running statistics move at each of them. Forwards with other parameters than the one before, as the second of SAM or
-those of a line search, are no accumulation: where running statistics move there too, one note says so. Forwards on
-inputs that require gradients beside others that do not are left out, since they are for another model's loss, as a
-generator's through its discriminator; where several others remain, it is a note.
+those of a line search, are no accumulation: where running statistics move there too, one note says so. Parts of 32
+samples and more are a note each: such batches are usual as a whole. Forwards on inputs that require gradients beside
+others that do not are left out, since they are for another model's loss, as a generator's through its discriminator;
+where several others remain, it is a note.
 
 Why it matters: Gradients add up, statistics do not. Each part is normalized on its own, so the layer trains on a batch
 as small as the part. The running statistics move several times per step, so they reach back fewer steps than momentum
@@ -39,6 +40,8 @@ severity = "warning"
 sees = "W"
 # Parts per step: between 1 and 2, since an occasional skipped step joins two.
 LEAST = 1.5
+# Samples of a part with which BatchNorm is as good as with more (Wu & He 2018, figure 1).
+ENOUGH = 32
 
 
 def check(record: Record) -> Iterator[Match]:
@@ -67,6 +70,7 @@ def check(record: Record) -> Iterator[Match]:
             f"{watched.samples} samples at a time, and its running statistics move {updates:.3g} times per step",
             {"parts": parts, "updates": updates, "samples": watched.samples},
             Fix("gammabeta.adopt(model), then `with gammabeta.accumulate_statistics(model):` around a step's forwards"),
+            severity="note" if watched.samples >= ENOUGH else None,
         )
     if perturbed:
         yield _note(perturbed, changed)

@@ -99,8 +99,21 @@ def _fix(record: Record, norm: Norm) -> Fix:
     if _is_still(record, norm) and record.model is not None:
         return freezing(record.model, norm)
     what = "attach running statistics" if without else "track_running_stats = True"
-    first = First(what, partial(_attach, record, norm), keeps_checkpoints=not without)
-    return recalibration(record, norm, first=first)
+    attach = partial(_attach, record, norm)
+    if _is_among_new(record, norm):
+        return Fix(what, attach, keeps_checkpoints=not without)
+    return recalibration(record, norm, first=First(what, attach, keeps_checkpoints=not without))
+
+
+def _is_among_new(record: Record, norm: Norm) -> bool:
+    """Return whether training has moved no running statistics so far, neither this norm's nor any other's.
+
+    Then training will collect them all. New statistics for this norm alone would look like the trace of a training
+    that the others lost.
+    """
+    others = [other for other in record.of_kind("batch") if other.has_statistics and other.name != norm.name]
+    own = norm.running_mean is None or norm.has_initial_statistics
+    return own and bool(others) and all(other.has_initial_statistics for other in others)
 
 
 def _attach(record: Record, norm: Norm) -> Change:

@@ -22,19 +22,27 @@ Limits: Nothing is said if the variation is lost at another layer, for example a
 at 0, as many models have it. Outputs whose first axis is not that of the samples are not looked at.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from gammabeta.diagnostics.as_training import measure_as_training
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.gap import gap_of
+from gammabeta.diagnostics.initial_share import explained_by_initial
+from gammabeta.diagnostics.measurement import Given
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.diagnostics.rules import degenerate_group
 
 severity = "error"
 sees = "D"
+
+# A variance below this share of ε leaves outputs below a thousandth of γ.
+_BELOW_EPS = 1e-6
 
 
 def check(record: Record) -> Iterator[Match]:
@@ -55,24 +63,54 @@ def check(record: Record) -> Iterator[Match]:
     elif zero:
         message += "its γ is 0 in all channels, and nothing in this model bypasses it"
         fix = Fix("start with γ = 1, or add the norm's output to a residual branch")
-    elif _is_new(record):
-        return  # in evaluation a new model normalizes by 0 and 1, and its activations may vanish
+    elif _is_young(record):
+        return  # in evaluation a young model normalizes by 0 and 1, and its activations may vanish
     else:
         message += f"its output differs between samples by {constant.spread:.2g} at most, though its input varies"
         if norm.has_statistics and norm.kind == "batch":
             assert norm.running_var is not None
             message += f"; its running variance is up to {float(norm.running_var.max()):.3g}"
         fix = _fix(record, norm)
+        if (vanished := _vanished(record, norm)) is not None:
+            message += f"; in training its input's variance is {vanished:.2g} at most, far below ε = {norm.eps:g}"
+            fix = Fix("look at the weights that feed the norm: where the variance is far below ε, no norm restores it")
     yield Match(norm.name, message, {"spread": constant.spread}, fix)
 
 
-def _is_new(record: Record) -> bool:
-    """Whether all running statistics are still those of a new model: at least a twentieth is left of 0 and 1."""
+def _vanished(record: Record, norm: Norm) -> float | None:
+    """Return the largest variance of a BatchNorm's input in training, if that too is far below ε; None otherwise."""
+    calls = _as_training(record, [norm]).get(norm.name, ()) if norm.kind == "batch" else ()
+    if len(calls) != 1 or not norm.eps:
+        return None
+    largest = float(calls[0].moments.var().max())
+    return largest if largest < _BELOW_EPS * norm.eps else None
+
+
+def _as_training(record: Record, norms: Sequence[Norm]) -> Mapping[str, tuple[Given, ...]]:
+    assert record.model is not None
+    layers: dict[str, Any] = {norm.name: norm.module for norm in norms}
+    return measure_as_training(record.model, record.inputs, layers, record.forward)
+
+
+def _is_young(record: Record) -> bool:
+    """Return whether a BatchNorm's running statistics are those of a young training.
+
+    They are 0 and 1, or to a share that explains why they do not match what training gives the norm.
+    """
     moving = [norm for norm in record.of_kind("batch") if norm.tracks and norm.has_statistics]
-    left = [(1 - (norm.momentum or 0.0)) ** norm.batches if norm.batches else 0.0 for norm in moving]
-    return bool(moving) and all(
-        norm.has_initial_statistics or share > 0.05 for norm, share in zip(moving, left, strict=True)
-    )
+    if moving and all(norm.has_initial_statistics for norm in moving):
+        return True
+    as_training = _as_training(record, moving)
+    wrong = [norm for norm in moving if _is_wrong(norm, as_training.get(norm.name, ()))]
+    return bool(wrong) and all(explained_by_initial(norm, as_training[norm.name]) for norm in wrong)
+
+
+def _is_wrong(norm: Norm, calls: Sequence[Given]) -> bool:
+    """Return whether what training gives a norm does not match its running statistics."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gap = gap_of(calls[0], norm.running_mean, norm.running_var, norm.eps or 0.0) if len(calls) == 1 else None
+    return gap is not None and gap.matters
 
 
 def _what(spread: float) -> str:

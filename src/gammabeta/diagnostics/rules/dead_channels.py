@@ -30,6 +30,7 @@ from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.flow import layer_before
 from gammabeta.diagnostics.gap import still_channels
+from gammabeta.diagnostics.initial_share import initial_share
 from gammabeta.diagnostics.record import Norm, Record, channels
 from gammabeta.diagnostics.rule import Example, Match
 
@@ -82,9 +83,11 @@ def _what(norm: Norm, dead: list[int]) -> str:
 
 def _before(norm: Norm, dead: list[int]) -> str:
     assert norm.running_var is not None
-    if norm.has_initial_statistics:
+    variance = float(norm.running_var[dead].median())
+    # Constant channels leave what is left of the initial variance of 1, up to float32's rounding.
+    if norm.has_initial_statistics or variance <= 1.01 * (initial_share(norm) or 0.0):
         return ""
-    return f"; in training they did, with a variance of {float(norm.running_var[dead].median()):.2g}"
+    return f"; in training they did, with a variance of {variance:.2g}"
 
 
 def _zeroed(before: tuple[str, nn.Module] | None, still: Tensor) -> Tensor:

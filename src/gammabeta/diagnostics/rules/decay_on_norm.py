@@ -18,9 +18,9 @@ AdamW at a learning rate of 0.02 and a decay of 0.05: e⁻¹, as derived. After 
 optimizer that a scheduler holds keeps its groups.
 
 Limits: This is a convention more than a fault: many recipes decay everything and work. What counts as a scheduler is
-what is called so, and any object or closure that holds the optimizer and a list of as many numbers as there are groups,
-or the list of groups. One that keeps its numbers elsewhere, in a global variable for example, has to be built after the
-fix.
+what is called so or has a method `step`, and any object or closure that holds the optimizer and a list or dict of as
+many numbers as there are groups, or the list of groups. One that keeps its numbers elsewhere, in a global variable for
+example, has to be built after the fix.
 """
 
 from collections.abc import Iterator
@@ -33,8 +33,8 @@ from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.optimizer_groups import Groups
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
-from gammabeta.introspection.norms import CLASS, norm_of
-from gammabeta.introspection.probed import form_of
+from gammabeta.diagnostics.scale import offset_of
+from gammabeta.introspection.norms import norm_of
 from gammabeta.surgery.change import Change, transaction
 from gammabeta.surgery.parameter_groups import parameter_groups
 
@@ -68,11 +68,10 @@ def check(record: Record) -> Iterator[Match]:
 
 def _holds_less_one(norm: Norm, key: str) -> bool:
     """Whether a norm scales by 1 + weight: decay then pulls the scale to 1. torch's and gammabeta's do not."""
-    layer = None if norm.module is None else norm_of(norm.module)
-    if norm.module is None or layer is None or layer.known_by == CLASS:
+    if norm.module is None or norm.weight is None or offset_of(norm.module) != 1.0:
         return False
-    form = form_of(norm.module)
-    return form is not None and form.offset == 1.0 and key == form.weight
+    layer = norm_of(norm.module, probe=True)
+    return layer is not None and key == layer.affine.weight
 
 
 def _fix(norm: Norm, keys: tuple[str, ...], of: list[Groups], decay: float, reason: str | None) -> Fix:

@@ -114,7 +114,7 @@ def _far(record: Record, norm: Norm) -> str | None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     calls = (record.given or {}).get(norm.name, ())
-    gap = gap_of(calls[0], norm.running_mean, norm.running_var) if len(calls) == 1 else None
+    gap = gap_of(calls[0], norm.running_mean, norm.running_var, norm.eps or 0.0) if len(calls) == 1 else None
     if gap is not None:
         return str(gap) if gap.matters else ""
     watched = record.watched.norms.get(norm.name) if record.watched is not None else None

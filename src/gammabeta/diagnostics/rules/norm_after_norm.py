@@ -5,15 +5,17 @@ InstanceNorm or GroupNorm), with at most views between them, where nothing else 
 
 Why it matters: The second norm subtracts each channel's mean and divides by its deviation. So in training the first
 norm's β has no effect, and its γ none but its sign: both train for nothing. The first norm costs time and memory. This
-comes from blocks that end with a norm followed by blocks that begin with one.
+comes from blocks that end with a norm followed by blocks that begin with one. A first norm without γ and β is undone as
+a whole, but for two pairs: a BatchNorm behind an InstanceNorm has nothing left to normalize, and behind a GroupNorm
+both count.
 
 Example: A BatchNorm behind a BatchNorm.
 
 Use instead: One of the two.
 
 Evidence: tests/diagnostics/rules/test_norm_after_norm.py: in training, another γ > 0 and another β in the first norm
-leave the output the same, for each pair of kinds that is found. For LayerNorm, RMSNorm and GroupNorm behind a norm the
-output moves by more than a tenth of its size.
+leave the output the same, for each pair of kinds that is found; without γ and β, leaving out the norm that the message
+names does. For LayerNorm, RMSNorm and GroupNorm behind a norm the output moves by more than a tenth of its size.
 
 Limits: Only norms of torch's and gammabeta's forward are looked at, each called once. LayerNorm, RMSNorm and GroupNorm
 behind a norm are not found: they take one deviation over several channels, whose γ and β therefore count. A first norm
@@ -61,11 +63,25 @@ def check(record: Record) -> Iterator[Match]:
             neighbours.check_alone(found, call)
         except Refusal:
             continue
-        message = (
-            f"nothing else reads the output of {first.name}, and in training this norm undoes that one's scale and "
-            f"shift of each channel"
-        )
-        yield Match(norm.name, message, {"first": first.name}, Fix("remove one of the two, then train"))
+        told = _told(first, norm)
+        if told is not None:
+            message = f"nothing else reads the output of {first.name}, and in training {told[0]}"
+            yield Match(norm.name, message, {"first": first.name}, Fix(told[1]))
+
+
+def _told(first: Norm, second: Norm) -> tuple[str, str] | None:
+    """Return what the second norm undoes, and what to do; None where both count."""
+    if first.weight is not None or first.bias is not None:
+        what = "this norm undoes that one's scale and shift of each channel"
+        if (first.kind, second.kind) == ("group", "batch"):
+            return what, f"build {first.name} with affine=False, or remove one of the two, then train"
+        return what, "remove one of the two, then train"
+    if (first.kind, second.kind) == ("group", "batch"):
+        return None  # the first scales each sample by one deviation of several channels, which the batch's keep
+    if (first.kind, second.kind) == ("instance", "batch"):
+        what = "each channel that this norm gets has mean 0 and variance 1 already, in every sample"
+        return what, "give that one γ and β (affine=True) in place of this norm, then train"
+    return "this norm undoes that one, which has no γ and β", f"remove {first.name}, then train"
 
 
 def _is_fixed(norm: Norm) -> bool:

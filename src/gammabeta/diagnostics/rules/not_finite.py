@@ -2,7 +2,8 @@
 
 What it does: Finds parameters, and vectors of a checkpoint, that hold NaN or infinity. Given inputs, finds outputs that
 do, and names the first module whose inputs are finite and whose outputs are not. While watching, finds the step at
-which it began, and the module. Running statistics are those of GB102.
+which it began, and the module; or the update that made the parameters explode, with the largest of them and the
+learning rate. Running statistics are those of GB102.
 
 Why it matters: Nothing that is computed from a NaN is of use, and no later step removes it. Training goes on for hours
 without an error, and checkpoints are saved.
@@ -20,7 +21,8 @@ alone is left out in outputs and buffers, and in parameters that do not train an
 hold it on purpose. Of a checkpoint only vectors are looked at: a training that diverged leaves no vector
 finite. On a GPU a watched training is looked at in measured steps, so that no step waits; then the step is exact, and
 the module is named only if that step was measured. Of a training on several processes, and of compiled models, no
-module is named.
+module is named; of compiled models the step is known only to lie between two measured ones. Parameters exploded if the
+largest is 10,000 times as large as in the measured step before.
 """
 
 from collections.abc import Iterator
@@ -38,6 +40,9 @@ severity = "error"
 sees = "SFDW"
 
 _FIX = Fix("go back to the last checkpoint that is finite, and remove the cause where it began")
+_SLOWER = Fix(
+    "go back to the last checkpoint that is finite, with a lower learning rate, a warm-up, or clipped gradients"
+)
 _OVER = Fix("nothing, if it was one batch or one overflow that was skipped; remove the cause if it comes again")
 # GB102's.
 _STATISTICS = ("running_mean", "running_var")
@@ -60,11 +65,13 @@ def check(record: Record) -> Iterator[Match]:
         what = "parameters" if record.model is not None else "tensors"
         names = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         parts.append(f"{len(bad)} of {total} {what} are not finite: {names}")
-        where = bad[0].rpartition(".")[0] if where is None or divergence is None else where
+        if divergence is None or (where is None and divergence.explosion is None):
+            where = bad[0].rpartition(".")[0]
         evidence = {**evidence, "tensors": len(bad), "of": total}
     over = divergence is not None and divergence.recovered and not bad and seen is None
     if parts:
-        fix, severity = (_OVER, "note") if over else (_FIX, None)
+        exploded = divergence is not None and divergence.explosion is not None
+        fix, severity = (_OVER, "note") if over else (_SLOWER if exploded else _FIX, None)
         yield Match(where or "", "; ".join(parts), evidence, fix, severity)
 
 

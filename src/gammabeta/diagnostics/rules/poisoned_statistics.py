@@ -45,7 +45,7 @@ def check(record: Record) -> Iterator[Match]:
     if found and not_finite.spoils(record):  # one cause, which no recalibration removes
         norm, kinds = found[0]
         others = f"; and so in {counted(len(found) - 1, 'more norm')}" if len(found) > 1 else ""
-        evidence = {**_sizes(kinds), "norms": [norm.name for norm, _ in found]}
+        evidence = {**_sizes(kinds), "layers": [norm.name for norm, _ in found]}
         yield Match(norm.name, f"{_described(norm, kinds)}{others}", evidence, _AFTER)
         return
     for norm, kinds in found:

@@ -1,7 +1,9 @@
 """Running statistics moved by forwards that the model does not learn from.
 
 What it does: Finds BatchNorms whose running statistics were moved by forwards in training mode with gradients off. Up
-to a twentieth of all updates they are one note: a moving average forgets them.
+to a twentieth of all updates they are one note: a moving average forgets them. So they are where they belong to every
+step and their inputs have the means of those that the layer learns from, as when a generator makes images for its
+discriminator.
 
 Why it matters: `no_grad` does not affect buffers. A summary, a warm-up, a teacher's pass or an evaluation that forgot
 `eval()` moves the running statistics as much as a training step does, towards its own inputs. Evaluation then
@@ -20,6 +22,7 @@ counted if its recomputation follows.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +30,7 @@ from torch import nn
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.record import Record, counted
 from gammabeta.diagnostics.rule import Example, Match
+from gammabeta.diagnostics.rules.mixed_domains import APART, ERRORS
 from gammabeta.surgery.contexts import frozen_statistics
 
 severity = "warning"
@@ -43,7 +47,7 @@ def check(record: Record) -> Iterator[Match]:
         if watched is None or not watched.calls or not watched.polluting:
             continue
         share = watched.polluting / (watched.polluting + watched.calls)
-        if share <= LITTLE:
+        if share <= LITTLE or _is_of_the_same_data(watched):
             few.append((norm.name, watched.polluting, watched.calls))
             continue
         yield Match(
@@ -62,6 +66,15 @@ def check(record: Record) -> Iterator[Match]:
         )
         evidence = {"polluting": polluting, "calls": calls, "layers": [name for name, *_ in few]}
         yield Match(name, message, evidence, Fix(ADVICE), severity="note")
+
+
+def _is_of_the_same_data(watched: Any) -> bool:
+    """Whether most steps had forwards with gradients off, on inputs with the means of those with gradients."""
+    squared, apart = watched.history.known("aside"), watched.history.median("aside_apart")
+    if apart is None or 2 * len(squared) < len(watched.history.known("effective")):
+        return False
+    median = watched.history.median("aside")
+    return median is not None and (median < ERRORS or apart < APART)
 
 
 def flagged() -> Example:

@@ -16,8 +16,10 @@ batch's own at momentum 0.99, and 0.07 of it at 0.01: √(m/(2 − m)), as deriv
 finds it in four of a thousand real models, as transformers builds them: MobileNetV1 (0.9997), MobileNetV2 (0.997),
 EfficientNet and Align (0.99).
 
-Limits: A large momentum can be intended, for statistics of the last batches only, and so can 0, for statistics that
-stay (`gammabeta.freeze` says so more clearly).
+Limits: A momentum of 0 that lasts for one forward, as implementations of sharpness-aware minimization set it, is left
+out: the module has the true one in another attribute whose name contains "momentum" (`backup_momentum`), or the watch
+saw the statistics move. A large momentum can be intended, for statistics of the last batches only, and so can 0, for
+statistics that stay (`gammabeta.freeze` says so more clearly).
 """
 
 from collections.abc import Iterator
@@ -43,8 +45,11 @@ def check(record: Record) -> Iterator[Match]:
         if not moves or norm.momentum is None or 0 < norm.momentum < 0.5:
             continue
         momentum = float(norm.momentum)
+        if momentum == 0 and _is_paused(record, norm):
+            continue
         if momentum == 0:
-            message = f"momentum 0: the running statistics never move{' from 0 and 1' * norm.has_initial_statistics}"
+            more = "never move from 0 and 1" if norm.has_initial_statistics else "do not move"
+            message = f"momentum 0: the running statistics {more}"
         elif momentum == 1:
             message = "momentum 1: the running statistics are those of the last batch only"
         else:
@@ -53,6 +58,18 @@ def check(record: Record) -> Iterator[Match]:
                 f"in TensorFlow's convention that would be torch's {1 - momentum:.2g}"
             )
         yield Match(norm.name, message, {"momentum": momentum}, _fix(record, norm, momentum))
+
+
+def _is_paused(record: Record, norm: Norm) -> bool:
+    """Whether the momentum is 0 only for the moment, as for the second forward of sharpness-aware minimization.
+
+    Then the module keeps the true one in another attribute, or the watch has seen the statistics move.
+    """
+    kept = (value for key, value in vars(norm.module or nn.Module()).items() if "momentum" in key and key != "momentum")
+    if any(isinstance(value, int | float) and value > 0 for value in kept):
+        return True
+    watched = record.watched.norms.get(norm.name) if record.watched is not None else None
+    return watched is not None and any(drift > 0 for drift in watched.history.known("drift"))
 
 
 def _come(norm: Norm) -> str:

@@ -2,13 +2,14 @@
 
 What it does: Compares what each BatchNorm is given in evaluation, on the inputs, with its running statistics. It names
 the first layer, in the order of the data, where they differ by more than sampling error can explain and by enough to
-matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. A second
-forward, in which the layers normalize by the batch as in training, tells the layers whose own statistics are wrong from
-those that only follow: these are given other inputs in evaluation, and match what training gives them. Both are
-counted. Nothing is found if all match what training gives them.
+matter: half a standard deviation, or a factor of two in the variance, root mean square over the channels. ε is added to
+each variance, as in the output. A second forward, in which the layers normalize by the batch as in training, tells the
+layers whose own statistics are wrong from those that only follow: these are given other inputs in evaluation, and match
+what training gives them. Both are counted. Nothing is found if all match what training gives them.
 
-In training mode the share of the initial 0 and 1 that n batches with momentum m leave, (1 − m)ⁿ, is known. What it
-explains is no finding in a training that has just begun; for a momentum below 0.01 it is a note.
+The share of the initial 0 and 1 that n batches with momentum m leave, (1 − m)ⁿ, is known. What it explains is no
+finding in a training that has just begun; for a momentum below 0.01 it is a note. In evaluation it is a note if the
+optimizer is given, which tells that training goes on, and the momentum is at least 0.01; otherwise it is a warning.
 
 Why it matters: The network that is evaluated is not the one that was trained. Causes are a momentum too small for the
 number of steps, data that has shifted, other preprocessing in evaluation, or statistics of another model.
@@ -29,7 +30,6 @@ to say whether the statistics may change.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,11 +39,12 @@ from gammabeta.diagnostics.as_training import measure_as_training
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import is_still, recalibration
 from gammabeta.diagnostics.gap import RATIO, SHIFT, Gap, gap_of
+from gammabeta.diagnostics.initial_share import explained_by_initial, initial_share
 from gammabeta.diagnostics.measurement import Given
+from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.observe import Observation
-from gammabeta.moments import Moments
 
 severity = "warning"
 sees = "D"
@@ -68,12 +69,12 @@ def check(record: Record) -> Iterator[Match]:
     own = _gaps(norms, as_training)
     # Without a forward as in training, nothing tells who follows.
     wrong = [name for name in norms if name in own and _is_wrong(own[name])] if own else mattering
-    young = [name for name in wrong if _is_young(norms[name], as_training.get(name, ()))]
-    late = [name for name in young if name in mattering and (norms[name].momentum or 1.0) < _USUAL]
+    young = [name for name in wrong if _is_young(norms[name], record, as_training.get(name, ()))]
+    late = [name for name in young if name in mattering and _is_late(norms[name])]
     wrong = [name for name in wrong if name not in young]
+    if late:
+        yield _of_youth([norms[name] for name in late], record)
     if not any(name in mattering for name in wrong):  # evaluation gives other inputs, or the training has just begun
-        if late:
-            yield _of_youth([norms[name] for name in late], record)
         return
     follow = [name for name in mattering if name not in wrong and name not in young]
     first = next(name for name in wrong if name in mattering)
@@ -88,28 +89,24 @@ def check(record: Record) -> Iterator[Match]:
     yield Match(first, message, evidence, fix)
 
 
-def _left(norm: Norm) -> float | None:
-    """Return the share of 0 and 1 in a norm's running statistics, (1 − m)ⁿ after n batches; None if it is not known."""
-    return None if norm.momentum is None or norm.batches is None else (1 - norm.momentum) ** norm.batches
-
-
-def _is_young(norm: Norm, calls: Sequence[Given]) -> bool:
+def _is_young(norm: Norm, record: Record, calls: Sequence[Given]) -> bool:
     """Return whether what is left of 0 and 1 explains the running statistics, in a training that is under way."""
-    left = _left(norm)
-    if not norm.training or left is None or len(calls) != 1:
+    # An optimizer tells that an evaluation comes between steps, after which a usual momentum forgets 0 and 1.
+    passing = bool(record.optimizers) and (norm.momentum or 0.0) >= _USUAL
+    if not (norm.training or passing) or not explained_by_initial(norm, calls):
         return False
-    moments = calls[0].moments
-    degrees = moments.count - 1
-    moved = Moments(moments.count, (1 - left) * moments.mean, (1 - left) * moments.m2 + left * degrees)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    gap = gap_of(replace(calls[0], moments=moved), norm.running_mean, norm.running_var)
-    return gap is not None and not gap.matters
+    # What no optimizer has is to be frozen, and then stays as it is.
+    return not (record.optimizers and OptimizedAround(record).is_left_out(norm))
+
+
+def _is_late(norm: Norm) -> bool:
+    """Return whether it matters already that statistics are young: in evaluation, or where they stay so for long."""
+    return not norm.training or (norm.momentum or 1.0) < _USUAL
 
 
 def _of_youth(norms: Sequence[Norm], record: Record) -> Match:
-    """Return the note on norms whose momentum is so small that 0 and 1 stay in their statistics for long."""
-    first, left = norms[0], _left(norms[0])
+    """Return the note on norms in whose statistics 0 and 1 still are."""
+    first, left = norms[0], initial_share(norms[0])
     others = f"; so are those of {counted(len(norms) - 1, 'other layer')}" if len(norms) > 1 else ""
     message = (
         f"after {counted(first.batches or 0, 'batch', 'batches')} with momentum {first.momentum:g}, {left:.0%} of its "
@@ -135,7 +132,7 @@ def _gaps(norms: Mapping[str, Norm], given: Mapping[str, Any]) -> dict[str, Gap]
         if len(calls) == 1:
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            gap = gap_of(calls[0], norm.running_mean, norm.running_var)
+            gap = gap_of(calls[0], norm.running_mean, norm.running_var, norm.eps or 0.0)
             if gap is not None:
                 found[name] = gap
     return found

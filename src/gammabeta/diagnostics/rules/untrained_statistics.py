@@ -1,9 +1,9 @@
 """Trained weights beside running statistics that were never collected.
 
 What it does: Finds BatchNorms whose running mean and variance are exactly 0 and 1 although they have been trained. One
-trace of training is a `num_batches_tracked` above 0. The other is the block around the layer: its γ or β differ
-between channels, and other BatchNorms of the same block have statistics that moved. Also finds layers with statistics
-but a `num_batches_tracked` of 0 where `momentum=None` averages by that count.
+trace of training is a `num_batches_tracked` above 0. The other is the block around the layer: its γ and its β both
+differ between channels, and other BatchNorms of the same block have statistics that moved. Also finds layers with
+statistics but a `num_batches_tracked` of 0 where `momentum=None` averages by that count.
 
 Why it matters: In evaluation such a layer passes its input on unchanged except for γ and β, where training standardized
 it: activations of any size. Causes are a converter that dropped the buffers, `load_state_dict(strict=False)`, weights
@@ -16,14 +16,15 @@ Use instead: `gammabeta.recalibrate(model, batches)`, or load the buffers.
 Evidence: tests/diagnostics/rules/test_untrained_statistics.py: a network for two classes is right on over 97 % of the
 samples, and on under 60 % once the buffers are reset; recalibrating restores it.
 
-Limits: γ and β that differ between channels are no trace by themselves, since some constructors draw them (RepVGG's,
-DCGAN's). So where a whole model or a whole part of it has statistics of 0 and 1 and no counts, as after a loss of all
-buffers, it cannot be told from a new one. In evaluation mode and in a checkpoint that is one note; in training mode it
-is nothing, since training collects them. Given inputs, train-eval-gap measures the harm. γ and β that were folded into
-some layers of a block on purpose, with statistics set to 0 and 1, look like a loss: ignore the rule there. A
-FrozenBatchNorm is left out, since converted weights commonly have such statistics; in a checkpoint it is a layer
-without num_batches_tracked, and a warning. A new layer in a trained model, with γ of 1 and β of 0, is not found; nor is
-a layer without γ and β, or one with a momentum of 0.
+Limits: γ and β that differ between channels are no trace by themselves, since some constructors draw them: γ alone, as
+DCGAN's, is none at all, and both (RepVGG's) are one in a block whose other statistics moved. So where a whole model or
+a whole part of it has statistics of 0 and 1 and no counts, as after a loss of all buffers, it cannot be told from a new
+one. In evaluation mode and in a checkpoint that is one note; in training mode it is nothing, since training collects
+them. Given inputs, train-eval-gap measures the harm. γ and β that were folded into some layers of a block on purpose,
+with statistics set to 0 and 1, look like a loss: ignore the rule there. A FrozenBatchNorm is left out, since converted
+weights commonly have such statistics; in a checkpoint it is a layer without num_batches_tracked, and a warning. A new
+layer in a trained model, with γ of 1 and β of 0, is not found; nor is a layer without γ and β, or one with a momentum
+of 0.
 """
 
 from collections.abc import Iterator
@@ -106,7 +107,9 @@ def _told(norm: Norm, moved: _Moved) -> str | None:
     if norm.batches and norm.momentum != 0:
         return f"num_batches_tracked says that it has seen {counted(norm.batches, 'batch', 'batches')}"
     block = moved.in_the_block_of(norm)
-    if block is None or not (_varies(norm.weight) or _varies(norm.bias)):
+    # Many constructors draw γ and leave β at 0; training moves both.
+    affine = [values for values in (norm.weight, norm.bias) if values is not None]
+    if block is None or not affine or not all(_varies(values) for values in affine):
         return None
     return f"{_ranges(norm)}, and the statistics of other norms in {block or 'the model'} have moved"
 
