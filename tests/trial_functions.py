@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -25,6 +26,10 @@ def count(*, folder: str, name: str) -> dict:
 
 def fail(*, reason: str) -> dict:
     raise ValueError(reason)
+
+
+def leave(*, code: int) -> dict:
+    sys.exit(code)
 
 
 def sleep(*, seconds: float, index: int) -> dict:

@@ -232,6 +232,25 @@ def test_report_draws_again_what_results_json_holds(tmp_path):
     assert "What normalization does on digits" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no limits on the size of files")
+def test_a_report_that_cannot_be_written_is_one_sentence_and_no_part_is_left(tmp_path):
+    import resource
+
+    (tmp_path / "results.json").write_text(json.dumps(example_results()))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        result = run("report", str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"gammabeta: {tmp_path / 'report.html'}: expected a file that can be written, got File too large: the results "
+        f"are kept; make room or change permissions, then run gammabeta report {tmp_path}.\n",
+    )
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
 def test_report_of_a_folder_without_results(tmp_path):
     result = run("report", str(tmp_path))
     assert result.exit_code == 2

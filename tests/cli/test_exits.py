@@ -1,5 +1,8 @@
 """How commands end: exit codes, one sentence in place of a traceback, and output in any encoding."""
 
+import codecs
+import encodings.aliases
+import io
 import json
 import os
 import signal
@@ -13,7 +16,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from gammabeta.cli import main as cli
-from gammabeta.cli.streams import lookalike
+from gammabeta.cli.streams import handler_of, lookalike
 
 SOURCE = """
 import sys
@@ -222,7 +225,10 @@ print(codes)
 """
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii", "utf-8", "cp437", "ascii:surrogateescape"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["cp1252", "latin-1", "ascii", "utf-8", "cp437", "cp864", "ascii:surrogateescape", "ascii:surrogatepass"],
+)
 def test_no_encoding_of_the_output_ends_a_command(folder, encoding):
     done = subprocess.run(
         [sys.executable, "-c", SEVERAL],
@@ -234,6 +240,29 @@ def test_no_encoding_of_the_output_ends_a_command(folder, encoding):
     assert text.splitlines()[-1] == "[0, 0, 1, 1, 1, 1, 0, 2, 2, 0, 0]", done.stderr.decode("utf-8", "replace")
     assert b"Traceback" not in done.stderr
     assert ("γ" if encoding in ("utf-8",) else "gamma") in text
+
+
+def _text_encodings():
+    """Return the encodings of this Python; mbcs and oem are those of Windows."""
+    found = set()
+    for name in {*encodings.aliases.aliases.values(), "cp864", "cp1006", "koi8_t"} - {"mbcs", "oem"}:
+        codec = codecs.lookup(name)
+        if codec._is_text_encoding:
+            found.add(codec.name)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("encoding", _text_encodings())
+def test_every_character_can_be_written_in_every_encoding(encoding):
+    text = "".join(
+        map(chr, (*range(0x20, 0x250), *range(0x370, 0x3FF), *range(0x2000, 0x2800), 0x4E2D, 0xDCFF, 0x1F600))
+    )
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=handler_of(encoding))
+    stream.write(text)
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)
+    assert "gamma" in written or "γ" in written
+    assert "ABC" in written
 
 
 @pytest.mark.parametrize(
@@ -319,17 +348,18 @@ def test_a_closed_output_changes_no_exit_code(folder, words, code):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_ctrl_c_while_a_model_is_built(folder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 0)])
+def test_a_signal_while_a_model_is_built(folder, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "gammabeta", "check", "ends.py:waits"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # A shell starts background jobs, such as this test may be in, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     assert process.stderr.readline() == "waiting\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, said = process.communicate(timeout=60)
     assert (process.returncode, out, said) == (130, "", "Interrupted.\n")

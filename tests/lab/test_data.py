@@ -127,6 +127,12 @@ def test_a_folder_that_changes_is_another_task(tmp_path):
         load(before)
 
 
+IN_EACH = (
+    "expected images (.avif, .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pbm, .pgm, .png, .ppm, .tif, .tiff, .webp) in each "
+    "class's folder itself"
+)
+
+
 def _empty(folder):
     pass
 
@@ -170,8 +176,7 @@ def _torn(folder):
         ),
         (
             _nested,
-            "expected images (.bmp, .gif, .jpeg, .jpg, .pbm, .pgm, .png, .ppm, .tif, .tiff, .webp) in each class's "
-            "folder itself, got none in test: name the folder whose folders are the classes.",
+            f"{IN_EACH}, got none in test: name the folder whose folders are the classes.",
         ),
         (
             _few,

@@ -261,6 +261,12 @@ def test_a_users_model_is_built_with_each_norm(tmp_path):
             "expected a function build(input_shape, classes, norm) or build(input_shape, classes), got build(a).",
         ),
         ("def build(a, b, c): return c(4, 1)", None),
+        ("def build(a, b): raise SystemExit(3)", "build((1, 8, 8), 10) raised SystemExit: 3."),
+        (
+            "from torch import nn\nclass Own(nn.Module):\n    def forward(self, x): raise SystemExit(3)\n"
+            "def build(a, b): return nn.Sequential(nn.BatchNorm2d(1), Own())",
+            "the model does not take a batch of shape (8, 1, 8, 8): SystemExit: 3.",
+        ),
         ("def build(a, b): return 1", "expected build((1, 8, 8), 10) to return an nn.Module, got int."),
         (
             "from torch import nn\ndef build(a, b): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))",

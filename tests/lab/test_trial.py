@@ -257,6 +257,33 @@ def test_two_studies_cannot_write_to_one_folder(tmp_path):
     Store(tmp_path).close()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO])
+def test_a_folder_without_locks_is_used_with_a_word(tmp_path, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl", reason="no file locks on this system")
+
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    store = Store(tmp_path)
+    assert store.note == (
+        f"{tmp_path} cannot be locked ({os.strerror(number)}): two studies in it at once would run each other's "
+        "trials; let only one write to it."
+    )
+    store.append(Trial("tests.trial_functions:draw", {"seed": 1}), {"result": {}, "seconds": 0.0})
+    store.close()
+    monkeypatch.undo()
+    again = Store(tmp_path)
+    assert (again.note, len(again)) == (None, 1)
+    again.close()
+
+
+def test_a_command_line_that_is_no_text_locks_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gammabeta", "study", "--data", "folder:\udcff"])
+    Store(tmp_path).close()
+    assert "\\udcff" in (tmp_path / "study.lock").read_text(encoding="utf-8")
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     expected = f"cannot write to {tmp_path / 'file'}: File exists. Choose another folder."
@@ -313,6 +340,15 @@ def test_a_trial_that_fails_once_is_tried_again(tmp_path):
     store = Store(tmp_path / "out")
     fickle = Trial(f"{HERE}:fail_at_first", {"folder": str(tmp_path), "times": 2})
     assert run_trials([fickle], store, jobs=1)[0]["result"] == {"attempt": 3}
+
+
+def test_a_trial_that_leaves_python_fails_like_any_other(tmp_path):
+    trials = [Trial("tests.trial_functions:leave", {"code": 0}), Trial("tests.trial_functions:draw", {"seed": 1})]
+    store = Store(tmp_path)
+    with pytest.raises(TrialError, match=r"failed 3 times: SystemExit: 0$"):
+        run_trials(trials, store, jobs=2)
+    assert trials[1] in store
+    store.close()
 
 
 def test_what_fails_three_times_stops_nothing_else(tmp_path):

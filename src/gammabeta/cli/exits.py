@@ -14,14 +14,15 @@ import typer
 from typer.core import TyperGroup
 
 from gammabeta.cli.blame import describe
+from gammabeta.cli.signals import as_interrupts
 from gammabeta.cli.streams import accept_every_character, as_utf_8, open_closed, silence
 
-# Findings; the request cannot be carried out; gammabeta failed; Ctrl-C; the reader of a pipe is gone, as SIGPIPE.
+# Findings; the request cannot be carried out; gammabeta failed; Ctrl-C or a signal; the reader of a pipe is gone.
 FOUND, WRONG, FAILED, STOPPED, UNREAD = 1, 2, 3, 130, 141
 
 CODES = (
     "Exit codes: 0 done, and nothing found; 1 findings, or claims that could not be measured; 2 the request cannot be "
-    "carried out; 3 gammabeta itself failed; 130 Ctrl-C."
+    "carried out; 3 gammabeta itself failed; 130 stopped by Ctrl-C, SIGTERM or SIGHUP."
 )
 
 
@@ -50,7 +51,8 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         try:
-            value = super().invoke(ctx)
+            with as_interrupts():
+                value = super().invoke(ctx)
             try:
                 sys.stdout.flush()
             except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -71,9 +72,9 @@ def study(
 ) -> None:
     """Measure what normalization does, claim by claim, and write a report.
 
-    Every trial is stored as soon as it has finished: after Ctrl-C, the same command continues where it stopped.
+    Every trial is stored as soon as it has finished: after Ctrl-C, SIGTERM or SIGHUP, the same command continues where
+    it stopped.
     """
-    engine = _need("jinja2", "plotly", "gammabeta.lab.study")
     wanted = [name.strip() for part in [*(names or []), *(claims or [])] for name in part.split(",") if name.strip()]
     asked = {
         "claims": wanted or None,
@@ -91,6 +92,7 @@ def study(
         "address": address,
     }
     console = Console()
+    engine = _need("jinja2", "plotly", "gammabeta.lab.study")
     results = _run_study(engine, asked, resume, fresh, console)
     _draw(results, out if resume is None else resume, console)
     if results.get("failed"):
@@ -296,8 +298,10 @@ def _draw(results: dict[str, object], out: Path, console: Console) -> None:
 
     try:
         page = write_report(results, out / "report.html")
-    except (ReportError, OSError) as error:
+    except ReportError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(_unwritten_page(out, error))
     console.print(
         f"\nreport   {escape(str(page))}\nresults  {escape(str(out / 'results.json'))}", soft_wrap=True, highlight=False
     )
@@ -309,9 +313,19 @@ def _draw_what_is_there(out: Path) -> None:
 
     try:
         page = write_report(read_results(out), out / "report.html")
-    except (ReportError, OSError):
+    except ReportError:
+        return
+    except OSError as error:
+        say(f"gammabeta: {_unwritten_page(out, error)}")
         return
     say(f"report of the claims decided so far: {page}")
+
+
+def _unwritten_page(out: Path, error: OSError) -> str:
+    return (
+        f"{out / 'report.html'}: expected a file that can be written, got {error.strerror or error}: the results are "
+        f"kept; make room or change permissions, then run {shlex.join(['gammabeta', 'report', str(out)])}."
+    )
 
 
 def _fail(text: str) -> NoReturn:

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from typing import Any
 
-_HANDLER = "gammabeta.lookalike"
+_NEVER_RAISE = ("ignore", "replace", "xmlcharrefreplace", "backslashreplace", "namereplace")
 _LOOKALIKES = {
     "→": "->",
     "←": "<-",
@@ -56,13 +56,30 @@ def _ascii(character: str) -> str:
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
 
-def _replace(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return lookalike(error.object[error.start : error.end]), error.end
+def handler_of(encoding: str) -> str:
+    """Register the error handler of an encoding, and return its name.
+
+    It writes lookalikes, and ? for those of their characters that the encoding lacks too: cp864 has no %. Each encoding
+    has its own, because an error does not say which one it is of: of many it says "charmap".
+    """
+
+    def replace(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        text = lookalike(error.object[error.start : error.end])
+        return "".join(character if _has(encoding, character) else "?" for character in text), error.end
+
+    name = f"gammabeta.lookalike.{encoding}"
+    codecs.register_error(name, replace)
+    return name
 
 
-codecs.register_error(_HANDLER, _replace)
+def _has(encoding: str, character: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeError:
+        return False
+    return True
 
 
 def open_closed() -> None:
@@ -76,16 +93,17 @@ def accept_every_character() -> None:
     """Make standard output and error write lookalikes of what their encoding lacks, in place of an exception."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
-        # Other handlers are what the user asked for in PYTHONIOENCODING.
-        if reconfigure is not None and stream.errors in ("strict", "backslashreplace", "surrogateescape"):
-            reconfigure(errors=_HANDLER)
+        # Those of _NEVER_RAISE are what the user asked for in PYTHONIOENCODING; standard error's own is not.
+        own = stream is sys.stderr and getattr(stream, "errors", None) == "backslashreplace"
+        if reconfigure is not None and (own or stream.errors not in _NEVER_RAISE):
+            reconfigure(errors=handler_of(stream.encoding))
 
 
 def as_utf_8() -> None:
     """Make standard output UTF-8, whatever the terminal's encoding."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        reconfigure(encoding="utf-8", errors=_HANDLER)
+        reconfigure(encoding="utf-8", errors=handler_of("utf-8"))
 
 
 def silence() -> None:

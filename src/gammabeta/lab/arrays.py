@@ -1,8 +1,10 @@
 """The four arrays of a task of any kind, read, checked and split: x_train, y_train, x_test, y_test."""
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from gammabeta.lab.task import TaskError
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 # The study trains hundreds of networks. A subset keeps that to minutes, and leaves room for differences between norms.
 TRAIN, VALIDATION, TEST = 2000, 500, 1000
-FEWEST = 10
+FEWEST, FEWEST_TESTED = 10, 5  # samples of each class in the training and in the test part
 
 
 def fingerprint_of_file(path: Path) -> str:
@@ -23,25 +25,70 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the four arrays of an .npz.
 
     Raises:
-        TaskError: the file is no .npz, an array is missing, or one holds Python objects.
+        TaskError: the file cannot be read or is no .npz, an array is missing or damaged, or one holds Python objects.
     """
+    expected = f"{path.name}: expected a numpy .npz archive with {', '.join(NAMES)}"
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in NAMES if name not in archive.files]
-            if missing:
-                found = ", ".join(archive.files) or "nothing"
-                raise TaskError(
-                    f"{path.name}: expected the arrays {', '.join(NAMES)}, found {found}: write them under these "
-                    "names, with numpy.savez."
-                )
-            return {name: archive[name] for name in NAMES}
-    except TaskError:
-        raise
-    except (OSError, ValueError, AttributeError, TypeError, EOFError) as error:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not raw:
+        raise TaskError(f"{expected}, got an empty file: write or copy it again.")
+    if raw[:4] not in (b"PK\3\4", b"PK\5\6"):
+        raise TaskError(f"{expected}, and could not read it as one. Write it with numpy.savez.")
+    try:
+        archive = np.load(io.BytesIO(raw), allow_pickle=False)
+        held = list(archive.files)
+    except Exception as error:  # zipfile raises many kinds where an archive is cut off or changed
         raise TaskError(
-            f"{path.name}: expected a numpy .npz archive with {', '.join(NAMES)}, and could not read it as one. "
-            "Write it with numpy.savez."
+            f"{expected}, and could not read it as one ({describe(error)}): it is damaged or cut off; copy it again, "
+            "or write it again with numpy.savez."
         ) from error
+    if not set(NAMES) <= set(held):
+        found = ", ".join(held[:8]) + (", …" if len(held) > 8 else "") or "nothing"
+        raise TaskError(
+            f"{path.name}: expected the arrays {', '.join(NAMES)}, found {found}: write them under these names, with "
+            "numpy.savez."
+        )
+    return {name: _member(path, archive, name) for name in NAMES}
+
+
+def _member(path: Path, archive: Any, name: str) -> np.ndarray:
+    try:
+        array = archive[name]
+    except Exception as error:  # of zipfile, of zlib, of numpy's reader, or MemoryError
+        objects = "allow_pickle" in str(error)
+        todo = "convert it, as x.astype(np.float32) does" if objects else "write it again with numpy.savez"
+        got = "Python objects" if objects else f"a damaged one ({describe(error)})"
+        raise TaskError(f"{path.name}: expected {name} as an array of numbers, got {got}: {todo}.") from error
+    if not isinstance(array, np.ndarray):  # the bytes of a file that is no array
+        raise TaskError(
+            f"{path.name}: expected {name} as an array of numbers, got another file in the archive: write it again "
+            "with numpy.savez."
+        )
+    return array
+
+
+def unreadable(path: Path, error: OSError) -> TaskError:
+    """Return the error that says why a file or folder cannot be read."""
+    todo = "change its permissions" if isinstance(error, PermissionError) else "check it, or copy it again"
+    return TaskError(
+        f"{path}: expected a file or folder that can be read, got {error.strerror or describe(error)}: {todo}."
+    )
+
+
+def describe(error: BaseException) -> str:
+    """Describe an exception in one line: its class and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Return whether all values are finite in float64, in which they are standardized."""
+    if x.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(x.astype(np.float64) if x.dtype.itemsize > 8 else x).all())
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray], part: str, where: str, what: str) -> None:
@@ -102,12 +149,16 @@ def _some(labels: np.ndarray) -> str:
     return shown + (", …" if len(labels) > 6 else "") if len(labels) else "none"
 
 
-def parts(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parts(arrays: Mapping[str, np.ndarray], where: str, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the indices of the training, tuning and test samples; the first two index the training part.
 
     They are at most 2,000, 500 and 1,000. Where the training part is smaller, a fifth of it is for tuning. They are
     drawn with a fixed seed and equal shares of each class.
+
+    Raises:
+        TaskError: a class that few of many samples have is hardly among those that are drawn.
     """
+    y_train, y_test = arrays["y_train"], arrays["y_test"]
     rng = np.random.default_rng(0)
     kept = stratified(y_train, min(TRAIN + VALIDATION, len(y_train)), rng)
     tuned = round(len(kept) * VALIDATION / (TRAIN + VALIDATION))
@@ -115,6 +166,14 @@ def parts(y_train: np.ndarray, y_test: np.ndarray) -> tuple[np.ndarray, np.ndarr
     is_held_out = np.zeros(len(kept), dtype=bool)
     is_held_out[held_out] = True
     tested = stratified(y_test, min(TEST, len(y_test)), rng)
+    for part, drawn, fewest in (("train", y_train[kept], FEWEST), ("test", y_test[tested], FEWEST_TESTED)):
+        counts = np.bincount(drawn.astype(np.int64), minlength=int(y_train.max()) + 1)
+        least = int(np.argmin(counts))
+        if counts[least] < fewest:
+            raise TaskError(
+                f"{where}: expected {fewest} {what} of each class or more among the {len(drawn)} that the study takes "
+                f"from x_{part}, got {counts[least]} of class {least}: bring more of it, or leave the class out."
+            )
     return kept[~is_held_out], kept[is_held_out], tested
 
 

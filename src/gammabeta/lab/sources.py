@@ -1,11 +1,14 @@
 """The sources of data: the name that a user gives, its kind, and the task that it stands for."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gammabeta.lab import user_data
+from gammabeta.lab.arrays import unreadable
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.kinds import KINDS, Form
 from gammabeta.lab.sequences.task import SequenceTask
@@ -40,15 +43,33 @@ def source(data: str) -> dict[str, str]:
     if form is not None and not colon and (form.optional or not form.argument):
         return {"data": prefix, "fingerprint": form.built_in}
     if form is not None and form.argument and argument:
-        path = Path(argument).expanduser().resolve()
-        there, thing = (path.is_dir(), "folder") if form.argument == "DIR" else (path.is_file(), "file")
-        if not there:
-            raise TaskError(f"--data {data}: there is no {thing} {argument}. Name {form.holds}.")
-        return {"data": f"{prefix}:{path}", "fingerprint": form.fingerprint(path)}
+        path = _resolved(argument)
+        with _reading(path):
+            # Unlike those of Path, False where a folder may not be searched, or a name is too long.
+            if not (os.path.isdir(path) if form.argument == "DIR" else os.path.isfile(path)):
+                raise TaskError(f"--data {data}: there is no {_thing(form)} {argument}. Name {form.holds}.")
+            return {"data": f"{prefix}:{path}", "fingerprint": form.fingerprint(path)}
     if form is None and is_target(data):
         made = user_data.read(data)
         return {"data": f"{_USER}{made.kind}:{made.target}", "fingerprint": made.fingerprint}
     raise TaskError(f"--data {data}: expected {_forms()}.")
+
+
+def _resolved(argument: str) -> Path:
+    """Return the absolute path; one that cannot be resolved stays as it is, and is found missing."""
+    try:
+        return Path(argument).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError):  # a loop of links, ~ of an unknown user, a zero byte
+        return Path(argument)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into a TaskError that names the file or folder."""
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(path if error.filename is None else Path(os.fsdecode(error.filename)), error) from error
 
 
 def _forms() -> str:
@@ -84,7 +105,8 @@ def _load(data: str, fingerprint: str) -> AnyTask:
         return task
     if source(data)["fingerprint"] != fingerprint:
         raise TaskError(f"--data {data}: the {_thing(form)} changed while the study ran. Run it again.")
-    task = form.load(argument)
+    with _reading(Path(argument)):
+        task = form.load(argument)
     return task
 
 

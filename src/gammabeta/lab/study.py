@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +22,7 @@ from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.images.networks import user_network
 from gammabeta.lab.kinds import KINDS
@@ -44,6 +45,23 @@ COLOURS = {
     "reported": "cyan",
     "does not apply": "bright_black",
     "failed": "bold red",
+}
+# What study.json holds, by name.
+_NOTHING = type(None)
+ASKED = {
+    "claims": (list, _NOTHING),
+    "data": (str, _NOTHING),
+    "model": (str, _NOTHING),
+    "quick": (bool,),
+    "out": (_NOTHING,),
+    "jobs": (int, _NOTHING),
+    "seed": (int,),
+    "seeds": (int, _NOTHING),
+    "batch_size": (int, _NOTHING),
+    "devices": (int,),
+    "compare": (bool,),
+    "engine": (str,),
+    "address": (str, _NOTHING),
 }
 
 
@@ -114,32 +132,32 @@ def study(
     asked |= {"engine": engine, "address": address}
     command = command_line(claims, asked)
     gammabeta.warm_allocator()
-    try:
-        sources = _sources(data, model)
-        user = user_network(model, load(sources["images"])) if model else None
-        tasks = [_facts(source, model) for source in sources.values()]
-        comparing = list(sources) if compare_only or claims is None else []
-        if model and data is None:
-            comparing = [of_kind for of_kind in comparing if of_kind == "images"]
-        if "images" in comparing:
-            _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
-        store = Store(out, fresh=fresh)
-        write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
-    except (TaskError, StoreError) as error:
-        raise StudyError(str(error)) from error
-    results = Results(out, command=command, tasks=tasks, quick=quick)
-    with (
-        contextlib.closing(store),
-        _errors_of_the_machine(),
-        connected(engine, address, jobs or cores()) as workers,
-        _progress(console, len(chosen) + len(comparing)) as shown,
-    ):
-        experiment = Experiment(sources, store, user, quick, seed, seeds, workers)
-        running = _Running(experiment, results, console, shown, command)
-        for number, of_kind in enumerate(comparing):
-            running.compare(number, of_kind, batch_size, devices)
-        for number, claim in enumerate(chosen, start=len(comparing)):
-            running.decide(number, claim)
+    heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
+    with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
+        try:
+            sources = _sources(data, model)
+            user = user_network(model, load(sources["images"])) if model else None
+            tasks = [_facts(source, model) for source in sources.values()]
+            comparing = list(sources) if compare_only or claims is None else []
+            if model and data is None:
+                comparing = [of_kind for of_kind in comparing if of_kind == "images"]
+            if "images" in comparing:
+                _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+            store = Store(out, fresh=fresh)
+            write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
+        except (TaskError, StoreError) as error:
+            raise StudyError(str(error)) from error
+        results = Results(out, command=command, tasks=tasks, quick=quick)
+        with (
+            contextlib.closing(store),
+            _errors_of_the_machine(),
+            connected(engine, address, jobs or cores()) as workers,
+            _progress(console, len(chosen) + len(comparing), heartbeat) as shown,
+        ):
+            experiment = Experiment(sources, store, user, quick, seed, seeds, workers)
+            running = _Running(experiment, results, console, heartbeat, shown, command)
+            running.say_first([task["description"] for task in tasks] if data else [], store.note)
+            running.run(comparing, chosen, batch_size, devices)
     return results.content
 
 
@@ -150,23 +168,50 @@ class _Running:
     experiment: Experiment
     results: Results
     console: Console
+    heartbeat: Heartbeat
     shown: Callable[[str, int], Callable[[int, int], None]]
     command: str
+
+    def say(self, colour: str, word: str, text: str) -> None:
+        """Print a line that begins with a word in colour."""
+        self.heartbeat.check()
+        self.console.print(f"[bold {colour}]{word:>14}[/]  {text}")
+        self.heartbeat.written()
+
+    def say_first(self, descriptions: Sequence[str], note: str | None) -> None:
+        """Print what the user's data were read as, and what there is to know about the folder."""
+        for description in descriptions:
+            self.say("cyan", "data", escape(description))
+        if note is not None:
+            self.say("yellow", "note", escape(note))
+
+    def run(self, kinds: Sequence[Kind], claims: Sequence[Claim], batch_size: int | None, devices: int) -> None:
+        """Compare the norms on each kind of data, and measure each claim.
+
+        Raises:
+            Interrupted: after Ctrl-C.
+        """
+        try:
+            for number, of_kind in enumerate(kinds):
+                self.compare(number, of_kind, batch_size, devices)
+            for number, claim in enumerate(claims, start=len(kinds)):
+                self.decide(number, claim)
+        except KeyboardInterrupt:
+            self.results.write()
+            kept = len(self.experiment.store)
+            raise Interrupted(f"Interrupted; {kept} finished trials are kept. Continue with: {self.command}") from None
 
     def compare(self, number: int, of_kind: Kind, batch_size: int | None, devices: int) -> None:
         """Compare the norms on one kind of data, and print what is recommended."""
         self.experiment.progress = self.shown(f"norms compared on {of_kind}", number)
         try:
             found = compare(of_kind, self.experiment, batch_size, devices)
-        except KeyboardInterrupt:
-            self.results.write()
-            self._stop()
         except TrialError as error:
-            self.console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison on {of_kind}[/]: {escape(str(error))}")
+            self.say("red", "failed", f"[bold]comparison on {of_kind}[/]: {escape(str(error))}")
             self.results.not_compared(of_kind, str(error))
             return
         for headline in self.results.compared(found):
-            self.console.print(f"[bold green]{'recommended':>14}[/]  {escape(headline)}")
+            self.say("green", "recommended", escape(headline))
 
     def decide(self, number: int, claim: Claim) -> None:
         """Measure one claim, and print its verdict."""
@@ -180,18 +225,15 @@ class _Running:
                 outcome = elsewhere(claim, self.results.content["task"])
         except KeyboardInterrupt:
             self.results.interrupted(claim, time.perf_counter() - began)
-            self._stop()
+            raise
         except TrialError as error:
             outcome = self.results.failed(claim, str(error))
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
-        colour = COLOURS.get(outcome.verdict, "white")
-        self.console.print(
-            f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}"
+        self.say(
+            COLOURS.get(outcome.verdict, "white"),
+            outcome.verdict,
+            f"[bold]{claim.name}[/]: {escape(outcome.sentence)}",
         )
-
-    def _stop(self) -> NoReturn:
-        kept = len(self.experiment.store)
-        raise Interrupted(f"Interrupted; {kept} finished trials are kept. Continue with: {self.command}") from None
 
 
 def _chosen(names: Sequence[str] | None) -> list[Claim]:
@@ -269,16 +311,40 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "study.json"
     try:
-        asked: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        asked = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(f"there is no study in {folder} to continue: {path} cannot be read.") from error
+    wrong = _what_is_wrong(asked)
+    if wrong is not None:
+        raise StudyError(
+            f"{path}: expected the options of a study by gammabeta {gammabeta.__version__}, got {wrong}: another "
+            "version wrote it; give the options again, without --resume."
+        )
     asked["compare_only"] = asked.pop("compare")
     return {**asked, "out": folder}
 
 
+def _what_is_wrong(asked: Any) -> str | None:
+    """Return how the content of a study.json differs from what a study writes; None if it does not."""
+    if not isinstance(asked, dict):
+        return f"a {type(asked).__name__}"
+    if unknown := sorted(set(asked) - set(ASKED)):
+        return f"an unknown {unknown[0]}"
+    for name, kinds in ASKED.items():
+        if name not in asked:
+            return f"none for {name}"
+        value = asked[name]
+        # A bool is an int to isinstance, and no number here.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            return f"{value!r} for {name}"
+    if not all(isinstance(claim, str) for claim in asked["claims"] or ()):
+        return f"{asked['claims']!r} for claims"
+    return None
+
+
 @contextlib.contextmanager
-def _progress(console: Console, claims: int) -> Iterator[Any]:
-    """Show a progress bar on a terminal; nothing where output goes to a file."""
+def _progress(console: Console, claims: int, heartbeat: Heartbeat) -> Iterator[Any]:
+    """Show a progress bar on a terminal; where output goes to a file, tell the heartbeat what to say."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -291,10 +357,14 @@ def _progress(console: Console, claims: int) -> Iterator[Any]:
 
         def shown(name: str, number: int) -> Any:
             bar.update(running, description=name, completed=number, trials="")
+            heartbeat.doing = f"{name} ({number + 1} of {claims})"
 
             def update(done: int, total: int) -> None:
+                heartbeat.check()
                 part = done / total if total else 0.0
-                bar.update(running, completed=number + 0.9 * part, trials=f"{done} of {total} trials")
+                trials = f"{done} of {total} trials"
+                bar.update(running, completed=number + 0.9 * part, trials=trials)
+                heartbeat.doing = f"{name} ({number + 1} of {claims}), {trials}"
 
             return update
 

@@ -12,9 +12,9 @@ sequences
 text
     ``{"text"}``: one str of 10,000 characters or more.
 
-Each array is a numpy array or a tensor. Each class needs at least 10 training samples, and there must be at least 10
-test samples. Of many samples, the study takes a fixed, stratified subset: 2,000 for training and 500 for tuning from
-x_train, and 1,000 of x_test for the test. The study standardizes them, so the function need not.
+Each array is a numpy array or a tensor. There must be at least 10 test samples. Of many samples, the study takes a
+fixed, stratified subset: 2,000 for training and 500 for tuning from x_train, and 1,000 of x_test for the test. Each
+class needs at least 10 training and 5 test samples in it. The study standardizes them, so the function need not.
 
 The function is called in every process of the study and must return the same each time, so it must seed what it draws.
 Trials are kept under a hash of what it returns and of the file that defines it. A change of either makes new trials.
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gammabeta.lab.arrays import NAMES
+from gammabeta.lab.arrays import NAMES, describe
 from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.text.characters import SHORTEST
 from gammabeta.target import TargetError, in_any_folder, load_value
@@ -76,10 +76,15 @@ def read(target: str) -> UserData:
         np.random.set_state(state)
     where = f"--data {target}"
     kind, names = _kind(made.value, where)
-    content = {name: _array(name, made.value[name], where) for name in names} if kind != "text" else dict(made.value)
+    content = {name: _item(name, made.value, where) for name in names}
+    if kind != "text":
+        content = {name: _array(name, value, where) for name, value in content.items()}
     if kind == "text":
         _check_text(content["text"], where)
-    code = Path(made.file).read_bytes() if made.file is not None else b""
+    try:
+        code = Path(made.file).read_bytes() if made.file is not None else b""
+    except OSError:  # the module was imported from an archive, or made up while it ran
+        code = b""
     return UserData(in_any_folder(target), kind, content, _hash(code, content))
 
 
@@ -100,16 +105,32 @@ def _kind(value: Any, where: str) -> tuple[Kind, tuple[str, ...]]:
     raise TaskError(f"{where}: expected a dict with {forms}, got {got}: return these names and no others.")
 
 
+def _item(name: str, value: Mapping[str, Any], where: str) -> Any:
+    """Return what a mapping holds; some, as what numpy.load returns, read it only now."""
+    try:
+        return value[name]
+    except Exception as error:
+        raise TaskError(f"{where}: expected {name}, got {describe(error)}: return what can be read.") from error
+
+
 def _array(name: str, value: Any, where: str) -> np.ndarray:
+    expected = f"{where}: expected {name} as a numpy array or a tensor"
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+        try:
+            value = value.detach().cpu()
+            return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+        except Exception as error:  # of sparse, quantized, meta and nested tensors
+            raise TaskError(
+                f"{expected}, got a tensor that numpy cannot hold ({describe(error)}): return a dense one on a CPU."
+            ) from error
+    if np.ma.is_masked(value):
+        raise TaskError(
+            f"{expected} without gaps, got one with {np.ma.count_masked(value)} masked values: replace them, as "
+            f"{name}.filled(0) does."
+        )
     if isinstance(value, np.ndarray):
-        return value
-    raise TaskError(
-        f"{where}: expected {name} as a numpy array or a tensor, got {type(value).__name__}: convert it, as "
-        f"np.asarray({name}) does."
-    )
+        return np.asarray(value)
+    raise TaskError(f"{expected}, got {type(value).__name__}: convert it, as np.asarray({name}) does.")
 
 
 def _check_text(text: Any, where: str) -> None:

@@ -70,7 +70,11 @@ def test_text_is_cut_in_three_and_can_be_read_back(tmp_path):
     ("content", "message"),
     [
         (b"short", "own: expected a text of 10,000 characters or more, got 5."),
-        (b"\xff\xfe" * 9000, "own.txt: expected UTF-8 text, got other bytes at 0. Convert it."),
+        (
+            b"\xff\xfd\n" * 9000,
+            "own.txt: expected a text in UTF-8, got other bytes at 0 (line 1): convert it to UTF-8, or name another "
+            "file if it is no text.",
+        ),
     ],
 )
 def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):

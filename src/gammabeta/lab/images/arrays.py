@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gammabeta.lab.arrays import check_labels, check_numbers, parts
+from gammabeta.lab.arrays import check_labels, check_numbers, is_finite, parts
 from gammabeta.lab.images.task import Task, standardized
 from gammabeta.lab.task import TaskError
 
@@ -40,7 +40,7 @@ def image_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str,
         x_nchw = x[:, None] if x.ndim == 3 else np.ascontiguousarray(np.moveaxis(x, 3, 1))
         return x_nchw, arrays[f"y_{which}"][index]
 
-    train, validation, test = parts(arrays["y_train"], arrays["y_test"])
+    train, validation, test = parts(arrays, where, "images")
     return standardized(
         part_of("train", train),
         part_of("train", validation),
@@ -66,7 +66,7 @@ def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:
             f"{where}: expected images of {SMALLEST} × {SMALLEST} pixels or more in x_{part}, got {x.shape}: enlarge "
             "or pad them."
         )
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
+    if not is_finite(x):
         raise TaskError(
             f"{where}: expected finite pixels in x_{part}, got NaN or infinity: replace them, or leave these images "
             "out."

@@ -2,19 +2,31 @@
 
 import contextlib
 import hashlib
+import os
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gammabeta.lab.arrays import FEWEST, TEST, TRAIN, VALIDATION, stratified
+from gammabeta.lab.arrays import FEWEST, TEST, TRAIN, VALIDATION, describe, stratified
 from gammabeta.lab.images.arrays import SMALLEST, image_task
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.task import TaskError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+# Pictures in formats that Pillow does not read on its own.
+OTHER_FORMATS = (
+    ".arw", ".cr2", ".cr3", ".dng", ".exr", ".heic", ".heif", ".hif", ".jxl", ".nef", ".nrw", ".orf", ".psd", ".raf",
+    ".rw2",
+)  # fmt: skip
+# What archivers and file servers add: resource forks, thumbnails.
+NO_CLASSES = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+SHOWN = 10
 LARGEST = 32
 FEWEST_FILES = 2 * FEWEST
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on: the camera was turned by 90 degrees
@@ -29,11 +41,13 @@ def load(path: str | Path) -> Task:
     Transparency is dropped.
 
     Args:
-        path: a folder with one folder per class, which holds the images: DIR/cat/1.png, DIR/dog/1.png. Hidden files and
-            files without an image suffix are ignored.
+        path: a folder with one folder per class, which holds the images: DIR/cat/1.png, DIR/dog/1.png. Hidden files,
+            files without an image suffix, images beside the classes' folders and what archivers add are left out.
 
     Raises:
-        TaskError: fewer than two classes, a class with fewer than 20 images, or a file that is not an image.
+        TaskError: fewer than two classes, a class with fewer than 20 images or with images in a sub-folder too, or
+            files that are no images; all of them are named at once.
+        OSError: a folder that cannot be listed.
     """
     folder = Path(path)
     names, files, y_n = chosen(folder)
@@ -51,18 +65,29 @@ def load(path: str | Path) -> Task:
     colour = "colour" if x_nhwc.shape[3] == 3 else "grey"
     description = (
         f"{folder.name}: {len(files)} images of {len(names)} classes, {height} × {width}, {colour}, stratified fixed "
-        "split"
+        f"split{_left_out(folder)}"
     )
     return image_task(arrays, name=folder.name, description=description, where=f"folder:{path}")
+
+
+def _left_out(folder: Path) -> str:
+    """Say how many images lie beside the classes' folders."""
+    count = sum(file.suffix.lower() in SUFFIXES + OTHER_FORMATS for file in _files(folder))
+    return f"; left out: {count} beside the classes' folders" if count else ""
 
 
 def fingerprint(path: Path) -> str:
     """Hash the names of all images, and the content of those that are used."""
     content = hashlib.sha256()
     for file in _listed(path)[1]:
-        content.update(f"{file.relative_to(path)}\0".encode())
+        content.update(os.fsencode(file.relative_to(path)) + b"\0")
+    broken = {}
     for file in chosen(path)[1]:
-        content.update(hashlib.sha256(file.read_bytes()).digest())
+        try:
+            content.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError as error:
+            broken[file] = error.strerror or describe(error)
+    _refuse(path, broken)
     return content.hexdigest()[:16]
 
 
@@ -73,6 +98,11 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
         TaskError: fewer than two classes, or too few images in one.
     """
     names, files, y_n = _listed(folder)
+    if len(names) == 1 and sum(map(_holds_images, _folders(folder / names[0]))) > 1:
+        raise TaskError(
+            f"folder:{folder}: expected a folder for each class, two or more, got 1, whose folders hold images: name "
+            f"{folder / names[0]}."
+        )
     if len(names) < 2:
         raise TaskError(
             f"folder:{folder}: expected a folder for each class, two or more, got {len(names)}: put the images into "
@@ -80,11 +110,8 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
         )
     counts = np.bincount(y_n, minlength=len(names))
     least = int(np.argmin(counts))
-    if counts[least] == 0:
-        raise TaskError(
-            f"folder:{folder}: expected images ({', '.join(SUFFIXES)}) in each class's folder itself, got none in "
-            f"{names[least]}: name the folder whose folders are the classes."
-        )
+    for place, name in enumerate(names):
+        _check_contents(folder, name, int(counts[place]))
     if counts[least] < FEWEST_FILES:
         raise TaskError(
             f"folder:{folder}: expected {FEWEST_FILES} images of each class or more, got {counts[least]} in "
@@ -102,17 +129,63 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
     return names, [files[place] for place in index], y_n[index]
 
 
+def _check_contents(folder: Path, name: str, images: int) -> None:
+    """Check that a class's folder holds all its images itself, in formats that can be read."""
+    files = _files(folder / name)
+    below = [entry.name for entry in _folders(folder / name) if _holds_images(entry)]
+    where = f"folder:{folder}: expected images ({', '.join(SUFFIXES)}) in each class's folder itself"
+    if below:
+        if images:
+            raise TaskError(
+                f"{where}, got some in {name} and others in {name}/{below[0]}, which would be left out: put all images "
+                "of a class into one folder."
+            )
+        raise TaskError(f"{where}, got none in {name}: name the folder whose folders are the classes.")
+    suffixes = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in SUFFIXES)
+    foreign = {suffix: count for suffix, count in suffixes.most_common() if suffix in OTHER_FORMATS}
+    if foreign or (suffixes and not images):
+        suffix, count = suffixes.most_common(1)[0] if not foreign else next(iter(foreign.items()))
+        kind = (
+            f"file{'s' if count > 1 else ''} {suffix}" if suffix else f"file{'s' if count > 1 else ''} without suffix"
+        )
+        todo = "convert them, to .png for example" if suffix else "name them by their format, as 1.png"
+        beside = f" beside {images} images" if images else ""
+        raise TaskError(f"{where}, got {count} {kind} in {name}{beside}: {todo}, or remove them.")
+    if not images:
+        raise TaskError(f"{where}, got an empty folder {name}: put the images of that class into it, or remove it.")
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(file.suffix.lower() in SUFFIXES + OTHER_FORMATS for file in _files(folder)) or any(
+        _holds_images(entry) for entry in _folders(folder) if not entry.is_symlink()
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder that are not hidden, in the order of their names, with links that lead nowhere."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if not entry.name.startswith(".") and (entry.is_file() or (entry.is_symlink() and not entry.exists()))
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder that people made, in the order of their names."""
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in NO_CLASSES
+    )
+
+
 def _listed(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
     """Return all classes' names, files and labels, in the order of the names."""
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = _folders(folder)
     files: list[Path] = []
     labels: list[int] = []
     for label, of_class in enumerate(classes):
-        own = sorted(
-            file
-            for file in of_class.iterdir()
-            if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-        )
+        own = [file for file in _files(of_class) if file.suffix.lower() in SUFFIXES]
         files += own
         labels += [label] * len(own)
     return [entry.name for entry in classes], files, np.array(labels, dtype=np.int64)
@@ -127,19 +200,31 @@ def _images(folder: Path, files: list[Path]) -> np.ndarray:
             f"folder:{folder}: expected Pillow, which reads images, got none installed: pip install pillow."
         ) from error
     sizes, grey = [], True
+    broken: dict[Path, str] = {}
     for file in files:
-        with _reading(folder, file), Image.open(file) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        with _reading(file, broken), Image.open(file) as image:
+            turned = _orientation(image) >= 5
             sizes.append(image.size[::-1] if not turned else image.size)
             grey = grey and image.mode.split(";")[0] in ("1", "L", "LA", "La", "I", "F")
-    height, width = np.median(sizes, axis=0)
+    height, width = np.median(sizes, axis=0) if sizes else (SMALLEST, SMALLEST)
     factor = min(1.0, LARGEST / max(height, width))
     size = max(SMALLEST, round(factor * height)), max(SMALLEST, round(factor * width))
     pixels = []
     for file in files:
-        with _reading(folder, file), Image.open(file) as image:
-            pixels.append(_pixels(image, size, grey))
+        if file not in broken:
+            with _reading(file, broken), Image.open(file) as image:
+                pixels.append(_pixels(image, size, grey))
+    _refuse(folder, broken)
     return np.stack(pixels)
+
+
+def _orientation(image: Any) -> int:
+    """Return how the camera was held, by EXIF; 1, which is upright, where it says nothing or is damaged."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds where a block of metadata is cut off or changed
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _pixels(image: Any, size: tuple[int, int], grey: bool) -> np.ndarray:
@@ -148,7 +233,8 @@ def _pixels(image: Any, size: tuple[int, int], grey: bool) -> np.ndarray:
 
     height, width = size
     image.draft(None, (2 * width, 2 * height))  # decode a JPEG no larger than necessary
-    image = ImageOps.exif_transpose(image)
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
     deep = image.mode.startswith("I")
     if deep or image.mode == "F":
         plane = image.convert("F").resize((width, height), Image.Resampling.BILINEAR)
@@ -160,14 +246,30 @@ def _pixels(image: Any, size: tuple[int, int], grey: bool) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _reading(folder: Path, file: Path) -> Iterator[None]:
-    """Turn whatever Pillow raises about a file into one sentence that names the file."""
+def _reading(file: Path, broken: dict[Path, str]) -> Iterator[None]:
+    """Note whatever Pillow raises about a file; the next one is read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about metadata, which is not used
             yield
     except Exception as error:
+        # Where the file system refuses there is a reason; where Pillow does, only the kind of the error is of use.
+        broken[file] = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+
+
+def _refuse(folder: Path, broken: Mapping[Path, str]) -> None:
+    """Raise a TaskError that names the files that could not be read, the first ten one by one."""
+    if not broken:
+        return
+    shown = [f"{file.relative_to(folder)} ({reason})" for file, reason in sorted(broken.items())[:SHOWN]]
+    if len(broken) == 1:
+        name, _, reason = shown[0].rpartition(" (")
         raise TaskError(
-            f"folder:{folder}: expected an image in {file.relative_to(folder)}, and could not read it as one "
-            f"({type(error).__name__}): replace or remove the file."
-        ) from error
+            f"folder:{folder}: expected an image in {name}, and could not read it as one ({reason}: "
+            "replace or remove the file."
+        )
+    more = f", and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+    raise TaskError(
+        f"folder:{folder}: expected images, and could not read {len(broken)} files as such: {', '.join(shown)}{more}: "
+        "replace or remove these files."
+    )

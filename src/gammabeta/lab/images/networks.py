@@ -323,7 +323,7 @@ def _call(target: str, builder: Callable[..., nn.Module], task: Task, arm: str, 
         positional.append(norm_of_arm)
     try:
         model = builder(*positional, **arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"--model {target}: {called} raised {_in_one_line(error)}.") from error
     if not isinstance(model, nn.Module):
         raise TaskError(f"--model {target}: expected {called} to return an nn.Module, got {type(model).__name__}.")
@@ -364,7 +364,7 @@ def _check_scores(target: str, model: nn.Module, task: Task) -> None:
     x_nchw = task.train.x_nchw[:8]
     try:
         scores = model(x_nchw)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             f"--model {target}: the model does not take a batch of shape {tuple(x_nchw.shape)}: {_in_one_line(error)}."
         ) from error
@@ -381,7 +381,7 @@ def _check_scores(target: str, model: nn.Module, task: Task) -> None:
         )
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(error: BaseException) -> str:
     """Return the error in one line, without a full stop."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(". ")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gammabeta.lab.standardization import Standardization
 from gammabeta.lab.task import TaskError
 
 
@@ -50,16 +51,15 @@ def standardized(
     The standard deviation divides by the count.
 
     Raises:
-        TaskError: some channel has one value throughout the training part.
+        TaskError: some channel has one value throughout the training part, or a few values that dwarf all others.
     """
-    mean_1c11 = train[0].mean(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
-    std_1c11 = train[0].std(axis=(0, 2, 3), keepdims=True, dtype=np.float64)
-    if not np.all(std_1c11 > 0):
+    scaling = Standardization.of(train[0], (0, 2, 3), name, "pixels")
+    if not np.all(scaling.std > 0):
         raise TaskError(f"{name}: every training image has the same pixels in some channel: nothing can be learned.")
 
     def split(part: tuple[np.ndarray, np.ndarray]) -> Split:
         x_nchw, y_n = part
-        scaled = ((x_nchw - mean_1c11) / std_1c11).astype(np.float32)
-        return Split(torch.from_numpy(scaled), torch.from_numpy(y_n.astype(np.int64)))
+        scaled_nchw = scaling.apply(x_nchw, name, "pixels")
+        return Split(torch.from_numpy(scaled_nchw), torch.from_numpy(y_n.astype(np.int64)))
 
     return Task(name, description, classes, split(train), split(validation), split(test))

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from gammabeta.lab.arrays import check_labels, check_numbers, parts
+from gammabeta.lab.arrays import check_labels, check_numbers, is_finite, parts
 from gammabeta.lab.sequences.task import Sequences, SequenceTask
+from gammabeta.lab.standardization import Standardization
 from gammabeta.lab.task import TaskError
 
 
@@ -35,24 +36,24 @@ def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: s
             "give both the same."
         )
     classes = check_labels(arrays, where, "sequences")
-    train, validation, test = parts(arrays["y_train"], arrays["y_test"])
+    train, validation, test = parts(arrays, where, "sequences")
     real_nt = _real(arrays, "train")[train]
     values_vf = arrays["x_train"][train][real_nt].astype(np.float64)
-    mean_f, std_f = values_vf.mean(axis=0), values_vf.std(axis=0)
-    if not np.all(std_f > 0):
+    scaling = Standardization.of(values_vf, (0,), where, "values")
+    if not np.all(scaling.std > 0):
         raise TaskError(
             f"{where}: expected features that vary, got one value throughout the training part in feature "
-            f"{int(np.argmin(std_f))}: leave that feature out."
+            f"{int(np.argmin(scaling.std))}: leave that feature out."
         )
 
     def split(part: str, index: np.ndarray) -> Sequences:
         real_nt1 = _real(arrays, part)[index][:, :, None]
+        # Padding may hold anything: the first step stands in for it.
         x_ntf = arrays[f"x_{part}"][index].astype(np.float64)
-        scaled_ntf = np.where(real_nt1, (np.where(real_nt1, x_ntf, 0.0) - mean_f) / std_f, 0.0)
+        filled_ntf = np.where(real_nt1, x_ntf, x_ntf[:, :1])
+        scaled_ntf = np.where(real_nt1, scaling.apply(filled_ntf, where, "values"), np.float32(0.0))
         lengths_n, y_n = (arrays[f"{key}_{part}"][index].astype(np.int64) for key in ("lengths", "y"))
-        return Sequences(
-            torch.from_numpy(scaled_ntf.astype(np.float32)), torch.from_numpy(lengths_n), torch.from_numpy(y_n)
-        )
+        return Sequences(torch.from_numpy(scaled_ntf), torch.from_numpy(lengths_n), torch.from_numpy(y_n))
 
     return SequenceTask(
         name, description, classes, split("train", train), split("train", validation), split("test", test)
@@ -79,7 +80,7 @@ def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:
             f"{where}: expected lengths_{part} from 1 to {x.shape[1]}, the time of x_{part}, got {lengths.min()} to "
             f"{lengths.max()}: leave out empty sequences, and pad x_{part} to the longest."
         )
-    if x.dtype.kind == "f" and not np.isfinite(x[_real(arrays, part)]).all():
+    if not is_finite(x[_real(arrays, part)]):
         raise TaskError(
             f"{where}: expected finite values in x_{part} up to each sequence's length, got NaN or infinity: replace "
             "them, or leave these sequences out."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gammabeta.lab.decoding import decode
 from gammabeta.lab.sequences.arrays import sequence_task
 from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.task import TaskError
@@ -74,7 +75,7 @@ def files(folder: Path) -> tuple[Path, Path]:
     """Find the training and the test file.
 
     Raises:
-        TaskError: one of them is missing, or there is more than one.
+        TaskError: one of them is missing, there is more than one, or they are of two data sets.
     """
     found = []
     for part in ("TRAIN", "TEST"):
@@ -86,6 +87,12 @@ def files(folder: Path) -> tuple[Path, Path]:
                 "data set."
             )
         found.append(own[0])
+    names = [file.name.removesuffix(f"_{part}.ts") for part, file in zip(("TRAIN", "TEST"), found, strict=True)]
+    if names[0] != names[1]:
+        raise TaskError(
+            f"vowels:{folder}: expected the two files of one data set, got {found[0].name} and {found[1].name}: put "
+            "each data set into a folder of its own, or give both files one name if they belong together."
+        )
     return found[0], found[1]
 
 
@@ -93,12 +100,10 @@ def read(path: Path) -> Cases:
     """Read the cases of one .ts file.
 
     Raises:
-        TaskError: no @data, time stamps, no classes, or a line that breaks the format.
+        TaskError: no text, no @data, time stamps, no classes, or a line that breaks the format.
+        OSError: the file cannot be read.
     """
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise TaskError(f"{path.name}: expected a readable file, got {error.strerror}: check it.") from error
+    lines = _text(path).split("\n")
     cases = Cases(path.name, [], [])
     inside = False
     for number, raw in enumerate(lines, start=1):
@@ -119,6 +124,17 @@ def read(path: Path) -> Cases:
     if not cases.x:
         raise TaskError(f"{path.name}: expected cases after @data, got none: name files with data.")
     return cases
+
+
+def _text(path: Path) -> str:
+    """Return a file's text; where its comments or classes are of another encoding, their bytes one by one."""
+    raw = path.read_bytes()
+    try:
+        return decode(raw, path.name)[0]
+    except TaskError:
+        if b"\0" in raw:
+            raise
+        return raw.decode("latin-1").replace("\r", "\n")
 
 
 def _case(cases: Cases, line: str, where: str) -> None:

@@ -1,14 +1,18 @@
 """Text, character by character: the reference documentation that ships with Python, or a file."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
 import torch
 
+from gammabeta.lab.decoding import BYTE_ORDER_MARK, decode
 from gammabeta.lab.task import TaskError
 from gammabeta.lab.text.task import TextTask
 
-CHARACTERS = 96  # the most frequent ones; the others become REPLACEMENT
+# The most frequent characters are symbols of their own; the others become REPLACEMENT. Alphabets need few; of a script
+# with thousands of characters, as many are taken as make up COVERED of the text.
+CHARACTERS, MOST_CHARACTERS, COVERED = 96, 2048, 0.98
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 SHORTEST = 10_000
 
@@ -17,20 +21,20 @@ def load(path: str | None = None) -> TextTask:
     """Read a text, in three contiguous parts: 90 % for training, 5 % for tuning, 5 % for the test.
 
     Args:
-        path: a UTF-8 file; None for the English reference in `pydoc_data.topics`, some 460,000 characters.
+        path: a UTF-8 file, or one in UTF-16 or UTF-32; None for the English reference in `pydoc_data.topics`, some
+            460,000 characters.
 
     Raises:
-        TaskError: a file that cannot be read, is not UTF-8, or has fewer than 10,000 characters.
+        TaskError: a file that cannot be read, is of another encoding, or has fewer than 10,000 characters.
     """
     if path is None:
         from pydoc_data.topics import topics
 
         text, name = "\n\n".join(topics[key] for key in sorted(topics)), "text"
-        description = "Python's own reference (pydoc_data.topics), character by character"
-    else:
-        text, name = _read(Path(path)), Path(path).stem
-        description = f"{Path(path).name}, character by character"
-    return task(text, name=name, description=description)
+        return task(text, name=name, description="Python's own reference (pydoc_data.topics), character by character")
+    text, encoding = decode(Path(path).read_bytes(), Path(path).name)
+    word = "" if encoding == "utf-8" else f", read as {encoding.upper()}"
+    return task(text, name=Path(path).stem, description=f"{Path(path).name}, character by character{word}")
 
 
 def task(text: str, *, name: str, description: str) -> TextTask:
@@ -39,21 +43,27 @@ def task(text: str, *, name: str, description: str) -> TextTask:
     Raises:
         TaskError: fewer than 10,000 characters.
     """
+    text = text.replace(BYTE_ORDER_MARK, "")
     if len(text) < SHORTEST:
         raise TaskError(f"{name}: expected a text of {SHORTEST:,} characters or more, got {len(text):,}.")
-    kept = sorted(character for character, _ in Counter(text).most_common(CHARACTERS))
+    kept, others = _vocabulary(text)
     vocabulary = "".join(kept) + REPLACEMENT
     number = {character: index for index, character in enumerate(vocabulary)}
     other = number[REPLACEMENT]
     tokens = torch.tensor([number.get(character, other) for character in text])
     tuned, tested = int(0.9 * len(tokens)), int(0.95 * len(tokens))
+    share = 100 * others / len(text)
+    if share >= 0.1:
+        description += f"; {share:.1f} % of its characters are rare and count as one"
     return TextTask(name, description, vocabulary, tokens[:tuned], tokens[tuned:tested], tokens[tested:])
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path.name}: expected UTF-8 text, got other bytes at {error.start}. Convert it.") from error
-    except OSError as error:
-        raise TaskError(f"{path.name}: cannot read it: {error.strerror}.") from error
+def _vocabulary(text: str) -> tuple[list[str], int]:
+    """Return the characters that are symbols of their own, in order, and how many characters of the text are others."""
+    counts = Counter(text)
+    damaged = counts.pop(REPLACEMENT, 0)
+    frequent = counts.most_common(MOST_CHARACTERS)
+    covered = list(itertools.accumulate(count for _, count in frequent))
+    enough = sum(so_far < COVERED * len(text) for so_far in covered) + 1
+    kept = frequent[: max(CHARACTERS, enough)]
+    return sorted(character for character, _ in kept), damaged + counts.total() - sum(count for _, count in kept)

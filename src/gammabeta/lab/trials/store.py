@@ -30,6 +30,9 @@ class Store:
     An incomplete last line (the machine stopped while writing it) is cut off, and a line with a wrong checksum is
     ignored; those trials run again. ``folder/study.lock`` says who is writing.
 
+    Attributes:
+        note: what the user should know about the folder; None where there is nothing.
+
     Raises:
         StoreError: another process is writing to the same folder, or the folder cannot be made or written to.
     """
@@ -38,8 +41,11 @@ class Store:
         self.path = Path(folder) / "trials.jsonl"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._holder: IO[str] = (self.path.parent / "study.lock").open("a+", encoding="utf-8")
-            self._lock()
+            # Names of files and arguments may hold bytes that are not UTF-8.
+            self._holder: IO[str] = (self.path.parent / "study.lock").open(
+                "a+", encoding="utf-8", errors="backslashreplace"
+            )
+            self.note = self._lock()
             self._file: IO[bytes] = self.path.open("a+b")
         except OSError as error:
             raise StoreError(f"cannot write to {self.path.parent}: {error.strerror}. Choose another folder.") from error
@@ -47,24 +53,32 @@ class Store:
             self._file.truncate(0)
         self._records = self._read()
 
-    def _lock(self) -> None:
+    def _lock(self) -> str | None:
+        """Lock the folder, or return why that is impossible there."""
         try:
             import fcntl
         except ImportError:  # Windows has no such lock
-            return
+            return None
+        note = None
         try:
             fcntl.flock(self._holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._holder.seek(0)
             held = " ".join(self._holder.read().split()) or "another study"
             self._holder.close()
             raise StoreError(
                 f"{held} is running in {self.path.parent}. Wait for it to end, or choose another folder."
             ) from error
+        except OSError as error:  # of a network's file system, which may have no locks
+            note = (
+                f"{self.path.parent} cannot be locked ({error.strerror or error}): two studies in it at once would run "
+                "each other's trials; let only one write to it."
+            )
         now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         self._holder.truncate(0)
         self._holder.write(f"process {os.getpid()} on {platform.node()} since {now} ({shlex.join(sys.argv)[:200]})\n")
         self._holder.flush()
+        return note
 
     def _read(self) -> dict[str, dict[str, Any]]:
         self._file.seek(0)

@@ -162,7 +162,7 @@ def _measured(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         # Trials may run inside the caller's process, whose random state must not change.
         with torch.random.fork_rng(devices=[]):
             result = plain(function())
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the user's model may leave by sys.exit()
         message = f"{type(error).__name__}: {error}"
         return {"error": message, "traceback": traceback.format_exc()}
     finally:

@@ -1,6 +1,7 @@
 """Worker processes that run trials, on this machine or on others; each trial is kept as it finishes."""
 
 import contextlib
+import os
 import signal
 import threading
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import gammabeta
+from gammabeta.lab.trials.parent import end_with
 from gammabeta.lab.trials.store import Store
 from gammabeta.lab.trials.trial import Trial, bundles, canonical, perform_together, plain
 
@@ -44,7 +46,11 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
     if engine == "loky":
         if address is not None:
             raise EngineError(f"--address {address}: loky runs only on this machine. Name --engine dask or ray.")
-        yield jobs
+        import joblib
+
+        # Workers that still start watch their parent before they are given anything to do.
+        with joblib.parallel_config(backend="loky", initializer=end_with, initargs=_parent()):
+            yield jobs
         return
     import joblib
 
@@ -80,26 +86,57 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _interrupt_ignored() -> Iterator[None]:
-    """Start processes that ignore SIGINT: on Ctrl-C only the parent decides, and workers print nothing.
+def _ignored(*names: str) -> Iterator[None]:
+    """Start processes that ignore signals, by name: on Ctrl-C only the parent decides, and workers print nothing.
 
-    SIGINT is ignored rather than blocked, because multiprocessing's resource tracker unblocks it while workers start.
+    Signals are ignored rather than blocked, because multiprocessing's resource tracker unblocks them while workers
+    start.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start_tracker() -> None:
+    """Start the process that removes what loky's processes share, after the last of them.
+
+    It must outlive a terminal that closes. It would warn of each thing that it removes after a parent that was ended.
+    """
+    from joblib.externals.loky.backend import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    try:
+        with _ignored("SIGINT", "SIGHUP"):
+            resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 Records = list[dict[str, Any]]
 
 
-def _numbered(index: int, run: str, several: Sequence[Mapping[str, Any]]) -> tuple[int, Records]:
-    """Run one bundle in a worker process."""
+def _parent() -> tuple[int, bool]:
+    """Return this process's id, and whether the thread that will start workers lasts as long as the process."""
+    return os.getpid(), threading.current_thread() is threading.main_thread()
+
+
+def _numbered(
+    index: int, run: str, several: Sequence[Mapping[str, Any]], parent: tuple[int, bool] | None
+) -> tuple[int, Records]:
+    """Run one bundle in a worker process, which ends with its parent where that is on this machine."""
+    if parent is not None:
+        end_with(*parent)
     gammabeta.warm_allocator()
     return index, perform_together(run, several)
 
@@ -112,11 +149,12 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
         return
     import joblib
 
+    backend, _ = joblib.parallel.get_active_backend()
+    parent = _parent() if isinstance(backend, joblib.parallel.BACKENDS["loky"]) else None
     calls = [
-        joblib.delayed(_numbered)(index, part[0].run, [dict(trial.settings) for trial in part])
+        joblib.delayed(_numbered)(index, part[0].run, [dict(trial.settings) for trial in part], parent)
         for index, part in enumerate(parts)
     ]
-    backend, _ = joblib.parallel.get_active_backend()
     if not getattr(backend, "supports_return_generator", False):
         # Such a backend returns all results at once. A few calls at a time keep results as they come.
         pool = joblib.Parallel(n_jobs=jobs, batch_size=1)
@@ -125,7 +163,9 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
             yield from pool(calls[start : start + some])
         return
     pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
-    with _interrupt_ignored():
+    if parent is not None:
+        _start_tracker()
+    with _ignored("SIGINT"):
         outcomes = pool(calls)
     with warnings.catch_warnings():
         # loky warns when it restarts a worker that has grown; joblib warns about results left over, which is on purpose
