@@ -11,12 +11,13 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 _FORM = re.compile(r"(?P<where>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?", re.DOTALL)
@@ -58,7 +59,16 @@ def load_model(text: str) -> Target:
     found = _attribute(text, module, name)
     value = found if isinstance(found, nn.Module) and arguments is None else _call(text, name, found, arguments)
     if not isinstance(value, nn.Module):
-        raise TargetError(f"{text}: expected a torch.nn.Module, or what returns one, got a {type(value).__qualname__}.")
+        hint = ""
+        if isinstance(value, torch.export.ExportedProgram):
+            hint = ": name what returns its module()"
+        elif (
+            isinstance(value, Mapping) and value and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+        ):
+            hint = ": a state_dict is checked as a file, or loaded into its model"
+        raise TargetError(
+            f"{text}: expected a torch.nn.Module, or what returns one, got a {type(value).__qualname__}{hint}."
+        )
     return Target(text, value, *_place(module, found))
 
 
