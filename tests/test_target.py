@@ -89,6 +89,8 @@ def test_objects_are_called_with_the_model_if_they_need_one_argument(file):
     [
         ("resnet", "resnet: expected package.module:name or file.py:name, either with literal arguments in "
                    "parentheses, or a checkpoint file."),
+        ("some_models.py", "some_models.py: expected the name of what is meant in it, as some_models.py:model."),
+        ("some_models.py:", "some_models.py:: expected the name of what is meant in it, as some_models.py:model."),
         ("nowhere.py:x", "nowhere.py:x: there is no file nowhere.py."),
         ("no_such.x:y", "no_such.x:y: cannot import no_such.x: ModuleNotFoundError: No module named 'no_such'."),
         ("some_models.py:absent", "some_models.py:absent: some_models has no absent."),

@@ -89,7 +89,7 @@ def load_object(text: str, model: nn.Module) -> Any:
     return _call(text, name, found, arguments, model) if callable(found) or arguments is not None else found
 
 
-def load_function(text: str) -> Callable[..., Any]:
+def load_function(text: str) -> Any:
     """Load the function that a target names; arguments in parentheses are for a function that returns it.
 
     Args:
@@ -177,6 +177,8 @@ def line_of(error: BaseException) -> str:
 
 def _import(text: str) -> tuple[ModuleType, str, str | None]:
     form = _FORM.fullmatch(text)
+    if form is None and text.rstrip(":").endswith(".py"):
+        raise TargetError(f"{text}: expected the name of what is meant in it, as {text.rstrip(':')}:model.")
     if form is None:
         raise TargetError(
             f"{text}: expected package.module:name or file.py:name, either with literal arguments in parentheses, or a "

@@ -43,6 +43,11 @@ def test_inputs_of_another_dtype_than_the_parameters_are_said_to_be(dtype):
         gb.check(network().to(dtype), images())
 
 
+def test_an_array_is_said_to_be_no_tensor():
+    with pytest.raises(RuntimeError, match="got a ndarray, which is no tensor, on which its forward raised TypeError"):
+        gb.check(network(), images().numpy())
+
+
 def test_a_model_without_norms_is_said_to_have_none():
     diagnosis = gb.check(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
     assert diagnosis.summary() == f"nothing found, as there are no norms: {len(diagnosis.rules)} rules"

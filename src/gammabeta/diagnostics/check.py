@@ -154,7 +154,9 @@ def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
 
 def _describe(inputs: Any) -> str:
     shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
-    return f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"a {type(inputs).__qualname__}"
+    if shapes:
+        return f"tensors of shapes {', '.join(map(str, shapes))}"
+    return f"a {type(inputs).__qualname__}{', which is no tensor' if hasattr(inputs, '__array__') else ''}"
 
 
 def _other_dtype(model: nn.Module, inputs: Any) -> str:
