@@ -41,6 +41,8 @@ def sample():
     return torch.zeros(1, 2)
 
 batches = [torch.zeros(1, 2)]
+state = nn.Linear(2, 2).state_dict()
+program = lambda: torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
 """
 
 
@@ -87,6 +89,8 @@ def test_objects_are_called_with_the_model_if_they_need_one_argument(file):
     [
         ("resnet", "resnet: expected package.module:name or file.py:name, either with literal arguments in "
                    "parentheses, or a checkpoint file."),
+        ("some_models.py", "some_models.py: expected the name of what is meant in it, as some_models.py:model."),
+        ("some_models.py:", "some_models.py:: expected the name of what is meant in it, as some_models.py:model."),
         ("nowhere.py:x", "nowhere.py:x: there is no file nowhere.py."),
         ("no_such.x:y", "no_such.x:y: cannot import no_such.x: ModuleNotFoundError: No module named 'no_such'."),
         ("some_models.py:absent", "some_models.py:absent: some_models has no absent."),
@@ -94,6 +98,10 @@ def test_objects_are_called_with_the_model_if_they_need_one_argument(file):
         ("some_models.py:number()", "some_models.py:number(): number is a int, which cannot be called."),
         ("some_models.py:sample", "some_models.py:sample: expected a torch.nn.Module, or what returns one, got a "
                                   "Tensor."),
+        ("some_models.py:state", "some_models.py:state: expected a torch.nn.Module, or what returns one, got a "
+                                 "OrderedDict: a state_dict is checked as a file, or loaded into its model."),
+        ("some_models.py:program", "some_models.py:program: expected a torch.nn.Module, or what returns one, got a "
+                                   "ExportedProgram: name what returns its module()."),
         ("some_models.py:build", "some_models.py:build: build needs arguments (depth): give literals in parentheses, "
                                  "as some_models.py:build(…), or name a function that needs none."),
         ("some_models.py:build(x)", "some_models.py:build(x): expected literals in parentheses, as (18, "

@@ -11,12 +11,13 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 _FORM = re.compile(r"(?P<where>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?", re.DOTALL)
@@ -58,7 +59,16 @@ def load_model(text: str) -> Target:
     found = _attribute(text, module, name)
     value = found if isinstance(found, nn.Module) and arguments is None else _call(text, name, found, arguments)
     if not isinstance(value, nn.Module):
-        raise TargetError(f"{text}: expected a torch.nn.Module, or what returns one, got a {type(value).__qualname__}.")
+        hint = ""
+        if isinstance(value, torch.export.ExportedProgram):
+            hint = ": name what returns its module()"
+        elif (
+            isinstance(value, Mapping) and value and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+        ):
+            hint = ": a state_dict is checked as a file, or loaded into its model"
+        raise TargetError(
+            f"{text}: expected a torch.nn.Module, or what returns one, got a {type(value).__qualname__}{hint}."
+        )
     return Target(text, value, *_place(module, found))
 
 
@@ -79,7 +89,7 @@ def load_object(text: str, model: nn.Module) -> Any:
     return _call(text, name, found, arguments, model) if callable(found) or arguments is not None else found
 
 
-def load_function(text: str) -> Callable[..., Any]:
+def load_function(text: str) -> Any:
     """Load the function that a target names; arguments in parentheses are for a function that returns it.
 
     Args:
@@ -168,6 +178,8 @@ def line_of(error: BaseException) -> str:
 
 def _import(text: str) -> tuple[ModuleType, str, str | None]:
     form = _FORM.fullmatch(text)
+    if form is None and text.rstrip(":").endswith(".py"):
+        raise TargetError(f"{text}: expected the name of what is meant in it, as {text.rstrip(':')}:model.")
     if form is None:
         raise TargetError(
             f"{text}: expected package.module:name or file.py:name, either with literal arguments in parentheses, or a "

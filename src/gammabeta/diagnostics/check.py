@@ -159,14 +159,26 @@ def _observe(record: Record, model: nn.Module, inputs: Any) -> None:
                 f"{_describe(inputs)}: {lines[0]}"
             ) from error
         raise ForwardError(
-            f"check: expected inputs that the model takes, got {_describe(inputs)}{_passed(record)}, on which its "
-            f"forward raised {type(error).__name__}: {lines[0]}"
+            f"check: expected inputs that the model takes, got {_describe(inputs)}{_other_dtype(model, inputs)}"
+            f"{_passed(record)}, on which its forward raised {type(error).__name__}: {lines[0]}"
         ) from error
 
 
 def _describe(inputs: Any) -> str:
     shapes = [tuple(tensor.shape) for tensor in tensors_in(inputs)]
-    return f"tensors of shapes {', '.join(map(str, shapes))}" if shapes else f"a {type(inputs).__qualname__}"
+    if shapes:
+        return f"tensors of shapes {', '.join(map(str, shapes))}"
+    return f"a {type(inputs).__qualname__}{', which is no tensor' if hasattr(inputs, '__array__') else ''}"
+
+
+def _other_dtype(model: nn.Module, inputs: Any) -> str:
+    """Say where the inputs have another floating dtype than the model's parameters."""
+    given = {tensor.dtype for tensor in tensors_in(inputs) if tensor.is_floating_point()}
+    held = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if not given or not held or given & held:
+        return ""
+    words = (", ".join(sorted(str(dtype) for dtype in dtypes)) for dtypes in (given, held))
+    return " of {}, while the parameters are {}".format(*words)
 
 
 def _passed(record: Record) -> str:
@@ -248,6 +260,18 @@ def _check_optimizers(model: nn.Module, optimizers: Sequence[torch.optim.Optimiz
 
 def _check_batches(model: nn.Module, inputs: Any, loader: Any, forward: Any) -> None:
     forward_batch("check", forward)  # raises if that is no function of model and batch
+    if inputs is not None and forward is None and not _has_forward(model):
+        raise ArgumentError(
+            f"check: expected a model with a forward for the inputs, got a {type(model).__qualname__}, which has none: "
+            "say how they go through it by forward=lambda model, batch: …, or check its parts."
+        )
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    on_meta = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if on_meta is not None and (inputs is not None or loader is not None):
+        raise ArgumentError(
+            f"check: expected a model with values to run on the inputs, got one with {on_meta} on the meta device: "
+            'initialize it, as by model.to_empty(device="cpu") and load_state_dict, or leave the inputs out.'
+        )
     reason = None if inputs is None else why_no_batch(model, inputs, forward, "loader=")
     if reason is not None:
         raise ArgumentTypeError(f"check: expected inputs as one batch, got {reason}.")

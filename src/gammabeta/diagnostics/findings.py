@@ -97,7 +97,10 @@ class Diagnosis:
         modules = len(dict.fromkeys(name for fault in every for name in fault.modules))
         at = f" at {count_of(modules, 'module')}" if counts else ""
         ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
-        looked = f"{count_of(len(self.rules), 'rule')}, {count_of(self.norms, 'norm')}"
+        looked = count_of(len(self.rules), "rule")
+        if not self.norms and not counts and not self.ignored:
+            return f"nothing found, as there are no norms: {looked}"
+        looked += f", {count_of(self.norms, 'norm')}"
         return f"{', '.join(counts) or 'nothing found'}{at}{ignored}: {looked}"
 
     def to_json(self, target: str | None = None, notes: Sequence[str] = ()) -> str:

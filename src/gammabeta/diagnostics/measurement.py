@@ -41,6 +41,7 @@ class Given:
     @classmethod
     def of(cls, x: Tensor) -> Given:
         """Measure x, (N, C, *positions)."""
+        x = x.dequantize() if x.is_quantized else x
         moments = Moments.of(x.detach().to(torch.float64), [0, *range(2, x.ndim)])
         values = x.numel() // max(1, x.shape[1])
         sampled = sample(x.detach().to(torch.float64)) if x.shape[0] > 1 else None

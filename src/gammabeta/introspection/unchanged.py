@@ -138,6 +138,10 @@ class _Written(TorchDispatchMode):
     @torch.no_grad()
     def restore(self) -> None:
         for tensor, copy in self.copies:
+            if tensor.is_meta:  # it has no values
+                continue
+            if tensor.shape != copy.shape:  # as observers of quantization resize theirs in the first forward
+                tensor.resize_(copy.shape)
             # A NaN is not equal to itself, so its tensor is written again, which does no harm.
             if not torch.equal(tensor, copy):
                 tensor.copy_(copy)
