@@ -25,6 +25,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.images.networks import user_network
 from gammabeta.lab.kinds import KINDS
+from gammabeta.lab.outcome import tally
 from gammabeta.lab.results import Results, elsewhere, write
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
@@ -39,6 +40,7 @@ COLOURS = {
     "supported": "green",
     "contradicted": "red",
     "equivalent": "cyan",
+    "mixed": "yellow",
     "inconclusive": "yellow",
     "no room here": "magenta",
     "reported": "cyan",
@@ -185,8 +187,9 @@ class _Running:
             outcome = self.results.failed(claim, str(error))
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
         colour = COLOURS.get(outcome.verdict, "white")
+        counted = f"{tally(outcome.regimes)}; " if outcome.regimes and outcome.room.holds else ""
         self.console.print(
-            f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}"
+            f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(counted + outcome.sentence)}"
         )
 
     def _stop(self) -> NoReturn:
