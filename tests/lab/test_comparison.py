@@ -164,6 +164,12 @@ def test_on_images_it_recommends_and_leaves_out_what_a_model_cannot_have(tmp_pat
     names = {row[0] for row in said["table"]["rows"]}
     assert {"BatchNorm of each device's own batch", "BatchNorm synced over the devices", "GroupNorm"} <= names
     assert "InstanceNorm" not in names
+    # as deployed first, and what recalibration would give beside it
+    moving, exact = (said["table"]["columns"].index(name) for name in ("test error, %", "with exact statistics"))
+    assert all(
+        row[moving] == row[exact] for row in said["table"]["rows"] if row[0] in ("GroupNorm", "no normalization")
+    )
+    assert any(row[moving] != row[exact] for row in said["table"]["rows"])
     assert printed.split()[0] == "recommended"
     assert results["command"] == (
         f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --seeds 2 --batch-size 16 "

@@ -165,7 +165,8 @@ def _outwards(end: float, digits: int, rounding: Callable[[float], int]) -> floa
     """Round an end of an interval to ``digits``, up or down; an infinite one stays."""
     if not math.isfinite(end):
         return end
-    return rounding(round(end * 10**digits, 6)) / 10**digits
+    scale = 10.0**digits
+    return rounding(round(end * scale, 6)) / scale
 
 
 def _costs(arm: Compared, comparison: Comparison) -> str:

@@ -160,7 +160,8 @@ def test_cells_that_go_the_other_way_are_named():
     regimes = {cell.name: cell.verdict for cell in each} | {"classes": "no room here"}
     sentence = fine_tuning._sentence(each, found, regimes)
     assert "rotated, batches of 8 -9.0 [-10.2, -7.8] (contradicted); rotated, batches of 2 +15.0 [" in sentence
-    assert sentence.endswith("pretrained with GroupNorm -4.0 to +0.0; 1 cells without room")
+    assert "GroupNorm, all trained -4.0 to +0.0, " in sentence
+    assert sentence.endswith("; 1 cells without room")
 
 
 def test_a_network_is_pretrained_once_and_not_changed_by_what_follows(experiment):
