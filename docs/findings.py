@@ -22,6 +22,14 @@ FIRST, SECOND = "embedded", "embedded-again"
 FURTHER = {"mnist": "MNIST", "vowels": "JapaneseVowels", "shakespeare": "tinyshakespeare"}
 OPEN = ("inconclusive", "no room here")
 ABSENT = ("does not apply", "interrupted", "failed")
+EARLIER = (
+    "**Judged by an earlier rule.** These studies ran before 2026-11-30. Their intervals are bootstrapped over seeds, "
+    "and have no floor from the test set. Where a claim has several regimes, the median over them decided. Norms were "
+    "recommended and advised against by their means where no interval decided, and no interval allows for the choice "
+    "among several norms. The values of the seeds were not kept, so that nothing could be judged again by the rule of "
+    "[claims.md](claims.md). Read a verdict below as one on the median, and a recommendation as open where its "
+    "interval is not wholly beyond the margin."
+)
 
 
 def keep(name: str, folder: str) -> None:
@@ -40,12 +48,14 @@ def keep(name: str, folder: str) -> None:
                 "verdict": claim["verdict"],
                 "sentence": claim["sentence"],
                 "effect": first,
+                "tally": claim.get("tally", ""),
                 "seconds": round(seconds, 1),
             }
     recommended = {(entry["kind"], entry["network"]): entry for entry in before["recommended"]}
     for entry in results["recommendations"]:
         if entry.get("picture"):
-            of_network = {key: entry.get(key, "") for key in ("kind", "network", "headline", "scope")}
+            keys = ("kind", "network", "headline", "scope", "settled", "seeds")
+            of_network = {key: entry.get(key, "") for key in keys}
             recommended[entry["kind"], entry["network"]] = of_network
     kept = {
         "date": results["date"][:10],
@@ -72,8 +82,17 @@ def listed(recommended: list[Json]) -> str:
     return "\n".join(f"- {entry['headline']} *{entry['scope']}*" for entry in recommended)
 
 
+def judged_before(kept: Json) -> bool:
+    """Whether some of what is kept of a study was judged by the rule before regimes were judged one by one."""
+    return any("tally" not in claim for claim in kept["claims"]) or any(
+        "settled" not in entry for entry in kept["recommended"]
+    )
+
+
 def effect(claim: Json) -> str:
-    """Format the claim's main effect with its interval and unit."""
+    """Format how many regimes were decided in which way, or the claim's main effect with its interval and unit."""
+    if claim.get("tally"):
+        return str(claim["tally"])
     value, low, high, unit = (claim["effect"][key] for key in ("value", "low", "high", "unit"))
     interval = "" if low is None or low == high else f" [{low:.3g}, {high:.3g}]"
     return f"{value:.3g}{interval} {unit}"
@@ -88,7 +107,7 @@ def comments_of() -> dict[str, str]:
 def findings() -> str:
     """Return the text of docs/findings.md: what the study found, claim by claim."""
     comments = comments_of()
-    (first, one), (_, two) = study_of(FIRST), study_of(SECOND)
+    (first, one), (second, two) = study_of(FIRST), study_of(SECOND)
     further = {title: study_of(name) for name, title in FURTHER.items()}
     counts = Counter(claim["verdict"] for claim in one.values())
     lines = [
@@ -98,6 +117,11 @@ def findings() -> str:
         "embedded tasks (digits, strokes, text), with two disjoint sets of seeds (`--seed 0` and `--seed 1`). Numbers "
         "are estimates with their 95 % interval over seeds; [claims.md](claims.md) defines each effect and margin. "
         "Seconds are those of one core, over a claim's trials; claims share some trials.",
+        *(
+            [EARLIER]
+            if any(judged_before(kept) for kept in (first, second, *(kept for kept, _ in further.values())))
+            else []
+        ),
         agreement(one, two),
         comments["study"],
         "## Recommendations",

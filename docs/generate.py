@@ -39,10 +39,21 @@ def claims() -> str:
                 "| **supported** | lies wholly beyond the margin in the claimed direction |",
                 "| **contradicted** | lies wholly beyond the margin in the other direction |",
                 "| **equivalent** | lies wholly within the margins |",
+                "| **mixed** | of one regime is decided otherwise than that of another |",
                 "| **inconclusive** | does none of these; the number of seeds that would settle it is given |",
                 "| **no room here** | is not judged, because the control failed |",
             ]
         ),
+        "An interval is Student's, over replicates (seeds), and no narrower than what can be read off: half of it is "
+        "at least 100/n percentage points on n test samples, and equal values count as spread over one step of their "
+        "grid. Equal values of unknown grid bound nothing. With today's fixed splits it speaks of training again on "
+        "the same split, not of the population that the data come from.",
+        "Where a claim is measured in several regimes (networks, schedules, shifts), each is judged on its own, and "
+        "those without room do not count. The claim is supported, contradicted or equivalent where all agree. It is "
+        "mixed where one is supported or contradicted and another is shown to be otherwise, and inconclusive in all "
+        "other cases. No average over regimes decides: which regimes are in the list would decide with it. This rule "
+        "replaced the median over regimes on 2026-11-30, after looks at the results in [findings.md](findings.md), in "
+        "which the median hid regimes that contradict each other.",
         "\n".join(f"- [{claim.name}](#{claim.name}): {claim.title}" for claim in CLAIMS),
     ]
     for claim in CLAIMS:

@@ -572,7 +572,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             named(arm),
             2.0 ** exponents[arm],
             tuple(result["error"] for result in results[arm]),
-            seconds[arm],
+            (seconds[arm],),
             kept_bytes(models[arm], partial(loss, models[arm])),
         )
         for arm in ARMS

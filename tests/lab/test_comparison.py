@@ -11,6 +11,7 @@ from torch import nn
 
 from gammabeta.lab.comparison import ERROR, LOSS, Compared, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.images import comparison as images
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import norm
 from gammabeta.lab.sequences import comparison as sequences
 from gammabeta.lab.sequences import training as sequence_training
@@ -84,15 +85,26 @@ def test_every_model_takes_a_step_on_every_batch_in_turns():
 
 
 def test_arms_are_paired_by_seed_against_the_first():
-    layer = Compared("layer", "LayerNorm", 2**-8, (1.0, 2.0, 3.0), 2, 10, 1.0)
-    rms = Compared("rms", "RMSNorm", 2**-7, (0.5, 1.5, 2.5), 4, 0, 1.0)
+    layer = Compared("layer", "LayerNorm", 2**-8, (1.0, 2.0, 3.0), (2.0, 4.0, 9.0), 10)
+    rms = Compared("rms", "RMSNorm", 2**-7, (0.5, 1.49, 2.51), (4.0,), 0)
     usual, other = side_by_side([layer, rms], LOSS)
     assert usual == layer
-    assert usual.value == 2.0
-    # half a nat lower on each seed: the values vary, their differences do not
-    assert (other.gain.value, other.gain.low, other.gain.high, other.gain.verdict) == (0.5, 0.5, 0.5, "supported")
+    assert (usual.value, usual.seconds) == (2.0, 4.0)
+    # half a nat lower on each seed: the values vary, their differences hardly do
+    assert other.gain.value == pytest.approx(0.5)
+    assert other.gain.high - other.gain.low < 0.1
+    assert other.gain.verdict == "supported"
     assert other.saved == 1  # ratios to it stay finite
     assert (LOSS.margin, ERROR.margin) == ((-0.03, 0.03), (-1.0, 1.0))
+
+
+def test_gains_on_few_images_are_no_finer_than_one_image_and_what_recalibration_gains_is_paired_too():
+    batch = Compared("batch", "BatchNorm", 0.5, (5.0, 6.0, 7.0), (1.0,), 10, (2.0, 3.0, 4.0))
+    group = Compared("group", "GroupNorm", 0.5, (4.0, 5.0, 6.0), (1.0,), 10)
+    usual, other = side_by_side([batch, group], ERROR, Precision(samples=50))
+    assert (other.gain.low, other.gain.value, other.gain.high) == (-1.0, 1.0, 3.0)
+    assert (usual.recalibration.value, usual.recalibration.low) == (3.0, 1.0)
+    assert other.recalibration is None
 
 
 # --- several devices on one ---
@@ -152,6 +164,12 @@ def test_on_images_it_recommends_and_leaves_out_what_a_model_cannot_have(tmp_pat
     names = {row[0] for row in said["table"]["rows"]}
     assert {"BatchNorm of each device's own batch", "BatchNorm synced over the devices", "GroupNorm"} <= names
     assert "InstanceNorm" not in names
+    # as deployed first, and what recalibration would give beside it
+    moving, exact = (said["table"]["columns"].index(name) for name in ("test error, %", "with exact statistics"))
+    assert all(
+        row[moving] == row[exact] for row in said["table"]["rows"] if row[0] in ("GroupNorm", "no normalization")
+    )
+    assert any(row[moving] != row[exact] for row in said["table"]["rows"])
     assert printed.split()[0] == "recommended"
     assert results["command"] == (
         f"gammabeta study --data digits --model {model} --quick --out {out} --jobs 1 --seeds 2 --batch-size 16 "

@@ -1,161 +1,173 @@
-"""What is recommended from a comparison, whose numbers are made up here."""
+"""What is recommended from a comparison, in words; the numbers are made up here."""
 
 import dataclasses
 
-from gammabeta.lab.comparison import ERROR, LOSS, Compared, Comparison, side_by_side
+from tests.lab.made_up import BATCH, BETTER, LEVEL, NEAR, WORSE, compared
+
+from gammabeta.lab.comparison import LOSS
 from gammabeta.lab.outcome import Effect, Outcome, Room
-from gammabeta.lab.recommendation import choose, failed, not_compared, recommend
+from gammabeta.lab.recommendation import Run, failed, not_compared, recommend
 
-BATCH = (3.0, 3.2, 3.1, 3.1)
-NEAR = (2.0, 2.6, 3.4, 2.8)  # 0.4 below on average, with a spread of 0.5
-LEVEL = (1.1, 3.1, 2.1, 2.1)  # 1 below on average: the margin itself
-BETTER = (1.0, 1.1, 0.9, 1.0)
-NAMES = {"batch": "BatchNorm", "group": "GroupNorm", "none": "no normalization", "layer": "LayerNorm", "rms": "RMSNorm"}
+WHERE = "For ResNet on digits with batches of 4 on one device: "
 
 
-def compared(values, *, scale=ERROR, kind="images", devices=1, learned=True, seconds=None, saved=None):
-    """Compare norms with these values, one per seed; the first is the usual one."""
-    arms = side_by_side(
-        [
-            Compared(
-                norm,
-                NAMES.get(norm, norm),
-                0.5,
-                of_norm,
-                (seconds or {}).get(norm, 0.01),
-                (saved or {}).get(norm, 1000),
-            )
-            for norm, of_norm in values.items()
-        ],
-        scale,
+def effect(verdict="supported"):
+    return Effect("x", 1.5, 1.0, 2.0, "points", (-1, 1), 0.0, verdict, 2)
+
+
+def recommended(comparison, outcomes=None, **run):
+    return recommend(comparison, outcomes or {}, Run(**run))
+
+
+def test_where_nothing_is_shown_to_be_better_the_usual_norm_is_kept():
+    said = recommended(compared({"layer": BATCH, "group": LEVEL}))
+    assert said["headline"] == (
+        f"{WHERE}keep LayerNorm. Nothing was shown to be better by 1 point (test error 3.1 %, over 4 seeds)."
     )
-    return Comparison(kind, "digits", "ResNet", 4, devices, 400, scale, learned, arms)
+    assert (said["settled"], said["seeds"], said["costs"], said["avoid"]) == (True, 4, None, [])
+    assert said["uncertain"] is None
 
 
-def test_the_usual_norm_is_chosen_unless_another_is_better_by_the_margin():
-    assert choose(compared({"batch": BATCH, "group": (2.8, 3.0, 2.9, 2.9)})).norm == "batch"
-    # a norm that is surely better comes before one that is better by luck
-    both = compared({"batch": BATCH, "group": BETTER, "renorm": (0.0, 4.0, -1.0, 0.0)})
-    assert both.arms[2].gain.verdict == "inconclusive"
-    assert choose(both).norm == "group"
-    # of two about equally good norms the first: 0.3 is not worth a less usual norm, 1.3 is
-    level = {"batch": BATCH, "group": BETTER, "none": (0.7, 0.8, 0.6, 0.7)}
-    assert choose(compared(level)).norm == "group"
-    assert choose(compared({**level, "group": (1.7, 2.1, 1.8, 1.9)})).norm == "none"
+def test_a_better_norm_is_quoted_by_what_it_gains_at_least():
+    said = recommended(
+        compared(
+            {"batch": BATCH, "group": BETTER, "none": WORSE}, timings={"group": (0.012, 0.012)}, saved={"group": 900}
+        )
+    )
+    assert said["headline"] == (
+        f"{WHERE}use GroupNorm. Its test error is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]), over 4 seeds."
+    )
+    assert said["how"] == "gb.GroupNorm"
+    assert said["costs"] == "20 % more time per step, 10 % less memory kept for the backward pass."
+    assert said["avoid"] == [
+        "BatchNorm: test error 3.1 %; that of GroupNorm is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]).",
+        "no normalization: test error 9.1 %, at least 5.8 points above BatchNorm's (6.0 [5.8, 6.2]); the same time per "
+        "step, the same memory kept for the backward pass.",
+    ]
+    assert [(item["side"], item["text"].partition(":")[0]) for item in said["evidence"]] == [
+        ("for", "GroupNorm"), ("for", "BatchNorm"), ("for", "no normalization")
+    ]  # fmt: skip
+
+
+def test_an_equally_good_norm_is_recommended_for_what_it_saves():
+    said = recommended(compared({"layer": BATCH, "rms": LEVEL}, timings={"rms": (0.008, 0.0083)}))
+    assert said["headline"] == (
+        f"{WHERE}use RMSNorm. It is as good as LayerNorm to within 1 point, at 18 % less time per step, the same "
+        "memory kept for the backward pass (4 seeds)."
+    )
+    assert said["avoid"] == []
+    assert said["evidence"][0]["text"].startswith("RMSNorm: test error 3.1 %, within 1 point of LayerNorm's (0.0 [")
 
 
 def test_the_recommendation_says_how_far_it_reaches():
     of_study = compared({"layer": BATCH, "none": BETTER}, kind="sequences")
-    effect = Effect("x", 1.5, 1.0, 2.0, "decades", (-1, 1), 0.0, "supported", 2)
-    said = recommend(of_study, {"init_robustness": Outcome("supported", "", [effect], Room(True, ""))})
-    assert said["scope"] == (
+    assert recommended(of_study)["scope"] == (
         "After 400 steps, each norm at its own best learning rate, in one of the study's own networks: a deeper "
         "network may behave differently."
     )
-    assert said["evidence"][-1] == {
-        "text": "What is given up without a norm: Supported: 1.5 [1, 2] decades (x).", "claim": "init_robustness"
-    }  # fmt: skip
     by_another = dataclasses.replace(of_study, rates_by="exact statistics")
-    assert "at its own best learning rate by exact statistics, in one" in recommend(by_another, {})["scope"]
+    assert "at its own best learning rate by exact statistics, in one" in recommended(by_another)["scope"]
     own = dataclasses.replace(of_study, own=True)
-    assert recommend(own, {})["scope"] == "After 400 steps, each norm at its own best learning rate."
+    assert recommended(own)["scope"] == "After 400 steps, each norm at its own best learning rate."
 
 
-def test_the_recommendation_says_what_by_how_much_at_what_cost_and_what_to_avoid():
-    effect = Effect("x", 1.5, -3.0, 6.0, "points", (-1, 1), 0.0, "supported", 2)
-    outcome = Outcome("supported", "it rises", [effect], Room(True, ""))
-    values = {"batch": BATCH, "group": BETTER, "none": (9.0, 9.1, 9.2, 9.1)}
-    said = recommend(compared(values, seconds={"group": 0.012}, saved={"group": 900}), {"small_batch": outcome})
-    assert said["headline"] == (
-        "For ResNet on digits with batches of 4 on one device: GroupNorm, test error 1.0 %, 2.1 points [2.0, 2.2] "
-        "below BatchNorm; 20 % more time per step, 10 % less memory kept for the backward pass."
-    )
-    assert said["how"] == "gb.GroupNorm"
-    assert said["avoid"] == [
-        "BatchNorm: test error 3.1 %",
-        "no normalization: test error 9.1 %, 6.0 points [5.9, 6.1] above BatchNorm; the same time per step, the same "
-        "memory kept for the backward pass",
-    ]
-    assert said["uncertain"] is None
-    assert said["evidence"][-1] == {"text": "Supported: 1.5 [-3, 6] points (x).", "claim": "small_batch"}
-
-
-def test_the_recommendation_says_what_is_not_distinguished():
-    said = recommend(compared({"batch": BATCH, "group": LEVEL}), {})
-    assert said["headline"].startswith(
-        "For ResNet on digits with batches of 4 on one device: BatchNorm, test error 3.1"
-    )
-    assert said["uncertain"] == (
-        "Not distinguished from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds would decide). No "
-        "practical number of seeds would decide: the norms are about equally good here."
-    )
-    assert "--seeds 2 --data" not in said["uncertain"]
+def test_what_is_not_distinguished_is_named_with_the_whole_command_that_would_decide():
     near = compared({"batch": BATCH, "layer": NEAR})
-    assert "--data digits, with the other" in recommend(near, {}, option=" --data digits")["uncertain"]
     needed = near.arms[1].gain.seeds_needed
-    assert recommend(near, {})["uncertain"] == (
-        f"Not distinguished from BatchNorm by the margin of 1 point: LayerNorm ({needed} seeds would decide). To "
-        f"decide: gammabeta study --compare --seeds {needed}, with the other options unchanged."
+    said = recommended(near, command="gammabeta study axes --quick --seeds 4 --out 'my dir'", data="digits")
+    assert said["headline"].startswith(f"{WHERE}keep BatchNorm.")
+    assert said["settled"] is False
+    assert said["uncertain"] == (
+        f"Not distinguished from BatchNorm by the margin of 1 point: LayerNorm (about {needed} seeds would decide). To "
+        f"decide: gammabeta study --quick --seeds {needed} --out 'my dir-again' --compare --seed 1 --data digits"
     )
-    of_both = recommend(compared({"batch": BATCH, "layer": NEAR, "group": LEVEL}), {})["uncertain"]
+    # fresh seeds: those of a second look at the same ones would decide wrongly more often
+    again = Run(command="gammabeta study --data mnist:m.npz --seed 3").again(20)
+    assert again == "gammabeta study --data mnist:m.npz --seed 4 --compare --seeds 20 --out gammabeta-study-again"
+
+
+def test_where_no_practical_number_of_seeds_decides_none_is_advised():
+    level = (1.1, 3.1, 2.1, 2.1)  # 1 below on average: the margin itself
+    said = recommended(compared({"batch": BATCH, "group": level}))
+    assert said["uncertain"] == (
+        "Not distinguished from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds would decide). More "
+        "than 64 seeds would be needed, unless mean or spread change."
+    )
+    of_both = recommended(compared({"batch": BATCH, "layer": NEAR, "group": level}))["uncertain"]
     assert "To decide where that is practical: gammabeta study" in of_both
 
 
-def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
-    effect = Effect(
-        "BatchNorm less LayerNorm", 0.05, 0.04, 0.06, "nats per character", (-0.03, 0.03), 0.0, "supported", 2
+def test_a_norm_that_gains_by_recalibration_comes_with_the_call():
+    values = {"batch": BATCH, "group": BETTER}
+    assert recommended(compared(values, recalibrated={"batch": BATCH}))["how"] == "gb.GroupNorm"
+    kept = {"batch": BATCH, "group": LEVEL}
+    by_far = tuple(value - gain for value, gain in zip(BATCH, (2.0, 2.1, 1.9, 2.0), strict=True))
+    said = recommended(compared(kept, recalibrated={"batch": by_far, "group": LEVEL}))
+    assert said["how"] == (
+        "gb.BatchNorm2d; after training gb.recalibrate(model, batches), which lowers the test error by at least 1.8 "
+        "points"
     )
+    by_little = tuple(value - 0.5 for value in BATCH)
+    assert recommended(compared(kept, recalibrated={"batch": by_little}))["how"] == "gb.BatchNorm2d"
+
+
+def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     outcomes = {
-        "layernorm_in_transformers": Outcome("supported", "", [effect], Room(True, "")),
-        "small_batch": Outcome("supported", "about images", [effect], Room(True, "")),
+        "layernorm_in_transformers": Outcome("supported", "", [effect()], Room(True, "")),
+        "small_batch": Outcome("supported", "about images", [effect()], Room(True, "")),
     }
-    values = {"layer": (1.70, 1.71, 1.72), "rms": (1.66, 1.67, 1.679), "padded": (1.80, 1.81, 1.83)}
-    said = recommend(compared(values, scale=LOSS, kind="text"), outcomes)
-    assert said["headline"].startswith(
-        "For ResNet on digits with batches of 4 on one device: RMSNorm, test loss 1.670 nats per character, 0.040 "
-        "nats ["
+    values = {"layer": (1.70, 1.71, 1.72), "rms": (1.66, 1.669, 1.68), "padded": (1.80, 1.81, 1.821)}
+    said = recommended(compared(values, scale=LOSS, kind="text"), outcomes)
+    assert said["headline"] == (
+        f"{WHERE}use RMSNorm. Its test loss is at least 0.038 nats below LayerNorm's (0.040 [0.038, 0.043]), over 3 "
+        "seeds."
     )
     assert said["how"] == "gb.RMSNorm"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
-    assert said["evidence"][1]["text"] == "LayerNorm: test loss 1.710 nats per character, the usual choice."
-    assert len(said["avoid"]) == 1  # LayerNorm is within twice the margin of the chosen norm
-    assert said["avoid"][0].startswith("padded: test loss 1.813 nats per character, 0.103 nats [")
+    assert said["evidence"][-1]["side"] == "for"
+    assert [text.partition(":")[0] for text in said["avoid"]] == ["LayerNorm", "padded"]
     # A tenth of a point of test error would be negligible; as a difference of the loss it is three margins.
-    assert recommend(compared(values), {})["headline"].count("LayerNorm, test error 1.7 %, the usual choice") == 1
+    assert recommended(compared(values))["headline"].startswith(f"{WHERE}keep LayerNorm.")
 
 
 def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
     values = {"ghost:4": BATCH, "batch": BETTER}
-    assert recommend(compared(values, devices=8), {})["how"] == "gb.BatchNorm2d, with statistics=gb.statistics.Synced()"
-    assert "with batches of 4 on each of 8 devices" in recommend(compared(values, devices=8), {})["headline"]
+    several = recommended(compared(values, devices=8))
+    assert several["how"] == "gb.BatchNorm2d, with statistics=gb.statistics.Synced()"
+    assert "with batches of 4 on each of 8 devices" in several["headline"]
+    assert several["costs"] == (
+        "the same time per step on one device, without communication, the same memory kept for the backward pass."
+    )
     values = {"layer": BATCH, "masked": BETTER, "masked:4": NEAR}
-    said = recommend(compared(values, kind="sequences", devices=8), {})
+    said = recommended(compared(values, kind="sequences", devices=8))
     assert said["how"] == "gb.BatchNorm1d, called with mask=, with statistics=gb.statistics.Synced()"
-    alone = recommend(compared({"layer": BATCH, "masked": BETTER}, kind="sequences"), {})
+    alone = recommended(compared({"layer": BATCH, "masked": BETTER}, kind="sequences"))
     assert alone["how"] == "gb.BatchNorm1d, called with mask="
 
 
-def test_what_is_level_has_no_sign_and_time_over_devices_is_that_of_one():
-    level = compared({"batch": BATCH, "group": BATCH}, devices=2)
-    assert recommend(level, {})["evidence"][1]["text"] == (
-        "GroupNorm: test error 3.1 %, 0.0 points [0.0, 0.0] above BatchNorm; the same time per step on one device, "
-        "without communication, the same memory kept for the backward pass."
+def test_what_is_level_has_no_sign():
+    slightly = tuple(value - 0.001 * index for index, value in enumerate(BATCH))
+    level = recommended(compared({"batch": BATCH, "group": slightly}))
+    assert level["evidence"][1]["text"] == (
+        "GroupNorm: test error 3.1 %, within 1 point of BatchNorm's (0.0 [-0.1, 0.1] below); the same time per step, "
+        "the same memory kept for the backward pass."
     )
 
 
 def test_without_training_or_comparison_there_is_no_recommendation():
-    untrained = recommend(compared({"batch": (80.0, 81.0)}, learned=False), {})
+    untrained = recommended(compared({"batch": (80.0, 81.0)}, learned=False))
     assert untrained["headline"].startswith(
         "No recommendation for ResNet on digits with batches of 4 on one device: no"
     )
     assert untrained["uncertain"] == "Name another model with --model."
     elsewhere = compared({"layer": (80.0, 81.0)}, learned=False, kind="sequences")
-    assert recommend(elsewhere, {})["uncertain"] is None  # a model can only be given for images
-    assert recommend(elsewhere, {}, quick=True)["uncertain"] == "A run without --quick trains longer."
+    assert recommended(elsewhere)["uncertain"] is None  # a model can only be given for images
+    assert recommended(elsewhere, quick=True)["uncertain"] == "A run without --quick trains longer."
     broken = failed("text", "it died")
     assert broken["headline"] == "No recommendation on text: the comparison of the norms failed."
     assert broken["uncertain"] == "it died"
-    effect = Effect("LayerNorm", 1.5, -3.0, 6.0, "points", (-2, 2), 0.0, "inconclusive", 2)
-    said = not_compared("vowels", {"sequences": Outcome("inconclusive", "level", [effect], Room(True, ""))})
+    said = not_compared("vowels", {"sequences": Outcome("inconclusive", "", [effect("inconclusive")], Room(True, ""))})
     assert said["uncertain"] == "Run gammabeta study --compare, or all claims."
-    assert said["evidence"] == [{"text": "Inconclusive: 1.5 [-3, 6] points (LayerNorm).", "claim": "sequences"}]
+    (item,) = said["evidence"]
+    assert (item["side"], item["claim"]) == ("neither", "sequences")
+    assert item["text"].endswith(": inconclusive, 1.5 [1, 2] points (x).")

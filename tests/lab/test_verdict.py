@@ -1,5 +1,6 @@
-"""The rules of judging: intervals cover, and fewer seeds cannot improve a verdict."""
+"""The rules of judging: false decisions are rare, and fewer seeds cannot improve a verdict."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,26 +8,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gammabeta.lab import verdict
-from gammabeta.lab.outcome import Criterion
-from gammabeta.lab.verdict import decide, interval, judge, log_ratios, seeds_needed, weakest
+from gammabeta.lab.interval import Precision, interval
+from gammabeta.lab.outcome import Criterion, tally
+from gammabeta.lab.paired import log_ratios
+from gammabeta.lab.verdict import decide, judge, over_regimes, seeds_needed, weakest
 
-VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8)
+ALL = ("supported", "contradicted", "equivalent", "inconclusive", "no room here", "mixed")
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_the_interval_covers_the_mean_of_normal_data_in_95_of_100_cases(n, monkeypatch):
-    # Fewer resamples, for speed: percentiles of 1,000 are slightly noisier, but not shifted.
-    monkeypatch.setattr(verdict, "RESAMPLES", 1000)
-    rng = np.random.default_rng(1)
-    runs = 1500
-    around = [interval(rng.normal(2.0, 3.0, n).tolist()) for _ in range(runs)]
-    covered = np.mean([one.low <= 2.0 <= one.high for one in around])
-    assert covered >= 0.94
-    # not by being absurdly wide: Student's interval is the reference
-    width = np.mean([one.high - one.low for one in around])
-    student = 2 * {3: 4.303, 5: 2.776, 10: 2.262}[n] * 3.0 / math.sqrt(n)
-    assert width < 1.15 * student
+@pytest.mark.parametrize("replicates", [2, 3, 4, 6, 10])
+@pytest.mark.parametrize(("images", "error"), [(30, 0.1), (100, 0.03), (400, 0.01), (400, 0.03), (1000, 0.3)])
+def test_equal_arms_are_told_apart_in_at_most_7_of_100_cases_however_few_the_images(replicates, images, error):
+    """Errors in steps of 100/n, so that many differences are ties; the margin is 0."""
+    rng, cases = np.random.default_rng(0), 4000
+    rates = np.clip(error * np.exp(rng.normal(0, 0.3, (2, cases, replicates))), 0, 1)
+    wrong = rng.binomial(images, rates)
+    differences = (100 * (wrong[0] - wrong[1]) / images).tolist()
+    around = [interval(values, Precision(samples=images)) for values in differences]
+    decided = [decide(one.low, one.high, (0.0, 0.0), "above") in ("supported", "contradicted") for one in around]
+    assert np.mean(decided) <= 0.07
+
+
+def test_equal_values_on_few_images_support_nothing_that_one_image_could_overturn():
+    assert judge([1.5, 1.5], (-1.0, 1.0), "above")[1] == "inconclusive"
+    assert judge([1.5, 1.5], (-1.0, 1.0), "above", Precision(samples=100))[1] == "inconclusive"
+    around, judged, needed = judge([1.5, 1.5], (-1.0, 1.0), "above", Precision(samples=400))
+    assert (judged, needed) == ("inconclusive", 3)
+    half = 12.706 * 0.25 / math.sqrt(24)
+    assert (around.low, around.high) == pytest.approx((1.5 - half, 1.5 + half), rel=1e-4)
+    assert judge([1.5] * 3, (-1.0, 1.0), "above", Precision(samples=400))[1] == "supported"
 
 
 def test_one_seed_decides_nothing():
@@ -64,25 +74,6 @@ def test_verdicts(low, high, direction, expected):
     assert decide(low, high, (-1.0, 1.0), direction) == expected
 
 
-@given(VALUES)
-@settings(deadline=None, max_examples=50)
-def test_the_interval_holds_the_mean_and_moves_with_the_values(values):
-    around = interval(values)
-    assert around.low <= around.value <= around.high
-    moved = interval([value + 7.0 for value in values])
-    assert moved.low == pytest.approx(around.low + 7.0, abs=1e-6)
-    turned = interval([-value for value in values])
-    assert turned.value == pytest.approx(-around.value, abs=1e-9)
-
-
-@given(VALUES, st.floats(0.0, 10.0))
-@settings(deadline=None, max_examples=30)
-def test_the_resolution_of_a_grid_widens_both_sides(values, resolution):
-    plain, wide = interval(values), interval(values, resolution=resolution)
-    assert wide.low == pytest.approx(plain.low - resolution)
-    assert wide.high == pytest.approx(plain.high + resolution)
-
-
 @given(st.floats(-10, 10), st.floats(0, 10), st.floats(0.01, 5))
 @settings(deadline=None, max_examples=100)
 def test_turning_the_claim_round_turns_the_verdict_round(low, width, margin):
@@ -92,11 +83,13 @@ def test_turning_the_claim_round_turns_the_verdict_round(low, width, margin):
     assert below == pairs.get(above, above)
 
 
-def test_no_values_or_not_finite_ones_are_refused():
-    with pytest.raises(ValueError, match=r"^interval: expected at least one value, all finite, got \[\]$"):
-        interval([])
-    with pytest.raises(ValueError, match=r"^interval: expected at least one value, all finite, got \[nan, 1.0\]$"):
-        interval([math.nan, 1.0])
+@given(st.floats(-10, 10), st.floats(0, 10), st.floats(0.01, 5), st.floats(0, 1), st.sampled_from(["above", "within"]))
+@settings(deadline=None, max_examples=200)
+def test_a_narrower_interval_within_a_wider_one_never_takes_a_decision_back(low, width, margin, part, direction):
+    """So that with the same mean and spread, more replicates only decide more."""
+    wide = decide(low, low + width, (-margin, margin), direction)
+    narrow = decide(low + part * width / 2, low + width - part * width / 2, (-margin, margin), direction)
+    assert wide in ("inconclusive", narrow)
 
 
 def test_seeds_needed_is_the_number_that_settles_it():
@@ -107,10 +100,13 @@ def test_seeds_needed_is_the_number_that_settles_it():
     assert needed == 29
     assert 1.5 - 2.048 * spread / math.sqrt(needed) > 1.0
     assert 1.5 - 2.052 * spread / math.sqrt(needed - 1) < 1.0
+    assert seeds_needed(values, (-1.0, 1.0), "above", confidence=1 - 0.05 / 6) > needed
 
 
-def test_no_number_of_seeds_settles_what_lies_on_the_margin():
+def test_no_number_of_seeds_settles_what_lies_on_the_margin_or_within_one_image_of_it():
     assert seeds_needed([0.0, 2.0], (-1.0, 1.0), "above") is None
+    assert seeds_needed([1.4, 1.6], (-1.0, 1.0), "above", Precision(samples=400)) is not None
+    assert seeds_needed([1.4, 1.6], (-1.0, 1.0), "above", Precision(samples=100)) is None
 
 
 def test_what_is_not_reached_counts_with_the_limit_and_is_not_dropped():
@@ -131,3 +127,48 @@ def test_a_claim_that_says_two_things_is_as_good_as_its_weaker_part():
     assert weakest(["equivalent", "supported"]) == "equivalent"
     assert weakest(["equivalent", "contradicted"]) == "contradicted"
     assert weakest(["equivalent", "inconclusive", "supported"]) == "inconclusive"
+    assert weakest(["mixed", "supported"]) == "mixed"
+    assert weakest(["mixed", "inconclusive"]) == "inconclusive"
+    assert weakest(["mixed", "contradicted"]) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["supported", "supported"], "supported"),
+        (["contradicted", "contradicted"], "contradicted"),
+        (["equivalent", "equivalent"], "equivalent"),
+        (["supported", "contradicted"], "mixed"),
+        (["supported", "equivalent"], "mixed"),
+        (["contradicted", "equivalent"], "mixed"),
+        (["supported", "contradicted", "inconclusive"], "mixed"),
+        (["supported", "inconclusive"], "inconclusive"),
+        (["equivalent", "inconclusive"], "inconclusive"),
+        (["inconclusive", "inconclusive"], "inconclusive"),
+        (["supported", "no room here"], "supported"),
+        (["no room here", "no room here"], "no room here"),
+        ([], "no room here"),
+    ],
+)
+def test_regimes_agree_or_the_verdict_is_mixed(verdicts, expected):
+    for order in itertools.permutations(verdicts):
+        assert over_regimes(list(order)) == expected
+
+
+@given(st.lists(st.sampled_from(ALL), max_size=8))
+@settings(deadline=None)
+def test_no_number_of_agreeing_regimes_outvotes_one_that_is_shown_to_differ(verdicts):
+    combined = over_regimes(verdicts)
+    assert over_regimes([*verdicts, "no room here"]) == combined
+    assert over_regimes(verdicts * 3) == combined
+    if "contradicted" in verdicts:
+        assert combined not in ("supported", "equivalent")
+    if "inconclusive" in verdicts:
+        assert combined in ("inconclusive", "mixed")
+
+
+def test_regimes_are_counted_as_k_of_m_with_room():
+    regimes = {"a": "supported", "b": "equivalent", "c": "supported", "d": "no room here"}
+    assert tally(regimes) == "supported in 2 of 3 regimes, equivalent in 1"
+    assert tally({"a": "contradicted"}) == "contradicted in 1 of 1 regime"
+    assert tally({"a": "no room here"}) == tally({}) == ""

@@ -207,8 +207,8 @@ def first(results):
         (lambda r: first(r).pop("name"), "results.claims[0]: expected an object with a name."),
         (
             lambda r: first(r).update(verdict="true"),
-            "claim faster_convergence: expected a verdict out of supported, contradicted, equivalent, reported, "
-            "inconclusive, no room here, does not apply, failed, interrupted, got 'true'.",
+            "claim faster_convergence: expected a verdict out of supported, contradicted, mixed, equivalent, "
+            "reported, inconclusive, no room here, does not apply, failed, interrupted, got 'true'.",
         ),
         (
             lambda r: first(r)["effects"][0].pop("value"),

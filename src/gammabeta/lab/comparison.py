@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.interval import CONTINUOUS, Precision
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Picture, Table, bars
+from gammabeta.lab.paired import differences
 from gammabeta.lab.task import Kind
 
 Batch = TypeVar("Batch")
@@ -48,26 +50,34 @@ class Compared:
         norm: the arm's name in settings.
         name: what a reader knows it by.
         rate: its best learning rate.
-        values: one per seed, on the comparison's scale.
-        seconds: per training step, the median of several timings.
+        values: one per seed, on the comparison's scale, evaluated as deployed: with moving averages.
+        timings: seconds per training step, one per seed of those that are timed.
         saved: bytes that one forward pass keeps for the backward pass; `side_by_side` makes them at least 1, so that
             ratios are finite.
-        exact: the mean value with exact statistics, where ``values`` are with moving averages.
-        gain: the usual arm's value less this one's; None for the usual arm itself.
+        recalibrated: the values with exact statistics in place of the moving averages; empty where there are none.
+        gain: the usual arm's value minus this one's; None for the usual arm itself. The intervals of all gains hold
+            together with 95 %.
+        recalibration: the value with moving averages minus that with exact statistics; None where there are none.
     """
 
     norm: str
     name: str
     rate: float
     values: tuple[float, ...]
-    seconds: float
+    timings: tuple[float, ...]
     saved: int
-    exact: float | None = None
+    recalibrated: tuple[float, ...] = ()
     gain: Effect | None = None
+    recalibration: Effect | None = None
 
     @property
     def value(self) -> float:
         return mean(self.values)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds per training step, the median of the timings."""
+        return median(self.timings)
 
 
 @dataclass(frozen=True)
@@ -107,14 +117,15 @@ class Comparison:
         effects = [arm.gain for arm in self.arms if arm.gain is not None]
         return bars(
             f"{self.scale.name.capitalize()} of {self.usual.name} minus that of each norm",
-            f"{self.where}. Above 0: better than {self.usual.name}. 95 % interval over seeds.",
+            f"{self.where}. Above 0: better than {self.usual.name}. Intervals over {len(self.usual.values)} seeds, "
+            "which hold for all norms together with 95 %.",
             "norm",
             Axis(f"difference of {self.scale.name}", self.scale.unit_of_differences),
             effects,
         )
 
     def table(self) -> Table:
-        exact = any(arm.exact is not None for arm in self.arms)
+        exact = any(arm.recalibrated for arm in self.arms)
         rows = [
             [
                 arm.name,
@@ -122,7 +133,7 @@ class Comparison:
                 arm.value,
                 min(arm.values),
                 max(arm.values),
-                *([arm.exact] if exact else []),
+                *([mean(arm.recalibrated) if arm.recalibrated else None] if exact else []),
                 arm.seconds / self.usual.seconds,
                 arm.saved / self.usual.saved,
             ]
@@ -143,15 +154,29 @@ class Comparison:
         }
 
 
-def side_by_side(arms: Sequence[Compared], scale: Scale) -> tuple[Compared, ...]:
-    """Return the arms with their gains, paired by seed, over the first arm, which is the usual one."""
+def side_by_side(arms: Sequence[Compared], scale: Scale, precision: Precision = CONTINUOUS) -> tuple[Compared, ...]:
+    """Return the arms with their gains, paired by seed, over the first arm, which is the usual one.
+
+    A norm is chosen from k others, the largest of k noisy gains. Each gain has therefore an interval of 1 − 0.05/k
+    (Bonferroni), whatever the arms' spreads and correlations.
+
+    Args:
+        precision: how finely the arms' values could be read.
+    """
     usual, *others = (replace(arm, saved=max(1, arm.saved)) for arm in arms)
     criterion = Criterion(unit=scale.unit_of_differences, margin=scale.margin, direction="above")
+    together = 1 - 0.05 / max(1, len(others))
 
     def gain(arm: Compared) -> Effect:
-        return criterion.effect(arm.name, [a - b for a, b in zip(usual.values, arm.values, strict=True)])
+        return criterion.effect(arm.name, differences(usual.values, arm.values), precision, confidence=together)
 
-    return (usual, *(replace(arm, gain=gain(arm)) for arm in others))
+    def recalibration(arm: Compared) -> Effect | None:
+        if not arm.recalibrated:
+            return None
+        return criterion.effect(f"{arm.name}, recalibrated", differences(arm.values, arm.recalibrated), precision)
+
+    first, *rest = (replace(arm, recalibration=recalibration(arm)) for arm in (usual, *others))
+    return (first, *(replace(arm, gain=gain(arm)) for arm in rest))
 
 
 def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:

@@ -1,17 +1,19 @@
 """What a claim returns: its verdict, and the effects, pictures and tables behind it, ready for JSON."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from gammabeta.lab.interval import CONTINUOUS, Precision
 from gammabeta.lab.trials.trial import Trial, plain
 from gammabeta.lab.verdict import Direction, Verdict, judge
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One measured effect with its 95 % interval from ``low`` to ``high``.
+    """One measured effect with its interval from ``low`` to ``high``, which holds with ``confidence``.
 
     Between the two bounds of ``margin`` nobody would care about it. ``seeds_needed`` is how many seeds would decide an
     inconclusive effect; None where none would.
@@ -27,6 +29,7 @@ class Effect:
     verdict: Verdict
     seeds: int
     seeds_needed: int | None = None
+    confidence: float = 0.95
 
     @classmethod
     def exactly(cls, name: str, wrong: int, cases: int, unit: str) -> "Effect":
@@ -53,20 +56,31 @@ class Criterion:
     null: float = 0.0
     ratio: bool = False
 
-    def effect(self, name: str, values: Sequence[float], *, resolution: float = 0.0, censored: int = 0) -> Effect:
+    def effect(
+        self,
+        name: str,
+        values: Sequence[float],
+        precision: Precision = CONTINUOUS,
+        *,
+        censored: int = 0,
+        confidence: float = 0.95,
+    ) -> Effect:
         """Judge an effect by one value per seed.
 
         Args:
             values: (n,), one per seed: paired differences, or with ``ratio`` the natural logs of paired ratios.
-            resolution: the step of the grid that the values were read off, on the scale of ``values``.
+            precision: how finely the values could be read, on their scale.
             censored: how many of the values are cut off at a limit.
+            confidence: of the interval; above 95 % where one of several effects is chosen.
         """
         lower, upper = (math.log(self.margin[0]), math.log(self.margin[1])) if self.ratio else self.margin
         around, verdict, needed = judge(
-            values, (lower, upper), self.direction, resolution=resolution, censored=censored
+            values, (lower, upper), self.direction, precision, censored=censored, confidence=confidence
         )
         value, low, high = (self._shown(end) for end in (around.value, around.low, around.high))
-        return Effect(name, value, low, high, self.unit, self.margin, self.null, verdict, len(values), needed)
+        return Effect(
+            name, value, low, high, self.unit, self.margin, self.null, verdict, len(values), needed, confidence
+        )
 
     def _shown(self, value: float) -> float:
         return math.exp(min(value, 700.0)) if self.ratio and math.isfinite(value) else value
@@ -157,9 +171,24 @@ class Room:
     control: str
 
 
+def tally(regimes: Mapping[str, Verdict]) -> str:
+    """Count the verdicts over regimes, as in "supported in 2 of 3 regimes, equivalent in 1"; empty without regimes.
+
+    Regimes without room are not among the m of "k of m".
+    """
+    counts = Counter(verdict for verdict in regimes.values() if verdict != "no room here")
+    whole = counts.total()
+    parts = [f"{verdict} in {count}" for verdict, count in counts.most_common()]
+    return ", ".join([f"{parts[0]} of {whole} regime{'s' * (whole != 1)}", *parts[1:]]) if parts else ""
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A claim's verdict, with its numbers in ``sentence``; the first effect is the one that decides it."""
+    """A claim's verdict, with its numbers in ``sentence``.
+
+    Without ``regimes`` the first effect is the one that decides it. With them, the verdict of each regime is given by
+    name, and `gammabeta.lab.verdict.over_regimes` combines them; no average over regimes decides.
+    """
 
     verdict: Verdict
     sentence: str
@@ -168,11 +197,13 @@ class Outcome:
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     settings: str = ""
+    regimes: Mapping[str, Verdict] = field(default_factory=dict)
     trials: Sequence[Trial] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim's own part of ``results.json``; NaN and infinities are null."""
         fields = asdict(self)
         fields["trials"] = list(dict.fromkeys(trial.key for trial in self.trials))
+        fields["tally"] = tally(self.regimes)
         whole: dict[str, Any] = plain(fields)
         return whole

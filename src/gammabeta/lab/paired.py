@@ -1,8 +1,8 @@
-"""Values paired by seed: differences and log ratios between two arms, and their median over cells."""
+"""Values paired by seed: differences and log ratios between two arms."""
 
 import math
-from collections.abc import Iterable, Sequence
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def differences(ones: Sequence[float], others: Sequence[float]) -> list[float]:
@@ -15,6 +15,23 @@ def logs_of_ratios(numerators: Sequence[float], denominators: Sequence[float]) -
     return [math.log(one / other) for one, other in zip(numerators, denominators, strict=True)]
 
 
-def median_by_seed(cells: Iterable[Sequence[float]]) -> list[float]:
-    """Return the median over cells for each seed; every cell has one value per seed, in the same order."""
-    return [median(of_seed) for of_seed in zip(*cells, strict=True)]
+@dataclass(frozen=True)
+class Censored:
+    """Paired log ratios of times to an event, and in how many pairs the limit ended a run before the event."""
+
+    log_ratios: list[float]
+    censored: int
+
+
+def log_ratios(numerator: Sequence[float | None], denominator: Sequence[float | None], limit: float) -> Censored:
+    """Compute log(numerator / denominator), pair by pair; a time that was not reached (None) counts as the limit.
+
+    Such a time is a lower bound of the true one, so it pulls the ratio towards 1: it can hide an effect, but not create
+    one. Where any pair is censored, "equivalent" is therefore not concluded (see `gammabeta.lab.verdict.judge`).
+    """
+    pairs = list(zip(numerator, denominator, strict=True))
+    restricted = [(limit if a is None else a, limit if b is None else b) for a, b in pairs]
+    return Censored(
+        [math.log(a / b) for a, b in restricted],
+        sum(a is None or b is None for a, b in pairs),
+    )

@@ -1,29 +1,22 @@
-"""The recommended normalization for one model, data, batch size and number of devices.
+"""The recommended normalization for one model, data, batch size and number of devices, in words.
 
-It follows from a comparison of the norms, and quotes the claims that were measured.
+It follows from a comparison of the norms (`gammabeta.lab.choice`), and quotes the claims that were measured.
 """
 
-from collections.abc import Mapping
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from gammabeta.lab.choice import Choice, choose
 from gammabeta.lab.comparison import Compared, Comparison
-from gammabeta.lab.kinds import KINDS
-from gammabeta.lab.outcome import Outcome
+from gammabeta.lab.evidence import Side, is_synced, norm_of, said, summary
+from gammabeta.lab.outcome import Effect, Outcome
 from gammabeta.lab.task import Kind
 
-# The claims that say more about each choice on images, by norm. A recommendation quotes those that were measured.
-SAY = {
-    "batch": ("small_batch", "shifting_data", "train_eval_mismatch", "faster_convergence", "higher_learning_rate"),
-    "ghost": ("small_batch", "sync_cost", "sync_equals_large_batch", "noise_regularizes"),
-    "renorm": ("small_batch", "train_eval_mismatch"),
-    "group": ("group_norm_needs_no_sync", "small_batch", "shifting_data"),
-    "layer": ("small_batch",),
-    "rms": (),
-    "instance": ("small_batch",),
-    "none": ("faster_convergence", "init_robustness", "gradient_flow"),
-}
 # Nobody runs more seeds than this to choose a norm.
-PRACTICAL_SEEDS = 200
+PRACTICAL_SEEDS = 64
 # How to use each norm on images.
 HOW = {
     "batch": "gb.BatchNorm2d",
@@ -43,64 +36,46 @@ HOW_ON_SEQUENCES = {
     "padded": "gb.BatchNorm1d",
 }
 SYNCED = "statistics=gb.statistics.Synced()"
-ABSENT = ("does not apply", "interrupted")
+RECALIBRATE = "after training gb.recalibrate(model, batches)"
 
 
-def summary(outcome: Outcome) -> str:
-    """Summarize an outcome: its verdict, its first effect, and the other effects that contradict the claim."""
-    if not outcome.effects:
-        return f"{outcome.verdict.capitalize()}: {outcome.sentence}."
-    main, *others = outcome.effects
-    against = [effect.name for effect in others if effect.verdict == "contradicted"]
-    interval = f" [{main.low:.3g}, {main.high:.3g}]" if main.low != main.high else ""
-    text = f"{outcome.verdict.capitalize()}: {main.value:.3g}{interval} {main.unit} ({main.name})."
-    return text + (f" Contradicted for: {'; '.join(against)}." if against else "")
+@dataclass(frozen=True)
+class Run:
+    """The study that a comparison comes from.
 
-
-def choose(comparison: Comparison) -> Compared:
-    """Choose the norm to recommend: the usual one, unless another's mean is lower by more than the margin.
-
-    Candidates are the norms whose whole interval lies above the margin; where there are none, all whose mean gain does.
-    The choice is the lowest candidate, or the first one that is within the margin of it.
+    Attributes:
+        quick: whether the study was quick.
+        command: its whole command line.
+        data: what the command line needs to compare this network's norms only, for example ``"strokes"``; empty where
+            the command names its data.
     """
-    others = [arm for arm in comparison.arms if arm.gain is not None and arm.gain.value > arm.gain.margin[1]]
-    better = [arm for arm in others if arm.gain is not None and arm.gain.verdict == "supported"] or others
-    if not better:
-        return comparison.usual
-    least = min(arm.value for arm in better)
-    return next(arm for arm in better if arm.value <= least + comparison.scale.margin[1])
 
+    quick: bool = False
+    command: str = "gammabeta study"
+    data: str = ""
 
-def difference(arm: Compared, comparison: Comparison) -> str:
-    """Say by how much an arm differs from the usual one, with the interval, and what it costs."""
-    scale, usual = comparison.scale, comparison.usual
-    if arm.gain is None:
-        chosen = choose(comparison) is usual
-        return "the usual choice" + (f", and nothing was better by the margin of {scale.least}" if chosen else "")
-    sign = 1 if arm.gain.value > 0 else -1
-    value, low, high = (
-        f"{round(end, scale.digits) + 0.0:.{scale.digits}f}"  # + 0.0: no -0.0
-        for end in (sign * arm.gain.value, *sorted((sign * arm.gain.low, sign * arm.gain.high)))
-    )
-    one_device = " on one device, without communication" if comparison.devices > 1 else ""
-    return (
-        f"{value} {scale.points} [{low}, {high}] {'below' if sign > 0 else 'above'} {usual.name}; "
-        f"{relative(arm.seconds / usual.seconds, 'time per step')}{one_device}, "
-        f"{relative(arm.saved / usual.saved, 'memory kept for the backward pass')}"
-    )
+    def again(self, seeds: int) -> str:
+        """Return the command that compares the norms once more, with that many fresh seeds, into a folder of its own.
 
-
-def relative(ratio: float, what: str) -> str:
-    """Say a ratio of costs in percent, as in "18 % less time per step"."""
-    percent = round(100 * (ratio - 1))
-    return f"{abs(percent)} % {'more' if percent > 0 else 'less'} {what}" if percent else f"the same {what}"
+        More seeds in the same folder would be a second look at the first ones, which decides wrongly more often.
+        """
+        program, study, *words = shlex.split(self.command)
+        options: dict[str, str | None] = {}
+        for place, word in enumerate(words):
+            if word.startswith("--"):
+                following = words[place + 1 : place + 2]
+                options[word] = following[0] if following and not following[0].startswith("--") else None
+        options |= {"--compare": None, "--seed": str(int(options.get("--seed") or 0) + 1), "--seeds": str(seeds)}
+        options["--out"] = f"{(options.get('--out') or 'gammabeta-study').rstrip('/')}-again"
+        options |= {"--data": self.data} if self.data else {}
+        return shlex.join([program, study, *(word for pair in options.items() for word in pair if word is not None)])
 
 
 def not_compared(name: str, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Return the entry that replaces a recommendation where no norms were compared."""
     return {
         "headline": f"No recommendation yet for {name}: it rests on the comparison of the norms, which was not run.",
-        "evidence": [{"text": summary(outcome), "claim": claim} for claim, outcome in list(outcomes.items())[:4]],
+        "evidence": [_item("neither", claim, summary(claim, outcome)) for claim, outcome in list(outcomes.items())[:4]],
         "avoid": [],
         "uncertain": "Run gammabeta study --compare, or all claims.",
     }
@@ -116,45 +91,130 @@ def failed(kind: Kind, error: str) -> dict[str, Any]:
     }
 
 
-def recommend(
-    comparison: Comparison, outcomes: Mapping[str, Outcome], *, quick: bool = False, option: str = ""
-) -> dict[str, Any]:
-    """Recommend a norm, in the form of ``results.json``: headline, scope, how, evidence, what to avoid, what is open.
+def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome], run: Run) -> dict[str, Any]:
+    """Recommend a norm, in the form of ``results.json``.
+
+    Its keys are headline, settled, seeds, scope, costs, how, evidence, avoid and uncertain. Each piece of evidence has
+    a side: for the choice, against it, or neither.
 
     Args:
         comparison: of one network.
         outcomes: of the claims that were measured, by name.
-        quick: whether the study was quick.
-        option: what the command line needs to compare this network's norms only, for example ``" --data strokes"``.
+        run: the study that the comparison comes from.
     """
     if not comparison.learned:
-        return _untrained(comparison, quick)
-    chosen, scale = choose(comparison), comparison.scale
-    how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[_norm_of(chosen)]
+        return _untrained(comparison, run)
+    choice = choose(comparison)
     return {
-        "headline": (
-            f"For {comparison.where}: {chosen.name}, {scale.say(chosen.value)}, {difference(chosen, comparison)}."
-        ),
-        "scope": f"After {comparison.steps} steps, each norm at its own best learning rate"
-        + (f" by {comparison.rates_by}" if comparison.rates_by else "")
-        + ("." if comparison.own else ", in one of the study's own networks: a deeper network may behave differently."),
-        "how": f"{how}, with {SYNCED}" if _is_synced(chosen, comparison) else how,
-        "evidence": _evidence(comparison, chosen, outcomes),
-        "avoid": _avoid(comparison, chosen),
-        "uncertain": _uncertain(comparison, option),
+        "headline": f"For {comparison.where}: {_verdict(choice, comparison)}",
+        "settled": not choice.open,
+        "seeds": len(choice.arm.values),
+        "scope": _scope(comparison),
+        "costs": None if choice.arm is comparison.usual else f"{_costs(choice.arm, comparison)}.",
+        "how": _how(choice, comparison),
+        "evidence": _evidence(choice, comparison, outcomes),
+        "avoid": [_compared(arm, choice, comparison) for arm in choice.avoid],
+        "uncertain": _uncertain(choice, comparison, run),
     }
 
 
-def _norm_of(arm: Compared) -> str:
-    return arm.norm.partition(":")[0]
+def _verdict(choice: Choice, comparison: Comparison) -> str:
+    """Say what to use and how much that is known to gain, the end of the interval nearer to 0 first."""
+    arm, usual, scale = choice.arm, comparison.usual, comparison.scale
+    seeds = f"{len(arm.values)} seeds"
+    if choice.why == "better":
+        return f"use {arm.name}. Its {scale.name} is {_gain(arm, comparison)}, over {seeds}."
+    if choice.why == "cheaper":
+        return (
+            f"use {arm.name}. It is as good as {usual.name} to within {scale.least}, at {_costs(arm, comparison)} "
+            f"({seeds})."
+        )
+    return (
+        f"keep {usual.name}. Nothing was shown to be better by {scale.least} ({scale.say(usual.value)}, over {seeds})."
+    )
 
 
-def _is_synced(arm: Compared, comparison: Comparison) -> bool:
-    return comparison.devices > 1 and arm.norm in ("batch", "masked", "padded")
+def _gain(arm: Compared, comparison: Comparison) -> str:
+    """Say how an arm's value lies to the usual one's: at least how far from it, where that is shown.
+
+    The interval's ends are rounded outwards, so that "at least" stays true.
+    """
+    gain, scale = arm.gain, comparison.scale
+    assert gain is not None
+    sign = 1 if gain.value > 0 else -1
+    side = "below" if sign > 0 else "above"
+    ends = sorted((sign * gain.low, sign * gain.high))
+    value, low, high = (
+        f"{rounded + 0.0:.{scale.digits}f}"  # + 0.0: no -0.0
+        for rounded in (
+            round(sign * gain.value, scale.digits),
+            _outwards(ends[0], scale.digits, math.floor),
+            _outwards(ends[1], scale.digits, math.ceil),
+        )
+    )
+    seen = f"{value} [{low}, {high}]"
+    of_usual = f"{comparison.usual.name}'s"
+    if gain.verdict in ("supported", "contradicted"):
+        return f"at least {low} {scale.points} {side} {of_usual} ({seen})"
+    if gain.verdict == "equivalent":
+        return f"within {scale.least} of {of_usual} ({seen} {side})"
+    return f"not distinguished from {of_usual} by {scale.least} ({seen} {side})"
 
 
-def _untrained(comparison: Comparison, quick: bool) -> dict[str, Any]:
-    hints = ["A run without --quick trains longer."] if quick else []
+def _outwards(end: float, digits: int, rounding: Callable[[float], int]) -> float:
+    """Round an end of an interval to ``digits``, up or down; an infinite one stays."""
+    if not math.isfinite(end):
+        return end
+    scale = 10.0**digits
+    return rounding(round(end * scale, 6)) / scale
+
+
+def _costs(arm: Compared, comparison: Comparison) -> str:
+    """Say what an arm costs relative to the usual one."""
+    one_device = " on one device, without communication" if comparison.devices > 1 else ""
+    return (
+        f"{relative(arm.seconds / comparison.usual.seconds, 'time per step')}{one_device}, "
+        f"{relative(arm.saved / comparison.usual.saved, 'memory kept for the backward pass')}"
+    )
+
+
+def relative(ratio: float, what: str) -> str:
+    """Say a ratio of costs in percent, as in "18 % less time per step"."""
+    percent = round(100 * (ratio - 1))
+    return f"{abs(percent)} % {'more' if percent > 0 else 'less'} {what}" if percent else f"the same {what}"
+
+
+def _compared(arm: Compared, choice: Choice, comparison: Comparison) -> str:
+    """Describe an arm in a sentence: its value, how it lies to the usual one's, and its costs."""
+    own = f"{arm.name}: {comparison.scale.say(arm.value)}"
+    if arm is not comparison.usual:
+        return f"{own}, {_gain(arm, comparison)}; {_costs(arm, comparison)}."
+    if choice.why == "better":
+        return f"{own}; that of {choice.arm.name} is {_gain(choice.arm, comparison)}."
+    return f"{own}, the usual choice."
+
+
+def _scope(comparison: Comparison) -> str:
+    by = f" by {comparison.rates_by}" if comparison.rates_by else ""
+    reach = "" if comparison.own else ", in one of the study's own networks: a deeper network may behave differently"
+    return f"After {comparison.steps} steps, each norm at its own best learning rate{by}{reach}."
+
+
+def _how(choice: Choice, comparison: Comparison) -> str:
+    """Name the layer to write, and the call that recalibrates it where that is shown to win by the margin."""
+    arm = choice.arm
+    how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[norm_of(arm)]
+    how += f", with {SYNCED}" if is_synced(arm, comparison) else ""
+    again: Effect | None = arm.recalibration
+    if again is None or again.verdict != "supported":
+        return how
+    scale = comparison.scale
+    least = f"{_outwards(again.low, scale.digits, math.floor):.{scale.digits}f} {scale.points}"
+    return f"{how}; {RECALIBRATE}, which lowers the {scale.name} by at least {least}"
+
+
+def _untrained(comparison: Comparison, run: Run) -> dict[str, Any]:
+    hints = ["A run without --quick trains longer."] if run.quick else []
     hints += ["Name another model with --model."] if comparison.kind == "images" else []
     return {
         "headline": f"No recommendation for {comparison.where}: no norm trained well enough in {comparison.steps} "
@@ -165,60 +225,35 @@ def _untrained(comparison: Comparison, quick: bool) -> dict[str, Any]:
     }
 
 
-def _evidence(comparison: Comparison, chosen: Compared, outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
-    """The four best norms of the comparison, then the claims that were measured and say more about the choice."""
-    kind, scale = _norm_of(chosen), comparison.scale
-    synced = ["sync_cost"] if _is_synced(chosen, comparison) else []
-    if comparison.kind == "images":
-        claims = [*(SAY[kind] if kind != "none" else []), *synced, *SAY[_norm_of(comparison.usual)]]
-    else:
-        claims = [*KINDS[comparison.kind].claims, *synced]
-    measured = {name: summary(outcome) for name, outcome in outcomes.items() if outcome.verdict not in ABSENT}
-    given_up = SAY["none"] if kind == "none" else ()
+def _item(side: Side, claim: str, text: str) -> dict[str, str]:
+    return {"side": side, "claim": claim, "text": text}
+
+
+def _evidence(choice: Choice, comparison: Comparison, outcomes: Mapping[str, Outcome]) -> list[dict[str, str]]:
+    """List the chosen norm and the best others, then what the measured claims say for the choice and against it."""
+
+    def side(arm: Compared) -> Side:
+        """The chosen norm's own gain speaks for it, and so does what is shown to be worse than the usual norm."""
+        return "for" if arm in choice.avoid or (arm is choice.arm and choice.why != "usual") else "neither"
+
+    best = sorted(comparison.arms, key=lambda arm: (arm is not choice.arm, arm.value))[:4]
     return [
-        *(
-            {"text": f"{arm.name}: {scale.say(arm.value)}, {difference(arm, comparison)}.", "claim": "comparison"}
-            for arm in sorted(comparison.arms, key=lambda arm: arm.value)[:4]
-        ),
-        *({"text": measured[claim], "claim": claim} for claim in dict.fromkeys(claims) if claim in measured),
-        *(
-            {"text": f"What is given up without a norm: {measured[claim]}", "claim": claim}
-            for claim in given_up
-            if claim in measured
-        ),
+        *(_item(side(arm), "comparison", _compared(arm, choice, comparison)) for arm in best),
+        *(_item(*found) for found in said(outcomes, comparison, choice.arm)),
     ]
 
 
-def _avoid(comparison: Comparison, chosen: Compared) -> list[str]:
-    """The norms that are worse than the usual one, and the usual one where it is far behind the chosen one."""
-    usual, scale = comparison.usual, comparison.scale
-    behind = chosen is not usual and usual.value > chosen.value + 2 * scale.margin[1]
-    return [f"{usual.name}: {scale.say(usual.value)}"] * behind + [
-        f"{arm.name}: {scale.say(arm.value)}, {difference(arm, comparison)}"
-        for arm in comparison.arms
-        if arm.gain is not None and arm.gain.verdict == "contradicted" and arm is not chosen
-    ]
-
-
-def _uncertain(comparison: Comparison, option: str) -> str | None:
-    """The norms that could not be distinguished from the usual one, and what would decide; None where there are none.
-
-    Args:
-        option: as :func:`recommend` takes it.
-    """
-    undecided = {
-        arm.name: arm.gain.seeds_needed
-        for arm in comparison.arms
-        if arm.gain is not None and arm.gain.verdict == "inconclusive"
-    }
-    if not undecided:
+def _uncertain(choice: Choice, comparison: Comparison, run: Run) -> str | None:
+    """Name the norms that could not be distinguished from the usual one, and what would decide; None without any."""
+    needed = {arm.name: arm.gain.seeds_needed for arm in choice.open if arm.gain is not None}
+    if not needed:
         return None
     each = ", ".join(
-        f"{arm} ({f'{n} seeds' if n else 'no number of seeds'} would decide)" for arm, n in undecided.items()
+        f"{arm} ({f'about {n} seeds' if n else 'no number of seeds'} would decide)" for arm, n in needed.items()
     )
     text = f"Not distinguished from {comparison.usual.name} by the margin of {comparison.scale.least}: {each}."
-    enough = [n for n in undecided.values() if n and n <= PRACTICAL_SEEDS]
+    enough = [n for n in needed.values() if n and n <= PRACTICAL_SEEDS]
     if not enough:
-        return f"{text} No practical number of seeds would decide: the norms are about equally good here."
-    which = "To decide" if len(enough) == len(undecided) else "To decide where that is practical"
-    return f"{text} {which}: gammabeta study --compare --seeds {max(enough)}{option}, with the other options unchanged."
+        return f"{text} More than {PRACTICAL_SEEDS} seeds would be needed, unless mean or spread change."
+    which = "To decide" if len(enough) == len(needed) else "To decide where that is practical"
+    return f"{text} {which}: {run.again(max(enough))}"

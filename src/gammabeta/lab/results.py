@@ -16,7 +16,7 @@ from gammabeta.lab.claim import Claim
 from gammabeta.lab.comparison import Comparison
 from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.outcome import Outcome, Room
-from gammabeta.lab.recommendation import failed, not_compared, recommend
+from gammabeta.lab.recommendation import Run, failed, not_compared, recommend
 from gammabeta.lab.task import Kind
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores, plain
@@ -102,15 +102,14 @@ class Results:
 
     def write(self) -> None:
         """Recommend by what has been found so far, and write the file."""
-        quick, tasks = self.content["quick"], self.content["tasks"]
-        embedded = len(tasks) > 1
+        quick, command = self.content["quick"], self.content["command"]
+        embedded = len(self.content["tasks"]) > 1
         made = [
             {
                 **recommend(
                     comparison,
                     self.outcomes,
-                    quick=quick,
-                    option=f" --data {KINDS[comparison.kind].embedded}" if embedded else "",
+                    Run(quick, command, KINDS[comparison.kind].embedded if embedded else ""),
                 ),
                 **comparison.to_json(),
             }

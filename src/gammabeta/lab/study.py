@@ -26,6 +26,7 @@ from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.images.networks import user_network
 from gammabeta.lab.kinds import KINDS
+from gammabeta.lab.outcome import tally
 from gammabeta.lab.results import Results, elsewhere, write
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
@@ -40,6 +41,7 @@ COLOURS = {
     "supported": "green",
     "contradicted": "red",
     "equivalent": "cyan",
+    "mixed": "yellow",
     "inconclusive": "yellow",
     "no room here": "magenta",
     "reported": "cyan",
@@ -229,10 +231,11 @@ class _Running:
         except TrialError as error:
             outcome = self.results.failed(claim, str(error))
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
+        counted = f"{tally(outcome.regimes)}; " if outcome.regimes and outcome.room.holds else ""
         self.say(
             COLOURS.get(outcome.verdict, "white"),
             outcome.verdict,
-            f"[bold]{claim.name}[/]: {escape(outcome.sentence)}",
+            f"[bold]{claim.name}[/]: {escape(counted + outcome.sentence)}",
         )
 
 

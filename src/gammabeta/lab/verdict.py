@@ -1,21 +1,21 @@
-"""From one number per seed to an interval and a verdict.
+"""From one number per replicate to a verdict, and from the verdicts of several regimes to one.
 
 The rules are fixed before anything runs: an effect, the claimed direction, and a margin below which nobody would care.
-The verdict depends on the whole 95 % interval, so that fewer seeds can never make a claim truer.
+The verdict depends on the whole interval, so that fewer replicates can never make a claim truer.
 """
 
+import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from scipy import stats
+from gammabeta.lab.interval import CONTINUOUS, Interval, Precision, half_width, interval, spread_of
 
 Verdict = Literal[
     "supported",
     "contradicted",
     "equivalent",
+    "mixed",
     "inconclusive",
     "reported",
     "no room here",
@@ -25,57 +25,12 @@ Verdict = Literal[
 ]
 Direction = Literal["above", "below", "within"]
 
-RESAMPLES = 10_000
+DECIDED: tuple[Verdict, ...] = ("supported", "contradicted", "equivalent")
 LARGEST_NUMBER_OF_SEEDS = 1000
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and its 95 % interval, which is infinite where only one seed was run."""
-
-    value: float
-    low: float
-    high: float
-
-
-def interval(values: Sequence[float], *, resolution: float = 0.0) -> Interval:
-    """Compute the mean of one value per seed and its 95 % interval, by bootstrap over seeds.
-
-    The percentile bootstrap of n values is too narrow by a factor of about sqrt((n − 1)/n) · 1.96/t. For three seeds, a
-    95 % interval then covers only 79 %. Its deviations from the mean are therefore expanded by
-    t₀.₉₇₅,ₙ₋₁ · sqrt(n/(n − 1)) / 1.96: to the width of Student's interval, while the shape stays the bootstrap's.
-
-    Args:
-        values: (n,), one value per seed: a difference, or the log of a ratio, between paired arms.
-        resolution: the step of the grid that the values were read off, added on both sides.
-
-    Returns:
-        Mean, low and high; low and high are infinite for n = 1.
-
-    Raises:
-        ValueError: no values, or values that are not finite (censor them first).
-
-    Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap, section 4.
-    """
-    x_n = np.asarray(values, dtype=np.float64)
-    n = x_n.size
-    if n == 0 or not np.isfinite(x_n).all():
-        raise ValueError(f"interval: expected at least one value, all finite, got {list(values)}")
-    mean = float(x_n.mean())
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf)
-    draws = np.random.default_rng(0).integers(0, n, size=(RESAMPLES, n))
-    low, high = np.percentile(x_n[draws].mean(axis=1), [2.5, 97.5])
-    wider = float(stats.t.ppf(0.975, n - 1)) * math.sqrt(n / (n - 1)) / float(stats.norm.ppf(0.975))
-    return Interval(
-        mean,
-        mean + (float(low) - mean) * wider - resolution,
-        mean + (float(high) - mean) * wider + resolution,
-    )
-
-
 def decide(low: float, high: float, margin: tuple[float, float], direction: Direction) -> Verdict:
-    """Decide on an effect whose 95 % interval is [low, high].
+    """Decide on an effect whose interval is [low, high].
 
     Args:
         low, high: the interval.
@@ -98,71 +53,79 @@ def decide(low: float, high: float, margin: tuple[float, float], direction: Dire
 
 
 def seeds_needed(
-    values: Sequence[float], margin: tuple[float, float], direction: Direction, *, resolution: float = 0.0
+    values: Sequence[float],
+    margin: tuple[float, float],
+    direction: Direction,
+    precision: Precision = CONTINUOUS,
+    confidence: float = 0.95,
 ) -> int | None:
     """Return how many seeds would decide, if mean and spread stayed the same.
 
-    It is the smallest number of seeds whose Student interval decides; None where no number up to 1000 does, and where
-    there is only one value, which shows no spread.
+    It is the smallest number of seeds whose interval decides; None where no number up to 1000 does, and where the
+    values show no spread.
     """
-    x_n = np.asarray(values, dtype=np.float64)
-    if x_n.size < 2:
+    mean, spread = math.fsum(values) / len(values), spread_of(values, precision)
+    if len(values) < 2 or spread == 0:
         return None
-    mean, spread = float(x_n.mean()), float(x_n.std(ddof=1))
-    for n in range(x_n.size + 1, LARGEST_NUMBER_OF_SEEDS + 1):
-        half = float(stats.t.ppf(0.975, n - 1)) * spread / math.sqrt(n) + resolution
-        if decide(mean - half, mean + half, margin, direction) != "inconclusive":
-            return n
-    return None
 
+    def decides(n: int) -> bool:
+        half = half_width(spread, n, precision, confidence)
+        return decide(mean - half, mean + half, margin, direction) != "inconclusive"
 
-@dataclass(frozen=True)
-class Censored:
-    """Paired log ratios of times to an event, and in how many pairs the limit ended a run before the event."""
-
-    log_ratios: list[float]
-    censored: int
-
-
-def log_ratios(numerator: Sequence[float | None], denominator: Sequence[float | None], limit: float) -> Censored:
-    """Compute log(numerator / denominator), pair by pair; a time that was not reached (None) counts as the limit.
-
-    Such a time is a lower bound of the true one, so it pulls the ratio towards 1: it can hide an effect, but not create
-    one. Where any pair is censored, "equivalent" is therefore not concluded (see :func:`judge`).
-    """
-    pairs = list(zip(numerator, denominator, strict=True))
-    restricted = [(limit if a is None else a, limit if b is None else b) for a, b in pairs]
-    return Censored(
-        [math.log(a / b) for a, b in restricted],
-        sum(a is None or b is None for a, b in pairs),
-    )
+    # Intervals around one mean shrink with n, so that what decides at n decides at every larger number.
+    numbers = range(len(values) + 1, LARGEST_NUMBER_OF_SEEDS + 1)
+    place = bisect.bisect_left(numbers, True, key=decides)
+    return numbers[place] if place < len(numbers) else None
 
 
 def judge(
     values: Sequence[float],
     margin: tuple[float, float],
     direction: Direction,
+    precision: Precision = CONTINUOUS,
     *,
-    resolution: float = 0.0,
     censored: int = 0,
+    confidence: float = 0.95,
 ) -> tuple[Interval, Verdict, int | None]:
     """Return interval, verdict, and the number of seeds that would decide (None unless inconclusive).
 
-    With ``censored`` values, "equivalent" becomes inconclusive: the true times may differ beyond the limit.
+    Args:
+        values: (R,), one per replicate.
+        margin, direction: as :func:`decide` takes them.
+        precision: how finely the values could be read.
+        censored: how many of them are cut off at a limit. "equivalent" then becomes inconclusive: the true values may
+            differ beyond the limit.
+        confidence: of the interval; 1 − 0.05/k for one of k that are chosen from (Bonferroni).
     """
-    around = interval(values, resolution=resolution)
+    around = interval(values, precision, confidence)
     verdict = decide(around.low, around.high, margin, direction)
     if verdict == "equivalent" and censored:
         return around, "inconclusive", None
     if verdict == "inconclusive":
-        return around, verdict, seeds_needed(values, margin, direction, resolution=resolution)
+        return around, verdict, seeds_needed(values, margin, direction, precision, confidence)
     return around, verdict, None
 
 
 def weakest(verdicts: Sequence[Verdict]) -> Verdict:
     """Combine the verdicts of a claim that says several things: supported only if all are, contradicted if one is.
 
-    It is equivalent only if none is inconclusive, because that one could still be contradicted.
+    It is mixed or equivalent only if none is inconclusive, because that one could still be contradicted.
     """
-    order: tuple[Verdict, ...] = ("no room here", "contradicted", "inconclusive", "equivalent")
+    order: tuple[Verdict, ...] = ("no room here", "contradicted", "inconclusive", "mixed", "equivalent")
     return next((verdict for verdict in order if verdict in verdicts), "supported")
+
+
+def over_regimes(verdicts: Sequence[Verdict]) -> Verdict:
+    """Combine the verdicts of one effect in several regimes; those without room do not count.
+
+    Returns:
+        The verdict of all, where they agree. mixed where one is supported or contradicted and another is shown to be
+        otherwise: supported, contradicted or equivalent. Otherwise inconclusive; "no room here" where no regime has
+        any.
+    """
+    counted = {verdict for verdict in verdicts if verdict != "no room here"}
+    if not counted:
+        return "no room here"
+    if len(counted) == 1:
+        return counted.pop()
+    return "mixed" if "mixed" in counted or len(counted.intersection(DECIDED)) > 1 else "inconclusive"

@@ -22,6 +22,7 @@ SCHEMA = 2
 VERDICTS = (
     "supported",
     "contradicted",
+    "mixed",
     "equivalent",
     "reported",
     "inconclusive",
@@ -33,6 +34,7 @@ VERDICTS = (
 SIGNS = {
     "supported": "✓",
     "contradicted": "✗",
+    "mixed": "±",
     "equivalent": "≈",
     "inconclusive": "?",
     "no room here": "∅",
@@ -45,9 +47,11 @@ MEANINGS = {
     "supported": "the whole 95 % interval lies where the claim puts it: beyond the margin in the claimed direction, "
     "or within the margins of a claimed value",
     "contradicted": "the whole interval lies beyond the margin on the other side",
+    "mixed": "regimes are shown to differ: at least one supports or contradicts the claim, and another is shown to do "
+    "otherwise",
     "equivalent": "the whole interval lies within the margins: no difference that anybody would care about",
     "inconclusive": "none of these; where a number of seeds is given that would settle it, gammabeta study CLAIM "
-    "--seeds N runs that many and keeps the finished ones",
+    "--seed 1 --seeds N --out ANOTHER runs that many fresh ones",
     "reported": "measured, without a verdict, which would rest on assumptions",
     "failed": "a trial raised three times, and the claim could not be measured",
     "does not apply": "the claim is about another kind of data",
@@ -273,6 +277,8 @@ def _claim(claim: Json, trials: Json) -> Json:
         "room": claim.get("room") or {},
         "seconds": claim.get("seconds"),
         "effects": effects,
+        "tally": claim.get("tally") or "",
+        "regimes": claim.get("regimes") or {},
         "pictures": drawn,
         "tables": claim.get("tables") or [],
         "trials": _trial_tables(claim.get("trials") or [], trials),
@@ -293,7 +299,8 @@ def _drawn(picture: Json) -> Json:
 
 def _recommendation(one: Json) -> Json:
     """Return a recommendation as the template needs it."""
-    return {**one, "pictures": [_drawn(one["picture"])] if one.get("picture") else []}
+    evidence = [{"side": "neither", **item} for item in one.get("evidence") or []]
+    return {**one, "evidence": evidence, "pictures": [_drawn(one["picture"])] if one.get("picture") else []}
 
 
 def packed(script: str) -> str:

@@ -155,9 +155,13 @@ def test_cells_that_go_the_other_way_are_named():
         return fine_tuning.CRITERION.effect(name, values)
 
     each = [effect("rotated, batches of 8", [-9.0, -9.5, -8.5]), effect("rotated, batches of 2", [14.0, 15.0, 16.0])]
-    sentence = fine_tuning._sentence([effect("statistics frozen, median of 2 cells", [3.0, 3.5, 2.5])], each, 1)
-    assert "better in 1; the other way: rotated, batches of 8 -9.0 (contradicted)" in sentence
-    assert sentence.endswith("1 cells without room")
+    found = {(cell.name, arm): [50.0, 52.0] for cell in each for arm in fine_tuning.ARMS}
+    found["rotated, batches of 8", "group"] = [47.0, 47.0]
+    regimes = {cell.name: cell.verdict for cell in each} | {"classes": "no room here"}
+    sentence = fine_tuning._sentence(each, found, regimes)
+    assert "rotated, batches of 8 -9.0 [-10.2, -7.8] (contradicted); rotated, batches of 2 +15.0 [" in sentence
+    assert "GroupNorm, all trained -4.0 to +0.0, " in sentence
+    assert sentence.endswith("; 1 cells without room")
 
 
 def test_a_network_is_pretrained_once_and_not_changed_by_what_follows(experiment):

@@ -7,6 +7,7 @@ from torch import nn
 from gammabeta.lab import race
 from gammabeta.lab.claims import faster_convergence, gradient_flow, higher_learning_rate, small_batch
 from gammabeta.lab.images import networks
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.outcome import Room
 from gammabeta.lab.race import Race
 
@@ -68,3 +69,44 @@ def test_rise_is_paired_by_seed():
 def test_values_of_an_image_in_the_layer_with_the_fewest(experiment):
     assert small_batch.values_per_image(experiment, experiment.mlp(2)) == 1
     assert small_batch.values_per_image(experiment, experiment.convolutional) == 16
+
+
+def test_cells_that_contradict_each_other_are_mixed_and_even_ones_do_not_count(experiment, monkeypatch):
+    """As measured: sigmoid is relieved, relu is made worse, tanh is even either way; the median cell would say one."""
+    uneven = {"sigmoid": (9.0, 0.3), "relu": (0.2, 1.5), "tanh": (0.1, 0.2)}  # decades without BatchNorm and with it
+
+    def runs(experiment, regimes, seeds):
+        return {
+            (regime, norm): [
+                {"decades": [size + 0.02 * (norm == "none") * (place % 2)] * 2, "profiles": [[1.0, 1.0]] * 2}
+                for place, _ in enumerate(seeds)
+            ]
+            for regime in regimes
+            for norm, size in zip(gradient_flow.NORMS, uneven[regime[0]], strict=True)
+        }
+
+    monkeypatch.setattr(gradient_flow, "_runs", runs)
+    outcome = gradient_flow.measure(experiment)
+    assert outcome.verdict == "mixed"
+    assert outcome.to_json()["tally"] == "supported in 8 of 16 regimes, contradicted in 8"
+    assert {outcome.regimes[name] for name in outcome.regimes if name.startswith("tanh")} == {"no room here"}
+    assert "tanh with" in outcome.sentence
+    assert "4 without room" in outcome.sentence
+    monkeypatch.setitem(uneven, "relu", (2.0, 0.2))
+    assert gradient_flow.measure(experiment).verdict == "supported"
+
+
+def test_a_regime_of_small_batches_needs_both_the_rise_and_the_excess():
+    def errors(batch, group):
+        exact = {(norm, size): [0.0, 0.1, 0.2] for norm in ("batch", "group") for size in (2, 4, 32)}
+        for size in (2, 4):
+            exact["batch", size], exact["group", size] = [batch, batch, batch + 0.3], [group, group + 0.3, group]
+        return small_batch.Errors(1, exact, exact, {}, {})
+
+    def verdicts(batch, group):
+        pair = small_batch._excess_and_rise("MLP", errors(batch, group), Precision(samples=1000))
+        return [effect.verdict for effect in pair]
+
+    assert verdicts(9.0, 1.0) == ["supported", "supported"]
+    assert verdicts(9.0, 9.0) == ["equivalent", "supported"]
+    assert verdicts(9.0, 19.0) == ["contradicted", "supported"]

@@ -5,10 +5,10 @@ Question: How much does BatchNorm's output for one image vary with the images it
 Claim: In training the same sample is normalized differently from batch to batch; the noise falls as one over the square
 root of the batch size n. In evaluation there is none.
 
-Criterion: The slope of log standard deviation against log n, fitted over n ≥ 16, is −0.5 within ± 0.1. It is the median
-over networks of each seed's slope. Supported if the whole 95 % interval lies in [−0.6, −0.4], contradicted if it is
-entirely outside. In addition an identity must hold: in evaluation, with companions exchanged at equal batch size, the
-sample's output changes by 0. If it fails, the claim is contradicted.
+Criterion: The slope of log standard deviation against log n, fitted over n ≥ 16, is −0.5 within ± 0.1. Each network is
+a regime, supported if the whole 95 % interval lies in [−0.6, −0.4], contradicted if it is entirely outside. In addition
+an identity must hold: in evaluation, with companions exchanged at equal batch size, the sample's output changes by 0.
+If it fails, the claim is contradicted.
 
 Room: The noise at n = 16 is above a thousandth of the output's own standard deviation, where rounding plays no part.
 
@@ -35,10 +35,9 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import first_norm, output_of
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.verdict import weakest
+from gammabeta.lab.verdict import over_regimes, weakest
 
 EXACT = False
 KIND = "images"
@@ -111,22 +110,16 @@ def measure(experiment: Experiment) -> Outcome:
         f"noise at n = 16 above {LEAST:g} of the output's standard deviation in every network; lowest {share:.2g}",
     )
     slopes = [[slope(sizes, result["deviations"]) for result in of] for of in by_network]
-    effects = [CRITERION.effect("slope, median over networks", median_by_seed(slopes))]
-    effects += [CRITERION.effect(describe(n), of) for n, of in zip(networks, slopes, strict=True)]
+    effects = [CRITERION.effect(describe(n), of) for n, of in zip(networks, slopes, strict=True)]
+    regimes = {effect.name: effect.verdict for effect in effects}
     moved = sum(result["change_in_evaluation"] != 0.0 for result in results)
     exact = Effect.exactly("runs in which evaluation depends on companions", moved, len(results), "runs")
-    main = effects[0]
-    each = ", ".join(f"{effect.name} {effect.value:.2f}" for effect in effects[1:])
-    sentence = (
-        f"the first norm's noise falls as n to the power {main.value:.2f} [{main.low:.2f}, {main.high:.2f}] ({each}); "
-        + (
-            "in evaluation companions change nothing"
-            if not moved
-            else f"in evaluation companions matter in {moved} runs"
-        )
+    each = ", ".join(f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}] in {e.name} ({e.verdict})" for e in effects)
+    sentence = f"the first norm's noise falls as n to the power {each}; " + (
+        "in evaluation companions change nothing" if not moved else f"in evaluation companions matter in {moved} runs"
     )
     return Outcome(
-        verdict=weakest([main.verdict, exact.verdict]) if room.holds else "no room here",
+        verdict=weakest([over_regimes(list(regimes.values())), exact.verdict]) if room.holds else "no room here",
         sentence=sentence,
         effects=[*effects, exact],
         room=room,
@@ -146,6 +139,7 @@ def measure(experiment: Experiment) -> Outcome:
             )
         ],
         settings=f"{len(seeds)} seeds, {draws} draws",
+        regimes=regimes,
         trials=experiment.trials,
     )
 

@@ -8,9 +8,8 @@ Claim: While earlier layers learn, the distribution of a later layer's inputs ch
 Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, each arm at its own best learning
 rate. Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before and after
 10 steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after the earlier
-layers' update; of the two, the larger ratio by the median over networks counts. Supported if both forms are below
-1/1.25 by the median over networks; where only one is, the sentence says which. Contradicted if one is entirely above
-1.25, equivalent if one is entirely between, otherwise inconclusive.
+layers' update; both count. Each network is a regime. There the claim is supported if all three ratios are below 1/1.25,
+contradicted if one is entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive.
 
 Room: A network is judged if, on the tuning seed and without normalization, it exceeds twice the accuracy of chance and
 there is a shift to reduce. That requires 1 − CKA above 0.001 and a relative l2 distance above 0.01.
@@ -53,10 +52,9 @@ from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, batches, chance, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.verdict import weakest
+from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
 KIND = "images"
@@ -240,19 +238,19 @@ def measure(experiment: Experiment) -> Outcome:
     rates = best_rates(experiment, chosen, STEPS)
     judged, room, runs = _runs(experiment, chosen, rates, seeds)
     ratios = {form: {name: _log_ratios(runs, name, "batch", form) for name in judged} for form in FORMS}
-    overall = {
-        form: CRITERION.effect(f"{label}, median of networks", median_by_seed(ratios[form].values()))
-        for form, label in FORMS.items()
-        if judged
+    of_network = {
+        name: [CRITERION.effect(f"{name}, {label}", ratios[form][name]) for form, label in FORMS.items()]
+        for name in judged
     }
-    each = [CRITERION.effect(f"{name}, {FORMS[form]}", ratios[form][name]) for name in judged for form in FORMS]
-    equal = _at_equal_rates(runs, judged, rates)
-    first = [overall["input"], _gradient_form(overall)] if judged else []
-    others = [effect for effect in overall.values() if effect not in first]
+    regimes: dict[str, Verdict] = {
+        name: weakest([effect.verdict for effect in of_network[name]]) if name in of_network else "no room here"
+        for name in map(describe, chosen)
+    }
+    each = [effect for forms in of_network.values() for effect in forms]
     return Outcome(
-        verdict=weakest([effect.verdict for effect in first]) if judged else "no room here",
-        sentence=_sentence(first, each, equal[: len(FORMS)], len(chosen) - len(judged)),
-        effects=[*first, *others, *each, *equal],
+        verdict=over_regimes(list(regimes.values())),
+        sentence=_sentence(of_network, regimes),
+        effects=[*each, *_at_equal_rates(runs, judged, rates)],
         room=room,
         pictures=[
             bars(
@@ -260,7 +258,7 @@ def measure(experiment: Experiment) -> Outcome:
                 "Below 1: less shift with BatchNorm. 95 % interval over seeds.",
                 "network and form",
                 Axis("ratio", log=True),
-                [*first, *others, *each],
+                each,
             ),
             *(
                 _by_step(name, form, label, runs)
@@ -270,6 +268,7 @@ def measure(experiment: Experiment) -> Outcome:
         ],
         tables=[_table(runs, rates)],
         settings=f"{len(seeds)} seeds, {STEPS} steps, windows of {EVERY}",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -319,21 +318,12 @@ def _at_equal_rates(runs: Runs, judged: Sequence[str], rates: Rates) -> list[Eff
     )
     if not judged or not comparable:
         return []
-    overall = [
-        CRITERION.effect(f"equal learning rates, {label}, median of networks", median_by_seed(ratios[form].values()))
-        for form, label in FORMS.items()
-    ]
-    return overall + [
+    return [
         CRITERION.effect(f"equal learning rates, {name}, {label}", ratios[form][name])
         for name in judged
         for form, label in FORMS.items()
         if rates[name, "none"] != rates[name, "batch"]
     ]
-
-
-def _gradient_form(overall: Mapping[str, Effect]) -> Effect:
-    """Return the one of cosine and l2 with the larger ratio: the form is reduced where both are."""
-    return max((overall["cosine"], overall["l2"]), key=lambda effect: effect.value)
 
 
 def _log_ratios(runs: Runs, name: str, arm: str, form: str) -> list[float]:
@@ -346,34 +336,19 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def _sentence(first: Sequence[Effect], each: Sequence[Effect], equal: Sequence[Effect], without: int) -> str:
-    if not first:
+def _sentence(of_network: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Verdict]) -> str:
+    if not of_network:
         return "no network has room: without normalization it does not train, or nothing shifts"
-    forms = ("inputs", "gradients")
-    less = [form for form, effect in zip(forms, first, strict=True) if effect.verdict == "supported"]
-    summary = {
-        0: "on neither form is the shift shown to be smaller with BatchNorm",
-        1: f"with BatchNorm only the shift of {less[0] if less else ''} is smaller",
-        2: "with BatchNorm the shift of inputs and of gradients is smaller",
-    }[len(less)]
-    parts = [
-        f"{form} {effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] by {effect.name.partition(',')[0]} "
-        f"({effect.verdict})"
-        for form, effect in zip(forms, first, strict=True)
-    ]
-    if equal:
-        same = ", ".join(f"{form} {effect.value:.2f}" for form, effect in zip(FORMS.values(), equal, strict=True))
-        parts.append(f"both at the unnormalized arm's learning rate {same}")
-    names = dict.fromkeys(effect.name.rpartition(", ")[0] for effect in each)
-    networks = [
-        f"{name} {', '.join(_short(effect) for effect in each if effect.name.rpartition(', ')[0] == name)}"
-        for name in names
-    ]
-    return f"{summary}: {'; '.join([*parts, *networks])}" + (f"; {without} without room" if without else "")
+    networks = [f"{name} ({regimes[name]}) {', '.join(map(_short, forms))}" for name, forms in of_network.items()]
+    without = len(regimes) - len(of_network)
+    return f"times the shift with BatchNorm over that without: {'; '.join(networks)}" + (
+        f"; {without} without room" if without else ""
+    )
 
 
 def _short(effect: Effect) -> str:
-    return f"{effect.name.rpartition(', ')[2]} {effect.value:.2f} ({effect.verdict})"
+    form = effect.name.rpartition(", ")[2]
+    return f"{form} {effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}]"
 
 
 def _by_step(name: str, form: str, label: str, runs: Runs) -> Picture:

@@ -5,9 +5,8 @@ Question: How many steps, and how much time, does a network need to reach a targ
 Claim: With BatchNorm training reaches the target in far fewer steps.
 
 Criterion: The ratio of steps without BatchNorm over steps with it is above 1.25. Each arm runs at its own best learning
-rate, and ratios are paired by seed. The verdict rests on the median over the networks with matched initialization (a
-user's model counts as one) of each seed's log ratio. Networks with torch's initialization, seconds, and equal learning
-rates are reported as separate effects.
+rate, and ratios are paired by seed. Each network with matched initialization is a regime, and a user's model counts as
+one. Networks with torch's initialization, seconds, and equal learning rates are reported as separate effects.
 
 Room: Two conditions must hold for each unnormalized network at its best learning rate on the tuning seed. It exceeds
 twice the accuracy of chance, and needs more than 10 steps to the target. A network that never trains would decide the
@@ -40,10 +39,10 @@ from typing import Any
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import logs_of_ratios, median_by_seed
+from gammabeta.lab.paired import log_ratios, logs_of_ratios
 from gammabeta.lab.race import ARMS, BATCH_SIZE, LIMIT, Race, races, target, without_room
 from gammabeta.lab.trials.trial import Trial
-from gammabeta.lab.verdict import log_ratios
+from gammabeta.lab.verdict import Verdict, over_regimes
 
 EXACT = False
 KIND = "images"
@@ -68,30 +67,31 @@ def measure(experiment: Experiment) -> Outcome:
         lambda arm, seed: experiment.train(**every[arm[0]].settings[arm[1]], rate=2.0 ** arm[2], seed=seed),
     )
     best = {(index, norm): runs[index, norm, race.best[norm]] for index, race in enumerate(every) for norm in ARMS}
-    judged = [index for index, race in enumerate(every) if race.room.holds and race.matched]
     room = Room(
-        bool(judged), "; ".join(f"{race.room.control} ({'room' if race.room.holds else 'no room'})" for race in every)
+        any(race.room.holds and race.matched for race in every),
+        "; ".join(f"{race.room.control} ({'room' if race.room.holds else 'no room'})" for race in every),
     )
     seconds = _step_times(experiment, every, seeds[:3])
-    effects = []
-    if judged:
-        of_network = [log_ratios(steps(best[index, "none"]), steps(best[index, "batch"]), LIMIT) for index in judged]
-        overall = median_by_seed(ratios.log_ratios for ratios in of_network)
-        names = ", ".join(every[index].name for index in judged)
-        censored = sum(ratios.censored for ratios in of_network)
-        effects.append(ratio(f"best learning rates, median of {names}", overall, censored))
-    for index, race in enumerate(every):
-        if race.room.holds:
-            effects += _of_network(race, index, runs, seconds)
-    main = effects[0] if effects else None
+    of_network = {
+        race.name: _of_network(race, index, runs, seconds) for index, race in enumerate(every) if race.room.holds
+    }
+    regimes: dict[str, Verdict] = {
+        race.name: of_network[race.name][0].verdict if race.room.holds else "no room here"
+        for race in every
+        if race.matched
+    }
+    # What decides comes first.
+    effects = [effects[0] for effects in of_network.values()]
+    effects += [effect for effects in of_network.values() for effect in effects[1:]]
     return Outcome(
-        verdict=main.verdict if main and room.holds else "no room here",
-        sentence=_sentence(main, effects, every),
+        verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
+        sentence=_sentence(effects, every, room.holds),
         effects=effects,
         room=room,
         pictures=[_ratios(effects), *(_curves(race, index, best) for index, race in enumerate(every))],
         tables=[_table(every, runs, seconds)],
         settings=f"target {target(experiment):.3f} validation accuracy, {len(seeds)} seeds, limit {LIMIT} steps",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -139,18 +139,18 @@ def _of_network(race: Race, index: int, runs: Runs, seconds: dict[tuple[int, str
     return effects
 
 
-def _sentence(main: Effect | None, effects: list[Effect], every: list[Race]) -> str:
-    if main is None:
+def _sentence(effects: list[Effect], every: list[Race], holds: bool) -> str:
+    if not holds:
         return "no network has room: without normalization it does not train, or it reaches the target at once"
     each = []
     for race in every:
         for effect in effects:
             if effect.name == f"{race.name}, best learning rates":
-                each.append(f"{race.name} {effect.value:.1f} ({effect.verdict})")
+                each.append(f"{race.name} {effect.value:.1f} [{effect.low:.1f}, {effect.high:.1f}] ({effect.verdict})")
     time = [effect.value for effect in effects if effect.name.endswith("seconds")]
     return (
-        f"{main.value:.2f} times fewer steps [{main.low:.2f}, {main.high:.2f}] with BatchNorm at best learning rates: "
-        f"{', '.join(each)}; in processor time {min(time):.1f} to {max(time):.1f} times less" + without_room(every)
+        f"times fewer steps with BatchNorm at best learning rates: {', '.join(each)}; in processor time "
+        f"{min(time):.1f} to {max(time):.1f} times less" + without_room(every)
     )
 
 

@@ -6,9 +6,8 @@ statistics than to keep training with those of small batches?
 Claim: Statistics of small batches of a small or different target set do harm; freezing the pretrained ones helps.
 
 Criterion: The difference, for each seed and cell (network × target × images per class × batch size), is test accuracy
-with frozen statistics minus that with everything trained on batch statistics. The margin is 2 percentage points. The
-verdict rests on the median over cells of each seed's difference. Every cell also has its own verdict, and the sentence
-names cells whose difference is below minus the margin.
+with frozen statistics minus that with everything trained on batch statistics. The margin is 2 percentage points. Each
+cell is a regime.
 
 Room: On the tuning seed the pretrained network exceeds twice the accuracy of chance on what it was trained for. In each
 cell, training some arm also gains more than the margin over no training: where fine-tuning gains nothing, the way it is
@@ -53,11 +52,13 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.images.training import Training, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Heat, Outcome, Picture, Room, Table, bars
-from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, canonical, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
+from gammabeta.lab.verdict import Verdict, over_regimes
 
 EXACT = False
 KIND = "images"
@@ -315,13 +316,20 @@ def measure(experiment: Experiment) -> Outcome:
         which = "exact_error" if by_exact(tuned.results[key]) else "error"
         found[key] = [100 * (1 - result[which]) for result in of_key]
     judged, room = _room(experiment, every, tuned.results)
-    effects = [_effect(f"{ARMS[arm]}, median of {len(judged)} cells", found, judged, arm) for arm in _OTHERS if judged]
-    each = [_effect(cell.name, found, [cell], "frozen") for cell in judged]
+    tested = {target: Precision(samples=len(transfer(experiment.task, target).test)) for target in TARGETS}
+    each = [
+        CRITERION.effect(
+            cell.name, differences(found[cell.name, "frozen"], found[cell.name, "all"]), tested[cell.target]
+        )
+        for cell in judged
+    ]
+    verdicts = {effect.name: effect.verdict for effect in each}
+    regimes: dict[str, Verdict] = {cell.name: verdicts.get(cell.name, "no room here") for cell in every}
     names = dict.fromkeys(describe(cell.network) for cell in every)
     return Outcome(
-        verdict=effects[0].verdict if judged else "no room here",
-        sentence=_sentence(effects, each, len(every) - len(judged)),
-        effects=[*effects, *each],
+        verdict=over_regimes(list(regimes.values())),
+        sentence=_sentence(each, found, regimes),
+        effects=each,
         room=room,
         pictures=[
             bars(
@@ -329,12 +337,13 @@ def measure(experiment: Experiment) -> Outcome:
                 "Above 0: freezing is better. 95 % interval over seeds.",
                 "cell",
                 Axis("difference of test accuracy", "percentage points"),
-                [*effects[:1], *each],
+                each,
             ),
             *(_heat(name, [cell for cell in every if describe(cell.network) == name], found) for name in names),
         ],
-        tables=[_table(every, found, tuned, each)],
+        tables=[_table(every, found, tuned, regimes)],
         settings=f"{len(seeds)} seeds, batches of {', '.join(map(str, BATCH_SIZES))}, {STEPS} steps",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -375,7 +384,7 @@ def _tuned(experiment: Experiment, every: Sequence[Cell]) -> Tuned:
     return Tuned(arms, rates, {key: result for key, (result,) in results.items()})
 
 
-_OTHERS = ("frozen", "frozen_all", "recalibrated", "group", "untrained")
+_OTHERS = ("frozen_all", "recalibrated", "group", "untrained")
 
 
 def _room(
@@ -402,26 +411,17 @@ def _room(
     return judged, Room(bool(judged), control)
 
 
-def _effect(name: str, found: Found, judged: Sequence[Cell], arm: str) -> Effect:
-    """Return the effect of an arm's accuracy minus that of everything trained, the median over cells for each seed."""
-    gains = [differences(found[cell.name, arm], found[cell.name, "all"]) for cell in judged]
-    return CRITERION.effect(name, median_by_seed(gains))
-
-
-def _sentence(effects: Sequence[Effect], each: Sequence[Effect], without: int) -> str:
-    if not effects:
+def _sentence(each: Sequence[Effect], found: Found, regimes: Mapping[str, Verdict]) -> str:
+    """Tell how frozen statistics compare in every cell, and over what range of cells each other arm does."""
+    if not each:
         return "no cell has room: the network is not pretrained, or fine-tuning gains nothing over no training"
-    main = effects[0]
-    better = sum(effect.verdict == "supported" for effect in each)
-    against = [f"{effect.name} {effect.value:+.1f} ({effect.verdict})" for effect in each if effect.value < -MARGIN]
-    others = ", ".join(f"{effect.name.rpartition(', ')[0]} {effect.value:+.1f}" for effect in effects[1:])
+    cells = "; ".join(f"{e.name} {e.value:+.1f} [{e.low:.1f}, {e.high:.1f}] ({e.verdict})" for e in each)
+    gains = {arm: [mean(found[e.name, arm]) - mean(found[e.name, "all"]) for e in each] for arm in _OTHERS}
+    others = ", ".join(f"{ARMS[arm]} {min(of_arm):+.1f} to {max(of_arm):+.1f}" for arm, of_arm in gains.items())
+    without = len(regimes) - len(each)
     return (
-        f"compared with everything trained on batch statistics, frozen statistics change test accuracy by "
-        f"{main.value:+.1f} points [{main.low:.1f}, {main.high:.1f}] in the median of {len(each)} cells; better in "
-        f"{better}; "
-        + (f"the other way: {'; '.join(against)}" if against else "no cell goes the other way")
-        + f"; medians of the other arms: {others}"
-        + (f"; {without} cells without room" if without else "")
+        "points of test accuracy by which frozen statistics are above everything trained on batch statistics: "
+        f"{cells}; the other arms: {others}" + (f"; {without} cells without room" if without else "")
     )
 
 
@@ -439,8 +439,7 @@ def _heat(name: str, mine: Sequence[Cell], found: Found) -> Picture:
     )
 
 
-def _table(every: Sequence[Cell], found: Found, tuned: Tuned, each: Sequence[Effect]) -> Table:
-    verdicts = {effect.name: effect.verdict for effect in each}
+def _table(every: Sequence[Cell], found: Found, tuned: Tuned, regimes: Mapping[str, Verdict]) -> Table:
     rows = []
     for cell in every:
         for arm, label in ARMS.items():
@@ -455,7 +454,7 @@ def _table(every: Sequence[Cell], found: Found, tuned: Tuned, each: Sequence[Eff
                     tuned.rates[key] or None,
                     mean(found[key]),
                     "exact" if by_exact(tuned.results[key]) else "running",
-                    verdicts.get(cell.name, "no room here") if arm == "frozen" else "",
+                    regimes[cell.name] if arm == "frozen" else "",
                 ]
             )
     return Table(

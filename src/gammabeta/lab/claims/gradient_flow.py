@@ -6,12 +6,11 @@ Claim: With BatchNorm the gradient's norm is more even over depth.
 
 Criterion: The unevenness is |log₁₀(gradient norm of the first hidden layer's weights over that of the last layer of the
 same shape)|. For each seed and cell (activation × initialization × depth × moment in training), the effect is the
-unevenness without BatchNorm minus that with it, in decades. The margin is 0.5 decades, a factor of 3. The verdict rests
-on the median over all cells of each seed's difference. Every cell also has its own verdict, and the sentence names
-cells decided the other way.
+unevenness without BatchNorm minus that with it, in decades. The margin is 0.5 decades, a factor of 3. Each cell is a
+regime.
 
 Room: Without BatchNorm at least one cell is uneven by more than the margin in the median of its seeds, so that there is
-something to relieve.
+something to relieve. A cell that is not, neither without BatchNorm nor with it, does not count.
 
 Method: An MLP of equal width, with BatchNorm before the activation or none, in float64 so that 10⁻³⁰⁰ is still a
 number. The gradient is taken on one batch of 64 training images at the start, and again on that batch after 20 steps.
@@ -43,9 +42,10 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import batches
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.verdict import Verdict, over_regimes
 
 EXACT = False
 KIND = "images"
@@ -108,16 +108,19 @@ def measure(experiment: Experiment) -> Outcome:
     """Compare how even the gradient norms are, in every cell."""
     seeds = experiment.seeds(3, 6)
     depths = (10, 20) if experiment.quick else (10, 20, 50)
-    regimes = list(itertools.product(("sigmoid", "tanh", "relu"), INITS, depths))
-    seen = _runs(experiment, regimes, seeds)
+    chosen = list(itertools.product(("sigmoid", "tanh", "relu"), INITS, depths))
+    seen = _runs(experiment, chosen, seeds)
     uneven = {
         (regime, moment): [[clamped(result["decades"][moment]) for result in seen[regime, norm]] for norm in NORMS]
-        for regime in regimes
+        for regime in chosen
         for moment in range(len(MOMENTS))
     }
     cells = {_name(*cell): differences(*of_cell) for cell, of_cell in uneven.items()}
     each = [CRITERION.effect(name, values) for name, values in cells.items()]
-    overall = CRITERION.effect(f"median of {len(cells)} cells", median_by_seed(cells.values()))
+    regimes: dict[str, Verdict] = {
+        effect.name: effect.verdict if _is_uneven(pair) else "no room here"
+        for effect, pair in zip(each, uneven.values(), strict=True)
+    }
     without = {_name(*cell): median(plain) for cell, (plain, _) in uneven.items()}
     most = max(without, key=lambda name: without[name])
     room = Room(
@@ -129,9 +132,9 @@ def measure(experiment: Experiment) -> Outcome:
         for (((activation, init, depth), moment), of_cell), effect in zip(uneven.items(), each, strict=True)
     ]
     return Outcome(
-        verdict=overall.verdict if room.holds else "no room here",
-        sentence=_sentence(overall, each, regimes),
-        effects=[overall, *each],
+        verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
+        sentence=_sentence(each, regimes, chosen),
+        effects=each,
         room=room,
         pictures=[_by_cell(each), _by_layer(seen, depths[-1])],
         tables=[
@@ -142,6 +145,7 @@ def measure(experiment: Experiment) -> Outcome:
             )
         ],
         settings=f"{len(seeds)} seeds, depths {', '.join(map(str, depths))}",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -161,22 +165,25 @@ def _name(regime: Regime, moment: int) -> str:
     return f"{activation}, {INITS[init]}, depth {depth}, {MOMENTS[moment]}"
 
 
-def _sentence(overall: Effect, each: list[Effect], regimes: list[tuple[str, str, int]]) -> str:
-    """Tell the median, then by activation and initialization how many cells were decided which way."""
+def _is_uneven(pair: Sequence[Sequence[float]]) -> bool:
+    """Judge whether a cell's gradients are uneven by more than the margin, without BatchNorm or with it."""
+    return max(median(values) for values in pair) > MARGIN
+
+
+def _sentence(each: list[Effect], regimes: Mapping[str, Verdict], chosen: Sequence[Regime]) -> str:
+    """Tell by activation and initialization how many cells were decided which way."""
     parts = []
-    for activation, init in dict.fromkeys((activation, init) for activation, init, _ in regimes):
+    for activation, init in dict.fromkeys((activation, init) for activation, init, _ in chosen):
         mine = [effect for effect in each if effect.name.startswith(f"{activation}, {INITS[init]},")]
         better = sum(effect.verdict == "supported" for effect in mine)
         worse = sum(effect.verdict == "contradicted" for effect in mine)
-        middle = median(effect.value for effect in mine)
+        even = sum(regimes[effect.name] == "no room here" for effect in mine)
+        values = [effect.value for effect in mine]
         parts.append(
-            f"{activation} with {INITS[init]} {round(middle, 1) + 0.0:+.1f} "
-            f"(better in {better}, worse in {worse} of {len(mine)})"
+            f"{activation} with {INITS[init]} {round(min(values), 1) + 0.0:+.1f} to {round(max(values), 1) + 0.0:+.1f} "
+            f"(better in {better}, worse in {worse} of {len(mine)}" + (f", {even} without room)" if even else ")")
         )
-    return (
-        f"gradients are {overall.value:+.2f} decades [{overall.low:.2f}, {overall.high:.2f}] nearer to even with "
-        f"BatchNorm in the median cell: {'; '.join(parts)}"
-    )
+    return f"decades by which BatchNorm brings the gradients nearer to even: {'; '.join(parts)}"
 
 
 def _by_cell(each: list[Effect]) -> Picture:

@@ -9,10 +9,10 @@ BatchNorm with a large batch.
 Criterion: First an identity. In a forward and backward pass of each network in two processes, GroupNorm makes no
 collective. In training all companions of a sample are exchanged at equal batch size. Its output and the gradient of its
 input then change by at most 10⁻⁶ of the largest value. (The change is exactly 0 except with kernels whose rounding
-depends on the place in the batch.) Then the accuracy: GroupNorm's test error minus BatchNorm's at batches of 32, by the
-median over networks of each seed's difference, with a margin of 1 percentage point. Supported if the identity holds and
-the difference is entirely above the margin. Contradicted if the identity fails or the difference is entirely below
-minus the margin. Equivalent if it is entirely within: GroupNorm then saves the communication at no cost.
+depends on the place in the batch.) Then the accuracy: GroupNorm's test error minus BatchNorm's at batches of 32, with a
+margin of 1 percentage point; each network is a regime. Supported if the identity holds and the difference is entirely
+above the margin. Contradicted if the identity fails or the difference is entirely below minus the margin. Equivalent if
+it is entirely within: GroupNorm then saves the communication at no cost.
 
 Room: Two controls. Synchronized BatchNorm in the same networks and processes makes collectives, and depends on its
 companions by more than 10⁻³. So the count and the comparison can detect both. Both norms also train: validation errors
@@ -50,13 +50,14 @@ from gammabeta.distributed.traffic import Traffic
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import average_gradients, chance
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.paired import differences
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import at_best, error_then_loss
-from gammabeta.lab.verdict import weakest
+from gammabeta.lab.verdict import over_regimes, weakest
 from gammabeta.statistics import Synced
 
 EXACT = False
@@ -188,19 +189,19 @@ def measure(experiment: Experiment) -> Outcome:
         name: differences(accuracy.errors[f"{name} {JUDGED}"], accuracy.errors[f"{name} {CONTROL}"])
         for name in accuracy.networks
     }
-    cost = CRITERION.effect(
-        "GroupNorm's test error minus BatchNorm's at 32, median of networks", median_by_seed(costs.values())
-    )
-    each = [CRITERION.effect(name, values) for name, values in costs.items()]
+    precision = Precision(samples=len(experiment.task.test))
+    each = [CRITERION.effect(name, values, precision) for name, values in costs.items()]
+    regimes = {effect.name: effect.verdict for effect in each}
     room = _room(experiment, independence, accuracy)
     return Outcome(
-        verdict=weakest([identity.verdict, cost.verdict]) if room.holds else "no room here",
-        sentence=_sentence(cost, independence, accuracy),
-        effects=[cost, *each, identity],
+        verdict=weakest([identity.verdict, over_regimes(list(regimes.values()))]) if room.holds else "no room here",
+        sentence=_sentence(each, independence, accuracy),
+        effects=[*each, identity],
         room=room,
         pictures=[_errors(accuracy), _traffic(independence)],
         tables=[_table(independence), _rates(accuracy)],
         settings=f"{len(seeds)} seeds, {PROCESSES} processes",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -272,7 +273,7 @@ def _room(experiment: Experiment, independence: Independence, accuracy: Accuracy
     )
 
 
-def _sentence(cost: Effect, independence: Independence, accuracy: Accuracy) -> str:
+def _sentence(each: Sequence[Effect], independence: Independence, accuracy: Accuracy) -> str:
     sent = ", ".join(
         f"{name} {independence.counts[index, CONTROL][0]} with {independence.counts[index, CONTROL][1]} bytes"
         for index, name in enumerate(independence.networks)
@@ -284,13 +285,11 @@ def _sentence(cost: Effect, independence: Independence, accuracy: Accuracy) -> s
     )
     errors = accuracy.errors
     costly = "; ".join(
-        f"{name} {mean(errors[f'{name} {JUDGED}']):.1f} against {mean(errors[f'{name} {CONTROL}']):.1f} %"
-        for name in accuracy.networks
+        f"{e.value:+.1f} points [{e.low:.1f}, {e.high:.1f}] in {e.name} ({e.verdict}; "
+        f"{mean(errors[f'{e.name} {JUDGED}']):.1f} against {mean(errors[f'{e.name} {CONTROL}']):.1f} %)"
+        for e in each
     )
-    return (
-        f"{communicates}; its test error at batches of {WHOLE} differs by {cost.value:+.1f} points [{cost.low:.1f}, "
-        f"{cost.high:.1f}] from BatchNorm's ({costly})"
-    )
+    return f"{communicates}; its test error at batches of {WHOLE} differs from BatchNorm's by {costly}"
 
 
 def _errors(accuracy: Accuracy) -> Picture:

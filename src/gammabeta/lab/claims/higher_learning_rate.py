@@ -5,8 +5,8 @@ Question: What is the largest learning rate at which training still reaches a ta
 Claim: With BatchNorm much larger learning rates work.
 
 Criterion: The ratio of the largest learning rates, with BatchNorm over without, paired by seed, is above 2. Rates lie
-on a grid of powers of two, so one step of the grid is added to the interval on both sides. The verdict rests on the
-median over the networks with matched initialization (a user's model counts as one) of each seed's log ratio.
+on a grid of powers of two, so one step of the grid is added to the interval on both sides. Each network with matched
+initialization is a regime, and a user's model counts as one.
 
 Room: As for faster_convergence: without normalization the network trains at its best learning rate. Also, on every seed
 some rate of the grid fails, so that a largest rate exists.
@@ -27,11 +27,12 @@ from statistics import median
 from typing import Any
 
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.race import ARMS, Race, races, without_room
 from gammabeta.lab.tuning import HIGHEST_TRIED, LOWEST, largest
+from gammabeta.lab.verdict import Verdict, over_regimes
 
 EXACT = False
 KIND = "images"
@@ -62,25 +63,14 @@ def measure(experiment: Experiment) -> Outcome:
         pairs = [[top[race.name, norm, seed] for norm in ARMS] for seed in seeds]
         censored[race.name] = sum(exponent is None for pair in pairs for exponent in pair)
         ratios[race.name] = [GRID * ((LOWEST if b is None else b) - (LOWEST if a is None else a)) for a, b in pairs]
-    effects = []
-    matched = [race.name for race in with_room if race.matched]
-    if matched:
-        overall = median_by_seed(ratios[name] for name in matched)
-        effects.append(
-            CRITERION.effect(
-                f"median of {', '.join(matched)}",
-                overall,
-                censored=sum(censored[name] for name in matched),
-                resolution=GRID,
-            )
-        )
-    effects += [
-        CRITERION.effect(name, values, censored=censored[name], resolution=GRID) for name, values in ratios.items()
+    effects = [
+        CRITERION.effect(name, values, Precision(step=GRID), censored=censored[name]) for name, values in ratios.items()
     ]
-    main = effects[0] if matched else None
+    verdicts = {effect.name: effect.verdict for effect in effects}
+    regimes: dict[str, Verdict] = {race.name: verdicts.get(race.name, "no room here") for race in every if race.matched}
     return Outcome(
-        verdict=main.verdict if main and room.holds else "no room here",
-        sentence=_sentence(main, effects[1:], censored, every),
+        verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
+        sentence=_sentence(effects, censored, every),
         effects=effects,
         room=room,
         pictures=[_picture(with_room, seeds, top)],
@@ -96,6 +86,7 @@ def measure(experiment: Experiment) -> Outcome:
             )
         ],
         settings=f"{len(seeds)} seeds",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -105,14 +96,13 @@ def _row(race: Race, norm: str, exponents: list[int | None]) -> list[Any]:
     return [race.name, NORMS[norm], 2.0 ** race.best[norm], min(known), median(known), max(known)]
 
 
-def _sentence(main: Effect | None, each: list[Effect], censored: dict[str, int], every: list[Race]) -> str:
-    if main is None:
+def _sentence(each: list[Effect], censored: dict[str, int], every: list[Race]) -> str:
+    if not any(race.room.holds and race.matched for race in every):
         return "no network has room: without normalization it does not train, or it reaches the target at once"
     return (
-        f"with BatchNorm the largest learning rate is {main.value:.1f} times larger [{main.low:.1f}, "
-        f"{main.high:.1f}]: "
+        "the largest learning rate with BatchNorm over that without: "
         + ", ".join(
-            f"{effect.name} {effect.value:.1f} ({effect.verdict}"
+            f"{effect.name} {effect.value:.1f} times [{effect.low:.1f}, {effect.high:.1f}] ({effect.verdict}"
             + (f"; {n} runs in which no rate works count as the lowest tried" if (n := censored[effect.name]) else "")
             + ")"
             for effect in each

@@ -6,9 +6,9 @@ Claim: With BatchNorm training succeeds from a wider range of initial scales.
 
 Criterion: The number of decades of gain from which training succeeds, without a gap around 1, with BatchNorm minus
 without, paired by seed, is above 1. The gains are a decade apart, so one decade is added to the interval on both sides.
-A run succeeds if its test accuracy reaches the target of faster_convergence. The accuracy must also be 2 points above
-that of the same network with only its last layer trained, at gain 1. The claim is not about the features of a random
-network.
+Each activation is a regime. A run succeeds if its test accuracy reaches the target of faster_convergence. The accuracy
+must also be 2 points above that of the same network with only its last layer trained, at gain 1. The claim is not about
+the features of a random network.
 
 Room: In the median of seeds the unnormalized network succeeds at gain 1 and fails at some gain of the grid.
 
@@ -29,11 +29,13 @@ from statistics import median
 from typing import Any
 
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.paired import differences
 from gammabeta.lab.race import target
 from gammabeta.lab.tuning import at_best, error_then_loss
+from gammabeta.lab.verdict import over_regimes
 
 EXACT = False
 KIND = "images"
@@ -70,12 +72,11 @@ def measure(experiment: Experiment) -> Outcome:
     goal = target(experiment)
     spans = {(a, norm): _spans(accuracy, f"{a} {norm}", goal) for a in activations for norm in ARMS}
     wider = {a: differences(spans[a, "batch"], spans[a, "none"]) for a in activations}
-    overall = CRITERION.effect(
-        f"decades wider with BatchNorm, median of {', '.join(activations)}",
-        median_by_seed(wider.values()),
-        resolution=1.0,
-    )
-    each = [CRITERION.effect(a, values, resolution=1.0) for a, values in wider.items()] if len(activations) > 1 else []
+    each = [
+        CRITERION.effect(f"decades wider with BatchNorm, {a}", values, Precision(step=1.0))
+        for a, values in wider.items()
+    ]
+    regimes = {a: effect.verdict for a, effect in zip(activations, each, strict=True)}
     without = {a: median(spans[a, "none"]) for a in activations}
     room = Room(
         all(0 < value < len(DECADES) for value in without.values()),
@@ -83,13 +84,14 @@ def measure(experiment: Experiment) -> Outcome:
         f"{len(DECADES)} decades succeed",
     )
     return Outcome(
-        verdict=overall.verdict if room.holds else "no room here",
-        sentence=_sentence(overall, spans, activations),
-        effects=[overall, *each],
+        verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
+        sentence=_sentence(each, spans, activations),
+        effects=each,
         room=room,
         pictures=[_picture(activation, accuracy, goal) for activation in activations],
         tables=[_table(rates, accuracy)],
         settings=f"{len(seeds)} seeds, {steps} steps, target {goal:.3f}",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -117,14 +119,13 @@ def _spans(accuracy: Accuracy, arm: str, goal: float) -> list[float]:
     return spans
 
 
-def _sentence(overall: Effect, spans: Mapping[tuple[str, str], list[float]], activations: Sequence[str]) -> str:
+def _sentence(each: Sequence[Effect], spans: Mapping[tuple[str, str], list[float]], activations: Sequence[str]) -> str:
     shown = "; ".join(
-        f"{a}: {median(spans[a, 'none']):.0f} without, {median(spans[a, 'batch']):.0f} with" for a in activations
+        f"{a} {effect.value:+.1f} [{effect.low:.1f}, {effect.high:.1f}] ({effect.verdict}), "
+        f"{median(spans[a, 'none']):.0f} without and {median(spans[a, 'batch']):.0f} with it of {len(DECADES)}"
+        for a, effect in zip(activations, each, strict=True)
     )
-    return (
-        f"with BatchNorm training succeeds over {overall.value:.1f} more decades of initial gain "
-        f"[{overall.low:.1f}, {overall.high:.1f}]; {shown} of {len(DECADES)}"
-    )
+    return f"with BatchNorm training succeeds over more decades of initial gain: {shown}"
 
 
 def _picture(activation: str, accuracy: Accuracy, goal: float) -> Picture:

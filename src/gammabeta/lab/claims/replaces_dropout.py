@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import dropout_of
 from gammabeta.lab.images.training import POPULATION, Training, exact_statistics, fit, subset
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Room, Table, bars
 from gammabeta.lab.paired import differences
@@ -134,15 +135,18 @@ def measure(experiment: Experiment) -> Outcome:
     steps = 400 if experiment.quick else 800
     trained = _trained(experiment, seeds, steps)
     gains = {(labels, norm): trained.gain(labels, norm) for labels in REGIMES for norm in ARMS}
+    precision = Precision(samples=len(experiment.task.test))
     less = [
         CRITERION.effect(
             f"{labels}: Dropout's gain without BatchNorm minus that with it",
             differences(gains[labels, "none"], gains[labels, "batch"]),
+            precision,
         )
         for labels in REGIMES
     ]
     own = [
-        CRITERION.effect(f"{labels}: Dropout's gain, {NORMS[norm]}", values) for (labels, norm), values in gains.items()
+        CRITERION.effect(f"{labels}: Dropout's gain, {NORMS[norm]}", values, precision)
+        for (labels, norm), values in gains.items()
     ]
     before, after = _variance_ratios(experiment, seeds, steps // 2)
     room = _room(trained.found["clean|none|0"])

@@ -7,10 +7,10 @@ Claim: Sequences of variable length make BatchNorm awkward; LayerNorm does bette
 Transformers.
 
 Criterion: Test accuracy with LayerNorm minus that with BatchNorm that includes padding, in percentage points, paired by
-seed, is above 2. The verdict rests on the median over networks of each seed's difference. In addition an identity must
-hold: the training outputs of a network with masked BatchNorm do not move when padding is appended, to rounding in
-float64. If it fails, the claim is contradicted. LayerNorm minus masked BatchNorm is a separate effect, which
-distinguishes the effect of padding from that of batch statistics.
+seed, is above 2. Each network is a regime. In addition an identity must hold: the training outputs of a network with
+masked BatchNorm do not move when padding is appended, to rounding in float64. If it fails, the claim is contradicted.
+LayerNorm minus masked BatchNorm is a separate effect, which distinguishes the effect of padding from that of batch
+statistics.
 
 Room: With LayerNorm every network's validation accuracy at its best learning rate on the tuning seed is above twice
 that of chance.
@@ -45,13 +45,14 @@ from torch.nn import functional
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.paired import differences
 from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
 from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.verdict import Verdict
+from gammabeta.lab.verdict import Verdict, over_regimes
 
 EXACT = False
 KIND = "sequences"
@@ -111,32 +112,30 @@ def measure(experiment: Experiment) -> Outcome:
     """Compare LayerNorm with padded and masked BatchNorm, and measure what padding moves."""
     seeds = seeds_of(experiment)
     found = _measured(experiment, seeds[0])
-    overall, by_moving = (
-        CRITERION.effect(name, _above(accuracy, found.networks))
-        for name, accuracy in (
-            (f"LayerNorm minus {ARMS['padded']}, median of the networks", found.accuracy),
-            (f"with moving averages, LayerNorm minus {ARMS['padded']}, median of the networks", found.moving),
-        )
-    )
-    by_other = {
-        other: [
+    precision = Precision(samples=len(load_sequences(dict(experiment.sources["sequences"])).test))
+
+    def above(other: str, accuracy: Mapping[Cell, list[float]], how: str = "") -> list[Effect]:
+        return [
             CRITERION.effect(
-                f"{network}: LayerNorm minus {ARMS[other]}",
-                differences(found.accuracy[network, "layer"], found.accuracy[network, other]),
+                f"{network}: LayerNorm minus {ARMS[other]}{how}",
+                differences(accuracy[network, "layer"], accuracy[network, other]),
+                precision,
             )
             for network in found.networks
         ]
-        for other in ("padded", "masked")
-    }
+
+    padded, masked = above("padded", found.accuracy), above("masked", found.accuracy)
+    by_moving = above("padded", found.moving, ", with moving averages")
+    regimes = {network: effect.verdict for network, effect in zip(found.networks, padded, strict=True)}
     exact = Effect.exactly(
         "networks whose masked BatchNorm moves with padding", found.wrong, len(found.networks), "networks"
     )
-    compared = [overall, *by_other["padded"], *by_other["masked"], by_moving]
+    compared = [*padded, *masked, *by_moving]
     room = _room(experiment, found)
-    verdict: Verdict = "contradicted" if found.wrong else overall.verdict
+    verdict: Verdict = "contradicted" if found.wrong else over_regimes(list(regimes.values()))
     return Outcome(
         verdict=verdict if room.holds else "no room here",
-        sentence=_sentence(overall, by_moving, by_other["padded"], found),
+        sentence=_sentence(padded, by_moving, found),
         effects=[*compared, exact],
         room=room,
         pictures=[
@@ -151,6 +150,7 @@ def measure(experiment: Experiment) -> Outcome:
         ],
         tables=[_table(found)],
         settings=f"{len(seeds)} seeds, {steps_of(experiment)} steps",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -178,11 +178,6 @@ def _measured(experiment: Experiment, seed: int) -> Measured:
     )
 
 
-def _above(accuracy: Mapping[Cell, list[float]], networks: Sequence[str]) -> list[float]:
-    """Return LayerNorm's accuracy minus that of padded BatchNorm, the median over networks for each seed."""
-    return median_by_seed(differences(accuracy[n, "layer"], accuracy[n, "padded"]) for n in networks)
-
-
 def _room(experiment: Experiment, found: Measured) -> Room:
     by_chance = chance(load_sequences(dict(experiment.sources["sequences"])))
     reached = {network: found.reached[network, "layer"] for network in found.networks}
@@ -194,18 +189,18 @@ def _room(experiment: Experiment, found: Measured) -> Room:
     )
 
 
-def _sentence(overall: Effect, by_moving: Effect, by_network: Sequence[Effect], found: Measured) -> str:
+def _sentence(by_network: Sequence[Effect], by_moving: Sequence[Effect], found: Measured) -> str:
     accuracy = {cell: mean(values) for cell, values in found.accuracy.items()}
-    each = ", ".join(
-        f"{network}: LayerNorm {accuracy[network, 'layer']:.1f}, padded BatchNorm "
-        f"{accuracy[network, 'padded']:.1f} ({effect.verdict}), masked {accuracy[network, 'masked']:.1f}, "
+    each = "; ".join(
+        f"{network} {exact.value:+.1f} points [{exact.low:.1f}, {exact.high:.1f}] ({exact.verdict}; with moving "
+        f"averages {moving.value:+.1f}), LayerNorm {accuracy[network, 'layer']:.1f}, padded BatchNorm "
+        f"{accuracy[network, 'padded']:.1f}, masked {accuracy[network, 'masked']:.1f}, "
         f"none {accuracy[network, 'none']:.1f} %"
-        for network, effect in zip(found.networks, by_network, strict=True)
+        for network, exact, moving in zip(found.networks, by_network, by_moving, strict=True)
     )
     most = max(found.moves[network, "padded"]["training"] for network in found.networks)
     return (
-        f"LayerNorm is {overall.value:+.1f} points [{overall.low:.1f}, {overall.high:.1f}] above BatchNorm that "
-        f"includes padding (with moving averages {by_moving.value:+.1f}); {each}; "
+        f"LayerNorm's accuracy above that of BatchNorm that includes padding: {each}; "
         f"appended padding moves padded BatchNorm's training outputs by up to {most:.2f}, masked "
         f"BatchNorm's {f'in {found.wrong} networks' if found.wrong else 'not at all'}"
     )

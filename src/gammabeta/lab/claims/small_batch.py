@@ -8,9 +8,9 @@ which take their statistics from one image, do not suffer.
 Criterion: Two quantities for each seed and regime (network × equal steps or equal epochs). BatchNorm's rise is its test
 error at batches of 2 and 4 (mean) minus its own at 32. Its excess is that rise minus GroupNorm's. For every norm alike,
 smaller batches also change how much data a step sees and how noisy the gradient is, which is no fault of the
-statistics. The margin is 2 percentage points. Supported if both rise and excess, by the median over regimes, are
-entirely above the margin. Contradicted if one is entirely below minus the margin, equivalent if one is entirely within,
-otherwise inconclusive. Regimes are named.
+statistics. The margin is 2 percentage points. In a regime the claim is supported if both rise and excess are entirely
+above the margin. It is contradicted if one is entirely below minus the margin, equivalent if one is entirely within,
+otherwise inconclusive.
 
 Room: A regime is judged if three validation errors on the tuning seed are below half of that of chance: BatchNorm's at
 32, and GroupNorm's at 4 and at 32. A budget that leaves the network untrained at some batch size says nothing about
@@ -52,11 +52,12 @@ from torch import nn
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe, impossible_arms
 from gammabeta.lab.images.training import chance
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import GHOST_SIZE, NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
-from gammabeta.lab.paired import differences, median_by_seed
+from gammabeta.lab.paired import differences
 from gammabeta.lab.tuning import error_then_loss, tune
-from gammabeta.lab.verdict import weakest
+from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
 KIND = "images"
@@ -162,30 +163,29 @@ def measure(experiment: Experiment) -> Outcome:
     seeds = experiment.seeds(3, 6)
     errors = _errors(experiment, sizes, seeds)
     judged, room = _room(experiment, errors)
-    effects: list[Effect] = []
-    if judged:
-        excesses = median_by_seed(errors[name].excess for name in judged)
-        rises = median_by_seed(rise(errors[name].exact, "batch") for name in judged)
-        effects = [
-            CRITERION.effect("BatchNorm's excess over GroupNorm's rise, median of regimes", excesses),
-            CRITERION.effect("BatchNorm's rise at 2 and 4 over 32, median of regimes", rises),
-        ]
-    for name in judged:
-        of_regime = errors[name]
-        effects += [
-            CRITERION.effect(f"{name}: BatchNorm's excess", of_regime.excess),
-            CRITERION.effect(f"{name}: BatchNorm's rise", rise(of_regime.exact, "batch")),
-            CRITERION.effect(f"{name}: GroupNorm's rise", rise(of_regime.exact, "group")),
-            CRITERION.effect(f"{name}: BatchNorm's rise with the moving average", rise(of_regime.moving, "batch")),
-        ]
+    precision = Precision(samples=len(experiment.task.test))
+    pairs = {name: _excess_and_rise(name, errors[name], precision) for name in judged}
+    regimes: dict[str, Verdict] = {
+        name: weakest([effect.verdict for effect in pairs[name]]) if name in pairs else "no room here"
+        for name in errors
+    }
+    others = [
+        CRITERION.effect(f"{name}: {what}", values, precision)
+        for name in judged
+        for what, values in (
+            ("GroupNorm's rise", rise(errors[name].exact, "group")),
+            ("BatchNorm's rise with the moving average", rise(errors[name].moving, "batch")),
+        )
+    ]
     return Outcome(
-        verdict=weakest([effects[0].verdict, effects[1].verdict]) if judged else "no room here",
-        sentence=_sentence(effects, errors, judged),
-        effects=effects,
+        verdict=over_regimes(list(regimes.values())),
+        sentence=_sentence(pairs, regimes, errors),
+        effects=[*(effect for pair in pairs.values() for effect in pair), *others],
         room=room,
         pictures=[*(_by_size(name, of.exact, sizes) for name, of in errors.items()), _by_values(errors, sizes)],
         tables=[_table(errors)],
         settings=f"{len(seeds)} seeds, batches of {', '.join(map(str, sizes))}",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -232,24 +232,26 @@ def _room(experiment: Experiment, errors: Mapping[str, Errors]) -> tuple[list[st
     return judged, Room(bool(judged), control)
 
 
-def _sentence(effects: list[Effect], errors: Mapping[str, Errors], judged: list[str]) -> str:
-    if not judged:
-        return "no network trains well enough to judge by, BatchNorm with batches of 32 or GroupNorm with 4 and 32"
-    excess, whole = effects[0], effects[1]
-    each = []
-    for name in judged:
-        of_regime = {
-            effect.name.rpartition(" ")[2]: effect for effect in effects if effect.name.startswith(f"{name}: B")
-        }
-        its_rise, its_excess = of_regime["rise"], of_regime["excess"]
-        both = weakest([its_rise.verdict, its_excess.verdict])
-        shown = "/".join(f"{mean(errors[name].exact['batch', size]):.1f}" for size in (*SMALL, LARGE))
-        each.append(f"{name}: {shown} % at 2/4/32, rise {its_rise.value:+.1f}, excess {its_excess.value:+.1f} ({both})")
+def _excess_and_rise(name: str, errors: Errors, precision: Precision) -> tuple[Effect, Effect]:
     return (
-        f"from batches of 32 to 2 and 4 BatchNorm's test error rises by {whole.value:+.1f} points [{whole.low:.1f}, "
-        f"{whole.high:.1f}], {excess.value:+.1f} [{excess.low:.1f}, {excess.high:.1f}] more than GroupNorm's; "
-        f"{'; '.join(each)}"
+        CRITERION.effect(f"{name}: BatchNorm's excess", errors.excess, precision),
+        CRITERION.effect(f"{name}: BatchNorm's rise", rise(errors.exact, "batch"), precision),
     )
+
+
+def _sentence(
+    pairs: Mapping[str, tuple[Effect, Effect]], regimes: Mapping[str, Verdict], errors: Mapping[str, Errors]
+) -> str:
+    if not pairs:
+        return "no network trains well enough to judge by, BatchNorm with batches of 32 or GroupNorm with 4 and 32"
+    each = []
+    for name, (excess, whole) in pairs.items():
+        shown = "/".join(f"{mean(errors[name].exact['batch', size]):.1f}" for size in (*SMALL, LARGE))
+        each.append(
+            f"{name}: {shown} % at 2/4/32, rise {whole.value:+.1f} [{whole.low:.1f}, {whole.high:.1f}], excess "
+            f"over GroupNorm's {excess.value:+.1f} [{excess.low:.1f}, {excess.high:.1f}] ({regimes[name]})"
+        )
+    return f"BatchNorm's test error from batches of 32 to 2 and 4, in points: {'; '.join(each)}"
 
 
 def _series(name: str, x: Sequence[float], of_size: Sequence[list[float]]) -> Series:

@@ -7,9 +7,9 @@ Claim: With BatchNorm the loss surface is smoother: along the gradient, loss and
 
 Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, at equal training loss. Loss form:
 the range, over the steps, of the loss minus the line that the gradient predicts (what exceeds the wanted decrease).
-Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Supported if
-both are below 1/1.25, by the median over cells (network × training loss) of each seed. Contradicted if one is entirely
-above 1.25, equivalent if one is entirely between, otherwise inconclusive. Cells decided the other way are named.
+Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Each cell
+(network × training loss) is a regime. There the claim is supported if both are below 1/1.25, contradicted if one is
+entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive.
 
 Room: On the tuning seed the unnormalized network reaches at least one of the training losses; a cell is judged where
 both arms reach it with every seed. A positive control must also hold. The weights before every BatchNorm are multiplied
@@ -57,10 +57,9 @@ from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.verdict import weakest
+from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
 KIND = "images"
@@ -285,20 +284,18 @@ def measure(experiment: Experiment) -> Outcome:
     ]
     room = _room(runs, cells, reached)
     ratios = {form: {cell: _log_ratios(runs, cell, form) for cell in cells} for form in FORMS}
-    overall = [
-        CRITERION.effect(f"{label}, median of {len(cells)} cells", median_by_seed(ratios[form].values()))
-        for form, label in FORMS.items()
-        if cells
-    ]
-    each = [
-        CRITERION.effect(f"{name} at a loss of {level}, {form}", ratios[form][name, level])
+    of_cell = {
+        f"{name} at a loss of {level}": [
+            CRITERION.effect(f"{name} at a loss of {level}, {form}", ratios[form][name, level]) for form in FORMS
+        ]
         for name, level in cells
-        for form in FORMS
-    ]
+    }
+    regimes = {name: weakest([effect.verdict for effect in forms]) for name, forms in of_cell.items()}
+    each = [effect for forms in of_cell.values() for effect in forms]
     return Outcome(
-        verdict=weakest([effect.verdict for effect in overall]) if room.holds else "no room here",
-        sentence=_sentence(overall, each, room, bool(cells)),
-        effects=[*overall, *each],
+        verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
+        sentence=_sentence(of_cell, regimes, room),
+        effects=each,
         room=room,
         pictures=[
             bars(
@@ -306,12 +303,13 @@ def measure(experiment: Experiment) -> Outcome:
                 "Below 1: smoother with BatchNorm. 95 % interval over seeds.",
                 "network, training loss and form",
                 Axis("ratio", log=True),
-                [*overall, *each],
+                each,
             ),
             *(_along(name, level, runs) for name, level in cells),
         ],
         tables=[_table(runs, cells, rates)],
         settings=f"{len(seeds)} seeds, training losses of {', '.join(f'{level:g}' for level in LEVELS)}",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -346,21 +344,18 @@ def _log_ratios(runs: Runs, cell: Cell, form: str) -> list[float]:
     ]
 
 
-def _sentence(overall: Sequence[Effect], each: Sequence[Effect], room: Room, any_cell: bool) -> str:
-    if not any_cell:
+def _sentence(of_cell: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Verdict], room: Room) -> str:
+    if not of_cell:
         return "no network has room: there is no training loss that both arms reach with every seed"
     if not room.holds:
         return f"the measure depends on the size of weights, or there is no BatchNorm to rescale: {room.control}"
     parts = [
-        f"{name} {effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] ({effect.verdict})"
-        for name, effect in zip(("range of the loss", "change of the gradient"), overall, strict=True)
+        f"{name} {' and '.join(f'{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]' for e in forms)} ({regimes[name]})"
+        for name, forms in of_cell.items()
     ]
-    along = sum(effect.verdict == "supported" for effect in each)
-    against = [f"{effect.name} {effect.value:.2f}" for effect in each if effect.verdict == "contradicted"]
     return (
-        f"along the gradient, with BatchNorm over without at equal training loss: {', '.join(parts)}; of {len(each)} "
-        f"cells and forms {along} are smoother and {len(against)} rougher"
-        + (f": {', '.join(against)}" if against else "")
+        "along the gradient, times the range of the loss and the change of the gradient with BatchNorm over without, "
+        f"at equal training loss: {'; '.join(parts)}"
     )
 
 

@@ -54,10 +54,10 @@ from gammabeta.distributed.traffic import Traffic
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import average_gradients
+from gammabeta.lab.interval import interval
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, cores, versioned
-from gammabeta.lab.verdict import interval
 from gammabeta.statistics import Synced
 
 EXACT = False

@@ -6,9 +6,8 @@ Claim: Moving averages lag behind the weights and remember noisy batches, so tha
 evaluation with the trained network's statistics.
 
 Criterion: Test accuracy with recalibrated statistics minus that with the moving averages, in percentage points, paired
-by seed, is above 1. The verdict rests on the median over regimes (network × learning rate) of each seed's difference;
-each regime is reported as a separate effect. The gap between running and recalibrated statistics, beyond what sampling
-explains, is reported by layer.
+by seed, is above 1. Each network at each learning rate is a regime. The gap between running and recalibrated
+statistics, beyond what sampling explains, is reported by layer.
 
 Room: With recalibrated statistics every network exceeds three times the accuracy of chance in its best regime.
 
@@ -38,11 +37,12 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import POPULATION, Training, chance, error_and_loss, exact_statistics, fit
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import median_by_seed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
+from gammabeta.lab.verdict import over_regimes
 
 EXACT = False
 KIND = "images"
@@ -87,10 +87,9 @@ def measure(experiment: Experiment) -> Outcome:
     steps = 200 if experiment.quick else 400
     found = _runs(experiment, seeds, steps)
     gains = {name: [100 * (r["moving_error"] - r["error"]) for r in of_name] for name, of_name in found.items()}
-    overall = CRITERION.effect(
-        f"recalibrated minus moving averages, median of {len(found)} regimes", median_by_seed(gains.values())
-    )
-    each = [CRITERION.effect(name, values) for name, values in gains.items()]
+    precision = Precision(samples=len(experiment.task.test))
+    each = [CRITERION.effect(name, values, precision) for name, values in gains.items()]
+    regimes = {effect.name: effect.verdict for effect in each}
     best = list(found)[::2]  # each network's best rate comes before its larger one
     accuracy = min(1 - median(r["error"] for r in found[name]) for name in best)
     least = 3 * chance(experiment.task)
@@ -103,9 +102,9 @@ def measure(experiment: Experiment) -> Outcome:
         if any(run["gaps"] for run in of_name)
     }
     return Outcome(
-        verdict=overall.verdict if room.holds else "no room here",
-        sentence=_sentence(overall, each, max(beyond.values(), default=0.0)),
-        effects=[overall, *each],
+        verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
+        sentence=_sentence(each, max(beyond.values(), default=0.0)),
+        effects=each,
         room=room,
         pictures=[
             bars(
@@ -113,12 +112,13 @@ def measure(experiment: Experiment) -> Outcome:
                 "Above 0: the moving averages cost accuracy. 95 % interval over seeds.",
                 "network and learning rate",
                 Axis("difference", "percentage points"),
-                [overall, *each],
+                each,
             ),
             _gaps(found),
         ],
         tables=[_table(found, beyond)],
         settings=f"{len(seeds)} seeds, {steps} steps",
+        regimes=regimes,
         trials=experiment.trials,
     )
 
@@ -146,11 +146,10 @@ def _runs(experiment: Experiment, seeds: Sequence[int], steps: int) -> Runs:
     return experiment.grid(list(regimes), seeds, lambda name, seed: trial(*regimes[name], seed, "test"))
 
 
-def _sentence(overall: Effect, each: Sequence[Effect], most: float) -> str:
+def _sentence(each: Sequence[Effect], most: float) -> str:
     return (
-        f"recalibrating changes the accuracy by {overall.value:+.2f} points [{overall.low:.2f}, "
-        f"{overall.high:.2f}] in the median regime: "
-        + ", ".join(f"{effect.name} {effect.value:+.1f} ({effect.verdict})" for effect in each)
+        "recalibrating changes the accuracy, in points: "
+        + ", ".join(f"{e.name} {e.value:+.1f} [{e.low:.1f}, {e.high:.1f}] ({e.verdict})" for e in each)
         + f"; running means are off by at most {most:.1f} sampling errors"
     )
 

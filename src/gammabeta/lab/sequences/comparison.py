@@ -7,7 +7,6 @@ of b sequences on one device, without communication. The usual norm is LayerNorm
 """
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, median
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional
 from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
 from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
@@ -92,13 +92,14 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                     name,
                     2.0 ** exponents[network, norm],
                     tuple(100 * result["moving_error"] for result in found[norm]),
-                    median(record["timing"][plain[norm]] for record in of_network),
+                    tuple(record["timing"][plain[norm]] for record in of_network),
                     of_network[0]["result"]["bytes"][plain[norm]],
-                    mean(100 * result["error"] for result in found[norm]),
+                    tuple(100 * result["error"] for result in found[norm]),
                 )
                 for norm, name in named.items()
             ],
             ERROR,
+            Precision(samples=len(data.test)),
         )
         learned = min(arm.value for arm in compared) <= 0.5 * by_chance
         made.append(

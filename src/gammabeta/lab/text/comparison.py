@@ -6,7 +6,6 @@ The usual norm is LayerNorm.
 """
 
 from collections.abc import Mapping
-from statistics import median
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 name,
                 2.0 ** exponents[norm],
                 tuple(result["loss"] for result in results[norm]),
-                median(timing[plain[norm]] for timing in timings),
+                tuple(timing[plain[norm]] for timing in timings),
                 sizes[norm][0]["bytes"],
             )
             for norm, name in named.items()
