@@ -221,7 +221,8 @@ def test_a_claim_whose_trials_fail_is_reported_and_the_others_go_on(tmp_path, mo
         ("axes", "supported"),
         ("moving_average", "failed"),
     ]
-    assert "failed 3 times: ValueError: no such probe" in results["claims"][1]["sentence"]
+    assert results["claims"][1]["sentence"].startswith("the trial gammabeta.lab.claims.moving_average:forgetting (")
+    assert results["claims"][1]["sentence"].endswith("did not run: ValueError: no such probe")
     assert len(results["failed"]) == 1
     assert "failed  moving_average" in printed
 

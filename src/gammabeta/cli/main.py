@@ -273,6 +273,8 @@ def _run_study(
             asked = {**engine.asked_for(resume), **_changes_on_resuming(asked)}
         results: dict[str, Any] = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:
+        if error.details:
+            say(error.details)
         _fail(str(error))
     except engine.Interrupted as stopped:
         _draw_what_is_there(out)

@@ -52,7 +52,7 @@ Model = Annotated[
         "--model",
         metavar="TARGET",
         help="Your network: [bold]package.module:function[/] or [bold]file.py:function[/], called "
-        "function(input_shape, classes, norm).",
+        "function(input_shape, classes, norm); [bold]file.py:function(width=64)[/] adds arguments.",
         show_default=False,
     ),
 ]

@@ -8,7 +8,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import comparison as images
-from gammabeta.lab.images.networks import user_network
+from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.results import Results, elsewhere, write
 from gammabeta.lab.sources import kind, load, load_kind
@@ -32,6 +32,7 @@ from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
+from gammabeta.lab.user_traceback import own_traceback
 
 # A study's seeds and its tuning seeds share a thousand numbers.
 SEEDS = range(2, 901)
@@ -48,7 +49,15 @@ COLOURS = {
 
 
 class StudyError(Exception):
-    """What the user asked for cannot be done; the message is one sentence that says what to do."""
+    """What the user asked for cannot be done; the message is one sentence that says what to do.
+
+    Attributes:
+        details: the traceback from the user's code on, where the user's model or data function raised; else "".
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -126,7 +135,7 @@ def study(
         store = Store(out, fresh=fresh)
         write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
     except (TaskError, StoreError) as error:
-        raise StudyError(str(error)) from error
+        raise StudyError(str(error), own_traceback(error)) from error
     results = Results(out, command=command, tasks=tasks, quick=quick)
     with (
         contextlib.closing(store),
@@ -152,6 +161,7 @@ class _Running:
     console: Console
     shown: Callable[[str, int], Callable[[int, int], None]]
     command: str
+    tracebacks: set[str] = field(default_factory=set)
 
     def compare(self, number: int, of_kind: Kind, batch_size: int | None, devices: int) -> None:
         """Compare the norms on one kind of data, and print what is recommended."""
@@ -163,6 +173,7 @@ class _Running:
             self._stop()
         except TrialError as error:
             self.console.print(f"[bold red]{'failed':>14}[/]  [bold]comparison on {of_kind}[/]: {escape(str(error))}")
+            self._show(error.details)
             self.results.not_compared(of_kind, str(error))
             return
         for headline in self.results.compared(found):
@@ -183,11 +194,18 @@ class _Running:
             self._stop()
         except TrialError as error:
             outcome = self.results.failed(claim, str(error))
+            self._show(error.details)
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
         colour = COLOURS.get(outcome.verdict, "white")
         self.console.print(
             f"[bold {colour}]{outcome.verdict:>14}[/]  [bold]{claim.name}[/]: {escape(outcome.sentence)}"
         )
+
+    def _show(self, details: str) -> None:
+        """Print the traceback of a trial that failed, the first time that it occurs."""
+        if details and details not in self.tracebacks:
+            self.tracebacks.add(details)
+            self.console.print(escape(details), style="dim", highlight=False)
 
     def _stop(self) -> NoReturn:
         kept = len(self.experiment.store)
