@@ -9,6 +9,7 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 _FORM = re.compile(r"(?P<where>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?", re.DOTALL)
+_INSTALLED = tuple(
+    Path(path).resolve()
+    for path in (
+        *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        os.path.dirname(torch.__file__),
+        os.path.dirname(__file__),
+    )
+)
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -143,7 +153,7 @@ def canonical(text: str) -> str:
     form = _FORM.fullmatch(in_any_folder(text))
     if form is None or form["arguments"] is None:
         return in_any_folder(text)
-    call = _parse(text, form["arguments"])
+    call = _parse(text, form["arguments"])  # a TargetError where it is none
     words = [ast.unparse(argument) for argument in call.args]
     words += sorted(f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in call.keywords)
     return f"{form['where']}:{form['name']}" + (f"({', '.join(words)})" if words else "")
@@ -194,6 +204,11 @@ def _import(text: str) -> tuple[ModuleType, str, str | None]:
         raise TargetError(f"{text}: cannot import {where}: {_describe(error)}") from error
 
 
+def is_installed(path: Path) -> bool:
+    """Return whether a file belongs to Python, an installed package, torch or gammabeta, and is not the user's own."""
+    return any(path.is_relative_to(folder) for folder in _INSTALLED)
+
+
 def search(folder: Path) -> None:
     """Let imports find what is in a folder.
 
@@ -210,7 +225,7 @@ def _refuse_another(text: str, where: str, module: ModuleType) -> None:
     here = Path.cwd() / top
     found = getattr(sys.modules.get(top, module), "__file__", None)
     own = next((path for path in (here / "__init__.py", here.with_suffix(".py")) if path.is_file()), None)
-    if own is not None and found is not None and Path(found).resolve() != own.resolve():
+    if own is not None and found is not None and is_installed(Path(found).resolve()):
         raise TargetError(
             f"{text}: expected {top} of the working directory, got {found}, which Python finds first: rename one of "
             f"them, or set PYTHONPATH={Path.cwd()}."

@@ -206,7 +206,10 @@ def test_ten_kills_change_nothing(tmp_path):
 
 
 def test_a_folder_without_a_study_cannot_be_resumed(tmp_path):
-    expected = f"there is no study in {tmp_path} to continue: {tmp_path / 'study.json'} cannot be read."
+    expected = (
+        f"there is no study in {tmp_path} to continue: expected {tmp_path / 'study.json'} of this version of "
+        "gammabeta, got none: run the study's own command, with --out."
+    )
     with pytest.raises(StudyError, match=exactly(expected)):
         asked_for(tmp_path)
 

@@ -10,7 +10,6 @@ import hashlib
 import importlib.util
 import json
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,16 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import gammabeta
+from gammabeta.target import is_installed
 
-_INSTALLED = tuple(
-    Path(path).resolve()
-    for path in (
-        *(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        Path(gammabeta.__file__).parent,
-        Path(torch.__file__).parent,
-    )
-)
 _OF_MODULE = frozenset(vars(nn.Module()))  # what every module has, such as its hooks
 _DEEPEST = 6
 
@@ -78,11 +69,6 @@ def code(module: ModuleType) -> dict[str, str]:
             else:
                 waiting.append(imported)
     return found
-
-
-def is_installed(path: Path) -> bool:
-    """Return whether a file belongs to Python, an installed package, torch or gammabeta, and is not the user's own."""
-    return any(path.is_relative_to(folder) for folder in _INSTALLED)
 
 
 def _is_within(name: str, package: str | None) -> bool:

@@ -4,7 +4,6 @@ Every finished trial is on disk before the next begins, so that an interrupted s
 """
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 import gammabeta
 from gammabeta.arguments import did_you_mean
+from gammabeta.lab import study_file
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import compare
@@ -25,7 +25,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.kinds import KINDS
-from gammabeta.lab.results import Results, elsewhere, write
+from gammabeta.lab.results import Results, elsewhere, read
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
 from gammabeta.lab.task import Kind, TaskError
@@ -33,6 +33,7 @@ from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
 from gammabeta.lab.user_traceback import own_traceback
+from gammabeta.target import TargetError
 
 # A study's seeds and its tuning seeds share a thousand numbers.
 SEEDS = range(2, 901)
@@ -132,11 +133,16 @@ def study(
             comparing = [of_kind for of_kind in comparing if of_kind == "images"]
         if "images" in comparing:
             _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
-        store = Store(out, fresh=fresh)
-        write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
+        run = {
+            "identity": study_file.identity(sources, user, asked),
+            "asked": asked,
+            "claims": claims and list(claims),
+            "compare": compare_only,
+        }
+        store, before = _opened(out, run, fresh=fresh, console=console)
     except (TaskError, StoreError) as error:
         raise StudyError(str(error), own_traceback(error)) from error
-    results = Results(out, command=command, tasks=tasks, quick=quick)
+    results = Results(out, command=command, tasks=tasks, quick=quick, before=before)
     with (
         contextlib.closing(store),
         _errors_of_the_machine(),
@@ -246,6 +252,34 @@ def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
     return sources
 
 
+def _opened(
+    out: str | Path, run: Mapping[str, Any], *, fresh: bool, console: Console
+) -> tuple[Store, dict[str, Any] | None]:
+    """Open the folder's trials, and say in study.json what the folder holds.
+
+    Returns:
+        The store, and the results so far of the same study; None where there are none.
+
+    Raises:
+        TaskError: the folder's study was about other data of the same name. Nothing is changed then.
+        StoreError: the folder cannot be used.
+    """
+    before = None if fresh else study_file.read(out)
+    study_file.refuse_other_data(out, before, run)
+    store = Store(out, fresh=fresh)
+    try:
+        same = before if before is not None and before["identity"] == run["identity"] else None
+        moved = study_file.set_aside(out) if same is None and not fresh else None
+        study_file.write(out, same, run)
+    except StoreError:
+        store.close()
+        raise
+    if moved is not None:
+        text = f"{out} held another study, whose results are in {moved} now."
+        console.print(escape(text), soft_wrap=True, highlight=False)
+    return store, read(out) if same is not None else None
+
+
 def _check_batch(batch_size: int, devices: int, images: int) -> None:
     if 2 * batch_size * devices > images:
         raise TaskError(
@@ -280,18 +314,39 @@ def _errors_of_the_machine() -> Iterator[None]:
 
 
 def asked_for(folder: str | Path) -> dict[str, Any]:
-    """Return the arguments of the study in ``folder``, to continue it.
+    """Return the arguments that continue the study in ``folder``: its last run, and what earlier runs left open.
 
     Raises:
         StudyError: there is no study in the folder.
     """
-    path = Path(folder) / "study.json"
+    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS])
+    if arguments is None:
+        path = Path(folder) / "study.json"
+        raise StudyError(
+            f"there is no study in {folder} to continue: expected {path} of this version of gammabeta, got "
+            f"{'another' if path.exists() else 'none'}: run the study's own command, with --out."
+        )
+    return arguments
+
+
+def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
+    """Raise where options would make another study of the one in ``folder``.
+
+    Args:
+        given: the options that were written on the command line, by name.
+
+    Raises:
+        StudyError: it names the option.
+    """
     try:
-        asked: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StudyError(f"there is no study in {folder} to continue: {path} cannot be read.") from error
-    asked["compare_only"] = asked.pop("compare")
-    return {**asked, "out": folder}
+        wrong = study_file.conflict(folder, given)
+    except TargetError as error:
+        raise StudyError(str(error)) from error
+    if wrong is not None:
+        raise StudyError(
+            f"--resume {folder}: expected the options of the study there, got {wrong}: leave it out, or run another "
+            "study in another folder, with --out and without --resume."
+        )
 
 
 @contextlib.contextmanager

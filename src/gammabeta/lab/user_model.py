@@ -337,7 +337,7 @@ def _differentiate(target: str, model: nn.Module, loss: Tensor, *, finite: bool)
         )
     model.zero_grad()
     try:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
     except (Exception, SystemExit) as error:
         raise TaskError(f"--model {target}: the backward pass raised {in_one_line(error)}.") from error
     reached = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -3,7 +3,7 @@
 import traceback
 from pathlib import Path
 
-from gammabeta.lab.model_identity import is_installed
+from gammabeta.target import is_installed
 
 # Frames through which torch passes every call of a module, and which say nothing.
 _PASSING = ("_call_impl", "_wrapped_call_impl")

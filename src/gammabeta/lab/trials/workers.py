@@ -114,11 +114,14 @@ def _start(jobs: int) -> None:
     """
     import joblib
 
+    stopped: tuple[type[BaseException], ...] = (
+        *_died(), OSError, RuntimeError, TimeoutError, futures.TimeoutError, ProcessTimeout
+    )  # fmt: skip
     pool = joblib.Parallel(n_jobs=jobs, batch_size=1, timeout=SLOWEST_START)
     try:
         with _interrupt_ignored():
             pool([joblib.delayed(os.getpid)() for _ in range(jobs)])  # on a failure, joblib ends the workers
-    except (*_died(), OSError, RuntimeError, TimeoutError, futures.TimeoutError, ProcessTimeout) as error:
+    except stopped as error:
         why = str(error).partition("\n")[0].partition(". ")[0] or f"no answer in {SLOWEST_START:.0f} seconds"
         raise EngineError(
             f"--jobs {jobs}: expected {jobs} worker processes to start, got none that works ({why.rstrip('.')}): look "
@@ -219,13 +222,13 @@ def run_trials(
     """
     running = _Running([part for part in bundles(trials) if any(trial not in store for trial in part)], store, finished)
     died = False
-    while running.left and not running.hopeless:
+    while running.left and not running.is_hopeless():
         if not died:
             try:
                 with contextlib.closing(_finished(running.left, jobs)) as done:
                     for index, records in done:
                         running.take(running.left[index], records)
-                        if running.hopeless:
+                        if running.is_hopeless():
                             break
             except _died():
                 died = True
@@ -255,8 +258,7 @@ class _Running:
     failed: dict[str, tuple[Trial, str, str]] = field(default_factory=dict)
     succeeded: bool = False
 
-    @property
-    def hopeless(self) -> bool:
+    def is_hopeless(self) -> bool:
         """Whether the first failures are alike and nothing has succeeded."""
         return not self.succeeded and max(self.alike.values(), default=0) >= ATTEMPTS
 
@@ -278,7 +280,7 @@ class _Running:
     def one_by_one(self, jobs: int) -> None:
         """Run each bundle on its own, never in this process: of the two jobs asked for, one is used."""
         for part in self.left:
-            if self.hopeless:
+            if self.is_hopeless():
                 return
             try:
                 for _, records in _finished([part], max(jobs, 2)):
