@@ -40,6 +40,7 @@ LONG_TAIL = (
     "lab/claims/test_sync_equals_large_batch.py",
     "lab/test_comparison.py",
     "lab/test_study.py",
+    "lab/test_study_file.py",
     "lab/test_trial.py",
     "layers/test_on_import.py",
     "peers/test_module_gradients.py",

@@ -43,6 +43,11 @@ def _attempt(folder: str) -> int:
     return len((Path(folder) / "attempts").read_text())
 
 
+def count_and_fail(*, folder: str, index: int) -> dict:
+    _attempt(folder)
+    raise ValueError("always")
+
+
 def fail_at_first(*, folder: str, times: int) -> dict:
     attempt = _attempt(folder)
     if attempt <= times:

@@ -21,12 +21,31 @@ import torch
 from torch import nn
 
 _FORM = re.compile(r"(?P<where>.+?):(?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(.*\))?", re.DOTALL)
-_LIBRARY, _INSTALLED = ("stdlib", "platstdlib"), ("purelib", "platlib")
+_LIBRARY, _PACKAGES = (
+    tuple(Path(sysconfig.get_paths()[name]).resolve() for name in names)
+    for names in (("stdlib", "platstdlib"), ("purelib", "platlib"))
+)
+_TORCH, _OURS = (Path(file).resolve().parent for file in (torch.__file__, __file__))
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class TargetError(ValueError):
     """Failure to load a target. The message is one sentence for the person who named it."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function that a target names, and the arguments that the target gives it by name.
+
+    Attributes:
+        text: the target in a form that means the same in any working directory, with arguments in the order of names.
+    """
+
+    text: str
+    module: ModuleType
+    name: str
+    value: Callable[..., Any]
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,8 +108,8 @@ def load_object(text: str, model: nn.Module) -> Any:
     return _call(text, name, found, arguments, model) if callable(found) or arguments is not None else found
 
 
-def load_function(text: str) -> Any:
-    """Load the function that a target names; arguments in parentheses are for a function that returns it.
+def load_forward(text: str) -> Any:
+    """Load the forward function that a target names; arguments in parentheses are for a function that returns it.
 
     Args:
         text: as for `load_model`.
@@ -125,12 +144,51 @@ def load_value(text: str) -> Target:
     return Target(text, _call(text, name, found, arguments), *_place(module, found))
 
 
+def load_function(text: str) -> Function:
+    """Load the function that a target names, without calling it.
+
+    Args:
+        text: as for `load_model`; the arguments in parentheses must have names, since the caller gives the others.
+
+    Raises:
+        TargetError: it cannot be imported, does not exist, cannot be called, or has arguments without names.
+    """
+    module, name, arguments = _import(text)
+    found = _attribute(text, module, name)
+    if not callable(found):
+        raise TargetError(f"{text}: expected a function, got {type(found).__name__}.")
+    positional, by_name = _literals(text, arguments) if arguments is not None else ([], {})
+    if positional:
+        raise TargetError(
+            f"{text}: expected arguments with names, as {name}(width=64), got {arguments}: the others are given by the "
+            "study."
+        )
+    return Function(canonical(text), module, name, found, by_name)
+
+
 def in_any_folder(text: str) -> str:
     """Return the target with its file's absolute path, which means the same in any working directory."""
     form = _FORM.fullmatch(text)
     if form is None or not form["where"].endswith(".py"):
         return text
     return f"{Path(form['where']).expanduser().resolve()}{text[form.end('where') :]}"
+
+
+def canonical(text: str) -> str:
+    """Return the target as :func:`in_any_folder` does, with arguments in the order of their names."""
+    form = _FORM.fullmatch(in_any_folder(text))
+    if form is None or form["arguments"] is None:
+        return in_any_folder(text)
+    call = _parse(text, form["arguments"])  # a TargetError where it is none
+    words = [ast.unparse(argument) for argument in call.args]
+    words += sorted(f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in call.keywords)
+    return f"{form['where']}:{form['name']}" + (f"({', '.join(words)})" if words else "")
+
+
+def short(text: str) -> str:
+    """Return the target without the folders of its file."""
+    form = _FORM.fullmatch(text)
+    return text if form is None else f"{Path(form['where']).name}{text[form.end('where') :]}"
 
 
 def is_target(text: str) -> bool:
@@ -140,19 +198,9 @@ def is_target(text: str) -> bool:
         return False
     if form["where"].endswith(".py"):
         return True
-    _search(Path.cwd())
+    search(Path.cwd())
     package = form["where"].partition(".")[0]
     return package in sys.modules or (package.isidentifier() and importlib.util.find_spec(package) is not None)
-
-
-def import_target(text: str) -> tuple[ModuleType, str]:
-    """Import the module that a target names; return it and the name in it.
-
-    Raises:
-        TargetError: the text has another form, or the module cannot be imported.
-    """
-    module, name, _ = _import(text)
-    return module, name
 
 
 def line_of(error: BaseException) -> str:
@@ -161,17 +209,15 @@ def line_of(error: BaseException) -> str:
     The innermost line that is neither the standard library's, nor an installed package's, nor ours. If all are, that of
     an installed package.
     """
-    paths = sysconfig.get_paths()
-    library, installed = ([Path(paths[key]).resolve() for key in keys] for keys in (_LIBRARY, _INSTALLED))
     found = ""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename).resolve()
-        if not path.is_file() or path.is_relative_to(Path(__file__).parent):
+        if not path.is_file() or path.is_relative_to(_OURS):
             continue
         here = f" ({path.name}, line {frame.lineno})"
-        if any(path.is_relative_to(folder) for folder in installed):
+        if any(path.is_relative_to(folder) for folder in (*_PACKAGES, _TORCH)):
             found = found or here
-        elif not any(path.is_relative_to(folder) for folder in library):
+        elif not any(path.is_relative_to(folder) for folder in _LIBRARY):
             return here
     return found
 
@@ -188,12 +234,14 @@ def _import(text: str) -> tuple[ModuleType, str, str | None]:
     where = form["where"]
     try:
         if not where.endswith(".py"):
-            _search(Path.cwd())
-            return importlib.import_module(where), form["name"], form["arguments"]
+            search(Path.cwd())
+            module = importlib.import_module(where)
+            _refuse_another(text, where, module)
+            return module, form["name"], form["arguments"]
         path = Path(where).expanduser().resolve()
         if not path.is_file():
             raise TargetError(f"{text}: there is no file {where}.")
-        _search(path.parent)
+        search(path.parent)
         return _load_file(path), form["name"], form["arguments"]
     except TargetError:
         raise
@@ -203,12 +251,54 @@ def _import(text: str) -> tuple[ModuleType, str, str | None]:
             'a script under `if __name__ == "__main__":`.'
         ) from error
     except Exception as error:
+        if where.endswith(".py") and _imports_relatively(error, path):
+            raise TargetError(f"{text}: {_way_out(path, text[form.end('where') :])}") from error
         raise TargetError(f"{text}: cannot import {where}: {_describe(error)}") from error
 
 
-def _search(folder: Path) -> None:
+def is_installed(path: Path) -> bool:
+    """Return whether a file belongs to Python, an installed package, torch or gammabeta, and is not the user's own."""
+    return any(path.is_relative_to(folder) for folder in (*_LIBRARY, *_PACKAGES, _TORCH, _OURS))
+
+
+def search(folder: Path) -> None:
+    """Let imports find what is in a folder.
+
+    The folder comes last: a file there that has the name of a module of Python's or of an installed package, such as
+    queue.py, must not take its place.
+    """
     if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+        sys.path.append(str(folder))
+
+
+def _refuse_another(text: str, where: str, module: ModuleType) -> None:
+    """Raise where the package of the working directory is hidden by an installed one of its name."""
+    top, _, _ = where.partition(".")
+    here = Path.cwd() / top
+    found = getattr(sys.modules.get(top, module), "__file__", None)
+    own = next((path for path in (here / "__init__.py", here.with_suffix(".py")) if path.is_file()), None)
+    if own is not None and found is not None and is_installed(Path(found).resolve()):
+        raise TargetError(
+            f"{text}: expected {top} of the working directory, got {found}, which Python finds first: rename one of "
+            f"them, or set PYTHONPATH={Path.cwd()}."
+        )
+
+
+def _imports_relatively(error: BaseException, path: Path) -> bool:
+    """Whether a file could not be imported on its own because of a relative import of its own."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    own = any(Path(frame.filename).resolve() == path for frame in last)
+    return own and isinstance(error, ImportError) and "relative import" in str(error)
+
+
+def _way_out(path: Path, rest: str) -> str:
+    """Say how to name a file of a package that imports relatively."""
+    top = path.parent.parent
+    while (top / "__init__.py").is_file():
+        top = top.parent
+    module = ".".join(path.relative_to(top).with_suffix("").parts).removesuffix(".__init__")
+    place = "" if top == Path.cwd() else f", and run the command in {top}"
+    return f"it imports relatively, which a file on its own cannot: name it as a module, {module}{rest}{place}."
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -275,16 +365,26 @@ def _required(found: Callable[..., Any]) -> list[str]:
 
 
 def _literals(text: str, arguments: str) -> tuple[list[Any], dict[str, Any]]:
+    call = _parse(text, arguments)
     try:
-        call = ast.parse("f" + arguments, mode="eval").body
-        if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
-            raise ValueError(arguments)
         positional = [ast.literal_eval(argument) for argument in call.args]
         return positional, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (TypeError, ValueError) as error:
+        raise _no_literals(text, arguments) from error
+
+
+def _parse(text: str, arguments: str) -> ast.Call:
+    try:
+        call = ast.parse("f" + arguments, mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise TargetError(
-            f"{text}: expected literals in parentheses, as (18, pretrained=False), got {arguments}."
-        ) from error
+        raise _no_literals(text, arguments) from error
+    if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
+        raise _no_literals(text, arguments)
+    return call
+
+
+def _no_literals(text: str, arguments: str) -> TargetError:
+    return TargetError(f"{text}: expected literals in parentheses, as (18, pretrained=False), got {arguments}.")
 
 
 def _place(module: ModuleType, found: Any) -> tuple[str | None, int]:

@@ -309,6 +309,37 @@ def test_mistakes_get_one_sentence(words, says, tmp_path, monkeypatch):
     assert says in result.stderr
 
 
+RAISES = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+    def forward(self, x):
+        return helper(x)
+def helper(x):
+    raise RuntimeError("of the user")
+def build(input_shape, classes, norm):
+    return nn.Sequential(Net(norm(1)))
+"""
+
+
+def test_the_users_own_traceback_is_shown_once_and_begins_in_the_users_code(tmp_path, monkeypatch):
+    (tmp_path / "raises.py").write_text(RAISES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    result = run("study", "--quick", "--model", "raises.py:build")
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert [line.split(", in ")[1] for line in lines if line.startswith("  File ")] == ["forward", "helper"]
+    assert lines[-2:] == [
+        "RuntimeError: of the user",
+        "gammabeta: --model raises.py:build: the model does not take a batch of shape (8, 1, 8, 8): RuntimeError: of "
+        "the user.",
+    ]
+    assert not (tmp_path / "gammabeta-study").exists()
+
+
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = command("study", "--data", "mnist:nowhere.npz", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

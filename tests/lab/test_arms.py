@@ -9,10 +9,12 @@ from torch import nn
 import gammabeta as gb
 from gammabeta.benchmarks.subjects.training_step import load_timm
 from gammabeta.lab.images.arms import ArmError, Unnormalized, batch_norms, put
-from gammabeta.lab.images.networks import build, impossible_arms, takes_norm, user_network
+from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import train
+from gammabeta.lab.images.user_network import impossible_arms, user_network
 from gammabeta.lab.norms import GHOST_SIZE, NORMS, ChannelRMSNorm, groups, norm
 from gammabeta.lab.sources import load, source
+from gammabeta.lab.user_model import takes_norm
 
 DIGITS = source("digits")
 ARMS = ("none", "batch", "layer", "group", "instance", "rms", "ghost", "renorm")

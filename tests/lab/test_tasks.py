@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.lab.images.networks import build, load_builder, user_network
+from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import batches, crossing, exact_statistics, train
+from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.norms import NORMS, groups, norm
 from gammabeta.lab.sources import load, source
 from gammabeta.lab.task import TaskError
+from gammabeta.lab.user_model import load_builder
 
 DIGITS = source("digits")
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist.npz"
@@ -251,11 +253,8 @@ def test_a_users_model_is_built_with_each_norm(tmp_path):
     ("text", "said"),
     [
         ("import no_such_module", "cannot import {file}: ModuleNotFoundError: No module named 'no_such_module'."),
-        ("x = 1", "{file} has no build."),
-        (
-            "build = 3",
-            "expected a function build(input_shape, classes, norm) or build(input_shape, classes), got int.",
-        ),
+        ("x = 1", "net has no build."),
+        ("build = 3", "expected a function, got int."),
         (
             "def build(a): return 1",
             "expected a function build(input_shape, classes, norm) or build(input_shape, classes), got build(a).",

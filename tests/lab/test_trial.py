@@ -7,6 +7,7 @@ import platform
 import re
 import resource
 import signal
+import subprocess
 import sys
 import warnings
 
@@ -235,7 +236,7 @@ def test_a_failing_trial_is_named_and_those_before_it_are_kept(tmp_path):
     store = Store(tmp_path / "out")
     good = counted(tmp_path, "a")[0]
     bad = Trial(f"{HERE}:fail", {"reason": "no more images"})
-    expected = f'the trial {HERE}:fail with {{"reason":"no more images"}} failed 3 times: ValueError: no more images'
+    expected = f"the trial {HERE}:fail (reason no more images) failed 3 times: ValueError: no more images"
     with pytest.raises(TrialError, match=f"^{re.escape(expected)}$") as caught:
         run_trials([good, bad], store, jobs=1)
     assert "in fail" in caught.value.details
@@ -438,3 +439,71 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
     expected = "^--engine dask: distributed is not installed: pip install dask.$"
     with pytest.raises(EngineError, match=expected), connected("dask", None, 2):
         pass
+
+
+# --- worker processes that cannot start ---
+
+POOL = """
+import os
+import sys
+
+sys.path.remove("")  # as for a console script
+from gammabeta.lab.trials import workers
+from gammabeta.lab.trials.store import Store
+from gammabeta.lab.trials.trial import Trial
+
+os.chdir(sys.argv[1])
+if sys.argv[2] == "unprotected":
+    import contextlib
+    workers._own_modules_last = contextlib.nullcontext
+try:
+    with workers.connected("loky", None, 2) as jobs:
+        trials = [Trial("tests.trial_functions:where", {"index": index}) for index in range(3)]
+        found = workers.run_trials(trials, Store("out"), jobs=jobs)
+        print(os.getpid() not in {record["result"]["process"] for record in found}, "PYTHONSAFEPATH" in os.environ)
+except workers.EngineError as error:
+    print(error)
+print("PYTHONSAFEPATH" in os.environ)
+"""
+
+
+def pool(folder, how):
+    (folder / "queue.py").write_text("raise RuntimeError('the queue of the user')")
+    root = os.getcwd()
+    places = {"PYTHONPATH": os.pathsep.join([os.path.join(root, "src"), root])}
+    environment = {**{k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}, **places}
+    done = subprocess.run(
+        [sys.executable, "-c", POOL, str(folder), how], capture_output=True, text=True, timeout=300, env=environment
+    )
+    return done.stdout.splitlines(), done.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 always imports from the working directory first")
+def test_a_file_of_the_users_with_a_name_of_pythons_does_not_stop_the_workers(tmp_path):
+    said, errors = pool(tmp_path, "protected")
+    assert said == ["True True", "False"], errors
+    assert "the queue of the user" not in errors
+
+
+def test_workers_that_cannot_start_end_the_study_with_a_sentence(tmp_path):
+    said, errors = pool(tmp_path, "unprotected")
+    assert "the queue of the user" in errors
+    assert said[0].startswith("--jobs 2: expected 2 worker processes to start, got none that works (")
+    assert said[0].endswith("--jobs 1 needs no workers.")
+    assert said[1:] == ["False"]
+
+
+def test_the_first_three_failures_that_are_alike_end_the_others(tmp_path):
+    trials = [Trial(f"{HERE}:count_and_fail", {"folder": str(tmp_path), "index": index}) for index in range(20)]
+    with pytest.raises(TrialError) as failed:
+        run_trials(trials, Store(tmp_path / "out"), jobs=1)
+    assert len((tmp_path / "attempts").read_text()) == 3
+    assert str(failed.value) == (
+        f"the trial {HERE}:count_and_fail (folder {tmp_path}, index 0) and others failed alike, so that the rest of 20 "
+        "did not run: ValueError: always"
+    )
+    # from the first frame outside gammabeta on, and no further
+    assert failed.value.details.startswith('Traceback (most recent call last):\n  File "')
+    assert "perform" not in failed.value.details
+    assert "count_and_fail" in failed.value.details
+    assert failed.value.details.endswith("ValueError: always")

@@ -19,7 +19,7 @@ from gammabeta.diagnostics.findings import SEVERITIES, Diagnosis
 from gammabeta.diagnostics.mistaken import why_no_batch, why_no_loader
 from gammabeta.diagnostics.selection import SelectionError, check_patterns
 from gammabeta.introspection.forward import BatchError
-from gammabeta.target import TargetError, line_of, load_function, load_model, load_object
+from gammabeta.target import TargetError, line_of, load_forward, load_model, load_object
 
 # Options of a check that only a model can use.
 _FOR_MODELS = ("inputs", "loader", "optimizer", "forward")
@@ -167,7 +167,7 @@ def _given(request: Request, model: Any) -> dict[str, Any]:
             "--forward: expected a batch for it as well, got neither --inputs nor --loader: pass one of them."
         )
     given = {
-        name: load_function(text) if name == "forward" else load_object(text, model)
+        name: load_forward(text) if name == "forward" else load_object(text, model)
         for name in _FOR_MODELS
         if (text := getattr(request, name)) is not None
     }

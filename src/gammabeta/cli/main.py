@@ -52,6 +52,7 @@ def gammabeta_command(
 
 @app.command()
 def study(
+    context: typer.Context,
     names: options.ClaimNames = None,
     claims: options.Claims = None,
     quick: options.Quick = False,
@@ -92,8 +93,13 @@ def study(
         "address": address,
     }
     console = Console()
+    if resume is not None and fresh:
+        _fail(
+            f"--resume {resume} --fresh: expected one of the two, got both: --resume goes on with the finished trials, "
+            "and --fresh discards them."
+        )
     engine = _need("jinja2", "plotly", "gammabeta.lab.study")
-    results = _run_study(engine, asked, resume, fresh, console)
+    results = _run_study(engine, asked, resume, fresh, console, _given(context))
     _draw(results, out if resume is None else resume, console)
     if results.get("failed"):
         raise typer.Exit(FOUND)
@@ -267,15 +273,22 @@ def _need(*modules: str) -> ModuleType:
 
 
 def _run_study(
-    engine: ModuleType, asked: dict[str, Any], resume: Path | None, fresh: bool, console: Console
+    engine: ModuleType, asked: dict[str, Any], resume: Path | None, fresh: bool, console: Console, given: set[str]
 ) -> dict[str, Any]:
-    """Run a study, or resume the one in a folder with what may be changed; leave the command where it fails."""
+    """Run a study, or resume the one in a folder with what may be changed; leave the command where it fails.
+
+    Args:
+        given: the names of the options that were written on the command line.
+    """
     out = asked["out"] if resume is None else resume
     try:
         if resume is not None:
-            asked = {**engine.asked_for(resume), **_changes_on_resuming(asked)}
+            engine.refuse_on_resuming(resume, {name: asked[name] for name in given & asked.keys()})
+            asked = {**engine.asked_for(resume), **_changes_on_resuming(asked, given)}
         results: dict[str, Any] = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:
+        if error.details:
+            say(error.details)
         _fail(str(error))
     except engine.Interrupted as stopped:
         _draw_what_is_there(out)
@@ -287,10 +300,18 @@ def _run_study(
     return results
 
 
-def _changes_on_resuming(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that count although the study is resumed."""
-    changes = {name: asked[name] for name in ("jobs", "engine", "address")}
-    return changes if asked["seeds"] is None else {**changes, "seeds": asked["seeds"]}
+def _given(context: typer.Context) -> set[str]:
+    """Return the names of the options that were written on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+def _changes_on_resuming(asked: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """Return the options that count although the study is resumed: who computes, more seeds, and what to measure."""
+    changes: dict[str, Any] = {name: asked[name] for name in ("seeds", "jobs", "engine", "address") if name in given}
+    if asked["claims"] is not None or asked["compare_only"]:
+        changes |= {name: asked[name] for name in ("claims", "compare_only")}
+    return changes
 
 
 def _draw(results: dict[str, object], out: Path, console: Console) -> None:

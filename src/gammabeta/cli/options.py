@@ -52,7 +52,7 @@ Model = Annotated[
         "--model",
         metavar="TARGET",
         help="Your network: [bold]package.module:function[/] or [bold]file.py:function[/], called "
-        "function(input_shape, classes, norm).",
+        "function(input_shape, classes, norm); [bold]file.py:function(width=64)[/] adds arguments.",
         show_default=False,
     ),
 ]
@@ -90,8 +90,8 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="DIR",
-        help="Continue the study in DIR with its own options; only --jobs, --engine, --address and more --seeds may "
-        "change.",
+        help="Continue the study in DIR with its own data, model and options, from any folder. Claims and --compare "
+        "add to it; --jobs, --engine, --address and --seeds may change.",
         show_default=False,
     ),
 ]

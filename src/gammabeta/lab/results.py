@@ -3,9 +3,11 @@
 import contextlib
 import datetime
 import json
+import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,18 @@ import torch
 
 import gammabeta
 from gammabeta.lab.claim import Claim
+from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import Comparison
 from gammabeta.lab.kinds import KINDS
-from gammabeta.lab.outcome import Outcome, Room
+from gammabeta.lab.outcome import Effect, Outcome, Room
 from gammabeta.lab.recommendation import Run, failed, not_compared, recommend
 from gammabeta.lab.task import Kind
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores, plain
 from gammabeta.pages.atomic import write_atomically
+
+SCHEMA = 2
+_NUMBERS = ("value", "low", "high")  # of an effect; null in JSON where they are not finite
 
 
 class Results:
@@ -31,7 +37,16 @@ class Results:
         outcomes: of the claims that were decided, by name.
     """
 
-    def __init__(self, folder: str | Path, *, command: str, tasks: Sequence[dict[str, Any]], quick: bool) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        command: str,
+        tasks: Sequence[dict[str, Any]],
+        quick: bool,
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Begin with what an earlier run of the same study found, the content of its ``results.json``."""
         self.path = Path(folder) / "results.json"
         self.outcomes: dict[str, Outcome] = {}
         self._comparisons: list[Comparison] = []
@@ -39,7 +54,7 @@ class Results:
         self._names = ", ".join(task["name"] for task in tasks)
         self._start = time.perf_counter()
         self.content: dict[str, Any] = {
-            "schema": 2,
+            "schema": SCHEMA,
             "gammabeta": gammabeta.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
@@ -55,17 +70,25 @@ class Results:
             "failed": [],
             "trials": {},
         }
+        self._own = command
+        self._kept: list[dict[str, Any]] = []
+        self._spent = 0.0
+        if before is not None:
+            self._spent = float(before["seconds"])
+            self._kept = [said for said in before["recommendations"] if "table" in said]
+            self.content |= {name: before[name] for name in ("claims", "failed", "trials")}
+            self.outcomes = {claim["name"]: _outcome(claim) for claim in before["claims"]}
 
     def compared(self, comparisons: Sequence[Comparison]) -> list[str]:
         """Keep the comparisons on one kind of data, and return their recommendations' headlines."""
+        for kind in {comparison.kind for comparison in comparisons}:
+            self._forget_failure(f"comparison on {kind}")
         self._comparisons += comparisons
-        self.write()
-        known = len(self._comparisons)
-        own = self.content["recommendations"][known - len(comparisons) : known]
-        return [recommendation["headline"] for recommendation in own]
+        return [recommendation["headline"] for recommendation in self.write()[-len(comparisons) :]]
 
     def not_compared(self, kind: Kind, error: str) -> None:
         """Keep that the comparison on one kind of data failed."""
+        self._forget_failure(f"comparison on {kind}")
         self.content["failed"].append(f"comparison on {kind}: {error}")
         self._broken.append(failed(kind, error))
         self.write()
@@ -73,51 +96,102 @@ class Results:
     def decided(self, claim: Claim, outcome: Outcome, seconds: float, store: Store) -> None:
         """Keep a claim's outcome, with the records of its trials."""
         self.outcomes[claim.name] = outcome
-        self.content["claims"].append({**_facts(claim), **outcome.to_json(), "seconds": round(seconds, 2)})
+        if outcome.verdict != "failed":
+            self._forget_failure(claim.name)
+        self._enter({**_facts(claim), **outcome.to_json(), "seconds": round(seconds, 2)})
         for trial in outcome.trials:
             self.content["trials"][trial.key] = {key: value for key, value in store[trial].items() if key != "key"}
         self.write()
 
     def failed(self, claim: Claim, error: str) -> Outcome:
         """Keep that a claim's trials failed, and return the outcome that says so."""
+        self._forget_failure(claim.name)
         self.content["failed"].append(f"{claim.name}: {error}")
         return Outcome("failed", error, [], Room(False, "not measured"))
 
     def interrupted(self, claim: Claim, seconds: float) -> None:
-        """Keep that a claim was interrupted."""
-        self.content["claims"].append(
-            {
-                **_facts(claim),
-                "verdict": "interrupted",
-                "sentence": "interrupted before it was decided",
-                "effects": [],
-                "room": {"holds": True, "control": "not measured yet"},
-                "pictures": [],
-                "tables": [],
-                "trials": [],
-                "seconds": round(seconds, 2),
-            }
-        )
+        """Keep that a claim was interrupted, unless an earlier run has decided it."""
+        if claim.name not in self.outcomes or self.outcomes[claim.name].verdict in ("failed", "interrupted"):
+            self._enter(
+                {
+                    **_facts(claim),
+                    "verdict": "interrupted",
+                    "sentence": "interrupted before it was decided",
+                    "effects": [],
+                    "room": {"holds": True, "control": "not measured yet"},
+                    "pictures": [],
+                    "tables": [],
+                    "trials": [],
+                    "seconds": round(seconds, 2),
+                }
+            )
         self.write()
 
-    def write(self) -> None:
-        """Recommend by what has been found so far, and write the file."""
-        quick, command = self.content["quick"], self.content["command"]
-        embedded = len(self.content["tasks"]) > 1
+    def _enter(self, claim: dict[str, Any]) -> None:
+        """Put a claim in place of what an earlier run said about it, in the order of all claims."""
+        order = [known.name for known in CLAIMS]
+        others = [entry for entry in self.content["claims"] if entry["name"] != claim["name"]]
+        entries = [*others, {**claim, "command": self._own}]
+        self.content["claims"] = sorted(
+            entries, key=lambda entry: order.index(entry["name"]) if entry["name"] in order else len(order)
+        )
+        used = {key for entry in entries for key in entry["trials"]}
+        self.content["trials"] = {key: trial for key, trial in self.content["trials"].items() if key in used}
+
+    def _forget_failure(self, name: str) -> None:
+        self.content["failed"] = [text for text in self.content["failed"] if not text.startswith(f"{name}: ")]
+
+    def write(self) -> list[dict[str, Any]]:
+        """Recommend by what has been found so far, write the file, and return this run's recommendations."""
+        quick, tasks = self.content["quick"], self.content["tasks"]
+        embedded = len(tasks) > 1
         made = [
             {
                 **recommend(
                     comparison,
                     self.outcomes,
-                    Run(quick, command, KINDS[comparison.kind].embedded if embedded else ""),
+                    Run(quick, self._own, KINDS[comparison.kind].embedded if embedded else ""),
                 ),
                 **comparison.to_json(),
+                "command": self._own,
             }
             for comparison in self._comparisons
         ]
-        self.content["recommendations"] = [*made, *self._broken] or [not_compared(self._names, self.outcomes)]
-        self.content["seconds"] = round(time.perf_counter() - self._start, 1)
+        renewed = {_circumstances(said) for said in made}
+        kept = [said for said in self._kept if _circumstances(said) not in renewed]
+        # by kind; what earlier runs recommended under other circumstances comes after
+        order = sorted([*made, *kept], key=lambda said: list(KINDS).index(said["kind"]))
+        self.content["recommendations"] = [*order, *self._broken] or [not_compared(self._names, self.outcomes)]
+        entries = [*self.content["claims"], *order]
+        commands = [entry["command"] for entry in entries if entry.get("command")]
+        self.content["command"] = " && ".join(dict.fromkeys([*commands, self._own]))
+        self.content["seconds"] = round(self._spent + time.perf_counter() - self._start, 1)
         write(self.content, self.path)
+        return made
+
+
+def read(folder: str | Path) -> dict[str, Any] | None:
+    """Return the results in a folder; None where there are none that can be continued."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.get("schema") == SCHEMA:
+            return content
+    return None
+
+
+def _circumstances(said: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a recommendation is for, apart from the network: a run renews those of all networks of a kind."""
+    return said["kind"], said["batch_size"], said["devices"]
+
+
+def _outcome(claim: Mapping[str, Any]) -> Outcome:
+    """Return what a recommendation quotes of a claim in ``results.json``."""
+    known = {field.name for field in fields(Effect)}
+    effects = []
+    for effect in claim["effects"]:
+        own = {name: value for name, value in effect.items() if name in known}
+        effects.append(Effect(**{**own, **{name: math.nan for name in _NUMBERS if own[name] is None}}))
+    return Outcome(claim["verdict"], claim["sentence"], effects, Room(**claim["room"]))
 
 
 def elsewhere(claim: Claim, task: dict[str, Any]) -> Outcome:

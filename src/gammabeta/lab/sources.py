@@ -14,7 +14,7 @@ from gammabeta.lab.kinds import KINDS, Form
 from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.text.task import TextTask
-from gammabeta.target import is_target
+from gammabeta.target import canonical, is_target
 
 AnyTask = Task | SequenceTask | TextTask
 
@@ -53,6 +53,14 @@ def source(data: str) -> dict[str, str]:
         made = user_data.read(data)
         return {"data": f"{_USER}{made.kind}:{made.target}", "fingerprint": made.fingerprint}
     raise TaskError(f"--data {data}: expected {_forms()}.")
+
+
+def resolved(data: str) -> str:
+    """Return what ``--data`` names in a form that means the same in any working directory; nothing is read."""
+    prefix, colon, argument = data.partition(":")
+    if prefix in FORMS:
+        return f"{prefix}:{_resolved(argument)}" if colon else data
+    return canonical(data)
 
 
 def _resolved(argument: str) -> Path:

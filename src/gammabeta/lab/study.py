@@ -4,11 +4,10 @@ Every finished trial is on disk before the next begins, so that an interrupted s
 """
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,25 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 import gammabeta
 from gammabeta.arguments import did_you_mean
+from gammabeta.lab import study_file
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
-from gammabeta.lab.images.networks import user_network
+from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.outcome import tally
-from gammabeta.lab.results import Results, elsewhere, write
+from gammabeta.lab.results import Results, elsewhere, read
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
 from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
+from gammabeta.lab.user_traceback import own_traceback
+from gammabeta.target import TargetError
 
 # A study's seeds and its tuning seeds share a thousand numbers.
 SEEDS = range(2, 901)
@@ -48,27 +50,18 @@ COLOURS = {
     "does not apply": "bright_black",
     "failed": "bold red",
 }
-# What study.json holds, by name.
-_NOTHING = type(None)
-ASKED = {
-    "claims": (list, _NOTHING),
-    "data": (str, _NOTHING),
-    "model": (str, _NOTHING),
-    "quick": (bool,),
-    "out": (_NOTHING,),
-    "jobs": (int, _NOTHING),
-    "seed": (int,),
-    "seeds": (int, _NOTHING),
-    "batch_size": (int, _NOTHING),
-    "devices": (int,),
-    "compare": (bool,),
-    "engine": (str,),
-    "address": (str, _NOTHING),
-}
 
 
 class StudyError(Exception):
-    """What the user asked for cannot be done; the message is one sentence that says what to do."""
+    """What the user asked for cannot be done; the message is one sentence that says what to do.
+
+    Attributes:
+        details: the traceback from the user's code on, where the user's model or data function raised; else "".
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -145,11 +138,16 @@ def study(
                 comparing = [of_kind for of_kind in comparing if of_kind == "images"]
             if "images" in comparing:
                 _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
-            store = Store(out, fresh=fresh)
-            write({"claims": claims and list(claims), **asked, "out": None}, Path(out) / "study.json")
+            run = {
+                "identity": study_file.identity(sources, user, asked),
+                "asked": asked,
+                "claims": claims and list(claims),
+                "compare": compare_only,
+            }
+            store, before = _opened(out, run, fresh=fresh, console=console)
         except (TaskError, StoreError) as error:
-            raise StudyError(str(error)) from error
-        results = Results(out, command=command, tasks=tasks, quick=quick)
+            raise StudyError(str(error), own_traceback(error)) from error
+        results = Results(out, command=command, tasks=tasks, quick=quick, before=before)
         with (
             contextlib.closing(store),
             _errors_of_the_machine(),
@@ -173,6 +171,7 @@ class _Running:
     heartbeat: Heartbeat
     shown: Callable[[str, int], Callable[[int, int], None]]
     command: str
+    tracebacks: set[str] = field(default_factory=set)
 
     def say(self, colour: str, word: str, text: str) -> None:
         """Print a line that begins with a word in colour."""
@@ -210,6 +209,7 @@ class _Running:
             found = compare(of_kind, self.experiment, batch_size, devices)
         except TrialError as error:
             self.say("red", "failed", f"[bold]comparison on {of_kind}[/]: {escape(str(error))}")
+            self._show(error.details)
             self.results.not_compared(of_kind, str(error))
             return
         for headline in self.results.compared(found):
@@ -230,6 +230,7 @@ class _Running:
             raise
         except TrialError as error:
             outcome = self.results.failed(claim, str(error))
+            self._show(error.details)
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
         counted = f"{tally(outcome.regimes)}; " if outcome.regimes and outcome.room.holds else ""
         self.say(
@@ -237,6 +238,13 @@ class _Running:
             outcome.verdict,
             f"[bold]{claim.name}[/]: {escape(counted + outcome.sentence)}",
         )
+
+    def _show(self, details: str) -> None:
+        """Print the traceback of a trial that failed, the first time that it occurs."""
+        if details and details not in self.tracebacks:
+            self.tracebacks.add(details)
+            self.console.print(escape(details), style="dim", highlight=False)
+            self.heartbeat.written()
 
 
 def _chosen(names: Sequence[str] | None) -> list[Claim]:
@@ -273,6 +281,34 @@ def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
     return sources
 
 
+def _opened(
+    out: str | Path, run: Mapping[str, Any], *, fresh: bool, console: Console
+) -> tuple[Store, dict[str, Any] | None]:
+    """Open the folder's trials, and say in study.json what the folder holds.
+
+    Returns:
+        The store, and the results so far of the same study; None where there are none.
+
+    Raises:
+        TaskError: the folder's study was about other data of the same name. Nothing is changed then.
+        StoreError: the folder cannot be used.
+    """
+    before = None if fresh else study_file.read(out)
+    study_file.refuse_other_data(out, before, run)
+    store = Store(out, fresh=fresh)
+    try:
+        same = before if before is not None and before["identity"] == run["identity"] else None
+        moved = study_file.set_aside(out) if same is None and not fresh else None
+        study_file.write(out, same, run)
+    except StoreError:
+        store.close()
+        raise
+    if moved is not None:
+        text = f"{out} held another study, whose results are in {moved} now."
+        console.print(escape(text), soft_wrap=True, highlight=False)
+    return store, read(out) if same is not None else None
+
+
 def _check_batch(batch_size: int, devices: int, images: int) -> None:
     if 2 * batch_size * devices > images:
         raise TaskError(
@@ -307,42 +343,39 @@ def _errors_of_the_machine() -> Iterator[None]:
 
 
 def asked_for(folder: str | Path) -> dict[str, Any]:
-    """Return the arguments of the study in ``folder``, to continue it.
+    """Return the arguments that continue the study in ``folder``: its last run, and what earlier runs left open.
 
     Raises:
         StudyError: there is no study in the folder.
     """
-    path = Path(folder) / "study.json"
+    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS])
+    if arguments is None:
+        path = Path(folder) / "study.json"
+        raise StudyError(
+            f"there is no study in {folder} to continue: expected {path} of this version of gammabeta, got "
+            f"{'another' if path.exists() else 'none'}: run the study's own command, with --out."
+        )
+    return arguments
+
+
+def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
+    """Raise where options would make another study of the one in ``folder``.
+
+    Args:
+        given: the options that were written on the command line, by name.
+
+    Raises:
+        StudyError: it names the option.
+    """
     try:
-        asked = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise StudyError(f"there is no study in {folder} to continue: {path} cannot be read.") from error
-    wrong = _what_is_wrong(asked)
+        wrong = study_file.conflict(folder, given)
+    except TargetError as error:
+        raise StudyError(str(error)) from error
     if wrong is not None:
         raise StudyError(
-            f"{path}: expected the options of a study by gammabeta {gammabeta.__version__}, got {wrong}: another "
-            "version wrote it; give the options again, without --resume."
+            f"--resume {folder}: expected the options of the study there, got {wrong}: leave it out, or run another "
+            "study in another folder, with --out and without --resume."
         )
-    asked["compare_only"] = asked.pop("compare")
-    return {**asked, "out": folder}
-
-
-def _what_is_wrong(asked: Any) -> str | None:
-    """Return how the content of a study.json differs from what a study writes; None if it does not."""
-    if not isinstance(asked, dict):
-        return f"a {type(asked).__name__}"
-    if unknown := sorted(set(asked) - set(ASKED)):
-        return f"an unknown {unknown[0]}"
-    for name, kinds in ASKED.items():
-        if name not in asked:
-            return f"none for {name}"
-        value = asked[name]
-        # A bool is an int to isinstance, and no number here.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            return f"{value!r} for {name}"
-    if not all(isinstance(claim, str) for claim in asked["claims"] or ()):
-        return f"{asked['claims']!r} for claims"
-    return None
 
 
 @contextlib.contextmanager

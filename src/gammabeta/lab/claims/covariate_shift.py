@@ -132,7 +132,8 @@ class GradientShift:
 
     def __init__(self, model: nn.Module, order: Sequence[nn.Module], seed: int) -> None:
         self.model, self.order, self.seed = model, order, seed
-        self.places = [place for place, module in enumerate(order) if is_layer(module)][1:]
+        layers = [place for place, module in enumerate(order) if is_layer(module)]
+        self.places = [place for place in layers[1:] if weight_of(order[place]).requires_grad]
 
     def before(self, x_nchw: Tensor, y_n: Tensor) -> None:
         """Record the gradients and the parameters before the step."""
@@ -143,7 +144,7 @@ class GradientShift:
     def after(self) -> dict[str, float] | None:
         """Return the mean over layers of 1 − cosine and of the relative l2 distance.
 
-        None where a gradient is zero or not finite.
+        None where a gradient is zero or not finite, or where there is no layer but the first and frozen ones.
         """
         new = self._values()
         cosine, l2 = [], []
@@ -157,7 +158,7 @@ class GradientShift:
             cosine.append(1.0 - float((g * moved).sum() / size))
             l2.append(float((moved - g).norm() / g.norm()))
         self._set(new)
-        return {"cosine": mean(cosine), "l2": mean(l2)}
+        return {"cosine": mean(cosine), "l2": mean(l2)} if cosine else None
 
     def _values(self) -> dict[nn.Module, list[Tensor]]:
         return {
@@ -172,6 +173,8 @@ class GradientShift:
                 parameter.copy_(value)
 
     def _gradients(self, places: Sequence[int]) -> list[Tensor]:
+        if not places:
+            return []
         x_nchw, y_n = self.batch
         with gb.frozen_statistics(self.model), same_draws(self.model, self.seed):
             loss = functional.cross_entropy(self.model(x_nchw), y_n)
@@ -206,8 +209,9 @@ def shift(
             if step:
                 alike = [cka(x, y) for x, y in zip(last, now, strict=True)]
                 known = [1.0 - value for value in alike if value is not None]
-                found["input"].append([step, mean(known) if len(known) == len(alike) else None])
-                found["moments"].append([step, mean(moments_moved(x, y) for x, y in zip(last, now, strict=True))])
+                found["input"].append([step, mean(known) if known and len(known) == len(alike) else None])
+                moved_by = [moments_moved(x, y) for x, y in zip(last, now, strict=True)]
+                found["moments"].append([step, mean(moved_by) if moved_by else None])
             last = now
             if step < STEPS:
                 gradients.before(*stream[step])

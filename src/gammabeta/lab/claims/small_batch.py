@@ -50,8 +50,9 @@ import torch
 from torch import nn
 
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.images.networks import build, describe, impossible_arms
+from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import chance
+from gammabeta.lab.images.user_network import impossible_arms
 from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import GHOST_SIZE, NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table

@@ -82,7 +82,8 @@ class Surface:
 
     def __init__(self, model: nn.Module, x_nchw: Tensor, y_n: Tensor, seed: int) -> None:
         self.model, self.x_nchw, self.y_n, self.seed = model, x_nchw, y_n, seed
-        self.weights = [weight_of(module) for module in model.modules() if is_layer(module)]
+        layers = [weight_of(module) for module in model.modules() if is_layer(module)]
+        self.weights = [weight for weight in layers if weight.requires_grad]
 
     def loss(self) -> Tensor:
         with gb.frozen_statistics(self.model), same_draws(self.model, self.seed):
@@ -90,7 +91,9 @@ class Surface:
 
     def gradient(self) -> tuple[float, list[Tensor]]:
         loss = self.loss()
-        return float(loss.detach()), list(torch.autograd.grad(loss, self.weights))
+        # a user's model may hold layers that its forward does not call
+        gradients = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+        return float(loss.detach()), list(gradients)
 
     def unit(self) -> float:
         """Return the root of the mean squared norm of the weights, for steps in absolute units."""

@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.images.networks import build, describe, impossible_arms
+from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import chance
+from gammabeta.lab.images.user_network import impossible_arms
 from gammabeta.lab.interval import Precision
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned

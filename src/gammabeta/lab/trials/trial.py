@@ -20,6 +20,7 @@ import torch
 
 import gammabeta
 from gammabeta import ops
+from gammabeta.lab.user_traceback import own_traceback
 
 Function = TypeVar("Function", bound=Callable[..., dict[str, Any]])
 
@@ -98,6 +99,11 @@ class Trial:
         identity = canonical([self.run, self.settings, version, *arithmetic])
         return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
+    def __str__(self) -> str:
+        """Name the function, and the settings that are numbers or words."""
+        said = [f"{name} {value}" for name, value in self.settings.items() if isinstance(value, str | int | float)]
+        return f"{self.run} ({', '.join(said)})" if said else self.run
+
 
 # At most this many trials run as one: more members make a step longer, and a run that ends early waits for the rest.
 MOST_TOGETHER = 6
@@ -148,6 +154,8 @@ def perform_together(run: str, several: Sequence[Mapping[str, Any]]) -> list[dic
 def perform(run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Run one trial in this process, and return its record, or a record with ``error`` and ``traceback``.
 
+    Where the user's code raised, the traceback begins there.
+
     What the function returns under ``"timing"`` is kept apart from ``"result"``: times are never the same twice.
     """
     return _measured(lambda: Trial(run, settings).function(**settings))
@@ -164,7 +172,7 @@ def _measured(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
             result = plain(function())
     except (Exception, SystemExit) as error:  # the user's model may leave by sys.exit()
         message = f"{type(error).__name__}: {error}"
-        return {"error": message, "traceback": traceback.format_exc()}
+        return {"error": message, "traceback": own_traceback(error) or traceback.format_exc()}
     finally:
         torch.set_num_threads(threads)
     timing = result.pop("timing", None)

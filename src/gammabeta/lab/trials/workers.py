@@ -7,19 +7,23 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent import futures
+from dataclasses import dataclass, field
+from multiprocessing import TimeoutError as ProcessTimeout
 from typing import Any
 
 import gammabeta
 from gammabeta.lab.trials.parent import end_with
 from gammabeta.lab.trials.store import Store
-from gammabeta.lab.trials.trial import Trial, bundles, canonical, perform_together, plain
+from gammabeta.lab.trials.trial import Trial, bundles, perform_together
 
 ENGINES = ("loky", "dask", "ray")
 ATTEMPTS = 3
+SLOWEST_START = 180.0  # seconds until worker processes must have answered
 
 
 class TrialError(Exception):
-    """Trials failed every time they were tried. ``details`` is the traceback of the first, from its worker."""
+    """Trials failed every time they were tried. ``details`` is the traceback of the first, from the user's code on."""
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -39,7 +43,8 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
         address: of a Dask scheduler or a Ray cluster; None starts one on this machine, with ``jobs`` workers.
 
     Raises:
-        EngineError: an unknown engine, one that is not installed, or an address that does not answer.
+        EngineError: an unknown engine, one that is not installed, an address that does not answer, or worker
+            processes that cannot start.
     """
     if engine not in ENGINES:
         raise EngineError(f"--engine {engine}: expected one of {', '.join(ENGINES)}.")
@@ -49,7 +54,12 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
         import joblib
 
         # Workers that still start watch their parent before they are given anything to do.
-        with joblib.parallel_config(backend="loky", initializer=end_with, initargs=_parent()):
+        in_workers = joblib.parallel_config(backend="loky", initializer=end_with, initargs=_parent())
+        # The working directory is not the first place that they import from: a file of the user's there, such as
+        # queue.py, would end each of them before it began. Python 3.10 does not know the variable.
+        with _environment("PYTHONSAFEPATH", "1"), in_workers:
+            if jobs > 1:
+                _start(jobs)
             yield jobs
         return
     import joblib
@@ -86,6 +96,45 @@ def connected(engine: str, address: str | None, jobs: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Start processes with a variable in their environment."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _start(jobs: int) -> None:
+    """Start the worker processes, and wait until they answer.
+
+    Raises:
+        EngineError: they end at once, or do not answer.
+    """
+    import joblib
+
+    stopped: tuple[type[BaseException], ...] = (
+        *_died(), OSError, RuntimeError, TimeoutError, futures.TimeoutError, ProcessTimeout
+    )  # fmt: skip
+    pool = joblib.Parallel(n_jobs=jobs, batch_size=1, timeout=SLOWEST_START)
+    try:
+        _start_tracker()
+        with _ignored("SIGINT"):
+            pool([joblib.delayed(os.getpid)() for _ in range(jobs)])  # on a failure, joblib ends the workers
+    except stopped as error:
+        why = str(error).partition("\n")[0].partition(". ")[0] or f"no answer in {SLOWEST_START:.0f} seconds"
+        raise EngineError(
+            f"--jobs {jobs}: expected {jobs} worker processes to start, got none that works ({why.rstrip('.')}): look "
+            "at what they print above, at a file of yours with the name of one of Python's modules, and at the memory "
+            "that is left; --jobs 1 needs no workers."
+        ) from error
+
+
+@contextlib.contextmanager
 def _ignored(*names: str) -> Iterator[None]:
     """Start processes that ignore signals, by name: on Ctrl-C only the parent decides, and workers print nothing.
 
@@ -111,16 +160,8 @@ def _start_tracker() -> None:
     """
     from joblib.externals.loky.backend import resource_tracker
 
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore"
-    try:
-        with _ignored("SIGINT", "SIGHUP"):
-            resource_tracker.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = before
+    with _environment("PYTHONWARNINGS", "ignore"), _ignored("SIGINT", "SIGHUP"):
+        resource_tracker.ensure_running()
 
 
 Records = list[dict[str, Any]]
@@ -196,7 +237,8 @@ def run_trials(
     """Run the trials that the store does not hold yet, and return all records in the order of ``trials``.
 
     The trials of a worker that dies run again. From then on each bundle runs on its own, so that it is known which one
-    kills its worker. A trial that raises, or whose worker dies, is tried three times.
+    kills its worker. A trial that raises, or whose worker dies, is tried three times. Where the first three failures
+    are alike and nothing has succeeded, the others do not run.
 
     Args:
         trials: the trials; a trial that is listed twice runs once.
@@ -205,49 +247,89 @@ def run_trials(
         finished: called after each trial that ran.
 
     Raises:
-        TrialError: a trial failed three times; all others ran and are kept.
+        TrialError: a trial failed three times, or the first three failed alike; all that finished are kept.
         KeyboardInterrupt: after the workers were ended.
     """
-    left = [part for part in bundles(trials) if any(trial not in store for trial in part)]
-    tried: Counter[str] = Counter()
-    failed: dict[str, tuple[Trial, str, str]] = {}
+    running = _Running([part for part in bundles(trials) if any(trial not in store for trial in part)], store, finished)
     died = False
-
-    def take(part: Sequence[Trial], records: Records) -> None:
-        for trial, record in zip(part, records, strict=True):
-            if "error" in record:
-                tried[trial.key] += 1
-                failed[trial.key] = (trial, record["error"], record["traceback"])
-                continue
-            failed.pop(trial.key, None)
-            if trial not in store:
-                store.append(trial, record)
-                finished()
-
-    while left:
+    while running.left and not running.is_hopeless():
         if not died:
             try:
-                with contextlib.closing(_finished(left, jobs)) as done:
+                with contextlib.closing(_finished(running.left, jobs)) as done:
                     for index, records in done:
-                        take(left[index], records)
+                        running.take(running.left[index], records)
+                        if running.is_hopeless():
+                            break
             except _died():
                 died = True
         else:
-            for part in left:
-                try:
-                    # Never in this process: of the two jobs asked for, one is used.
-                    for _, records in _finished([part], max(jobs, 2)):
-                        take(part, records)
-                except _died():
-                    for trial in part:
-                        tried[trial.key] += 1
-                        failed[trial.key] = (trial, "its worker process died", "")
-        left = [part for part in left if any(trial not in store and tried[trial.key] < ATTEMPTS for trial in part)]
-    if failed:
-        trial, error, details = next(iter(failed.values()))
-        others = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise TrialError(
-            f"the trial {trial.run} with {canonical(plain(trial.settings))}{others} failed {ATTEMPTS} times: {error}",
-            details,
-        )
+            running.one_by_one(jobs)
+        running.left = [part for part in running.left if any(running.is_open(trial) for trial in part)]
+    if running.failed:
+        raise running.error(trials)
     return [store[trial] for trial in trials]
+
+
+@dataclass
+class _Running:
+    """The bundles that are left to run, and what failed so far.
+
+    Attributes:
+        tried: failures by the trial's key.
+        alike: failures by their text.
+        failed: by key the trial, its error and traceback.
+    """
+
+    left: list[list[Trial]]
+    store: Store
+    finished: Callable[[], None]
+    tried: Counter[str] = field(default_factory=Counter)
+    alike: Counter[str] = field(default_factory=Counter)
+    failed: dict[str, tuple[Trial, str, str]] = field(default_factory=dict)
+    succeeded: bool = False
+
+    def is_hopeless(self) -> bool:
+        """Whether the first failures are alike and nothing has succeeded."""
+        return not self.succeeded and max(self.alike.values(), default=0) >= ATTEMPTS
+
+    def is_open(self, trial: Trial) -> bool:
+        return trial not in self.store and self.tried[trial.key] < ATTEMPTS
+
+    def take(self, part: Sequence[Trial], records: Records) -> None:
+        """Keep what a bundle returned."""
+        for trial, record in zip(part, records, strict=True):
+            if "error" in record:
+                self._fail(trial, record["error"], record["traceback"])
+                continue
+            self.succeeded = True
+            self.failed.pop(trial.key, None)
+            if trial not in self.store:
+                self.store.append(trial, record)
+                self.finished()
+
+    def one_by_one(self, jobs: int) -> None:
+        """Run each bundle on its own, never in this process: of the two jobs asked for, one is used."""
+        for part in self.left:
+            if self.is_hopeless():
+                return
+            try:
+                for _, records in _finished([part], max(jobs, 2)):
+                    self.take(part, records)
+            except _died():
+                for trial in part:
+                    self._fail(trial, "its worker process died", "")
+
+    def _fail(self, trial: Trial, error: str, details: str) -> None:
+        self.tried[trial.key] += 1
+        self.alike[error] += 1
+        self.failed[trial.key] = (trial, error, details)
+
+    def error(self, trials: Sequence[Trial]) -> TrialError:
+        trial, error, details = next(iter(self.failed.values()))
+        if self.tried[trial.key] >= ATTEMPTS:
+            others = f" and {len(self.failed) - 1} more" if len(self.failed) > 1 else ""
+            return TrialError(f"the trial {trial}{others} failed {ATTEMPTS} times: {error}", details)
+        count = len({each.key for each in trials})
+        return TrialError(
+            f"the trial {trial} and others failed alike, so that the rest of {count} did not run: {error}", details
+        )
