@@ -17,7 +17,14 @@ from gammabeta.surgery.recalibrate import measuring, why_not_recalibrated
 def measure_as_training(
     model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module], forward: Forward | None = None
 ) -> dict[str, tuple[Given, ...]]:
-    """Measure the inputs of BatchNorms in a forward in which each of them normalizes by the batch; dropout is off.
+    """Measure the inputs of BatchNorms as `run_as_training` does, without the outputs."""
+    return run_as_training(model, inputs, layers, forward)[1]
+
+
+def run_as_training(
+    model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module], forward: Forward | None = None
+) -> tuple[Any, dict[str, tuple[Given, ...]]]:
+    """Run a forward in which each of some BatchNorms normalizes by the batch, and measure their inputs; dropout is off.
 
     In evaluation, a layer behind one with wrong statistics is given other inputs than in training. Here it is not: what
     differs from its running statistics differs by itself. The model stays as it was.
@@ -29,8 +36,8 @@ def measure_as_training(
         forward: as for `observe`.
 
     Returns:
-        By name, one measurement per call. Empty if the forward raises, as it does on a batch with one value per
-        channel.
+        The model's result, and by name one measurement per call. None and nothing if the forward raises, as it does on
+        a batch with one value per channel.
     """
     measured = {name: layer for name, layer in layers.items() if why_not_recalibrated(layer) is None}
     found: dict[str, _Calls] = {name: _Calls() for name in measured}
@@ -42,10 +49,10 @@ def measure_as_training(
             torch.compiler.set_stance("force_eager"),
             measuring(model, measured, found, by_batch=True),
         ):
-            run(model, given)
+            out = run(model, given)
     except Exception:
-        return {}
-    return {name: tuple(calls.given) for name, calls in found.items()}
+        return None, {}
+    return out, {name: tuple(calls.given) for name, calls in found.items()}
 
 
 class _Calls:

@@ -161,14 +161,17 @@ def constant_outputs(model: nn.Module, inputs: Any, out: Any, forward: Callable[
         out: its result.
         forward: runs it again; called only if the outputs do not vary.
     """
+    return _where_variation_ends(model, forward) if are_constant(inputs, out) else None
+
+
+def are_constant(inputs: Any, out: Any) -> bool:
+    """Return whether outputs are the same for every sample although the inputs vary; False if nothing can be said."""
     given = [tensor for tensor in tensors_in(inputs) if tensor.ndim > 0 and tensor.shape[0] > 1]
-    if not given or not any(_varies(tensor) for tensor in given):
-        return None
+    if not any(_varies(tensor) for tensor in given):
+        return False
     samples = given[0].shape[0]
     outputs = [tensor for tensor in tensors_in(out) if tensor.is_floating_point() and tensor.numel() > 0]
-    if not outputs or any(y.ndim == 0 or y.shape[0] != samples or not _is_constant(y) for y in outputs):
-        return None
-    return _where_variation_ends(model, forward)
+    return bool(outputs) and all(y.ndim > 0 and y.shape[0] == samples and _is_constant(y) for y in outputs)
 
 
 @dataclass(frozen=True)

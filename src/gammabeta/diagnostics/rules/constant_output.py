@@ -28,12 +28,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.as_training import measure_as_training
+from gammabeta.diagnostics.as_training import run_as_training
 from gammabeta.diagnostics.findings import Fix
 from gammabeta.diagnostics.fixes import recalibration
 from gammabeta.diagnostics.gap import gap_of
 from gammabeta.diagnostics.initial_share import explained_by_initial
 from gammabeta.diagnostics.measurement import Given
+from gammabeta.diagnostics.outputs import are_constant
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.diagnostics.rules import degenerate_group
@@ -54,6 +55,8 @@ def check(record: Record) -> Iterator[Match]:
         return  # its groups have one value: that rule says so
     message = "the model's outputs are the same for every sample, although the inputs differ: "
     zero = norm.weight is not None and not bool(norm.weight.any())
+    if not zero and _is_young(record):
+        return  # in evaluation a young model normalizes by 0 and 1, and its activations may vanish
     if constant.activation:
         message += f"the activation behind it, {constant.activation}, gives {_what(constant.spread)} of what it varies"
         fix = Fix("look at β, and at the weights that feed the norm: they leave nothing above the activation's zero")
@@ -63,8 +66,6 @@ def check(record: Record) -> Iterator[Match]:
     elif zero:
         message += "its γ is 0 in all channels, and nothing in this model bypasses it"
         fix = Fix("start with γ = 1, or add the norm's output to a residual branch")
-    elif _is_young(record):
-        return  # in evaluation a young model normalizes by 0 and 1, and its activations may vanish
     else:
         message += f"its output differs between samples by {constant.spread:.2g} at most, though its input varies"
         if norm.has_statistics and norm.kind == "batch":
@@ -79,30 +80,35 @@ def check(record: Record) -> Iterator[Match]:
 
 def _vanished(record: Record, norm: Norm) -> float | None:
     """Return the largest variance of a BatchNorm's input in training, if that too is far below ε; None otherwise."""
-    calls = _as_training(record, [norm]).get(norm.name, ()) if norm.kind == "batch" else ()
+    calls = _as_training(record, [norm])[1].get(norm.name, ()) if norm.kind == "batch" else ()
     if len(calls) != 1 or not norm.eps:
         return None
     largest = float(calls[0].moments.var().max())
     return largest if largest < _BELOW_EPS * norm.eps else None
 
 
-def _as_training(record: Record, norms: Sequence[Norm]) -> Mapping[str, tuple[Given, ...]]:
+def _as_training(record: Record, norms: Sequence[Norm]) -> tuple[Any, Mapping[str, tuple[Given, ...]]]:
     assert record.model is not None
     layers: dict[str, Any] = {norm.name: norm.module for norm in norms}
-    return measure_as_training(record.model, record.inputs, layers, record.forward)
+    return run_as_training(record.model, record.inputs, layers, record.forward)
 
 
 def _is_young(record: Record) -> bool:
-    """Return whether a BatchNorm's running statistics are those of a young training.
+    """Return whether the outputs are constant because running statistics are those of a young training.
 
-    They are 0 and 1, or to a share that explains why they do not match what training gives the norm.
+    They are 0 and 1, or to a share that explains why they do not match what training gives the norm, and the outputs
+    vary where the norms normalize by the batch.
     """
     moving = [norm for norm in record.of_kind("batch") if norm.tracks and norm.has_statistics]
-    if moving and all(norm.has_initial_statistics for norm in moving):
+    if not moving:
+        return False
+    out, given = _as_training(record, moving)
+    if out is not None and are_constant(record.inputs, out):
+        return False
+    if all(norm.has_initial_statistics for norm in moving):
         return True
-    as_training = _as_training(record, moving)
-    wrong = [norm for norm in moving if _is_wrong(norm, as_training.get(norm.name, ()))]
-    return bool(wrong) and all(explained_by_initial(norm, as_training[norm.name]) for norm in wrong)
+    wrong = [norm for norm in moving if _is_wrong(norm, given.get(norm.name, ()))]
+    return bool(wrong) and all(explained_by_initial(norm, given[norm.name]) for norm in wrong)
 
 
 def _is_wrong(norm: Norm, calls: Sequence[Given]) -> bool:

@@ -70,7 +70,7 @@ def check(record: Record) -> Iterator[Match]:
     # Without a forward as in training, nothing tells who follows.
     wrong = [name for name in norms if name in own and _is_wrong(own[name])] if own else mattering
     young = [name for name in wrong if _is_young(norms[name], record, as_training.get(name, ()))]
-    late = [name for name in young if name in mattering and _is_late(norms[name])]
+    late = [name for name in young if own[name].matters and _is_late(norms[name])] if own else []
     wrong = [name for name in wrong if name not in young]
     if late:
         yield _of_youth([norms[name] for name in late], record)
