@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import gammabeta
 from gammabeta.lab.claims import CLAIMS, gradient_flow
 from gammabeta.lab.study import Interrupted, StudyError, asked_for, study
 from gammabeta.lab.trials.trial import versioned
@@ -217,40 +216,46 @@ def test_a_folder_without_a_study_cannot_be_resumed(tmp_path):
         asked_for(tmp_path)
 
 
-GOOD = {
-    "claims": ["axes"], "data": None, "model": None, "quick": True, "out": None, "jobs": 1, "seed": 0, "seeds": None,
-    "batch_size": None, "devices": 1, "compare": False, "engine": "loky", "address": None,
-}  # fmt: skip
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished")
+    quietly("axes", out=out, data="digits")
+    return out
+
+
+def test_what_a_study_writes_can_be_continued(finished):
+    assert asked_for(finished) == {
+        "claims": ["axes"], "data": "digits", "model": None, "quick": True, "jobs": 1, "seed": 0, "seeds": None,
+        "batch_size": None, "devices": 1, "engine": "loky", "address": None, "compare_only": False, "out": finished,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("asked", "got"),
+    "change",
     [
-        ([], "a list"),
-        ({}, "none for claims"),
-        ({**GOOD, "color": 1}, "an unknown color"),
-        ({name: value for name, value in GOOD.items() if name != "compare"}, "none for compare"),
-        ({**GOOD, "seed": "0"}, "'0' for seed"),
-        ({**GOOD, "jobs": True}, "True for jobs"),
-        ({**GOOD, "claims": [1]}, "[1] for claims"),
-        ({**GOOD, "quick": 1}, "1 for quick"),
+        lambda content: [],
+        lambda content: {},
+        lambda content: content | {"schema": 1},
+        lambda content: content | {"asked": content["asked"] | {"color": 1}},
+        lambda content: content | {"asked": content["asked"] | {"seed": "0"}},
+        lambda content: content | {"asked": content["asked"] | {"jobs": True}},
+        lambda content: content | {"asked": content["asked"] | {"quick": 1}},
+        lambda content: content | {"claims": [1]},
+        lambda content: content | {"compare": None},
+        lambda content: content | {"wanted": {"claims": "axes", "compare": False}},
+        lambda content: content | {"identity": {"sources": {"images": None}}},
+        lambda content: {name: value for name, value in content.items() if name != "searched"},
     ],
 )
-def test_a_study_of_another_version_is_not_continued(tmp_path, asked, got):
-    (tmp_path / "study.json").write_text(json.dumps(asked))
+def test_a_study_of_another_version_is_not_continued(tmp_path, finished, change):
+    content = json.loads((finished / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(change(content)))
     text = (
-        f"{tmp_path / 'study.json'}: expected the options of a study by gammabeta {gammabeta.__version__}, got {got}: "
-        "another version wrote it; give the options again, without --resume."
+        f"there is no study in {tmp_path} to continue: expected {tmp_path / 'study.json'} of this version of "
+        "gammabeta, got another: run the study's own command, with --out."
     )
     with pytest.raises(StudyError, match=exactly(text)):
         asked_for(tmp_path)
-
-
-def test_what_a_study_writes_can_be_continued(tmp_path):
-    quietly("axes", out=tmp_path, data="digits")
-    asked = asked_for(tmp_path)
-    assert asked == {**{name: value for name, value in GOOD.items() if name != "compare"}, "data": "digits",
-                     "compare_only": False, "out": tmp_path}  # fmt: skip
 
 
 def test_ctrl_c_between_two_claims_keeps_what_was_decided(tmp_path, monkeypatch):

@@ -22,7 +22,19 @@ from gammabeta.pages.atomic import write_atomically
 from gammabeta.target import canonical, search
 
 SCHEMA = 2
-OPTIONS = ("data", "model", "quick", "batch_size", "devices", "seed", "seeds", "jobs", "engine", "address")
+_NOTHING = type(None)
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "data": (str, _NOTHING),
+    "model": (str, _NOTHING),
+    "quick": (bool,),
+    "batch_size": (int, _NOTHING),
+    "devices": (int,),
+    "seed": (int,),
+    "seeds": (int, _NOTHING),
+    "jobs": (int, _NOTHING),
+    "engine": (str,),
+    "address": (str, _NOTHING),
+}
 # What a run that continues a study may not change, by the option's name; claims and --compare add to the study.
 FIXED = ("data", "model", "quick", "batch_size", "devices", "seed")
 _OPEN = ("interrupted", "failed")
@@ -48,11 +60,36 @@ def identity(sources: Sources, user: Mapping[str, Any] | None, options: Mapping[
 
 def read(folder: str | Path) -> dict[str, Any] | None:
     """Return the content of a folder's ``study.json``; None where there is none of this version."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads((Path(folder) / "study.json").read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.get("schema") == SCHEMA:
+        if isinstance(content, dict) and content.get("schema") == SCHEMA and _is_whole(content):
             return content
     return None
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Return whether a file of this version holds all that :func:`write` puts there, each of its type."""
+    asked, identity, wanted = (content.get(name) for name in ("asked", "identity", "wanted"))
+    if not isinstance(asked, dict) or set(asked) != set(OPTIONS):
+        return False
+    if not isinstance(identity, dict) or not isinstance(identity.get("sources"), dict):
+        return False
+    if not all(isinstance(source, dict) for source in identity["sources"].values()):
+        return False
+    if not isinstance(wanted, dict) or not isinstance(content.get("searched"), str):
+        return False
+    typed = all(
+        # A bool is an int to isinstance, and no number here.
+        isinstance(asked[name], kinds) and (not isinstance(asked[name], bool) or bool in kinds)
+        for name, kinds in OPTIONS.items()
+    )
+    return typed and all(_is_run(part) for part in (content, wanted))
+
+
+def _is_run(part: Mapping[str, Any]) -> bool:
+    claims = part.get("claims")
+    named = isinstance(claims, list) and all(isinstance(claim, str) for claim in claims)
+    return (claims is None or named) and isinstance(part.get("compare"), bool)
 
 
 def refuse_other_data(folder: str | Path, before: Mapping[str, Any] | None, run: Mapping[str, Any]) -> None:
@@ -106,7 +143,7 @@ def write(folder: str | Path, same: Mapping[str, Any] | None, run: Mapping[str, 
     }
     path = Path(folder) / "study.json"
     try:
-        write_atomically(path, json.dumps(plain(whole), indent=1, allow_nan=False, ensure_ascii=False))
+        write_atomically(path, json.dumps(plain(whole), indent=1, allow_nan=False))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}. Make room, or choose another folder.") from error
 
