@@ -92,3 +92,17 @@ def test_statistics_collected_without_dropout_evaluate_better():
     with torch.no_grad():
         as_trained, recalibrated = (nn.functional.cross_entropy(m.eval()(x[held]), y[held]) for m in (model, other))
     assert recalibrated < 0.99 * as_trained
+
+
+def test_a_variance_that_wrong_statistics_let_vanish_is_no_measure_of_dropout():
+    """The first norm divides by a variance of 1 that its input does not have: any dropout behind it is large."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.Dropout(0.5), nn.BatchNorm1d(16)
+    )
+    x = torch.randn(256, 8)
+    with torch.no_grad():
+        model[0].weight.mul_(0.01)
+    assert gb.check(model, x, select="GB302").warnings == ()
+    gb.recalibrate(model, [torch.randn(256, 8) for _ in range(4)])
+    assert [finding.where for finding in gb.check(model, x, select="GB302").warnings] == ["5"]
