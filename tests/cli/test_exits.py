@@ -185,10 +185,8 @@ def test_what_is_left_out_of_a_checkpoint_is_said_in_every_format(folder):
         ("absent.pth.tar", "absent.pth.tar: there is no such file."),
         ("runs/best", "runs/best: there is no such file."),
         (".", ".: expected a checkpoint, got a folder without one: name the file with the weights."),
-        ("ends.py", "ends.py: expected package.module:name or file.py:name, either with literal arguments in "
-                    "parentheses, or a checkpoint file."),
-        ("absent.py", "absent.py: expected package.module:name or file.py:name, either with literal arguments in "
-                      "parentheses, or a checkpoint file."),
+        ("ends.py", "ends.py: expected the name of what is meant in it, as ends.py:model."),
+        ("absent.py", "absent.py: expected the name of what is meant in it, as absent.py:model."),
         ("somewhere.model", "somewhere.model: expected package.module:name or file.py:name, either with literal "
                             "arguments in parentheses, or a checkpoint file."),
         ("ends.py:bad('a/b.pt')", "ends.py:bad('a/b.pt'): bad raised TypeError: bad() takes 0 positional arguments but "

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from gammabeta.cli import main as cli
 from gammabeta.lab import study as engine
-from gammabeta.lab.recommendation import recommend
+from gammabeta.lab.recommendation import Run, recommend
 from gammabeta.lab.results import Results, read
 from gammabeta.lab.study import Interrupted, StudyError, asked_for, study
 
@@ -368,7 +368,7 @@ def test_recommendations_of_earlier_runs_stay_until_they_are_renewed(tmp_path):
     first = results_of(tmp_path)
     first.compared([small])
     second = results_of(tmp_path, read(tmp_path), "gammabeta study --batch-size 64")
-    assert second.compared([large]) == [recommend(large, {}, quick=True)["headline"]]
+    assert second.compared([large]) == [recommend(large, {}, Run(quick=True))["headline"]]
     second.write()
     whole = read(tmp_path)
     assert [said["batch_size"] for said in whole["recommendations"]] == [64, 4]
