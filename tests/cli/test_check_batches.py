@@ -183,7 +183,7 @@ class Stream(IterableDataset):
         [X, X[:5]],
         [X] * 4,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_gives_batches_is_no_batch(inputs):
     assert why_no_batch(ONE, inputs, None, "--loader") is not None
@@ -212,7 +212,9 @@ def test_a_batch_is_one(model, inputs):
     assert why_no_batch(model, inputs, None, "--loader") is None
 
 
-@pytest.mark.parametrize("loader", [X, {"x": X}, (X, Y), [X, Y.long()], TensorDataset(X), "data", 3], ids=repr)
+@pytest.mark.parametrize(
+    "loader", [X, {"x": X}, (X, Y), [X, Y.long()], TensorDataset(X), "data", 3], ids=lambda value: type(value).__name__
+)
 def test_what_is_one_batch_is_no_loader(loader):
     assert why_no_loader(loader, "--inputs") is not None
     with pytest.raises(TypeError, match="check: expected loader as an iterable of batches, got a "):
@@ -223,7 +225,7 @@ def test_what_is_one_batch_is_no_loader(loader):
     "loader",
     [[X], [X, X], (X, X), [(X, Y)], [(X, Y), (X, Y)], [{"input": X}], iter([X]), Stream(),
      DataLoader(TensorDataset(X), batch_size=2)],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_a_loader_is_one(loader):
     assert why_no_loader(loader, "--inputs") is None
