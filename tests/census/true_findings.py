@@ -34,7 +34,7 @@ TRUE: tuple[tuple[str, str, str], ...] = (
         "training that it has in evaluation",
     ),
     (
-        "segmentation_models_pytorch DeepLabV3 *",
+        "segmentation_models_pytorch DeepLabV3*",
         "GB302",
         "as torchvision's DeepLabV3: the dropout of 0.5 behind its pooled branches comes before a convolution and a "
         "BatchNorm, whose input has 2.4 times the variance in training",
