@@ -23,11 +23,6 @@ TRUE: tuple[tuple[str, str, str], ...] = (
         "the same for every image, in training mode and recalibrated too",
     ),
     (
-        "transformers efficientnet",
-        "GB109",
-        "with TensorFlow's momentum its statistics are those of the last batch, 0.99 of the way",
-    ),
-    (
         "torchvision segmentation.deeplabv3_*",
         "GB302",
         "the dropout of its head comes before a convolution and a BatchNorm, whose input has 2.3 times the variance in "
