@@ -1,6 +1,7 @@
 """Targets of the command line: what is imported and called, and how it fails."""
 
 import sys
+import types
 
 import pytest
 import torch
@@ -131,3 +132,11 @@ def test_arguments_are_literals_and_never_evaluated(file):
     with pytest.raises(TargetError, match="expected literals"):
         load_model(f"{file}:build(__import__('os').getpid())")
     assert torch.is_tensor(load_object("torch:tensor([1, 2])", nn.ReLU()))
+
+
+def test_a_file_runs_once_although_another_module_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "taken.py").write_text("from torch import nn\nCOUNT = []\ndef build():\n    COUNT.append(0)\n    "
+                                       "return nn.Linear(len(COUNT), 1)\n")  # fmt: skip
+    monkeypatch.setitem(sys.modules, "taken", types.ModuleType("taken"))
+    target = f"{tmp_path / 'taken.py'}:build"
+    assert [load_model(target).value.in_features for _ in range(3)] == [1, 2, 3]

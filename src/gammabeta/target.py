@@ -28,6 +28,9 @@ _LIBRARY, _PACKAGES = (
 _TORCH, _OURS = (Path(file).resolve().parent for file in (torch.__file__, __file__))
 _REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
+# Files whose name another module has in sys.modules, by their path: each runs once.
+_LOADED: dict[str, ModuleType] = {}
+
 
 class TargetError(ValueError):
     """Failure to load a target. The message is one sentence for the person who named it."""
@@ -308,6 +311,8 @@ def _load_file(path: Path) -> ModuleType:
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
+    if str(path) in _LOADED:
+        return _LOADED[str(path)]
     module = importlib.util.module_from_spec(spec)
     if known is None:  # dataclasses and pickles look their module up
         sys.modules[path.stem] = module
@@ -317,6 +322,8 @@ def _load_file(path: Path) -> ModuleType:
         if known is None:
             sys.modules.pop(path.stem, None)
         raise
+    if known is not None:
+        _LOADED[str(path)] = module
     return module
 
 

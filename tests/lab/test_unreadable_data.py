@@ -528,7 +528,10 @@ def test_a_class_that_is_hardly_drawn_is_refused(tmp_path, y_train, y_test, part
             r"expected x_train as a numpy array or a tensor, got a tensor that numpy cannot hold \(.*\): "
             r"return a dense one on a CPU\.",
         ),
-        ("sys.exit(3)", r"data raised SystemExit: 3\."),
+        (
+            "sys.exit(3)",
+            r"data calls sys.exit\(3\) \(own\.py, line \d+\): leave that out where it is called from here\.",
+        ),
     ],
 )
 def test_arrays_that_cannot_be_taken_are_named(tmp_path, returned, text):
