@@ -9,7 +9,7 @@ prints each seed on which a property fails, with what was drawn and what failed,
        is what the first check says it could not see, what it says in evaluation if the cure is evaluation, and what
        wrong statistics hid of the model's making: a norm that is shared, behind dropout, frozen at 0 and 1, not to be
        folded, or whose variance is below ε
-    b  outputs in evaluation move only where a mended finding says that they were wrong
+    b  outputs in evaluation move only where a finding says that they were wrong which was mended, if in part
     c  what is frozen stays frozen, also in the next step of training
     d  an optimizer that a scheduler holds is left alone; each training goes on
     e  the state_dict from before loads strictly, and the optimizers' from before where a scheduler holds them
@@ -208,16 +208,18 @@ def failures_of(seed: int, show: Callable[[Any], None] = lambda _: None) -> tupl
         return failures + [("f", f"not as before: {key}") for key in differing(start, snapshot(case))[:3]], case, 0
     show(change)
     cured = mended(diagnosis, change)
+    touched = [
+        finding for finding in diagnosis.findings if finding.where in {e.module for e in change.entries if e.done}
+    ]
     codes = {finding.code for finding in cured}
     failures += [("g", f"left {module!r} without a reason") for module, reason in change.left.items() if not reason]
     failures += _next_check(case, diagnosis, before, cured, show)
     classes = any(key.startswith("class of") for key in differing(start, snapshot(case)))
-    if not codes & MOVES and not _same_outputs(outputs, outputs_of(case), exactly=not classes):
+    if not {finding.code for finding in touched} & MOVES and not _same_outputs(
+        outputs, outputs_of(case), exactly=not classes
+    ):
         failures.append(("b", f"outputs in evaluation moved, mended: {sorted(codes)}"))
     failures += _modes_and_gradients(case, start, codes)
-    touched = [
-        finding for finding in diagnosis.findings if finding.where in {e.module for e in change.entries if e.done}
-    ]
     failures += _frozen_statistics(case, frozen_in(build(seed)) or set(), statistics, touched)
     failures += _loads(case, state, optimizers)
     change.undo()

@@ -122,6 +122,18 @@ def test_without_the_rule_on_the_gap_nothing_further_is_recalibrated():
     assert gb.check(model, loader=loader, ignore="GB109").fix().changed == ["1"]
 
 
+def test_inputs_unlike_the_loader_s_batches_are_told_and_not_called_mended():
+    model, batches = trained()
+    shifted = batches[0] * 5 + 3
+    diagnosis = gb.check(model.eval(), shifted, loader=batches, select="GB109")
+    change = diagnosis.fix()
+    assert change.left["1"] == (
+        "GB109 train-eval-gap: its statistics are those of the loader's batches now: the inputs differ from these"
+    )
+    model.train()
+    assert gb.check(model, batches[0], loader=batches, select="GB109").findings == ()
+
+
 def test_a_norm_among_new_ones_gets_no_statistics_of_its_own():
     """They would look like the trace of a training that the others lost."""
     torch.manual_seed(0)

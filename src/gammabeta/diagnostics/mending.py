@@ -95,7 +95,15 @@ def _mend_what_shows(
     """Recalibrate norms whose statistics turn out not to match, now that those before them do."""
     again_mended: set[str] = set()
     for _ in range(_ROUNDS):
-        shown = [finding for finding in again() if finding.severity != "note" and _names(finding) - again_mended]
+        found = [finding for finding in again() if finding.severity != "note" and _norms(finding)]
+        shown = [finding for finding in found if _names(finding) - again_mended]
+        for finding in found:
+            if finding not in shown:
+                _leave(
+                    change,
+                    finding,
+                    "its statistics are those of the loader's batches now: the inputs differ from these",
+                )
         constant = where_nothing_passes(findings, mended | set().union(*map(_names, shown)))
         for finding in shown:
             again_mended |= _recalibrate(change, [finding], constant) | _names(finding)
