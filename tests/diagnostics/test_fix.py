@@ -122,6 +122,20 @@ def test_without_the_rule_on_the_gap_nothing_further_is_recalibrated():
     assert gb.check(model, loader=loader, ignore="GB109").fix().changed == ["1"]
 
 
+def test_a_forward_that_raises_after_the_fixes_takes_none_of_them_back():
+    """The inputs ran in the check; after the statistics are mended they do not."""
+    model, loader = poisoned()
+    diagnosis = gb.check(model, torch.cat(loader), loader=loader)
+
+    def refuse(module, args):
+        if len(args[0]) > 16:
+            raise RuntimeError("too many")
+
+    model.register_forward_pre_hook(refuse)
+    assert diagnosis.fix().changed == ["1"]
+    assert model[1].running_mean.isfinite().all()
+
+
 def test_inputs_unlike_the_loader_s_batches_are_told_and_not_called_mended():
     model, batches = trained()
     shifted = batches[0] * 5 + 3

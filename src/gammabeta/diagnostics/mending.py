@@ -95,7 +95,10 @@ def _mend_what_shows(
     """Recalibrate norms whose statistics turn out not to match, now that those before them do."""
     again_mended: set[str] = set()
     for _ in range(_ROUNDS):
-        found = [finding for finding in again() if finding.severity != "note" and _norms(finding)]
+        try:
+            found = [finding for finding in again() if finding.severity != "note" and _norms(finding)]
+        except Exception:  # the user's forward: what is mended so far stays
+            return
         shown = [finding for finding in found if _names(finding) - again_mended]
         for finding in found:
             if finding not in shown:

@@ -1,4 +1,4 @@
-"""Which norm to use: the decision that a comparison of norms allows, by whole intervals alone."""
+"""Which norm to use: the decision that a comparison of norms allows, only by whole intervals."""
 
 from dataclasses import dataclass
 from typing import Literal

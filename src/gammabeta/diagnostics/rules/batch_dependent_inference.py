@@ -108,7 +108,7 @@ def _fix(record: Record, norm: Norm) -> Fix:
 def _is_among_new(record: Record, norm: Norm) -> bool:
     """Return whether training has moved no running statistics so far, neither this norm's nor any other's.
 
-    Then training will collect them all. New statistics for this norm alone would look like the trace of a training
+    Then training will collect them all. New statistics for only this norm would look like the trace of a training
     that the others lost.
     """
     others = [other for other in record.of_kind("batch") if other.has_statistics and other.name != norm.name]
