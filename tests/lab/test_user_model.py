@@ -3,6 +3,7 @@
 import importlib
 import random
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from gammabeta.lab.images.training import train
 from gammabeta.lab.images.user_network import impossible_arms, user_network
 from gammabeta.lab.sources import load
 from gammabeta.lab.task import TaskError
+from gammabeta.target import _LOADED
 
 DIGITS = {"data": "digits", "fingerprint": "scikit-learn"}
 NET = """
@@ -42,6 +44,9 @@ def forget(folder):
     for name, module in list(sys.modules.items()):
         if name == "other" or str(getattr(module, "__file__", None)).startswith(str(folder)):
             del sys.modules[name]
+    # A file is kept here where another test's module has its name: it would not import its helpers again.
+    for path in [path for path in _LOADED if path.startswith(str(folder))]:
+        del _LOADED[path]
 
 
 def write(folder, files):
@@ -116,14 +121,17 @@ PACKAGES = {
 }
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["its name is free", "another module has its name"])
 @pytest.mark.parametrize("which", PACKAGES)
-def test_a_change_of_any_module_that_the_model_rests_on_makes_another(tmp_path, which):
-    files, target, changed = PACKAGES[which]
+def test_a_change_of_any_module_that_the_model_rests_on_makes_another(tmp_path, monkeypatch, which, taken):
+    if taken:
+        monkeypatch.setitem(sys.modules, "net", ModuleType("net"))
+    files, text, changed = PACKAGES[which]
     write(tmp_path, files)
-    first = identity(tmp_path, target)
-    assert identity(tmp_path, target) == first
+    first = identity(tmp_path, text)
+    assert identity(tmp_path, text) == first
     write(tmp_path, {changed: files[changed] + "\n# changed"})
-    assert identity(tmp_path, target) != first
+    assert identity(tmp_path, text) != first
 
 
 def test_a_module_that_was_not_imported_does_not_count(tmp_path):
