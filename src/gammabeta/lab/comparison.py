@@ -104,6 +104,7 @@ class Comparison:
         own: whether the network is the user's.
         rates_by: what learning rates were tuned by, where arms are judged by something else.
         trained: for how long, in words.
+        left_out: the names of norms that a whole study compares, and a quick one does not.
         whom: the population that intervals speak of.
         communication: what synchronizing statistics costs over the link, in words; empty with one device.
     """
@@ -120,6 +121,7 @@ class Comparison:
     own: bool = False
     rates_by: str = ""
     trained: str = ""
+    left_out: tuple[str, ...] = ()
     whom: str = ""
     communication: str = ""
 

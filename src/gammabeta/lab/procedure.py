@@ -66,6 +66,7 @@ def choose_rates(
     coarse: Sequence[int] = COARSE,
     make: Make | None = None,
     widest: float | None = None,
+    shorter: Mapping[str, Any] | None = None,
 ) -> dict[Arm, Chosen]:
     """Run the whole procedure for every arm and replicate.
 
@@ -84,12 +85,14 @@ def choose_rates(
             `gammabeta.lab.images.training.train`.
         widest: extends the coarse search until both of its ends are worse than the best by more than this, for
             `headroom`; None where only the best matters.
+        shorter: settings of the coarse search that differ from the arms', such as fewer steps.
     """
 
     def trial(name: Arm, exponent: int, replicate: int, report: str) -> Trial:
+        settings = {**arms[name], **(shorter or {})} if report == "validation" else arms[name]
         if make is not None:
-            return make(arms[name], exponent, replicate, report)
-        return experiment.train(**arms[name], rate=2.0**exponent, seed=replicate, report=report)
+            return make(settings, exponent, replicate, report)
+        return experiment.train(**settings, rate=2.0**exponent, seed=replicate, report=report)
 
     names = list(arms)
     searched = experiment.coarse_replicates(COARSE_REPLICATES)

@@ -35,9 +35,12 @@ BATCH = 32
 # The least that a network is trained for, and the limits up to which the length is doubled, in epochs.
 EPOCHS, LIMIT_QUICK, LIMIT_FULL = 20, 20, 80
 COARSE = (-6, -4, -2)
+# A quick study looks for the centre of the rates with runs of this share of the length, and leaves these norms out.
+SHARE_QUICK = 0.25
+LEFT_OUT = ("renorm", "rms", "instance")
 
 
-def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
+def norms(batch_size: int, devices: int, *, flat: bool, quick: bool = False) -> dict[str, str]:
     """Return the arms with the names that readers know them by; the usual one is first."""
     if devices > 1:
         found = {
@@ -47,7 +50,8 @@ def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
     else:
         found = {"batch": "BatchNorm", "renorm": "batch renormalization"}
     found |= {"group": "GroupNorm", "layer": "LayerNorm", "rms": "RMSNorm"}
-    return found | ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
+    found |= ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
+    return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
 
 
 @versioned(1)
@@ -89,13 +93,14 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     impossible = impossible_arms(network, task)
     named = {
         norm: name
-        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network)).items()
+        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network), quick=experiment.quick).items()
         if norm.partition(":")[0] not in impossible
     }
     length = _length(experiment, list(named), whole)
     arms = {norm: _arm(network, norm, whole, length.steps) for norm in named}
     replicates = experiment.seeds(4, 10)
-    found = choose_rates(experiment, arms, replicates, deployed, COARSE, widest=ERROR.margin[1] / 100)
+    shorter = {"steps": max(1, round(SHARE_QUICK * length.steps))} if experiment.quick else None
+    found = choose_rates(experiment, arms, replicates, deployed, COARSE, widest=ERROR.margin[1] / 100, shorter=shorter)
     costs = _costs(experiment, list(named), max(batch_size, 2), replicates[:3])
     messages = of_synced(build(task, network, "batch", 0)) if devices > 1 else []
     link = LINKS[experiment.link]
@@ -134,10 +139,18 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             compared,
             own=experiment.user is not None,
             trained=length.said(lambda steps: steps * whole / images),
+            left_out=_left_out(experiment, batch_size, devices, named),
             whom=WHOM[task.keeps_test],
             communication=communication(messages, median(costs[usual].seconds), devices, link) if messages else "",
         )
     ]
+
+
+def _left_out(experiment: Experiment, batch_size: int, devices: int, named: Mapping[str, str]) -> tuple[str, ...]:
+    """Name the norms that a whole study compares too."""
+    every = norms(batch_size, devices, flat=is_flat(experiment, experiment.convolutional))
+    impossible = impossible_arms(experiment.convolutional, experiment.task)
+    return tuple(name for norm, name in every.items() if norm not in named and norm not in impossible)
 
 
 def _arm(network: Mapping[str, Any], norm: str, batch: int, steps: int) -> dict[str, Any]:
