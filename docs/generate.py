@@ -79,9 +79,8 @@ def text_of_the_claims() -> str:
         f"The claims come from a text that introduces batch normalization in {len(statements.sections())} sections, as "
         f"courses do. Here are all its sentences, {len(every)} after longer ones are taken apart, translated from "
         "Chinese and shortened. Each is carried by a claim that measures it, by a rule of the check, or by the layer "
-        f"or operation that does what it says. {sum(bool(statement.errs) for statement in every)} sentences are wrong, "
-        "or say less or more than what holds: the last column says how. A sentence that is disputed or not yet "
-        "measured on your data is no error."
+        f"or operation that does what it says. {sum(bool(statement.errs) for statement in every)} sentences are wrong "
+        "or disputed, or say less or more than what holds: the last column says how."
     )
 
 
