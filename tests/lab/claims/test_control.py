@@ -91,8 +91,8 @@ def made_small(monkeypatch):
     monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
     monkeypatch.setattr(
         small_batch,
-        "regimes",
-        lambda experiment: [small_batch.Regime(experiment.mlp(2, width=24), ("batch", "group"), steps=150)],
+        "plans",
+        lambda experiment: [small_batch.Plan(experiment.mlp(2, width=24), ("batch", "group"), (4,), 64)],
     )
     monkeypatch.setattr(transfer, "EPOCHS", 5)
     monkeypatch.setattr(adaptation, "COARSE", (-6, -4))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import adaptation_together
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.images.transfer import TARGETS, linear_accuracies, pretraining_rates, transfer
 from gammabeta.lab.outcome import Criterion, Effect, Room, Table
-from gammabeta.lab.paired import differences, precision_of
+from gammabeta.lab.paired import differences
 from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.trials.trial import Trial, versioned
 

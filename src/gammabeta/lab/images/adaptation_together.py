@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import gammabeta as gb
+from gammabeta.lab.answers import packed
 from gammabeta.lab.images.descent import descend, epochs, judged
 from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.together import GroupedRMSNorm, UnstackableError, stack
 from gammabeta.lab.images.training import Judged, error_and_loss, exact_statistics
 from gammabeta.lab.images.transfer import Transfer, few, head, pretrained, transfer
-from gammabeta.lab.paired import packed
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import canonical
 from gammabeta.lab.tuning import error_then_loss
