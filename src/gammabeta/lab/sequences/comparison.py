@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
+from gammabeta.lab.comparison import ERROR, WHOM, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
-from gammabeta.lab.interval import Precision
+from gammabeta.lab.procedure import headroom
 from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
-from gammabeta.lab.sequences.training import BATCH, batch_of, build_network, seeds_of, settings_of, steps_of, trained
+from gammabeta.lab.sequences.training import BATCH, batch_of, build_network, precision, seeds_of, settings_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
 
@@ -68,7 +68,8 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     whole = batch_size * devices
     named = norms(batch_size, devices)
     networks = networks_of(experiment)
-    chosen = trained(experiment, list(named), whole)
+    margin = ERROR.margin[1] / 100
+    chosen = trained(experiment, list(named), whole, margin)
     source = dict(experiment.sources["sequences"])
     data = load_sequences(source)
     by_chance = 100 * (1 - chance(data))
@@ -97,11 +98,20 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                     tuple(record["timing"][plain[norm]] for record in of_network),
                     of_network[0]["result"]["bytes"][plain[norm]],
                     tuple(100 * result["error"] for result in found[norm].results),
+                    headroom=headroom(found[norm].coarse, margin),
+                    fragile=found[norm].usual_exponent + 1 in found[norm].lost,
                 )
                 for norm, name in named.items()
             ],
             ERROR,
-            Precision(samples=len(data.test)),
+            precisions={
+                norm: (
+                    precision(data, found["layer"], found[norm], ("moving_wrong", "moving_wrong")),
+                    precision(data, found[norm], found[norm], ("moving_wrong", "wrong")),
+                )
+                for norm in named
+            },
+            confidence=experiment.confidence,
         )
         learned = min(arm.value for arm in compared) <= 0.5 * by_chance
         made.append(
@@ -115,6 +125,8 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 ERROR,
                 learned,
                 compared,
+                whom=WHOM[data.keeps_test].replace("images", "sequences"),
+                trained=f"{steps_of(experiment)} steps",
                 own=users_own(experiment, "sequences") is not None,
             )
         )

@@ -10,14 +10,17 @@ from torch import nn
 from torch.nn import functional
 
 import gammabeta as gb
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import Judged, lost, reported
+from gammabeta.lab.interval import Precision
 from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.sequences.networks import build_sequence_network, exact_statistics, networks_of, users_own
 from gammabeta.lab.sequences.task import Sequences, SequenceTask
 from gammabeta.lab.sequences.user_network import build as build_user_network
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.tuning import deployed
 
 BATCH = 32
 RATES = (-9, -7, -5)
@@ -108,7 +111,7 @@ def classified(**settings: Any) -> dict[str, Any]:
         - ``error``, ``loss``: with exact statistics.
         - ``validation``: these four on the validation split, where ``report`` is ``"test"``; otherwise None.
         - ``wrong``, ``moving_wrong``: which test sequences were classified wrongly, as
-          :func:`gammabeta.lab.paired.packed` writes them, where all splits share them; otherwise None.
+          :func:`gammabeta.lab.answers.packed` writes them, where all splits share them; otherwise None.
     """
     run = Run(**settings)
     data = load_sequences(run.task)
@@ -133,18 +136,17 @@ def judged(model: nn.Module, split: Sequences) -> Judged:
     return Judged.of(torch.cat([model(x, mask) for x, mask, _ in parts]), split.y_n)
 
 
-def deployed(result: Mapping[str, Any]) -> float:
-    """Score a result by its error with moving averages, and equal errors by their losses."""
-    loss = result["moving_loss"]
-    return float(result["moving_error"]) + 1e-3 * min(100.0 if loss is None else float(loss), 100.0)
-
-
 def seeds_of(experiment: Experiment) -> list[int]:
     return experiment.seeds(3, 12)
 
 
 def steps_of(experiment: Experiment) -> int:
     return 120 if experiment.quick else 400
+
+
+def precision(data: SequenceTask, ones: Chosen, others: Chosen, wrong: tuple[str, str]) -> Precision:
+    """Return the precision of differences of test errors, in percent, as `gammabeta.lab.answers.precision_of` does."""
+    return precision_of(ones.results, others.results, len(data.test), len(data.train), wrong)
 
 
 def settings_of(experiment: Experiment, network: str, arm: str, batch_size: int = BATCH) -> dict[str, Any]:
@@ -157,8 +159,13 @@ def settings_of(experiment: Experiment, network: str, arm: str, batch_size: int 
     return base if batch_size == BATCH else {**base, "batch_size": batch_size}
 
 
-def trained(experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH) -> dict[Cell, Chosen]:
+def trained(
+    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH, widest: float | None = None
+) -> dict[Cell, Chosen]:
     """Train each network with each arm, each replicate at the learning rate that it chose as the network is deployed.
+
+    Args:
+        widest: as :func:`gammabeta.lab.procedure.choose_rates` takes it.
 
     Returns:
         By (network, arm), what :func:`gammabeta.lab.procedure.choose_rates` returns.
@@ -170,4 +177,4 @@ def trained(experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
         own = {"task": experiment.drawn(replicate, "sequences"), "seed": replicate, "report": report}
         return Trial(f"{__name__}:classified", {**of_cell, **own, "rate": 2.0**exponent})
 
-    return choose_rates(experiment, settings, seeds_of(experiment), deployed, RATES, trial)
+    return choose_rates(experiment, settings, seeds_of(experiment), deployed, RATES, trial, widest)

@@ -168,14 +168,16 @@ class Judge:
         if model is None:
             worst = [WORST] * len(self.reported)
             validation = {"loss": WORST} if after else None
-            return {"loss": WORST, "validation": validation, "windows": worst if after else None, "course": self.course}
-        found = self._losses(model, self.reported)
-        self.course.append((self.run.steps, fmean(found)))
+            found = {"loss": WORST, "validation": validation, "windows": worst if after else None}
+            return {**found, "course": self.course, "diverged": True}
+        losses = self._losses(model, self.reported)
+        self.course.append((self.run.steps, fmean(losses)))
         return {
-            "loss": fmean(found),
+            "loss": fmean(losses),
             "validation": None if self.validation is None else {"loss": fmean(self._losses(model, self.validation))},
-            "windows": found if after else None,
+            "windows": losses if after else None,
             "course": self.course,
+            "diverged": None,
         }
 
 
@@ -203,6 +205,7 @@ def language_model(**settings: Any) -> dict[str, Any]:
         - ``validation``: ``{"loss"}`` on the validation split, where ``report`` is ``"test"``; otherwise None.
         - ``windows``: the loss of each test window; None where ``report`` is ``"validation"``.
         - ``course``: (step, loss), every 100 steps and at the end.
+        - ``diverged``: True where the loss was not finite in training; otherwise None.
 
     Source: Loshchilov & Hutter 2019 (decay); Pascanu et al. 2013 (clipping of the gradient's norm, at 1).
     """
@@ -282,18 +285,20 @@ def trained(
     arms: Mapping[str, Mapping[str, Any]],
     shape: Mapping[str, int],
     widest: float | None = None,
+    shorter: Mapping[str, Any] | None = None,
 ) -> dict[str, Chosen]:
     """Train each arm, each replicate at the learning rate that it chose by its validation part.
 
     Args:
         arms: by name, what distinguishes each: ``arm`` and, where needed, other fields of :class:`Run`.
-        widest: as :func:`gammabeta.lab.procedure.choose_rates` takes it.
+        widest, shorter: as :func:`gammabeta.lab.procedure.choose_rates` takes them.
     """
     user = users_own(experiment, "text")
     base = {**shape, "steps": steps_of(experiment), **({} if user is None else {"user": dict(user)})}
     settings = {name: {**base, **arm} for name, arm in arms.items()}
     return choose_rates(
-        experiment, settings, seeds_of(experiment), score, RATES, lambda *given: make(experiment, *given), widest
+        experiment, settings, seeds_of(experiment), score, RATES, lambda *given: make(experiment, *given), widest,
+        shorter,
     )  # fmt: skip
 
 
