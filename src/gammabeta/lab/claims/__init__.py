@@ -19,6 +19,8 @@ from gammabeta.lab.claims import (
     layernorm_in_transformers,
     moving_average,
     noise_regularizes,
+    pointwise,
+    rate_headroom,
     replaces_dropout,
     sequences,
     shifting_data,
@@ -28,6 +30,7 @@ from gammabeta.lab.claims import (
     sync_equals_large_batch,
     train_eval_mismatch,
     unit_distribution,
+    warmup,
     weight_decay,
 )
 
@@ -56,6 +59,9 @@ CLAIMS: tuple[Claim, ...] = tuple(
         affine_only,
         sequences,
         layernorm_in_transformers,
+        rate_headroom,
+        warmup,
+        pointwise,
         sync_cost,
         group_norm_needs_no_sync,
     )
