@@ -5,6 +5,7 @@
 | claims.md, rules.md | the docstrings of the claims and of the rules |
 | claims.md, its tables of the text's sentences | docs/statements.json |
 | files.md | the first sentence of every source file |
+| anchors.md | docs/anchors_text.md, docs/anchors.json and docs/findings/*.json |
 | findings.md | docs/findings/*.json and findings_comments.md |
 | conventions.md, its table of accuracy | docs/accuracy.json |
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import statements
 from accuracy import table
+from anchors import anchors
 from files import files
 from findings import findings
 
@@ -134,6 +136,7 @@ PAGES = {
     HERE / "rules.md": rules,
     HERE / "files.md": files,
     HERE / "findings.md": findings,
+    HERE / "anchors.md": anchors,
     CONVENTIONS: conventions,
 }
 
