@@ -1,8 +1,15 @@
-"""Values paired by seed: differences and log ratios between two arms."""
+"""Values paired by replicate: differences and log ratios between two arms."""
 
+import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gammabeta.lab.interval import Precision
 
 
 def differences(ones: Sequence[float], others: Sequence[float]) -> list[float]:
@@ -35,3 +42,39 @@ def log_ratios(numerator: Sequence[float | None], denominator: Sequence[float | 
         [math.log(a / b) for a, b in restricted],
         sum(a is None or b is None for a, b in pairs),
     )
+
+
+# --- errors on a test set ---
+
+
+def packed(wrong_n: Tensor) -> str:
+    """Write which answers are wrong (n,) as text: bits, first image first, in base64."""
+    return base64.b64encode(np.packbits(wrong_n.numpy()).tobytes()).decode()
+
+
+def unpacked(text: str, samples: int) -> np.ndarray:
+    """Read what :func:`packed` wrote: (n,) bool."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=samples).astype(bool)
+
+
+def precision_of(
+    ones: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    samples: int,
+    trained_on: int,
+    wrong: str = "wrong",
+) -> Precision:
+    """Return the precision of differences of errors between two arms, in percent.
+
+    Args:
+        ones, others: results, one per replicate, as `gammabeta.lab.images.training.train` returns them. Where they say
+            which answers are wrong, all replicates share the test images, which speak for the population that they were
+            drawn from; otherwise each replicate has drawn its own.
+        samples: n, test images.
+        trained_on: training images.
+        wrong: the key in the results: ``"wrong"`` or ``"moving_wrong"``.
+    """
+    if not ones or ones[0].get(wrong) is None:
+        return Precision(samples=samples, trained_on=trained_on)
+    by_arm = [np.mean([unpacked(result[wrong], samples) for result in arm], axis=0) for arm in (ones, others)]
+    return Precision(samples=samples, variance=float(np.var(100 * (by_arm[0] - by_arm[1]), ddof=1)))
