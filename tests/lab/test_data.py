@@ -35,6 +35,52 @@ def loaded(data):
     return {"images": load, "sequences": load_sequences, "text": load_text}[kind(named)](named)
 
 
+# --- splits ---
+
+
+def pixels(part):
+    """Return what tells the images of a part from all others, whatever their scale."""
+    return {tuple(image.flatten().double().argsort(stable=True).tolist()[:40]) for image in part.x_nchw}
+
+
+def test_a_split_draws_all_parts_of_the_digits_anew_and_by_its_number_alone():
+    whole, one, again, other = (
+        load({**source("digits"), **split}) for split in ({}, *({"split": n} for n in (1, 1, 2)))
+    )
+    assert torch.equal(one.test.x_nchw, again.test.x_nchw)
+    for part in ("train", "validation", "test"):
+        sizes = {len(getattr(task, part)) for task in (whole, one, other)}
+        assert len(sizes) == 1
+        shares = [torch.bincount(getattr(task, part).y_n) for task in (whole, one, other)]
+        assert all(int((share - shares[0]).abs().max()) <= 1 for share in shares)
+        assert not torch.equal(getattr(one, part).y_n, getattr(other, part).y_n)
+    assert not one.keeps_test
+    moved = len(pixels(one.test) & pixels(other.test)) / len(one.test)
+    assert moved == pytest.approx(400 / 1797, abs=0.08)  # as many as two independent draws share
+    assert float(one.train.x_nchw.mean()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_test_set_of_its_own_is_kept_and_the_others_are_drawn_anew(tmp_path):
+    np.savez(tmp_path / "own.npz", **images())
+    named = source(f"cifar10:{tmp_path / 'own.npz'}")
+    one, other = (load({**named, "split": number}) for number in (1, 2))
+    assert one.keeps_test
+    assert torch.equal(one.test.y_n, other.test.y_n)
+    assert not torch.equal(one.validation.y_n, other.validation.y_n) or not torch.equal(
+        one.validation.x_nchw, other.validation.x_nchw
+    )
+    assert (len(one.train), len(one.validation)) == (len(other.train), len(other.validation)) == (48, 12)
+
+
+def test_a_folder_has_no_test_set_of_its_own(tmp_path):
+    painted(tmp_path / "own")
+    named = source(f"folder:{tmp_path / 'own'}")
+    one, other = (load({**named, "split": number}) for number in (1, 2))
+    assert not one.keeps_test
+    assert not torch.equal(one.test.x_nchw, other.test.x_nchw)
+    assert len(one.test) == len(other.test)
+
+
 # --- cifar10 ---
 
 
@@ -77,7 +123,7 @@ def test_a_folder_of_images_goes_in(tmp_path):
     assert kind(named) == "images"
     task = load(named)
     assert (task.name, task.classes, task.shape) == ("own", 2, (1, 10, 20))
-    assert task.description == "own: 48 images of 2 classes, 10 × 20, grey, stratified fixed split"
+    assert task.description == "own: 48 images of 2 classes, 10 × 20, grey, in stratified parts"
     parts = (task.train, task.validation, task.test)
     assert [len(part) for part in parts] == [27, 7, 14]
     for part in parts:
@@ -387,7 +433,7 @@ def test_a_function_brings_images(tmp_path, monkeypatch):
     assert kind(named) == "images"
     task = load(named)
     assert (task.name, task.shape, task.classes) == ("data of own.py", (1, 8, 8), 3)
-    assert task.description == "data of own.py: a fixed, stratified subset of its images"
+    assert task.description == "data of own.py: a stratified subset of its images"
     assert [len(part) for part in (task.train, task.validation, task.test)] == [48, 12, 30]
 
 

@@ -14,6 +14,7 @@ import warnings
 import pytest
 
 from gammabeta.lab.images import together
+from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.training import train
 from gammabeta.lab.trials import trial as engine
 from gammabeta.lab.trials import workers
@@ -120,12 +121,28 @@ def test_trials_that_differ_in_rate_and_seed_run_as_one():
 def test_networks_trained_together_are_those_trained_one_by_one(norm):
     settings = [
         {**TRAIN, "network": MLP, "norm": norm, "batch_size": 16, "steps": 12, "rate": rate, "seed": seed, "curve": 6,
-         "images": 100, "label_noise": 0.2, "decay": 0.01, "schedule": "cosine", "order": order}
+         "images": 100, "label_noise": 0.2, "decay": 0.01, "schedule": "cosine", "order": order,
+         "momentum": momentum, "warm_up": 0.3}
         for rate, seed in ((0.05, 1), (0.1, 2), (0.02, 3))
         for order in ("shuffled",)
+        for momentum in (0.9,)
     ]  # fmt: skip
     for alone, member in zip([train(**s) for s in settings], together.train(settings), strict=True):
         same(member, alone)
+
+
+def test_every_member_has_its_own_split():
+    recipe = {**TRAIN, "network": MLP, "norm": "batch", "batch_size": 16, "steps": 12, "report": "test", **RECIPE}
+    settings = [
+        {**recipe, "rate": rate, "seed": seed, "task": {**TRAIN["task"], "split": seed}}
+        for rate, seed in ((0.05, 1), (0.1, 1), (0.02, 2))
+    ]
+    alone = [train(**one) for one in settings]
+    for one, member in zip(alone, together.train(settings), strict=True):
+        same(member, one)
+        same_errors(member["validation"], one["validation"])
+    trials = [Trial("gammabeta.lab.images.training:train", one) for one in settings]
+    assert engine.bundles(trials) == [trials]
 
 
 def test_networks_with_dropout_drop_together_what_each_drops_alone():
@@ -162,6 +179,11 @@ def test_a_member_that_diverges_or_arrives_leaves_the_others_alone():
         same(member, alone)
 
 
+def same_errors(member, alone):
+    for name in ("error", "moving_error"):
+        assert member[name] == pytest.approx(alone[name], abs=0.011)
+
+
 def same(member, alone):
     """Compare results to rounding, which stays small in a few steps; errors are counts of images."""
     assert member.keys() == alone.keys()
@@ -169,8 +191,7 @@ def same(member, alone):
     for name in ("loss", "train_loss", "steps"):
         assert (member[name] is None) == (alone[name] is None)
         assert member[name] is None or member[name] == pytest.approx(alone[name], rel=2e-3)
-    for name in ("error", "moving_error"):
-        assert member[name] == pytest.approx(alone[name], abs=0.011)
+    same_errors(member, alone)
     for name in ("accuracy", "curve"):
         for a, b in zip(member[name], alone[name], strict=True):
             assert a == pytest.approx(b, abs=0.011)

@@ -149,23 +149,28 @@ def _some(labels: np.ndarray) -> str:
     return shown + (", …" if len(labels) > 6 else "") if len(labels) else "none"
 
 
-def parts(arrays: Mapping[str, np.ndarray], where: str, what: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def parts(
+    arrays: Mapping[str, np.ndarray], where: str, what: str, split: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the indices of the training, tuning and test samples; the first two index the training part.
 
-    They are at most 2,000, 500 and 1,000. Where the training part is smaller, a fifth of it is for tuning. They are
-    drawn with a fixed seed and equal shares of each class.
+    They are at most 2,000, 500 and 1,000. Where the training part is smaller, a fifth of it is for tuning. They have
+    equal shares of each class.
+
+    Args:
+        split: decides which samples are for training and which for tuning; the test samples are always the same.
 
     Raises:
         TaskError: a class that few of many samples have is hardly among those that are drawn.
     """
     y_train, y_test = arrays["y_train"], arrays["y_test"]
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(split)
     kept = stratified(y_train, min(TRAIN + VALIDATION, len(y_train)), rng)
     tuned = round(len(kept) * VALIDATION / (TRAIN + VALIDATION))
     held_out = stratified(y_train[kept], tuned, rng)
     is_held_out = np.zeros(len(kept), dtype=bool)
     is_held_out[held_out] = True
-    tested = stratified(y_test, min(TEST, len(y_test)), rng)
+    tested = stratified(y_test, min(TEST, len(y_test)), np.random.default_rng(0))
     for part, drawn, fewest in (("train", y_train[kept], FEWEST), ("test", y_test[tested], FEWEST_TESTED)):
         counts = np.bincount(drawn.astype(np.int64), minlength=int(y_train.max()) + 1)
         least = int(np.argmin(counts))

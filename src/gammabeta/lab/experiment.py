@@ -28,6 +28,8 @@ class Experiment:
         quick: few seeds and the smaller grids that each claim states.
         seed: of the whole study; another number repeats it with other initializations and batches.
         seed_count: how many seeds results are taken from; None for each claim's own number.
+        link: between devices, a name in `gammabeta.lab.links.LINKS`, for the cost of synchronizing.
+        confidence: of all of a recommendation's intervals together.
         jobs: worker processes.
         progress: called with the numbers of finished and of all trials.
         trials: those that the present claim has asked for, in order.
@@ -40,6 +42,8 @@ class Experiment:
     seed: int = 0
     seed_count: int | None = None
     jobs: int = 1
+    link: str = "infiniband"
+    confidence: float = 0.95
     progress: Callable[[int, int], None] = lambda done, total: None
     trials: list[Trial] = field(default_factory=list)
 
@@ -65,6 +69,10 @@ class Experiment:
             *(1000 * self.seed + 999 - index for index in range((quick if self.quick else full) - 1)),
         ]
 
+    def coarse_replicates(self, count: int) -> list[int]:
+        """Return replicates for a coarse search of learning rates; no result is taken from them."""
+        return [1000 * self.seed + 999 - index for index in range(count)]
+
     def seeds(self, quick: int, full: int) -> list[int]:
         """Return the seeds that results are taken from."""
         count = self.seed_count or (quick if self.quick else full)
@@ -82,8 +90,15 @@ class Experiment:
         return {"kind": "mlp", "depth": depth, "width": width, "activation": activation, "init": init, **more}
 
     def train(self, **settings: Any) -> Trial:
-        """Make a training trial on this study's images, with the settings of `gammabeta.lab.images.training.Run`."""
-        return Trial(TRAIN, {"task": dict(self.source), **settings})
+        """Make a training trial on this study's images, with the settings of `gammabeta.lab.images.training.Run`.
+
+        Its seed is also the number of its split.
+        """
+        return Trial(TRAIN, {"task": self.drawn(settings["seed"]), **settings})
+
+    def drawn(self, replicate: int, kind: Kind = "images") -> dict[str, Any]:
+        """Return a replicate's own split of the data, as a trial's settings identify it."""
+        return {**self.sources[kind], "split": replicate}
 
     def run(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """Return the trials' results, in order; trials on disk do not run again."""

@@ -65,10 +65,10 @@ class KindOfData:
     claims: tuple[str, ...] = ()
 
 
-def _named(data: UserData) -> dict[str, str]:
+def _named(data: UserData) -> dict[str, Any]:
     return {
         "name": data.name,
-        "description": f"{data.name}: a fixed, stratified subset of its {data.kind}",
+        "description": f"{data.name}: a stratified subset of its {data.kind}",
         "where": f"--data {data.target}",
     }
 

@@ -1,8 +1,13 @@
-"""Values paired by seed: differences and log ratios between two arms."""
+"""Values paired by replicate: differences and log ratios between two arms."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from gammabeta.lab.answers import precision_of
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.interval import Precision
 
 
 def differences(ones: Sequence[float], others: Sequence[float]) -> list[float]:
@@ -35,3 +40,17 @@ def log_ratios(numerator: Sequence[float | None], denominator: Sequence[float | 
         [math.log(a / b) for a, b in restricted],
         sum(a is None or b is None for a, b in pairs),
     )
+
+
+def paired_errors(
+    experiment: Experiment, ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], key: str = "error"
+) -> tuple[list[float], Precision]:
+    """Return one arm's errors on images minus another's, in percentage points by replicate, and their precision.
+
+    Args:
+        ones, others: results of the test split, one per replicate.
+        key: ``"error"``, with exact statistics, or ``"moving_error"``, as deployed.
+    """
+    task, wrong = experiment.task, key.replace("error", "wrong")
+    values = differences(*([100 * float(result[key]) for result in arm] for arm in (ones, others)))
+    return values, precision_of(ones, others, samples=len(task.test), trained_on=len(task.train), wrong=(wrong, wrong))

@@ -125,6 +125,9 @@ def _thing(form: Form) -> str:
 def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
     """Return the task that :func:`source` named; it stays in memory, one copy per process.
 
+    Args:
+        task: what :func:`source` returned. It may have ``"split"``: the number of another split of the same data.
+
     Raises:
         TaskError: the data are of another kind, or cannot be used.
     """
@@ -132,7 +135,14 @@ def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
     if found != wanted:
         named = str(task["data"]).removeprefix(f"{_USER}{found}:")
         raise TaskError(f"--data {named}: expected {wanted}, got {found}: name data of that kind.")
-    return _load(task["data"], task["fingerprint"])
+    whole = _load(task["data"], task["fingerprint"])
+    return _drawn(task["data"], task["fingerprint"], task["split"]) if "split" in task else whole
+
+
+@lru_cache(maxsize=8)
+def _drawn(data: str, fingerprint: str, split: int) -> AnyTask:
+    drawn: AnyTask = getattr(_load(data, fingerprint), "redraw")(split)  # noqa: B009
+    return drawn
 
 
 def load(task: Mapping[str, Any]) -> Task:

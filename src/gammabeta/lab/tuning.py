@@ -1,14 +1,15 @@
 """Learning rates on a grid of powers of two: each arm's best one, and the largest one that still works."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.trials.trial import Trial
 
 Arm = Mapping[str, Any]
 Score = Callable[[dict[str, Any]], float]
+Name = TypeVar("Name", bound=Hashable)
 
 # Exponents of 2. Every fourth learning rate first, then the best one's neighbours, until both are worse.
 COARSE = (-5, -3, -1)
@@ -45,17 +46,54 @@ def tune(
             return make(arms[index], exponent)
         return experiment.train(**arms[index], rate=2.0**exponent, seed=seed)
 
+    cells = list(range(len(arms)))
+    seeds = tuning or [experiment.tuning_seed]
+    scores = scores_on_grid(
+        experiment, cells, seeds, score, lambda index, exponent, seed: trial((index, exponent), seed), coarse
+    )
+    return [best_exponent(known) for known in scores]
+
+
+def scores_on_grid(
+    experiment: Experiment,
+    arms: Sequence[Name],
+    seeds: Sequence[int],
+    score: Score,
+    trial: Callable[[Name, int, int], Trial],
+    coarse: Sequence[int],
+    widest: float | None = None,
+) -> list[dict[int, float]]:
+    """Score every arm on a grid of exponents of 2, as :func:`tune` does, and return the mean scores by exponent.
+
+    Args:
+        arms: their names.
+        seeds: over which scores are averaged.
+        trial: makes the trial of (name, exponent, seed).
+        widest: the grid is then extended by factors of 2 until, on both sides, some rate is worse than the best by more
+            than this, and has no gaps in between.
+    """
     scores: list[dict[int, float]] = [{} for _ in arms]
     wanted = [set(coarse) for _ in arms]
     while any(wanted):
-        cells = [(index, exponent) for index, exponents in enumerate(wanted) for exponent in sorted(exponents)]
-        found = experiment.grid(cells, tuning or [experiment.tuning_seed], trial)
-        for (index, exponent), results in found.items():
-            scores[index][exponent] = mean(score(result) for result in results)
-        for index, known in enumerate(scores):
-            best = best_exponent(known)
-            wanted[index] = {e for e in (best - 1, best + 1) if LOWEST <= e <= HIGHEST} - known.keys()
-    return [best_exponent(known) for known in scores]
+        cells = [(place, exponent) for place, exponents in enumerate(wanted) for exponent in sorted(exponents)]
+        found = experiment.grid(cells, seeds, lambda cell, seed: trial(arms[cell[0]], cell[1], seed))
+        for (place, exponent), results in found.items():
+            scores[place][exponent] = mean(score(result) for result in results)
+        wanted = [_around(known, widest) - known.keys() for known in scores]
+    return scores
+
+
+def _around(known: Mapping[int, float], widest: float | None) -> set[int]:
+    """Return the exponents that a search needs next to what it knows."""
+    best = best_exponent(known)
+    needed = {best - 1, best + 1}
+    if widest is not None:
+        for side in (-1, 1):
+            exponent = best
+            while exponent in known and known[exponent] <= known[best] + widest:
+                exponent += side
+            needed.add(exponent)
+    return {exponent for exponent in needed if LOWEST <= exponent <= HIGHEST}
 
 
 def at_best(
@@ -87,6 +125,12 @@ def error_then_loss(result: Mapping[str, Any]) -> float:
     """Score a result by its error, and equal errors by their losses."""
     loss = result["loss"]
     return float(result["error"]) + 1e-3 * min(100.0 if loss is None else float(loss), 100.0)
+
+
+def deployed(result: Mapping[str, Any]) -> float:
+    """Score a result by its error as deployed, with moving averages; equal errors by their losses."""
+    loss = result["moving_loss"]
+    return float(result["moving_error"]) + 1e-6 * min(100.0 if loss is None else float(loss), 100.0)
 
 
 def best_exponent(scores: Mapping[int, float]) -> int:

@@ -1,6 +1,7 @@
 """A task from images in four arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -11,16 +12,26 @@ from gammabeta.lab.task import TaskError
 SMALLEST = 8
 
 
-def image_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> Task:
+def image_task(
+    arrays: Mapping[str, np.ndarray],
+    *,
+    name: str,
+    description: str,
+    where: str,
+    split: int = 0,
+    redraw: Callable[[int], Task] | None = None,
+) -> Task:
     """Make a task of at most 2,000 training and 500 tuning images from x_train and 1,000 test images from x_test.
 
-    The subsets are drawn once, with a fixed seed and equal shares of each class.
+    The subsets have equal shares of each class.
 
     Args:
         arrays: ``x_train``, ``x_test``: images (n, height, width) or (n, height, width, 1 or 3), of any real dtype,
             with 8 × 8 pixels or more. ``y_train``, ``y_test``: labels (n,), integers from 0 to the number of classes
             minus 1.
         where: the start of every error message, for example the file's name.
+        split: decides which of x_train are training and which tuning images; the test images are always the same.
+        redraw: makes the task of another split, where the arrays have no test set of their own.
 
     Raises:
         TaskError: an array of the wrong shape, dtype, length or range.
@@ -40,7 +51,7 @@ def image_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str,
         x_nchw = x[:, None] if x.ndim == 3 else np.ascontiguousarray(np.moveaxis(x, 3, 1))
         return x_nchw, arrays[f"y_{which}"][index]
 
-    train, validation, test = parts(arrays, where, "images")
+    train, validation, test = parts(arrays, where, "images", split)
     return standardized(
         part_of("train", train),
         part_of("train", validation),
@@ -48,7 +59,13 @@ def image_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str,
         name=name,
         description=description,
         classes=classes,
+        redraw=redraw or partial(_again, arrays, name=name, description=description, where=where),
+        keeps_test=redraw is None,
     )
+
+
+def _again(arrays: Mapping[str, np.ndarray], split: int, *, name: str, description: str, where: str) -> Task:
+    return image_task(arrays, name=name, description=description, where=where, split=split)
 
 
 def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:

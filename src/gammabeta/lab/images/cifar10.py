@@ -22,6 +22,4 @@ def load(path: str | Path) -> Task:
     for key in ("y_train", "y_test"):
         if arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
             arrays[key] = arrays[key][:, 0]
-    return image_task(
-        arrays, name="cifar10", description=f"{file}: a fixed, stratified subset of its images", where=file
-    )
+    return image_task(arrays, name="cifar10", description=f"{file}: a stratified subset of its images", where=file)

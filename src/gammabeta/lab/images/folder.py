@@ -6,6 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ _ORIENTATION = 0x0112  # EXIF tag; values from 5 on: the camera was turned by 90
 def load(path: str | Path) -> Task:
     """Read at most 3,500 of a folder's images: 4/7 for training, 1/7 for tuning and 2/7 for the test.
 
-    The parts are drawn once, with a fixed seed and equal shares of each class. Classes are numbered in the order of
+    The parts have equal shares of each class. Classes are numbered in the order of
     their names. All images get one size: the median height and width. Both are reduced by one factor where the longer
     one exceeds 32 pixels, and are at least 8. Images are grey where all of them are; otherwise they have three colours.
     Transparency is dropped.
@@ -52,7 +53,18 @@ def load(path: str | Path) -> Task:
     folder = Path(path)
     names, files, y_n = chosen(folder)
     x_nhwc = _images(folder, files)
-    tested = stratified(y_n, round(len(y_n) * TEST / (TRAIN + VALIDATION + TEST)), np.random.default_rng(1))
+    height, width = x_nhwc.shape[1:3]
+    colour = "colour" if x_nhwc.shape[3] == 3 else "grey"
+    description = (
+        f"{folder.name}: {len(files)} images of {len(names)} classes, {height} × {width}, {colour}, in stratified "
+        f"parts{_left_out(folder)}"
+    )
+    return _task(folder, description, x_nhwc, y_n, 0)
+
+
+def _task(folder: Path, description: str, x_nhwc: np.ndarray, y_n: np.ndarray, split: int) -> Task:
+    """Draw the parts of a split from all images."""
+    tested = stratified(y_n, round(len(y_n) * TEST / (TRAIN + VALIDATION + TEST)), np.random.default_rng([1, split]))
     is_tested = np.zeros(len(y_n), dtype=bool)
     is_tested[tested] = True
     arrays = {
@@ -61,13 +73,10 @@ def load(path: str | Path) -> Task:
         "x_test": x_nhwc[is_tested],
         "y_test": y_n[is_tested],
     }
-    height, width = x_nhwc.shape[1:3]
-    colour = "colour" if x_nhwc.shape[3] == 3 else "grey"
-    description = (
-        f"{folder.name}: {len(files)} images of {len(names)} classes, {height} × {width}, {colour}, stratified fixed "
-        f"split{_left_out(folder)}"
+    again = partial(_task, folder, description, x_nhwc, y_n)
+    return image_task(
+        arrays, name=folder.name, description=description, where=f"folder:{folder}", split=split, redraw=again
     )
-    return image_task(arrays, name=folder.name, description=description, where=f"folder:{path}")
 
 
 def _left_out(folder: Path) -> str:

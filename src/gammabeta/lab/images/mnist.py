@@ -21,6 +21,6 @@ def load(path: str | Path) -> Task:
     return image_task(
         read_npz(Path(path)),
         name="mnist",
-        description=f"{file}: a fixed, stratified subset of its images",
+        description=f"{file}: a stratified subset of its images",
         where=file,
     )

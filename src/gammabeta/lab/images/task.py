@@ -1,6 +1,7 @@
 """Classification of images: the task and its splits."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,7 +23,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """Classification of images. Learning rates are tuned on ``validation``; reported results come from ``test``."""
+    """Classification of images. Learning rates are tuned on ``validation``; reported results come from ``test``.
+
+    Attributes:
+        redraw: makes the task of another split of the same images, by its number from 1 on: stratified, with parts of
+            the same sizes.
+        keeps_test: whether all splits share the test images, because the data set has a test set of its own.
+    """
 
     name: str
     description: str
@@ -30,6 +37,8 @@ class Task:
     train: Split
     validation: Split
     test: Split
+    redraw: Callable[[int], "Task"] = field(repr=False, compare=False)
+    keeps_test: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,10 +54,12 @@ def standardized(
     name: str,
     description: str,
     classes: int,
+    redraw: Callable[[int], Task],
+    keeps_test: bool,
 ) -> Task:
     """Make a task of images (n, c, h, w): each channel minus its training mean, over its training standard deviation.
 
-    The standard deviation divides by the count.
+    The standard deviation divides by the count. ``redraw`` and ``keeps_test`` are those of :class:`Task`.
 
     Raises:
         TaskError: some channel has one value throughout the training part, or a few values that dwarf all others.
@@ -62,4 +73,4 @@ def standardized(
         scaled_nchw = scaling.apply(x_nchw, name, "pixels")
         return Split(torch.from_numpy(scaled_nchw), torch.from_numpy(y_n.astype(np.int64)))
 
-    return Task(name, description, classes, split(train), split(validation), split(test))
+    return Task(name, description, classes, split(train), split(validation), split(test), redraw, keeps_test)

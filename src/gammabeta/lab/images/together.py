@@ -19,7 +19,7 @@ import gammabeta as gb
 from gammabeta.lab.images import training
 from gammabeta.lab.images.networks import Block, Dropout, build
 from gammabeta.lab.images.task import Split, Task
-from gammabeta.lab.images.training import POPULATION, Run, exact_statistics, places
+from gammabeta.lab.images.training import POPULATION, Judged, Run, exact_statistics, lost, places, reported
 from gammabeta.lab.norms import ChannelRMSNorm
 from gammabeta.lab.sources import load
 
@@ -119,7 +119,7 @@ def joinable(settings: Mapping[str, Any]) -> bool:
 class _Descent:
     """SGD on all members' parameters in one flat tensor, each member at its own learning rate."""
 
-    def __init__(self, model: nn.Module, rates: Sequence[float], decay: float) -> None:
+    def __init__(self, model: nn.Module, rates: Sequence[float], decay: float, momentum: float = 0.0) -> None:
         parameters = list(model.parameters())
         self.flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self.gradient = torch.zeros_like(self.flat)
@@ -136,20 +136,24 @@ class _Descent:
             start = end
         self.steps = torch.cat(steps)
         self.decays = torch.cat(decays) if decay else None
+        self.momentum = momentum
+        self.velocity = torch.zeros_like(self.flat) if momentum else self.gradient
 
     def step(self, factor: float) -> None:
         if self.decays is not None:
             self.gradient.addcmul_(self.flat, self.decays)
-        self.flat.addcmul_(self.gradient, self.steps, value=-factor)
+        if self.momentum:
+            self.velocity.mul_(self.momentum).add_(self.gradient)
+        self.flat.addcmul_(self.velocity, self.steps, value=-factor)
         self.gradient.zero_()
 
 
 class _Members:
     """The members of one stacked network in training: their data, their looks and their results."""
 
-    def __init__(self, model: nn.Module, data: Task, runs: Sequence[Run]) -> None:
+    def __init__(self, model: nn.Module, data: Sequence[Task], runs: Sequence[Run]) -> None:
         self.model, self.data, self.runs = model, data, runs
-        first, own = runs[0], [run.own(data) for run in runs]
+        first, own = runs[0], [run.own(task) for run, task in zip(runs, data, strict=True)]
         # What each member sees at each step: (steps, batch, members) places in its own images.
         self.order = torch.stack(
             [
@@ -160,10 +164,9 @@ class _Members:
         )
         self.labels = torch.stack([part.y_n[self.order[:, :, m]] for m, part in enumerate(own)], dim=2)
         self.population = torch.cat([part.x_nchw[:POPULATION] for part in own], dim=1)
-        # (images, members, channels, …) and (images, members), where each member has images of its own
-        self.own_x = torch.stack([part.x_nchw for part in own], dim=1) if first.images is not None else None
-        self.own_y = torch.stack([part.y_n for part in own], dim=1) if first.images is not None else None
-        self.reported: Split = getattr(data, first.report)
+        self.own = _Side(own)
+        self.validation = _Side([task.validation for task in data])
+        self.reported = _Side([getattr(task, first.report) for task in data])
         self.accuracies: list[list[tuple[int, float]]] = [[] for _ in runs]
         self.curves: list[list[Any]] = [[] for _ in runs]
         self.diverged: list[int | None] = [None for _ in runs]
@@ -177,45 +180,33 @@ class _Members:
         """Return the members' losses (members,) on their batches of a step; steps count from 1."""
         index = self.order[step - 1]
         each = torch.arange(len(self.runs))
-        x = (self.data.train.x_nchw[index] if self.own_x is None else self.own_x[index, each]).flatten(1, 2)
+        x = (self.own.x[index] if self.own.shared else self.own.x[index, each]).flatten(1, 2)
         scores = self.model(x).unflatten(1, (len(self.runs), -1))
         by_sample = functional.cross_entropy(scores.movedim(2, 1), self.labels[step - 1], reduction="none")
         return by_sample.mean(dim=0)
 
-    def judge(self, split: Split) -> list[tuple[float, float | None]]:
-        """Return each member's (error, loss) on one split, as ``error_and_loss`` does."""
-        members = len(self.runs)
-        return self._judge(split.x_nchw.repeat(1, members, 1, 1), split.y_n[:, None].expand(-1, members))
-
-    def judge_fit(self) -> list[tuple[float, float | None]]:
-        """Return each member's (error, loss) on the images that it is trained on."""
-        if self.own_x is None or self.own_y is None:
-            return self.judge(self.data.train)
-        return self._judge(self.own_x.flatten(1, 2), self.own_y)
-
     @torch.no_grad()
-    def _judge(self, x: Tensor, y_nm: Tensor) -> list[tuple[float, float | None]]:
+    def judge(self, side: "_Side") -> list[Judged]:
+        """Return each member's answers on its own split, as ``judge`` of training does."""
         members = len(self.runs)
-        scores = torch.cat([self.model(part) for part in x.split(512)]).unflatten(1, (members, -1))
-        finite = torch.isfinite(scores).all(dim=2).all(dim=0)
-        wrong = (scores.argmax(dim=2) != y_nm).float().mean(dim=0)
-        losses = functional.cross_entropy(scores.movedim(2, 1), y_nm, reduction="none").mean(dim=0)
-        return [(float(wrong[m]), float(losses[m])) if finite[m] else (1.0, None) for m in range(members)]
+        scores = torch.cat([self.model(side.together(part, members)) for part in side.x.split(512)])
+        each = scores.unflatten(1, (members, -1))
+        return [Judged.of(each[:, m], side.of(m).y_n) for m in range(members)]
 
     def look(self, step: int) -> None:
         """Record losses and accuracies where they are due, and finish the members that reached the target."""
         run = self.runs[0]
         if run.curve and step % run.curve == 0:
             with exact_statistics(self.model, self.population):
-                train_losses, losses = self.judge_fit(), self.judge(self.reported)
+                fitted, found = self.judge(self.own), self.judge(self.reported)
             for m in self.open():
-                self.curves[m].append((step, train_losses[m][1], losses[m][1]))
+                self.curves[m].append((step, fitted[m].loss, found[m].loss))
         if run.target is None or (step % run.every and step != run.steps):
             return
         with exact_statistics(self.model, self.population):
-            found = self.judge(self.data.validation)
+            validated = self.judge(self.validation)
         for m in self.open():
-            self.accuracies[m].append((step, 1.0 - found[m][0]))
+            self.accuracies[m].append((step, 1.0 - validated[m].error))
         self.finish([m for m in self.open() if step > 0 and self.accuracies[m][-1][1] >= run.target])
 
     def drop_diverged(self, step: int, losses: Tensor) -> None:
@@ -231,41 +222,63 @@ class _Members:
         if not which:
             return
         run = self.runs[0]
+        wanted = [self.reported, self.validation] if run.report == "test" else [self.reported]
         self.model.eval()
-        moving = self.judge(self.reported)
+        moving = [self.judge(side) for side in wanted]
         with exact_statistics(self.model, self.population):
-            exact = self.judge(self.reported)
-            wants_fit = run.images is not None or run.report == "train"
-            fitted = self.judge_fit() if wants_fit else [(1.0, None) for _ in self.runs]
+            exact = [self.judge(side) for side in wanted]
+            fitted = self.judge(self.own) if run.images is not None or run.report == "train" else None
         self.model.train()
         for m in which:
-            looks, lost = self.accuracies[m], self.diverged[m] is not None
+            looks, is_lost = self.accuracies[m], self.diverged[m] is not None
+            none = [lost(side.of(m)) for side in wanted]
+            of_exact, of_moving = (none if is_lost else [judged[m] for judged in each] for each in (exact, moving))
             self.results[m] = {
-                "steps": None if lost else run.reached(looks),
+                "steps": None if is_lost else run.reached(looks),
                 "accuracy": looks,
-                "error": 1.0 if lost else exact[m][0],
-                "loss": None if lost else exact[m][1],
-                "moving_error": 1.0 if lost else moving[m][0],
-                "train_loss": None if lost else fitted[m][1],
+                **reported(self.data[m], run, of_exact, of_moving),
+                "train_loss": None if is_lost or fitted is None else fitted[m].loss,
                 "curve": self.curves[m],
                 "diverged": self.diverged[m],
             }
 
 
-def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Run trials of ``training:train`` that differ only in ``rate`` and ``seed``; the results are equal to rounding.
+class _Side:
+    """One split of every member: the same images for all of them, or each member's own.
 
-    Where their networks hold a layer that does not stack, they run one by one.
+    Attributes:
+        x: (n, channels, …) where they are shared; otherwise (n, members, channels, …).
+    """
+
+    def __init__(self, splits: Sequence[Split]) -> None:
+        self.splits = splits
+        self.shared = all(split is splits[0] for split in splits)
+        self.x = splits[0].x_nchw if self.shared else torch.stack([split.x_nchw for split in splits], dim=1)
+
+    def of(self, member: int) -> Split:
+        return self.splits[member]
+
+    def together(self, part: Tensor, members: int) -> Tensor:
+        """Lay the members' images side by side as channels."""
+        return part.repeat(1, members, 1, 1) if self.shared else part.flatten(1, 2)
+
+
+def train(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Run trials of ``training:train`` that differ only in ``rate``, ``seed`` and the split of the task.
+
+    Results are those of single runs, to rounding. Where networks hold a layer that does not stack, they run one by one.
     """
     runs = [Run(**settings) for settings in several]
     first = runs[0]
-    data = load(first.task)
+    data = [load(run.task) for run in runs]
     try:
-        model = stack([build(data, first.network, first.norm, run.seed) for run in runs]).train()
+        model = stack(
+            [build(task, first.network, first.norm, run.seed) for run, task in zip(runs, data, strict=True)]
+        ).train()
     except UnstackableError:
         return [training.train(**settings) for settings in several]
     members = _Members(model, data, runs)
-    descent = _Descent(model, [run.rate for run in runs], first.decay)
+    descent = _Descent(model, [run.rate for run in runs], first.decay, first.momentum)
     members.look(0)
     for step in range(1, first.steps + 1):
         losses = members.losses(step)

@@ -1,4 +1,4 @@
-"""Training runs on images: SGD without momentum, with batches that depend only on the seed."""
+"""Training runs on images: SGD, with batches that depend only on the seed."""
 
 import contextlib
 import math
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gammabeta.introspection.unchanged import modes_kept
+from gammabeta.lab.answers import packed
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.sequences.task import SequenceTask
@@ -97,16 +98,37 @@ def scores_of(model: nn.Module, split: Split) -> Tensor:
     return torch.cat([model(part) for part in split.x_nchw.split(512)])
 
 
-def error_and_loss(model: nn.Module, split: Split) -> tuple[float, float | None]:
-    """Return the share of wrong answers and the mean cross entropy.
+@dataclass(frozen=True)
+class Judged:
+    """A network's answers on one split: ``wrong`` (n,), and the mean cross entropy.
 
     Where any score is not finite, all answers are wrong and the loss is None.
     """
-    scores = scores_of(model, split)
-    if not bool(torch.isfinite(scores).all()):
-        return 1.0, None
-    wrong = (scores.argmax(dim=1) != split.y_n).float().mean()
-    return float(wrong), float(functional.cross_entropy(scores, split.y_n))
+
+    wrong: Tensor
+    loss: float | None
+
+    @property
+    def error(self) -> float:
+        """The share of wrong answers."""
+        return float(self.wrong.float().mean())
+
+    @classmethod
+    def of(cls, scores: Tensor, y_n: Tensor) -> "Judged":
+        """Judge scores (n, classes) against labels (n,)."""
+        if not bool(torch.isfinite(scores).all()):
+            return cls(torch.ones_like(y_n, dtype=torch.bool), None)
+        return cls(scores.argmax(dim=1) != y_n, float(functional.cross_entropy(scores, y_n)))
+
+
+def judge(model: nn.Module, split: Split) -> Judged:
+    return Judged.of(scores_of(model, split), split.y_n)
+
+
+def error_and_loss(model: nn.Module, split: Split) -> tuple[float, float | None]:
+    """Return the share of wrong answers and the mean cross entropy, as :class:`Judged` has them."""
+    judged = judge(model, split)
+    return judged.error, judged.loss
 
 
 def subset(split: Split, count: int, classes: int, label_noise: float, seed: int) -> Split:
@@ -129,7 +151,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How one network is trained, by SGD without momentum.
+    """How one network is trained, by SGD. What people train with is `gammabeta.lab.images.recipe.RECIPE`.
 
     Attributes:
         network: as :func:`gammabeta.lab.images.networks.build` takes it.
@@ -138,8 +160,10 @@ class Training:
         steps: the number of batches.
         seed: decides the initialization and the batches.
         decay: weight decay of linear and convolutional layers (L2, in the gradient); never of γ, β and biases.
-        schedule: ``"constant"``, or ``"cosine"``: the learning rate falls to 0 as half a cosine (Loshchilov & Hutter
-            2017).
+        momentum: m of v ← m·v + g, θ ← θ − η·v, as in torch.
+        warm_up: the share of the steps in which the learning rate rises linearly (Goyal et al. 2017).
+        schedule: ``"constant"``, or ``"cosine"``: after the warm-up the learning rate falls to 0 as half a cosine
+            (Loshchilov & Hutter 2017).
         order: of the batches, as :func:`places` takes it.
         only_last: whether only the last layer is trained.
     """
@@ -151,13 +175,20 @@ class Training:
     steps: int
     seed: int
     decay: float = 0.0
+    momentum: float = 0.0
+    warm_up: float = 0.0
     schedule: str = "constant"
     order: str = "shuffled"
     only_last: bool = False
 
     def rate_factor(self, step: int) -> float:
         """Return the factor of the learning rate at a step; steps count from 1."""
-        return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if self.schedule == "cosine" else 1.0
+        rising = round(self.warm_up * self.steps)
+        if step <= rising:
+            return step / rising
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - 1 - rising) / (self.steps - rising)))
 
 
 def fit(
@@ -182,7 +213,9 @@ def fit(
             decayed = name == "weight" and isinstance(module, nn.Linear | nn.Conv2d)
             (weights if decayed else others).append(parameter)
     groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": training.decay}, {"params": others}]
-    optimizer = torch.optim.SGD([group for group in groups if group["params"]], training.rate, foreach=True)
+    optimizer = torch.optim.SGD(
+        [group for group in groups if group["params"]], training.rate, momentum=training.momentum, foreach=True
+    )
     fitted = Fitted(model)
     if look(0, model):
         return fitted
@@ -236,7 +269,7 @@ class Run(Training):
         return crossing(looks[-2], looks[-1], self.target)
 
 
-@versioned(4, together="gammabeta.lab.images.together")
+@versioned(5, together="gammabeta.lab.images.together")
 def train(**settings: Any) -> dict[str, Any]:
     """Train one network.
 
@@ -249,7 +282,10 @@ def train(**settings: Any) -> dict[str, Any]:
         - ``steps``: the step at which the target was reached, interpolated between the two looks around it, or None.
         - ``accuracy``: (step, validation accuracy) at each look.
         - ``error``, ``loss``: at the end, with exact statistics.
-        - ``moving_error``: the error with the moving averages.
+        - ``moving_error``, ``moving_loss``: with the moving averages.
+        - ``validation``: these four on the validation split, where ``report`` is ``"test"``; otherwise None.
+        - ``wrong``, ``moving_wrong``: which test images were answered wrongly, as
+          :func:`gammabeta.lab.answers.packed` writes them, where all splits share the test images; otherwise None.
         - ``train_loss``: on the training images with their labels as trained, with exact statistics; None unless
           ``images`` is given or ``report`` is ``"train"``.
         - ``curve``: (step, train_loss, loss) at each look of the curve.
@@ -274,23 +310,49 @@ def train(**settings: Any) -> dict[str, Any]:
         return step > 0 and looks[-1][1] >= run.target
 
     fitted = fit(data, own, run, look)
-    error, final_loss, moving_error, train_loss = 1.0, None, 1.0, None
+    train_loss = None
+    wanted = [split, data.validation] if run.report == "test" else [split]
     if fitted.diverged is None:
         model = fitted.model.eval()
-        moving_error, _ = error_and_loss(model, split)
+        moving = [judge(model, part) for part in wanted]
         with exact_statistics(model, population_nchw):
-            error, final_loss = error_and_loss(model, split)
+            exact = [judge(model, part) for part in wanted]
             if run.images is not None or run.report == "train":
                 _, train_loss = error_and_loss(model, own)
+    else:
+        exact = moving = [lost(part) for part in wanted]
     return {
         "steps": run.reached(looks) if fitted.diverged is None else None,
         "accuracy": looks,
-        "error": error,
-        "loss": final_loss,
-        "moving_error": moving_error,
+        **reported(data, run, exact, moving),
         "train_loss": train_loss,
         "curve": losses,
         "diverged": fitted.diverged,
+    }
+
+
+def lost(split: Split) -> Judged:
+    """Return the answers of a network whose loss was not finite in training."""
+    return Judged(torch.ones(len(split), dtype=torch.bool), None)
+
+
+def reported(data: Task, run: "Run", exact: Sequence[Judged], moving: Sequence[Judged]) -> dict[str, Any]:
+    """Return errors and losses as :func:`train` does.
+
+    Args:
+        exact, moving: with exact statistics and with moving averages, on the reported split and, where that is the test
+            split, on the validation split.
+    """
+    each = [
+        {"error": one.error, "loss": one.loss, "moving_error": other.error, "moving_loss": other.loss}
+        for one, other in zip(exact, moving, strict=True)
+    ]
+    shared = run.report == "test" and data.keeps_test
+    return {
+        **each[0],
+        "validation": each[1] if len(each) > 1 else None,
+        "wrong": packed(exact[0].wrong) if shared else None,
+        "moving_wrong": packed(moving[0].wrong) if shared else None,
     }
 
 

@@ -31,7 +31,7 @@ def versioned(version: int, *, together: str | None = None) -> Callable[[Functio
     Args:
         together: names a module that runs several of the function's trials as one, which is faster. Its
             ``joinable(settings)`` says whether a trial can take part. Its function of the trial function's name takes a
-            list of settings, which differ only in ``rate`` and ``seed``, and returns their results.
+            list of settings, which differ only in ``rate``, ``seed`` and the task's split, and returns their results.
     """
 
     def mark(function: Function) -> Function:
@@ -122,8 +122,7 @@ def bundles(trials: Sequence[Trial]) -> list[list[Trial]]:
         if together is None or not importlib.import_module(together).joinable(trial.settings):
             found.append([trial])
             continue
-        rest = {name: value for name, value in trial.settings.items() if name not in ("rate", "seed")}
-        group = groups.setdefault(canonical(plain([trial.run, rest])), [])
+        group = groups.setdefault(canonical(plain([trial.run, _shared(trial.settings)])), [])
         if len(group) % MOST_TOGETHER == 0:
             found.append([])
         group.append(trial)
@@ -131,6 +130,14 @@ def bundles(trials: Sequence[Trial]) -> list[list[Trial]]:
         own = next(part for part in reversed(found) if not part or part[0] in group)
         own.append(trial)
     return found
+
+
+def _shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what trials must have in common to run as one."""
+    rest = {name: value for name, value in settings.items() if name not in ("rate", "seed")}
+    if isinstance(rest.get("task"), Mapping):
+        rest["task"] = {name: value for name, value in rest["task"].items() if name != "split"}
+    return rest
 
 
 def perform_together(run: str, several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
