@@ -21,14 +21,17 @@ from gammabeta.lab.trials.trial import plain
 from gammabeta.pages.atomic import write_atomically
 from gammabeta.target import canonical, search
 
-SCHEMA = 2
+SCHEMA = 3
 _NOTHING = type(None)
 OPTIONS: dict[str, tuple[type, ...]] = {
     "data": (str, _NOTHING),
     "model": (str, _NOTHING),
     "quick": (bool,),
+    "first_look": (bool,),
     "batch_size": (int, _NOTHING),
     "devices": (int,),
+    "link": (str,),
+    "until_settled": (bool,),
     "seed": (int,),
     "seeds": (int, _NOTHING),
     "jobs": (int, _NOTHING),
@@ -36,7 +39,7 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "address": (str, _NOTHING),
 }
 # What a run that continues a study may not change, by the option's name; claims and --compare add to the study.
-FIXED = ("data", "model", "quick", "batch_size", "devices", "seed")
+FIXED = ("data", "model", "quick", "first_look", "batch_size", "devices", "link", "until_settled", "seed")
 _OPEN = ("interrupted", "failed")
 
 Sources = Mapping[Kind, Mapping[str, str]]
@@ -49,7 +52,7 @@ def identity(sources: Sources, user: Mapping[str, Any] | None, options: Mapping[
         {
             "sources": sources,
             "model": user,
-            "quick": options["quick"],
+            "quick": options["quick"] or options["first_look"],
             "seed": options["seed"],
             "gammabeta": gammabeta.__version__,
             "torch": torch.__version__,
