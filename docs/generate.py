@@ -54,8 +54,8 @@ def claims() -> str:
         "A replicate is the whole procedure: its own split of the data into training and validation, and into test "
         "where the data have no test set of their own, its own initialization and order, and its own choice of the "
         "learning rate where arms are reported at their best one. An interval is Student's, over replicates. With a "
-        "test set that all replicates share it also holds the variance over the test samples; for redrawn splits, which "
-        "overlap, it is widened (Nadeau & Bengio 2003). Half of it is at least 100/n percentage points on n test "
+        "test set that all replicates share it also holds the variance over the test samples. For redrawn splits, "
+        "which overlap, it is widened (Nadeau & Bengio 2003). Half of it is at least 100/n percentage points on n test "
         "samples, and equal values count as spread over one step of their grid. Equal values of unknown grid bound "
         "nothing.",
         "Where a claim is measured in several regimes (networks, schedules, shifts), each is judged on its own, and "
