@@ -18,7 +18,16 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.procedure import headroom
 from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
-from gammabeta.lab.sequences.training import BATCH, batch_of, build_network, precision, seeds_of, settings_of, steps_of, trained
+from gammabeta.lab.sequences.training import (
+    BATCH,
+    batch_of,
+    build_network,
+    precision,
+    seeds_of,
+    settings_of,
+    steps_of,
+    trained,
+)
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
 
@@ -39,7 +48,13 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
 
 @versioned(2)
 def costs(
-    *, task: Mapping[str, Any], network: str | Mapping[str, Any], norms: Sequence[str], batch_size: int, seed: int, steps: int = TIMED
+    *,
+    task: Mapping[str, Any],
+    network: str | Mapping[str, Any],
+    norms: Sequence[str],
+    batch_size: int,
+    seed: int,
+    steps: int = TIMED,
 ) -> dict[str, Any]:
     """Measure memory and time of each norm.
 
