@@ -76,11 +76,11 @@ def test_train_limits_all_parts_alike_or_takes_the_whole(tmp_path):
     np.savez(tmp_path / "own.npz", **images())
     data = f"cifar10:{tmp_path / 'own.npz'}"
     sizes = {}
-    for train in (None, 40, "12", "all"):
+    for train in (None, 36, "30", "all"):
         task = load({**source(data, train), "split": 3})
         sizes[train] = len(task.train), len(task.validation), len(task.test)
-    assert sizes == {None: (48, 12, 30), 40: (40, 10, 20), "12": (12, 3, 6), "all": (48, 12, 30)}
-    assert "12 training and 3 tuning images of 60, 6 test images of 30" in load(source(data, 12)).description
+    assert sizes == {None: (48, 12, 30), 36: (36, 9, 18), "30": (30, 8, 15), "all": (48, 12, 30)}
+    assert "36 training and 9 tuning images of 60, 18 test images of 30" in load(source(data, 36)).description
 
 
 @pytest.mark.parametrize(
@@ -330,8 +330,8 @@ def test_sequences_of_the_archive_go_in(tmp_path):
     task = load_sequences(named)
     assert (task.name, task.features, task.classes) == ("Made", 2, 2)
     assert task.description == (
-        "Made: sequences of 3 to 5 steps, 2 features, 2 classes: 16 training and 4 tuning sequences of 20, 10 test "
-        "sequences of 10"
+        "Made: sequences of 3 to 5 steps, 2 features, 2 classes: 40 training and 10 tuning sequences of 50, 20 test "
+        "sequences of 20"
     )
     assert [len(part) for part in (task.train, task.validation, task.test)] == [40, 10, 20]
     # Classes are in numeric order: 2 is 0 and 10 is 1, alternating as the lines do.
