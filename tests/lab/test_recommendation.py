@@ -111,7 +111,7 @@ def test_where_no_number_of_replicates_decides_it_says_so():
     said = recommended(compared({"batch": BATCH, "group": level}))
     assert said["uncertain"] == (
         "Not distinguished from BatchNorm by the margin of 1 point after 4 replicates: GroupNorm (no number of "
-        "replicates would decide)."
+        "replicates would decide). More data would, or another margin."
     )
 
 

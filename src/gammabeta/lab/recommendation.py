@@ -12,6 +12,7 @@ from typing import Any
 from gammabeta.lab.choice import Choice, choose
 from gammabeta.lab.comparison import Compared, Comparison
 from gammabeta.lab.evidence import Side, is_synced, norm_of, said, summary
+from gammabeta.lab.looks import MOST
 from gammabeta.lab.outcome import Effect, Outcome
 from gammabeta.lab.task import Kind
 
@@ -119,7 +120,7 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome], run: Run)
         "evidence": _evidence(choice, comparison, outcomes),
         "avoid": [_compared(arm, choice, comparison) for arm in choice.avoid],
         "uncertain": _uncertain(choice, comparison),
-        "settle": run.again() if choice.open and not run.until_settled else None,
+        "settle": run.again() if _can_be_settled(choice) and not run.until_settled else None,
     }
 
 
@@ -273,7 +274,14 @@ def _uncertain(choice: Choice, comparison: Comparison) -> str | None:
     return (
         f"Not distinguished from {comparison.usual.name} by the margin of {comparison.scale.least} after "
         f"{len(comparison.usual.values)} replicates: {each}."
+        + ("" if _can_be_settled(choice) else " More data would, or another margin.")
     )
+
+
+def _can_be_settled(choice: Choice) -> bool:
+    """Whether some norm that is open would be decided by as many replicates as `gammabeta.lab.looks` allows."""
+    needed = [arm.gain.seeds_needed for arm in choice.open if arm.gain is not None]
+    return any(n is not None and n <= MOST for n in needed)
 
 
 def _why_not(arm: Compared, comparison: Comparison) -> str:
