@@ -175,7 +175,7 @@ def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
     said = recommended(compared(values, kind="sequences", devices=8))
     assert said["how"] == "gb.BatchNorm1d(features, statistics=gb.statistics.Synced()), called with mask="
     alone = recommended(compared({"layer": BATCH, "masked": BETTER}, kind="sequences"))
-    assert alone["how"] == "gb.BatchNorm1d, called with mask="
+    assert alone["how"] == "gb.BatchNorm1d(features), called with mask="
 
 
 def test_what_is_level_has_no_sign():
