@@ -60,7 +60,6 @@ CLAIMS: tuple[Claim, ...] = tuple(
         hyperparameters,
         sharpness,
         replaces_dropout,
-        skip_init,
         small_batch,
         train_eval_mismatch,
         shifting_data,

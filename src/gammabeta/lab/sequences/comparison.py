@@ -18,23 +18,18 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.procedure import headroom
 from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
-from gammabeta.lab.sequences.training import (
-    BATCH,
-    batch_of,
-    build_network,
-    precision,
-    seeds_of,
-    settings_of,
-    steps_of,
-    trained,
-)
+from gammabeta.lab.sequences.training import BATCH, batch_of, build_network, precision, seeds_of, settings_of, steps_of, trained
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
 
 TIMED = 20
 
 
-def norms(batch_size: int, devices: int) -> dict[str, str]:
+# Norms that a quick study leaves out.
+LEFT_OUT = ("rms", "group")
+
+
+def norms(batch_size: int, devices: int, *, quick: bool = False) -> dict[str, str]:
     """Return the arms with the names that readers know them by; the usual one is first."""
     found = {norm: ARMS[norm] for norm in ("layer", "rms", "group")}
     # With a batch of one sequence, a step inside the recurrence has one value per statistic.
@@ -43,18 +38,13 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
         found |= {"masked": "masked BatchNorm synced over the devices"}
     elif batch_size > 1:
         found |= {norm: ARMS[norm] for norm in ("masked", "padded")}
-    return found | {"none": ARMS["none"]}
+    found |= {"none": ARMS["none"]}
+    return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
 
 
 @versioned(2)
 def costs(
-    *,
-    task: Mapping[str, Any],
-    network: str | Mapping[str, Any],
-    norms: Sequence[str],
-    batch_size: int,
-    seed: int,
-    steps: int = TIMED,
+    *, task: Mapping[str, Any], network: str | Mapping[str, Any], norms: Sequence[str], batch_size: int, seed: int, steps: int = TIMED
 ) -> dict[str, Any]:
     """Measure memory and time of each norm.
 
@@ -81,7 +71,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     """Train each network with every norm, each at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
     whole = batch_size * devices
-    named = norms(batch_size, devices)
+    named = norms(batch_size, devices, quick=experiment.quick)
     networks = networks_of(experiment)
     margin = ERROR.margin[1] / 100
     chosen = trained(experiment, list(named), whole, margin)
@@ -140,6 +130,9 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 ERROR,
                 learned,
                 compared,
+                left_out=tuple(
+                    name for norm, name in norms(batch_size, devices).items() if norm not in named
+                ),
                 whom=WHOM[data.keeps_test].replace("images", "sequences"),
                 trained=f"{steps_of(experiment)} steps",
                 own=users_own(experiment, "sequences") is not None,

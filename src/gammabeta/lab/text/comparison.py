@@ -15,17 +15,7 @@ from gammabeta.lab.procedure import Chosen, headroom
 from gammabeta.lab.sequences.networks import USERS, users_own
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import ARMS
-from gammabeta.lab.text.training import (
-    BATCH,
-    Run,
-    blind_loss,
-    loss_of,
-    precision_of,
-    shape_of,
-    steps_of,
-    timed,
-    trained,
-)
+from gammabeta.lab.text.training import BATCH, Run, blind_loss, loss_of, precision_of, shape_of, shorter_of, steps_of, timed, trained
 from gammabeta.lab.trials.trial import Trial, versioned
 
 
@@ -62,11 +52,8 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     batch_size = batch_size or BATCH
     named = norms(batch_size, devices)
     shape = shape_of(experiment, batch_size * devices)
-    steps = steps_of(experiment)
-    # A quick study looks for the centre of the rates with shorter runs.
-    shorter = {"steps": steps // 2} if experiment.quick else None
-    margin = LOSS.margin[1]
-    chosen = trained(experiment, {norm: {"arm": norm} for norm in named}, shape, margin, shorter)
+    steps, margin = steps_of(experiment), LOSS.margin[1]
+    chosen = trained(experiment, {norm: {"arm": norm} for norm in named}, shape, margin, shorter_of(experiment))
     source, user = dict(experiment.sources["text"]), users_own(experiment, "text")
     data = load_text(source)
     plain = {norm: norm.partition(":")[0] for norm in named}

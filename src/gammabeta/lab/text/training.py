@@ -265,6 +265,11 @@ def steps_of(experiment: Experiment) -> int:
     return 1500 if shape_of(experiment)["width"] == 128 else 800
 
 
+def shorter_of(experiment: Experiment) -> dict[str, int] | None:
+    """Return what the coarse search has other than the results: in a quick study, half of the steps."""
+    return {"steps": steps_of(experiment) // 2} if experiment.quick else None
+
+
 def seeds_of(experiment: Experiment) -> list[int]:
     return experiment.seeds(3, 12)
 
