@@ -16,25 +16,28 @@ from gammabeta.lab.looks import MOST
 from gammabeta.lab.outcome import Effect, Outcome
 from gammabeta.lab.task import Kind
 
-# How to use each norm on images.
+# What to write for each norm on images, in a network that has BatchNorm.
 HOW = {
-    "batch": "gb.BatchNorm2d",
-    "ghost": "gb.BatchNorm2d",
-    "renorm": "gb.BatchNorm2d(statistics=gb.statistics.Renorm())",
-    "group": "gb.GroupNorm",
-    "layer": "gb.GroupNorm(1, channels); gb.LayerNorm where the channels are the only axis",
-    "rms": "gb.RMSNorm over the channels, moved to the last axis",
-    "instance": "gb.InstanceNorm2d",
+    "batch": "gb.BatchNorm2d(channels)",
+    "ghost": "gb.BatchNorm2d(channels)",
+    "renorm": "gb.set_statistics(model, gb.statistics.Renorm())",
+    "group": 'gb.convert(model, "group")',
+    "layer": 'gb.convert(model, "layer")',
+    "rms": "gb.RMSNorm(channels), over the channels, moved to the last axis",
+    "instance": 'gb.convert(model, "instance")',
     "none": "no normalization layer",
 }
 HOW_ON_SEQUENCES = {
     **HOW,
-    "layer": "gb.LayerNorm",
-    "rms": "gb.RMSNorm",
-    "masked": "gb.BatchNorm1d, called with mask=",
-    "padded": "gb.BatchNorm1d",
+    "batch": "gb.BatchNorm1d(features)",
+    "group": "gb.GroupNorm(groups, features)",
+    "layer": "gb.LayerNorm(features)",
+    "rms": "gb.RMSNorm(features)",
+    "masked": "gb.BatchNorm1d(features), called with mask=",
+    "padded": "gb.BatchNorm1d(features)",
 }
-SYNCED = "statistics=gb.statistics.Synced()"
+SYNCED = "gb.set_statistics(model, gb.statistics.Synced())"
+OVER_DEVICES = "statistics=gb.statistics.Synced()"
 RECALIBRATE = "after training gb.recalibrate(model, batches)"
 
 
@@ -222,7 +225,8 @@ def _how(choice: Choice, comparison: Comparison) -> str:
     """Name the layer to write, and the call that recalibrates it where that is shown to win by the margin."""
     arm = choice.arm
     how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[norm_of(arm)]
-    how += f", with {SYNCED}" if is_synced(arm, comparison) else ""
+    if is_synced(arm, comparison):
+        how = SYNCED if comparison.kind == "images" else how.replace("features)", f"features, {OVER_DEVICES})")
     again: Effect | None = arm.recalibration
     if again is None or again.verdict != "supported":
         return how
