@@ -62,7 +62,10 @@ def claims() -> str:
         "those without room do not count. The claim is supported, contradicted or equivalent where all agree. It is "
         "mixed where one is supported or contradicted and another is shown to be otherwise, and inconclusive in all "
         "other cases. No average over regimes decides: which regimes are in the list would decide with it.",
-        "What was changed in a claim or in how it is judged after results were seen is in "
+        "Results are *exploratory* unless `--confirmatory` was given before anything was measured in their folder, and "
+        "with it a `--seed` whose replicates nobody has looked at. `results.json` has the hash of the claims that it "
+        "was measured by, and a confirmatory study is not continued by claims that were changed since. What was "
+        "changed in a claim or in how it is judged after results were seen is in "
         "[claims_history.md](claims_history.md).",
         "\n".join(f"- [{claim.name}](#{claim.name}): {claim.title}" for claim in CLAIMS),
     ]
