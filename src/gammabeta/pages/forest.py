@@ -101,7 +101,9 @@ def _range(series: Json, others: list[float], logarithmic: bool) -> list[float] 
         (value, low, high) if low is not None and high is not None and high - low <= widest else (value,)
         for value, low, high in triples
     ]
-    every, core = ([v for one in some for v in (*one, *map(place, others)) if v is not None] for some in (triples, fitting))
+    every, core = (
+        [v for one in some for v in (*one, *map(place, others)) if v is not None] for some in (triples, fitting)
+    )
     if not every or max(every) == min(every):
         return None
     if max(every) - min(every) > 2.5 * (max(core) - min(core)) > 0:
