@@ -87,9 +87,14 @@ def test_effects_are_a_forest_with_the_margin_as_a_band_and_named_sides():
     assert (null["x0"], null["x1"]) == (0.0, 0.0)
     assert (dotted["y0"], dotted["x0"], dotted["x1"]) == (2, 0, 1)  # an interval without ends crosses the picture
     words = [note["text"] for note in drawn["layout"]["annotations"]]
-    assert words == ["<b>← worse</b>", "<b>better →</b>"]
+    assert words == ["<b>← worse</b>", "<b>better than BatchNorm →</b>"]
     below = figure(gains() | {"caption": "Below 0: better than BatchNorm."})
-    assert [note["text"] for note in below["layout"]["annotations"]] == ["<b>← better</b>", "<b>worse →</b>"]
+    assert [note["text"] for note in below["layout"]["annotations"]] == [
+        "<b>← better than BatchNorm</b>",
+        "<b>worse →</b>",
+    ]
+    named = figure(gains() | {"caption": "Above 0: LayerNorm < is better; below: it is not."})
+    assert [note["text"] for note in named["layout"]["annotations"]] == ["<b>LayerNorm &lt; is better →</b>"]
     assert figure(gains() | {"caption": "Nothing is said."})["layout"]["annotations"] == []
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from gammabeta.pages.arms import MARKERS, arm_of
-from gammabeta.pages.axes import Json, axis, axis_title, better_side, escape, number, points
+from gammabeta.pages.axes import Json, axis, axis_title, escape, number, points, sides
 from gammabeta.pages.reference_lines import MARGIN, band
 
 _ROW, _LINE = 30, 15  # pixels of a row, and of each further line of its label
@@ -131,13 +131,12 @@ def _unbounded(series: Json) -> list[Json]:
 
 
 def _sides(picture: Json) -> list[Json]:
-    """Name the sides, above the picture, where it says which of them is better."""
-    better = better_side(picture)
-    if not better:
-        return []
-    words = ("← worse", "better →") if better == "above" else ("← better", "worse →")
+    """Name the sides above the picture, as far as it says what they mean."""
+    lower, upper = sides(picture)
     shared = {"xref": "paper", "yref": "paper", "y": 1, "yanchor": "bottom", "yshift": 14, "showarrow": False}
+    named = ((lower, 0, "left", f"← {lower}"), (upper, 1, "right", f"{upper} →"))
     return [
-        {**shared, "x": x, "xanchor": anchor, "text": f"<b>{word}</b>", "font": {"color": "@muted", "size": 12}}
-        for x, anchor, word in ((0, "left", words[0]), (1, "right", words[1]))
+        {**shared, "x": x, "xanchor": anchor, "text": f"<b>{escape(text)}</b>", "font": {"color": "@muted", "size": 12}}
+        for meaning, x, anchor, text in named
+        if meaning
     ]

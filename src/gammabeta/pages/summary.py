@@ -38,10 +38,10 @@ def _short(section: Json) -> str:
     """Return a claim's result in a few words: in how many regimes it is so, or its effect; and the replicates."""
     if section["exact"] or not section["effects"]:
         return ""
-    main = section["effects"][0]
-    result = (
-        section["tally"].removeprefix(f"{section['verdict']} in ") or f"{main['text']} {main.get('unit') or ''}".strip()
-    )
+    main, counted = section["effects"][0], section["tally"]
+    if "," not in counted:  # all regimes agree with the verdict, which the heading says
+        counted = counted.removeprefix(f"{section['verdict']} in ")
+    result = counted or f"{main['text']} {main.get('unit') or ''}".strip()
     return f"{result}; {section['replicates']}" if section["replicates"] else result
 
 
