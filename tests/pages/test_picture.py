@@ -17,6 +17,7 @@ from tests.example_results import (
 
 from gammabeta.pages.arms import arm_of
 from gammabeta.pages.axes import number
+from gammabeta.pages.drawing import drawn
 from gammabeta.pages.interval_picture import interval_svg
 from gammabeta.pages.picture import figure, missing
 
@@ -43,7 +44,7 @@ def test_an_arm_is_known_by_its_name(name, arm):
 
 def test_plotly_is_handed_escaped_texts():
     hostile = next(claim for claim in example_results()["claims"] if claim["name"] == "hostile")
-    trace, layout = (drawn := figure(hostile["pictures"][0]))["data"][0], drawn["layout"]
+    trace, layout = (whole := figure(hostile["pictures"][0]))["data"][0], whole["layout"]
     texts = [
         trace["name"],
         layout["xaxis"]["title"]["text"],
@@ -67,26 +68,26 @@ def test_an_arm_has_one_colour_in_all_pictures_and_dashes_tell_its_series_apart(
 
 @pytest.mark.parametrize(("values", "side"), [((-60.0, -4.0, 0.5), "right"), ((0.5, 4.0, 60.0), "left")])
 def test_a_line_among_lying_bars_is_named_on_the_side_with_room(values, side):
-    drawn = bars()
-    drawn["series"] = [
+    lying = bars()
+    lying["series"] = [
         {"name": arm, "x": [f"a rather long name of bar {v}" for v in values], "y": list(values)} for arm in ARMS[:2]
     ]
-    whole = figure(drawn)
+    whole = figure(lying)
     assert whole["data"][0]["orientation"] == "h"
     assert [shape["label"]["xanchor"] for shape in whole["layout"]["shapes"]] == [side]
 
 
 def test_effects_are_a_forest_with_the_margin_as_a_band_and_named_sides():
-    drawn = figure(gains())
-    (trace,) = drawn["data"]
+    whole = figure(gains())
+    (trace,) = whole["data"]
     assert trace["mode"] == "markers"
     assert (trace["x"], trace["y"]) == ([2.0, -3.0, 0.5], [0, 1, 2])
     assert trace["error_x"]["array"] == pytest.approx([0.8, 1.5, None])
-    band, null, dotted = drawn["layout"]["shapes"]
+    band, null, dotted = whole["layout"]["shapes"]
     assert (band["type"], band["x0"], band["x1"], band["label"]["text"]) == ("rect", -1.0, 1.0, "margin")
     assert (null["x0"], null["x1"]) == (0.0, 0.0)
     assert (dotted["y0"], dotted["x0"], dotted["x1"]) == (2, 0, 1)  # an interval without ends crosses the picture
-    words = [note["text"] for note in drawn["layout"]["annotations"]]
+    words = [note["text"] for note in whole["layout"]["annotations"]]
     assert words == ["<b>← worse</b>", "<b>better than BatchNorm →</b>"]
     below = figure(gains() | {"caption": "Below 0: better than BatchNorm."})
     assert [note["text"] for note in below["layout"]["annotations"]] == [
@@ -96,6 +97,12 @@ def test_effects_are_a_forest_with_the_margin_as_a_band_and_named_sides():
     named = figure(gains() | {"caption": "Above 0: LayerNorm < is better; below: it is not."})
     assert [note["text"] for note in named["layout"]["annotations"]] == ["<b>LayerNorm &lt; is better →</b>"]
     assert figure(gains() | {"caption": "Nothing is said."})["layout"]["annotations"] == []
+
+
+def test_a_picture_says_its_replicates_once():
+    assert drawn(gains(), "4 replicates")["replicates"] == "4 replicates"
+    for caption in ("Mean over 3 seeds.", "One seed; from right to left.", "12 replicates."):
+        assert drawn(gains() | {"caption": caption}, "4 replicates")["replicates"] == ""
 
 
 def test_an_interval_far_wider_than_the_others_runs_off_the_picture():
@@ -121,8 +128,8 @@ def test_an_interval_far_wider_than_the_others_runs_off_the_picture():
     ],
 )
 def test_an_axis_says_which_direction_is_better_where_that_is_plain(label, title):
-    drawn = figure(error_by_batch_size() | {"y": axis(label, "%")})
-    assert drawn["layout"]["yaxis"]["title"]["text"] == title
+    whole = figure(error_by_batch_size() | {"y": axis(label, "%")})
+    assert whole["layout"]["yaxis"]["title"]["text"] == title
 
 
 def test_two_margins_are_a_band_and_one_is_a_line():

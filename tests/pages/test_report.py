@@ -48,7 +48,7 @@ def test_what_is_much_is_folded(tmp_path):
     claim["pictures"] = claim["pictures"] * 3
     claim["effects"] = claim["effects"] * 5
     page = Page(write_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.text.count("4 more pictures") == page.text.count("7 further effects") == 1
+    assert page.text.count("4 more pictures") == page.text.count("14 further effects") == 1
     pictures = [given["data-of"] for _, given in page.elements if given.get("data-of", "").startswith("small_batch-")]
     assert pictures == [f"small_batch-{index}" for index in range(1, 7)]
     numbers = [given["id"] for tag, given in page.elements if given.get("id", "") in pictures and tag == "script"]

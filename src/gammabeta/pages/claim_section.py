@@ -13,7 +13,7 @@ from gammabeta.pages.trial_tables import trial_tables
 from gammabeta.pages.verdicts import SIGNS
 
 # What a claim shows without unfolding: more would make the page too long to read.
-SHOWN = {"pictures": 2, "effects": 8, "regimes": 12}
+SHOWN = {"pictures": 2, "regimes": 12}
 MOST_REPLICATES = 64  # of one more run: nobody waits for more
 _TEXTS = ("question", "sentence", "claim", "criterion", "method", "settings", "known", "tally")
 
@@ -30,7 +30,7 @@ def section(claim: Json, trials: Json, run: str) -> Json:
     regimes, others = _regimes(claim.get("regimes") or {}, effects)
     exact = bool(claim.get("exact"))
     replicates = "" if exact else replicates_of(effects)
-    most = 0 if regimes else SHOWN["effects"]
+    deciding = 0 if regimes else 1  # without regimes, the first effect decides
     pictures = [drawn(picture, replicates) for picture in claim.get("pictures") or []]
     return {
         **{key: claim.get(key) or "" for key in _TEXTS},
@@ -45,8 +45,8 @@ def section(claim: Json, trials: Json, run: str) -> Json:
         "effects": effects,
         "regimes": regimes,
         "regime_table": _regime_table(regimes),
-        "deciding": others[:most],
-        "further": others[most:],
+        "deciding": others[:deciding],
+        "further": others[deciding:],
         "replicates": replicates,
         "pictures": pictures[: SHOWN["pictures"]],
         "more_pictures": pictures[SHOWN["pictures"] :],

@@ -51,6 +51,8 @@ def forest(picture: Json) -> Json:
     lines = sum(label.count("<br>") for label in labels)
     height, paper = 120 + _ROW * len(rows) + _LINE * lines, 85 + 18 * len(rows) + 8 * lines
     layout = {"xaxis": values, "yaxis": names, "shapes": shapes, "showlegend": False, "annotations": _sides(picture)}
+    layout["margin"] = {"l": 10, "r": 14, "t": 40, "b": 10}  # above: the margin's name, and the sides'
+
     return {"data": [_trace(picture, series, rows)], "layout": layout, "height": height, "paper": paper}
 
 
