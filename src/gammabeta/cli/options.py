@@ -72,6 +72,15 @@ BatchSize = Annotated[
         show_default=False,
     ),
 ]
+TrainingSamples = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="N",
+        help="Training samples to take of --data at most, or [bold]all[/] (default: 2,000).",
+        show_default=False,
+    ),
+]
 Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Number of devices, for the recommendation.")]
 LinkName = Annotated[
     str,

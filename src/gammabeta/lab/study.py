@@ -86,6 +86,7 @@ def study(
     model: str | None = None,
     quick: bool = False,
     first_look: bool = False,
+    train: int | str | None = None,
     batch_size: int | None = None,
     devices: int = 1,
     link: str = "infiniband",
@@ -112,6 +113,8 @@ def study(
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
         model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``;
             it replaces the small ResNet.
+        train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
+            ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
             or 16 windows of text.
         devices: the number of devices, for the recommendation.
@@ -149,14 +152,20 @@ def study(
     _check_looks(link=link, until_settled=until_settled, seeds=seeds)
     asked: dict[str, Any] = {"data": data, "model": model, "quick": quick and not first_look, "first_look": first_look}
     asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
-    asked |= {"batch_size": batch_size, "devices": devices, "link": link, "until_settled": until_settled}
+    asked |= {
+        "train": None if train is None else str(train),
+        "batch_size": batch_size,
+        "devices": devices,
+        "link": link,
+        "until_settled": until_settled,
+    }
     asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
     gammabeta.warm_allocator()
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
         try:
-            sources = _sources(data, model)
+            sources = _sources(data, model, train)
             user = user_network(model, load(sources["images"])) if model else None
             tasks = [_facts(source, model) for source in sources.values()]
             comparing = list(sources) if compare_only or claims is None else []
@@ -320,9 +329,12 @@ def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
         )
 
 
-def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
+def _sources(data: str | None, model: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
-    given = [task_source(name) for name in ([data] if data else [row.embedded for row in KINDS.values()])]
+    if train is not None and data is None:
+        raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
+    names = [data] if data else [row.embedded for row in KINDS.values()]
+    given = [task_source(name, train) for name in names]
     sources = {kind(source): source for source in given}
     if model and "images" not in sources:
         raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")

@@ -25,6 +25,7 @@ from gammabeta.lab.claims import (
     shifting_data,
     small_batch,
     smoother_landscape,
+    train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.experiment import Experiment
@@ -94,6 +95,7 @@ def made_small(monkeypatch):
         "plans",
         lambda experiment: [small_batch.Plan(experiment.mlp(2, width=24), ("batch", "group"), (4,), 64)],
     )
+    monkeypatch.setattr(train_eval_mismatch, "WAYS", {"usual": (0.1, 2)})
     monkeypatch.setattr(transfer, "EPOCHS", 5)
     monkeypatch.setattr(adaptation, "COARSE", (-6, -4))
     for module, ways in ((fine_tuning, {"rotated": 2, "classes": 8}), (affine_only, {"classes": 8})):

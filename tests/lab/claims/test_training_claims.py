@@ -12,7 +12,6 @@ from gammabeta.lab.claims import (
     noise_regularizes,
     replaces_dropout,
     shifting_data,
-    train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.images.task import Split
@@ -110,20 +109,6 @@ def test_batches_of_a_run_hold_one_class(digits):
         assert len(y.unique()) == 1
         seen.add(int(y[0]))
     assert seen == set(range(10))
-
-
-# --- train_eval_mismatch ---
-
-
-def test_gaps_are_averaged_over_the_seeds_in_which_every_layer_has_one():
-    both = [
-        {"gaps": [["first", 0.1, 0.01], ["second", 0.3, 0.01]]},
-        {"gaps": [["first", 0.3, 0.01], ["second", 0.5, 1]]},
-    ]
-    one = {"gaps": [["first", 9.0, 0.01]]}
-    series = train_eval_mismatch._by_layer("MLP", [*both, one])
-    assert (series.x, series.y) == ([1, 2], [pytest.approx(0.2), pytest.approx(0.4)])
-    assert train_eval_mismatch._by_layer("MLP", [{"gaps": []}]) is None
 
 
 # --- weight_decay ---
