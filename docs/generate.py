@@ -5,6 +5,8 @@
 | claims.md, rules.md | the docstrings of the claims and of the rules |
 | claims.md, its tables of the text's sentences | docs/statements.json |
 | files.md | the first sentence of every source file |
+| anchors.md | docs/anchors_text.md, docs/anchors.json and docs/findings/*.json |
+| error_rates.md | docs/error_rates.json |
 | findings.md | docs/findings/*.json and findings_comments.md |
 | conventions.md, its table of accuracy | docs/accuracy.json |
 
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import statements
 from accuracy import table
+from anchors import anchors
+from error_rates import error_rates
 from files import files
 from findings import findings
 
@@ -49,16 +53,22 @@ def claims() -> str:
                 "| **no room here** | is not judged, because the control failed |",
             ]
         ),
-        "An interval is Student's, over replicates (seeds), and no narrower than what can be read off: half of it is "
-        "at least 100/n percentage points on n test samples, and equal values count as spread over one step of their "
-        "grid. Equal values of unknown grid bound nothing. With today's fixed splits it speaks of training again on "
-        "the same split, not of the population that the data come from.",
+        "A replicate is the whole procedure: its own split of the data into training and validation, and into test "
+        "where the data have no test set of their own, its own initialization and order, and its own choice of the "
+        "learning rate where arms are reported at their best one. An interval is Student's, over replicates. With a "
+        "test set that all replicates share it also holds the variance over the test samples. For redrawn splits, "
+        "which overlap, it is widened (Nadeau & Bengio 2003). Half of it is at least 100/n percentage points on n test "
+        "samples, and equal values count as spread over one step of their grid. Equal values of unknown grid bound "
+        "nothing.",
         "Where a claim is measured in several regimes (networks, schedules, shifts), each is judged on its own, and "
         "those without room do not count. The claim is supported, contradicted or equivalent where all agree. It is "
         "mixed where one is supported or contradicted and another is shown to be otherwise, and inconclusive in all "
-        "other cases. No average over regimes decides: which regimes are in the list would decide with it. This rule "
-        "replaced the median over regimes on 2026-11-30, after looks at the results in [findings.md](findings.md), in "
-        "which the median hid regimes that contradict each other.",
+        "other cases. No average over regimes decides: which regimes are in the list would decide with it.",
+        "Results are *exploratory* unless `--confirmatory` was given before anything was measured in their folder, and "
+        "with it a `--seed` whose replicates nobody has looked at. `results.json` has the hash of the claims that it "
+        "was measured by, and a confirmatory study is not continued by claims that were changed since. What was "
+        "changed in a claim or in how it is judged after results were seen is in "
+        "[claims_history.md](claims_history.md).",
         "\n".join(f"- [{claim.name}](#{claim.name}): {claim.title}" for claim in CLAIMS),
     ]
     for claim in CLAIMS:
@@ -134,6 +144,8 @@ PAGES = {
     HERE / "rules.md": rules,
     HERE / "files.md": files,
     HERE / "findings.md": findings,
+    HERE / "anchors.md": anchors,
+    HERE / "error_rates.md": error_rates,
     CONVENTIONS: conventions,
 }
 

@@ -38,7 +38,7 @@ def test_a_better_norm_is_quoted_by_what_it_gains_at_least():
         f"{WHERE}use GroupNorm. Its test error is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]), over 4 "
         "replicates."
     )
-    assert said["how"] == "gb.GroupNorm"
+    assert said["how"] == 'gb.convert(model, "group")'
     assert said["costs"] == "20 % more time per step, 10 % less memory kept for the backward pass."
     assert said["avoid"] == [
         "BatchNorm: test error 3.1 %; that of GroupNorm is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]).",
@@ -111,7 +111,7 @@ def test_where_no_number_of_replicates_decides_it_says_so():
     said = recommended(compared({"batch": BATCH, "group": level}))
     assert said["uncertain"] == (
         "Not distinguished from BatchNorm by the margin of 1 point after 4 replicates: GroupNorm (no number of "
-        "replicates would decide)."
+        "replicates would decide). More data would, or another margin."
     )
 
 
@@ -134,16 +134,16 @@ def test_over_devices_the_costs_have_the_communication():
 
 def test_a_norm_that_gains_by_recalibration_comes_with_the_call():
     values = {"batch": BATCH, "group": BETTER}
-    assert recommended(compared(values, recalibrated={"batch": BATCH}))["how"] == "gb.GroupNorm"
+    assert recommended(compared(values, recalibrated={"batch": BATCH}))["how"] == 'gb.convert(model, "group")'
     kept = {"batch": BATCH, "group": LEVEL}
     by_far = tuple(value - gain for value, gain in zip(BATCH, (2.0, 2.1, 1.9, 2.0), strict=True))
     said = recommended(compared(kept, recalibrated={"batch": by_far, "group": LEVEL}))
     assert said["how"] == (
-        "gb.BatchNorm2d; after training gb.recalibrate(model, batches), which lowers the test error by at least 1.8 "
-        "points"
+        "gb.BatchNorm2d(channels); after training gb.recalibrate(model, batches), which lowers the test error by at "
+        "least 1.8 points"
     )
     by_little = tuple(value - 0.5 for value in BATCH)
-    assert recommended(compared(kept, recalibrated={"batch": by_little}))["how"] == "gb.BatchNorm2d"
+    assert recommended(compared(kept, recalibrated={"batch": by_little}))["how"] == "gb.BatchNorm2d(channels)"
 
 
 def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
@@ -157,7 +157,7 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
         f"{WHERE}use RMSNorm. Its test loss is at least 0.038 nats below LayerNorm's (0.040 [0.038, 0.043]), over 3 "
         "replicates."
     )
-    assert said["how"] == "gb.RMSNorm"
+    assert said["how"] == "gb.RMSNorm(features)"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
     assert said["evidence"][-1]["side"] == "for"
     assert [text.partition(":")[0] for text in said["avoid"]] == ["LayerNorm", "padded"]
@@ -168,14 +168,14 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
 def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
     values = {"ghost:4": BATCH, "batch": BETTER}
     several = recommended(compared(values, devices=8))
-    assert several["how"] == "gb.BatchNorm2d, with statistics=gb.statistics.Synced()"
+    assert several["how"] == "gb.set_statistics(model, gb.statistics.Synced())"
     assert "with batches of 4 on each of 8 devices" in several["headline"]
     assert several["costs"] == ("the same time per step on one device, the same memory kept for the backward pass.")
     values = {"layer": BATCH, "masked": BETTER, "masked:4": NEAR}
     said = recommended(compared(values, kind="sequences", devices=8))
-    assert said["how"] == "gb.BatchNorm1d, called with mask=, with statistics=gb.statistics.Synced()"
+    assert said["how"] == "gb.BatchNorm1d(features, statistics=gb.statistics.Synced()), called with mask="
     alone = recommended(compared({"layer": BATCH, "masked": BETTER}, kind="sequences"))
-    assert alone["how"] == "gb.BatchNorm1d, called with mask="
+    assert alone["how"] == "gb.BatchNorm1d(features), called with mask="
 
 
 def test_what_is_level_has_no_sign():

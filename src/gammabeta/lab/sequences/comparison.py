@@ -18,7 +18,16 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.procedure import headroom
 from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
-from gammabeta.lab.sequences.training import BATCH, batch_of, build_network, precision, seeds_of, settings_of, steps_of, trained
+from gammabeta.lab.sequences.training import (
+    BATCH,
+    batch_of,
+    build_network,
+    precision,
+    seeds_of,
+    settings_of,
+    steps_of,
+    trained,
+)
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
 
@@ -44,7 +53,13 @@ def norms(batch_size: int, devices: int, *, quick: bool = False) -> dict[str, st
 
 @versioned(2)
 def costs(
-    *, task: Mapping[str, Any], network: str | Mapping[str, Any], norms: Sequence[str], batch_size: int, seed: int, steps: int = TIMED
+    *,
+    task: Mapping[str, Any],
+    network: str | Mapping[str, Any],
+    norms: Sequence[str],
+    batch_size: int,
+    seed: int,
+    steps: int = TIMED,
 ) -> dict[str, Any]:
     """Measure memory and time of each norm.
 
@@ -130,9 +145,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 ERROR,
                 learned,
                 compared,
-                left_out=tuple(
-                    name for norm, name in norms(batch_size, devices).items() if norm not in named
-                ),
+                left_out=tuple(name for norm, name in norms(batch_size, devices).items() if norm not in named),
                 whom=WHOM[data.keeps_test].replace("images", "sequences"),
                 trained=f"{steps_of(experiment)} steps",
                 own=users_own(experiment, "sequences") is not None,

@@ -182,4 +182,6 @@ def trained(
         own = {"task": experiment.drawn(replicate, "sequences"), "seed": replicate, "report": report}
         return Trial(f"{__name__}:classified", {**of_cell, **own, "rate": 2.0**exponent})
 
-    return choose_rates(experiment, settings, seeds_of(experiment), deployed, RATES, trial, widest, shorter_of(experiment))
+    return choose_rates(
+        experiment, settings, seeds_of(experiment), deployed, RATES, trial, widest, shorter_of(experiment)
+    )

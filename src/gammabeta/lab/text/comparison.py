@@ -15,7 +15,18 @@ from gammabeta.lab.procedure import Chosen, headroom
 from gammabeta.lab.sequences.networks import USERS, users_own
 from gammabeta.lab.sources import load_text
 from gammabeta.lab.text.networks import ARMS
-from gammabeta.lab.text.training import BATCH, Run, blind_loss, loss_of, precision_of, shape_of, shorter_of, steps_of, timed, trained
+from gammabeta.lab.text.training import (
+    BATCH,
+    Run,
+    blind_loss,
+    loss_of,
+    precision_of,
+    shape_of,
+    shorter_of,
+    steps_of,
+    timed,
+    trained,
+)
 from gammabeta.lab.trials.trial import Trial, versioned
 
 
