@@ -12,8 +12,7 @@ from gammabeta.lab.sources import load_text, source
 from gammabeta.lab.text import together as text_together
 from gammabeta.lab.text.networks import PLACEMENTS, decoder
 from gammabeta.lab.text.training import CLIP, DECAY, Run, decayed, language_model, losses_of
-from gammabeta.lab.trials.trial import bundles
-from gammabeta.lab.trials.trial import Trial
+from gammabeta.lab.trials.trial import Trial, bundles
 
 STROKES, TEXT = source("strokes"), source("text")
 NETWORKS = ("GRU", "LSTM", "Transformer, pre-norm", "Transformer, post-norm")
@@ -31,8 +30,10 @@ def close(member, alone):
         assert member[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    ("network", "arm"),
+    [(network, arm) for network in NETWORKS for arm in ARMS if network in NETWORKS[:3] or arm == "padded"],
+)
 def test_sequence_networks_side_by_side_learn_what_each_learns_alone(network, arm):
     """In float64: where a bias has no gradient because a norm follows, Adam divides rounding by rounding."""
     generator = torch.Generator().manual_seed(0)
@@ -97,7 +98,7 @@ def test_decoders_side_by_side_learn_what_each_learns_alone(arm, placement):
 
 @pytest.mark.parametrize("network", ["GRU", "Transformer, pre-norm"])
 def test_trials_on_sequences_run_as_one(network):
-    base = {"network": network, "arm": "layer", "steps": 6, "batch_size": 8}
+    base = {"network": network, "arm": "layer", "steps": 4, "batch_size": 8}
     settings = [
         {**base, "task": {**STROKES, "split": split}, "rate": rate, "seed": split, "report": "test"}
         for split, rate in ((1, 2.0**-7), (2, 2.0**-5))

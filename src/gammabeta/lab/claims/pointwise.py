@@ -21,8 +21,8 @@ place. Every replicate trains at every rate of a factor-2 grid, extended until b
 Settings: quick: the quick decoder, 200 steps, 5,000 characters and all, 3 replicates. Full: the whole decoder, 20,000
 characters and all, 8 replicates.
 
-Sources: Zhu et al. 2025, Transformers without Normalization (arXiv 2503.10622); removing normalization at two amounts of
-data (2604.23434)
+Sources: Zhu et al. 2025, Transformers without Normalization (arXiv 2503.10622); removing normalization at two amounts
+of data (2604.23434)
 
 Known: Zhu et al.: DyT equals or exceeds normalization in vision and language models. 2604.23434: removing LayerNorm
 helps on 1 M tokens and harms on 118 M.
