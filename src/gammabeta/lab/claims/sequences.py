@@ -116,7 +116,8 @@ class Measured:
 
     def reached(self, network: str) -> float:
         """Return the mean validation accuracy with LayerNorm."""
-        return mean(1 - result["validation"]["moving_error"] for result in self.chosen[network, "layer"].results)
+        results = self.chosen[network, "layer"].results
+        return mean(1 - float(result["validation"]["moving_error"]) for result in results)
 
     @property
     def wrong(self) -> int:

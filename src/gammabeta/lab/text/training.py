@@ -242,7 +242,8 @@ def step_times(
         ``timing``: seconds per step by arm, medians.
     """
     data = load_text(task)
-    at = {"task": task, "rate": 0.0, "steps": repeats, "seed": seed, "report": "validation", "user": user, **shape}
+    at: dict[str, Any] = {"task": task, "rate": 0.0, "steps": repeats, "seed": seed, "report": "validation"}
+    at |= {"user": user, **shape}
     runs = {arm: Run(arm=arm, **at) for arm in arms}
     models = {arm: run.build(data).train() for arm, run in runs.items()}
     drawn = runs[arms[0]].batches(data)
