@@ -6,6 +6,7 @@
 | claims.md, its tables of the text's sentences | docs/statements.json |
 | files.md | the first sentence of every source file |
 | anchors.md | docs/anchors_text.md, docs/anchors.json and docs/findings/*.json |
+| error_rates.md | docs/error_rates.json |
 | findings.md | docs/findings/*.json and findings_comments.md |
 | conventions.md, its table of accuracy | docs/accuracy.json |
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import statements
 from accuracy import table
 from anchors import anchors
+from error_rates import error_rates
 from files import files
 from findings import findings
 
@@ -143,6 +145,7 @@ PAGES = {
     HERE / "files.md": files,
     HERE / "findings.md": findings,
     HERE / "anchors.md": anchors,
+    HERE / "error_rates.md": error_rates,
     CONVENTIONS: conventions,
 }
 

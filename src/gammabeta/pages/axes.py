@@ -38,13 +38,20 @@ def number(value: Any, digits: int = 3) -> str:
 # What an axis measures where less of it is better, and where more is; a difference has its own direction.
 _LOWER = re.compile(r"(?:(?:test|training|validation) )?(?:error|loss|time)(?: rate)?(?:,.*| per step)?")
 _HIGHER = re.compile(r"(?:(?:test|training|validation) )?accuracy(?:,.*)?")
-_SIDE = re.compile(r"\b(above|below) [01]: better", re.IGNORECASE)
+_SIDE = re.compile(r"\b(above|below) [01]: ([^.;:]+)", re.IGNORECASE)
+_LONGEST_SIDE = 36  # characters that fit beside a picture's middle on a phone
 
 
-def better_side(picture: Json) -> str:
-    """Return the side of no effect on which values are better, above or below, where the caption says so; else ""."""
+def sides(picture: Json) -> tuple[str, str]:
+    """Return what values on the two sides of no effect mean, the lower side first, as far as the caption says it.
+
+    Where one side is better, the other is worse.
+    """
     found = _SIDE.search(str(picture.get("caption") or ""))
-    return found[1].lower() if found else ""
+    if not found or len(found[2]) > _LONGEST_SIDE:
+        return "", ""
+    other = "worse" if found[2].startswith("better") else ""
+    return (other, found[2]) if found[1].lower() == "above" else (found[2], other)
 
 
 def axis_title(axis: Json) -> str:

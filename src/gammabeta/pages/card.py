@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gammabeta.pages.drawing import drawn
 from gammabeta.pages.axes import Json
+from gammabeta.pages.drawing import drawn
 from gammabeta.pages.prose import calls
 
 SIDES = {"for": "For", "against": "Against", "neither": "On neither side"}
@@ -15,25 +15,22 @@ _HEADLINE = re.compile(r"For (?P<where>.+?): (?P<what>(?:use|keep) .+?)\.(?: (?P
 _NONE = re.compile(r"(?P<what>No recommendation)(?: yet)?(?: (?:for|on) (?P<where>.+?))?: (?P<because>.+)", re.DOTALL)
 # The card says them beside the badge.
 _REPLICATES = re.compile(r",? ?over \d+ (?:seeds|replicates)| \(\d+ (?:seeds|replicates)\)")
-_COMMAND = re.compile(r"(?P<before>.*?)(?:To decide[^.:]*: )(?P<command>gammabeta study .+?)\s*", re.DOTALL)
 
 
-def card(one: Json, claims: Mapping[str, Json], run: str) -> Json:
+def card(one: Json, claims: Mapping[str, Json]) -> Json:
     """Return a recommendation as the template needs it.
 
     Args:
         one: an entry of ``recommendations``.
         claims: the study's claims by name, which evidence refers to.
-        run: the command of the study.
 
     Returns:
-        ``what`` to use on which network (``where``), and ``because`` of what. ``write``: the call that does it.
-        ``command``: what settles what is open. ``evidence``: the items of each side. The entry's other keys stay.
+        The entry with ``what`` to use on which network (``where``) and ``because`` of what; ``write``, the call that
+        does it; ``evidence``, the items of each side; and ``pictures``, drawn.
     """
     headline = str(one["headline"])
     found = _HEADLINE.fullmatch(headline) or _NONE.fullmatch(headline)
     said = found.groupdict() if found else {"what": headline, "where": None, "because": None}
-    open_, command = _command(one, run)
     items = [_evidence(item, claims) for item in one.get("evidence") or []]
     how = str(one.get("how") or "")
     return {
@@ -44,21 +41,11 @@ def card(one: Json, claims: Mapping[str, Json], run: str) -> Json:
         "because": _REPLICATES.sub("", said["because"] or ""),
         "how": how,
         "write": calls(how)[0] if calls(how) else "",
-        "command": command,
-        "uncertain": open_,
         "evidence": {side: [item for item in items if item["side"] == side] for side in SIDES},
-        "pictures": [drawn(one["picture"], f"{one['seeds']} replicates" if one.get("seeds") else "")] if one.get("picture") else [],
+        "pictures": [drawn(one["picture"], f"{one['seeds']} replicates" if one.get("seeds") else "")]
+        if one.get("picture")
+        else [],
     }
-
-
-def _command(one: Json, run: str) -> tuple[str, str]:
-    """Return what is open, without the command that settles it, and that command."""
-    uncertain, command = str(one.get("uncertain") or ""), str(one.get("command") or "")
-    found = _COMMAND.fullmatch(uncertain)
-    if found:
-        return found["before"].strip(), found["command"].rstrip(".")
-    # The command of the comparison itself settles nothing.
-    return uncertain, "" if not command or command in run else command
 
 
 def _evidence(item: Json, claims: Mapping[str, Json]) -> Json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from gammabeta.pages.axes import Json, number
 from gammabeta.pages.drawing import drawn
@@ -14,7 +13,8 @@ from gammabeta.pages.trial_tables import trial_tables
 from gammabeta.pages.verdicts import SIGNS
 
 # What a claim shows without unfolding: more would make the page too long to read.
-SHOWN = {"pictures": 2, "effects": 8, "regimes": 12}
+SHOWN = {"pictures": 2, "regimes": 12}
+MOST_REPLICATES = 64  # of one more run: nobody waits for more
 _TEXTS = ("question", "sentence", "claim", "criterion", "method", "settings", "known", "tally")
 
 
@@ -26,13 +26,11 @@ def section(claim: Json, trials: Json, run: str) -> Json:
         trials: all trials, by key.
         run: the command of the study, where the claim does not say its own.
     """
-    effects = [
-        effect | {"svg": interval_svg(effect), "text": _text(effect)} for effect in claim.get("effects") or []
-    ]
+    effects = [effect | {"svg": interval_svg(effect), "text": _text(effect)} for effect in claim.get("effects") or []]
     regimes, others = _regimes(claim.get("regimes") or {}, effects)
     exact = bool(claim.get("exact"))
     replicates = "" if exact else replicates_of(effects)
-    most = 0 if regimes else SHOWN["effects"]
+    deciding = 0 if regimes else 1  # without regimes, the first effect decides
     pictures = [drawn(picture, replicates) for picture in claim.get("pictures") or []]
     return {
         **{key: claim.get(key) or "" for key in _TEXTS},
@@ -47,8 +45,8 @@ def section(claim: Json, trials: Json, run: str) -> Json:
         "effects": effects,
         "regimes": regimes,
         "regime_table": _regime_table(regimes),
-        "deciding": others[:most],
-        "further": others[most:],
+        "deciding": others[:deciding],
+        "further": others[deciding:],
         "replicates": replicates,
         "pictures": pictures[: SHOWN["pictures"]],
         "more_pictures": pictures[SHOWN["pictures"] :],
@@ -74,9 +72,9 @@ def _regimes(verdicts: Json, effects: list[Json]) -> tuple[list[Json], list[Json
     The effect is the first that is named after the regime and has its verdict; None where there is none. Regimes stand
     by verdict, so that those that differ are seen side by side.
     """
-    order = list(SIGNS)
+    order = {verdict: place for place, verdict in enumerate(SIGNS)}
     regimes, taken = [], set()
-    for name, verdict in sorted(verdicts.items(), key=lambda item: order.index(item[1])):
+    for name, verdict in sorted(verdicts.items(), key=lambda item: order.get(item[1], len(order))):
         own = [i for i, effect in enumerate(effects) if i not in taken and _about(str(effect["name"]), name)]
         carrying = next((i for i in own if effects[i].get("verdict") == verdict), None)
         if carrying is None and len(own) == 1:
@@ -97,7 +95,7 @@ def effect_table(effects: list[Json]) -> Json:
     rows = []
     for effect in effects:
         numbers = [effect["value"], effect.get("low"), effect.get("high")]
-        margin = (list(effect.get("margin") or []) + [None, None])[:2]
+        margin = effect.get("margin") or [None, None]
         rows.append([effect["name"], *numbers, effect.get("unit"), *margin, effect.get("verdict"), effect.get("seeds")])
     return {"columns": columns, "rows": rows}
 
@@ -115,18 +113,25 @@ def _again(claim: Json, run: str) -> str:
 
     More replicates in the same folder would be a second look at the first ones, which decides wrongly more often.
     """
-    needed = [effect.get("seeds_needed") for effect in claim.get("effects") or [] if effect.get("seeds_needed")]
-    words = shlex.split(str(claim.get("command") or run.partition(" && ")[0]))
-    if claim["verdict"] != "inconclusive" or not needed or words[:2] != ["gammabeta", "study"]:
+    needed = [n for effect in claim.get("effects") or [] if (n := effect.get("seeds_needed")) and n <= MOST_REPLICATES]
+    words = str(claim.get("command") or run.partition(" && ")[0])
+    if claim["verdict"] != "inconclusive" or not needed or not words.startswith("gammabeta study"):
         return ""
-    options: dict[str, Any] = {}
-    for place, word in enumerate(words):
-        if word.startswith("--"):
-            following = words[place + 1 : place + 2]
-            options[word] = following[0] if following and not following[0].startswith("--") else None
-    for name in ("--claims", "--compare"):
+    options = _options(shlex.split(words)[2:])
+    if "--first-look" in options:
+        options["--quick"] = None
+    for name in ("--claims", "--compare", "--first-look", "--until-settled"):
         options.pop(name, None)
     folder = f"{(options.get('--out') or 'gammabeta-study').rstrip('/')}-again"
     options |= {"--seed": str(int(options.get("--seed") or 0) + 1), "--seeds": str(max(needed)), "--out": folder}
     pairs = [word for pair in options.items() for word in pair if word is not None]
     return shlex.join(["gammabeta", "study", claim["name"], *pairs])
+
+
+def _options(words: list[str]) -> dict[str, str | None]:
+    """Return the options of a command line by name, None for those without a value."""
+    found: dict[str, str | None] = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            found[word] = None if following.startswith("--") else following
+    return found

@@ -11,7 +11,7 @@ from gammabeta.pages.forest import is_forest
 
 def drawn(picture: Json, replicates: str = "") -> Json:
     """Return a picture as the template needs it, with its replicates where the caption does not say how many."""
-    counted = re.search(r"\d+ (?:seeds|replicates)", str(picture.get("caption") or ""))
+    counted = re.search(r"\b(?:\d+|one) (?:seed|replicate)s?\b", str(picture.get("caption") or ""), re.IGNORECASE)
     return {
         "replicates": "" if counted else replicates,
         "title": picture.get("title") or "",

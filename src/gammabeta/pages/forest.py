@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from gammabeta.pages.arms import MARKERS, arm_of
-from gammabeta.pages.axes import Json, axis, axis_title, better_side, escape, number, points
+from gammabeta.pages.axes import Json, axis, axis_title, escape, number, points, sides
 from gammabeta.pages.reference_lines import MARGIN, band
 
 _ROW, _LINE = 30, 15  # pixels of a row, and of each further line of its label
@@ -51,6 +51,8 @@ def forest(picture: Json) -> Json:
     lines = sum(label.count("<br>") for label in labels)
     height, paper = 120 + _ROW * len(rows) + _LINE * lines, 85 + 18 * len(rows) + 8 * lines
     layout = {"xaxis": values, "yaxis": names, "shapes": shapes, "showlegend": False, "annotations": _sides(picture)}
+    layout["margin"] = {"l": 10, "r": 14, "t": 40, "b": 10}  # above: the margin's name, and the sides'
+
     return {"data": [_trace(picture, series, rows)], "layout": layout, "height": height, "paper": paper}
 
 
@@ -101,7 +103,9 @@ def _range(series: Json, others: list[float], logarithmic: bool) -> list[float] 
         (value, low, high) if low is not None and high is not None and high - low <= widest else (value,)
         for value, low, high in triples
     ]
-    every, core = ([v for one in some for v in (*one, *map(place, others)) if v is not None] for some in (triples, fitting))
+    every, core = (
+        [v for one in some for v in (*one, *map(place, others)) if v is not None] for some in (triples, fitting)
+    )
     if not every or max(every) == min(every):
         return None
     if max(every) - min(every) > 2.5 * (max(core) - min(core)) > 0:
@@ -129,13 +133,12 @@ def _unbounded(series: Json) -> list[Json]:
 
 
 def _sides(picture: Json) -> list[Json]:
-    """Name the sides, above the picture, where it says which of them is better."""
-    better = better_side(picture)
-    if not better:
-        return []
-    words = ("← worse", "better →") if better == "above" else ("← better", "worse →")
+    """Name the sides above the picture, as far as it says what they mean."""
+    lower, upper = sides(picture)
     shared = {"xref": "paper", "yref": "paper", "y": 1, "yanchor": "bottom", "yshift": 14, "showarrow": False}
+    named = ((lower, 0, "left", f"← {lower}"), (upper, 1, "right", f"{upper} →"))
     return [
-        {**shared, "x": x, "xanchor": anchor, "text": f"<b>{word}</b>", "font": {"color": "@muted", "size": 12}}
-        for x, anchor, word in ((0, "left", words[0]), (1, "right", words[1]))
+        {**shared, "x": x, "xanchor": anchor, "text": f"<b>{escape(text)}</b>", "font": {"color": "@muted", "size": 12}}
+        for meaning, x, anchor, text in named
+        if meaning
     ]

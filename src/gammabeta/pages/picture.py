@@ -52,7 +52,7 @@ def figure(picture: Json) -> Json:
             data, layout = _horizontal(data, layout)
             lines = sum(max(2, 1 + len(label) // 30, len(series)) for label in labels)
             height = 110 + 15 * lines + 20 * (len(series) > 1)
-    return {"data": data, "layout": layout, "height": height, "paper": round(0.66 * height)}
+    return {"data": data, "layout": layout, "height": height, "paper": round(0.6 * height)}
 
 
 def missing(picture: Json) -> str:

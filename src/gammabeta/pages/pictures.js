@@ -118,11 +118,14 @@ dark.addEventListener("change", () => draw());
 // Paper shows the claims, the reasons and how to read them; lists of numbers and trials, methods and further pictures stay folded.
 // A claim's effects are in its table, which has them as small pictures too.
 const TABULATED = ".claim .forest";
-const PAPER = { alone: 640, beside: 330 };
+// A picture alone has its caption beside it, unless it is a heatmap, which needs the width.
+const PAPER = { whole: 640, alone: 440, beside: 330 };
 let unfolded = [];
 function onPaper([element, figure]) {
-  const beside = [...element.closest(".pictures").children].filter((one) => !one.matches(TABULATED));
-  return { width: beside.length === 1 ? PAPER.alone : PAPER.beside, height: figure.paper };
+  const shown = [...element.closest(".pictures").children].filter((one) => !one.matches(TABULATED));
+  const place = figure.data[0].type === "heatmap" ? "whole" : shown.length === 1 ? "alone" : "beside";
+  element.closest("figure").classList.toggle("alone", place === "alone");
+  return { width: PAPER[place], height: figure.paper };
 }
 window.addEventListener("beforeprint", () => {
   printing = true;

@@ -90,6 +90,6 @@ def listed(items: Any) -> str:
 
 
 def capitalized(text: str) -> str:
-    """Return a text as a sentence: it begins with a capital letter, except for a symbol such as γ, and has a full stop."""
+    """Return a text as a sentence: with a capital letter, unless it begins with a symbol such as γ, and a full stop."""
     whole = text[:1].upper() + text[1:] if text[:1].isascii() else text
     return whole if whole.endswith((".", "!", "?")) else f"{whole}."

@@ -79,7 +79,7 @@ def write_report(results: Json, path: Path | str) -> Path:
         data_table=_data_table(tasks),
         named=listed([task["name"] for task in tasks if task.get("name")] or ["this task"]),
         status=_status(results),
-        cards=[card(one, claims, run) for one in results.get("recommendations") or []],
+        cards=[card(one, claims) for one in results.get("recommendations") or []],
         empirical=[one for one in sections if not one["exact"]],
         identities=[one for one in sections if one["exact"]],
         groups=groups(sections),

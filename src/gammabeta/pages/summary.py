@@ -25,7 +25,9 @@ def groups(sections: Sequence[Json]) -> list[Json]:
     found = []
     for exact in (False, True):
         for verdict, heading in HEADINGS.items():
-            claims = [{**one, "short": _short(one)} for one in sections if one["exact"] == exact and one["verdict"] == verdict]
+            claims = [
+                {**one, "short": _short(one)} for one in sections if one["exact"] == exact and one["verdict"] == verdict
+            ]
             if claims:
                 title = f"Identities: {heading[0].lower()}{heading[1:]}" if exact else heading
                 found.append({"heading": title, "verdict": verdict, "claims": claims, "exact": exact})
@@ -36,8 +38,10 @@ def _short(section: Json) -> str:
     """Return a claim's result in a few words: in how many regimes it is so, or its effect; and the replicates."""
     if section["exact"] or not section["effects"]:
         return ""
-    main = section["effects"][0]
-    result = section["tally"].removeprefix(f"{section['verdict']} in ") or f"{main['text']} {main.get('unit') or ''}".strip()
+    main, counted = section["effects"][0], section["tally"]
+    if "," not in counted:  # all regimes agree with the verdict, which the heading says
+        counted = counted.removeprefix(f"{section['verdict']} in ")
+    result = counted or f"{main['text']} {main.get('unit') or ''}".strip()
     return f"{result}; {section['replicates']}" if section["replicates"] else result
 
 

@@ -6,21 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from gammabeta.pages.axes import Json
+from gammabeta.pages.verdicts import VERDICTS
 
 SCHEMA = 2
-VERDICTS = (
-    "supported",
-    "contradicted",
-    "mixed",
-    "equivalent",
-    "reported",
-    "inconclusive",
-    "no room here",
-    "does not apply",
-    "failed",
-    "interrupted",
-)
 
 
 class ReportError(ValueError):

@@ -5,13 +5,14 @@ SIGNS = {
     "contradicted": "✗",
     "mixed": "±",
     "equivalent": "≈",
+    "reported": "i",
     "inconclusive": "?",
     "no room here": "∅",
-    "reported": "i",
     "does not apply": "–",
     "failed": "✕",
     "interrupted": "…",
 }
+VERDICTS = tuple(SIGNS)
 MEANINGS = {
     "supported": "the whole interval lies where the claim puts it: beyond the margin in the claimed direction, or "
     "within the margins of a claimed value",
