@@ -95,7 +95,7 @@ def made_small(monkeypatch):
     monkeypatch.setattr(init_families, "networks", lambda experiment: [experiment.mlp(3, width=24)])
     for module in (init_families, group_norm_needs_no_sync, test_time_statistics):
         monkeypatch.setattr(module, "EPOCHS", 3)
-    monkeypatch.setattr(few_shot, "EPISODES", 3)
+    monkeypatch.setattr(few_shot, "FEW_EPISODES", 2)
     monkeypatch.setattr(
         online_stream, "regimes", lambda experiment: [online_stream.Regime(experiment.mlp(2, width=24), 8, "runs")]
     )

@@ -45,8 +45,7 @@ def test_labels_count_within_the_episode_and_ways_are_limited(experiment, monkey
 @pytest.fixture
 def settings(experiment, monkeypatch):
     monkeypatch.setattr(transfer, "EPOCHS", 4)
-    monkeypatch.setattr(claim, "EPISODES", 3)
-    base = {"network": dict(experiment.mlp(2, width=16)), "pretraining_rate": 0.125, "shots": 5}
+    base = {"network": dict(experiment.mlp(2, width=16)), "pretraining_rate": 0.125, "shots": 5, "episodes": 3}
     return {"task": experiment.drawn(1), **base, "rate": 0.05, "seed": 1, "report": "test"}
 
 
