@@ -16,20 +16,23 @@ from gammabeta.lab.claims import (
     CLAIMS,
     affine_only,
     covariate_shift,
+    few_shot,
     fine_tuning,
     gradient_flow,
-    init_robustness,
+    group_norm_needs_no_sync,
+    init_families,
     noise_regularizes,
+    online_stream,
     replaces_dropout,
     sequences,
-    shifting_data,
     small_batch,
     smoother_landscape,
+    test_time_statistics,
     train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.images import adaptation, transfer
+from gammabeta.lab.images import adaptation, init_together, transfer
 from gammabeta.lab.sequences import networks as sequence_networks
 from gammabeta.lab.sequences import training as sequence_training
 from gammabeta.lab.sources import source
@@ -87,8 +90,15 @@ def made_small(monkeypatch):
     for module in (race, covariate_shift, smoother_landscape):
         monkeypatch.setattr(module, "networks", mlp_alone)
     monkeypatch.setattr(gradient_flow, "STEPS", 1)
-    monkeypatch.setattr(init_robustness, "DECADES", (-1, 0, 1))
-    monkeypatch.setattr(init_robustness, "RATES", (-6, -3))
+    families = {name: init_together.FAMILIES[name] for name in ("He", "N(0, 0.01)")}
+    monkeypatch.setattr(init_families, "FAMILIES", families)
+    monkeypatch.setattr(init_families, "networks", lambda experiment: [experiment.mlp(3, width=24)])
+    for module in (init_families, group_norm_needs_no_sync, test_time_statistics):
+        monkeypatch.setattr(module, "EPOCHS", 3)
+    monkeypatch.setattr(few_shot, "FEW_EPISODES", 2)
+    monkeypatch.setattr(
+        online_stream, "regimes", lambda experiment: [online_stream.Regime(experiment.mlp(2, width=24), 8, "runs")]
+    )
     monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
     monkeypatch.setattr(
         small_batch,
@@ -109,7 +119,6 @@ def made_small(monkeypatch):
         )
     monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
     shorter(weight_decay, "decayed", 40)
-    shorter(shifting_data, "stream", 80)
     monkeypatch.setattr(sequence_training, "RATES", (-7,))
     shorter(sequence_training, "classified", 20)
     monkeypatch.setattr(text_training, "RATES", (-7,))
