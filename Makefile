@@ -17,8 +17,8 @@ KERNELS := $(wildcard src/gammabeta/kernels/cpu/*)
 .DELETE_ON_ERROR:
 .PHONY: study test test-all sanitize bench lint docs clean help
 
-study: $(VENV)/.study ## run the quick study: report.html and results.json in gammabeta-study/
-	$(VENV)/bin/gammabeta study --quick $(ARGS)
+study: $(VENV)/.study ## run the first look: report.html and results.json in gammabeta-study/
+	$(VENV)/bin/gammabeta study --first-look $(ARGS)
 
 test: $(VENV)/.test ## run the tests but for the long tail
 	$(PY) -m pytest -n auto -m "not slow" $(ARGS)

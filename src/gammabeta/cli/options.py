@@ -31,7 +31,10 @@ Claims = Annotated[
     list[str] | None,
     typer.Option("--claims", metavar="A,B", help="The claims as an option, separated by commas.", show_default=False),
 ]
-Quick = Annotated[bool, typer.Option("--quick", help="Few seeds and small grids: minutes instead of half an hour.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Few replicates and small grids.")]
+FirstLook = Annotated[
+    bool, typer.Option("--first-look", help="As --quick, with the recommendations and the headline claims alone.")
+]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
 ]
@@ -69,7 +72,40 @@ BatchSize = Annotated[
         show_default=False,
     ),
 ]
+TrainingSamples = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="N",
+        help="Training samples to take of --data at most, or [bold]all[/] (default: 2,000).",
+        show_default=False,
+    ),
+]
 Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Number of devices, for the recommendation.")]
+LinkName = Annotated[
+    str,
+    typer.Option(
+        "--link",
+        metavar="NAME",
+        help="The link between devices, for the cost of synchronizing: [bold]nvlink[/], [bold]infiniband[/], "
+        "[bold]100gbe[/], [bold]25gbe[/] or [bold]10gbe[/].",
+    ),
+]
+UntilSettled = Annotated[
+    bool,
+    typer.Option(
+        "--until-settled",
+        help="Add replicates to the comparison until every norm is decided, 64 at most; looking several times keeps "
+        "the error rate.",
+    ),
+]
+Confirmatory = Annotated[
+    bool,
+    typer.Option(
+        "--confirmatory",
+        help="Results that confirm: measured once in a new folder, with a --seed that nobody has looked at.",
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", metavar="N", help="Worker processes (default: one per core).", show_default=False),
@@ -80,7 +116,8 @@ Seeds = Annotated[
     typer.Option(
         "--seeds",
         metavar="N",
-        help="Number of seeds per result, for example as many as would settle it (default: each claim's own).",
+        help="Number of replicates per result (default: each claim's own). To settle what is open, use "
+        "--until-settled: more replicates after a look would be a second look.",
         show_default=False,
     ),
 ]

@@ -19,12 +19,15 @@ class Choice:
         avoid: the arms that are shown to be worse by the margin: than the usual norm, or the usual norm itself where
             the chosen one is better.
         open: the arms whose intervals do not decide.
+        fragile: the arms that are shown to be better, or as good and cheaper, and that are not recommended because
+            fewer than half as many learning rates serve as with the usual norm, or one at twice their own fails.
     """
 
     arm: Compared
     why: Literal["better", "cheaper", "usual"]
     avoid: tuple[Compared, ...]
     open: tuple[Compared, ...]
+    fragile: tuple[Compared, ...] = ()
 
 
 def choose(comparison: Comparison) -> Choice:
@@ -38,17 +41,26 @@ def choose(comparison: Comparison) -> Choice:
     def having(verdict: str) -> list[Compared]:
         return [arm for arm in comparison.arms if arm.gain is not None and arm.gain.verdict == verdict]
 
-    better = having("supported")
-    cheaper = [arm for arm in having("equivalent") if saves(arm, usual)]
+    shown = [*having("supported"), *(arm for arm in having("equivalent") if saves(arm, usual))]
+    fragile = tuple(arm for arm in shown if is_fragile(arm, usual))
+    better = [arm for arm in having("supported") if arm not in fragile]
+    cheaper = [arm for arm in shown if arm not in fragile and arm not in better]
     worse, undecided = tuple(having("contradicted")), tuple(having("inconclusive"))
     if better:
         least = min(arm.value for arm in better)
         chosen = next(arm for arm in better if arm.value <= least + margin)
-        return Choice(chosen, "better", (usual, *worse), undecided)
+        return Choice(chosen, "better", (usual, *worse), undecided, fragile)
     if cheaper:
         least_cost = min(cheaper, key=lambda arm: arm.seconds * arm.saved)
-        return Choice(least_cost, "cheaper", worse, undecided)
-    return Choice(usual, "usual", worse, undecided)
+        return Choice(least_cost, "cheaper", worse, undecided, fragile)
+    return Choice(usual, "usual", worse, undecided, fragile)
+
+
+def is_fragile(arm: Compared, usual: Compared) -> bool:
+    """Judge whether an arm leaves too little room for its learning rate to be recommended over the usual norm."""
+    if arm.fragile:
+        return True
+    return arm.headroom is not None and usual.headroom is not None and 2 * arm.headroom < usual.headroom
 
 
 def saves(arm: Compared, usual: Compared) -> bool:

@@ -42,6 +42,13 @@ ERROR = Scale("test error", "%", "percentage points", "points", (-1.0, 1.0), "1 
 LOSS = Scale("test loss", "nats per character", "nats per character", "nats", (-0.03, 0.03), "0.03 nats", 3)
 
 
+# Of which population intervals speak, by whether all replicates share the test set.
+WHOM = {
+    True: "training again, on other images of the same kind as the test set's",
+    False: "training again on other data of the same kind, split anew",
+}
+
+
 @dataclass(frozen=True)
 class Compared:
     """One arm of a comparison.
@@ -49,14 +56,18 @@ class Compared:
     Attributes:
         norm: the arm's name in settings.
         name: what a reader knows it by.
-        rate: its best learning rate.
-        values: one per seed, on the comparison's scale, evaluated as deployed: with moving averages.
-        timings: seconds per training step, one per seed of those that are timed.
+        rate: the learning rate that most replicates chose.
+        values: one per replicate, on the comparison's scale, evaluated as deployed: with moving averages.
+        timings: seconds per training step, one per replicate of those that are timed. Where the arm's statistics
+            are synchronized, the modelled exchange is in them.
         saved: bytes that one forward pass keeps for the backward pass; `side_by_side` makes them at least 1, so that
             ratios are finite.
         recalibrated: the values with exact statistics in place of the moving averages; empty where there are none.
         gain: the usual arm's value minus this one's; None for the usual arm itself. The intervals of all gains hold
             together with 95 %.
+        headroom: how many learning rates on the factor-2 grid give a result within the margin of the best; None where
+            that was not looked at.
+        fragile: whether a result at twice the arm's learning rate is not finite.
         recalibration: the value with moving averages minus that with exact statistics; None where there are none.
     """
 
@@ -67,6 +78,8 @@ class Compared:
     timings: tuple[float, ...]
     saved: int
     recalibrated: tuple[float, ...] = ()
+    headroom: int | None = None
+    fragile: bool = False
     gain: Effect | None = None
     recalibration: Effect | None = None
 
@@ -90,6 +103,10 @@ class Comparison:
         learned: whether any arm trained well enough for differences to mean something.
         own: whether the network is the user's.
         rates_by: what learning rates were tuned by, where arms are judged by something else.
+        trained: for how long, in words.
+        left_out: the names of norms that a whole study compares, and a quick one does not.
+        whom: the population that intervals speak of.
+        communication: what synchronizing statistics costs over the link, in words; empty with one device.
     """
 
     kind: Kind
@@ -103,6 +120,10 @@ class Comparison:
     arms: tuple[Compared, ...]
     own: bool = False
     rates_by: str = ""
+    trained: str = ""
+    left_out: tuple[str, ...] = ()
+    whom: str = ""
+    communication: str = ""
 
     @property
     def usual(self) -> Compared:
@@ -117,8 +138,8 @@ class Comparison:
         effects = [arm.gain for arm in self.arms if arm.gain is not None]
         return bars(
             f"{self.scale.name.capitalize()} of {self.usual.name} minus that of each norm",
-            f"{self.where}. Above 0: better than {self.usual.name}. Intervals over {len(self.usual.values)} seeds, "
-            "which hold for all norms together with 95 %.",
+            f"{self.where}. Above 0: better than {self.usual.name}. Intervals over {len(self.usual.values)} "
+            "replicates, which hold for all norms together with 95 %.",
             "norm",
             Axis(f"difference of {self.scale.name}", self.scale.unit_of_differences),
             effects,
@@ -126,6 +147,7 @@ class Comparison:
 
     def table(self) -> Table:
         exact = any(arm.recalibrated for arm in self.arms)
+        room = any(arm.headroom is not None for arm in self.arms)
         rows = [
             [
                 arm.name,
@@ -136,17 +158,19 @@ class Comparison:
                 *([mean(arm.recalibrated) if arm.recalibrated else None] if exact else []),
                 arm.seconds / self.usual.seconds,
                 arm.saved / self.usual.saved,
+                *([arm.headroom] if room else []),
             ]
             for arm in sorted(self.arms, key=lambda arm: arm.value)
         ]
         columns = ["norm", "learning rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
         columns += ["with exact statistics"] if exact else []
         columns += ["time per step", "memory for the backward pass"]
+        columns += ["usable learning rates"] if room else []
         return Table(f"Norms side by side; time and memory relative to {self.usual.name}", columns, rows)
 
     def to_json(self) -> dict[str, Any]:
         """Return the comparison's own part of ``results.json``."""
-        named = ("kind", "data", "network", "batch_size", "devices", "steps")
+        named = ("kind", "data", "network", "batch_size", "devices", "steps", "trained", "whom", "communication")
         return {
             **{name: getattr(self, name) for name in named},
             "picture": asdict(self.picture()),
@@ -154,26 +178,38 @@ class Comparison:
         }
 
 
-def side_by_side(arms: Sequence[Compared], scale: Scale, precision: Precision = CONTINUOUS) -> tuple[Compared, ...]:
-    """Return the arms with their gains, paired by seed, over the first arm, which is the usual one.
+def side_by_side(
+    arms: Sequence[Compared],
+    scale: Scale,
+    precision: Precision = CONTINUOUS,
+    *,
+    precisions: Mapping[str, tuple[Precision, Precision]] | None = None,
+    confidence: float = 0.95,
+) -> tuple[Compared, ...]:
+    """Return the arms with their gains, paired by replicate, over the first arm, which is the usual one.
 
-    A norm is chosen from k others, the largest of k noisy gains. Each gain has therefore an interval of 1 − 0.05/k
+    A norm is chosen from k others, the largest of k noisy gains. Each gain has therefore an interval of 1 − α/k
     (Bonferroni), whatever the arms' spreads and correlations.
 
     Args:
         precision: how finely the arms' values could be read.
+        precisions: by norm, that of its gain and that of its recalibration, where they differ from ``precision``.
+        confidence: 1 − α of all gains together; above 95 % where replicates are looked at again.
     """
+    given = precisions or {}
     usual, *others = (replace(arm, saved=max(1, arm.saved)) for arm in arms)
     criterion = Criterion(unit=scale.unit_of_differences, margin=scale.margin, direction="above")
-    together = 1 - 0.05 / max(1, len(others))
+    together = 1 - (1 - confidence) / max(1, len(others))
 
     def gain(arm: Compared) -> Effect:
-        return criterion.effect(arm.name, differences(usual.values, arm.values), precision, confidence=together)
+        own = given[arm.norm][0] if arm.norm in given else precision
+        return criterion.effect(arm.name, differences(usual.values, arm.values), own, confidence=together)
 
     def recalibration(arm: Compared) -> Effect | None:
         if not arm.recalibrated:
             return None
-        return criterion.effect(f"{arm.name}, recalibrated", differences(arm.values, arm.recalibrated), precision)
+        own = given[arm.norm][1] if arm.norm in given else precision
+        return criterion.effect(f"{arm.name}, recalibrated", differences(arm.values, arm.recalibrated), own)
 
     first, *rest = (replace(arm, recalibration=recalibration(arm)) for arm in (usual, *others))
     return (first, *(replace(arm, gain=gain(arm)) for arm in rest))

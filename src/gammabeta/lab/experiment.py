@@ -28,6 +28,8 @@ class Experiment:
         quick: few seeds and the smaller grids that each claim states.
         seed: of the whole study; another number repeats it with other initializations and batches.
         seed_count: how many seeds results are taken from; None for each claim's own number.
+        link: between devices, a name in `gammabeta.lab.links.LINKS`, for the cost of synchronizing.
+        confidence: of all of a recommendation's intervals together.
         jobs: worker processes.
         progress: called with the numbers of finished and of all trials.
         trials: those that the present claim has asked for, in order.
@@ -40,6 +42,8 @@ class Experiment:
     seed: int = 0
     seed_count: int | None = None
     jobs: int = 1
+    link: str = "infiniband"
+    confidence: float = 0.95
     progress: Callable[[int, int], None] = lambda done, total: None
     trials: list[Trial] = field(default_factory=list)
 

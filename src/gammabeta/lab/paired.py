@@ -1,14 +1,12 @@
 """Values paired by replicate: differences and log ratios between two arms."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
+from gammabeta.lab.answers import precision_of
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.interval import Precision
 
 
@@ -44,37 +42,15 @@ def log_ratios(numerator: Sequence[float | None], denominator: Sequence[float | 
     )
 
 
-# --- errors on a test set ---
-
-
-def packed(wrong_n: Tensor) -> str:
-    """Write which answers are wrong (n,) as text: bits, first image first, in base64."""
-    return base64.b64encode(np.packbits(wrong_n.numpy()).tobytes()).decode()
-
-
-def unpacked(text: str, samples: int) -> np.ndarray:
-    """Read what :func:`packed` wrote: (n,) bool."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=samples).astype(bool)
-
-
-def precision_of(
-    ones: Sequence[Mapping[str, Any]],
-    others: Sequence[Mapping[str, Any]],
-    samples: int,
-    trained_on: int,
-    wrong: str = "wrong",
-) -> Precision:
-    """Return the precision of differences of errors between two arms, in percent.
+def paired_errors(
+    experiment: Experiment, ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], key: str = "error"
+) -> tuple[list[float], Precision]:
+    """Return one arm's errors on images minus another's, in percentage points by replicate, and their precision.
 
     Args:
-        ones, others: results, one per replicate, as `gammabeta.lab.images.training.train` returns them. Where they say
-            which answers are wrong, all replicates share the test images, which speak for the population that they were
-            drawn from; otherwise each replicate has drawn its own.
-        samples: n, test images.
-        trained_on: training images.
-        wrong: the key in the results: ``"wrong"`` or ``"moving_wrong"``.
+        ones, others: results of the test split, one per replicate.
+        key: ``"error"``, with exact statistics, or ``"moving_error"``, as deployed.
     """
-    if not ones or ones[0].get(wrong) is None:
-        return Precision(samples=samples, trained_on=trained_on)
-    by_arm = [np.mean([unpacked(result[wrong], samples) for result in arm], axis=0) for arm in (ones, others)]
-    return Precision(samples=samples, variance=float(np.var(100 * (by_arm[0] - by_arm[1]), ddof=1)))
+    task, wrong = experiment.task, key.replace("error", "wrong")
+    values = differences(*([100 * float(result[key]) for result in arm] for arm in (ones, others)))
+    return values, precision_of(ones, others, samples=len(task.test), trained_on=len(task.train), wrong=(wrong, wrong))

@@ -6,7 +6,7 @@ intervals over replicates (Bouthillier et al. 2021, Accounting for Variance in M
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from gammabeta.lab.experiment import Experiment
@@ -34,6 +34,7 @@ class Chosen:
         exponents: of 2, of each replicate's learning rate.
         centre: the exponent of the middle one of the three rates.
         coarse: the mean score of the coarse search by exponent; lower is better.
+        lost: the exponents at which some run of the coarse search was not finite; empty without ``widest``.
         settled: False where replicates still crowd at an edge after the centre has moved ``MOST_MOVES`` times, or at
             the end of the grid.
     """
@@ -42,13 +43,19 @@ class Chosen:
     exponents: list[int]
     centre: int
     coarse: dict[int, float]
+    lost: frozenset[int] = frozenset()
     settled: bool = True
 
     @property
     def rate(self) -> float:
         """The learning rate that most replicates chose; of equally many, the smaller one."""
+        return float(2.0**self.usual_exponent)
+
+    @property
+    def usual_exponent(self) -> int:
+        """The exponent of ``rate``."""
         counts = {exponent: self.exponents.count(exponent) for exponent in sorted(self.exponents)}
-        return float(2.0 ** max(counts, key=lambda exponent: counts[exponent]))
+        return max(counts, key=lambda exponent: counts[exponent])
 
 
 def choose_rates(
@@ -59,6 +66,7 @@ def choose_rates(
     coarse: Sequence[int] = COARSE,
     make: Make | None = None,
     widest: float | None = None,
+    shorter: Mapping[str, Any] | None = None,
 ) -> dict[Arm, Chosen]:
     """Run the whole procedure for every arm and replicate.
 
@@ -77,12 +85,14 @@ def choose_rates(
             `gammabeta.lab.images.training.train`.
         widest: extends the coarse search until both of its ends are worse than the best by more than this, for
             `headroom`; None where only the best matters.
+        shorter: settings of the coarse search that differ from the arms', such as fewer steps.
     """
 
     def trial(name: Arm, exponent: int, replicate: int, report: str) -> Trial:
+        settings = {**arms[name], **(shorter or {})} if report == "validation" else arms[name]
         if make is not None:
-            return make(arms[name], exponent, replicate, report)
-        return experiment.train(**arms[name], rate=2.0**exponent, seed=replicate, report=report)
+            return make(settings, exponent, replicate, report)
+        return experiment.train(**settings, rate=2.0**exponent, seed=replicate, report=report)
 
     names = list(arms)
     searched = experiment.coarse_replicates(COARSE_REPLICATES)
@@ -112,16 +122,30 @@ def choose_rates(
                 centres[name] = centre
                 moved.append(name)
         waiting = moved
-    return {
+    chosen = {
         name: Chosen(
             [runs[name][exponent][place] for place, exponent in enumerate(picked[name])],
             picked[name],
             centres[name],
             dict(sorted(grid.items())),
-            _moved(centres[name], picked[name]) in been[name],
+            settled=_moved(centres[name], picked[name]) in been[name],
         )
         for name, grid in zip(names, grids, strict=True)
     }
+    if widest is None:
+        return chosen
+    tried = [(name, e) for name, of in chosen.items() for e in sorted({*of.coarse, of.usual_exponent + 1})]
+    again = experiment.grid(tried, searched, lambda cell, r: trial(cell[0], cell[1], r, "validation"))
+    lost = {cell for cell, results in again.items() if any(is_lost(result) for result in results)}
+    return {
+        name: replace(of, lost=frozenset(exponent for arm, exponent in lost if arm == name))
+        for name, of in chosen.items()
+    }
+
+
+def is_lost(result: Mapping[str, Any]) -> bool:
+    """Whether a run's loss was not finite, in training or at its end."""
+    return result.get("diverged") is not None or result.get("loss", 0.0) is None
 
 
 def headroom(coarse: Mapping[int, float], margin: float) -> int:

@@ -12,30 +12,32 @@ from typing import Any
 from gammabeta.lab.choice import Choice, choose
 from gammabeta.lab.comparison import Compared, Comparison
 from gammabeta.lab.evidence import Side, is_synced, norm_of, said, summary
+from gammabeta.lab.looks import MOST
 from gammabeta.lab.outcome import Effect, Outcome
 from gammabeta.lab.task import Kind
 
-# Nobody runs more seeds than this to choose a norm.
-PRACTICAL_SEEDS = 64
-# How to use each norm on images.
+# What to write for each norm on images, in a network that has BatchNorm.
 HOW = {
-    "batch": "gb.BatchNorm2d",
-    "ghost": "gb.BatchNorm2d",
-    "renorm": "gb.BatchNorm2d(statistics=gb.statistics.Renorm())",
-    "group": "gb.GroupNorm",
-    "layer": "gb.GroupNorm(1, channels); gb.LayerNorm where the channels are the only axis",
-    "rms": "gb.RMSNorm over the channels, moved to the last axis",
-    "instance": "gb.InstanceNorm2d",
+    "batch": "gb.BatchNorm2d(channels)",
+    "ghost": "gb.BatchNorm2d(channels)",
+    "renorm": "gb.set_statistics(model, gb.statistics.Renorm())",
+    "group": 'gb.convert(model, "group")',
+    "layer": 'gb.convert(model, "layer")',
+    "rms": "gb.RMSNorm(channels), over the channels, moved to the last axis",
+    "instance": 'gb.convert(model, "instance")',
     "none": "no normalization layer",
 }
 HOW_ON_SEQUENCES = {
     **HOW,
-    "layer": "gb.LayerNorm",
-    "rms": "gb.RMSNorm",
-    "masked": "gb.BatchNorm1d, called with mask=",
-    "padded": "gb.BatchNorm1d",
+    "batch": "gb.BatchNorm1d(features)",
+    "group": "gb.GroupNorm(groups, features)",
+    "layer": "gb.LayerNorm(features)",
+    "rms": "gb.RMSNorm(features)",
+    "masked": "gb.BatchNorm1d(features), called with mask=",
+    "padded": "gb.BatchNorm1d(features)",
 }
-SYNCED = "statistics=gb.statistics.Synced()"
+SYNCED = "gb.set_statistics(model, gb.statistics.Synced())"
+OVER_DEVICES = "statistics=gb.statistics.Synced()"
 RECALIBRATE = "after training gb.recalibrate(model, batches)"
 
 
@@ -46,6 +48,7 @@ class Run:
     Attributes:
         quick: whether the study was quick.
         command: its whole command line.
+        until_settled: whether it looked at the replicates again until all norms were decided.
         data: what the command line needs to compare this network's norms only, for example ``"strokes"``; empty where
             the command names its data.
     """
@@ -53,11 +56,12 @@ class Run:
     quick: bool = False
     command: str = "gammabeta study"
     data: str = ""
+    until_settled: bool = False
 
-    def again(self, seeds: int) -> str:
-        """Return the command that compares the norms once more, with that many fresh seeds, into a folder of its own.
+    def again(self) -> str:
+        """Return the command that compares the norms with fresh replicates until all are decided, into another folder.
 
-        More seeds in the same folder would be a second look at the first ones, which decides wrongly more often.
+        More replicates in the same folder would be a second look at the first ones, which decides wrongly more often.
         """
         program, study, *words = shlex.split(self.command)
         options: dict[str, str | None] = {}
@@ -65,9 +69,12 @@ class Run:
             if word.startswith("--"):
                 following = words[place + 1 : place + 2]
                 options[word] = following[0] if following and not following[0].startswith("--") else None
-        options |= {"--compare": None, "--seed": str(int(options.get("--seed") or 0) + 1), "--seeds": str(seeds)}
+        options = {name: value for name, value in options.items() if name not in ("--seeds", "--first-look")}
+        options |= {"--compare": None, "--until-settled": None, "--seed": str(int(options.get("--seed") or 0) + 1)}
         options["--out"] = f"{(options.get('--out') or 'gammabeta-study').rstrip('/')}-again"
         options |= {"--data": self.data} if self.data else {}
+        if self.quick:
+            options["--quick"] = None
         return shlex.join([program, study, *(word for pair in options.items() for word in pair if word is not None)])
 
 
@@ -94,8 +101,9 @@ def failed(kind: Kind, error: str) -> dict[str, Any]:
 def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome], run: Run) -> dict[str, Any]:
     """Recommend a norm, in the form of ``results.json``.
 
-    Its keys are headline, settled, seeds, scope, costs, how, evidence, avoid and uncertain. Each piece of evidence has
-    a side: for the choice, against it, or neither.
+    Its keys are headline, settled, seeds (the number of replicates), scope, costs, how, evidence, avoid, uncertain, and
+    settle, the command that settles what is open. Each piece of evidence has a side: for the choice, against it, or
+    neither.
 
     Args:
         comparison: of one network.
@@ -110,18 +118,19 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome], run: Run)
         "settled": not choice.open,
         "seeds": len(choice.arm.values),
         "scope": _scope(comparison),
-        "costs": None if choice.arm is comparison.usual else f"{_costs(choice.arm, comparison)}.",
+        "costs": _all_costs(choice, comparison),
         "how": _how(choice, comparison),
         "evidence": _evidence(choice, comparison, outcomes),
         "avoid": [_compared(arm, choice, comparison) for arm in choice.avoid],
-        "uncertain": _uncertain(choice, comparison, run),
+        "uncertain": _uncertain(choice, comparison),
+        "settle": run.again() if _can_be_settled(choice) and not run.until_settled else None,
     }
 
 
 def _verdict(choice: Choice, comparison: Comparison) -> str:
     """Say what to use and how much that is known to gain, the end of the interval nearer to 0 first."""
     arm, usual, scale = choice.arm, comparison.usual, comparison.scale
-    seeds = f"{len(arm.values)} seeds"
+    seeds = f"{len(arm.values)} replicates"
     if choice.why == "better":
         return f"use {arm.name}. Its {scale.name} is {_gain(arm, comparison)}, over {seeds}."
     if choice.why == "cheaper":
@@ -169,9 +178,17 @@ def _outwards(end: float, digits: int, rounding: Callable[[float], int]) -> floa
     return rounding(round(end * scale, 6)) / scale
 
 
+def _all_costs(choice: Choice, comparison: Comparison) -> str | None:
+    """Say what the choice costs relative to the usual norm, and what synchronizing does; None where that is nothing."""
+    own = "" if choice.arm is comparison.usual else f"{_costs(choice.arm, comparison)}."
+    shared = comparison.communication
+    parts = [part for part in (own, shared and f"{shared[0].upper()}{shared[1:]}.") if part]
+    return " ".join(parts) or None
+
+
 def _costs(arm: Compared, comparison: Comparison) -> str:
     """Say what an arm costs relative to the usual one."""
-    one_device = " on one device, without communication" if comparison.devices > 1 else ""
+    one_device = " on one device" if comparison.devices > 1 else ""
     return (
         f"{relative(arm.seconds / comparison.usual.seconds, 'time per step')}{one_device}, "
         f"{relative(arm.saved / comparison.usual.saved, 'memory kept for the backward pass')}"
@@ -195,16 +212,21 @@ def _compared(arm: Compared, choice: Choice, comparison: Comparison) -> str:
 
 
 def _scope(comparison: Comparison) -> str:
+    long = f"Trained for {comparison.trained}" if comparison.trained else f"After {comparison.steps} steps"
     by = f" by {comparison.rates_by}" if comparison.rates_by else ""
-    reach = "" if comparison.own else ", in one of the study's own networks: a deeper network may behave differently"
-    return f"After {comparison.steps} steps, each norm at its own best learning rate{by}{reach}."
+    whom = f" Intervals speak of {comparison.whom}." if comparison.whom else ""
+    reach = "" if comparison.own else " It is one of the study's own networks: a deeper one may behave differently."
+    named = ", ".join(comparison.left_out)
+    out = f" Left out: {named}; without --quick they are compared." if named else ""
+    return f"{long}. Each norm has its own best learning rate{by}.{whom}{out}{reach}"
 
 
 def _how(choice: Choice, comparison: Comparison) -> str:
     """Name the layer to write, and the call that recalibrates it where that is shown to win by the margin."""
     arm = choice.arm
     how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[norm_of(arm)]
-    how += f", with {SYNCED}" if is_synced(arm, comparison) else ""
+    if is_synced(arm, comparison):
+        how = SYNCED if comparison.kind == "images" else how.replace("features)", f"features, {OVER_DEVICES})")
     again: Effect | None = arm.recalibration
     if again is None or again.verdict != "supported":
         return how
@@ -239,21 +261,41 @@ def _evidence(choice: Choice, comparison: Comparison, outcomes: Mapping[str, Out
     best = sorted(comparison.arms, key=lambda arm: (arm is not choice.arm, arm.value))[:4]
     return [
         *(_item(side(arm), "comparison", _compared(arm, choice, comparison)) for arm in best),
+        *(_item("neither", "comparison", _why_not(arm, comparison)) for arm in choice.fragile),
         *(_item(*found) for found in said(outcomes, comparison, choice.arm)),
     ]
 
 
-def _uncertain(choice: Choice, comparison: Comparison, run: Run) -> str | None:
-    """Name the norms that could not be distinguished from the usual one, and what would decide; None without any."""
+def _uncertain(choice: Choice, comparison: Comparison) -> str | None:
+    """Name the norms that could not be distinguished from the usual one, and how many replicates would decide."""
     needed = {arm.name: arm.gain.seeds_needed for arm in choice.open if arm.gain is not None}
     if not needed:
         return None
     each = ", ".join(
-        f"{arm} ({f'about {n} seeds' if n else 'no number of seeds'} would decide)" for arm, n in needed.items()
+        f"{arm} ({f'about {n} replicates' if n else 'no number of replicates'} would decide)"
+        for arm, n in needed.items()
     )
-    text = f"Not distinguished from {comparison.usual.name} by the margin of {comparison.scale.least}: {each}."
-    enough = [n for n in needed.values() if n and n <= PRACTICAL_SEEDS]
-    if not enough:
-        return f"{text} More than {PRACTICAL_SEEDS} seeds would be needed, unless mean or spread change."
-    which = "To decide" if len(enough) == len(needed) else "To decide where that is practical"
-    return f"{text} {which}: {run.again(max(enough))}"
+    return (
+        f"Not distinguished from {comparison.usual.name} by the margin of {comparison.scale.least} after "
+        f"{len(comparison.usual.values)} replicates: {each}."
+        + ("" if _can_be_settled(choice) else " More data would, or another margin.")
+    )
+
+
+def _can_be_settled(choice: Choice) -> bool:
+    """Whether some norm that is open would be decided by as many replicates as `gammabeta.lab.looks` allows."""
+    needed = [arm.gain.seeds_needed for arm in choice.open if arm.gain is not None]
+    return any(n is not None and n <= MOST for n in needed)
+
+
+def _why_not(arm: Compared, comparison: Comparison) -> str:
+    """Say why an arm is not recommended that is shown to be better, or as good and cheaper."""
+    usual = comparison.usual
+    reasons = []
+    if arm.fragile:
+        reasons.append("at twice its learning rate training fails")
+    if arm.headroom is not None and usual.headroom is not None and 2 * arm.headroom < usual.headroom:
+        reasons.append(f"{arm.headroom} learning rates serve, and {usual.headroom} with {usual.name}")
+    return f"{arm.name} is not recommended, although its {comparison.scale.name} is {_gain(arm, comparison)}: " + (
+        f"{' and '.join(reasons)}."
+    )

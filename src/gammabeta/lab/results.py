@@ -144,13 +144,13 @@ class Results:
     def write(self) -> list[dict[str, Any]]:
         """Recommend by what has been found so far, write the file, and return this run's recommendations."""
         quick, tasks = self.content["quick"], self.content["tasks"]
-        embedded = len(tasks) > 1
+        embedded, until = len(tasks) > 1, "--until-settled" in self._own
         made = [
             {
                 **recommend(
                     comparison,
                     self.outcomes,
-                    Run(quick, self._own, KINDS[comparison.kind].embedded if embedded else ""),
+                    Run(quick, self._own, KINDS[comparison.kind].embedded if embedded else "", until),
                 ),
                 **comparison.to_json(),
                 "command": self._own,

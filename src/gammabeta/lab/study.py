@@ -18,14 +18,19 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 import gammabeta
 from gammabeta.arguments import did_you_mean
 from gammabeta.lab import study_file
+from gammabeta.lab.choice import choose
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
+from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.kinds import KINDS
+from gammabeta.lab.links import LINKS
+from gammabeta.lab.looks import LOOKS, MOST
+from gammabeta.lab.looks import confidence as confidence_at
 from gammabeta.lab.outcome import tally
 from gammabeta.lab.results import Results, elsewhere, read
 from gammabeta.lab.sources import kind, load, load_kind
@@ -37,8 +42,14 @@ from gammabeta.lab.trials.workers import EngineError, TrialError, connected
 from gammabeta.lab.user_traceback import own_traceback
 from gammabeta.target import TargetError
 
-# A study's seeds and its tuning seeds share a thousand numbers.
+# A study's replicates and those of its coarse searches share a thousand numbers.
 SEEDS = range(2, 901)
+# What a first look measures beside the recommendations.
+FIRST_LOOK = (
+    "batch_noise", "affine_restores", "gradient_flow", "faster_convergence", "higher_learning_rate",
+    "noise_regularizes", "small_batch", "train_eval_mismatch", "affine_only", "layernorm_in_transformers",
+    "weight_decay", "axes",
+)  # fmt: skip
 COLOURS = {
     "supported": "green",
     "contradicted": "red",
@@ -74,8 +85,13 @@ def study(
     data: str | None = None,
     model: str | None = None,
     quick: bool = False,
+    first_look: bool = False,
+    train: int | str | None = None,
     batch_size: int | None = None,
     devices: int = 1,
+    link: str = "infiniband",
+    until_settled: bool = False,
+    confirmatory: bool = False,
     compare_only: bool = False,
     out: str | Path = "gammabeta-study",
     jobs: int | None = None,
@@ -97,16 +113,25 @@ def study(
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
         model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``;
             it replaces the small ResNet.
+        train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
+            ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
             or 16 windows of text.
         devices: the number of devices, for the recommendation.
+        link: between devices: ``"nvlink"``, ``"infiniband"``, ``"100gbe"``, ``"25gbe"`` or ``"10gbe"``, for the cost of
+            synchronizing statistics.
+        until_settled: look at the comparison after 4, 8, 16, 32 and 64 replicates, and stop where all norms are
+            decided; the looks together keep the error rate of one (`gammabeta.lab.looks`).
+        confirmatory: mark the results as confirming: measured once, by claims that were fixed beforehand, with the
+            replicates of a seed that nobody has looked at (`gammabeta.lab.claims_hash`).
         compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
-        quick: few seeds and small grids: minutes instead of half an hour.
+        quick: few replicates and small grids.
+        first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one per core, 1 for this process.
         seed: another number repeats the study with other initializations and batches.
-        seeds: how many seeds each result is taken from, 2 to 900, where a claim said how many would decide. None for
-            each claim's own number. The seeds of a study in ``out`` do not run again.
+        seeds: how many replicates each result is taken from, 2 to 900, where a claim said how many would decide. None
+            for each claim's own number. The replicates of a study in ``out`` do not run again.
         fresh: forget the finished trials found in ``out``.
         engine: what runs the trials: ``"loky"``, ``"dask"`` or ``"ray"``.
         address: of the Dask scheduler or Ray cluster; None starts one on this machine.
@@ -120,17 +145,27 @@ def study(
         Interrupted: after Ctrl-C; everything finished is kept, and ``results.json`` is written.
     """
     console = console or Console()
-    chosen = [] if compare_only and claims is None else _chosen(claims)
+    quick = quick or first_look
+    whole = claims is None
+    chosen = [] if compare_only and whole else _chosen(FIRST_LOOK if first_look and whole else claims)
     _check_numbers(jobs=jobs, seeds=seeds, batch_size=batch_size, devices=devices)
-    asked = {"data": data, "model": model, "quick": quick, "out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
-    asked |= {"batch_size": batch_size, "devices": devices, "compare": compare_only}
-    asked |= {"engine": engine, "address": address}
+    _check_looks(link=link, until_settled=until_settled, seeds=seeds)
+    asked: dict[str, Any] = {"data": data, "model": model, "quick": quick and not first_look, "first_look": first_look}
+    asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
+    asked |= {
+        "train": None if train is None else str(train),
+        "batch_size": batch_size,
+        "devices": devices,
+        "link": link,
+        "until_settled": until_settled,
+    }
+    asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
     gammabeta.warm_allocator()
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
         try:
-            sources = _sources(data, model)
+            sources = _sources(data, model, train)
             user = user_network(model, load(sources["images"])) if model else None
             tasks = [_facts(source, model) for source in sources.values()]
             comparing = list(sources) if compare_only or claims is None else []
@@ -145,18 +180,20 @@ def study(
                 "compare": compare_only,
             }
             store, before = _opened(out, run, fresh=fresh, console=console)
-        except (TaskError, StoreError) as error:
+        except (TaskError, StoreError, StatusError) as error:
             raise StudyError(str(error), own_traceback(error)) from error
         results = Results(out, command=command, tasks=tasks, quick=quick, before=before)
+        results.content |= {"status": run["status"], "claims_hash": run["claims_hash"]}
         with (
             contextlib.closing(store),
             _errors_of_the_machine(),
             connected(engine, address, jobs or cores()) as workers,
             _progress(console, len(chosen) + len(comparing), heartbeat) as shown,
         ):
-            experiment = Experiment(sources, store, user, quick, seed, seeds, workers)
-            running = _Running(experiment, results, console, heartbeat, shown, command)
-            running.say_first([task["description"] for task in tasks] if data else [], store.note)
+            experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link)
+            looks = LOOKS if until_settled else ()
+            running = _Running(experiment, results, console, heartbeat, shown, command, looks)
+            running.say_first([task["description"] for task in tasks], store.note)
             running.run(comparing, chosen, batch_size, devices)
     return results.content
 
@@ -171,6 +208,7 @@ class _Running:
     heartbeat: Heartbeat
     shown: Callable[[str, int], Callable[[int, int], None]]
     command: str
+    looks: Sequence[int] = ()
     tracebacks: set[str] = field(default_factory=set)
 
     def say(self, colour: str, word: str, text: str) -> None:
@@ -180,7 +218,7 @@ class _Running:
         self.heartbeat.written()
 
     def say_first(self, descriptions: Sequence[str], note: str | None) -> None:
-        """Print what the user's data were read as, and what there is to know about the folder."""
+        """Print what the data were read as, and what there is to know about the folder."""
         for description in descriptions:
             self.say("cyan", "data", escape(description))
         if note is not None:
@@ -205,13 +243,22 @@ class _Running:
     def compare(self, number: int, of_kind: Kind, batch_size: int | None, devices: int) -> None:
         """Compare the norms on one kind of data, and print what is recommended."""
         self.experiment.progress = self.shown(f"norms compared on {of_kind}", number)
+        own = self.experiment.seed_count
         try:
-            found = compare(of_kind, self.experiment, batch_size, devices)
+            found = compare(of_kind, self.experiment, batch_size, devices) if not self.looks else []
+            for look in self.looks:
+                self.experiment.seed_count, self.experiment.confidence = look, confidence_at(look)
+                found = compare(of_kind, self.experiment, batch_size, devices)
+                if all(not comparison.learned or not choose(comparison).open for comparison in found):
+                    break
+                self.say("cyan", "looked", f"{of_kind}: not settled after {look} of at most {MOST} replicates")
         except TrialError as error:
             self.say("red", "failed", f"[bold]comparison on {of_kind}[/]: {escape(str(error))}")
             self._show(error.details)
             self.results.not_compared(of_kind, str(error))
             return
+        finally:
+            self.experiment.seed_count, self.experiment.confidence = own, 0.95
         for headline in self.results.compared(found):
             self.say("green", "recommended", escape(headline))
 
@@ -272,9 +319,22 @@ def _check_numbers(*, jobs: int | None, seeds: int | None, batch_size: int | Non
             raise StudyError(f"expected a {what} of 1 or more, got {number}.")
 
 
-def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
+def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
+    if link not in LINKS:
+        raise StudyError(f"--link {link}: expected {', '.join(LINKS)}, got {link}.")
+    if until_settled and seeds is not None:
+        raise StudyError(
+            f"--until-settled --seeds {seeds}: expected one of the two, got both: --until-settled takes "
+            f"{', '.join(map(str, LOOKS[:-1]))} and at most {MOST} replicates, and stops where it is settled."
+        )
+
+
+def _sources(data: str | None, model: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
-    given = [task_source(name) for name in ([data] if data else [row.embedded for row in KINDS.values()])]
+    if train is not None and data is None:
+        raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
+    names = [data] if data else [row.embedded for row in KINDS.values()]
+    given = [task_source(name, train) for name in names]
     sources = {kind(source): source for source in given}
     if model and "images" not in sources:
         raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
@@ -282,9 +342,9 @@ def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
 
 
 def _opened(
-    out: str | Path, run: Mapping[str, Any], *, fresh: bool, console: Console
+    out: str | Path, run: dict[str, Any], *, fresh: bool, console: Console
 ) -> tuple[Store, dict[str, Any] | None]:
-    """Open the folder's trials, and say in study.json what the folder holds.
+    """Open the folder's trials, and say in study.json what the folder holds. The run gets its status.
 
     Returns:
         The store, and the results so far of the same study; None where there are none.
@@ -292,8 +352,17 @@ def _opened(
     Raises:
         TaskError: the folder's study was about other data of the same name. Nothing is changed then.
         StoreError: the folder cannot be used.
+        StatusError: the run cannot confirm, or would be mixed with a study that does.
     """
-    before = None if fresh else study_file.read(out)
+    before = study_file.read(out)
+    asked, anything = run["asked"], any((Path(out) / name).exists() for name in ("trials.jsonl", "results.json"))
+    run["claims_hash"] = claims_hash()
+    run["status"] = status_of(
+        Asked(asked["confirmatory"], run["claims_hash"], asked["seed"], asked["seeds"]),
+        held_by(before, run["identity"], anything=anything),
+        out,
+    )
+    before = None if fresh else before
     study_file.refuse_other_data(out, before, run)
     store = Store(out, fresh=fresh)
     try:
@@ -409,11 +478,11 @@ def _progress(console: Console, claims: int, heartbeat: Heartbeat) -> Iterator[A
 
 def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """Return the command line that runs this study, without ``--fresh``, so that it continues."""
-    defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky"}
+    defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky", "link": "infiniband"}
     words = ["gammabeta", "study", *(claims or [])]
     for name, value in asked.items():
         if value is True:
-            words.append(f"--{name}")
+            words.append(f"--{name.replace('_', '-')}")
         elif value and str(value) != str(defaults.get(name)):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)

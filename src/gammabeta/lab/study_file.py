@@ -21,14 +21,19 @@ from gammabeta.lab.trials.trial import plain
 from gammabeta.pages.atomic import write_atomically
 from gammabeta.target import canonical, search
 
-SCHEMA = 2
+SCHEMA = 3
 _NOTHING = type(None)
 OPTIONS: dict[str, tuple[type, ...]] = {
     "data": (str, _NOTHING),
     "model": (str, _NOTHING),
     "quick": (bool,),
+    "first_look": (bool,),
+    "train": (str, _NOTHING),
     "batch_size": (int, _NOTHING),
     "devices": (int,),
+    "link": (str,),
+    "until_settled": (bool,),
+    "confirmatory": (bool,),
     "seed": (int,),
     "seeds": (int, _NOTHING),
     "jobs": (int, _NOTHING),
@@ -36,7 +41,19 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "address": (str, _NOTHING),
 }
 # What a run that continues a study may not change, by the option's name; claims and --compare add to the study.
-FIXED = ("data", "model", "quick", "batch_size", "devices", "seed")
+FIXED = (
+    "data",
+    "model",
+    "quick",
+    "first_look",
+    "train",
+    "batch_size",
+    "devices",
+    "link",
+    "until_settled",
+    "confirmatory",
+    "seed",
+)
 _OPEN = ("interrupted", "failed")
 
 Sources = Mapping[Kind, Mapping[str, str]]
@@ -49,7 +66,7 @@ def identity(sources: Sources, user: Mapping[str, Any] | None, options: Mapping[
         {
             "sources": sources,
             "model": user,
-            "quick": options["quick"],
+            "quick": options["quick"] or options["first_look"],
             "seed": options["seed"],
             "gammabeta": gammabeta.__version__,
             "torch": torch.__version__,
@@ -119,7 +136,7 @@ def write(folder: str | Path, same: Mapping[str, Any] | None, run: Mapping[str, 
 
     Args:
         same: what it held before, where that is the same study: what was wanted then stays wanted.
-        run: ``identity``; ``asked``, the options; ``claims`` and ``compare``.
+        run: ``identity``; ``asked``, the options; ``claims`` and ``compare``; ``status`` and ``claims_hash``.
 
     Raises:
         StoreError: it cannot be written.
@@ -135,6 +152,8 @@ def write(folder: str | Path, same: Mapping[str, Any] | None, run: Mapping[str, 
     whole = {
         "schema": SCHEMA,
         "identity": run["identity"],
+        "status": run["status"],
+        "claims_hash": run["claims_hash"],
         "asked": asked,
         "claims": claims,
         "compare": compare,

@@ -127,6 +127,12 @@ def error_then_loss(result: Mapping[str, Any]) -> float:
     return float(result["error"]) + 1e-3 * min(100.0 if loss is None else float(loss), 100.0)
 
 
+def deployed(result: Mapping[str, Any]) -> float:
+    """Score a result by its error as deployed, with moving averages; equal errors by their losses."""
+    loss = result["moving_loss"]
+    return float(result["moving_error"]) + 1e-6 * min(100.0 if loss is None else float(loss), 100.0)
+
+
 def best_exponent(scores: Mapping[int, float]) -> int:
     return min(scores, key=lambda exponent: (scores[exponent], exponent))
 

@@ -14,6 +14,7 @@ from tests.threads import one_thread
 from gammabeta.lab import race
 from gammabeta.lab.claims import (
     CLAIMS,
+    affine_only,
     covariate_shift,
     fine_tuning,
     gradient_flow,
@@ -24,9 +25,11 @@ from gammabeta.lab.claims import (
     shifting_data,
     small_batch,
     smoother_landscape,
+    train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images import adaptation, transfer
 from gammabeta.lab.sequences import networks as sequence_networks
 from gammabeta.lab.sequences import training as sequence_training
 from gammabeta.lab.sources import source
@@ -50,10 +53,10 @@ TRAINING = [claim for claim in CLAIMS if claim.name not in NOT_ABOUT_TRAINING]
 
 @pytest.fixture(autouse=True)
 def as_a_trial():
-    fine_tuning.pretrained.cache_clear()  # its key has only the arm's name
+    transfer.pretrained.cache_clear()  # its key has only the arm's name
     with one_thread():
         yield
-    fine_tuning.pretrained.cache_clear()
+    transfer.pretrained.cache_clear()
 
 
 @pytest.fixture
@@ -89,17 +92,21 @@ def made_small(monkeypatch):
     monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
     monkeypatch.setattr(
         small_batch,
-        "regimes",
-        lambda experiment: [small_batch.Regime(experiment.mlp(2, width=24), ("batch", "group"), steps=150)],
+        "plans",
+        lambda experiment: [small_batch.Plan(experiment.mlp(2, width=24), ("batch", "group"), (4,), 64)],
     )
-    monkeypatch.setattr(
-        fine_tuning,
-        "cells",
-        lambda experiment: [
-            fine_tuning.Cell(experiment.mlp(2, width=24), target, 4, size)
-            for target, size in (("rotated", 2), ("classes", 8))
-        ],
-    )
+    monkeypatch.setattr(train_eval_mismatch, "WAYS", {"usual": (0.1, 2)})
+    monkeypatch.setattr(replaces_dropout, "QUICK", (64, 10))
+    monkeypatch.setattr(transfer, "EPOCHS", 5)
+    monkeypatch.setattr(adaptation, "COARSE", (-6, -4))
+    for module, ways in ((fine_tuning, {"rotated": 2, "classes": 8}), (affine_only, {"classes": 8})):
+        monkeypatch.setattr(
+            module,
+            "cells",
+            lambda experiment, ways=ways: [
+                adaptation.Cell(experiment.mlp(2, width=24), target, 4, size, 160) for target, size in ways.items()
+            ],
+        )
     monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
     shorter(weight_decay, "decayed", 40)
     shorter(shifting_data, "stream", 80)
@@ -115,9 +122,8 @@ def made_small(monkeypatch):
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("claim", TRAINING, ids=lambda claim: claim.name)
 def test_a_norm_that_does_nothing_supports_no_claim(claim, seed, idle, monkeypatch):
-    # There are no values per statistic to count, and the networks have no variance before a norm to measure.
+    # There are no values per statistic to count.
     monkeypatch.setattr(small_batch, "values_per_image", lambda experiment, network: 1)
-    monkeypatch.setattr(replaces_dropout, "variance_ratio", lambda **_: {"log_ratios": [0.0]})
     if not WHOLE:
         made_small(monkeypatch)
     idle.seed = seed

@@ -3,7 +3,9 @@
 import pytest
 
 from gammabeta.lab.claims import sync_cost as claim
-from gammabeta.lab.claims.sync_cost import GATHER, REDUCE
+from gammabeta.lab.links import GATHER, PART, REDUCE, Link, exchange, passes_at
+
+SLOW = Link("slow", 1, 2)
 
 
 def test_it_is_reported_with_what_it_rests_on(experiment, monkeypatch):
@@ -53,20 +55,20 @@ def test_the_fit_finds_latency_and_bandwidth():
     ],
 )
 def test_the_model_s_formulas(name, ranks, ring, expected):
-    assert claim.exchange([(name, 10)], ranks, 1, 2, ring=ring) == pytest.approx(expected)
-    assert claim.exchange([(name, 10)] * 3, ranks, 1, 2, ring=ring) == pytest.approx(3 * expected)
+    assert exchange([(name, 10)], ranks, SLOW, ring=ring) == pytest.approx(expected)
+    assert exchange([(name, 10)] * 3, ranks, SLOW, ring=ring) == pytest.approx(3 * expected)
 
 
 def test_a_large_message_goes_by_the_ring():
-    assert claim.exchange([(REDUCE, 1e9)], 8, 1, 2, ring=False) == claim.exchange([(REDUCE, 1e9)], 8, 1, 2, ring=True)
+    assert exchange([(REDUCE, 1e9)], 8, SLOW) == exchange([(REDUCE, 1e9)], 8, SLOW, ring=True)
 
 
-def test_the_first_number_of_ranks_beyond_the_part(monkeypatch):
-    monkeypatch.setitem(claim.LINKS, "10 GbE", (1.0, float("inf")))
+def test_the_first_number_of_ranks_beyond_the_part():
+    link = Link("slow", 1.0, float("inf"))
     # doubling takes ⌈log₂ P⌉ messages: 3 from 5 ranks on
-    assert claim.passes_at([(REDUCE, 4)], 2.5 / claim.PART, "10 GbE", ring=False) == 5
-    assert claim.passes_at([(REDUCE, 4)], 11 / claim.PART, "10 GbE", ring=False) is None
-    assert claim.passes_at([(REDUCE, 4)], 11 / claim.PART, "10 GbE", ring=True) == 7
+    assert passes_at([(REDUCE, 4)], 2.5 / PART, link, ring=False) == 5
+    assert passes_at([(REDUCE, 4)], 11 / PART, link, ring=False) is None
+    assert passes_at([(REDUCE, 4)], 11 / PART, link, ring=True) == 7
 
 
 def test_without_batch_norm_there_is_no_room(experiment, monkeypatch):

@@ -10,9 +10,7 @@ from gammabeta.lab.claims import (
     init_robustness,
     moving_average,
     noise_regularizes,
-    replaces_dropout,
     shifting_data,
-    train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.images.task import Split
@@ -76,17 +74,6 @@ def test_a_path_holds_only_falling_training_losses():
     assert noise_regularizes.path(result) == [(2.3, 2.3), (1.0, 1.1), (0.5, 0.8)]
 
 
-# --- replaces_dropout ---
-
-
-@pytest.mark.parametrize(("place", "low", "high"), [("every", 0.2, 2.0), ("last", -1e-6, 1e-6)])
-def test_dropout_shifts_only_the_variance_of_later_norms(place, low, high):
-    network = {**MLP, "depth": 3, "dropout": 0.5, "dropout_at": place}
-    logs = replaces_dropout.variance_ratio(task=TASK, network=network, steps=20, seed=1)["log_ratios"]
-    assert len(logs) == 2
-    assert all(low <= log <= high for log in logs)
-
-
 # --- shifting_data ---
 
 
@@ -110,20 +97,6 @@ def test_batches_of_a_run_hold_one_class(digits):
         assert len(y.unique()) == 1
         seen.add(int(y[0]))
     assert seen == set(range(10))
-
-
-# --- train_eval_mismatch ---
-
-
-def test_gaps_are_averaged_over_the_seeds_in_which_every_layer_has_one():
-    both = [
-        {"gaps": [["first", 0.1, 0.01], ["second", 0.3, 0.01]]},
-        {"gaps": [["first", 0.3, 0.01], ["second", 0.5, 1]]},
-    ]
-    one = {"gaps": [["first", 9.0, 0.01]]}
-    series = train_eval_mismatch._by_layer("MLP", [*both, one])
-    assert (series.x, series.y) == ([1, 2], [pytest.approx(0.2), pytest.approx(0.4)])
-    assert train_eval_mismatch._by_layer("MLP", [{"gaps": []}]) is None
 
 
 # --- weight_decay ---

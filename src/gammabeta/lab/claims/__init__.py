@@ -5,6 +5,7 @@ Exact claims come first, then those whose trials later ones share.
 
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import (
+    affine_only,
     affine_restores,
     axes,
     batch_noise,
@@ -59,12 +60,12 @@ CLAIMS: tuple[Claim, ...] = tuple(
         hyperparameters,
         sharpness,
         replaces_dropout,
-        skip_init,
         small_batch,
         train_eval_mismatch,
         shifting_data,
         weight_decay,
         fine_tuning,
+        affine_only,
         sequences,
         layernorm_in_transformers,
         sync_cost,

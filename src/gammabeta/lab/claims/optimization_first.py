@@ -39,13 +39,14 @@ from typing import Any
 
 import numpy as np
 
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.interval import Precision
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import differences, precision_of
+from gammabeta.lab.paired import differences
 from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.verdict import Verdict, over_regimes
 

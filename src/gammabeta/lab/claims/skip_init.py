@@ -39,13 +39,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.residual import ResidualNet
 from gammabeta.lab.images.training import POPULATION
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import differences, precision_of
+from gammabeta.lab.paired import differences
 from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned

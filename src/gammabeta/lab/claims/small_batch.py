@@ -5,40 +5,34 @@ Question: How does the test error change as batches get smaller, with each norma
 Claim: With few images per batch BatchNorm's statistics are too noisy and its error rises. GroupNorm and LayerNorm,
 which take their statistics from one image, do not suffer.
 
-Criterion: Two quantities for each seed and regime (network × equal steps or equal epochs). BatchNorm's rise is its test
-error at batches of 2 and 4 (mean) minus its own at 32. Its excess is that rise minus GroupNorm's. For every norm alike,
-smaller batches also change how much data a step sees and how noisy the gradient is, which is no fault of the
-statistics. The margin is 2 percentage points. In a regime the claim is supported if both rise and excess are entirely
-above the margin. It is contradicted if one is entirely below minus the margin, equivalent if one is entirely within,
-otherwise inconclusive.
+Criterion: Two quantities for each replicate and regime (network × small batch). BatchNorm's rise is its test error at
+the small batch minus its own at 32. Its excess is that rise minus GroupNorm's. For every norm alike, smaller batches
+also change how noisy the gradient is, which is no fault of the statistics. The margin is 2 percentage points. In a
+regime the claim is supported if both rise and excess are entirely above the margin. It is contradicted if one is
+entirely below minus the margin, equivalent if one is entirely within, otherwise inconclusive.
 
-Room: A regime is judged if three validation errors on the tuning seed are below half of that of chance: BatchNorm's at
-32, and GroupNorm's at 4 and at 32. A budget that leaves the network untrained at some batch size says nothing about
-statistics. (GroupNorm's part was added after two first looks at quick settings for the ResNet that had no room. 200
-steps of 2 images trained neither norm, and 2 epochs, 62 steps of 32, left GroupNorm untrained. The quick setting then
-became 400 equal steps, and 300 to save time.)
+Room: A regime is judged if three mean validation errors are below half of that of chance: BatchNorm's at 32, and
+GroupNorm's at the small batch and at 32. A budget that leaves the network untrained says nothing about statistics.
 
-Method: SGD without momentum. Each arm's learning rate is tuned at each batch size and budget on the validation split
-with a separate seed (factor-4 grid, then factor-2 neighbours); the result comes from the test split. Evaluation uses
-exact statistics (of 256 training images, under the final weights), not the moving average. Over batches of 2 the moving
-average remembers some 40 images, and its own noise would decide the outcome. This favours BatchNorm, so a rise is harm
-done in training; the error with the moving average, which a user would see, is reported as a separate effect. LayerNorm
-of images normalizes over channels and positions. InstanceNorm is left out of the MLP, where it has one value per
-statistic. Ghost BatchNorm takes statistics of 4 images within a batch of 32 (and of 8), so that BatchNorm's statistics
-of 4 meet the gradient of 32. Renorm has r ≤ 3, d ≤ 5 from the first step, without the paper's warm-up. Values per
-statistic are those of the norm with the fewest.
+Method: The recipe: SGD with momentum 0.9, 5 % warm-up, half a cosine to 0, decay 5e-4 on weights. Every batch size sees
+equally many images, 20 epochs, so that smaller batches take more steps. Every replicate draws its own split and chooses
+each arm's learning rate at each batch size on its own validation split. Errors are those as deployed, with moving
+averages. BatchNorm's rise with exact statistics (of 256 training images, under the final weights) is reported beside
+it: what recalibration removes is no harm done in training. LayerNorm of images normalizes over channels and positions.
+InstanceNorm is left out of the MLP, where it has one value per statistic. Ghost BatchNorm takes statistics of 2 images
+within batches of 32, so that BatchNorm's noisiest statistics meet the gradient of 32. Renorm has r ≤ 3, d ≤ 5 from the
+first step, without the paper's warm-up. Values per statistic are those of the norm with the fewest.
 
-Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: batches of 2, 4, 32, 3 seeds; MLP at
-200 equal steps with none, batch, group, layer, renorm and ghost, and at 2 equal epochs with batch and group; ResNet at
-300 equal steps with batch and group. Full: batches of 2, 4, 8, 32, 6 seeds; all norms in both networks at equal steps,
-300 and 400; none, batch, group and layer at 4 equal epochs in both.
+Settings: MLP of 2 layers of 64 and the small ResNet (or the user's model). Quick: MLP, batches of 2, 4 and 32, 112
+training images, batch, group and ghost, 4 replicates; a user's model in place of the MLP, with batches of 4 and 32.
+Full: all training images, batches of 2, 4, 8 and 32, 8 replicates; none, batch, group, layer, renorm and ghost in the
+MLP, and batch, group, renorm and ghost in the ResNet.
 
 Sources: Wu & He 2018, table 2 (arXiv 1803.08494); Ioffe 2017, Batch Renormalization (1702.03275); Hoffer et al. 2017
-(1705.08741); Wu & Johnson 2021, Rethinking "Batch" (2105.07576)
+(1705.08741); Wu & Johnson 2021, Rethinking "Batch" (2105.07576); Singh & Shrivastava 2019, EvalNorm (1904.06031)
 
 Known: Wu & He, ImageNet, batches of 32/16/8/4/2: BatchNorm 23.6 23.7 24.8 27.3 34.7 % error; GroupNorm 24.1 24.2 24.0
-24.2 24.1. In a pilot run on digits with the MLP at 2/4/32: BatchNorm 68/9.9/2.4, GroupNorm 4.3/3.7/5.4. A small ResNet,
-whose statistics also draw on 64 positions: BatchNorm 1.3/1.2/1.0.
+24.2 24.1.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,94 +43,97 @@ from typing import Any
 import torch
 from torch import nn
 
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
+from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.images.user_network import impossible_arms
 from gammabeta.lab.interval import Precision
-from gammabeta.lab.norms import GHOST_SIZE, NORMS
+from gammabeta.lab.norms import named
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.paired import differences
-from gammabeta.lab.tuning import error_then_loss, tune
+from gammabeta.lab.procedure import Chosen, choose_rates
+from gammabeta.lab.tuning import deployed
 from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
 KIND = "images"
 
-SMALL, LARGE = (2, 4), 32
+EPOCHS, LARGE, GHOST = 20, 32, "ghost:2"
+FEW_IMAGES = 112
 MARGIN = (-2.0, 2.0)
-CONTROLS = (("batch", 32), ("group", 4), ("group", 32))
+COARSE = (-6, -4)
 CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
-Cell = tuple[str, int]  # norm, batch size
-Cells = dict[Cell, list[float]]  # percent, one value per seed
+Cell = tuple[str, str, int]  # network, norm, batch size
 
 
 @dataclass(frozen=True)
-class Regime:
-    """A network and a budget: ``steps`` for every batch size, or ``epochs``."""
+class Plan:
+    """A network, the norms to compare in it, the small batches, and how many training images (None for all)."""
 
     network: Mapping[str, Any]
     norms: Sequence[str]
-    steps: int = 0
-    epochs: int = 0
+    small: Sequence[int]
+    images: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{describe(self.network)}, {f'{self.steps} steps' if self.steps else f'{self.epochs} epochs'}"
+        return describe(self.network)
 
-    def arms(self, experiment: Experiment, sizes: Sequence[int]) -> dict[Cell, dict[str, Any]]:
-        """Return the trial settings, except learning rate and seed, of every arm that the norm allows."""
-        images = len(experiment.task.train)
+    def arms(self, experiment: Experiment) -> dict[Cell, dict[str, Any]]:
+        """Return the trial settings, except learning rate and seed, of every arm that the network allows."""
+        whole = len(experiment.task.train)
+        images = whole if self.images is None else min(self.images, whole)
+        limited = {} if self.images is None else {"images": images}
         impossible = impossible_arms(self.network, experiment.task)
+        cells = [(norm, size) for norm in self.norms for size in (*self.small, LARGE) if norm not in impossible]
+        if "ghost" not in impossible:
+            cells.append((GHOST, LARGE))
         return {
-            (norm, size): {
+            (self.name, norm, size): {
                 "network": dict(self.network),
                 "norm": norm,
                 "batch_size": size,
-                "steps": self.steps or self.epochs * (images // size),
+                "steps": EPOCHS * (images // size),
+                **limited,
+                **RECIPE,
             }
-            for norm in self.norms
-            for size in sizes
-            if norm not in impossible and (norm != "ghost" or size > GHOST_SIZE)
+            for norm, size in cells
         }
 
 
 @dataclass(frozen=True)
 class Errors:
-    """One regime's errors, by norm and batch size.
+    """Every arm's runs, by network, norm and batch size."""
 
-    Attributes:
-        values: how many values per image the BatchNorm with the fewest takes its statistics from.
-        exact, moving: test errors with exact statistics and with moving averages.
-        tuned: validation errors on the tuning seed, as fractions.
-        rates: the exponents of the learning rates.
-    """
+    chosen: Mapping[Cell, Chosen]
 
-    values: int
-    exact: Cells
-    moving: Cells
-    tuned: Mapping[Cell, float]
-    rates: Mapping[Cell, int]
+    def of(self, cell: Cell, key: str = "moving_error") -> list[float]:
+        """Return the test errors in percent, one per replicate: as deployed, or ``"error"`` by exact statistics."""
+        return [100 * result[key] for result in self.chosen[cell].results]
 
-    @property
-    def excess(self) -> list[float]:
-        """BatchNorm's rise minus GroupNorm's."""
-        return differences(rise(self.exact, "batch"), rise(self.exact, "group"))
+    def validation(self, cell: Cell) -> float:
+        """Return the mean validation error, as a fraction."""
+        return mean(float(result["validation"]["moving_error"]) for result in self.chosen[cell].results)
+
+    def rise(self, network: str, norm: str, size: int, key: str = "moving_error") -> list[float]:
+        """Return the error at a batch size minus that at 32, one per replicate."""
+        return differences(self.of((network, norm, size), key), self.of((network, norm, LARGE), key))
+
+    def excess(self, network: str, size: int) -> list[float]:
+        """Return BatchNorm's rise minus GroupNorm's."""
+        return differences(self.rise(network, "batch", size), self.rise(network, "group", size))
 
 
-def regimes(experiment: Experiment) -> list[Regime]:
-    """Return the networks and budgets to compare."""
-    mlp, conv = experiment.mlp(2), experiment.convolutional
-    flat = ("none", "batch", "group", "layer", "renorm")
+def plans(experiment: Experiment) -> list[Plan]:
+    """Return the networks, norms and batch sizes to compare."""
+    mlp, conv, pair = experiment.mlp(2), experiment.convolutional, ("batch", "group")
     if experiment.quick:
-        pair = ("batch", "group")
-        return [Regime(mlp, (*flat, "ghost"), steps=200), Regime(mlp, pair, epochs=2), Regime(conv, pair, steps=300)]
-    few = ("none", "batch", "group", "layer")
+        return [Plan(conv, pair, (4,), FEW_IMAGES) if experiment.user else Plan(mlp, pair, (2, 4), FEW_IMAGES)]
     return [
-        Regime(mlp, (*flat, "ghost"), steps=300),
-        Regime(mlp, few, epochs=4),
-        Regime(conv, (*flat, "ghost", "instance"), steps=400),
-        Regime(conv, few, epochs=4),
+        Plan(mlp, ("none", *pair, "layer", "renorm"), (2, 4, 8)),
+        Plan(conv, (*pair, "renorm"), (2, 4, 8)),
     ]
 
 
@@ -152,107 +149,122 @@ def values_per_image(experiment: Experiment, network: Mapping[str, Any]) -> int:
     return min(counts)
 
 
-def rise(cells: Cells, norm: str) -> list[float]:
-    """Return the error at the small batches minus that at 32, seed by seed."""
-    small = [mean(of_seed) for of_seed in zip(*(cells[norm, size] for size in SMALL), strict=True)]
-    return differences(small, cells[norm, LARGE])
-
-
 def measure(experiment: Experiment) -> Outcome:
     """Compare the test errors at small and large batches, in every regime."""
-    sizes = (2, 4, 32) if experiment.quick else (2, 4, 8, 32)
-    seeds = experiment.seeds(3, 6)
-    errors = _errors(experiment, sizes, seeds)
-    judged, room = _room(experiment, errors)
-    precision = Precision(samples=len(experiment.task.test))
-    pairs = {name: _excess_and_rise(name, errors[name], precision) for name in judged}
+    seeds, every = experiment.seeds(4, 8), plans(experiment)
+    arms = {cell: settings for plan in every for cell, settings in plan.arms(experiment).items()}
+    errors = Errors(choose_rates(experiment, arms, seeds, deployed, COARSE))
+    cells = {f"{plan.name}, batches of {size}": (plan.name, size) for plan in every for size in plan.small}
+    judged, room = _room(experiment, cells, errors)
+    pairs = {name: _excess_and_rise(experiment, name, cells[name], errors) for name in judged}
     regimes: dict[str, Verdict] = {
-        name: weakest([effect.verdict for effect in pairs[name]]) if name in pairs else "no room here"
-        for name in errors
+        name: weakest([effect.verdict for effect in pairs[name]]) if name in pairs else "no room here" for name in cells
     }
-    others = [
-        CRITERION.effect(f"{name}: {what}", values, precision)
-        for name in judged
-        for what, values in (
-            ("GroupNorm's rise", rise(errors[name].exact, "group")),
-            ("BatchNorm's rise with the moving average", rise(errors[name].moving, "batch")),
-        )
-    ]
+    others = [effect for name in judged for effect in _beside(experiment, name, cells[name], errors)]
     return Outcome(
         verdict=over_regimes(list(regimes.values())),
-        sentence=_sentence(pairs, regimes, errors),
+        sentence=_sentence(pairs, regimes, cells, errors),
         effects=[*(effect for pair in pairs.values() for effect in pair), *others],
         room=room,
-        pictures=[*(_by_size(name, of.exact, sizes) for name, of in errors.items()), _by_values(errors, sizes)],
+        pictures=[
+            *(_by_size(plan, errors) for plan in every),
+            _by_values({plan.name: values_per_image(experiment, plan.network) for plan in every}, every, errors),
+        ],
         tables=[_table(errors)],
-        settings=f"{len(seeds)} seeds, batches of {', '.join(map(str, sizes))}",
+        settings=f"{len(seeds)} replicates, {EPOCHS} epochs at every batch size",
         regimes=regimes,
         trials=experiment.trials,
     )
 
 
-def _errors(experiment: Experiment, sizes: Sequence[int], seeds: Sequence[int]) -> dict[str, Errors]:
-    """Tune and run every arm of every regime."""
-    chosen = regimes(experiment)
-    arms = {
-        (regime.name, cell): settings for regime in chosen for cell, settings in regime.arms(experiment, sizes).items()
-    }
-    rates = dict(zip(arms, tune(experiment, list(arms.values()), error_then_loss), strict=True))
-
-    def run(several: Sequence[int], **more: str) -> dict[tuple[str, Cell], list[dict[str, Any]]]:
-        return experiment.grid(
-            list(arms),
-            several,
-            lambda key, seed: experiment.train(**arms[key], rate=2.0 ** rates[key], seed=seed, **more),
-        )
-
-    tuned = run([experiment.tuning_seed])
-    found = run(seeds, report="test")
-    errors = {}
-    for regime in chosen:
-        keys = [key for key in arms if key[0] == regime.name]
-        errors[regime.name] = Errors(
-            values_per_image(experiment, regime.network),
-            {key[1]: [100 * result["error"] for result in found[key]] for key in keys},
-            {key[1]: [100 * result["moving_error"] for result in found[key]] for key in keys},
-            {key[1]: tuned[key][0]["error"] for key in keys},
-            {key[1]: rates[key] for key in keys},
-        )
-    return errors
-
-
-def _room(experiment: Experiment, errors: Mapping[str, Errors]) -> tuple[list[str], Room]:
+def _room(experiment: Experiment, cells: Mapping[str, tuple[str, int]], errors: Errors) -> tuple[list[str], Room]:
     """Return the regimes that can be judged, and what was seen."""
     allowed = 0.5 * (1 - chance(experiment.task))
-    seen = {name: [of_regime.tuned[cell] for cell in CONTROLS] for name, of_regime in errors.items()}
+    seen = {
+        name: [errors.validation((network, *of)) for of in (("batch", LARGE), ("group", size), ("group", LARGE))]
+        for name, (network, size) in cells.items()
+    }
     judged = [name for name, controls in seen.items() if max(controls) < allowed]
-    control = f"validation errors of BatchNorm at 32, GroupNorm at 4 and at 32 below {allowed:.2f}: " + "; ".join(
-        f"{name} {', '.join(f'{error:.3f}' for error in controls)} ({'room' if name in judged else 'no room'})"
-        for name, controls in seen.items()
+    control = f"validation errors of BatchNorm at 32, GroupNorm at the small batch and at 32 below {allowed:.2f}: "
+    return judged, Room(
+        bool(judged),
+        control
+        + "; ".join(
+            f"{name} {', '.join(f'{error:.3f}' for error in controls)} ({'room' if name in judged else 'no room'})"
+            for name, controls in seen.items()
+        ),
     )
-    return judged, Room(bool(judged), control)
 
 
-def _excess_and_rise(name: str, errors: Errors, precision: Precision) -> tuple[Effect, Effect]:
+def _precision(experiment: Experiment, errors: Errors, one: Cell, other: Cell, key: str = "moving_error") -> Precision:
+    task, wrong = experiment.task, key.replace("error", "wrong")
+    results = errors.chosen[one].results, errors.chosen[other].results
+    return precision_of(*results, len(task.test), len(task.train), (wrong, wrong))
+
+
+def _excess_and_rise(experiment: Experiment, name: str, cell: tuple[str, int], errors: Errors) -> tuple[Effect, Effect]:
+    network, size = cell
+    batch, group = (network, "batch", size), (network, "group", size)
     return (
-        CRITERION.effect(f"{name}: BatchNorm's excess", errors.excess, precision),
-        CRITERION.effect(f"{name}: BatchNorm's rise", rise(errors.exact, "batch"), precision),
+        CRITERION.effect(
+            f"{name}: BatchNorm's excess",
+            errors.excess(network, size),
+            _precision(experiment, errors, batch, group),
+        ),
+        CRITERION.effect(
+            f"{name}: BatchNorm's rise",
+            errors.rise(network, "batch", size),
+            _precision(experiment, errors, batch, (network, "batch", LARGE)),
+        ),
     )
+
+
+def _beside(experiment: Experiment, name: str, cell: tuple[str, int], errors: Errors) -> list[Effect]:
+    """Return what is reported beside a regime's verdict."""
+    network, size = cell
+    batch, large = (network, "batch", size), (network, "batch", LARGE)
+    found = [
+        CRITERION.effect(
+            f"{name}: GroupNorm's rise",
+            errors.rise(network, "group", size),
+            _precision(experiment, errors, (network, "group", size), (network, "group", LARGE)),
+        ),
+        CRITERION.effect(
+            f"{name}: BatchNorm's rise with exact statistics",
+            errors.rise(network, "batch", size, "error"),
+            _precision(experiment, errors, batch, large, "error"),
+        ),
+    ]
+    ghost = (network, GHOST, LARGE)
+    if ghost in errors.chosen and size == 2:
+        found.append(
+            CRITERION.effect(
+                f"{network}: statistics of 2 images within batches of 32 minus statistics of 32",
+                differences(errors.of(ghost), errors.of(large)),
+                _precision(experiment, errors, ghost, large),
+            )
+        )
+    return found
 
 
 def _sentence(
-    pairs: Mapping[str, tuple[Effect, Effect]], regimes: Mapping[str, Verdict], errors: Mapping[str, Errors]
+    pairs: Mapping[str, tuple[Effect, Effect]],
+    regimes: Mapping[str, Verdict],
+    cells: Mapping[str, tuple[str, int]],
+    errors: Errors,
 ) -> str:
     if not pairs:
-        return "no network trains well enough to judge by, BatchNorm with batches of 32 or GroupNorm with 4 and 32"
+        return "no network trains well enough to judge by, BatchNorm with batches of 32 or GroupNorm"
     each = []
     for name, (excess, whole) in pairs.items():
-        shown = "/".join(f"{mean(errors[name].exact['batch', size]):.1f}" for size in (*SMALL, LARGE))
+        network, size = cells[name]
+        small, large = (mean(errors.of((network, "batch", of))) for of in (size, LARGE))
         each.append(
-            f"{name}: {shown} % at 2/4/32, rise {whole.value:+.1f} [{whole.low:.1f}, {whole.high:.1f}], excess "
-            f"over GroupNorm's {excess.value:+.1f} [{excess.low:.1f}, {excess.high:.1f}] ({regimes[name]})"
+            f"{name}: {small:.1f} % against {large:.1f} % at 32, rise {whole.value:+.1f} [{whole.low:.1f}, "
+            f"{whole.high:.1f}], excess over GroupNorm's {excess.value:+.1f} [{excess.low:.1f}, {excess.high:.1f}] "
+            f"({regimes[name]})"
         )
-    return f"BatchNorm's test error from batches of 32 to 2 and 4, in points: {'; '.join(each)}"
+    return f"BatchNorm's test error at small batches, in points: {'; '.join(each)}"
 
 
 def _series(name: str, x: Sequence[float], of_size: Sequence[list[float]]) -> Series:
@@ -265,14 +277,16 @@ def _series(name: str, x: Sequence[float], of_size: Sequence[list[float]]) -> Se
     )
 
 
-def _by_size(name: str, cells: Cells, sizes: Sequence[int]) -> Picture:
+def _by_size(plan: Plan, errors: Errors) -> Picture:
     series = []
-    for norm in dict.fromkeys(norm for norm, _ in cells):
-        at = [size for size in sizes if (norm, size) in cells]
-        series.append(_series(NORMS[norm], at, [cells[norm, size] for size in at]))
+    for norm in (*plan.norms, GHOST):
+        at = [size for size in (*plan.small, LARGE) if (plan.name, norm, size) in errors.chosen]
+        if at:
+            series.append(_series(named(norm), at, [errors.of((plan.name, norm, size)) for size in at]))
     return Picture(
-        f"{name}: test error by batch size",
-        "Each arm at its best learning rate for the batch size, exact statistics; mean and range over seeds.",
+        f"{plan.name}: test error by batch size",
+        "Equal images at every batch size, moving averages, every replicate at the learning rate that it chose; mean "
+        "and range over replicates.",
         "line",
         Axis("batch size", "images", log=True),
         Axis("test error", "%", log=True),
@@ -280,13 +294,13 @@ def _by_size(name: str, cells: Cells, sizes: Sequence[int]) -> Picture:
     )
 
 
-def _by_values(errors: Mapping[str, Errors], sizes: Sequence[int]) -> Picture:
-    """Draw BatchNorm's rise in each regime against what decides it: the number of values per statistic."""
+def _by_values(values: Mapping[str, int], every: Sequence[Plan], errors: Errors) -> Picture:
+    """Draw BatchNorm's rise against what decides it: the number of values per statistic."""
     series = []
-    for name, of_regime in errors.items():
-        cells = of_regime.exact
-        rises = [differences(cells["batch", size], cells["batch", LARGE]) for size in sizes]
-        series.append(_series(f"BatchNorm, {name}", [size * of_regime.values for size in sizes], rises))
+    for plan in every:
+        sizes = (*plan.small, LARGE)
+        rises = [errors.rise(plan.name, "batch", size) for size in sizes]
+        series.append(_series(f"BatchNorm, {plan.name}", [size * values[plan.name] for size in sizes], rises))
     return Picture(
         "BatchNorm's error above its own at 32, by values per statistic",
         "An image gives a statistic as many values as it has positions; counted in the layer with the fewest.",
@@ -298,27 +312,13 @@ def _by_values(errors: Mapping[str, Errors], sizes: Sequence[int]) -> Picture:
     )
 
 
-def _table(errors: Mapping[str, Errors]) -> Table:
+def _table(errors: Errors) -> Table:
     rows = [
-        [
-            name,
-            NORMS[norm],
-            size,
-            size * of_regime.values if norm in ("batch", "renorm") else None,
-            2.0 ** of_regime.rates[norm, size],
-            mean(values),
-            mean(of_regime.moving[norm, size]),
-        ]
-        for name, of_regime in errors.items()
-        for (norm, size), values in of_regime.exact.items()
+        [network, named(norm), size, chosen.rate, mean(errors.of(cell)), mean(errors.of(cell, "error"))]
+        for cell, chosen in errors.chosen.items()
+        for network, norm, size in [cell]
     ]
     columns = [
-        "regime",
-        "norm",
-        "batch size",
-        "values per statistic",
-        "learning rate",
-        "test error, %",
-        "with moving averages, %",
-    ]
-    return Table("Test error, mean over seeds", columns, rows)
+        "network", "norm", "batch size", "learning rate", "test error, %", "with exact statistics, %",
+    ]  # fmt: skip
+    return Table("Test error, mean over replicates", columns, rows)

@@ -33,7 +33,6 @@ Sources: Thakur, Rabenseifner & Gropp 2005, section 4; Peng et al. 2018, MegDet 
 Known: A layer sends 2C + 2 values forward and 2C backward, so few that latency decides and not bandwidth.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
@@ -55,6 +54,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.training import average_gradients
 from gammabeta.lab.interval import interval
+from gammabeta.lab.links import GATHER, LINKS, MOST_RANKS, PART, REDUCE, exchange, passes_at
 from gammabeta.lab.outcome import Axis, Effect, Line, Outcome, Picture, Room, Series, Table
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, cores, versioned
@@ -67,19 +67,8 @@ QUICK, FULL = (1, 2), (1, 2, 4)  # processes
 BATCH, WARM, REPEATS = 32, 2, 4
 MESSAGES = tuple(4**power for power in range(3, 11))  # bytes
 CALLS = 12
-PART = 0.05
-MOST_RANKS = 1024
 SHOWN_RANKS = (8, 64, 1024)
 LONGER = (1, 10, 100)  # factors of the step's time: this machine's, and more work between as many exchanges
-# Assumed: seconds per message, bytes per second.
-LINKS = {
-    "NVLink 4": (3e-6, 900e9),
-    "InfiniBand NDR": (5e-6, 50e9),
-    "100 GbE": (20e-6, 12.5e9),
-    "25 GbE": (30e-6, 3.1e9),
-    "10 GbE": (50e-6, 1.25e9),
-}
-GATHER, REDUCE = "all-gather", "all-reduce"
 NAMES = {"all_gather_into_tensor": GATHER, "all_reduce": REDUCE}
 ARMS = {"own": "each its own statistics", "synced": "synchronized"}
 
@@ -205,36 +194,6 @@ def fit(messages: Iterable[tuple[float, float]]) -> tuple[float, float]:
     return float(alpha), float(slope)
 
 
-def exchange(messages: Iterable[tuple[str, float]], ranks: int, alpha: float, beta: float, *, ring: bool) -> float:
-    """Return the seconds that the messages take over a link, one after another.
-
-    Args:
-        messages: (collective, bytes per process).
-        alpha: latency of a message in seconds.
-        beta: bandwidth in bytes per second.
-        ring: use only the ring, instead of the cheaper of the two algorithms.
-
-    Source: Thakur, Rabenseifner & Gropp 2005, section 4.
-    """
-    hops, total = math.ceil(math.log2(ranks)), 0.0
-    for name, m in messages:
-        if name == GATHER:
-            around = (ranks - 1) * (alpha + m / beta)
-            doubling = hops * alpha + (ranks - 1) * m / beta
-        else:
-            around = 2 * (ranks - 1) * (alpha + m / ranks / beta)
-            doubling = hops * (alpha + m / beta)
-        total += around if ring else min(around, doubling)
-    return total
-
-
-def passes_at(messages: Sequence[tuple[str, float]], step: float, link: str, *, ring: bool) -> int | None:
-    """Return the first number of ranks, from 2 to 1024, at which the exchange exceeds 5 % of the step, or None."""
-    return next(
-        (p for p in range(2, MOST_RANKS + 1) if exchange(messages, p, *LINKS[link], ring=ring) > PART * step), None
-    )
-
-
 # --- reported ---
 
 Seconds = Mapping[tuple[int, str, str], list[float]]  # by ranks, what and arm: of each round
@@ -345,7 +304,7 @@ def _by_fit(messages: Sequence[tuple[str, float]], ranks: int, fits: Fits) -> fl
 
 
 def _passing(messages: Sequence[tuple[str, float]], step: float) -> str:
-    at = {link: passes_at(messages, step, link, ring=False) for link in LINKS}
+    at = {link.name: passes_at(messages, step, link) for link in LINKS.values()}
     reached = [f"{ranks} ranks over {link}" for link, ranks in at.items() if ranks]
     beyond = [link for link, ranks in at.items() if not ranks]
     if len(beyond) == len(at):
@@ -392,8 +351,7 @@ def _over_sizes(records: Mapping[int, Mapping[str, Any]], fits: Fits) -> Picture
 def _over_ranks(messages: Sequence[tuple[str, float]], step: float, longer: int) -> Picture:
     ranks = [2**power for power in range(1, MOST_RANKS.bit_length())]
     series = [
-        Series(link, ranks, [100 * exchange(messages, p, *LINKS[link], ring=False) / step for p in ranks])
-        for link in LINKS
+        Series(link.name, ranks, [100 * exchange(messages, p, link) / step for p in ranks]) for link in LINKS.values()
     ]
     of_what = "this machine's step" if longer == 1 else f"a step {longer} times longer than this machine's"
     return Picture(
@@ -437,13 +395,15 @@ def _fitted(fits: Fits) -> Table:
 
 def _modelled(messages: Sequence[tuple[str, float]], step: float) -> Table:
     rows = []
-    for link, (alpha, beta) in LINKS.items():
+    for link in LINKS.values():
         for ring in (False, True):
-            at = [1e3 * exchange(messages, p, alpha, beta, ring=ring) for p in SHOWN_RANKS]
+            at = [1e3 * exchange(messages, p, link, ring=ring) for p in SHOWN_RANKS]
             passing = [
                 passes_at(messages, step * longer, link, ring=ring) or f"above {MOST_RANKS}" for longer in LONGER
             ]
-            rows.append([link, 1e6 * alpha, 1e-9 * beta, "ring" if ring else "the cheaper", *at, *passing])
+            rows.append(
+                [link.name, 1e6 * link.alpha, 1e-9 * link.beta, "ring" if ring else "the cheaper", *at, *passing]
+            )
     return Table(
         "Modelled over assumed links: milliseconds of exchange per step, and the ranks at which it exceeds 5 % of it",
         [

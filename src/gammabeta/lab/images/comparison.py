@@ -2,32 +2,45 @@
 
 What d devices with b images each would learn is trained here on one device. BatchNorm of each device's own batch is
 ghost BatchNorm of b images in a batch of b·d. Synced BatchNorm is BatchNorm of the whole batch (the claim
-sync_equals_large_batch). Time and memory are those of b images on one device, without communication. The usual norm is
-BatchNorm as each device computes it.
+sync_equals_large_batch). Time and memory are those of b images on one device; for synced BatchNorm the exchange of
+statistics is added, modelled over ``--link`` (`gammabeta.lab.links`). The usual norm is BatchNorm as each device
+computes it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.answers import precision_of
+from gammabeta.lab.comparison import ERROR, WHOM, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
+from gammabeta.lab.images.recipe import RECIPE
+from gammabeta.lab.images.task import Task
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.images.user_network import impossible_arms
-from gammabeta.lab.interval import Precision
+from gammabeta.lab.length import Length, find
+from gammabeta.lab.links import LINKS, communication, exchange, of_synced
+from gammabeta.lab.procedure import COARSE_REPLICATES, choose_rates, headroom
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import at_best, error_then_loss
+from gammabeta.lab.tuning import at_best, deployed
 
 BATCH = 32
-LEAST_STEPS, MOST_STEPS = 150, 800
+# The least that a network is trained for, and the limits up to which the length is doubled, in epochs.
+EPOCHS, LIMIT_QUICK, LIMIT_FULL = 20, 20, 80
+COARSE = (-6, -4, -2)
+# A quick study looks for the centre of the rates with runs of this share of the length, and leaves these norms out.
+SHARE_QUICK = 0.25
+LEFT_OUT = ("renorm", "rms", "instance")
 
 
-def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
+def norms(batch_size: int, devices: int, *, flat: bool, quick: bool = False) -> dict[str, str]:
     """Return the arms with the names that readers know them by; the usual one is first."""
     if devices > 1:
         found = {
@@ -37,7 +50,8 @@ def norms(batch_size: int, devices: int, *, flat: bool) -> dict[str, str]:
     else:
         found = {"batch": "BatchNorm", "renorm": "batch renormalization"}
     found |= {"group": "GroupNorm", "layer": "LayerNorm", "rms": "RMSNorm"}
-    return found | ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
+    found |= ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
+    return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
 
 
 @versioned(1)
@@ -50,75 +64,170 @@ def saved_bytes(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: st
     return {"bytes": kept_bytes(model, lambda: functional.cross_entropy(model(x_nchw), y_n))}
 
 
+def is_synced(norm: str, devices: int) -> bool:
+    """Whether a norm takes its statistics from all devices."""
+    return devices > 1 and norm == "batch"
+
+
 def is_flat(experiment: Experiment, network: Mapping[str, Any]) -> bool:
     """Whether some norm of the network has one value per channel and image, which InstanceNorm cannot normalize."""
     model = build(experiment.task, network, "batch", 0)
     return any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
 
 
-def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train the network with every norm, each at its own best learning rate, and measure what it costs.
+def steps_of(epochs: float, images: int, batch: int) -> int:
+    """Return the number of steps in which a network sees as many images, whatever the size of its batches."""
+    return max(1, round(epochs * images / batch))
 
-    Learning rates are tuned on the validation split, with exact statistics, with seeds of their own: one (quick) or
-    three. Errors are those of the test split with moving averages, as a network is deployed; those with exact
-    statistics stand beside them.
+
+def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
+    """Return the networks to compare norms in: the user's, or the small ResNet and, in a full study, two others."""
+    others = [{"kind": kind, "init": "matched"} for kind in ("mobilenet", "vit")]
+    return [experiment.convolutional, *([] if experiment.user or experiment.quick else others)]
+
+
+def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
+    """Train each network with every norm, as people train, and measure what it costs.
+
+    Every replicate is the whole procedure (`gammabeta.lab.procedure`): its own split, order and choice of the learning
+    rate, by the validation error as deployed. All sizes of batches see as many images. Errors are those of the test
+    split with moving averages; those with exact statistics stand beside them.
     """
-    network = experiment.convolutional
-    batch_size = batch_size or BATCH
-    seeds = experiment.seeds(4, 10)
-    whole = batch_size * devices
-    images = 9_600 if experiment.quick else 25_600
-    steps = min(max(images // whole, LEAST_STEPS), MOST_STEPS)
+    return [_compared(experiment, network, batch_size or BATCH, devices) for network in networks(experiment)]
+
+
+def _named(
+    experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, quick: bool
+) -> dict[str, str]:
+    """Return the norms that the network can have; the usual one is first, which in a Transformer is LayerNorm."""
     impossible = impossible_arms(network, experiment.task)
-    named = {
-        norm: name
-        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network)).items()
-        if norm.partition(":")[0] not in impossible
-    }
-    arms = {norm: {"network": dict(network), "norm": norm, "batch_size": whole, "steps": steps} for norm in named}
-    rates, found = at_best(
-        experiment, arms, error_then_loss, seeds, tuning=experiment.tuning_seeds(1, 3), report="test"
-    )
-    plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
-    # The costs of one device. A batch of one image is timed as two, which give every BatchNorm statistics.
-    at = {"task": dict(experiment.source), "network": dict(network), "batch_size": max(batch_size, 2)}
-    timed = experiment.grid_of_records(
-        list(named),
-        seeds[:3],
-        lambda norm, seed: Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed}),
-    )
-    sizes = experiment.grid(
-        list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
-    )
+    every = norms(batch_size, devices, flat=is_flat(experiment, network), quick=quick)
+    if network["kind"] == "vit":
+        every = {"layer": every["layer"], **every}
+    return {norm: name for norm, name in every.items() if norm.partition(":")[0] not in impossible}
+
+
+def _compared(experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int) -> Comparison:
+    """Compare the norms in one network."""
+    task = experiment.task
+    whole, images = batch_size * devices, len(task.train)
+    named = _named(experiment, network, batch_size, devices, experiment.quick)
+    length = _length(experiment, network, list(named), whole)
+    arms = {norm: _arm(network, norm, whole, length.steps) for norm in named}
+    replicates = experiment.seeds(4, 10)
+    shorter = {"steps": max(1, round(SHARE_QUICK * length.steps))} if experiment.quick else None
+    found = choose_rates(experiment, arms, replicates, deployed, COARSE, widest=ERROR.margin[1] / 100, shorter=shorter)
+    costs = _costs(experiment, network, list(named), max(batch_size, 2), replicates[:3])
+    messages = of_synced(build(task, network, "batch", 0)) if devices > 1 else []
+    link = LINKS[experiment.link]
+    exchanged = exchange(messages, devices, link) if messages else 0.0
+    usual = next(iter(named))
     compared = side_by_side(
         [
             Compared(
                 norm,
                 name,
-                2.0 ** rates[norm],
-                tuple(100 * result["moving_error"] for result in found[norm]),
-                tuple(record["timing"]["seconds_per_step"] for record in timed[norm]),
-                sizes[norm][0]["bytes"],
-                tuple(100 * result["error"] for result in found[norm]),
+                found[norm].rate,
+                tuple(100 * result["moving_error"] for result in found[norm].results),
+                tuple(seconds + (exchanged if is_synced(norm, devices) else 0.0) for seconds in costs[norm].seconds),
+                costs[norm].saved,
+                tuple(100 * result["error"] for result in found[norm].results),
+                headroom=headroom(found[norm].coarse, ERROR.margin[1] / 100),
+                fragile=found[norm].usual_exponent + 1 in found[norm].lost,
             )
             for norm, name in named.items()
         ],
         ERROR,
-        Precision(samples=len(experiment.task.test)),
+        precisions={norm: _precisions(found[usual].results, found[norm].results, task) for norm in named},
+        confidence=experiment.confidence,
     )
-    by_chance = 100 * (1 - chance(experiment.task))
-    return [
-        Comparison(
-            "images",
-            experiment.task.name,
-            describe(network),
-            batch_size,
-            devices,
-            steps,
-            ERROR,
-            min(arm.value for arm in compared) <= 0.5 * by_chance,
-            compared,
-            own=experiment.user is not None,
-            rates_by="exact statistics",
-        )
-    ]
+    by_chance = 100 * (1 - chance(task))
+    return Comparison(
+        "images",
+        task.name,
+        describe(network),
+        batch_size,
+        devices,
+        length.steps,
+        ERROR,
+        min(arm.value for arm in compared) <= 0.5 * by_chance,
+        compared,
+        own=experiment.user is not None,
+        trained=length.said(lambda steps: steps * whole / images),
+        left_out=_left_out(experiment, network, batch_size, devices, named),
+        whom=WHOM[task.keeps_test],
+        communication=communication(messages, median(costs[usual].seconds), devices, link) if messages else "",
+    )
+
+
+def _left_out(
+    experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, named: Mapping[str, str]
+) -> tuple[str, ...]:
+    """Name the norms that a whole study compares too."""
+    every = _named(experiment, network, batch_size, devices, quick=False)
+    return tuple(name for norm, name in every.items() if norm not in named)
+
+
+def _arm(network: Mapping[str, Any], norm: str, batch: int, steps: int) -> dict[str, Any]:
+    return {"network": dict(network), "norm": norm, "batch_size": batch, "steps": steps, **RECIPE}
+
+
+def _length(experiment: Experiment, network: Mapping[str, Any], named: Sequence[str], whole: int) -> Length[str]:
+    """Double the length of training while the differences between norms move by more than the margin.
+
+    Errors are of the validation split, with moving averages, on the replicates of the coarse search and at its best
+    rates.
+    """
+    images = len(experiment.task.train)
+    replicates = experiment.coarse_replicates(COARSE_REPLICATES)
+
+    def values(steps: int) -> dict[str, list[float]]:
+        arms = {norm: _arm(network, norm, whole, steps) for norm in named}
+        _, results = at_best(experiment, arms, deployed, replicates, coarse=COARSE, tuning=replicates)
+        return {norm: [100 * result["moving_error"] for result in of_norm] for norm, of_norm in results.items()}
+
+    start, limit = (
+        steps_of(epochs, images, whole) for epochs in (EPOCHS, LIMIT_QUICK if experiment.quick else LIMIT_FULL)
+    )
+    return find(values, next(iter(named)), start, limit, ERROR.margin[1])
+
+
+def _precisions(usual: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]], task: Task) -> tuple[Any, Any]:
+    """Return the precision of a norm's gain over the usual one, and of what recalibration gains it."""
+    of = {"samples": len(task.test), "trained_on": len(task.train)}
+    return (
+        precision_of(usual, own, **of, wrong=("moving_wrong", "moving_wrong")),
+        precision_of(own, own, **of, wrong=("moving_wrong", "wrong")),
+    )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a step of one device costs: seconds, one per replicate, and bytes kept for the backward pass."""
+
+    seconds: tuple[float, ...]
+    saved: int
+
+
+def _costs(
+    experiment: Experiment, network: Mapping[str, Any], named: Sequence[str], batch_size: int, replicates: Sequence[int]
+) -> dict[str, Costs]:
+    """Measure each norm on one device. A batch of one image is timed as two, which give every BatchNorm statistics."""
+    plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
+    at = {
+        "task": dict(experiment.source),
+        "network": dict(network),
+        "batch_size": batch_size,
+    }
+    timed = experiment.grid_of_records(
+        list(named),
+        replicates,
+        lambda norm, seed: Trial("gammabeta.lab.images.training:step_time", {**at, "norm": plain[norm], "seed": seed}),
+    )
+    sizes = experiment.grid(
+        list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
+    )
+    return {
+        norm: Costs(tuple(record["timing"]["seconds_per_step"] for record in timed[norm]), int(sizes[norm][0]["bytes"]))
+        for norm in named
+    }

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gammabeta.introspection.unchanged import modes_kept
+from gammabeta.lab.answers import packed
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.task import Split, Task
-from gammabeta.lab.paired import packed
 from gammabeta.lab.sequences.task import SequenceTask
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import versioned
@@ -285,7 +285,7 @@ def train(**settings: Any) -> dict[str, Any]:
         - ``moving_error``, ``moving_loss``: with the moving averages.
         - ``validation``: these four on the validation split, where ``report`` is ``"test"``; otherwise None.
         - ``wrong``, ``moving_wrong``: which test images were answered wrongly, as
-          :func:`gammabeta.lab.paired.packed` writes them, where all splits share the test images; otherwise None.
+          :func:`gammabeta.lab.answers.packed` writes them, where all splits share the test images; otherwise None.
         - ``train_loss``: on the training images with their labels as trained, with exact statistics; None unless
           ``images`` is given or ``report`` is ``"train"``.
         - ``curve``: (step, train_loss, loss) at each look of the curve.

@@ -1,11 +1,11 @@
-"""Errors paired by replicate, and how finely differences of them can be read."""
+"""Wrong answers as text, and how finely differences of error rates can be read."""
 
 import numpy as np
 import pytest
 import torch
 
+from gammabeta.lab.answers import packed, precision_of, unpacked
 from gammabeta.lab.interval import Precision
-from gammabeta.lab.paired import packed, precision_of, unpacked
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 9, 400])

@@ -1,0 +1,26 @@
+"""Results of whole procedures whose errors are made up."""
+
+from gammabeta.lab.procedure import Chosen
+
+WOBBLE = (0.0, 0.25, 0.5)
+
+
+def chosen(error, *, moving=None, wobble=WOBBLE, **more):
+    """Make an arm's results with this error in percent: one per replicate, which hardly differ."""
+
+    def losses(more_error):
+        exact, average = error + more_error, (error if moving is None else moving) + more_error
+        return {"error": exact / 100, "loss": 0.5, "moving_error": average / 100, "moving_loss": 0.5}
+
+    results = [{**losses(each), "validation": losses(0.0), **more} for each in wobble]
+    return Chosen(results, [-4] * len(wobble), -4, {-4: error / 100})
+
+
+def plant(monkeypatch, claim, error_of):
+    """Put made-up results in place of a claim's runs; ``error_of`` gives each arm's error, or its ``Chosen``."""
+
+    def choose_rates(experiment, arms, replicates, *_, **__):
+        found = {name: error_of(name) for name in arms}
+        return {name: of if isinstance(of, Chosen) else chosen(of) for name, of in found.items()}
+
+    monkeypatch.setattr(claim, "choose_rates", choose_rates)
