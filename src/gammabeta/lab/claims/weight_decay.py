@@ -45,7 +45,9 @@ from torch import nn
 from torch.nn import functional
 
 import gammabeta as gb
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.losses import precision_of_losses
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import POPULATION, batches, chance, error_and_loss, exact_statistics, subset
 from gammabeta.lab.interval import Precision
@@ -211,16 +213,22 @@ def measure(experiment: Experiment) -> Outcome:
     trained = _trained(experiment, seeds)
     exact = _identity_holds(experiment)
     logs = {s: logs_of_ratios(trained.losses(s, "none"), trained.losses(s, "decay")) for s in SCHEDULES}
-    each = {s: CRITERION.effect(f"{s} learning rate", values) for s, values in logs.items()}
+    precision = precision_of_losses(experiment)
+    each = {s: CRITERION.effect(f"{s} learning rate", values, precision) for s, values in logs.items()}
     accuracy = [
         Criterion(unit="percentage points", margin=POINTS, direction="above").effect(
             f"{s} learning rate, test error without decay minus that with it",
             differences(trained.errors(s, "none"), trained.errors(s, "decay")),
-            Precision(samples=len(experiment.task.test)),
+            precision_of(
+                trained.found[s, "none"],
+                trained.found[s, "decay"],
+                len(experiment.task.test),
+                len(experiment.task.train),
+            ),
         )
         for s in SCHEDULES
     ]
-    beside = _without_norm(trained, logs)
+    beside = _without_norm(trained, logs, precision)
     regimes = {effect.name: effect.verdict for effect in each.values()}
     room = _room(experiment, trained)
     return Outcome(
@@ -247,7 +255,7 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
-def _without_norm(trained: Trained, logs: Mapping[str, list[float]]) -> list[Effect]:
+def _without_norm(trained: Trained, logs: Mapping[str, list[float]], precision: Precision) -> list[Effect]:
     """Judge decay without BatchNorm, and its effect with BatchNorm over that without, for each schedule in turn."""
     plain = trained.plain
     assert plain is not None
