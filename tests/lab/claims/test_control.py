@@ -15,14 +15,20 @@ from gammabeta.lab import race
 from gammabeta.lab.claims import (
     CLAIMS,
     affine_only,
+    bn_placement,
     covariate_shift,
     fine_tuning,
     gradient_flow,
+    hyperparameters,
     init_robustness,
+    learned_affine,
     noise_regularizes,
+    optimization_first,
     replaces_dropout,
     sequences,
+    sharpness,
     shifting_data,
+    skip_init,
     small_batch,
     smoother_landscape,
     train_eval_mismatch,
@@ -86,6 +92,12 @@ def made_small(monkeypatch):
     )
     for module in (race, covariate_shift, smoother_landscape):
         monkeypatch.setattr(module, "networks", mlp_alone)
+    for module in (bn_placement, hyperparameters, optimization_first, sharpness):
+        monkeypatch.setattr(module, "networks", mlp_alone)
+    for module in (bn_placement, hyperparameters, learned_affine, sharpness, skip_init):
+        monkeypatch.setattr(module, "EPOCHS", 3)
+    monkeypatch.setattr(skip_init, "forms", lambda experiment: [(2, False)])
+    monkeypatch.setattr(covariate_shift, "LIMIT", 30)
     monkeypatch.setattr(gradient_flow, "STEPS", 1)
     monkeypatch.setattr(init_robustness, "DECADES", (-1, 0, 1))
     monkeypatch.setattr(init_robustness, "RATES", (-6, -3))
