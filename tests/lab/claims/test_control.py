@@ -15,16 +15,22 @@ from gammabeta.lab import race
 from gammabeta.lab.claims import (
     CLAIMS,
     affine_only,
+    bn_placement,
     covariate_shift,
     few_shot,
     fine_tuning,
     gradient_flow,
     group_norm_needs_no_sync,
+    hyperparameters,
     init_families,
+    learned_affine,
     noise_regularizes,
     online_stream,
+    optimization_first,
     replaces_dropout,
     sequences,
+    sharpness,
+    skip_init,
     small_batch,
     smoother_landscape,
     test_time_statistics,
@@ -89,6 +95,12 @@ def made_small(monkeypatch):
     )
     for module in (race, covariate_shift, smoother_landscape):
         monkeypatch.setattr(module, "networks", mlp_alone)
+    for module in (bn_placement, hyperparameters, optimization_first, sharpness):
+        monkeypatch.setattr(module, "networks", mlp_alone)
+    for module in (bn_placement, hyperparameters, learned_affine, sharpness, skip_init):
+        monkeypatch.setattr(module, "EPOCHS", 3)
+    monkeypatch.setattr(skip_init, "forms", lambda experiment: [(2, False)])
+    monkeypatch.setattr(covariate_shift, "LIMIT", 30)
     monkeypatch.setattr(gradient_flow, "STEPS", 1)
     families = {name: init_together.FAMILIES[name] for name in ("He", "N(0, 0.01)")}
     monkeypatch.setattr(init_families, "FAMILIES", families)
