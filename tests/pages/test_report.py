@@ -56,7 +56,13 @@ def test_what_is_much_is_folded(tmp_path):
 
 
 def test_cards_come_first_then_what_holds_then_the_data_then_the_claims(page):
-    order = ("Use BatchNorm at batches of 16", "18\u00a0% less time", "Holds here", "Training", "none trains above 20 %")
+    order = (
+        "Use BatchNorm at batches of 16",
+        "18\u00a0% less time",
+        "Holds here",
+        "Training",
+        "none trains above 20 %",
+    )
     places = [page[1].text.index(part) for part in order]
     assert places == sorted(places)
 

@@ -53,7 +53,7 @@ def _evidence(item: Json, claims: Mapping[str, Json]) -> Json:
     """Return a piece of evidence with the title of its claim apart from what is said of it, and its replicates."""
     claim: Mapping[str, Any] = claims.get(str(item.get("claim")), {})
     title = str(claim.get("title") or "")
-    text = str(item["text"])
+    text = str(item.get("text") or "")
     effects = [] if claim.get("exact") else claim.get("effects") or []
     return {
         "side": item.get("side") if item.get("side") in SIDES else "neither",
