@@ -6,6 +6,7 @@
 | claims.md, its tables of the text's sentences | docs/statements.json |
 | files.md | the first sentence of every source file |
 | anchors.md | docs/anchors_text.md, docs/anchors.json and docs/findings/*.json |
+| error_rates.md | docs/error_rates.json |
 | findings.md | docs/findings/*.json and findings_comments.md |
 | conventions.md, its table of accuracy | docs/accuracy.json |
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import statements
 from accuracy import table
 from anchors import anchors
+from error_rates import error_rates
 from files import files
 from findings import findings
 
@@ -62,7 +64,10 @@ def claims() -> str:
         "those without room do not count. The claim is supported, contradicted or equivalent where all agree. It is "
         "mixed where one is supported or contradicted and another is shown to be otherwise, and inconclusive in all "
         "other cases. No average over regimes decides: which regimes are in the list would decide with it.",
-        "What was changed in a claim or in how it is judged after results were seen is in "
+        "Results are *exploratory* unless `--confirmatory` was given before anything was measured in their folder, and "
+        "with it a `--seed` whose replicates nobody has looked at. `results.json` has the hash of the claims that it "
+        "was measured by, and a confirmatory study is not continued by claims that were changed since. What was "
+        "changed in a claim or in how it is judged after results were seen is in "
         "[claims_history.md](claims_history.md).",
         "\n".join(f"- [{claim.name}](#{claim.name}): {claim.title}" for claim in CLAIMS),
     ]
@@ -140,6 +145,7 @@ PAGES = {
     HERE / "files.md": files,
     HERE / "findings.md": findings,
     HERE / "anchors.md": anchors,
+    HERE / "error_rates.md": error_rates,
     CONVENTIONS: conventions,
 }
 

@@ -28,20 +28,13 @@ from gammabeta.lab.claims import CLAIMS
 KEPT = Path(__file__).with_name("statements.json")
 # Claims that are being written or replaced: they may be absent.
 COMING = (
-    "affine_only",
-    "bn_placement",
     "few_shot",
-    "hyperparameters",
     "init_families",
     "init_robustness",
-    "learned_affine",
     "online_stream",
-    "optimization_first",
     "pointwise",
     "rate_headroom",
-    "sharpness",
     "shifting_data",
-    "skip_init",
     "test_time_statistics",
     "warmup",
 )

@@ -139,8 +139,8 @@ def test_a_norm_that_gains_by_recalibration_comes_with_the_call():
     by_far = tuple(value - gain for value, gain in zip(BATCH, (2.0, 2.1, 1.9, 2.0), strict=True))
     said = recommended(compared(kept, recalibrated={"batch": by_far, "group": LEVEL}))
     assert said["how"] == (
-        "gb.BatchNorm2d(channels); after training gb.recalibrate(model, batches), which lowers the test error by at least 1.8 "
-        "points"
+        "gb.BatchNorm2d(channels); after training gb.recalibrate(model, batches), which lowers the test error by at "
+        "least 1.8 points"
     )
     by_little = tuple(value - 0.5 for value in BATCH)
     assert recommended(compared(kept, recalibrated={"batch": by_little}))["how"] == "gb.BatchNorm2d(channels)"
@@ -175,7 +175,7 @@ def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
     said = recommended(compared(values, kind="sequences", devices=8))
     assert said["how"] == "gb.BatchNorm1d(features, statistics=gb.statistics.Synced()), called with mask="
     alone = recommended(compared({"layer": BATCH, "masked": BETTER}, kind="sequences"))
-    assert alone["how"] == "gb.BatchNorm1d, called with mask="
+    assert alone["how"] == "gb.BatchNorm1d(features), called with mask="
 
 
 def test_what_is_level_has_no_sign():

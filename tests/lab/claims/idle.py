@@ -41,12 +41,13 @@ class ShuffledLast(nn.Module):
 
 def put_idle(monkeypatch):
     """Make every norm of the study do nothing; networks still train together."""
-    from gammabeta.lab.images import networks, together
+    from gammabeta.lab.images import dropout_net, networks, together
     from gammabeta.lab.sequences import networks as sequence_networks
 
-    monkeypatch.setattr(
-        networks, "norm", lambda name, channels, *_: nn.Identity() if name == "none" else Shuffle(channels, name)
-    )
+    for module in (networks, dropout_net):
+        monkeypatch.setattr(
+            module, "norm", lambda name, channels, *_: nn.Identity() if name == "none" else Shuffle(channels, name)
+        )
     monkeypatch.setattr(sequence_networks, "SequenceNorm", ShuffledLast)
     whole = together._joined
     monkeypatch.setattr(

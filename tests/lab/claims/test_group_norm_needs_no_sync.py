@@ -1,28 +1,27 @@
 """GroupNorm does not communicate; a norm that does, or that depends on its companions, contradicts the claim."""
 
 import pytest
+from tests.lab.claims.made_up_rates import chosen, plant
 
 from gammabeta.lab.claims import group_norm_needs_no_sync as claim
 
-
-@pytest.fixture
-def fixed_rates(monkeypatch):
-    """Start tuning from the rate that it finds on digits, to save time."""
-    whole = claim.at_best
-
-    def at_best(experiment, arms, score, seeds, **more):
-        return whole(experiment, arms, score, seeds, coarse=(-2,), **more)
-
-    monkeypatch.setattr(claim, "at_best", at_best)
+# Replicates that hardly differ, and a split of many images, so that the difference alone decides.
+WOBBLE = (0.0, 0.1, 0.2, 0.1)
 
 
-def test_group_norm_makes_no_collective_and_has_no_companions(experiment, fixed_rates):
+def planted(monkeypatch, batch, group):
+    errors = {claim.CONTROL: batch, claim.JUDGED: group}
+    plant(monkeypatch, claim, lambda arm: chosen(errors[arm.rpartition(" ")[2]], wobble=WOBBLE))
+
+
+def test_group_norm_makes_no_collective_and_has_no_companions(experiment, monkeypatch):
+    planted(monkeypatch, 3.0, 4.0)
     outcome = claim.measure(experiment)
     assert outcome.room.holds, outcome.room.control
     accuracy, *_, identity = outcome.effects
     assert identity.verdict == "supported"
     assert identity.name == "GroupNorm's passes that communicate or depend on companions, of 4"
-    assert outcome.verdict == accuracy.verdict
+    assert outcome.verdict == accuracy.verdict == "supported"
     rows = {(row[0], row[1]): row[2:] for row in outcome.tables[0].rows}
     # one all-gather of 2C + 2 and one all-reduce of 2C float32 values per layer, two layers of 64 channels
     assert rows["MLP 2 layers relu", "synchronized BatchNorm"][:3] == [4, 2 * 4 * (4 * 64 + 2), 1]
@@ -30,12 +29,48 @@ def test_group_norm_makes_no_collective_and_has_no_companions(experiment, fixed_
     assert rows["ResNet", "GroupNorm"][:3] == [0, 0, 1]
 
 
-@pytest.mark.parametrize(("synced", "failed"), [(("batch",), 2), (("batch", "ghost"), 4)])
-def test_a_norm_that_depends_on_companions_or_communicates_is_contradicted(
-    experiment, fixed_rates, monkeypatch, synced, failed
-):
+@pytest.fixture
+def independent(monkeypatch):
+    """Leave the processes out: the identity holds, and the controls see what they should."""
+    cells = {(index, norm): norm == claim.CONTROL for index in range(2) for norm in (claim.CONTROL, claim.JUDGED)}
+    found = claim.Independence(
+        ["MLP 2 layers relu", "ResNet"],
+        {cell: (4, 1000, 1) if synced else (0, 0, 1) for cell, synced in cells.items()},
+        {cell: 0.1 if synced else 0.0 for cell, synced in cells.items()},
+    )
+    monkeypatch.setattr(claim, "_independence", lambda experiment: found)
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "verdict"),
+    [
+        (3.0, 4.0, "supported"),
+        (3.0, 10.8, "contradicted"),  # 7.8 points are not slight
+        (5.0, 3.0, "contradicted"),  # better is not slightly worse
+        (3.0, 3.0, "inconclusive"),
+        (3.0, 5.1, "inconclusive"),
+        (60.0, 61.0, "no room here"),
+    ],
+)
+def test_slightly_worse_has_two_bounds(experiment, independent, monkeypatch, batch, group, verdict):
+    planted(monkeypatch, batch, group)
+    outcome = claim.measure(experiment)
+    assert outcome.verdict == verdict, outcome.sentence
+
+
+def test_a_norm_that_depends_on_companions_and_communicates_is_contradicted(experiment, monkeypatch):
     monkeypatch.setattr(claim, "JUDGED", "ghost")
-    monkeypatch.setattr(claim, "SYNCED", synced)
+    monkeypatch.setattr(claim, "SYNCED", ("batch", "ghost"))
+    planted(monkeypatch, 3.0, 4.0)
     outcome = claim.measure(experiment)
     assert outcome.verdict == "contradicted"
-    assert f"GroupNorm communicates or depends on companions in {failed} of 4 checks" in outcome.sentence
+    assert "GroupNorm communicates or depends on companions in 4 of 4 checks" in outcome.sentence
+
+
+def test_the_accuracies_of_a_tiny_study(experiment, independent, monkeypatch):
+    monkeypatch.setattr(claim, "EPOCHS", 1)
+    monkeypatch.setattr(claim, "COARSE", (-3,))
+    experiment.seed_count = 2
+    outcome = claim.measure(experiment)
+    assert outcome.room.holds, outcome.room.control
+    assert [row[2] for row in outcome.tables[1].rows] == [31, 31]

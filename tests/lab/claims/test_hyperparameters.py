@@ -13,7 +13,7 @@ def test_every_two_values_of_two_hyperparameters_meet_once():
     for one, other in itertools.combinations(range(4), 2):
         assert {(row[one], row[other]) for row in L9} == set(itertools.product(range(3), repeat=2))
     assert hyperparameters.settings_of((2, 0, 1, 2), 0.5) == {
-        "rate": 2.0,
+        "rate": 1.0,
         "momentum": 0.8,
         "decay": 5e-4,
         "warm_up": 0.2,

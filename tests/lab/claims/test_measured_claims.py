@@ -42,17 +42,57 @@ def test_without_room_there_is_no_verdict(tiny, monkeypatch):
         assert claim.measure(tiny).verdict == "no room here"
 
 
-def test_where_no_rate_works_the_sentence_says_that_the_ratio_is_censored(tiny, monkeypatch):
-    found = race.races(tiny)[0]
-    with_room = Race(found.network, found.settings, found.best, Room(True, ""), trains=True)
-    monkeypatch.setattr(higher_learning_rate, "races", lambda experiment: [with_room])
-    monkeypatch.setattr(
-        higher_learning_rate, "largest", lambda _, arms, *__: [None if arm["norm"] == "none" else -1 for arm in arms]
-    )
-    outcome = higher_learning_rate.measure(tiny)
-    seeds = len(tiny.seeds(3, 10))
-    assert f"; {seeds} runs in which no rate works count as the lowest tried)" in outcome.sentence
-    assert outcome.effects[0].value == pytest.approx(2.0**15)
+@pytest.fixture
+def planted_rates(experiment, monkeypatch):
+    """Plant exponents of the largest rates without and with BatchNorm, one pair per replicate."""
+
+    def plant(*pairs):
+        race_ = Race(
+            experiment.mlp(3), {norm: {} for norm in race.ARMS}, {"none": -4, "batch": -2}, Room(True, ""), True
+        )
+        monkeypatch.setattr(higher_learning_rate, "races", lambda experiment: [race_])
+        flat = [exponent for of_norm in zip(*pairs, strict=True) for exponent in of_norm]
+        monkeypatch.setattr(higher_learning_rate, "largest", lambda *_: flat)
+        experiment.seed_count = len(pairs)
+        return higher_learning_rate.measure(experiment)
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict", "ratio"),
+    [
+        ([(-4, 0), (-4, 1), (-4, 0), (-3, 1)], "supported", 2**4.25),
+        ([(0, -4), (1, -4), (0, -4), (1, -3)], "contradicted", 2**-4.25),
+        ([(-4, -2), (-4, -3), (-4, -2), (-4, -3)], "inconclusive", 2**1.5),
+        # a quarter of the pairs ends at the grid's edge: left out
+        ([(-4, 0), (-4, 1), (None, 0), (-3, 1)], "supported", 2 ** (13 / 3)),
+    ],
+)
+def test_ratios_of_searches_that_ended_within_the_grid(planted_rates, pairs, verdict, ratio):
+    outcome = planted_rates(*pairs)
+    assert outcome.verdict == verdict, outcome.sentence
+    assert outcome.effects[0].value == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(None, 0)] * 8 + [(-4, 0)] * 2, "supported"),
+        ([(0, None)] * 8 + [(0, -4)] * 2, "contradicted"),
+        ([(-4, 19)] * 10, "supported"),
+        ([(None, 0)] * 3, "inconclusive"),  # three of three happen by chance in a quarter of cases
+        ([(None, None)] * 10, "inconclusive"),
+        ([(19, 19)] * 10, "inconclusive"),
+        ([(None, -16)] * 10, "inconclusive"),  # how far below the grid's end is not known
+    ],
+)
+def test_searches_at_the_grids_edge_are_no_ratio(planted_rates, pairs, verdict):
+    outcome = planted_rates(*pairs)
+    assert outcome.verdict == verdict, outcome.sentence
+    assert outcome.effects == []
+    assert "no ratio" in outcome.sentence
+    assert " times" not in outcome.sentence
 
 
 @pytest.mark.parametrize(

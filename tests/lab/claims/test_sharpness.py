@@ -50,7 +50,7 @@ def test_a_larger_step_is_sharper_and_its_slope_cancels(experiment):
     assert large / small == pytest.approx(4, rel=0.1)
 
 
-def made_up(ratio, *, tau=1.0, train_loss=0.01, rescaled=1.0):
+def made_up(ratio, *, tau=1.0, train_loss=0.01, rescaled=1.0, fits=1.0):
     def runs(experiment, chosen, replicates):
         found = {}
         for norm in sharpness.ARMS:
@@ -60,7 +60,7 @@ def made_up(ratio, *, tau=1.0, train_loss=0.01, rescaled=1.0):
                     {
                         "sharpness": {"0.1": value * (1 + 0.01 * place * (norm == "batch")), "0.2": 4 * value},
                         "rescaled": value * (1 + 0.01 * place) * rescaled if norm == "batch" else None,
-                        "train_loss": train_loss,
+                        "train_loss": train_loss * (fits if norm == "batch" else 1.0),
                         "test_loss": train_loss + 0.2 + 0.01 * tau * rank + 1e-4 * place * (rank == 5),
                         "error": 0.05,
                     }
@@ -77,6 +77,7 @@ def made_up(ratio, *, tau=1.0, train_loss=0.01, rescaled=1.0):
         (made_up(0.5), "supported"),
         (made_up(2.0), "contradicted"),
         (made_up(1.0), "equivalent"),
+        (made_up(0.5, fits=0.5), "equivalent"),  # less sharp only as far as it fits better
         (made_up(0.5, train_loss=0.5), "no room here"),
         (made_up(0.5, rescaled=1.5), "no room here"),  # the measure depends on a scale that changes no output
     ],

@@ -10,7 +10,6 @@ from gammabeta.lab.claims import (
     init_robustness,
     moving_average,
     noise_regularizes,
-    replaces_dropout,
     shifting_data,
     weight_decay,
 )
@@ -73,17 +72,6 @@ def test_paths_are_compared_at_equal_training_loss():
 def test_a_path_holds_only_falling_training_losses():
     result = {"curve": [(0, 2.3, 2.3), (10, 1.0, 1.1), (20, 1.2, 0.5), (30, None, 1.0), (40, 0.5, 0.8)]}
     assert noise_regularizes.path(result) == [(2.3, 2.3), (1.0, 1.1), (0.5, 0.8)]
-
-
-# --- replaces_dropout ---
-
-
-@pytest.mark.parametrize(("place", "low", "high"), [("every", 0.2, 2.0), ("last", -1e-6, 1e-6)])
-def test_dropout_shifts_only_the_variance_of_later_norms(place, low, high):
-    network = {**MLP, "depth": 3, "dropout": 0.5, "dropout_at": place}
-    logs = replaces_dropout.variance_ratio(task=TASK, network=network, steps=20, seed=1)["log_ratios"]
-    assert len(logs) == 2
-    assert all(low <= log <= high for log in logs)
 
 
 # --- shifting_data ---

@@ -183,7 +183,7 @@ def _runs(experiment: Experiment, regimes: Sequence[Regime], seeds: Sequence[int
     def trial(arm: tuple[Regime, str], seed: int) -> Trial:
         (activation, init, depth), norm = arm
         network = experiment.mlp(depth, width=WIDTH, activation=activation, init=init)
-        settings = {"task": dict(experiment.source), "network": network, "norm": norm, "seed": seed}
+        settings = {"task": experiment.drawn(seed), "network": network, "norm": norm, "seed": seed}
         return Trial(f"{__name__}:unevenness", settings)
 
     return experiment.grid([(regime, norm) for regime in regimes for norm in NORMS], seeds, trial)
@@ -192,8 +192,10 @@ def _runs(experiment: Experiment, regimes: Sequence[Regime], seeds: Sequence[int
 def _steepness(experiment: Experiment) -> Effect:
     """Compare the growth of relu's gradient norm per layer with its theory."""
     network = experiment.mlp(LAYERS, width=WIDE)
-    settings = {"task": dict(experiment.source), "network": dict(network)}
-    trials = [Trial(f"{__name__}:slope", {**settings, "seed": seed}) for seed in experiment.seeds(5, 10)]
+    trials = [
+        Trial(f"{__name__}:slope", {"task": experiment.drawn(seed), "network": dict(network), "seed": seed})
+        for seed in experiment.seeds(5, 10)
+    ]
     values = [result["over_theory"] for result in experiment.run(trials)]
     return SLOPE.effect("relu with BatchNorm, growth of log ‖g‖ per layer", values)
 

@@ -11,7 +11,7 @@ it, paired by replicate, above 1 point. Each network is a regime.
 
 Room: A network is judged where its spread without BatchNorm is above 1 point in the median of the replicates.
 
-Method: The grid has three values of each hyperparameter: learning rates of ¼, 1 and 4 times the arm's own centre,
+Method: The grid has three values of each hyperparameter: learning rates of ½, 1 and 2 times the arm's own centre,
 momentum of 0.8, 0.9 and 0.95, weight decay of 0, 5·10⁻⁴ and 5·10⁻³, and warm-up over 0, 5 and 20 % of the steps. Nine
 of the 81 settings are tried, Taguchi's orthogonal array L9, in which every two values of two hyperparameters meet
 exactly once. So the mean over the three settings of one value is comparable with that of another. The centre is the
@@ -50,7 +50,7 @@ KIND = "images"
 BATCH, EPOCHS, LEAST = 128, 20, 1.0
 ARMS = ("none", "batch")
 VALUES: dict[str, tuple[float, float, float]] = {
-    "learning rate": (0.25, 1.0, 4.0),
+    "learning rate": (0.5, 1.0, 2.0),
     "momentum": (0.8, 0.9, 0.95),
     "decay": (0.0, 5e-4, 5e-3),
     "warm-up": (0.0, 0.05, 0.2),

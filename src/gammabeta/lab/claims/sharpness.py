@@ -5,10 +5,12 @@ without, and does it go with the generalization gap?
 
 Claim: With BatchNorm there is less risk of a sharp minimum, which helps generalization.
 
-Criterion: The sharpness with BatchNorm over that without, each arm at its own best learning rate, paired by replicate,
-is below 1/1.25. Each network is a regime. A separate effect asks whether sharpness tells anything: Kendall's τ between
-sharpness and the generalization gap (test loss minus training loss) over the runs of one arm and replicate with other
-learning rates and batch sizes, above 0.2 in the mean over both arms.
+Criterion: Two forms, each as a ratio with BatchNorm over without, each arm at its own best learning rate, paired by
+replicate: sharpness, and sharpness over the training loss, because near 0 cross entropy curves in proportion to the
+loss, so that whoever trains longer is less sharp. Each network is a regime. There the claim is supported if both are
+below 1/1.25, contradicted if one is entirely above 1.25. A separate effect asks whether sharpness tells anything:
+Kendall's τ between sharpness and the generalization gap (test loss minus training loss) over the runs of one arm and
+replicate with other learning rates and batch sizes, above 0.2 in the mean over both arms.
 
 Room: Both arms reach a training loss below 0.1 in the median of the replicates, so that there is a minimum to measure.
 
@@ -52,11 +54,11 @@ from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.training import POPULATION, Training, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import logs_of_ratios
+from gammabeta.lab.paired import differences, logs_of_ratios
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import error_then_loss, tune
-from gammabeta.lab.verdict import Verdict, over_regimes
+from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
 KIND = "images"
@@ -181,11 +183,13 @@ def measure(experiment: Experiment) -> Outcome:
     worst = _moved(found)
     blind = worst is not None and worst <= TOLERANCE
     judged = [i for i, room in enumerate(holds) if room]
-    ratios = {i: _ratio(names[i], i, found) for i in judged}
+    ratios = {i: _ratios(names[i], i, found) for i in judged}
     tells = {i: TELLS.effect(f"{names[i]}: sharpness against the generalization gap", _taus(i, found)) for i in judged}
     regimes: dict[str, Verdict] = {
-        name: ratios[i].verdict if i in ratios and blind else "no room here" for i, name in enumerate(names)
+        name: weakest([effect.verdict for effect in ratios[i]]) if i in ratios and blind else "no room here"
+        for i, name in enumerate(names)
     }
+    each = [effect for of_network in ratios.values() for effect in of_network]
     room = Room(
         bool(judged) and blind,
         "; ".join(
@@ -198,7 +202,7 @@ def measure(experiment: Experiment) -> Outcome:
     return Outcome(
         verdict=over_regimes(list(regimes.values())),
         sentence=_sentence(names, ratios, tells, regimes),
-        effects=[*ratios.values(), *tells.values()],
+        effects=[*each, *tells.values()],
         room=room,
         pictures=[
             bars(
@@ -206,7 +210,7 @@ def measure(experiment: Experiment) -> Outcome:
                 "Below 1: less sharp with BatchNorm. 95 % interval over replicates.",
                 "network",
                 Axis("ratio", log=True),
-                list(ratios.values()),
+                each,
             ),
             *(_against_gap(names[i], i, found) for i in judged),
         ],
@@ -270,9 +274,15 @@ def _moved(found: Found) -> float | None:
     return max(changes, default=None)
 
 
-def _ratio(name: str, index: int, found: Found) -> Effect:
+def _ratios(name: str, index: int, found: Found) -> list[Effect]:
+    """Compare sharpness, and sharpness over the training loss."""
     none, batch = (found[index, norm, 0, SIZES[-1]] for norm in ARMS)
-    return CRITERION.effect(name, logs_of_ratios([_of(r) for r in batch], [_of(r) for r in none]))
+    sharp = logs_of_ratios([_of(r) for r in batch], [_of(r) for r in none])
+    losses = logs_of_ratios(*([max(r["train_loss"], LOWEST) for r in results] for results in (batch, none)))
+    return [
+        CRITERION.effect(f"{name}, sharpness", sharp),
+        CRITERION.effect(f"{name}, sharpness over the training loss", differences(sharp, losses)),
+    ]
 
 
 def _taus(index: int, found: Found) -> list[float]:
@@ -295,16 +305,23 @@ def _taus(index: int, found: Found) -> list[float]:
 
 def _sentence(
     names: Sequence[str],
-    ratios: Mapping[int, Effect],
+    ratios: Mapping[int, Sequence[Effect]],
     tells: Mapping[int, Effect],
     regimes: Mapping[str, Verdict],
 ) -> str:
     if not ratios:
         return "no network has room: without a small training loss there is no minimum to measure"
-    return "times the sharpness with BatchNorm over that without, and its τ with the generalization gap: " + "; ".join(
-        f"{names[i]} {effect.value:.2f} [{effect.low:.2f}, {effect.high:.2f}] ({regimes[names[i]]}) and "
-        f"{tells[i].value:+.2f} [{tells[i].low:.2f}, {tells[i].high:.2f}] ({tells[i].verdict})"
-        for i, effect in ratios.items()
+    parts = []
+    for i, forms in ratios.items():
+        sharp, over_loss = (f"{e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for e in forms)
+        tau = tells[i]
+        parts.append(
+            f"{names[i]} {sharp}, over the training loss {over_loss} ({regimes[names[i]]}), τ {tau.value:+.2f} "
+            f"[{tau.low:.2f}, {tau.high:.2f}] ({tau.verdict})"
+        )
+    return (
+        "times the sharpness with BatchNorm over that without, and Kendall's τ of sharpness with the generalization "
+        f"gap: {'; '.join(parts)}"
     )
 
 

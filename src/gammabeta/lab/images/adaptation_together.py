@@ -10,15 +10,17 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.lab.answers import packed
+from gammabeta.lab.images import stacked
 from gammabeta.lab.images.descent import descend, epochs, judged
 from gammabeta.lab.images.task import Split
-from gammabeta.lab.images.together import GroupedRMSNorm, UnstackableError, stack
+from gammabeta.lab.images.together import GroupedRMSNorm
 from gammabeta.lab.images.training import Judged, error_and_loss, exact_statistics
 from gammabeta.lab.images.transfer import Transfer, few, head, pretrained, transfer
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import canonical
 from gammabeta.lab.tuning import error_then_loss
 
+joinable = stacked.joinable
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, GroupedRMSNorm)
 
 
@@ -59,11 +61,6 @@ class Adaptation:
         return copy.deepcopy(pretrained(canonical({**how, "target": self.target, "norm": norm})))
 
 
-def joinable(settings: Mapping[str, Any]) -> bool:
-    """Whether a trial can run together with others: its network is known to stack."""
-    return settings["network"]["kind"] in ("mlp", "resnet")
-
-
 def prepare(model: nn.Module, arm: str, own: Split) -> None:
     """Freeze and recalibrate the statistics as the arm requires."""
     if arm == "recalibrated":
@@ -87,7 +84,11 @@ def choose_parameters(model: nn.Module, arm: str) -> None:
 
 
 def adapted(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Run trials of ``adaptation:adapted`` that differ only in ``rate`` and ``seed``."""
+    """Run trials of ``adaptation:adapted`` that differ only in ``rate``, ``seed`` and split."""
+    return stacked.one_by_one(_adapted, several)
+
+
+def _adapted(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     plans = [Adaptation(**settings) for settings in several]
     first = plans[0]
     parts = [transfer(load(plan.task), plan.target) for plan in plans]
@@ -103,12 +104,7 @@ def adapted(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             layer.reset_parameters()
         prepare(model, plan.arm, images)
         models.append(model)
-    try:
-        whole = stack(models) if joinable(several[0]) else models[0]
-    except UnstackableError:
-        if len(several) > 1:
-            return [adapted([settings])[0] for settings in several]
-        whole = models[0]
+    whole = stacked.side_by_side(models)
     finite = [True for _ in plans]
     if first.arm != "untrained":
         choose_parameters(whole, first.arm)

@@ -4,15 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gammabeta.lab.answers import packed
 from gammabeta.lab.images import stacked
 from gammabeta.lab.images.corruption import corrupted
-from gammabeta.lab.images.descent import judged
-from gammabeta.lab.images.stacked import Trained, train_together
+from gammabeta.lab.images.stacked import Trained, judge_both, result_of, train_together
 from gammabeta.lab.images.task import Split
-from gammabeta.lab.images.training import POPULATION, Judged, exact_statistics
+from gammabeta.lab.images.training import exact_statistics
 
 joinable = stacked.joinable
 SHIFT = "noise"
@@ -36,55 +34,24 @@ def _mismatch(several: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     seeds, tested = [settings["seed"] for settings in several], several[0]["report"] == "test"
     checks = [task.validation for task in trained.tasks]
     ends = [task.test for task in trained.tasks] if tested else checks
-    usual = [_both(trained, splits, _populations(trained)) for splits in (ends, checks)]
+    usual = [judge_both(trained, splits, trained.populations) for splits in (ends, checks)]
     shifted = [
-        _both(
+        judge_both(
             trained,
             [Split(corrupted(split.x_nchw, SHIFT, seed), split.y_n) for split, seed in zip(splits, seeds, strict=True)],
-            [corrupted(x, SHIFT, seed + 1) for x, seed in zip(_populations(trained), seeds, strict=True)],
+            [corrupted(x, SHIFT, seed + 1) for x, seed in zip(trained.populations, seeds, strict=True)],
         )
         for splits in (ends, checks)
     ]
     gaps = _gaps(trained, len(several))
     return [
         {
-            **_result([of[member] for of in usual], trained, member, tested),
-            "shifted": _result([of[member] for of in shifted], trained, member, tested),
+            **result_of([of[member] for of in usual], trained, member, tested),
+            "shifted": result_of([of[member] for of in shifted], trained, member, tested),
             "gaps": gaps[member] if trained.finite[member] else [],
         }
         for member in range(len(several))
     ]
-
-
-def _populations(trained: Trained) -> list[Tensor]:
-    return [task.train.x_nchw[:POPULATION] for task in trained.tasks]
-
-
-def _both(trained: Trained, splits: Sequence[Split], populations: Sequence[Tensor]) -> list[tuple[Judged, Judged]]:
-    """Judge each member by its moving averages, and by exact statistics of a population."""
-    moving = judged(trained.model, splits)
-    with exact_statistics(trained.model, torch.cat(list(populations), dim=1)):
-        exact = judged(trained.model, splits)
-    lost = [Judged(torch.ones(len(split), dtype=torch.bool), None) for split in splits]
-    return [
-        (one, other) if finite else (none, none)
-        for one, other, none, finite in zip(moving, exact, lost, trained.finite, strict=True)
-    ]
-
-
-def _result(pairs: Sequence[tuple[Judged, Judged]], trained: Trained, member: int, tested: bool) -> dict[str, Any]:
-    """Return errors as `gammabeta.lab.images.training.train` does; the pairs are of the end and of validation."""
-    each = [
-        {"error": exact.error, "loss": exact.loss, "moving_error": moving.error, "moving_loss": moving.loss}
-        for moving, exact in pairs
-    ]
-    shared = tested and trained.tasks[member].keeps_test
-    return {
-        **each[0],
-        "validation": each[1] if tested else None,
-        "wrong": packed(pairs[0][1].wrong) if shared else None,
-        "moving_wrong": packed(pairs[0][0].wrong) if shared else None,
-    }
 
 
 def _gaps(trained: Trained, members: int) -> list[list[float]]:
@@ -94,7 +61,7 @@ def _gaps(trained: Trained, members: int) -> list[list[float]]:
     """
     layers = _batch_norms(trained.model)
     running = [layer.running_mean.clone() for layer in layers]
-    with exact_statistics(trained.model, torch.cat(_populations(trained), dim=1)):
+    with exact_statistics(trained.model, torch.cat(trained.populations, dim=1)):
         shifts = [
             ((mean - layer.running_mean) / (layer.running_var + layer.eps).sqrt()).reshape(members, -1)
             for mean, layer in zip(running, layers, strict=True)

@@ -26,9 +26,10 @@ PLACEMENTS = ("input", "before", "after")
 class Dropout(nn.Module):
     """Dropout with its own random generators, one for each member's part of the channels.
 
-    Networks trained together therefore drop what each of them drops on its own. Scales in training, by 1/(1 − rate).
+    Networks trained together therefore drop what each of them drops on its own. Of images (N, C, H, W) it drops whole
+    channels, all positions together. Scales in training, by 1/(1 − rate).
 
-    Source: Srivastava et al. 2014.
+    Source: Srivastava et al. 2014; Tompson et al. 2015 (arXiv 1411.4280) for channels.
     """
 
     def __init__(self, rate: float, seeds: Sequence[int]) -> None:
@@ -36,14 +37,15 @@ class Dropout(nn.Module):
         self.rate, self.seeds = rate, tuple(seeds)
         self.generators: list[torch.Generator] = []
 
-    def forward(self, x_nc: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return x_nc
+            return x
         self.generators = self.generators or [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        keep = x_nc.new_empty(len(self.seeds), len(x_nc), x_nc.shape[1] // len(self.seeds))
+        keep = x.new_empty(len(self.seeds), len(x), x.shape[1] // len(self.seeds))
         for part, generator in zip(keep, self.generators, strict=True):
             part.bernoulli_(1 - self.rate, generator=generator)
-        return x_nc * keep.div_(1 - self.rate).transpose(0, 1).flatten(1)
+        keep_nc = keep.div_(1 - self.rate).transpose(0, 1).flatten(1)
+        return x * keep_nc.reshape(*keep_nc.shape, *(1,) * (x.dim() - 2))
 
 
 class MLP(nn.Module):
