@@ -24,6 +24,7 @@ SPEAKS: dict[str, dict[str, int]] = {
     "group_norm_needs_no_sync": {"group": -1},
     "sequences": {"layer": 1, "padded": -1},
     "layernorm_in_transformers": {"layer": 1, "rms": 1, "padded": -1},
+    "rate_headroom": {"layer": 1, "none": -1},
 }
 # Claims that say several different things: "contradicted" does not tell which of them fails.
 SEVERAL = ("group_norm_needs_no_sync", "sequences", "layernorm_in_transformers")

@@ -135,6 +135,6 @@ KINDS: dict[Kind, KindOfData] = {
         },
         lambda data, _: characters.task(str(data.content["text"]), **_described(data)),
         _of_text,
-        claims=("layernorm_in_transformers",),
+        claims=("layernorm_in_transformers", "rate_headroom"),
     ),
 }

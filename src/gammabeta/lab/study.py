@@ -26,7 +26,6 @@ from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
-from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.links import LINKS
 from gammabeta.lab.looks import LOOKS, MOST
@@ -39,6 +38,7 @@ from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
+from gammabeta.lab.user_networks import identify, kind_of_model
 from gammabeta.lab.user_traceback import own_traceback
 from gammabeta.target import TargetError
 
@@ -111,8 +111,9 @@ def study(
         claims: names of claims. None for all claims, and for the comparison that the recommendation rests on.
         data: as `gammabeta.lab.sources.source` takes it. None for an embedded task of each kind: ``digits`` (images),
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
-        model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``;
-            it replaces the small ResNet.
+        model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``
+            for images, ``build(features, classes, norm)`` for sequences, ``build(vocabulary, context, norm)`` for text;
+            it replaces the study's own network (`gammabeta.lab.user_networks`).
         train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
             ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
@@ -165,12 +166,13 @@ def study(
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
         try:
-            sources = _sources(data, model, train)
-            user = user_network(model, load(sources["images"])) if model else None
-            tasks = [_facts(source, model) for source in sources.values()]
+            sources = _sources(data, train)
+            modelled = kind_of_model(sources) if model else None
+            user = identify(model, sources, quick=quick) if model else None
+            tasks = [_facts(source, model if kind(source) == modelled else None) for source in sources.values()]
             comparing = list(sources) if compare_only or claims is None else []
-            if model and data is None:
-                comparing = [of_kind for of_kind in comparing if of_kind == "images"]
+            if model:
+                comparing = [of_kind for of_kind in comparing if of_kind == modelled]
             if "images" in comparing:
                 _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
             run = {
@@ -329,16 +331,13 @@ def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
         )
 
 
-def _sources(data: str | None, model: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
+def _sources(data: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
     if train is not None and data is None:
         raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
     names = [data] if data else [row.embedded for row in KINDS.values()]
     given = [task_source(name, train) for name in names]
-    sources = {kind(source): source for source in given}
-    if model and "images" not in sources:
-        raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
-    return sources
+    return {kind(source): source for source in given}
 
 
 def _opened(
@@ -397,7 +396,7 @@ def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
         "shape": facts["shape"],
         "classes": facts["classes"],
         "samples": facts["samples"],
-        "model": model if of_kind == "images" else None,
+        "model": model,
         "description": task.description,
     }
 

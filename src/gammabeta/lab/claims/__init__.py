@@ -25,6 +25,8 @@ from gammabeta.lab.claims import (
     noise_regularizes,
     online_stream,
     optimization_first,
+    pointwise,
+    rate_headroom,
     replaces_dropout,
     sequences,
     sharpness,
@@ -36,6 +38,7 @@ from gammabeta.lab.claims import (
     test_time_statistics,
     train_eval_mismatch,
     unit_distribution,
+    warmup,
     weight_decay,
 )
 
@@ -72,6 +75,9 @@ CLAIMS: tuple[Claim, ...] = tuple(
         affine_only,
         sequences,
         layernorm_in_transformers,
+        rate_headroom,
+        warmup,
+        pointwise,
         sync_cost,
         group_norm_needs_no_sync,
     )

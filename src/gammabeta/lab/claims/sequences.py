@@ -73,7 +73,6 @@ BESIDE = ("none", "rms", "group")
 MARGIN = (-2.0, 2.0)
 ROUNDING = 1e-9
 CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
-WIDEST = 0.01  # of the coarse search, as in the comparison, so that its trials run once
 Cell = tuple[str, str]  # network, arm
 
 
@@ -180,7 +179,7 @@ def measure(experiment: Experiment) -> Outcome:
 def _measured(experiment: Experiment, seed: int) -> Measured:
     """Train every cell, and append padding in freshly initialized networks."""
     networks, arms = networks_of(experiment), JUDGED if experiment.quick else (*JUDGED, *BESIDE)
-    chosen = trained(experiment, arms, widest=WIDEST)
+    chosen = trained(experiment, arms)
     source = dict(experiment.sources["sequences"])
     moves = experiment.grid(
         [(network, arm) for network in networks for arm in arms],

@@ -250,13 +250,18 @@ def step_times(
     return {"repeats": repeats, "timing": seconds_per_step(models, loss_of, batches)}
 
 
+def shape_for(data: TextTask, *, quick: bool) -> dict[str, int]:
+    """Return width, layers and context of a text's decoder; a text of a million characters has a larger one."""
+    if quick:
+        return {"width": 16, "layers": 2, "context": 32}
+    if len(data.train_n) >= 0.9 * LARGE:
+        return {"width": 128, "layers": 4, "context": 64}
+    return {"width": 48, "layers": 3, "context": 48}
+
+
 def shape_of(experiment: Experiment, batch: int = BATCH) -> dict[str, int]:
-    """Return the size of the decoder and of its windows; a text of a million characters has a larger one."""
-    if experiment.quick:
-        return {"width": 16, "layers": 2, "context": 32, "batch": batch}
-    if len(load_text(experiment.sources["text"]).train_n) >= 0.9 * LARGE:
-        return {"width": 128, "layers": 4, "context": 64, "batch": batch}
-    return {"width": 48, "layers": 3, "context": 48, "batch": batch}
+    """Return the size of the decoder and of its batches."""
+    return {**shape_for(load_text(experiment.sources["text"]), quick=experiment.quick), "batch": batch}
 
 
 def steps_of(experiment: Experiment) -> int:
