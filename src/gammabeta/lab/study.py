@@ -166,15 +166,7 @@ def study(
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
         try:
-            sources = _sources(data, train)
-            modelled = kind_of_model(sources) if model else None
-            user = identify(model, sources, quick=quick) if model else None
-            tasks = [_facts(source, model if kind(source) == modelled else None) for source in sources.values()]
-            comparing = list(sources) if compare_only or claims is None else []
-            if model:
-                comparing = [of_kind for of_kind in comparing if of_kind == modelled]
-            if "images" in comparing:
-                _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+            sources, user, tasks, comparing = _prepared(asked, whole)
             run = {
                 "identity": study_file.identity(sources, user, asked),
                 "asked": asked,
@@ -198,6 +190,31 @@ def study(
             running.say_first([task["description"] for task in tasks], store.note)
             running.run(comparing, chosen, batch_size, devices)
     return results.content
+
+
+def _prepared(
+    asked: Mapping[str, Any], whole: bool
+) -> tuple[dict[Kind, dict[str, Any]], dict[str, Any] | None, list[dict[str, Any]], list[Kind]]:
+    """Load and check what the study is about.
+
+    Args:
+        asked: the options.
+        whole: whether all claims are asked for.
+
+    Returns:
+        The tasks as settings identify them, the user's model, facts of every task, and the kinds to compare norms on.
+    """
+    model, batch_size, devices = asked["model"], asked["batch_size"], asked["devices"]
+    sources = _sources(asked["data"], asked["train"])
+    modelled = kind_of_model(sources) if model else None
+    user = identify(model, sources, quick=asked["quick"] or asked["first_look"]) if model else None
+    tasks = [_facts(source, model if kind(source) == modelled else None) for source in sources.values()]
+    comparing = list(sources) if asked["compare"] or whole else []
+    if model:
+        comparing = [of_kind for of_kind in comparing if of_kind == modelled]
+    if "images" in comparing:
+        _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+    return sources, user, tasks, comparing
 
 
 @dataclass

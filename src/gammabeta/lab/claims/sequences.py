@@ -116,7 +116,7 @@ class Measured:
 
     def reached(self, network: str) -> float:
         """Return the mean validation accuracy with LayerNorm."""
-        return mean(1 - result["validation"]["moving_error"] for result in self.chosen[network, "layer"].results)
+        return mean(1 - float(result["validation"]["moving_error"]) for result in self.chosen[network, "layer"].results)
 
     @property
     def wrong(self) -> int:
