@@ -78,6 +78,25 @@ def bars() -> Json:
     )
 
 
+def gains() -> Json:
+    """Effects of one series with intervals and margins, as the comparison of the norms draws them."""
+    series = {
+        "name": "effect",
+        "x": ["GroupNorm", "LayerNorm", "RMSNorm"],
+        "y": [2.0, -3.0, 0.5],
+        "low": [1.2, -4.5, None],
+        "high": [2.8, -1.5, None],
+    }
+    return picture(
+        "Test error of BatchNorm minus that of each norm",
+        "bar",
+        axis("norm"),
+        axis("difference of test error", "percentage points"),
+        series=[series],
+        lines=[{"axis": "y", "value": -1.0, "label": "margin"}, {"axis": "y", "value": 1.0, "label": "margin"}],
+    ) | {"caption": "Above 0: better than BatchNorm."}
+
+
 def heatmap() -> Json:
     columns = ["scale a sample", "shift a sample", "scale a channel", "shift a channel", "swap companions"]
     rows = ["BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm"]
@@ -168,20 +187,38 @@ def example_results() -> Json:
             "classes": 10,
             "samples": {"train": 1078, "validation": 359, "test": 360},
             "model": "my_models.py:Net(width=<64>)",
+            "available": {"train": 1438, "test": 360},
             "description": "scikit-learn's handwritten digits, 8×8 grey images.",
         },
         "quick": True,
         "seconds": 143.2,
         "recommendations": [
             {
-                "headline": "Use BatchNorm at batches of 16 or more, GroupNorm below.",
+                "headline": "For a small ResNet on digits: use BatchNorm at batches of 16 or more, GroupNorm below. "
+                "Its error is at least 0.4 points lower, over 4 replicates.",
+                "settled": False,
+                "seeds": 4,
+                "scope": "After 300 steps.",
+                "costs": "18 % less time per step, 46 % less memory kept for the backward pass.",
+                "how": "gb.GroupNorm(8, channels); after training gb.recalibrate(model, batches)",
+                "settle": "gammabeta study --compare --until-settled --seed 1 --out again",
                 "evidence": [
-                    {"text": "BatchNorm trains in 1.9 times fewer steps [1.5, 2.2].", "claim": "faster_convergence"},
-                    {"text": "At batch 2 its error is 12 times that at 32.", "claim": "small_batch"},
+                    {
+                        "side": "for",
+                        "text": "With BatchNorm training takes far fewer steps: contradicted, 0.7 [0.6, 0.9].",
+                        "claim": "faster_convergence",
+                    },
+                    {"text": "GroupNorm: test error 1.5 %.", "claim": "comparison"},
                     {"text": "Speaks of a claim that was not run.", "claim": "sequences"},
                 ],
                 "avoid": ["InstanceNorm on inputs of one position: its output is β."],
-                "uncertain": "Whether RMSNorm is as good: 12 seeds would tell, `gammabeta study --claims small_batch`.",
+                "uncertain": "RMSNorm is not distinguished from BatchNorm.",
+                "picture": gains(),
+                "table": {
+                    "title": "Norms side by side",
+                    "columns": ["norm", "test error, %"],
+                    "rows": [["GroupNorm", 1.5], ["BatchNorm", 2.03125]],
+                },
             }
         ],
         "claims": [
@@ -242,10 +279,12 @@ def example_results() -> Json:
                 "gradient_flow",
                 "Vanishing and exploding gradients are relieved",
                 "inconclusive",
+                tally="inconclusive in 1 of 1 regime",
+                regimes={"relu": "inconclusive"},
                 pictures=[signed_heatmap()],
                 effects=[
                     effect(
-                        "difference of decades",
+                        "relu, difference of decades",
                         0.31,
                         -0.4,
                         1.1,

@@ -48,3 +48,27 @@ def test_a_study_of_some_claims_adds_to_what_was_kept(study, tmp_path, monkeypat
     assert findings.listed(kept["recommended"]).splitlines()[0] == "- first *After 4 steps.*"
     taken = list(trials().values())[:24]
     assert kept["claims"][0]["seconds"] == pytest.approx(sum(trial["seconds"] for trial in taken), abs=0.06)
+
+
+def claim(name, **more):
+    return {name: {"name": name, **more}}
+
+
+def test_the_page_says_what_was_confirmed_by_which_claims():
+    explored, confirmed = claim("axes"), claim("sync_cost", status="confirmatory", claims_hash="abcd")
+    assert findings.status_of([explored, claim("axes", status="exploratory", claims_hash="ef01")]).startswith(
+        "**Exploratory.** None of these results"
+    )
+    assert findings.status_of([confirmed]).startswith("**Confirmatory**, by the claims with the hash abcd. A study is")
+    assert findings.status_of([confirmed | explored]).startswith(
+        "**Confirmatory**, by the claims with the hash abcd, except for axes, which is exploratory. "
+    )
+
+
+def test_a_kept_claim_has_the_status_of_its_study(study, tmp_path):
+    folder = study("one", [], "gammabeta study one")
+    results = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(results | {"status": "confirmatory", "claims_hash": "abcd"}))
+    findings.keep("mnist", str(folder))
+    kept = json.loads((tmp_path / "mnist.json").read_text())["claims"]
+    assert [(one["status"], one["claims_hash"]) for one in kept] == [("confirmatory", "abcd")]

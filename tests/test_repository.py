@@ -202,7 +202,7 @@ def test_every_claim_is_in_the_documentation_and_has_tests():
 
 def test_what_the_report_needs_is_packaged():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    packaged = re.search(r'"gammabeta\.pages" = \[(.*?)\]', text)[1]
+    packaged = re.search(r'"gammabeta\.pages" = \[(.*?)\]', text, re.DOTALL)[1]
     data = {path.name for path in (SOURCE / "pages").iterdir() if path.suffix in (".css", ".js", ".jinja")}
     assert set(re.findall(r'"([^"]+)"', packaged)) == data
 

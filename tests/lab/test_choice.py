@@ -81,6 +81,22 @@ def test_of_several_cheap_norms_the_cheapest_is_chosen_and_a_better_one_comes_be
     assert chosen({**values, "none": BETTER}, saved={"group": 800})[:2] == ("none", "better")
 
 
+def test_a_norm_with_fewer_than_half_as_many_learning_rates_is_not_recommended():
+    values = {"batch": BATCH, "group": BETTER}
+    assert chosen(values, headroom={"batch": 6, "group": 3})[:2] == ("group", "better")
+    assert chosen(values, headroom={"batch": 7, "group": 3}) == ("batch", "usual", [], [])
+    cheaper = {"batch": BATCH, "group": LEVEL}
+    assert chosen(cheaper, saved={"group": 800}, headroom={"batch": 7, "group": 3})[1] == "usual"
+
+
+def test_a_norm_that_fails_at_twice_its_learning_rate_is_not_recommended_and_the_next_one_is():
+    values = {"batch": WORSE, "group": BETTER, "layer": BATCH}
+    assert chosen(values)[:2] == ("group", "better")
+    assert chosen(values, fragile=("group",))[:2] == ("layer", "better")
+    # The usual norm is kept for want of a better one, whatever its own room.
+    assert chosen({"batch": BATCH, "group": LEVEL}, fragile=("batch",))[:2] == ("batch", "usual")
+
+
 def test_a_lone_norm_is_kept():
     assert chosen({"batch": BATCH}) == ("batch", "usual", [], [])
 

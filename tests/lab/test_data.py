@@ -72,6 +72,37 @@ def test_a_test_set_of_its_own_is_kept_and_the_others_are_drawn_anew(tmp_path):
     assert (len(one.train), len(one.validation)) == (len(other.train), len(other.validation)) == (48, 12)
 
 
+def test_train_limits_all_parts_alike_or_takes_the_whole(tmp_path):
+    np.savez(tmp_path / "own.npz", **images())
+    data = f"cifar10:{tmp_path / 'own.npz'}"
+    sizes = {}
+    for train in (None, 36, "30", "all"):
+        task = load({**source(data, train), "split": 3})
+        sizes[train] = len(task.train), len(task.validation), len(task.test)
+    assert sizes == {None: (48, 12, 30), 36: (36, 9, 18), "30": (30, 8, 15), "all": (48, 12, 30)}
+    assert "36 training and 9 tuning images of 60, 18 test images of 30" in load(source(data, 36)).description
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "what"),
+    [
+        (
+            "digits",
+            100,
+            "--train 100: expected data in arrays (mnist:FILE, cifar10:FILE, vowels:DIR, or a function that returns "
+            "arrays), got digits: leave --train out.",
+        ),
+        ("cifar10:own.npz", 9, "--train 9: expected a number of 10 or more, or all, got 9."),
+        ("cifar10:own.npz", "half", "--train half: expected a number of 10 or more, or all, got half."),
+    ],
+)  # fmt: skip
+def test_what_train_cannot_limit_is_said(tmp_path, monkeypatch, data, train, what):
+    monkeypatch.chdir(tmp_path)
+    np.savez("own.npz", **images())
+    with pytest.raises(TaskError, match=exactly(what)):
+        source(data, train)
+
+
 def test_a_folder_has_no_test_set_of_its_own(tmp_path):
     painted(tmp_path / "own")
     named = source(f"folder:{tmp_path / 'own'}")
@@ -298,7 +329,10 @@ def test_sequences_of_the_archive_go_in(tmp_path):
     assert kind(named) == "sequences"
     task = load_sequences(named)
     assert (task.name, task.features, task.classes) == ("Made", 2, 2)
-    assert task.description == "Made: sequences of 3 to 5 steps, 2 features, 2 classes; its own test part"
+    assert task.description == (
+        "Made: sequences of 3 to 5 steps, 2 features, 2 classes: 40 training and 10 tuning sequences of 50, 20 test "
+        "sequences of 20"
+    )
     assert [len(part) for part in (task.train, task.validation, task.test)] == [40, 10, 20]
     # Classes are in numeric order: 2 is 0 and 10 is 1, alternating as the lines do.
     assert task.test.y_n.tolist() == [0, 1] * 10
@@ -433,7 +467,7 @@ def test_a_function_brings_images(tmp_path, monkeypatch):
     assert kind(named) == "images"
     task = load(named)
     assert (task.name, task.shape, task.classes) == ("data of own.py", (1, 8, 8), 3)
-    assert task.description == "data of own.py: a stratified subset of its images"
+    assert task.description == ("data of own.py: 48 training and 12 tuning images of 60, 30 test images of 30")
     assert [len(part) for part in (task.train, task.validation, task.test)] == [48, 12, 30]
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from tests.lab.made_up import BATCH, BETTER, LEVEL, NEAR, WORSE, compared
 
-from gammabeta.lab.comparison import LOSS
+from gammabeta.lab.comparison import LOSS, WHOM
 from gammabeta.lab.outcome import Effect, Outcome, Room
 from gammabeta.lab.recommendation import Run, failed, not_compared, recommend
 
@@ -22,7 +22,7 @@ def recommended(comparison, outcomes=None, **run):
 def test_where_nothing_is_shown_to_be_better_the_usual_norm_is_kept():
     said = recommended(compared({"layer": BATCH, "group": LEVEL}))
     assert said["headline"] == (
-        f"{WHERE}keep LayerNorm. Nothing was shown to be better by 1 point (test error 3.1 %, over 4 seeds)."
+        f"{WHERE}keep LayerNorm. Nothing was shown to be better by 1 point (test error 3.1 %, over 4 replicates)."
     )
     assert (said["settled"], said["seeds"], said["costs"], said["avoid"]) == (True, 4, None, [])
     assert said["uncertain"] is None
@@ -35,9 +35,10 @@ def test_a_better_norm_is_quoted_by_what_it_gains_at_least():
         )
     )
     assert said["headline"] == (
-        f"{WHERE}use GroupNorm. Its test error is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]), over 4 seeds."
+        f"{WHERE}use GroupNorm. Its test error is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]), over 4 "
+        "replicates."
     )
-    assert said["how"] == "gb.GroupNorm"
+    assert said["how"] == 'gb.convert(model, "group")'
     assert said["costs"] == "20 % more time per step, 10 % less memory kept for the backward pass."
     assert said["avoid"] == [
         "BatchNorm: test error 3.1 %; that of GroupNorm is at least 1.9 points below BatchNorm's (2.1 [1.9, 2.3]).",
@@ -53,7 +54,7 @@ def test_an_equally_good_norm_is_recommended_for_what_it_saves():
     said = recommended(compared({"layer": BATCH, "rms": LEVEL}, timings={"rms": (0.008, 0.0083)}))
     assert said["headline"] == (
         f"{WHERE}use RMSNorm. It is as good as LayerNorm to within 1 point, at 18 % less time per step, the same "
-        "memory kept for the backward pass (4 seeds)."
+        "memory kept for the backward pass (4 replicates)."
     )
     assert said["avoid"] == []
     assert said["evidence"][0]["text"].startswith("RMSNorm: test error 3.1 %, within 1 point of LayerNorm's (0.0 [")
@@ -62,13 +63,18 @@ def test_an_equally_good_norm_is_recommended_for_what_it_saves():
 def test_the_recommendation_says_how_far_it_reaches():
     of_study = compared({"layer": BATCH, "none": BETTER}, kind="sequences")
     assert recommended(of_study)["scope"] == (
-        "After 400 steps, each norm at its own best learning rate, in one of the study's own networks: a deeper "
-        "network may behave differently."
+        "After 400 steps. Each norm has its own best learning rate. It is one of the study's own networks: a deeper "
+        "one may behave differently."
     )
     by_another = dataclasses.replace(of_study, rates_by="exact statistics")
-    assert "at its own best learning rate by exact statistics, in one" in recommended(by_another)["scope"]
+    assert "its own best learning rate by exact statistics. It is one" in recommended(by_another)["scope"]
     own = dataclasses.replace(of_study, own=True)
-    assert recommended(own)["scope"] == "After 400 steps, each norm at its own best learning rate."
+    assert recommended(own)["scope"] == "After 400 steps. Each norm has its own best learning rate."
+    whole = dataclasses.replace(own, trained="20 epochs", whom=WHOM[True], left_out=("RMSNorm", "InstanceNorm"))
+    assert recommended(whole)["scope"] == (
+        "Trained for 20 epochs. Each norm has its own best learning rate. Intervals speak of training again, on other "
+        "images of the same kind as the test set's. Left out: RMSNorm, InstanceNorm; without --quick they are compared."
+    )
 
 
 def test_what_is_not_distinguished_is_named_with_the_whole_command_that_would_decide():
@@ -78,37 +84,66 @@ def test_what_is_not_distinguished_is_named_with_the_whole_command_that_would_de
     assert said["headline"].startswith(f"{WHERE}keep BatchNorm.")
     assert said["settled"] is False
     assert said["uncertain"] == (
-        f"Not distinguished from BatchNorm by the margin of 1 point: LayerNorm (about {needed} seeds would decide). To "
-        f"decide: gammabeta study --quick --seeds {needed} --out 'my dir-again' --compare --seed 1 --data digits"
+        "Not distinguished from BatchNorm by the margin of 1 point after 4 replicates: LayerNorm (about "
+        f"{needed} replicates would decide)."
     )
-    # fresh seeds: those of a second look at the same ones would decide wrongly more often
-    again = Run(command="gammabeta study --data mnist:m.npz --seed 3").again(20)
-    assert again == "gammabeta study --data mnist:m.npz --seed 4 --compare --seeds 20 --out gammabeta-study-again"
+    assert said["settle"] == (
+        "gammabeta study --quick --out 'my dir-again' --compare --until-settled --seed 1 --data digits"
+    )
+    # fresh replicates: a second look at the same ones would decide wrongly more often
+    again = Run(command="gammabeta study --data mnist:m.npz --seed 3 --seeds 20").again()
+    assert again == (
+        "gammabeta study --data mnist:m.npz --seed 4 --compare --until-settled --out gammabeta-study-again"
+    )
+    first = Run(quick=True, command="gammabeta study --first-look").again()
+    assert first == "gammabeta study --compare --until-settled --seed 1 --out gammabeta-study-again --quick"
 
 
-def test_where_no_practical_number_of_seeds_decides_none_is_advised():
+def test_what_looked_until_it_was_settled_is_not_advised_to_look_again():
+    near = compared({"batch": BATCH, "layer": NEAR})
+    said = recommended(near, command="gammabeta study --compare --until-settled", until_settled=True)
+    assert (said["settled"], said["settle"]) == (False, None)
+    assert said["uncertain"].startswith("Not distinguished from BatchNorm by the margin of 1 point after 4 replicates")
+
+
+def test_where_no_number_of_replicates_decides_it_says_so():
     level = (1.1, 3.1, 2.1, 2.1)  # 1 below on average: the margin itself
     said = recommended(compared({"batch": BATCH, "group": level}))
     assert said["uncertain"] == (
-        "Not distinguished from BatchNorm by the margin of 1 point: GroupNorm (no number of seeds would decide). More "
-        "than 64 seeds would be needed, unless mean or spread change."
+        "Not distinguished from BatchNorm by the margin of 1 point after 4 replicates: GroupNorm (no number of "
+        "replicates would decide). More data would, or another margin."
     )
-    of_both = recommended(compared({"batch": BATCH, "layer": NEAR, "group": level}))["uncertain"]
-    assert "To decide where that is practical: gammabeta study" in of_both
+
+
+def test_a_better_norm_whose_learning_rate_has_no_room_is_not_recommended_and_the_page_says_why():
+    fragile = compared({"batch": BATCH, "group": BETTER}, headroom={"batch": 7, "group": 3}, fragile=("group",))
+    said = recommended(fragile)
+    assert said["headline"].startswith(f"{WHERE}keep BatchNorm.")
+    assert said["evidence"][-1] == {
+        "side": "neither",
+        "claim": "comparison",
+        "text": "GroupNorm is not recommended, although its test error is at least 1.9 points below BatchNorm's (2.1 "
+        "[1.9, 2.3]): at twice its learning rate training fails and 3 learning rates serve, and 7 with BatchNorm.",
+    }
+
+
+def test_over_devices_the_costs_have_the_communication():
+    shared = dataclasses.replace(compared({"batch": BATCH, "group": WORSE}), communication="synchronizing adds 2 %")
+    assert recommended(shared)["costs"] == "Synchronizing adds 2 %."
 
 
 def test_a_norm_that_gains_by_recalibration_comes_with_the_call():
     values = {"batch": BATCH, "group": BETTER}
-    assert recommended(compared(values, recalibrated={"batch": BATCH}))["how"] == "gb.GroupNorm"
+    assert recommended(compared(values, recalibrated={"batch": BATCH}))["how"] == 'gb.convert(model, "group")'
     kept = {"batch": BATCH, "group": LEVEL}
     by_far = tuple(value - gain for value, gain in zip(BATCH, (2.0, 2.1, 1.9, 2.0), strict=True))
     said = recommended(compared(kept, recalibrated={"batch": by_far, "group": LEVEL}))
     assert said["how"] == (
-        "gb.BatchNorm2d; after training gb.recalibrate(model, batches), which lowers the test error by at least 1.8 "
-        "points"
+        "gb.BatchNorm2d(channels); after training gb.recalibrate(model, batches), which lowers the test error by at "
+        "least 1.8 points"
     )
     by_little = tuple(value - 0.5 for value in BATCH)
-    assert recommended(compared(kept, recalibrated={"batch": by_little}))["how"] == "gb.BatchNorm2d"
+    assert recommended(compared(kept, recalibrated={"batch": by_little}))["how"] == "gb.BatchNorm2d(channels)"
 
 
 def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
@@ -120,9 +155,9 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
     said = recommended(compared(values, scale=LOSS, kind="text"), outcomes)
     assert said["headline"] == (
         f"{WHERE}use RMSNorm. Its test loss is at least 0.038 nats below LayerNorm's (0.040 [0.038, 0.043]), over 3 "
-        "seeds."
+        "replicates."
     )
-    assert said["how"] == "gb.RMSNorm"
+    assert said["how"] == "gb.RMSNorm(features)"
     assert [item["claim"] for item in said["evidence"]] == ["comparison"] * 3 + ["layernorm_in_transformers"]
     assert said["evidence"][-1]["side"] == "for"
     assert [text.partition(":")[0] for text in said["avoid"]] == ["LayerNorm", "padded"]
@@ -133,16 +168,14 @@ def test_on_text_it_goes_by_the_loss_and_quotes_the_claim_about_text():
 def test_a_norm_for_several_devices_is_named_with_its_source_of_statistics():
     values = {"ghost:4": BATCH, "batch": BETTER}
     several = recommended(compared(values, devices=8))
-    assert several["how"] == "gb.BatchNorm2d, with statistics=gb.statistics.Synced()"
+    assert several["how"] == "gb.set_statistics(model, gb.statistics.Synced())"
     assert "with batches of 4 on each of 8 devices" in several["headline"]
-    assert several["costs"] == (
-        "the same time per step on one device, without communication, the same memory kept for the backward pass."
-    )
+    assert several["costs"] == ("the same time per step on one device, the same memory kept for the backward pass.")
     values = {"layer": BATCH, "masked": BETTER, "masked:4": NEAR}
     said = recommended(compared(values, kind="sequences", devices=8))
-    assert said["how"] == "gb.BatchNorm1d, called with mask=, with statistics=gb.statistics.Synced()"
+    assert said["how"] == "gb.BatchNorm1d(features, statistics=gb.statistics.Synced()), called with mask="
     alone = recommended(compared({"layer": BATCH, "masked": BETTER}, kind="sequences"))
-    assert alone["how"] == "gb.BatchNorm1d, called with mask="
+    assert alone["how"] == "gb.BatchNorm1d(features), called with mask="
 
 
 def test_what_is_level_has_no_sign():

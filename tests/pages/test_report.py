@@ -4,25 +4,14 @@ import copy
 import json
 import math
 import re
-from dataclasses import asdict
 from html.parser import HTMLParser
 
 import pytest
-from tests.example_results import ARMS, HOSTILE, effect, error_by_batch_size, example_results, heatmap, losses
+from tests.example_results import ARMS, example_results
 
-from gammabeta.lab.outcome import Axis, Effect, bars
-from gammabeta.pages.picture import arm_of, figure, missing, number
-from gammabeta.pages.report import (
-    VERDICTS,
-    ReportError,
-    check,
-    duration,
-    embed,
-    interval_svg,
-    prose,
-    read_results,
-    write_report,
-)
+from gammabeta.pages.report import read_results, write_report
+from gammabeta.pages.validation import ReportError, check
+from gammabeta.pages.verdicts import MEANINGS, VERDICTS
 
 
 class Page(HTMLParser):
@@ -59,44 +48,76 @@ def test_what_is_much_is_folded(tmp_path):
     claim["pictures"] = claim["pictures"] * 3
     claim["effects"] = claim["effects"] * 5
     page = Page(write_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.text.count("4 more pictures") == page.text.count("5 more effects") == 1
+    assert page.text.count("4 more pictures") == page.text.count("14 further effects") == 1
     pictures = [given["data-of"] for _, given in page.elements if given.get("data-of", "").startswith("small_batch-")]
     assert pictures == [f"small_batch-{index}" for index in range(1, 7)]
     numbers = [given["id"] for tag, given in page.elements if given.get("id", "") in pictures and tag == "script"]
     assert numbers == pictures
 
 
-def test_the_recommendation_comes_first_then_the_verdicts_then_the_claims(page):
-    text = page[1].text
-    order = ("Use BatchNorm at batches of 16", "InstanceNorm on inputs of one", "2 supported", "none trains above 20 %")
-    places = [text.index(part) for part in order]
+def test_cards_come_first_then_what_holds_then_the_data_then_the_claims(page):
+    order = ("Use BatchNorm at batches of 16", "18 % less time", "Holds here", "Training", "none trains above 20 %")
+    places = [page[1].text.index(part) for part in order]
     assert places == sorted(places)
 
 
-def test_several_recommendations_stand_one_below_the_other_with_their_reasons_folded(tmp_path):
+def test_the_contents_lead_to_every_part(page):
+    links = [a["href"] for tag, a in page[1].elements if tag == "a"]
+    parts = ["#recommendations", "#summary", "#data", "#claims", "#identities", "#reading", "#run"]
+    assert links[: len(parts)] == parts
+
+
+def test_identities_are_counted_apart(page):
+    text = re.sub(r"\s+", " ", page[1].text)
+    assert re.search(r"7 empirical claims.*?1 identity ✓ 1 supported", text)
+    assert text.index("Identities: holds here") > text.index("Not finished")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"status": "exploratory", "claims_hash": "c0ffee"}, "Exploratory run."),
+        ({"confirmatory": False}, "Exploratory run."),
+        ({"confirmatory": True, "claims_hash": "c0ffee"}, "Confirmatory run."),
+        ({}, ""),
+    ],
+)
+def test_a_run_says_whether_it_is_exploratory(given, said, tmp_path):
+    text = Page(write_report(example_results() | given, tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert [word for word in ("Exploratory run.", "Confirmatory run.") if word in text] == ([said] if said else [])
+    assert ("c0ffee" in text) == ("claims_hash" in given)
+
+
+def test_every_data_set_is_listed_with_what_was_used_of_what_there_is(tmp_path):
     results = example_results()
-    picture = error_by_batch_size()
-    more = {
-        "network": "GRU",
-        "scope": "After 400 steps.",
-        "picture": picture,
-        "table": {"title": "Side by side", "columns": [], "rows": []},
-    }
-    results["recommendations"] += [{**results["recommendations"][0], **more, "headline": "On text use LayerNorm."}]
+    results["tasks"] = [results["task"], {"name": "strokes", "kind": "sequences", "samples": {"train": 1500}}]
     page = Page(write_report(results, tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert (
-        page.text.index("Use BatchNorm at batches")
-        < page.text.index("On text use LayerNorm.")
-        < page.text.index("After 400 steps.")
-    )
-    assert page.text.count("Why, what to avoid, what it costs") == page.text.count("GRU: why, what to avoid") == 1
-    assert [given["id"] for tag, given in page.elements if given.get("id", "").startswith("comparison")] == [
-        "comparison-2-1"
-    ]
-    assert "Why, what to avoid" not in Page(write_report(example_results(), tmp_path / "one.html").read_text()).text
-    picture["series"][0]["y"] = []
-    with pytest.raises(ReportError, match="a recommendation, picture 'Test error against batch size', series"):
+    text = re.sub(r"\s+", " ", page.text)
+    assert "What normalization does on digits and strokes" in text
+    assert "1078 of 1438" in text
+    assert "1500 training" in text
+    table = next(json.loads(script) for script in page.scripts if '"train, available"' in script)
+    facts = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    assert [fact["train"] for fact in facts] == [1078, 1500]
+    assert [fact["train, available"] for fact in facts] == [1438, None]
+
+
+def test_every_table_has_its_full_numbers_for_a_file(page):
+    named = {given["data-table"] for tag, given in page[1].elements if tag == "script" and "data-table" in given}
+    assert {"norms-1", "comparison-1-1", "effects-small_batch", "small_batch-1", "regimes-gradient_flow"} <= named
+    norms = next(json.loads(script) for script in page[1].scripts if '"GroupNorm",1.5' in script)
+    assert norms == {"columns": ["norm", "test error, %"], "rows": [["GroupNorm", 1.5], ["BatchNorm", 2.03125]]}
+
+
+def test_a_recommendation_s_picture_is_checked():
+    results = example_results()
+    results["recommendations"][0]["picture"]["series"][0]["y"] = []
+    with pytest.raises(ReportError, match="a recommendation, picture 'Test error of BatchNorm minus"):
         check(results)
+
+
+def test_every_verdict_has_a_meaning():
+    assert set(MEANINGS) == set(VERDICTS)
 
 
 def test_every_part_of_the_results_is_on_the_page(page):
@@ -107,13 +128,16 @@ def test_every_part_of_the_results_is_on_the_page(page):
         "Is it so that batchNorm needs a large enough batch?",
         "BatchNorm reaches a training loss of 0.1 in 1.9 times fewer steps",
         "1.9 [1.5, 2.2]",
-        "6 of 23 needed",
+        "about 23 would decide",
+        "gammabeta study gradient_flow --quick --out 'a <b> folder-again' --seed 1 --seeds 23",
+        "gammabeta study --compare --until-settled --seed 1 --out again",
         "depth 8, width 64, relu, He",
         "Ioffe & Szegedy 2015",
         "A processor of some kind, 2 cores",
         "4 March 2026, 05:06 UTC",
         "1 × 8 × 8",
         "2 min 23 s",
+        "Every number here is from 6 replicates.",
     ):
         assert part in re.sub(r"\s+", " ", text), part
 
@@ -132,20 +156,6 @@ def test_what_comes_from_users_is_text_and_never_markup(page):
     assert "<b>bold</b>" not in source
     assert parsed.text.count('<script>alert("x")</script>') >= 8  # as a reader sees it, in title, question, criterion …
     assert "gammabeta study --quick --out 'a <b> folder'" in parsed.text
-
-
-def test_plotly_is_handed_escaped_texts():
-    hostile = next(claim for claim in example_results()["claims"] if claim["name"] == "hostile")
-    trace, layout = (drawn := figure(hostile["pictures"][0]))["data"][0], drawn["layout"]
-    texts = [
-        trace["name"],
-        layout["xaxis"]["title"]["text"],
-        *(line for point in trace["customdata"] for line in point),
-    ]
-    assert all("<b>" not in text and "<script>" not in text for text in texts)
-    assert "&lt;b&gt;" in trace["name"]
-    # Plotly would fill in a user's template: their texts are in the data, not in the template.
-    assert "%{y}" not in trace["hovertemplate"]
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
@@ -181,7 +191,7 @@ def test_bare_results_make_a_page(tmp_path):
     path = write_report({"schema": 2, "claims": []}, tmp_path / "new" / "report.html")
     text = Page(path.read_text(encoding="utf-8")).text
     assert "No claim was decided in this run." in text
-    assert "None: the claims that a recommendation needs were not decided" in text
+    assert "No recommendation: the claims that it needs were not decided" in text
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
@@ -261,157 +271,3 @@ def test_read_results_says_what_is_missing(tmp_path):
     )
     (tmp_path / "results.json").write_text(json.dumps(example_results()), encoding="utf-8")
     assert read_results(tmp_path) == example_results()
-
-
-@pytest.mark.parametrize(
-    ("name", "arm"),
-    [
-        *zip(ARMS, ("none", "batch", "group", "layer", "instance", "rms", "ghost", "renorm"), strict=True),
-        ("BN, tuned", "batch"),
-        ("batch in evaluation", "batch"),
-        ("GN(4)", "group"),
-        ("LN", "layer"),
-        ("without a norm", "none"),
-        ("IN", "instance"),
-        ("in evaluation", None),
-        ("sigmoid, 8 layers", None),
-        ("batch size 4 of a Dropout net", "batch"),
-        ("Batch Renorm", "renorm"),
-    ],
-)
-def test_an_arm_is_known_by_its_name(name, arm):
-    assert arm_of(name) == arm
-
-
-def test_an_arm_has_one_colour_in_all_pictures_and_dashes_tell_its_series_apart():
-    in_curves, in_errors = figure(losses())["data"], figure(error_by_batch_size())["data"]
-    colours = [{t["name"]: t["line"]["color"] for t in traces if "name" in t} for traces in (in_curves, in_errors)]
-    assert colours[0]["BatchNorm"] == colours[1]["BatchNorm"] == "@batch"
-    assert len(set(colours[1].values())) == len(ARMS)
-    twice = [t for t in in_curves if t.get("name", "").startswith("BatchNorm")]
-    assert [t["line"]["color"] for t in twice] == ["@batch", "@batch"]
-    assert twice[0]["line"]["dash"] != twice[1]["line"]["dash"]
-
-
-@pytest.mark.parametrize(("values", "side"), [((-60.0, -4.0, 0.5), "right"), ((0.5, 4.0, 60.0), "left")])
-def test_a_line_among_lying_bars_is_named_on_the_side_with_room(values, side):
-    effects = [
-        Effect(f"a rather long name of bar {v}", v, v, v, "points", (-1, 1), 0.0, "supported", 3) for v in values
-    ]
-    drawn = figure(asdict(bars("t", "c", "norm", Axis("difference"), effects)))
-    assert drawn["data"][0]["orientation"] == "h"
-    named = [shape for shape in drawn["layout"]["shapes"] if shape["label"]["text"]]
-    assert [shape["label"]["xanchor"] for shape in named] == [side]
-
-
-def test_intervals_are_error_bars_on_few_points_and_bands_on_many():
-    data = figure(error_by_batch_size())["data"]
-    y, low, high = (error_by_batch_size()["series"][1][key] for key in ("y", "low", "high"))
-    assert data[1]["error_y"]["array"] == [h - v for h, v in zip(high, y, strict=True)]
-    assert data[1]["error_y"]["arrayminus"] == [v - lo for lo, v in zip(low, y, strict=True)]
-    curves = figure(losses())["data"]
-    assert len(curves) == 6
-    assert curves[0]["fill"] == "toself"
-    assert len(curves[0]["x"]) == 2 * len(curves[1]["x"])
-
-
-def test_a_band_has_a_gap_where_values_do_not_exist():
-    picture = losses()
-    series = picture["series"][0]
-    series["low"][10] = series["high"][10] = series["y"][10] = None
-    xs = figure(picture)["data"][0]["x"]
-    assert xs.index(None) == 20
-    assert xs.count(None) == 1
-
-
-def test_log_axes_have_the_grid_s_own_values_as_ticks():
-    axis = figure(error_by_batch_size())["layout"]["xaxis"]
-    assert (axis["type"], axis["tickvals"], axis["title"]["text"]) == ("log", [2, 4, 8, 16, 32], "batch size (images)")
-
-
-def test_a_heatmap_over_decades_is_coloured_by_decades_and_says_its_values():
-    trace = figure(heatmap())["data"][0]
-    assert trace["z"][0][1] == pytest.approx(-16)
-    assert "value 1e−16" in trace["customdata"][0][1]
-    assert figure(heatmap())["layout"]["annotations"][0]["text"] == "n/a"
-
-
-def test_what_a_picture_cannot_show_is_said():
-    assert missing(error_by_batch_size()) == "1 value does not exist: diverged, or not reached."
-    picture = error_by_batch_size()
-    picture["series"][0]["y"][:2] = [0.0, -1.0]
-    assert missing(picture).endswith("2 values are 0 or less, off the log axis.")
-    assert missing(losses()) == ""
-
-
-def marks(svg):
-    return {
-        name: float(re.search(rf'class="{name}"[^>]*?{attribute}="([\d.]+)"', svg)[1])
-        for name, attribute in (("zone", "x"), ("null", "x1"), ("interval", "x1"), ("value", "cx"))
-    }
-
-
-def test_an_interval_is_drawn_to_scale():
-    svg = str(interval_svg(effect("a difference", 2.0, 1.0, 3.0, margin=[-1, 1], null=0)))
-    at = marks(svg)
-    # −1 … 3 over the whole width: null a quarter in, the interval from a half on, the value three quarters in.
-    left, right = 16, 204
-    assert at["zone"] == pytest.approx(left)
-    assert at["null"] == pytest.approx(left + (right - left) / 4)
-    assert at["interval"] == pytest.approx(left + (right - left) / 2)
-    assert at["value"] == pytest.approx(left + (right - left) * 3 / 4)
-    assert 'aria-label="2, interval 1 to 3, margin −1 to 1"' in svg
-
-
-def test_ratios_are_drawn_with_half_and_twice_equally_far_from_one():
-    at = marks(str(interval_svg(effect("a ratio", 2.0, 0.5, 2.0, margin=[0.5, 2.0], null=1.0))))
-    assert at["null"] - at["interval"] == pytest.approx(at["value"] - at["null"])
-
-
-def test_an_interval_without_bounds_runs_off_both_edges():
-    svg = str(interval_svg(effect("one seed", 3.0, None, None, margin=[-1, 1], null=0)))
-    assert 'x1="0.0" x2="220.0"' in svg
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (None, "–"),
-        (0.0, "0"),
-        (1.905, "1.91"),
-        (0.1, "0.1"),
-        (-0.49, "−0.49"),
-        (123.4, "123"),
-        (100.0, "100"),
-        (1e-16, "1e−16"),
-        (2.5e7, "2.5e7"),
-        (0.9999, "1"),
-        (1797, "1797"),
-        (123456, "123\u202f456"),
-        (True, "yes"),
-        ("text", "text"),
-    ],
-)
-def test_numbers_for_people(value, text):
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "–"), (0.42, "0.42 s"), (12.34, "12 s"), (184, "3 min 4 s"), (4320, "1 h 12 min")],
-)
-def test_durations_for_people(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_prose_knows_paragraphs_items_code_and_arxiv():
-    assert str(prose("one\ntwo\n\n- a <b>\n- `c`\n\n(1502.03167)")) == (
-        "<p>one two</p><ul><li>a &lt;b&gt;</li><li><code>c</code></li></ul>"
-        '<p>(<a href="https://arxiv.org/abs/1502.03167">1502.03167</a>)</p>'
-    )
-
-
-def test_embedded_json_cannot_end_its_element():
-    text = str(embed({"x": HOSTILE}))
-    assert "<" not in text
-    assert json.loads(text) == {"x": HOSTILE}

@@ -72,6 +72,15 @@ BatchSize = Annotated[
         show_default=False,
     ),
 ]
+TrainingSamples = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="N",
+        help="Training samples to take of --data at most, or [bold]all[/] (default: 2,000).",
+        show_default=False,
+    ),
+]
 Devices = Annotated[int, typer.Option("--devices", metavar="N", help="Number of devices, for the recommendation.")]
 LinkName = Annotated[
     str,
@@ -88,6 +97,13 @@ UntilSettled = Annotated[
         "--until-settled",
         help="Add replicates to the comparison until every norm is decided, 64 at most; looking several times keeps "
         "the error rate.",
+    ),
+]
+Confirmatory = Annotated[
+    bool,
+    typer.Option(
+        "--confirmatory",
+        help="Results that confirm: measured once in a new folder, with a --seed that nobody has looked at.",
     ),
 ]
 Jobs = Annotated[

@@ -13,6 +13,7 @@ from gammabeta.lab.task import TaskError
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 # The study trains hundreds of networks. A subset keeps that to minutes, and leaves room for differences between norms.
 TRAIN, VALIDATION, TEST = 2000, 500, 1000
+MOST_TUNING = 5000  # of a whole data set: more would hardly change a choice of the learning rate
 FEWEST, FEWEST_TESTED = 10, 5  # samples of each class in the training and in the test part
 
 
@@ -150,14 +151,16 @@ def _some(labels: np.ndarray) -> str:
 
 
 def parts(
-    arrays: Mapping[str, np.ndarray], where: str, what: str, split: int = 0
+    arrays: Mapping[str, np.ndarray], where: str, what: str, split: int = 0, most: int | None = TRAIN
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the indices of the training, tuning and test samples; the first two index the training part.
 
-    They are at most 2,000, 500 and 1,000. Where the training part is smaller, a fifth of it is for tuning. They have
-    equal shares of each class.
+    They are at most ``most``, a quarter and half of it. Where the training part is smaller, a fifth of it is for
+    tuning. They have equal shares of each class.
 
     Args:
+        most: training samples; None for all samples of both parts, a fifth of the training part, and at most 5,000 of
+            it, for tuning.
         split: decides which samples are for training and which for tuning; the test samples are always the same.
 
     Raises:
@@ -165,12 +168,15 @@ def parts(
     """
     y_train, y_test = arrays["y_train"], arrays["y_test"]
     rng = np.random.default_rng(split)
-    kept = stratified(y_train, min(TRAIN + VALIDATION, len(y_train)), rng)
-    tuned = round(len(kept) * VALIDATION / (TRAIN + VALIDATION))
+    share = VALIDATION / TRAIN
+    kept = stratified(y_train, len(y_train) if most is None else min(round(most * (1 + share)), len(y_train)), rng)
+    tuned = round(len(kept) * share / (1 + share))
+    tuned = min(tuned, MOST_TUNING) if most is None else tuned
     held_out = stratified(y_train[kept], tuned, rng)
     is_held_out = np.zeros(len(kept), dtype=bool)
     is_held_out[held_out] = True
-    tested = stratified(y_test, min(TEST, len(y_test)), np.random.default_rng(0))
+    wanted = len(y_test) if most is None else min(round(most * TEST / TRAIN), len(y_test))
+    tested = stratified(y_test, wanted, np.random.default_rng(0))
     for part, drawn, fewest in (("train", y_train[kept], FEWEST), ("test", y_test[tested], FEWEST_TESTED)):
         counts = np.bincount(drawn.astype(np.int64), minlength=int(y_train.max()) + 1)
         least = int(np.argmin(counts))
@@ -190,3 +196,10 @@ def stratified(y_n: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
         place = order[y_n[order] == label]
         within[place] = (np.arange(len(place)) + rng.random()) / len(place)
     return np.sort(np.argsort(within, kind="stable")[:count])
+
+
+def subset(arrays: Mapping[str, np.ndarray], drawn: tuple[np.ndarray, np.ndarray, np.ndarray], what: str) -> str:
+    """Say how many samples of how many are used, of the parts that :func:`parts` drew."""
+    train, validation, test = (f"{len(part):,}" for part in drawn)
+    whole, of_test = (f"{len(arrays[f'y_{part}']):,}" for part in ("train", "test"))
+    return f"{train} training and {validation} tuning {what} of {whole}, {test} test {what} of {of_test}"

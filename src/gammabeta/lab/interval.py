@@ -33,17 +33,24 @@ class Precision:
             then speaks of this test set, not of the population that it was drawn from.
         trained_on: the number of training samples, where each replicate draws its own training and test samples from
             the same data. Such splits overlap, so that replicates are not independent.
+        rates: whether the values are error rates; False for losses, which one sample moves by any amount.
     """
 
     step: float = 0.0
     samples: int | None = None
     variance: float | None = None
     trained_on: int | None = None
+    rates: bool = True
+
+    @property
+    def least(self) -> float:
+        """What one test sample more or less moves an error rate by, in percent; 0 for other values."""
+        return 100 / self.samples if self.samples and self.rates else 0.0
 
     @property
     def grid(self) -> float:
         """The distance of neighbouring values; 0 where it is not known."""
-        return max(self.step, 100 / self.samples if self.samples else 0.0)
+        return max(self.step, self.least)
 
     def __post_init__(self) -> None:
         if self.samples is None and (self.variance is not None or self.trained_on is not None):
@@ -84,7 +91,7 @@ def half_width(spread: float, replicates: int, precision: Precision = CONTINUOUS
     overlap = n / precision.trained_on if n and precision.trained_on else 0.0
     over_replicates = student(replicates, confidence) ** 2 * spread**2 * (1 / replicates + overlap)
     over_samples = normal(confidence) ** 2 * (precision.variance or 0.0) / n if n else 0.0
-    return max(math.sqrt(over_replicates + over_samples), 100 / n if n else 0.0) + precision.step
+    return max(math.sqrt(over_replicates + over_samples), precision.least) + precision.step
 
 
 def spread_of(values: Sequence[float], precision: Precision = CONTINUOUS) -> float:

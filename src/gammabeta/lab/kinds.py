@@ -30,7 +30,8 @@ class Form:
     """One form of data, named ``prefix`` or ``prefix:argument``.
 
     Attributes:
-        load: reads the task; called with the argument's path where there is one.
+        load: reads the task; called with the argument's path where there is one, and with ``most`` where it is limited.
+        limited: whether ``--train`` says how many samples it takes.
         argument: ``"FILE"`` or ``"DIR"``; empty where the prefix takes none.
         optional: whether the prefix may stand without its argument too.
         holds: what the file or folder must be, for the error where it does not exist.
@@ -40,6 +41,7 @@ class Form:
 
     load: Callable[..., Any]
     argument: str = ""
+    limited: bool = False
     optional: bool = False
     holds: str = ""
     fingerprint: Callable[[Path], str] = fingerprint_of_file
@@ -53,14 +55,14 @@ class KindOfData:
     Attributes:
         embedded: the data that a study takes where none are named.
         forms: how data of this kind are named, by prefix.
-        from_user: makes a task of what a user's function returned.
+        from_user: makes a task of what a user's function returned, with at most so many training samples.
         facts: what the report says about a task: ``shape``, ``classes``, ``samples``.
         claims: the claims that compare norms on this kind of data; empty where they go by the norm.
     """
 
     embedded: str
     forms: dict[str, Form]
-    from_user: Callable[[UserData], Any]
+    from_user: Callable[[UserData, int | None], Any]
     facts: Callable[[Any], dict[str, Any]]
     claims: tuple[str, ...] = ()
 
@@ -68,7 +70,7 @@ class KindOfData:
 def _named(data: UserData) -> dict[str, Any]:
     return {
         "name": data.name,
-        "description": f"{data.name}: a stratified subset of its {data.kind}",
+        "description": data.name,
         "where": f"--data {data.target}",
     }
 
@@ -99,24 +101,28 @@ KINDS: dict[Kind, KindOfData] = {
         "digits",
         {
             "digits": Form(digits.load, built_in="scikit-learn"),
-            "mnist": Form(mnist.load, "FILE", holds=ARRAYS),
-            "cifar10": Form(cifar10.load, "FILE", holds=ARRAYS),
+            "mnist": Form(mnist.load, "FILE", limited=True, holds=ARRAYS),
+            "cifar10": Form(cifar10.load, "FILE", limited=True, holds=ARRAYS),
             "folder": Form(
                 folder.load, "DIR", holds="a folder with a folder for each class", fingerprint=folder.fingerprint
             ),
         },
-        lambda data: image_task(data.content, **_named(data)),
+        lambda data, most: image_task(data.content, **_named(data), most=most),
         _of_images,
     ),
     "sequences": KindOfData(
         "strokes",
         {
             "vowels": Form(
-                vowels.load, "DIR", holds="a folder with *_TRAIN.ts and *_TEST.ts", fingerprint=vowels.fingerprint
+                vowels.load,
+                "DIR",
+                limited=True,
+                holds="a folder with *_TRAIN.ts and *_TEST.ts",
+                fingerprint=vowels.fingerprint,
             ),
             "strokes": Form(strokes.load, built_in="scikit-learn"),
         },
-        lambda data: sequence_task(data.content, **_named(data)),
+        lambda data, most: sequence_task(data.content, **_named(data), most=most),
         _of_sequences,
         claims=("sequences",),
     ),
@@ -127,7 +133,7 @@ KINDS: dict[Kind, KindOfData] = {
                 characters.load, "FILE", optional=True, holds="a UTF-8 text", built_in=platform.python_version()
             )
         },
-        lambda data: characters.task(str(data.content["text"]), **_described(data)),
+        lambda data, _: characters.task(str(data.content["text"]), **_described(data)),
         _of_text,
         claims=("layernorm_in_transformers",),
     ),

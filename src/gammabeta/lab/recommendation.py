@@ -12,28 +12,32 @@ from typing import Any
 from gammabeta.lab.choice import Choice, choose
 from gammabeta.lab.comparison import Compared, Comparison
 from gammabeta.lab.evidence import Side, is_synced, norm_of, said, summary
+from gammabeta.lab.looks import MOST
 from gammabeta.lab.outcome import Effect, Outcome
 from gammabeta.lab.task import Kind
 
-# How to use each norm on images.
+# What to write for each norm on images, in a network that has BatchNorm.
 HOW = {
-    "batch": "gb.BatchNorm2d",
-    "ghost": "gb.BatchNorm2d",
-    "renorm": "gb.BatchNorm2d(statistics=gb.statistics.Renorm())",
-    "group": "gb.GroupNorm",
-    "layer": "gb.GroupNorm(1, channels); gb.LayerNorm where the channels are the only axis",
-    "rms": "gb.RMSNorm over the channels, moved to the last axis",
-    "instance": "gb.InstanceNorm2d",
+    "batch": "gb.BatchNorm2d(channels)",
+    "ghost": "gb.BatchNorm2d(channels)",
+    "renorm": "gb.set_statistics(model, gb.statistics.Renorm())",
+    "group": 'gb.convert(model, "group")',
+    "layer": 'gb.convert(model, "layer")',
+    "rms": "gb.RMSNorm(channels), over the channels, moved to the last axis",
+    "instance": 'gb.convert(model, "instance")',
     "none": "no normalization layer",
 }
 HOW_ON_SEQUENCES = {
     **HOW,
-    "layer": "gb.LayerNorm",
-    "rms": "gb.RMSNorm",
-    "masked": "gb.BatchNorm1d, called with mask=",
-    "padded": "gb.BatchNorm1d",
+    "batch": "gb.BatchNorm1d(features)",
+    "group": "gb.GroupNorm(groups, features)",
+    "layer": "gb.LayerNorm(features)",
+    "rms": "gb.RMSNorm(features)",
+    "masked": "gb.BatchNorm1d(features), called with mask=",
+    "padded": "gb.BatchNorm1d(features)",
 }
-SYNCED = "statistics=gb.statistics.Synced()"
+SYNCED = "gb.set_statistics(model, gb.statistics.Synced())"
+OVER_DEVICES = "statistics=gb.statistics.Synced()"
 RECALIBRATE = "after training gb.recalibrate(model, batches)"
 
 
@@ -119,7 +123,7 @@ def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome], run: Run)
         "evidence": _evidence(choice, comparison, outcomes),
         "avoid": [_compared(arm, choice, comparison) for arm in choice.avoid],
         "uncertain": _uncertain(choice, comparison),
-        "settle": run.again() if choice.open and not run.until_settled else None,
+        "settle": run.again() if _can_be_settled(choice) and not run.until_settled else None,
     }
 
 
@@ -221,7 +225,8 @@ def _how(choice: Choice, comparison: Comparison) -> str:
     """Name the layer to write, and the call that recalibrates it where that is shown to win by the margin."""
     arm = choice.arm
     how = (HOW if comparison.kind == "images" else HOW_ON_SEQUENCES)[norm_of(arm)]
-    how += f", with {SYNCED}" if is_synced(arm, comparison) else ""
+    if is_synced(arm, comparison):
+        how = SYNCED if comparison.kind == "images" else how.replace("features)", f"features, {OVER_DEVICES})")
     again: Effect | None = arm.recalibration
     if again is None or again.verdict != "supported":
         return how
@@ -273,7 +278,14 @@ def _uncertain(choice: Choice, comparison: Comparison) -> str | None:
     return (
         f"Not distinguished from {comparison.usual.name} by the margin of {comparison.scale.least} after "
         f"{len(comparison.usual.values)} replicates: {each}."
+        + ("" if _can_be_settled(choice) else " More data would, or another margin.")
     )
+
+
+def _can_be_settled(choice: Choice) -> bool:
+    """Whether some norm that is open would be decided by as many replicates as `gammabeta.lab.looks` allows."""
+    needed = [arm.gain.seeds_needed for arm in choice.open if arm.gain is not None]
+    return any(n is not None and n <= MOST for n in needed)
 
 
 def _why_not(arm: Compared, comparison: Comparison) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gammabeta.lab import user_data
-from gammabeta.lab.arrays import unreadable
+from gammabeta.lab.arrays import FEWEST, TRAIN, unreadable
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.kinds import KINDS, Form
 from gammabeta.lab.sequences.task import SequenceTask
@@ -24,20 +24,48 @@ OF_PREFIX: dict[str, Kind] = {prefix: of_kind for of_kind, row in KINDS.items() 
 _USER = "user's "  # followed by the kind, ":" and the function; no user can write this prefix
 
 
-def source(data: str) -> dict[str, str]:
+def source(data: str, train: int | str | None = None) -> dict[str, Any]:
     """Return what identifies a task in a trial's settings: its origin and a fingerprint of its content.
 
     Args:
         data: a name in ``FORMS``, for example ``"digits"``, with its file or folder where it takes one, for example
             ``"mnist:FILE"``. Or a function, ``"package.module:function"`` or ``"file.py:function"``, that keeps the
             contract of :mod:`gammabeta.lab.user_data`.
+        train: the number of training samples at most, or ``"all"``; None for 2,000.
 
     Returns:
-        ``{"data", "fingerprint"}``: the prefix, which decides the kind, with the absolute path; and a hash.
+        ``{"data", "fingerprint"}``: the prefix, which decides the kind, with the absolute path; and a hash. With
+        ``train`` also ``"train"``, as :func:`load_kind` takes it.
 
     Raises:
-        TaskError: an unknown form of data, a missing file or folder, or a function that breaks the contract.
+        TaskError: an unknown form of data, a missing file or folder, a function that breaks the contract, or data that
+            ``train`` does not limit.
     """
+    found = _named(data)
+    if train is None:
+        return found
+    most = _most(train)
+    form = FORMS.get(found["data"].partition(":")[0])
+    if not (form.limited if form is not None else kind(found) != "text"):
+        forms = ", ".join(f"{prefix}:{known.argument}" for prefix, known in FORMS.items() if known.limited)
+        raise TaskError(
+            f"--train {train}: expected data in arrays ({forms}, or a function that returns arrays), got {data}: leave "
+            "--train out."
+        )
+    return {**found, "train": most}
+
+
+def _most(train: int | str) -> int | None:
+    """Return the number of training samples that ``--train`` names; None for all."""
+    if train == "all":
+        return None
+    if not str(train).isdecimal() or int(train) < FEWEST:
+        raise TaskError(f"--train {train}: expected a number of {FEWEST} or more, or all, got {train}.")
+    return int(train)
+
+
+def _named(data: str) -> dict[str, Any]:
+    """Return what identifies a task, whole."""
     prefix, colon, argument = data.partition(":")
     form = FORMS.get(prefix)
     if form is not None and not colon and (form.optional or not form.argument):
@@ -96,7 +124,7 @@ def kind(task: Mapping[str, Any]) -> Kind:
 
 
 @lru_cache(maxsize=4)
-def _load(data: str, fingerprint: str) -> AnyTask:
+def _load(data: str, fingerprint: str, most: int | None) -> AnyTask:
     prefix, _, argument = data.partition(":")
     if prefix.startswith(_USER):
         made = user_data.read(argument)
@@ -105,16 +133,16 @@ def _load(data: str, fingerprint: str) -> AnyTask:
                 f"--data {argument}: expected the same data each time that the function is called, got others: seed "
                 "what it draws, or run the study again if its file changed."
             )
-        task: AnyTask = KINDS[made.kind].from_user(made)
+        task: AnyTask = KINDS[made.kind].from_user(made, most)
         return task
     form = FORMS[prefix]
     if not argument:
         task = form.load()
         return task
-    if source(data)["fingerprint"] != fingerprint:
+    if _named(data)["fingerprint"] != fingerprint:
         raise TaskError(f"--data {data}: the {_thing(form)} changed while the study ran. Run it again.")
     with _reading(Path(argument)):
-        task = form.load(argument)
+        task = form.load(argument, most) if form.limited else form.load(argument)
     return task
 
 
@@ -126,7 +154,8 @@ def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
     """Return the task that :func:`source` named; it stays in memory, one copy per process.
 
     Args:
-        task: what :func:`source` returned. It may have ``"split"``: the number of another split of the same data.
+        task: what :func:`source` returned. It may have ``"split"``, the number of another split of the same data, and
+            ``"train"``, the number of training samples at most, or None for all.
 
     Raises:
         TaskError: the data are of another kind, or cannot be used.
@@ -135,14 +164,13 @@ def load_kind(task: Mapping[str, Any], wanted: Kind) -> AnyTask:
     if found != wanted:
         named = str(task["data"]).removeprefix(f"{_USER}{found}:")
         raise TaskError(f"--data {named}: expected {wanted}, got {found}: name data of that kind.")
-    whole = _load(task["data"], task["fingerprint"])
-    return _drawn(task["data"], task["fingerprint"], task["split"]) if "split" in task else whole
+    whole = task["data"], task["fingerprint"], task.get("train", TRAIN)
+    return _drawn(*whole, task["split"]) if "split" in task else _load(*whole)
 
 
-@lru_cache(maxsize=8)
-def _drawn(data: str, fingerprint: str, split: int) -> AnyTask:
-    drawn: AnyTask = getattr(_load(data, fingerprint), "redraw")(split)  # noqa: B009
-    return drawn
+@lru_cache(maxsize=4)
+def _drawn(data: str, fingerprint: str, most: int | None, split: int) -> AnyTask:
+    return _load(data, fingerprint, most).redraw(split)
 
 
 def load(task: Mapping[str, Any]) -> Task:

@@ -21,6 +21,7 @@ from gammabeta.lab import study_file
 from gammabeta.lab.choice import choose
 from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
+from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
@@ -85,10 +86,12 @@ def study(
     model: str | None = None,
     quick: bool = False,
     first_look: bool = False,
+    train: int | str | None = None,
     batch_size: int | None = None,
     devices: int = 1,
     link: str = "infiniband",
     until_settled: bool = False,
+    confirmatory: bool = False,
     compare_only: bool = False,
     out: str | Path = "gammabeta-study",
     jobs: int | None = None,
@@ -110,6 +113,8 @@ def study(
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
         model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``;
             it replaces the small ResNet.
+        train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
+            ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
             or 16 windows of text.
         devices: the number of devices, for the recommendation.
@@ -117,6 +122,8 @@ def study(
             synchronizing statistics.
         until_settled: look at the comparison after 4, 8, 16, 32 and 64 replicates, and stop where all norms are
             decided; the looks together keep the error rate of one (`gammabeta.lab.looks`).
+        confirmatory: mark the results as confirming: measured once, by claims that were fixed beforehand, with the
+            replicates of a seed that nobody has looked at (`gammabeta.lab.claims_hash`).
         compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
         quick: few replicates and small grids.
         first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
@@ -145,14 +152,20 @@ def study(
     _check_looks(link=link, until_settled=until_settled, seeds=seeds)
     asked: dict[str, Any] = {"data": data, "model": model, "quick": quick and not first_look, "first_look": first_look}
     asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
-    asked |= {"batch_size": batch_size, "devices": devices, "link": link, "until_settled": until_settled}
-    asked |= {"compare": compare_only, "engine": engine, "address": address}
+    asked |= {
+        "train": None if train is None else str(train),
+        "batch_size": batch_size,
+        "devices": devices,
+        "link": link,
+        "until_settled": until_settled,
+    }
+    asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
     gammabeta.warm_allocator()
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
         try:
-            sources = _sources(data, model)
+            sources = _sources(data, model, train)
             user = user_network(model, load(sources["images"])) if model else None
             tasks = [_facts(source, model) for source in sources.values()]
             comparing = list(sources) if compare_only or claims is None else []
@@ -167,9 +180,10 @@ def study(
                 "compare": compare_only,
             }
             store, before = _opened(out, run, fresh=fresh, console=console)
-        except (TaskError, StoreError) as error:
+        except (TaskError, StoreError, StatusError) as error:
             raise StudyError(str(error), own_traceback(error)) from error
         results = Results(out, command=command, tasks=tasks, quick=quick, before=before)
+        results.content |= {"status": run["status"], "claims_hash": run["claims_hash"]}
         with (
             contextlib.closing(store),
             _errors_of_the_machine(),
@@ -315,9 +329,12 @@ def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
         )
 
 
-def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
+def _sources(data: str | None, model: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
-    given = [task_source(name) for name in ([data] if data else [row.embedded for row in KINDS.values()])]
+    if train is not None and data is None:
+        raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
+    names = [data] if data else [row.embedded for row in KINDS.values()]
+    given = [task_source(name, train) for name in names]
     sources = {kind(source): source for source in given}
     if model and "images" not in sources:
         raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
@@ -325,9 +342,9 @@ def _sources(data: str | None, model: str | None) -> dict[Kind, dict[str, str]]:
 
 
 def _opened(
-    out: str | Path, run: Mapping[str, Any], *, fresh: bool, console: Console
+    out: str | Path, run: dict[str, Any], *, fresh: bool, console: Console
 ) -> tuple[Store, dict[str, Any] | None]:
-    """Open the folder's trials, and say in study.json what the folder holds.
+    """Open the folder's trials, and say in study.json what the folder holds. The run gets its status.
 
     Returns:
         The store, and the results so far of the same study; None where there are none.
@@ -335,8 +352,17 @@ def _opened(
     Raises:
         TaskError: the folder's study was about other data of the same name. Nothing is changed then.
         StoreError: the folder cannot be used.
+        StatusError: the run cannot confirm, or would be mixed with a study that does.
     """
-    before = None if fresh else study_file.read(out)
+    before = study_file.read(out)
+    asked, anything = run["asked"], any((Path(out) / name).exists() for name in ("trials.jsonl", "results.json"))
+    run["claims_hash"] = claims_hash()
+    run["status"] = status_of(
+        Asked(asked["confirmatory"], run["claims_hash"], asked["seed"], asked["seeds"]),
+        held_by(before, run["identity"], anything=anything),
+        out,
+    )
+    before = None if fresh else before
     study_file.refuse_other_data(out, before, run)
     store = Store(out, fresh=fresh)
     try:

@@ -28,10 +28,12 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "model": (str, _NOTHING),
     "quick": (bool,),
     "first_look": (bool,),
+    "train": (str, _NOTHING),
     "batch_size": (int, _NOTHING),
     "devices": (int,),
     "link": (str,),
     "until_settled": (bool,),
+    "confirmatory": (bool,),
     "seed": (int,),
     "seeds": (int, _NOTHING),
     "jobs": (int, _NOTHING),
@@ -39,7 +41,19 @@ OPTIONS: dict[str, tuple[type, ...]] = {
     "address": (str, _NOTHING),
 }
 # What a run that continues a study may not change, by the option's name; claims and --compare add to the study.
-FIXED = ("data", "model", "quick", "first_look", "batch_size", "devices", "link", "until_settled", "seed")
+FIXED = (
+    "data",
+    "model",
+    "quick",
+    "first_look",
+    "train",
+    "batch_size",
+    "devices",
+    "link",
+    "until_settled",
+    "confirmatory",
+    "seed",
+)
 _OPEN = ("interrupted", "failed")
 
 Sources = Mapping[Kind, Mapping[str, str]]
@@ -122,7 +136,7 @@ def write(folder: str | Path, same: Mapping[str, Any] | None, run: Mapping[str, 
 
     Args:
         same: what it held before, where that is the same study: what was wanted then stays wanted.
-        run: ``identity``; ``asked``, the options; ``claims`` and ``compare``.
+        run: ``identity``; ``asked``, the options; ``claims`` and ``compare``; ``status`` and ``claims_hash``.
 
     Raises:
         StoreError: it cannot be written.
@@ -138,6 +152,8 @@ def write(folder: str | Path, same: Mapping[str, Any] | None, run: Mapping[str, 
     whole = {
         "schema": SCHEMA,
         "identity": run["identity"],
+        "status": run["status"],
+        "claims_hash": run["claims_hash"],
         "asked": asked,
         "claims": claims,
         "compare": compare,

@@ -12,9 +12,10 @@ sequences
 text
     ``{"text"}``: one str of 10,000 characters or more.
 
-Each array is a numpy array or a tensor. There must be at least 10 test samples. Of many samples, the study takes a
-fixed, stratified subset: 2,000 for training and 500 for tuning from x_train, and 1,000 of x_test for the test. Each
-class needs at least 10 training and 5 test samples in it. The study standardizes them, so the function need not.
+Each array is a numpy array or a tensor. There must be at least 10 test samples. Of many samples, a quick study takes a
+stratified subset: 2,000 for training and 500 for tuning from x_train, and 1,000 of x_test for the test. ``--train N``
+takes N, N/4 and N/2. Each class needs at least 10 training and 5 test samples in it. The study standardizes them, so
+the function need not.
 
 The function is called in every process of the study and must return the same each time, so it must seed what it draws.
 Trials are kept under a hash of what it returns and of the file that defines it. A change of either makes new trials.

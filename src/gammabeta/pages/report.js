@@ -1,125 +1,7 @@
 "use strict";
-// Draw the pictures from the JSON beside them in the page's light or dark colours, and lists of trials when opened.
+// Copying of commands, tables as files, folded sections that a link leads to, and lists of trials when opened.
 
-const THEMES = {
-  light: {
-    text: "#1f2430", muted: "#5b6472", grid: "#e7e9ee", line: "#5b6472", absent: "#f1f2f5", label: "#ffffff",
-    none: "#6b7280", batch: "#0065b3", group: "#c94f00", layer: "#00806a", instance: "#b0457f", rms: "#946300",
-    ghost: "#1b8fc4", renorm: "#5d3fa8", other1: "#3f4756", other2: "#8a3b2e", other3: "#3d7a2b", other4: "#7a6a9c",
-    cool0: "#f3f7fb", cool1: "#8dbbe0", cool2: "#0f5b99", middle: "#f7f7f5", warm2: "#c25a12",
-  },
-  dark: {
-    text: "#e6e8ec", muted: "#a3abb8", grid: "#2c3139", line: "#a3abb8", absent: "#22262d", label: "#22262d",
-    none: "#9aa3b0", batch: "#55aef2", group: "#ff9250", layer: "#35c9a4", instance: "#ec93c3", rms: "#e3b341",
-    ghost: "#9bdcff", renorm: "#ab95f5", other1: "#c5cad3", other2: "#e59b8d", other3: "#98d184", other4: "#c3b5e0",
-    cool0: "#1f2a36", cool1: "#2f6ea6", cool2: "#8fcbff", middle: "#2b2f36", warm2: "#ff9c5a",
-  },
-};
-const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
-const touch = window.matchMedia("(pointer: coarse), (hover: none)").matches || navigator.maxTouchPoints > 0;
-document.documentElement.classList.toggle("touch", touch);
-
-function colour(token, theme) {
-  const match = /^@(\w+)(?:\/([\d.]+))?$/.exec(token);
-  if (!match || !(match[1] in theme)) return token;
-  const hex = theme[match[1]];
-  if (match[2] === undefined) return hex;
-  const [red, green, blue] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-  return `rgba(${red}, ${green}, ${blue}, ${match[2]})`;
-}
-
-// Copy a figure with its colour tokens replaced; texts stay unchanged, whatever they begin with.
-function paint(value, theme, name = "") {
-  if (typeof value === "string") return /color/.test(name) ? colour(value, theme) : value;
-  if (Array.isArray(value)) return value.map((item) => paint(item, theme, name));
-  if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, paint(item, theme, key)]));
-}
-
-function layoutOf(figure, theme, width) {
-  const axis = {
-    gridcolor: theme.grid, zeroline: false, linecolor: theme.grid, showline: true, ticks: "outside",
-    tickcolor: theme.grid, ticklen: 4, tickfont: { color: theme.muted },
-  };
-  const own = paint(figure.layout, theme);
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "closest",
-    font: { family: FONT, size: width < 480 ? 11 : 12.5, color: theme.text },
-    hoverlabel: { bgcolor: theme.label, bordercolor: theme.grid, font: { color: theme.text, family: FONT }, align: "left" },
-    legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 1, yanchor: "top", bgcolor: "rgba(0,0,0,0)" },
-    margin: { l: 10, r: 14, t: 14, b: 10 },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: theme.muted, activecolor: theme.text },
-    // On a touch screen, dragging scrolls the page; the picture's own buttons zoom.
-    dragmode: touch ? false : "zoom",
-    ...own,
-    xaxis: { ...axis, ...own.xaxis },
-    yaxis: { ...axis, ...own.yaxis },
-  };
-}
-
-const figures = [...document.querySelectorAll(".picture")].map((element) => [
-  element,
-  JSON.parse(document.getElementById(element.dataset.of).textContent),
-]);
-
-function drawOne([element, figure], theme, width) {
-  const layout = layoutOf(figure, theme, width ?? element.clientWidth);
-  if (width) Object.assign(layout, { width, height: figure.height, autosize: false });
-  return Plotly.react(element, paint(figure.data, theme), layout, {
-    responsive: true, displayModeBar: touch || "hover", displaylogo: false, showSendToCloud: false, plotlyServerURL: "",
-    // Nothing on this page leaves the machine.
-    modeBarButtonsToRemove: ["sendChartToCloud", "sendDataToCloud", "select2d", "lasso2d", "autoScale2d"],
-  });
-}
-
-// A picture inside a closed section has no width yet.
-const visible = () => figures.filter(([element]) => element.closest("details.more:not([open])") === null);
-
-// For paper draw all at once; on a screen one after another from the top, so that the page stays responsive.
-async function draw(theme, width, some = visible()) {
-  if (width) return Promise.all(some.map((one) => drawOne(one, theme, width)));
-  for (const one of some) {
-    await drawOne(one, theme);
-    await new Promise((resolve) => { setTimeout(resolve); });
-  }
-  return undefined;
-}
-
-// plotly.js is in the page as base64 of gzip.
-async function unpack() {
-  const text = atob(document.getElementById("plotly").textContent);
-  const bytes = Uint8Array.from(text, (character) => character.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
-  document.head.append(script);
-}
-
-const current = () => (dark.matches ? THEMES.dark : THEMES.light);
-const ready = unpack();
-ready.then(() => draw(current())).then(() => { document.documentElement.dataset.drawn = visible().length; });
-const folds = [...document.querySelectorAll("details.more")];
-let unfolded = []; // opened for printing, which shows everything
-for (const details of folds) {
-  details.addEventListener("toggle", async () => {
-    await ready;
-    // Redraw each time: colours may have changed while it was closed.
-    if (details.open && !unfolded.includes(details)) await draw(current(), undefined, figures.filter(([element]) => details.contains(element)));
-  });
-}
-dark.addEventListener("change", () => draw(current()));
-// Paper is white, and narrower than a screen.
-window.addEventListener("beforeprint", () => {
-  unfolded = folds.filter((details) => !details.open);
-  unfolded.forEach((details) => { details.open = true; });
-  return draw(THEMES.light, 640);
-});
-window.addEventListener("afterprint", () => {
-  unfolded.forEach((details) => { details.open = false; });
-  unfolded = [];
-  return draw(current());
-});
+document.documentElement.classList.add("scripted");
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -127,6 +9,62 @@ function element(tag, text, className) {
   if (className) made.className = className;
   return made;
 }
+
+// Firefox and older browsers keep the clipboard from pages without a server: there the text is selected and copied.
+async function copy(code) {
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+  } catch {
+    window.getSelection().selectAllChildren(code);
+    if (!document.execCommand("copy")) return "Press Ctrl+C";
+  }
+  return "Copied";
+}
+
+for (const button of document.querySelectorAll("button.copy")) {
+  button.setAttribute("aria-live", "polite");
+  button.addEventListener("click", async () => {
+    button.textContent = await copy(button.parentElement.querySelector("code"));
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+}
+
+function asCsv({ columns, rows }) {
+  const quoted = (value) => (/[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  return [columns, ...rows].map((row) => `${row.map((value) => quoted(String(value ?? ""))).join(",")}\r\n`).join("");
+}
+
+// Links that make their file when they are followed.
+function downloads(name, table) {
+  const line = element("p", undefined, "downloads");
+  const kinds = [["csv", "text/csv", asCsv], ["json", "application/json", (all) => JSON.stringify(all, null, 1)]];
+  for (const [suffix, type, text] of kinds) {
+    const link = element("a", suffix.toUpperCase());
+    link.download = `${name}.${suffix}`;
+    link.href = "#";
+    link.setAttribute("aria-label", `Save this table as ${suffix.toUpperCase()}`);
+    link.addEventListener("click", () => {
+      URL.revokeObjectURL(link.href);
+      link.href = URL.createObjectURL(new Blob([text(table)], { type: `${type};charset=utf-8` }));
+    });
+    line.append(link, " ");
+  }
+  return line;
+}
+
+for (const data of document.querySelectorAll("script[data-table]")) {
+  data.before(downloads(data.dataset.table, JSON.parse(data.textContent)));
+}
+
+// A link to a folded section opens it.
+function unfold() {
+  const target = window.location.hash && document.getElementById(decodeURIComponent(window.location.hash.slice(1)));
+  if (!(target instanceof HTMLDetailsElement)) return;
+  target.open = true;
+  target.scrollIntoView();
+}
+window.addEventListener("hashchange", unfold);
+unfold();
 
 function trialTable(table) {
   const part = element("div");
@@ -144,7 +82,7 @@ function trialTable(table) {
     row.forEach((cell, i) => { line.append(element("td", cell, i === 0 ? "key" : "n")); });
   }
   scroll.append(grid);
-  part.append(head, scroll);
+  part.append(head, scroll, downloads("trials", { columns: table.columns, rows: table.rows }));
   return part;
 }
 

@@ -1,5 +1,9 @@
 """The exact claims hold for the library's norms, and are contradicted where a norm is broken."""
 
+import itertools
+import re
+
+import pytest
 import torch
 from torch import nn
 
@@ -104,3 +108,42 @@ def test_batch_noise_sees_an_evaluation_that_depends_on_companions(experiment, m
     outcome = batch_noise.measure(experiment)
     assert outcome.verdict == "contradicted"
     assert outcome.sentence.endswith("in evaluation companions matter in 5 runs")
+
+
+def test_batch_noise_without_replacement_is_smaller_by_the_derived_factor():
+    assert batch_noise.expected_without(2, 1000) == 1.0
+    assert batch_noise.expected_without(1000, 1000) == 0.0
+    # Means over 3 of 5 values, all ten of them: their deviation over that of 3 independent draws.
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=torch.float64)
+    means = torch.stack([values[list(chosen)].mean() for chosen in itertools.combinations(range(5), 3)])
+    ratio = means.std(correction=0) / (values.std(correction=0) / 3**0.5)
+    assert batch_noise.expected_without(4, 6) == pytest.approx(float(ratio))  # 3 of 5 companions
+
+
+def test_batch_noise_draws_the_probe_first_and_no_companion_twice():
+    generator = torch.Generator().manual_seed(0)
+    batches = batch_noise._without_replacement(7, 16, 20, 50, generator)
+    assert (batches[:, 0] == 7).all()
+    assert all(len(batch.unique()) == 16 for batch in batches)
+    assert sorted(batches.unique().tolist()) == list(range(20))
+    batches = batch_noise._with_replacement(7, 16, 20, 50, generator)
+    assert (batches[:, 0] == 7).all()
+    assert any(len(batch.unique()) < 16 for batch in batches)
+
+
+def test_two_thirds_of_the_noise_of_normal_inputs_come_from_the_mean():
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2000, 64, generator=generator, dtype=torch.float64)
+    drawn = [batch_noise._with_replacement(probe, 256, 2000, 200, generator) for probe in range(4)]
+    assert batch_noise._share_of_mean(x, drawn) == pytest.approx(2 / 3, abs=0.04)
+
+
+def test_batch_noise_reports_what_the_noise_is_made_of(experiment, monkeypatch):
+    monkeypatch.setattr(batch_noise, "SIZES", (16, 256))
+    experiment.seed_count = 2
+    outcome = batch_noise.measure(experiment)
+    made_of = [effect for effect in outcome.effects if "without replacement" in effect.name]
+    assert len(made_of) == 2
+    assert all(effect.value == pytest.approx(1.0, abs=0.1) for effect in made_of)
+    assert re.search(r"at n = 256 \d\d % of its variance come from μ and the rest from σ", outcome.sentence)
+    assert set(outcome.regimes) == {effect.name for effect in outcome.effects[:2]}  # it decides nothing

@@ -1,5 +1,7 @@
 """The race to a target, and small pieces of other claims."""
 
+import math
+
 import pytest
 from tests.lab.claims.idle import Shuffle
 from torch import nn
@@ -98,6 +100,19 @@ def test_searches_at_the_grids_edge_are_no_ratio(planted_rates, pairs, verdict):
 )
 def test_decades(first, last, expected):
     assert gradient_flow.decades(first, last) == pytest.approx(expected)
+
+
+def test_the_growth_of_the_gradient_is_its_slope_per_layer():
+    assert gradient_flow.growth([1.211**layer for layer in range(19, 0, -1)]) == pytest.approx(math.log(1.211))
+    assert pytest.approx(math.log(1.211), abs=1e-3) == gradient_flow.THEORY
+
+
+def test_relu_with_batch_norm_grows_as_derived_and_a_norm_that_does_nothing_does_not(experiment, monkeypatch):
+    found = gradient_flow._steepness(experiment)
+    assert (found.verdict, found.null) == ("supported", 1.0)
+    monkeypatch.setattr(networks, "norm", lambda name, channels, *_: Shuffle(channels))
+    experiment.seed = 1
+    assert gradient_flow._steepness(experiment).verdict == "contradicted"
 
 
 def test_cells_that_contradict_each_other_are_mixed_and_even_ones_do_not_count(experiment, monkeypatch):

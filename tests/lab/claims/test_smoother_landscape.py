@@ -138,7 +138,7 @@ def test_the_control_ends_a_measure_that_sees_scales(small, monkeypatch):
 def test_a_level_that_is_not_reached_is_not_judged(small, monkeypatch):
     monkeypatch.setattr(smoother_landscape, "LEVELS", (1.0, 1e-9))
     outcome = smoother_landscape.measure(small)
-    assert [row[1] for row in outcome.tables[0].rows] == ["1", "1"]
+    assert [row[1] for row in outcome.tables[0].rows] == ["1", "1", "1"]
     monkeypatch.setattr(smoother_landscape, "LEVELS", (1e-9,))
     outcome = smoother_landscape.measure(small)
     assert outcome.verdict == "no room here"
@@ -148,3 +148,42 @@ def test_a_level_that_is_not_reached_is_not_judged(small, monkeypatch):
 def test_the_best_rates_are_those_of_covariate_shift(small, monkeypatch):
     """Then both claims share the trials."""
     assert smoother_landscape.TUNED_BY == covariate_shift.STEPS
+
+
+class Constant(nn.Module):
+    """A layer whose float32 constant ``.double()`` does not convert."""
+
+    def __init__(self, casts):
+        super().__init__()
+        self.layer, self.casts = nn.Linear(64, 10), casts
+        self.mixing = torch.eye(64)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.layer(x).float() if self.casts else self.layer(x @ self.mixing)
+
+
+@pytest.mark.parametrize("casts", [False, True])
+def test_a_model_that_does_not_compute_in_float64_is_walked_in_float32(experiment, casts):
+    x = experiment.task.train.x_nchw[:4]
+    model, given = smoother_landscape.in_double(Constant(casts), x)
+    assert given.dtype == torch.float32
+    assert model(given).dtype == torch.float32
+    model, given = smoother_landscape.in_double(build(experiment.task, experiment.mlp(2), "batch", 1), x)
+    assert model(given).dtype == torch.float64
+
+
+def test_equal_rates_are_compared_beside_the_best_ones(small, monkeypatch):
+    """At the other's rate BatchNorm is another arm; it decides nothing."""
+    monkeypatch.setattr(smoother_landscape, "best_rates", lambda *_: dict(RATES))
+    monkeypatch.setattr(smoother_landscape, "LEVELS", (1.0,))
+    small.seed_count = 2
+    outcome = smoother_landscape.measure(small)
+    rates = {(row[2], row[3]) for row in outcome.tables[0].rows}
+    assert {("BatchNorm", 2.0**-2), ("BatchNorm", 2.0**-4), ("no normalization", 2.0**-4)} == rates
+    equal = [effect for effect in outcome.effects if effect.name.startswith("equal learning rates, ")]
+    assert len(equal) == len(outcome.effects) / 2
+    assert "; at equal learning rates " in outcome.sentence
+
+
+RATES = {("MLP 3 layers relu", "none"): -4, ("MLP 3 layers relu", "batch"): -2}

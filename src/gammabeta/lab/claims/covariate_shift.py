@@ -285,7 +285,7 @@ def _runs(
 
     def trial(name: str, norm: str, exponent: int, seed: int) -> Trial:
         settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0**exponent, "seed": seed}
-        return Trial(f"{__name__}:shift", {"task": dict(experiment.source), **settings})
+        return Trial(f"{__name__}:shift", {"task": experiment.drawn(seed), **settings})
 
     controls = experiment.grid(
         list(network_of),

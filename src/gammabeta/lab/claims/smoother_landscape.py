@@ -9,7 +9,9 @@ Criterion: Two forms, each as a ratio with BatchNorm over without, paired by see
 the range, over the steps, of the loss minus the line that the gradient predicts (what exceeds the wanted decrease).
 Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Each cell
 (network × training loss) is a regime. There the claim is supported if both are below 1/1.25, contradicted if one is
-entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive.
+entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive. BatchNorm trained at the
+unnormalized arm's learning rate is a separate effect in every cell, since a larger learning rate alone leads to other
+places.
 
 Room: On the tuning seed the unnormalized network reaches at least one of the training losses; a cell is judged where
 both arms reach it with every seed. A positive control must also hold. The weights before every BatchNorm are multiplied
@@ -24,12 +26,12 @@ Steps are relative to the layers' weight norms. The metric is Σ ‖dw‖²/‖w
 which the steepest descent of layer l is −‖w‖² g. A step of 0.05 moves all layers together by 5 % of their norms (root
 of the sum of squares). A step in absolute units would measure the size of the weights instead; biases, γ and β stay
 fixed. The gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The table also gives the control for
-steps in an absolute unit, to show that it can fail.
+steps in an absolute unit, to show that it can fail. A user's model that holds float32 tensors which are neither
+parameters nor buffers cannot be walked in float64; it is walked in float32, and the control's text says so.
 
 Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
 and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6
-seeds. (There were 8 in full at first, cut for time. The control first scaled weights by 4 and 1/4, powers of two that
-made it trivially exact, and now by 3 and 1/3.)
+seeds.
 
 Sources: Santurkar et al. 2018, section 3.1 (arXiv 1805.11604); Li et al. 2018, Visualizing the Loss Landscape
 (1712.09913), on steps relative to weight norms; van Laarhoven 2017 (1706.05350)
@@ -67,6 +69,9 @@ KIND = "images"
 TUNED_BY, LIMIT, IMAGES = 100, 300, 256
 STEPS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2)
 LEVELS = (1.0, 0.5, 0.2)
+EQUAL = "batch at the other's rate"
+# Each arm's norm, and whose learning rate it has.
+TRAINED_AS = {**{norm: (norm, norm) for norm in ARMS}, EQUAL: ("batch", "none")}
 SCALES = (3.0, 1 / 3)
 TOLERANCE = 1e-3
 MARGIN = (1 / 1.25, 1.25)
@@ -194,13 +199,29 @@ def lower_to(surface: Surface, before: Sequence[Tensor], after: Sequence[Tensor]
             low, high = (middle, high) if float(surface.loss()) > level else (low, middle)
 
 
+def in_double(model: nn.Module, x_nchw: Tensor) -> tuple[nn.Module, Tensor]:
+    """Return a copy of the model and its input in float64; in float32 where the model does not compute in float64.
+
+    That is so where it holds float32 tensors which ``.double()`` does not convert, or casts to float32 itself.
+    """
+    whole = copy.deepcopy(model).double()
+    try:
+        with gb.frozen_statistics(whole), torch.no_grad():
+            computes = bool(whole(x_nchw[:2].double()).dtype == torch.float64)
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "Double" not in str(error):
+            raise
+        computes = False
+    return (whole, x_nchw.double()) if computes else (copy.deepcopy(model), x_nchw)
+
+
 @torch.no_grad()
 def _set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
 
 
-@versioned(1)
+@versioned(2)
 def landscape(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, rate: float, seed: int, levels: Sequence[float]
 ) -> dict[str, Any]:
@@ -209,33 +230,37 @@ def landscape(
     Returns:
         ``levels``: for each level ``walk``; ``absolute``, the two measures with steps in absolute units; and
         ``rescaled``, the two measures of ``walk`` with weights rescaled, None without a BatchNorm.
+        ``double``: whether the model was walked in float64 (:func:`in_double`); None where no level was reached.
     """
     data = load(task)
     x_nchw, y_n = data.train.x_nchw[:IMAGES], data.train.y_n[:IMAGES]
     found: dict[str, Any] = {}
     last: list[Tensor] = []
+    double: bool | None = None
 
     def look(step: int, model: nn.Module) -> bool:
-        nonlocal last
+        nonlocal last, double
         surface = Surface(model, x_nchw, y_n, seed)
         now = [parameter.detach().clone() for parameter in model.parameters()]
         with torch.no_grad():
             height = float(surface.loss())
         for level in levels:
             if f"{level:g}" not in found and height <= level and last:
-                there = Surface(copy.deepcopy(model).double(), x_nchw.double(), y_n, seed)
+                there = Surface(*in_double(model, x_nchw), y_n, seed)
+                double = there.x_nchw.dtype == torch.float64
                 found[f"{level:g}"] = walks(there, last, now, level)
         last = now
         return len(found) == len(levels)
 
     training = Training(network=network, norm=norm, rate=rate, batch_size=BATCH, steps=LIMIT, seed=seed)
     fit(data, data.train, training, look)
-    return {"levels": found}
+    return {"levels": found, "double": double}
 
 
 def walks(surface: Surface, before: Sequence[Tensor], after: Sequence[Tensor], level: float) -> dict[str, Any]:
     """Walk from where the loss is the level, and repeat it with weights rescaled whose scale the norm cancels."""
-    lower_to(surface, [value.double() for value in before], [value.double() for value in after], level)
+    dtype = surface.x_nchw.dtype
+    lower_to(surface, [value.to(dtype) for value in before], [value.to(dtype) for value in after], level)
     unit = surface.unit()
     found = {"walk": surface.walk(), "absolute": _measures(surface.walk(unit)), "rescaled": None}
     pairs = in_front_of_norms(surface.model, surface.x_nchw)
@@ -271,12 +296,12 @@ def measure(experiment: Experiment) -> Outcome:
     rates = best_rates(experiment, chosen, TUNED_BY)
 
     def trial(arm: tuple[str, str], seed: int) -> Trial:
-        name, norm = arm
-        settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0 ** rates[arm], "seed": seed}
-        return Trial(f"{__name__}:landscape", {"task": dict(experiment.source), **settings, "levels": LEVELS})
+        name, (norm, whose) = arm[0], TRAINED_AS[arm[1]]
+        settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0 ** rates[name, whose], "seed": seed}
+        return Trial(f"{__name__}:landscape", {"task": experiment.drawn(seed), **settings, "levels": LEVELS})
 
     controls = experiment.grid([(name, "none") for name in network_of], [experiment.tuning_seed], trial)
-    found = experiment.grid([(name, norm) for name in network_of for norm in ARMS], seeds, trial)
+    found = experiment.grid([(name, arm) for name in network_of for arm in TRAINED_AS], seeds, trial)
     runs: Runs = {arm: [result["levels"] for result in results] for arm, results in found.items()}
     reached = {name: list(control["levels"]) for (name, _), (control,) in controls.items()}
     cells: list[Cell] = [
@@ -285,8 +310,9 @@ def measure(experiment: Experiment) -> Outcome:
         for level in levels
         if all(level in run and _usable(run[level]) for norm in ARMS for run in runs[name, norm])
     ]
-    room = _room(runs, cells, reached)
-    ratios = {form: {cell: _log_ratios(runs, cell, form) for cell in cells} for form in FORMS}
+    single = sorted({name for (name, _), results in found.items() if any(r["double"] is False for r in results)})
+    room = _room(runs, cells, reached, single)
+    ratios = {form: {cell: _log_ratios(runs, cell, "batch", form) for cell in cells} for form in FORMS}
     of_cell = {
         f"{name} at a loss of {level}": [
             CRITERION.effect(f"{name} at a loss of {level}, {form}", ratios[form][name, level]) for form in FORMS
@@ -295,10 +321,11 @@ def measure(experiment: Experiment) -> Outcome:
     }
     regimes = {name: weakest([effect.verdict for effect in forms]) for name, forms in of_cell.items()}
     each = [effect for forms in of_cell.values() for effect in forms]
+    equal = _at_equal_rates(runs, cells)
     return Outcome(
         verdict=over_regimes(list(regimes.values())) if room.holds else "no room here",
-        sentence=_sentence(of_cell, regimes, room),
-        effects=each,
+        sentence=_sentence(of_cell, regimes, room, equal),
+        effects=[*each, *equal],
         room=room,
         pictures=[
             bars(
@@ -307,6 +334,19 @@ def measure(experiment: Experiment) -> Outcome:
                 "network, training loss and form",
                 Axis("ratio", log=True),
                 each,
+            ),
+            *(
+                [
+                    bars(
+                        "The same at equal learning rates, those of the network without BatchNorm",
+                        "Below 1: smoother with BatchNorm. 95 % interval over seeds.",
+                        "network, training loss and form",
+                        Axis("ratio", log=True),
+                        equal,
+                    )
+                ]
+                if equal
+                else []
             ),
             *(_along(name, level, runs) for name, level in cells),
         ],
@@ -317,7 +357,19 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
-def _room(runs: Runs, cells: Sequence[Cell], reached: Mapping[str, Sequence[str]]) -> Room:
+def _at_equal_rates(runs: Runs, cells: Sequence[Cell]) -> list[Effect]:
+    """Compare both arms at the unnormalized one's learning rate, in the cells that every seed reaches with it."""
+    return [
+        CRITERION.effect(
+            f"equal learning rates, {name} at a loss of {level}, {form}", _log_ratios(runs, (name, level), EQUAL, form)
+        )
+        for name, level in cells
+        if all(level in run and _usable(run[level]) for run in runs[name, EQUAL])
+        for form in FORMS
+    ]
+
+
+def _room(runs: Runs, cells: Sequence[Cell], reached: Mapping[str, Sequence[str]], single: Sequence[str]) -> Room:
     """Judge whether any cell is left, and whether rescaled weights leave both measures unchanged."""
     changes = [
         moved(run[level]["walk"], run[level]["rescaled"]) for name, level in cells for run in runs[name, "batch"]
@@ -329,7 +381,8 @@ def _room(runs: Runs, cells: Sequence[Cell], reached: Mapping[str, Sequence[str]
         "training losses that the unnormalized network reaches: "
         + "; ".join(f"{name} {', '.join(levels) or 'none'}" for name, levels in reached.items())
         + f"; cells judged: {len(cells)}; rescaled weights before BatchNorm change a measure by "
-        + ("nothing: there are none" if worst is None else f"at most {worst:.1e} of itself"),
+        + ("nothing: there are none" if worst is None else f"at most {worst:.1e} of itself")
+        + (f"; in float32, because of tensors that .double() does not convert: {', '.join(single)}" if single else ""),
     )
 
 
@@ -339,15 +392,17 @@ def _usable(walks: Mapping[str, Any]) -> bool:
     return all(value is not None and math.isfinite(value) and value > 0 for value in values)
 
 
-def _log_ratios(runs: Runs, cell: Cell, form: str) -> list[float]:
+def _log_ratios(runs: Runs, cell: Cell, arm: str, form: str) -> list[float]:
     name, level = cell
     return [
         math.log(a[level]["walk"][form] / b[level]["walk"][form])
-        for a, b in zip(runs[name, "batch"], runs[name, "none"], strict=True)
+        for a, b in zip(runs[name, arm], runs[name, "none"], strict=True)
     ]
 
 
-def _sentence(of_cell: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Verdict], room: Room) -> str:
+def _sentence(
+    of_cell: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Verdict], room: Room, equal: Sequence[Effect]
+) -> str:
     if not of_cell:
         return "no network has room: there is no training loss that both arms reach with every seed"
     if not room.holds:
@@ -359,6 +414,12 @@ def _sentence(of_cell: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Ver
     return (
         "along the gradient, times the range of the loss and the change of the gradient with BatchNorm over without, "
         f"at equal training loss: {'; '.join(parts)}"
+        + (
+            f"; at equal learning rates {min(e.value for e in equal):.2f} to {max(e.value for e in equal):.2f} "
+            f"(supported in {sum(e.verdict == 'supported' for e in equal)} of {len(equal)})"
+            if equal
+            else ""
+        )
     )
 
 
@@ -393,8 +454,10 @@ def _along(name: str, level: str, runs: Runs) -> Picture:
 def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], int]) -> Table:
     rows = []
     for name, level in cells:
-        for norm in ARMS:
-            walks = [run[level] for run in runs[name, norm]]
+        for arm, (norm, whose) in TRAINED_AS.items():
+            walks = [run[level] for run in runs[name, arm] if level in run and _usable(run[level])]
+            if not walks:
+                continue
             control = [
                 [moved(walk[before], walk.get(after)) for walk in walks]
                 for before, after in (("walk", "rescaled"), ("absolute", "rescaled absolute"))
@@ -404,7 +467,7 @@ def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], in
                     name,
                     level,
                     NORMS[norm],
-                    2.0 ** rates[name, norm],
+                    2.0 ** rates[name, whose],
                     *(mean(walk["walk"][form] for walk in walks) for form in FORMS),
                     *(max((change for change in changes if change is not None), default=None) for changes in control),
                 ]

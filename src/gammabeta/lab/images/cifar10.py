@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-from gammabeta.lab.arrays import read_npz
+from gammabeta.lab.arrays import TRAIN, read_npz
 from gammabeta.lab.images.arrays import image_task
 from gammabeta.lab.images.task import Task
 
 
-def load(path: str | Path) -> Task:
-    """Read at most 2,000 training and 500 tuning images from x_train, and 1,000 test images from x_test.
+def load(path: str | Path, most: int | None = TRAIN) -> Task:
+    """Read training and tuning images from x_train, and test images from x_test.
 
     Args:
         path: the .npz. Images are (n, height, width, 3), of any real dtype. Labels are (n,) or, as in Keras, (n, 1),
             integers from 0 to 9.
+        most: training images, as `gammabeta.lab.arrays.parts` takes it.
 
     Raises:
         TaskError: a missing array, or one of the wrong shape, dtype, length or range.
@@ -22,4 +23,4 @@ def load(path: str | Path) -> Task:
     for key in ("y_train", "y_test"):
         if arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
             arrays[key] = arrays[key][:, 0]
-    return image_task(arrays, name="cifar10", description=f"{file}: a stratified subset of its images", where=file)
+    return image_task(arrays, name="cifar10", description=file, where=file, most=most)

@@ -80,28 +80,44 @@ def steps_of(epochs: float, images: int, batch: int) -> int:
     return max(1, round(epochs * images / batch))
 
 
+def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
+    """Return the networks to compare norms in: the user's, or the small ResNet and, in a full study, two others."""
+    others = [{"kind": kind, "init": "matched"} for kind in ("mobilenet", "vit")]
+    return [experiment.convolutional, *([] if experiment.user or experiment.quick else others)]
+
+
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train the network with every norm, as people train, and measure what it costs.
+    """Train each network with every norm, as people train, and measure what it costs.
 
     Every replicate is the whole procedure (`gammabeta.lab.procedure`): its own split, order and choice of the learning
     rate, by the validation error as deployed. All sizes of batches see as many images. Errors are those of the test
     split with moving averages; those with exact statistics stand beside them.
     """
-    network, task = experiment.convolutional, experiment.task
-    batch_size = batch_size or BATCH
+    return [_compared(experiment, network, batch_size or BATCH, devices) for network in networks(experiment)]
+
+
+def _named(
+    experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, quick: bool
+) -> dict[str, str]:
+    """Return the norms that the network can have; the usual one is first, which in a Transformer is LayerNorm."""
+    impossible = impossible_arms(network, experiment.task)
+    every = norms(batch_size, devices, flat=is_flat(experiment, network), quick=quick)
+    if network["kind"] == "vit":
+        every = {"layer": every["layer"], **every}
+    return {norm: name for norm, name in every.items() if norm.partition(":")[0] not in impossible}
+
+
+def _compared(experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int) -> Comparison:
+    """Compare the norms in one network."""
+    task = experiment.task
     whole, images = batch_size * devices, len(task.train)
-    impossible = impossible_arms(network, task)
-    named = {
-        norm: name
-        for norm, name in norms(batch_size, devices, flat=is_flat(experiment, network), quick=experiment.quick).items()
-        if norm.partition(":")[0] not in impossible
-    }
-    length = _length(experiment, list(named), whole)
+    named = _named(experiment, network, batch_size, devices, experiment.quick)
+    length = _length(experiment, network, list(named), whole)
     arms = {norm: _arm(network, norm, whole, length.steps) for norm in named}
     replicates = experiment.seeds(4, 10)
     shorter = {"steps": max(1, round(SHARE_QUICK * length.steps))} if experiment.quick else None
     found = choose_rates(experiment, arms, replicates, deployed, COARSE, widest=ERROR.margin[1] / 100, shorter=shorter)
-    costs = _costs(experiment, list(named), max(batch_size, 2), replicates[:3])
+    costs = _costs(experiment, network, list(named), max(batch_size, 2), replicates[:3])
     messages = of_synced(build(task, network, "batch", 0)) if devices > 1 else []
     link = LINKS[experiment.link]
     exchanged = exchange(messages, devices, link) if messages else 0.0
@@ -126,44 +142,43 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
         confidence=experiment.confidence,
     )
     by_chance = 100 * (1 - chance(task))
-    return [
-        Comparison(
-            "images",
-            task.name,
-            describe(network),
-            batch_size,
-            devices,
-            length.steps,
-            ERROR,
-            min(arm.value for arm in compared) <= 0.5 * by_chance,
-            compared,
-            own=experiment.user is not None,
-            trained=length.said(lambda steps: steps * whole / images),
-            left_out=_left_out(experiment, batch_size, devices, named),
-            whom=WHOM[task.keeps_test],
-            communication=communication(messages, median(costs[usual].seconds), devices, link) if messages else "",
-        )
-    ]
+    return Comparison(
+        "images",
+        task.name,
+        describe(network),
+        batch_size,
+        devices,
+        length.steps,
+        ERROR,
+        min(arm.value for arm in compared) <= 0.5 * by_chance,
+        compared,
+        own=experiment.user is not None,
+        trained=length.said(lambda steps: steps * whole / images),
+        left_out=_left_out(experiment, network, batch_size, devices, named),
+        whom=WHOM[task.keeps_test],
+        communication=communication(messages, median(costs[usual].seconds), devices, link) if messages else "",
+    )
 
 
-def _left_out(experiment: Experiment, batch_size: int, devices: int, named: Mapping[str, str]) -> tuple[str, ...]:
+def _left_out(
+    experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, named: Mapping[str, str]
+) -> tuple[str, ...]:
     """Name the norms that a whole study compares too."""
-    every = norms(batch_size, devices, flat=is_flat(experiment, experiment.convolutional))
-    impossible = impossible_arms(experiment.convolutional, experiment.task)
-    return tuple(name for norm, name in every.items() if norm not in named and norm not in impossible)
+    every = _named(experiment, network, batch_size, devices, quick=False)
+    return tuple(name for norm, name in every.items() if norm not in named)
 
 
 def _arm(network: Mapping[str, Any], norm: str, batch: int, steps: int) -> dict[str, Any]:
     return {"network": dict(network), "norm": norm, "batch_size": batch, "steps": steps, **RECIPE}
 
 
-def _length(experiment: Experiment, named: Sequence[str], whole: int) -> Length[str]:
+def _length(experiment: Experiment, network: Mapping[str, Any], named: Sequence[str], whole: int) -> Length[str]:
     """Double the length of training while the differences between norms move by more than the margin.
 
     Errors are of the validation split, with moving averages, on the replicates of the coarse search and at its best
     rates.
     """
-    images, network = len(experiment.task.train), experiment.convolutional
+    images = len(experiment.task.train)
     replicates = experiment.coarse_replicates(COARSE_REPLICATES)
 
     def values(steps: int) -> dict[str, list[float]]:
@@ -195,13 +210,13 @@ class Costs:
 
 
 def _costs(
-    experiment: Experiment, named: Sequence[str], batch_size: int, replicates: Sequence[int]
+    experiment: Experiment, network: Mapping[str, Any], named: Sequence[str], batch_size: int, replicates: Sequence[int]
 ) -> dict[str, Costs]:
     """Measure each norm on one device. A batch of one image is timed as two, which give every BatchNorm statistics."""
     plain = {norm: "batch" if norm.startswith("ghost") else norm for norm in named}
     at = {
         "task": dict(experiment.source),
-        "network": dict(experiment.convolutional),
+        "network": dict(network),
         "batch_size": batch_size,
     }
     timed = experiment.grid_of_records(

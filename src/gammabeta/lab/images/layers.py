@@ -42,6 +42,23 @@ def output_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
     return seen[0]
 
 
+def input_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
+    """Return the input of ``layer`` when the model runs on x, in the model's mode."""
+    seen: list[Tensor] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+        raise _Reached
+
+    hook = layer.register_forward_pre_hook(look)
+    try:
+        with torch.no_grad(), contextlib.suppress(_Reached):
+            model(x_nchw)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
 @contextlib.contextmanager
 def same_draws(model: nn.Module, seed: int) -> Iterator[None]:
     """Make Dropout, if a user's model has any, drop the same values in every forward pass inside this context."""

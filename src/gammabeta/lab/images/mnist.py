@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
-from gammabeta.lab.arrays import read_npz
+from gammabeta.lab.arrays import TRAIN, read_npz
 from gammabeta.lab.images.arrays import image_task
 from gammabeta.lab.images.task import Task
 
 
-def load(path: str | Path) -> Task:
-    """Read at most 2,000 training and 500 tuning images from x_train, and 1,000 test images from x_test.
+def load(path: str | Path, most: int | None = TRAIN) -> Task:
+    """Read training and tuning images from x_train, and test images from x_test.
 
     Args:
         path: the .npz. Images are (n, height, width) or (n, height, width, channels), of any real dtype. Labels are
             (n,), integers from 0 to the number of classes minus 1.
+        most: training images, as `gammabeta.lab.arrays.parts` takes it.
 
     Raises:
         TaskError: a missing array, or one of the wrong shape, dtype, length or range.
@@ -21,6 +22,7 @@ def load(path: str | Path) -> Task:
     return image_task(
         read_npz(Path(path)),
         name="mnist",
-        description=f"{file}: a stratified subset of its images",
+        description=file,
         where=file,
+        most=most,
     )

@@ -1,4 +1,4 @@
-"""The networks that trials train: a deep MLP, a small ResNet, or the user's own model."""
+"""The networks that trials train: MLPs, small networks of several architectures, or the user's own model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gammabeta.lab.images import user_network
+from gammabeta.lab.images import residual, user_network, vit
+from gammabeta.lab.images.mobilenet import MobileNet
+from gammabeta.lab.images.residual import ResidualNet
 from gammabeta.lab.images.task import Task
+from gammabeta.lab.images.vit import ViT
 from gammabeta.lab.norms import norm
 from gammabeta.target import short
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+
+
+# Where a hidden layer has its norm: the places among (layer, activation).
+PLACEMENTS = ("input", "before", "after")
 
 
 class Dropout(nn.Module):
@@ -46,6 +53,8 @@ class MLP(nn.Module):
 
     A hidden layer is linear, norm, activation and, where ``dropout`` is positive, Dropout. ``dropout_at`` says where:
     after ``"every"`` hidden layer, so before each norm but the first, or after the ``"last"``, so after all norms.
+    ``placement`` says where a hidden layer has its norm: ``"before"`` the activation, ``"after"`` it, or at the
+    layer's ``"input"``.
     """
 
     def __init__(
@@ -59,16 +68,17 @@ class MLP(nn.Module):
         norm_name: str,
         dropout: float = 0.0,
         dropout_at: str = "every",
+        placement: str = "before",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        place = PLACEMENTS.index(placement)
         layers: list[nn.Module] = []
         for index in range(depth):
-            layers += [
-                nn.Linear(inputs if index == 0 else width, width),
-                norm(norm_name, width, 0),
-                ACTIVATIONS[activation](),
-            ]
+            own = inputs if index == 0 else width
+            hidden = [nn.Linear(own, width), ACTIVATIONS[activation]()]
+            hidden.insert(place, norm(norm_name, own if placement == "input" else width, 0))
+            layers += hidden
             if dropout and (dropout_at == "every" or index == depth - 1):
                 layers.append(Dropout(dropout, [1000 * seed + index]))
         self.hidden = nn.Sequential(*layers)
@@ -80,17 +90,29 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 × 3 convolutions with a skip connection, which has a 1 × 1 convolution where shapes change (He 2015)."""
+    """Two 3 × 3 convolutions with a skip connection, which has a 1 × 1 convolution where shapes change (He 2015).
 
-    def __init__(self, inputs: int, channels: int, stride: int, norm_name: str) -> None:
+    ``placement`` says where each convolution has its norm: ``"before"`` the relu, ``"after"`` it, or at the
+    convolution's ``"input"``. The second relu follows the addition.
+    """
+
+    def __init__(self, inputs: int, channels: int, stride: int, norm_name: str, placement: str = "before") -> None:
         super().__init__()
+        self.placement = placement
         self.conv1 = nn.Conv2d(inputs, channels, 3, stride, 1, bias=False)
-        self.norm1 = norm(norm_name, channels)
+        self.norm1 = norm(norm_name, inputs if placement == "input" else channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = norm(norm_name, channels)
         self.skip = nn.Identity() if stride == 1 else nn.Conv2d(inputs, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.placement == "input":
+            h = functional.relu(self.conv1(self.norm1(x)))
+            return functional.relu(self.conv2(self.norm2(h)) + self.skip(x))
+        if self.placement == "after":
+            h = self.norm1(functional.relu(self.conv1(x)))
+            y: Tensor = self.norm2(functional.relu(self.conv2(h) + self.skip(x)))
+            return y
         h = functional.relu(self.norm1(self.conv1(x)))
         return functional.relu(self.norm2(self.conv2(h)) + self.skip(x))
 
@@ -98,17 +120,33 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """A small ResNet: five 3 × 3 convolutions with 12 and 24 channels; the first one halves images above 16 pixels."""
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, *, norm_name: str, width: int = 12) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int,
+        *,
+        norm_name: str,
+        width: int = 12,
+        placement: str = "before",
+    ) -> None:
         super().__init__()
+        self.placement = placement
         stride = 2 if max(shape[1:]) > 16 else 1
         self.stem = nn.Conv2d(shape[0], width, 3, stride, 1, bias=False)
-        self.norm = norm(norm_name, width)
-        self.blocks = nn.Sequential(Block(width, width, 1, norm_name), Block(width, 2 * width, 2, norm_name))
+        self.norm = norm(norm_name, shape[0] if placement == "input" else width)
+        self.blocks = nn.Sequential(
+            Block(width, width, 1, norm_name, placement), Block(width, 2 * width, 2, norm_name, placement)
+        )
         self.classifier = nn.Linear(2 * width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.blocks(functional.relu(self.norm(self.stem(x))))
-        scores: Tensor = self.classifier(h.mean(dim=(2, 3)))
+        if self.placement == "input":
+            h = functional.relu(self.stem(self.norm(x)))
+        elif self.placement == "after":
+            h = self.norm(functional.relu(self.stem(x)))
+        else:
+            h = functional.relu(self.norm(self.stem(x)))
+        scores: Tensor = self.classifier(self.blocks(h).mean(dim=(2, 3)))
         return scores
 
 
@@ -142,43 +180,88 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
     """Build the network that a trial's settings describe, initialized by ``seed`` the same for every norm.
 
     Args:
-        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}``, ``{"kind": "resnet", "init"}``, or what
-            :func:`gammabeta.lab.images.user_network.user_network` returned. ``init`` is ``"matched"``
-            (:func:`initialize`) or ``"default"`` (torch's). An MLP may also have ``"gain"``, ``"dropout"`` and
-            ``"dropout_at"``.
+        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}``, one of ``{"kind": "resnet", "init"}``,
+            ``{"kind": "mobilenet", "init"}`` and ``{"kind": "vit", "init"}``, ``{"kind": "residual", "depth", "width",
+            "start", "convolutional"}``, or what :func:`gammabeta.lab.images.user_network.user_network` returned.
+            ``init`` is ``"matched"`` (:func:`initialize`) or ``"default"`` (torch's). An MLP may also have ``"gain"``,
+            ``"dropout"`` and ``"dropout_at"``, MLP and ResNet ``"placement"``. ``start`` is ``"he"``, ``"skipinit"`` or
+            ``"fixup"`` (:mod:`gammabeta.lab.images.residual`).
 
     Raises:
         TaskError: a BatchNorm of the user's model cannot be replaced by the arm's norm.
+        ValueError: an unknown kind of network.
     """
     torch.manual_seed(seed)
-    if network["kind"] == "user":
+    kind, generator = network["kind"], torch.Generator().manual_seed(seed)
+    if kind == "user":
         return user_network.build(network["model"], task, norm_name, seed)
+    if kind == "residual":
+        return _residual(task, network, norm_name, generator)
+    if kind == "vit":
+        transformer = ViT(task.shape, task.classes, norm_name=norm_name)
+        if network["init"] == "matched":
+            vit.initialize(transformer, generator)
+        return transformer
     model: nn.Module
-    if network["kind"] == "resnet":
-        model, activation = ResNet(task.shape, task.classes, norm_name=norm_name), "relu"
-    else:
-        activation = network["activation"]
+    if kind == "mobilenet":
+        model = MobileNet(task.shape, task.classes, norm_name=norm_name)
+    elif kind == "resnet":
+        placement = network.get("placement", "before")
+        model = ResNet(task.shape, task.classes, norm_name=norm_name, placement=placement)
+    elif kind == "mlp":
         model = MLP(
             math.prod(task.shape),
             task.classes,
             depth=network["depth"],
             width=network["width"],
-            activation=activation,
+            activation=network["activation"],
             norm_name=norm_name,
             dropout=network.get("dropout", 0.0),
             dropout_at=network.get("dropout_at", "every"),
+            placement=network.get("placement", "before"),
             seed=seed,
         )
+    else:
+        raise ValueError(f"build: expected mlp, resnet, mobilenet, vit, residual or user, got {kind}")
     if network["init"] == "matched":
-        initialize(model, activation, torch.Generator().manual_seed(seed), network.get("gain", 1.0))
+        initialize(model, network.get("activation", "relu"), generator, network.get("gain", 1.0))
     return model
+
+
+def _residual(task: Task, network: Mapping[str, Any], norm_name: str, generator: torch.Generator) -> ResidualNet:
+    model = ResidualNet(
+        task.shape,
+        task.classes,
+        depth=network["depth"],
+        width=network["width"],
+        norm_name=norm_name,
+        start=network["start"],
+        convolutional=network["convolutional"],
+    )
+    initialize(model, "relu", generator)
+    if network["start"] == "fixup":
+        residual.fixup(model)
+    return model
+
+
+STARTS = {"he": "", "skipinit": ", SkipInit", "fixup": ", Fixup"}
+PLACED = {
+    "before": "",
+    "after": ", norms after the activations",
+    "input": ", norms at the layers' inputs",
+}
 
 
 def describe(network: Mapping[str, Any]) -> str:
     """Return the network's name for sentences and legends."""
-    if network["kind"] == "user":
+    kind = network["kind"]
+    if kind == "user":
         return short(str(network["model"]))
-    init = "" if network["init"] == "matched" else ", torch's default init"
-    if network["kind"] == "resnet":
-        return f"ResNet{init}"
-    return f"MLP {network['depth']} layers {network['activation']}{init}"
+    if kind == "residual":
+        form = "residual conv net" if network["convolutional"] else "residual MLP"
+        return f"{form} of {network['depth']} blocks{STARTS[network['start']]}"
+    rest = PLACED[network.get("placement", "before")]
+    rest += "" if network["init"] == "matched" else ", torch's default init"
+    if kind == "mlp":
+        return f"MLP {network['depth']} layers {network['activation']}{rest}"
+    return {"resnet": "ResNet", "mobilenet": "MobileNet", "vit": "ViT"}[kind] + rest

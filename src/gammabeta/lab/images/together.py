@@ -18,6 +18,7 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.images import training
 from gammabeta.lab.images.networks import Block, Dropout, build
+from gammabeta.lab.images.residual import Multiplier, Offset, ResidualBlock
 from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.images.training import POPULATION, Judged, Run, exact_statistics, lost, places, reported
 from gammabeta.lab.norms import ChannelRMSNorm
@@ -90,7 +91,9 @@ def _joined(modules: Sequence[nn.Module]) -> nn.Module | None:
         return first
     elif isinstance(first, Dropout):
         return Dropout(first.rate, [seed for module in cast(Sequence[Dropout], modules) for seed in module.seeds])
-    elif isinstance(first, nn.Sequential | Block):
+    elif isinstance(first, Multiplier | Offset):
+        whole = copy.deepcopy(first)
+    elif isinstance(first, nn.Sequential | Block | ResidualBlock):
         return None
     else:
         raise UnstackableError(type(first).__name__)
@@ -113,7 +116,7 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 def joinable(settings: Mapping[str, Any]) -> bool:
     """Whether a trial of ``training:train`` can run together with others: its network is known to stack."""
-    return settings["network"]["kind"] in ("mlp", "resnet") and not settings.get("only_last")
+    return settings["network"]["kind"] in ("mlp", "resnet", "mobilenet", "residual") and not settings.get("only_last")
 
 
 class _Descent:

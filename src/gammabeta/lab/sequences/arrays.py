@@ -1,28 +1,39 @@
 """A task from sequences of variable length in padded arrays."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 
-from gammabeta.lab.arrays import check_labels, check_numbers, is_finite, parts
+from gammabeta.lab.arrays import TRAIN, check_labels, check_numbers, is_finite, parts, subset
 from gammabeta.lab.sequences.task import Sequences, SequenceTask
 from gammabeta.lab.standardization import Standardization
 from gammabeta.lab.task import TaskError
 
 
-def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: str, where: str) -> SequenceTask:
-    """Make a task of at most 2,000 training and 500 tuning sequences from x_train and 1,000 test ones from x_test.
+def sequence_task(
+    arrays: Mapping[str, np.ndarray],
+    split: int = 0,
+    *,
+    name: str,
+    description: str,
+    where: str,
+    most: int | None = TRAIN,
+) -> SequenceTask:
+    """Make a task of training and tuning sequences from x_train and test ones from x_test.
 
-    The subsets are drawn once, with a fixed seed and equal shares of each class. Each feature is standardized by the
-    mean and the standard deviation (which divides by the count) of the real training values, without padding:
-    (x − μ)/σ up to each sequence's length, and 0 from there on.
+    The subsets have equal shares of each class. Each feature is standardized by the mean and the standard deviation
+    (which divides by the count) of the real training values, without padding: (x − μ)/σ up to each sequence's length,
+    and 0 from there on.
 
     Args:
         arrays: ``x_train``, ``x_test``: (n, time, features), of any real dtype, with one number of features.
             ``lengths_train``, ``lengths_test``: (n,), integers from 1 to time; values after a length are ignored.
             ``y_train``, ``y_test``: labels (n,), integers from 0 to the number of classes minus 1.
+        split: decides which of x_train are training and which tuning sequences; the test sequences are always the same.
         where: the start of every error message, for example the file's name.
+        most: training sequences, as `gammabeta.lab.arrays.parts` takes it.
 
     Raises:
         TaskError: an array of the wrong shape, dtype, length or range.
@@ -36,7 +47,7 @@ def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: s
             "give both the same."
         )
     classes = check_labels(arrays, where, "sequences")
-    train, validation, test = parts(arrays, where, "sequences")
+    train, validation, test = drawn = parts(arrays, where, "sequences", split, most)
     real_nt = _real(arrays, "train")[train]
     values_vf = arrays["x_train"][train][real_nt].astype(np.float64)
     scaling = Standardization.of(values_vf, (0,), where, "values")
@@ -46,7 +57,7 @@ def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: s
             f"{int(np.argmin(scaling.std))}: leave that feature out."
         )
 
-    def split(part: str, index: np.ndarray) -> Sequences:
+    def part_of(part: str, index: np.ndarray) -> Sequences:
         real_nt1 = _real(arrays, part)[index][:, :, None]
         # Padding may hold anything: the first step stands in for it.
         x_ntf = arrays[f"x_{part}"][index].astype(np.float64)
@@ -56,7 +67,14 @@ def sequence_task(arrays: Mapping[str, np.ndarray], *, name: str, description: s
         return Sequences(torch.from_numpy(scaled_ntf), torch.from_numpy(lengths_n), torch.from_numpy(y_n))
 
     return SequenceTask(
-        name, description, classes, split("train", train), split("train", validation), split("test", test)
+        name,
+        f"{description}: {subset(arrays, drawn, 'sequences')}",
+        classes,
+        part_of("train", train),
+        part_of("train", validation),
+        part_of("test", test),
+        redraw=partial(sequence_task, arrays, name=name, description=description, where=where, most=most),
+        keeps_test=True,
     )
 
 

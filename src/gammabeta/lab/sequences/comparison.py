@@ -1,8 +1,8 @@
 """Norms side by side on sequences of variable length: a GRU and Transformers, trained as for the claim `sequences`.
 
-Errors are those that a user would get: BatchNorm evaluates with moving averages, though inside a recurrence one moving
-average over all steps fits none of them. Errors with exact statistics, by which the claim is judged and learning rates
-are chosen, are shown too. Over d devices with b sequences each, a batch holds b·d sequences; time and memory are those
+Errors are those that a user would get, and learning rates are chosen by them: BatchNorm evaluates with moving averages,
+though inside a recurrence one moving average over all steps fits none of them. Errors with exact statistics are shown
+too. Over d devices with b sequences each, a batch holds b·d sequences; time and memory are those
 of b sequences on one device, without communication. The usual norm is LayerNorm.
 """
 
@@ -13,33 +13,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gammabeta.lab.comparison import ERROR, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
+from gammabeta.lab.comparison import ERROR, WHOM, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
-from gammabeta.lab.interval import Precision
-from gammabeta.lab.sequences.networks import ARMS, build_sequence_network, networks_of
-from gammabeta.lab.sequences.training import BATCH, batch_of, seeds_of, steps_of, trained
+from gammabeta.lab.procedure import headroom
+from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
+from gammabeta.lab.sequences.training import (
+    BATCH,
+    batch_of,
+    build_network,
+    precision,
+    seeds_of,
+    settings_of,
+    steps_of,
+    trained,
+)
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
 
 TIMED = 20
 
 
-def norms(batch_size: int, devices: int) -> dict[str, str]:
+# Norms that a quick study leaves out.
+LEFT_OUT = ("rms", "group")
+
+
+def norms(batch_size: int, devices: int, *, quick: bool = False) -> dict[str, str]:
     """Return the arms with the names that readers know them by; the usual one is first."""
-    found = {norm: ARMS[norm] for norm in ("layer", "rms")}
+    found = {norm: ARMS[norm] for norm in ("layer", "rms", "group")}
     # With a batch of one sequence, a step inside the recurrence has one value per statistic.
     if devices > 1:
         found |= {f"masked:{batch_size}": "masked BatchNorm of each device's own batch"} if batch_size > 1 else {}
         found |= {"masked": "masked BatchNorm synced over the devices"}
     elif batch_size > 1:
         found |= {norm: ARMS[norm] for norm in ("masked", "padded")}
-    return found | {"none": ARMS["none"]}
+    found |= {"none": ARMS["none"]}
+    return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
 
 
-@versioned(1)
+@versioned(2)
 def costs(
-    *, task: Mapping[str, Any], network: str, norms: Sequence[str], batch_size: int, seed: int, steps: int = TIMED
+    *,
+    task: Mapping[str, Any],
+    network: str | Mapping[str, Any],
+    norms: Sequence[str],
+    batch_size: int,
+    seed: int,
+    steps: int = TIMED,
 ) -> dict[str, Any]:
     """Measure memory and time of each norm.
 
@@ -48,10 +68,7 @@ def costs(
         per training step, medians over steps in turns.
     """
     data = load_sequences(task)
-    longest = data.train.x_ntf.shape[1]
-    models = {
-        norm: build_sequence_network(network, data.features, data.classes, norm, 2 * longest, seed) for norm in norms
-    }
+    models = {norm: build_network(network, data, norm, seed).train() for norm in norms}
     generator = torch.Generator().manual_seed(seed)
     batches = [
         batch_of(data.train, torch.randint(len(data.train), (batch_size,), generator=generator)) for _ in range(steps)
@@ -69,9 +86,10 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     """Train each network with every norm, each at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
     whole = batch_size * devices
-    named = norms(batch_size, devices)
+    named = norms(batch_size, devices, quick=experiment.quick)
     networks = networks_of(experiment)
-    exponents, results, _ = trained(experiment, list(named), whole)
+    margin = ERROR.margin[1] / 100
+    chosen = trained(experiment, list(named), whole, margin)
     source = dict(experiment.sources["sequences"])
     data = load_sequences(source)
     by_chance = 100 * (1 - chance(data))
@@ -80,26 +98,40 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     at = {"task": source, "norms": sorted(set(plain.values())), "batch_size": max(batch_size, 2)}
     seeds = seeds_of(experiment)[:3]
     records = experiment.grid_of_records(
-        networks, seeds, lambda network, seed: Trial(f"{__name__}:costs", {**at, "network": network, "seed": seed})
+        networks,
+        seeds,
+        lambda network, seed: Trial(
+            f"{__name__}:costs",
+            {**at, "network": settings_of(experiment, network, "layer")["network"], "seed": seed},
+        ),
     )
     made = []
     for network, of_network in records.items():
-        found = {norm: results[network, norm] for norm in named}
+        found = {norm: chosen[network, norm] for norm in named}
         compared = side_by_side(
             [
                 Compared(
                     norm,
                     name,
-                    2.0 ** exponents[network, norm],
-                    tuple(100 * result["moving_error"] for result in found[norm]),
+                    found[norm].rate,
+                    tuple(100 * result["moving_error"] for result in found[norm].results),
                     tuple(record["timing"][plain[norm]] for record in of_network),
                     of_network[0]["result"]["bytes"][plain[norm]],
-                    tuple(100 * result["error"] for result in found[norm]),
+                    tuple(100 * result["error"] for result in found[norm].results),
+                    headroom=headroom(found[norm].coarse, margin),
+                    fragile=found[norm].usual_exponent + 1 in found[norm].lost,
                 )
                 for norm, name in named.items()
             ],
             ERROR,
-            Precision(samples=len(data.test)),
+            precisions={
+                norm: (
+                    precision(data, found["layer"], found[norm], ("moving_wrong", "moving_wrong")),
+                    precision(data, found[norm], found[norm], ("moving_wrong", "wrong")),
+                )
+                for norm in named
+            },
+            confidence=experiment.confidence,
         )
         learned = min(arm.value for arm in compared) <= 0.5 * by_chance
         made.append(
@@ -113,7 +145,10 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 ERROR,
                 learned,
                 compared,
-                rates_by="exact statistics",
+                left_out=tuple(name for norm, name in norms(batch_size, devices).items() if norm not in named),
+                whom=WHOM[data.keeps_test].replace("images", "sequences"),
+                trained=f"{steps_of(experiment)} steps",
+                own=users_own(experiment, "sequences") is not None,
             )
         )
     return made

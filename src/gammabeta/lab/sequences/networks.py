@@ -1,9 +1,15 @@
-"""The networks for sequences and text: a GRU with norms inside its recurrence, and a Transformer."""
+"""The networks for sequences and text: a GRU and an LSTM with norms inside the recurrence, and a Transformer.
+
+Their forwards leave leading axes as they are. The layers of several networks can therefore be stacked along a first
+axis, and the networks trained side by side (:mod:`gammabeta.lab.sequences.stacked`).
+"""
 
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +18,8 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.norms import groups
+from gammabeta.lab.task import Kind
 from gammabeta.moments import Moments
 
 # each arm's name in settings, and its name in legends and tables
@@ -21,7 +29,70 @@ ARMS = {
     "masked": "masked BatchNorm",
     "layer": "LayerNorm",
     "rms": "RMSNorm",
+    "group": "GroupNorm of each step",
+    "dyt": "DyT",
 }
+
+
+USERS = "your model"
+
+
+def users_own(experiment: Experiment, kind: Kind) -> Mapping[str, Any] | None:
+    """Return the user's network as settings identify it, where the experiment has one for this kind of data."""
+    user = experiment.user
+    return user if user is not None and user.get("of", "images") == kind else None
+
+
+class DyT(nn.Module):
+    """A pointwise function in a norm's place: y = γ·tanh(α·x) + β over the last axis, with a scalar α that is learned.
+
+    Source: Zhu et al. 2025, Transformers without Normalization (2503.10622), section 4; α starts at 0.5.
+    """
+
+    def __init__(self, channels: int, start: float = 0.5) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor([start]))
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, torch.tanh(self.alpha * x), self.weight)
+
+
+class StepGroupNorm(nn.Module):
+    """GroupNorm of the channels of each step of (…, C): no statistic covers several steps, so it is causal."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = gb.GroupNorm(groups(channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.reshape(-1, x.shape[-1]))
+        return y.view(x.shape)
+
+
+class Dropout(nn.Module):
+    """Dropout with a random generator of its own, so that networks trained side by side drop what each drops alone.
+
+    Scales in training, by 1/(1 − rate).
+
+    Source: Srivastava et al. 2014.
+    """
+
+    def __init__(self, rate: float, seed: int) -> None:
+        super().__init__()
+        self.rate, self.seed = rate, seed
+        self.generator: torch.Generator | None = None
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Draw the factors of x: 0, or 1/(1 − rate)."""
+        self.generator = self.generator or torch.Generator().manual_seed(self.seed)
+        return torch.empty_like(x, memory_format=torch.contiguous_format).bernoulli_(
+            1 - self.rate, generator=self.generator
+        ).div_(1 - self.rate)  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.kept(x) if self.training and self.rate else x
 
 
 class SequenceNorm(nn.Module):
@@ -36,7 +107,8 @@ class SequenceNorm(nn.Module):
         self.arm, _, size = arm.partition(":")
         self.each = int(size or 0)
         layers: dict[str, type[nn.Module]] = {
-            "padded": gb.BatchNorm1d, "masked": gb.BatchNorm1d, "layer": gb.LayerNorm, "rms": gb.RMSNorm
+            "padded": gb.BatchNorm1d, "masked": gb.BatchNorm1d, "layer": gb.LayerNorm, "rms": gb.RMSNorm,
+            "group": StepGroupNorm, "dyt": DyT,
         }  # fmt: skip
         if self.arm != "none" and self.arm not in layers:
             raise ValueError(f"SequenceNorm: expected one of {', '.join(ARMS)}, got {arm}")
@@ -147,49 +219,119 @@ class Recurrent(nn.Module):
 
     def forward(self, x_ntf: Tensor, mask_nt: Tensor) -> Tensor:
         gates_new = [2 * self.width, self.width]
-        from_input = self.input_norm(self.inputs(x_ntf), mask_nt).split(gates_new, dim=2)
-        state = x_ntf.new_zeros(len(x_ntf), self.width)
+        from_input = self.input_norm(self.inputs(x_ntf), mask_nt).split(gates_new, dim=-1)
+        state = x_ntf.new_zeros(*x_ntf.shape[:-2], self.width)
         states = []
         # unbind: the gradient of a step taken by its index would be as large as that of the whole sequence
-        for i_gates, i_new, alive in zip(*(part.unbind(1) for part in from_input), mask_nt.unbind(1), strict=True):
-            s_gates, s_new = self.state_norm(self.states(state), alive).split(gates_new, dim=1)
-            reset, update = torch.sigmoid(i_gates + s_gates).chunk(2, dim=1)
+        for i_gates, i_new, alive in zip(*(part.unbind(-2) for part in from_input), mask_nt.unbind(-1), strict=True):
+            s_gates, s_new = self.state_norm(self.states(state), alive).split(gates_new, dim=-1)
+            reset, update = torch.sigmoid(i_gates + s_gates).chunk(2, dim=-1)
             new = torch.tanh(torch.addcmul(i_new, reset, s_new))
             state = torch.lerp(new, state, update)
             states.append(state)
-        last = mask_nt.sum(dim=1) - 1
-        scores: Tensor = self.classifier(torch.stack(states, dim=1)[torch.arange(len(x_ntf)), last])
+        scores: Tensor = self.classifier(_last(states, mask_nt))
         return scores
 
 
-class Block(nn.Module):
-    """Self-attention and a two-layer MLP, each with a skip connection; norms before (pre) or after (post) them.
+class LSTM(nn.Module):
+    """An LSTM over (n, time, features), and a linear classifier of its state at each sequence's last step.
 
-    Source: Vaswani et al. 2017; Xiong et al. 2020 (2002.04745) for pre-norm.
+    The contributions of the input and of the state are normalized as in :class:`Recurrent`; the cell is normalized
+    before its tanh. The forget gate's bias starts at 1 (Jozefowicz et al. 2015).
+
+    Source: Hochreiter & Schmidhuber 1997; Cooijmans et al. 2017, eq. 6 to 8 (1603.09025), with statistics shared over
+    the steps; Ba et al. 2016, eq. 20 to 22 (1607.06450).
     """
 
-    def __init__(self, width: int, heads: int, arm: str, *, pre: bool) -> None:
+    def __init__(self, features: int, classes: int, arm: str, width: int = 32) -> None:
         super().__init__()
-        self.heads, self.pre = heads, pre
+        self.width = width
+        self.inputs = nn.Linear(features, 4 * width)
+        self.states = nn.Linear(width, 4 * width)
+        self.forgetting = nn.Parameter(torch.ones(width))
+        self.input_norm, self.state_norm = SequenceNorm(arm, 4 * width), SequenceNorm(arm, 4 * width)
+        self.cell_norm = SequenceNorm(arm, width)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, x_ntf: Tensor, mask_nt: Tensor) -> Tensor:
+        from_input = self.input_norm(self.inputs(x_ntf), mask_nt).unbind(-2)
+        state = cell = x_ntf.new_zeros(*x_ntf.shape[:-2], self.width)
+        states = []
+        for of_step, alive in zip(from_input, mask_nt.unbind(-1), strict=True):
+            gates = of_step + self.state_norm(self.states(state), alive)
+            forget, take, out, new = gates.chunk(4, dim=-1)
+            kept = torch.sigmoid(forget + self.forgetting) * cell
+            cell = torch.addcmul(kept, torch.sigmoid(take), torch.tanh(new))
+            state = torch.sigmoid(out) * torch.tanh(self.cell_norm(cell, alive))
+            states.append(state)
+        scores: Tensor = self.classifier(_last(states, mask_nt))
+        return scores
+
+
+def _last(states: list[Tensor], mask_nt: Tensor) -> Tensor:
+    """Return each sequence's state (n, width) at its last real step."""
+    last = (mask_nt.sum(dim=-1) - 1)[..., None, None]
+    return torch.stack(states, dim=-2).take_along_dim(last, dim=-2).squeeze(-2)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the norms of a Transformer's block stand.
+
+    Attributes:
+        order: ``"pre"``: x + f(norm(x)). ``"post"``: norm(x + f(x)). ``"peri"``: x + norm(f(norm(x))).
+        qk: whether queries and keys are normalized too, head by head.
+
+    Source: Vaswani et al. 2017 (post); Xiong et al. 2020, 2002.04745 (pre); Kim et al. 2025, 2502.02732 (peri);
+    Henry et al. 2020, 2010.04245 (queries and keys).
+    """
+
+    order: str = "pre"
+    qk: bool = False
+
+
+class Block(nn.Module):
+    """Self-attention and a two-layer MLP, each with a skip connection; ``placement`` says where the norms are.
+
+    Dropout follows each of the two, before its skip connection (Vaswani et al. 2017, section 5.4).
+    """
+
+    def __init__(
+        self, width: int, heads: int, arm: str, placement: Placement, dropout: float = 0.0, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.heads, self.order, self.qk = heads, placement.order, placement.qk
         self.projections = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norm1, self.norm2 = SequenceNorm(arm, width), SequenceNorm(arm, width)
+        if self.order == "peri":
+            self.after1, self.after2 = SequenceNorm(arm, width), SequenceNorm(arm, width)
+        if self.qk:
+            self.of_queries, self.of_keys = SequenceNorm(arm, width // heads), SequenceNorm(arm, width // heads)
+        self.drop1, self.drop2 = Dropout(dropout, 2 * seed), Dropout(dropout, 2 * seed + 1)
 
     def attention(self, x: Tensor, mask_nt: Tensor | None) -> Tensor:
-        queries, keys, values = self.projections(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = None if mask_nt is None else mask_nt[:, None, None, :]
-        mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, is_causal=seen is None)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        parts = self.projections(x).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = parts.unbind(-3)
+        if self.qk:
+            queries, keys = self.of_queries(queries, None), self.of_keys(keys, None)
+        # (n or members·n, heads, time, width of a head)
+        of_heads = [part.flatten(0, -4).transpose(1, 2) for part in (queries, keys, values)]
+        seen = None if mask_nt is None else mask_nt.flatten(0, -2)[:, None, None, :]
+        mixed = functional.scaled_dot_product_attention(*of_heads, attn_mask=seen, is_causal=seen is None)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
         return out
 
     def forward(self, x: Tensor, mask_nt: Tensor | None) -> Tensor:
-        if self.pre:
-            x = x + self.attention(self.norm1(x, mask_nt), mask_nt)
-            return x + self._perceptron(self.norm2(x, mask_nt))
-        x = self.norm1(x + self.attention(x, mask_nt), mask_nt)
-        out: Tensor = self.norm2(x + self._perceptron(x), mask_nt)
-        return out
+        if self.order == "post":
+            x = self.norm1(x + self.drop1(self.attention(x, mask_nt)), mask_nt)
+            out: Tensor = self.norm2(x + self.drop2(self._perceptron(x)), mask_nt)
+            return out
+        attended = self.attention(self.norm1(x, mask_nt), mask_nt)
+        x = x + self.drop1(self.after1(attended, mask_nt) if self.order == "peri" else attended)
+        thought = self._perceptron(self.norm2(x, mask_nt))
+        return x + self.drop2(self.after2(thought, mask_nt) if self.order == "peri" else thought)
 
     def _perceptron(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(functional.relu(self.up(x)))
@@ -200,42 +342,50 @@ class Transformer(nn.Module):
     """A Transformer: an encoder, or with ``features`` 0 a causal decoder.
 
     The encoder takes (n, time, features); a linear layer classifies the mean of its output over real steps. The decoder
-    takes tokens (n, time) and scores each next token.
+    takes tokens (n, time) and scores each next token. A norm ends the stack of blocks, except in post-norm.
     """
 
     def __init__(
-        self, features: int, classes: int, arm: str, *, width: int = 32, layers: int = 2, pre: bool = True,
-        longest: int = 64,
+        self, features: int, classes: int, arm: str, *, width: int = 32, layers: int = 2,
+        placement: Placement = Placement(), longest: int = 64, dropout: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.causal = features == 0
         self.embedding: nn.Module = nn.Embedding(classes, width) if self.causal else nn.Linear(features, width)
         self.positions = nn.Parameter(torch.randn(longest, width) / math.sqrt(width))
-        self.blocks = nn.ModuleList([Block(width, 4, arm, pre=pre) for _ in range(layers)])
-        self.norm = SequenceNorm(arm if pre else "none", width)
+        self.blocks = nn.ModuleList(
+            [Block(width, 4, arm, placement, dropout, 1000 * seed + index) for index in range(layers)]
+        )
+        self.norm = SequenceNorm("none" if placement.order == "post" else arm, width)
         self.classifier = nn.Linear(width, classes)
 
     def forward(self, x: Tensor, mask_nt: Tensor | None = None) -> Tensor:
-        h = self.embedding(x) + self.positions[: x.shape[1]]
+        h = self.embedding(x)
+        # (time, width), or (members, 1, time, width)
+        h = h + self.positions[..., : h.shape[-2], :]
         for block in self.blocks:
             h = block(h, None if self.causal else mask_nt)
         h = self.norm(h, mask_nt)
         if not self.causal:
             assert mask_nt is not None
-            real = mask_nt.unsqueeze(2).to(h.dtype)
-            h = (h * real).sum(dim=1) / real.sum(dim=1)
+            real = mask_nt.unsqueeze(-1).to(h.dtype)
+            h = (h * real).sum(dim=-2) / real.sum(dim=-2)
         scores: Tensor = self.classifier(h)
         return scores
 
 
 def networks_of(experiment: Experiment) -> list[str]:
-    """Name the networks of an experiment; a quick one leaves out post-norm."""
-    return ["GRU", "Transformer, pre-norm"] + ([] if experiment.quick else ["Transformer, post-norm"])
+    """Name the networks of an experiment: the user's, or the study's; a quick one leaves out LSTM and post-norm."""
+    if users_own(experiment, "sequences") is not None:
+        return [USERS]
+    more = [] if experiment.quick else ["LSTM", "Transformer, post-norm"]
+    return ["GRU", "Transformer, pre-norm", *more]
 
 
 def build_sequence_network(kind: str, features: int, classes: int, arm: str, longest: int, seed: int) -> nn.Module:
     """Build one of the networks that :func:`networks_of` names, initialized by ``seed``."""
     torch.manual_seed(seed)
-    if kind == "GRU":
-        return Recurrent(features, classes, arm)
-    return Transformer(features, classes, arm, pre=kind == "Transformer, pre-norm", longest=longest)
+    if kind in ("GRU", "LSTM"):
+        return {"GRU": Recurrent, "LSTM": LSTM}[kind](features, classes, arm)
+    placement = Placement("pre" if kind == "Transformer, pre-norm" else "post")
+    return Transformer(features, classes, arm, placement=placement, longest=longest)

@@ -11,18 +11,20 @@ MOST_DIGITS = 6
 TRAIN, VALIDATION, TEST = 1500, 400, 600
 
 
-def load() -> SequenceTask:
+def load(split: int = 0) -> SequenceTask:
     """Make sequences of 1 to 6 digits in a row, labelled by the first digit.
 
     Each step is a column of 8 pixels; empty columns at a digit's margins are left out. Training, validation and test
     sequences are made from the corresponding splits of the task digits, so that they share no image. A single digit is
     nearly always 6 columns wide, so sequences of one digit would hardly vary in length. Each of the 8 pixels is
     standardized by the training part's columns.
+
+    Args:
+        split: decides which images each part is made of, and the rows that are made of them.
     """
-    images = digits.load()
-    raw = [
-        _rows(*part) for part in ((images.train, TRAIN, 0), (images.validation, VALIDATION, 1), (images.test, TEST, 2))
-    ]
+    images = digits.load(split)
+    parts = ((images.train, TRAIN), (images.validation, VALIDATION), (images.test, TEST))
+    raw = [_rows(part, count, [index, split]) for index, (part, count) in enumerate(parts)]
     columns = np.concatenate([row for row, _ in raw[0]])
     mean, std = columns.mean(axis=0), np.maximum(columns.std(axis=0), 1e-6)
     longest = max(len(row) for rows in raw for row, _ in rows)
@@ -42,10 +44,12 @@ def load() -> SequenceTask:
         train,
         validation,
         test,
+        redraw=load,
+        keeps_test=False,
     )
 
 
-def _rows(part: Split, count: int, seed: int) -> list[tuple[np.ndarray, int]]:
+def _rows(part: Split, count: int, seed: list[int]) -> list[tuple[np.ndarray, int]]:
     """Draw ``count`` rows of columns (time, 8) with the labels of their first digits, by ``seed``."""
     rng = np.random.default_rng(seed)
     images = part.x_nchw[:, 0].numpy().astype(np.float64)

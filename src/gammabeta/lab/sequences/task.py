@@ -1,6 +1,7 @@
 """Classification of sequences of variable length: the task and its splits."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,7 +20,13 @@ class Sequences:
 
 @dataclass(frozen=True)
 class SequenceTask:
-    """Classification of sequences of variable length."""
+    """Classification of sequences of variable length.
+
+    Attributes:
+        redraw: makes the task of another split of the same sequences, by its number from 1 on, with parts of the same
+            sizes.
+        keeps_test: whether all splits share the test sequences, because the data set has a test set of its own.
+    """
 
     name: str
     description: str
@@ -27,6 +34,8 @@ class SequenceTask:
     train: Sequences
     validation: Sequences
     test: Sequences
+    redraw: Callable[[int], "SequenceTask"] = field(repr=False, compare=False)
+    keeps_test: bool
 
     @property
     def features(self) -> int:

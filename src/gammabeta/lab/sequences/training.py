@@ -3,25 +3,29 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 import gammabeta as gb
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.sequences.networks import build_sequence_network, exact_statistics, networks_of
-from gammabeta.lab.sequences.task import Sequences
+from gammabeta.lab.images.training import Judged, lost, reported
+from gammabeta.lab.interval import Precision
+from gammabeta.lab.procedure import Chosen, choose_rates
+from gammabeta.lab.sequences.networks import build_sequence_network, exact_statistics, networks_of, users_own
+from gammabeta.lab.sequences.task import Sequences, SequenceTask
+from gammabeta.lab.sequences.user_network import build as build_user_network
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import error_then_loss, tune
+from gammabeta.lab.tuning import deployed
 
 BATCH = 32
 RATES = (-9, -7, -5)
 POPULATION = 512  # the training sequences whose statistics are used in evaluation
 Cell = tuple[str, str]  # network, arm
-LOST: dict[str, Any] = {"error": 1.0, "loss": None, "moving_error": 1.0}
 
 
 def batch_of(split: Sequences, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,14 +41,16 @@ class Run:
 
     Attributes:
         task: as :func:`gammabeta.lab.sources.load_sequences` takes it.
-        network, arm: as :func:`gammabeta.lab.sequences.networks.build_sequence_network` takes them.
+        network: a name, as :func:`gammabeta.lab.sequences.networks.build_sequence_network` takes it, or the user's
+            network as settings identify it.
+        arm: the norm.
         rate: the learning rate at the start; it falls to 0 as half a cosine.
         seed: decides the initialization and the batches.
         report: the split that is reported: ``"validation"`` while tuning, ``"test"`` after it.
     """
 
     task: Mapping[str, Any]
-    network: str
+    network: str | Mapping[str, Any]
     arm: str
     rate: float
     steps: int
@@ -52,8 +58,48 @@ class Run:
     report: str
     batch_size: int = BATCH
 
+    def build(self, data: SequenceTask) -> nn.Module:
+        """Build the network with its norms, initialized by ``seed``."""
+        return build_network(self.network, data, self.arm, self.seed)
 
-@versioned(3)
+    def rate_factor(self, step: int) -> float:
+        """Return the factor of the learning rate at a step; steps count from 1."""
+        return 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
+
+    def places(self, data: SequenceTask) -> torch.Tensor:
+        """Draw which sequences each batch holds: (steps, batch)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.stack(
+            [
+                torch.randint(len(data.train), (self.batch_size,), generator=generator)
+                for _ in range(self.steps)
+            ]
+        )  # fmt: skip
+
+    def result(self, data: SequenceTask, model: nn.Module | None) -> dict[str, Any]:
+        """Judge a trained network; None for one whose loss was not finite."""
+        wanted: list[Sequences] = [getattr(data, self.report)]
+        wanted += [data.validation] if self.report == "test" else []
+        if model is None:
+            exact = moving = [lost(cast(Any, part)) for part in wanted]
+        else:
+            model.eval()
+            moving = [judged(model, part) for part in wanted]
+            population = torch.arange(min(POPULATION, len(data.train)))
+            with exact_statistics(model, *batch_of(data.train, population)[:2]):
+                exact = [judged(model, part) for part in wanted]
+        return reported(cast(Any, data), cast(Any, self), exact, moving)
+
+
+def build_network(network: str | Mapping[str, Any], data: SequenceTask, arm: str, seed: int) -> nn.Module:
+    """Build one of the study's networks or the user's, with an arm's norms, in training mode."""
+    if isinstance(network, str):
+        longest = 2 * data.train.x_ntf.shape[1]
+        return build_sequence_network(network, data.features, data.classes, arm, longest, seed)
+    return build_user_network(network["model"], data, arm, seed)
+
+
+@versioned(4, together="gammabeta.lab.sequences.together")
 def classified(**settings: Any) -> dict[str, Any]:
     """Train one network by Adam.
 
@@ -61,44 +107,33 @@ def classified(**settings: Any) -> dict[str, Any]:
         settings: the fields of :class:`Run`.
 
     Returns:
-        ``error``, ``loss``: on the reported split, with exact statistics. ``moving_error``: with moving averages.
+        - ``moving_error``, ``moving_loss``: on the reported split, with moving averages, as a network is deployed.
+        - ``error``, ``loss``: with exact statistics.
+        - ``validation``: these four on the validation split, where ``report`` is ``"test"``; otherwise None.
+        - ``wrong``, ``moving_wrong``: which test sequences were classified wrongly, as
+          :func:`gammabeta.lab.answers.packed` writes them, where all splits share them; otherwise None.
     """
     run = Run(**settings)
     data = load_sequences(run.task)
-    longest = 2 * data.train.x_ntf.shape[1]
-    model = build_sequence_network(run.network, data.features, data.classes, run.arm, longest, run.seed)
+    model = run.build(data).train()
     optimizer = torch.optim.Adam(model.parameters(), run.rate, fused=True)
-    generator = torch.Generator().manual_seed(run.seed)
-    for step in range(run.steps):
-        optimizer.param_groups[0]["lr"] = run.rate * 0.5 * (1 + math.cos(math.pi * step / run.steps))
-        x, mask, y = batch_of(data.train, torch.randint(len(data.train), (run.batch_size,), generator=generator))
+    for step, index in enumerate(run.places(data), start=1):
+        optimizer.param_groups[0]["lr"] = run.rate * run.rate_factor(step)
+        x, mask, y = batch_of(data.train, index)
         optimizer.zero_grad()
         loss = functional.cross_entropy(model(x, mask), y)
         if not torch.isfinite(loss):
-            return LOST
+            return run.result(data, None)
         loss.backward()
         optimizer.step()
-    split: Sequences = getattr(data, run.report)
-    model.eval()
-    moving_error, _ = judged(model, split)
-    population = torch.arange(min(POPULATION, len(data.train)))
-    with exact_statistics(model, *batch_of(data.train, population)[:2]):
-        error, final_loss = judged(model, split)
-    return {"error": error, "loss": final_loss, "moving_error": moving_error}
+    return run.result(data, model)
 
 
 @torch.no_grad()
-def judged(model: nn.Module, split: Sequences) -> tuple[float, float | None]:
-    """Return the share of wrong answers and the mean cross entropy.
-
-    Where any score is not finite, all answers are wrong and the loss is None.
-    """
+def judged(model: nn.Module, split: Sequences) -> Judged:
+    """Judge a network's answers on one split."""
     parts = [batch_of(split, index) for index in torch.arange(len(split)).split(200)]
-    scores = torch.cat([model(x, mask) for x, mask, _ in parts])
-    if not bool(torch.isfinite(scores).all()):
-        return 1.0, None
-    wrong = (scores.argmax(dim=1) != split.y_n).float().mean()
-    return float(wrong), float(functional.cross_entropy(scores, split.y_n))
+    return Judged.of(torch.cat([model(x, mask) for x, mask, _ in parts]), split.y_n)
 
 
 def seeds_of(experiment: Experiment) -> list[int]:
@@ -106,38 +141,47 @@ def seeds_of(experiment: Experiment) -> list[int]:
 
 
 def steps_of(experiment: Experiment) -> int:
-    return 120 if experiment.quick else 400
+    return 100 if experiment.quick else 400
+
+
+def shorter_of(experiment: Experiment) -> dict[str, int] | None:
+    """Return what the coarse search has other than the results: in a quick study, two fifths of the steps."""
+    return {"steps": 2 * steps_of(experiment) // 5} if experiment.quick else None
+
+
+def precision(data: SequenceTask, ones: Chosen, others: Chosen, wrong: tuple[str, str]) -> Precision:
+    """Return the precision of differences of test errors, in percent, as `gammabeta.lab.answers.precision_of` does."""
+    return precision_of(ones.results, others.results, len(data.test), len(data.train), wrong)
+
+
+def settings_of(experiment: Experiment, network: str, arm: str, batch_size: int = BATCH) -> dict[str, Any]:
+    """Return the settings that all trials of one network with one arm share."""
+    # Without norms, pre-norm and post-norm are the same Transformer, which is trained once.
+    same = {("Transformer, post-norm", "none"): "Transformer, pre-norm"}
+    of_user = users_own(experiment, "sequences")
+    own = dict(of_user) if of_user is not None else same.get((network, arm), network)
+    base = {"network": own, "arm": arm, "steps": steps_of(experiment)}
+    return base if batch_size == BATCH else {**base, "batch_size": batch_size}
 
 
 def trained(
-    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
-) -> tuple[dict[Cell, int], dict[Cell, list[dict[str, Any]]], dict[Cell, dict[str, Any]]]:
-    """Train each network with each arm at its own best learning rate.
+    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH, widest: float | None = None
+) -> dict[Cell, Chosen]:
+    """Train each network with each arm, each replicate at the learning rate that it chose as the network is deployed.
+
+    Args:
+        widest: as :func:`gammabeta.lab.procedure.choose_rates` takes it.
 
     Returns:
-        By (network, arm): the exponent of 2 of that rate; the test results, one per seed; and the result on the
-        validation split, on the tuning seed, by which the rate was chosen.
+        By (network, arm), what :func:`gammabeta.lab.procedure.choose_rates` returns.
     """
     cells = [(network, arm) for network in networks_of(experiment) for arm in arms]
-    base = {"task": dict(experiment.sources["sequences"]), "steps": steps_of(experiment)}
-    base |= {} if batch_size == BATCH else {"batch_size": batch_size}
-    seeds = seeds_of(experiment)
+    settings = {cell: settings_of(experiment, *cell, batch_size) for cell in cells}
 
-    def trial(cell: Mapping[str, Any], exponent: int, seed: int, report: str) -> Trial:
-        return Trial(f"{__name__}:classified", {**base, **cell, "rate": 2.0**exponent, "seed": seed, "report": report})
+    def trial(of_cell: Mapping[str, Any], exponent: int, replicate: int, report: str) -> Trial:
+        own = {"task": experiment.drawn(replicate, "sequences"), "seed": replicate, "report": report}
+        return Trial(f"{__name__}:classified", {**of_cell, **own, "rate": 2.0**exponent})
 
-    # Without norms, pre-norm and post-norm are the same Transformer, which is trained once.
-    same = {("Transformer, post-norm", "none"): "Transformer, pre-norm"}
-    settings = [{"network": same.get((network, arm), network), "arm": arm} for network, arm in cells]
-    tuning = experiment.tuning_seed
-    rates = tune(
-        experiment,
-        settings,
-        error_then_loss,
-        make=lambda cell, exponent: trial(cell, exponent, tuning, "validation"),
-        coarse=RATES,
+    return choose_rates(
+        experiment, settings, seeds_of(experiment), deployed, RATES, trial, widest, shorter_of(experiment)
     )
-    at_best = dict(zip(cells, zip(settings, rates, strict=True), strict=True))
-    tuned = experiment.grid(cells, [tuning], lambda cell, seed: trial(*at_best[cell], seed, "validation"))
-    results = experiment.grid(cells, seeds, lambda cell, seed: trial(*at_best[cell], seed, "test"))
-    return dict(zip(cells, rates, strict=True)), results, {cell: of_cell[0] for cell, of_cell in tuned.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gammabeta.lab.arrays import TRAIN
 from gammabeta.lab.decoding import decode
 from gammabeta.lab.sequences.arrays import sequence_task
 from gammabeta.lab.sequences.task import SequenceTask
@@ -26,14 +27,15 @@ class Cases:
     labels: list[str]
 
 
-def load(path: str | Path) -> SequenceTask:
-    """Read at most 2,000 training and 500 tuning sequences from the training file, and 1,000 from the test file.
+def load(path: str | Path, most: int | None = TRAIN) -> SequenceTask:
+    """Read training and tuning sequences from the training file, and test sequences from the test file.
 
-    Of Japanese Vowels these are 216, 54 and 370. The subsets are drawn once, with a fixed seed and equal shares of each
-    class. Each feature is standardized by the real training values; sequences are zero from their length on.
+    Of Japanese Vowels these are 216, 54 and 370. The subsets have equal shares of each class. Each feature is
+    standardized by the real training values; sequences are zero from their length on.
 
     Args:
         path: a folder with one file \\*_TRAIN.ts and one \\*_TEST.ts, whose dimensions are the features.
+        most: training sequences, as `gammabeta.lab.arrays.parts` takes it.
 
     Raises:
         TaskError: a missing file, or a line that breaks the format.
@@ -61,8 +63,9 @@ def load(path: str | Path) -> SequenceTask:
         arrays,
         name=name,
         description=f"{name}: sequences of {lengths.min()} to {lengths.max()} steps, {arrays['x_train'].shape[2]} "
-        f"features, {len(names)} classes; its own test part",
+        f"features, {len(names)} classes",
         where=f"vowels:{path}",
+        most=most,
     )
 
 

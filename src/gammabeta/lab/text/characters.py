@@ -2,8 +2,10 @@
 
 import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gammabeta.lab.decoding import BYTE_ORDER_MARK, decode
@@ -18,7 +20,9 @@ SHORTEST = 10_000
 
 
 def load(path: str | None = None) -> TextTask:
-    """Read a text, in three contiguous parts: 90 % for training, 5 % for tuning, 5 % for the test.
+    """Read a text, in three parts: 90 % for training, 5 % for tuning, and the last 5 % for the test.
+
+    The tuning part is contiguous and comes before the test part; splits from 1 on take it from somewhere else.
 
     Args:
         path: a UTF-8 file, or one in UTF-16 or UTF-32; None for the English reference in `pydoc_data.topics`, some
@@ -51,11 +55,28 @@ def task(text: str, *, name: str, description: str) -> TextTask:
     number = {character: index for index, character in enumerate(vocabulary)}
     other = number[REPLACEMENT]
     tokens = torch.tensor([number.get(character, other) for character in text])
-    tuned, tested = int(0.9 * len(tokens)), int(0.95 * len(tokens))
     share = 100 * others / len(text)
     if share >= 0.1:
         description += f"; {share:.1f} % of its characters are rare and count as one"
-    return TextTask(name, description, vocabulary, tokens[:tuned], tokens[tuned:tested], tokens[tested:])
+    return _split(tokens, name, description, vocabulary, 0)
+
+
+def _split(tokens: torch.Tensor, name: str, description: str, vocabulary: str, split: int) -> TextTask:
+    """Take the test part off the end, and the validation part out of the rest, at a place that ``split`` decides."""
+    before, tested = int(0.9 * len(tokens)), int(0.95 * len(tokens))
+    size = tested - before
+    start = before if split == 0 else int(np.random.default_rng(split).integers(0, before + 1))
+    rest = torch.cat([tokens[:start], tokens[start + size : tested]])
+    return TextTask(
+        name,
+        description,
+        vocabulary,
+        rest,
+        tokens[start : start + size],
+        tokens[tested:],
+        redraw=partial(_split, tokens, name, description, vocabulary),
+        joint=start if 0 < start < before else None,
+    )
 
 
 def _vocabulary(text: str) -> tuple[list[str], int]:

@@ -8,13 +8,25 @@ The usual norm is LayerNorm.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from gammabeta.lab.comparison import LOSS, Compared, Comparison, kept_bytes, side_by_side
+from gammabeta.lab.comparison import LOSS, WHOM, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.interval import Precision
+from gammabeta.lab.procedure import Chosen, headroom
+from gammabeta.lab.sequences.networks import USERS, users_own
 from gammabeta.lab.sources import load_text
-from gammabeta.lab.text.networks import ARMS, decoder
-from gammabeta.lab.text.training import BATCH, blind_loss, loss_of, shape_of, steps_of, timed, trained, windows
+from gammabeta.lab.text.networks import ARMS
+from gammabeta.lab.text.training import (
+    BATCH,
+    Run,
+    blind_loss,
+    loss_of,
+    precision_of,
+    shape_of,
+    shorter_of,
+    steps_of,
+    timed,
+    trained,
+)
 from gammabeta.lab.trials.trial import Trial, versioned
 
 
@@ -31,29 +43,34 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
     return found | {"none": ARMS["none"]}
 
 
-@versioned(1)
+@versioned(2)
 def saved_bytes(
-    *, task: Mapping[str, Any], norm: str, width: int, layers: int, context: int, batch: int
-) -> dict[str, Any]:
+    *, task: Mapping[str, Any], norm: str, user: Mapping[str, Any] | None = None, **shape: int
+) -> dict[str, Any]:  # fmt: skip
     """Return the bytes that one forward pass on a batch keeps for the backward pass."""
     data = load_text(task)
-    model = decoder(data, norm, width, layers, context, 0)
-    tokens = windows(data.train_n, batch, context, torch.Generator().manual_seed(0))
+    run = Run(task=task, arm=norm, rate=0.0, steps=1, seed=0, report="validation", user=user, **shape)
+    model, tokens = run.build(data).train(), run.batches(data).draw()
     return {"bytes": kept_bytes(model, lambda: loss_of(model, tokens))}
 
 
+def _precision(usual: Chosen, own: Chosen) -> Precision:
+    return precision_of(usual.results, own.results)
+
+
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
-    """Train the decoder with every norm, each at its own best learning rate, and measure what it costs."""
+    """Train the decoder with every norm, each replicate at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
     named = norms(batch_size, devices)
     shape = shape_of(experiment, batch_size * devices)
-    exponents, results, _ = trained(experiment, list(named), shape)
-    source = dict(experiment.sources["text"])
+    steps, margin = steps_of(experiment), LOSS.margin[1]
+    chosen = trained(experiment, {norm: {"arm": norm} for norm in named}, shape, margin, shorter_of(experiment))
+    source, user = dict(experiment.sources["text"]), users_own(experiment, "text")
     data = load_text(source)
     plain = {norm: norm.partition(":")[0] for norm in named}
     of_one = shape_of(experiment, batch_size)
-    timings = timed(experiment, of_one)
-    at = {"task": source, **of_one}
+    timings = timed(experiment, list(dict.fromkeys(plain.values())), of_one)
+    at = {"task": source, **of_one, **({} if user is None else {"user": dict(user)})}
     sizes = experiment.grid(
         list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
     )
@@ -62,15 +79,24 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             Compared(
                 norm,
                 name,
-                2.0 ** exponents[norm],
-                tuple(result["loss"] for result in results[norm]),
+                chosen[norm].rate,
+                tuple(result["loss"] for result in chosen[norm].results),
                 tuple(timing[plain[norm]] for timing in timings),
                 sizes[norm][0]["bytes"],
+                headroom=headroom(chosen[norm].coarse, margin),
+                fragile=chosen[norm].usual_exponent + 1 in chosen[norm].lost,
             )
             for norm, name in named.items()
         ],
         LOSS,
+        precisions={norm: (_precision(chosen["layer"], chosen[norm]),) * 2 for norm in named},
+        confidence=experiment.confidence,
     )
     learned = min(arm.value for arm in compared) < blind_loss(data) - 0.5
-    network = f"Transformer, {shape['layers']} layers"
-    return [Comparison("text", data.name, network, batch_size, devices, steps_of(experiment), LOSS, learned, compared)]
+    network = USERS if user is not None else f"Transformer, {shape['layers']} layers of width {shape['width']}"
+    return [
+        Comparison(
+            "text", data.name, network, batch_size, devices, steps, LOSS, learned, compared, own=user is not None,
+            whom=WHOM[True].replace("images", "windows"), trained=f"{steps} steps",
+        )
+    ]  # fmt: skip

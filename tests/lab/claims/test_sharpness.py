@@ -1,0 +1,106 @@
+"""Sharpness: right on a quadratic, blind to scales that change no output, and each verdict on made-up minima."""
+
+import pytest
+import torch
+from torch import nn
+
+from gammabeta.lab.claims import sharpness
+from gammabeta.lab.images.networks import build
+
+
+def test_every_filter_moves_by_its_own_norm():
+    weights = [torch.randn(4, 3, 2, 2), torch.randn(5, 7)]
+    for direction in sharpness.directions(weights, 1):
+        for weight, move in zip(weights, direction, strict=True):
+            assert torch.allclose(move.flatten(1).norm(dim=1), weight.flatten(1).norm(dim=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_scales_that_change_no_output_do_not_change_the_sharpness(experiment, norm):
+    model = build(experiment.task, experiment.mlp(2, width=16), norm, 1)
+    x, y = experiment.task.train.x_nchw[:64], experiment.task.train.y_n[:64]
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    before = sharpness.sharpness(model, x, y, 0.1, 1)
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    if norm == "batch":
+        assert sharpness.rescale_first(model)
+    else:
+        assert not sharpness.rescale_first(model)
+        with torch.no_grad():  # biases are 0 at the start: relu(5 a) = 5 relu(a)
+            model.hidden[0].weight.mul_(5)
+            model.hidden[3].weight.div_(5)
+    assert sharpness.sharpness(model, x, y, 0.1, 1) == pytest.approx(before, rel=1e-3)  # float32
+
+
+def test_a_larger_step_is_sharper_and_its_slope_cancels(experiment):
+    class Plane(nn.Module):
+        """Scores whose loss is linear in the weight to first order: a step and its opposite cancel."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1))
+
+    model = Plane()
+    x, y = experiment.task.train.x_nchw[:64], experiment.task.train.y_n[:64]
+    small, large = (sharpness.sharpness(model, x, y, radius, 1) for radius in (0.1, 0.2))
+    # without the linear term the rise is quadratic
+    assert large / small == pytest.approx(4, rel=0.1)
+
+
+def made_up(ratio, *, tau=1.0, train_loss=0.01, rescaled=1.0, fits=1.0):
+    def runs(experiment, chosen, replicates):
+        found = {}
+        for norm in sharpness.ARMS:
+            for rank, (factor, size) in enumerate((f, s) for f in sharpness.FACTORS for s in sharpness.SIZES):
+                value = 0.1 * (ratio if norm == "batch" else 1.0) * (1 + 0.1 * rank)
+                found[0, norm, factor, size] = [
+                    {
+                        "sharpness": {"0.1": value * (1 + 0.01 * place * (norm == "batch")), "0.2": 4 * value},
+                        "rescaled": value * (1 + 0.01 * place) * rescaled if norm == "batch" else None,
+                        "train_loss": train_loss * (fits if norm == "batch" else 1.0),
+                        "test_loss": train_loss + 0.2 + 0.01 * tau * rank + 1e-4 * place * (rank == 5),
+                        "error": 0.05,
+                    }
+                    for place, _ in enumerate(replicates)
+                ]
+        return found
+
+    return runs
+
+
+@pytest.mark.parametrize(
+    ("runs", "verdict"),
+    [
+        (made_up(0.5), "supported"),
+        (made_up(2.0), "contradicted"),
+        (made_up(1.0), "equivalent"),
+        (made_up(0.5, fits=0.5), "equivalent"),  # less sharp only as far as it fits better
+        (made_up(0.5, train_loss=0.5), "no room here"),
+        (made_up(0.5, rescaled=1.5), "no room here"),  # the measure depends on a scale that changes no output
+    ],
+)
+def test_made_up_minima_are_judged_right(experiment, monkeypatch, runs, verdict):
+    monkeypatch.setattr(sharpness, "_runs", runs)
+    outcome = sharpness.measure(experiment)
+    assert outcome.verdict == verdict, outcome.sentence
+    assert outcome.room.holds == (verdict != "no room here")
+
+
+@pytest.mark.parametrize("tau", [1.0, -1.0])
+def test_tau_is_that_of_the_ranks(experiment, monkeypatch, tau):
+    found = made_up(0.5, tau=tau)(experiment, None, range(2))
+    assert sharpness._taus(0, found) == pytest.approx([tau, tau])
+    lost = {cell: [{**run, "sharpness": None} for run in runs] for cell, runs in found.items()}
+    assert sharpness._taus(0, lost) == [0.0, 0.0]
+
+
+def test_a_trial_measures_the_minimum_of_a_trained_network(experiment, monkeypatch):
+    monkeypatch.setattr(sharpness, "EPOCHS", 3)
+    given = {"network": dict(experiment.mlp(2, width=16)), "norm": "batch", "rate": 0.1, "batch_size": 64, "seed": 1}
+    result = sharpness.minimum(task=experiment.drawn(1), **given)
+    assert 0 < result["sharpness"]["0.1"] < result["sharpness"]["0.2"]
+    assert result["rescaled"] == pytest.approx(result["sharpness"]["0.1"], rel=0.01)
+    assert sharpness.minimum(task=experiment.drawn(1), **{**given, "norm": "none", "rate": 1e6})["sharpness"] is None
