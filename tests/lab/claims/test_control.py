@@ -9,6 +9,7 @@ import os
 
 import pytest
 from tests.lab.claims.idle import put_idle
+from tests.lab.claims.made_up_rates import independence
 from tests.threads import one_thread
 
 from gammabeta.lab import race
@@ -107,7 +108,9 @@ def made_small(monkeypatch):
     monkeypatch.setattr(init_families, "networks", lambda experiment: [experiment.mlp(3, width=24)])
     for module in (init_families, group_norm_needs_no_sync, test_time_statistics):
         monkeypatch.setattr(module, "EPOCHS", 3)
-    monkeypatch.setattr(few_shot, "FEW_EPISODES", 2)
+    monkeypatch.setattr(group_norm_needs_no_sync, "_independence", independence)
+    for name, value in (("FEW_EPISODES", 2), ("SHOTS", (5,)), ("STEPS", 10), ("COARSE", (-3,))):
+        monkeypatch.setattr(few_shot, name, value)
     monkeypatch.setattr(
         online_stream, "regimes", lambda experiment: [online_stream.Regime(experiment.mlp(2, width=24), 8, "runs")]
     )
@@ -136,8 +139,9 @@ def made_small(monkeypatch):
     monkeypatch.setattr(text_training, "RATES", (-7,))
     shorter(text_training, "language_model", 20)
     build = sequence_networks.build_sequence_network
-    for module in (sequences, sequence_training):
-        monkeypatch.setattr(module, "build_sequence_network", lambda _, *given: build("Transformer, pre-norm", *given))
+    monkeypatch.setattr(
+        sequence_training, "build_sequence_network", lambda _, *given: build("Transformer, pre-norm", *given)
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -18,7 +18,7 @@ mean filter, a rotation by 30 degrees, or half the contrast. They are shuffled a
 Each batch is normalized by statistics of its own, or by a mixture in which the running ones count as 16 images. Clean
 images, all sizes and mixtures are reported beside the regimes. Noise is drawn by the replicate.
 
-Settings: Quick: MLP of 2 layers of 64 (or the user's model), 4 replicates. Full: also the small ResNet, 12 replicates.
+Settings: Quick: MLP of 2 layers of 64 (or the user's model), 6 replicates. Full: also the small ResNet, 12 replicates.
 
 Sources: Schneider et al. 2020, Improving robustness against common corruptions by covariate shift adaptation (arXiv
 2006.16971); Nado et al. 2020, Evaluating Prediction-Time Batch Normalization (2006.10963); Hendrycks & Dietterich 2019
@@ -79,7 +79,7 @@ def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
 
 def measure(experiment: Experiment) -> Outcome:
     """Compare the errors with running statistics and with those of test batches."""
-    seeds = experiment.seeds(4, 12)
+    seeds = experiment.seeds(6, 12)
     found = _runs(experiment, seeds)
     each, costs = {}, {}
     for network, errors in found.items():
