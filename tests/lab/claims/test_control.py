@@ -29,7 +29,6 @@ from gammabeta.lab.claims import (
     online_stream,
     optimization_first,
     replaces_dropout,
-    sequences,
     sharpness,
     skip_init,
     small_batch,
