@@ -349,7 +349,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_continue(tmp_path):
     # Enough claims that the study does not end too early.
-    claims = ["faster_convergence", "higher_learning_rate", "init_robustness", "small_batch", "sequences"]
+    claims = ["faster_convergence", "higher_learning_rate", "init_families", "small_batch", "sequences"]
     words = ["study", *claims, "--quick", "--jobs", "2", "--out", "out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "gammabeta", *words],

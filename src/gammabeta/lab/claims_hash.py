@@ -17,16 +17,17 @@ Status = Literal["confirmatory", "exploratory"]
 LAB = Path(__file__).parent
 # They decide, whether or not a claim imports them by itself.
 ALWAYS = ("verdict.py", "interval.py", "outcome.py", "paired.py", "procedure.py")
-# They run what claims ask for, and say nothing about what is asked or how it is judged.
-MACHINERY = ("claim.py", "claims/", "sources.py", "trials/")
+# They read data and run what claims ask for, and say nothing about what is asked or how it is judged.
+MACHINERY = ("claim.py", "model_identity.py", "sources.py", "trials/", "user_model.py")
 
 
 def claims_hash(lab: Path = LAB) -> str:
     """Return the hash of all claims: 16 hexadecimal digits.
 
-    It covers the source of every module of ``claims/`` (docstring, margins and code), of the modules of ``lab/`` that
-    claims import, such as networks, training and recipes, and of those that turn values into verdicts. It does not
-    cover how trials are run, stored and reported. Line endings do not count, nor does the platform.
+    It covers the source of every module of ``claims/`` (docstring, margins and code), of all modules of ``lab/`` that
+    these rest on, such as networks, training and recipes, and of those that turn values into verdicts. It does not
+    cover how data are read, nor how trials are run, stored and reported. Line endings do not count, nor does the
+    platform.
 
     Args:
         lab: the folder of ``gammabeta.lab``.
@@ -39,24 +40,32 @@ def claims_hash(lab: Path = LAB) -> str:
 
 def hashed(lab: Path = LAB) -> dict[str, str]:
     """Return the source of every module that the hash covers, by its path below ``lab``; lines end with ``\\n``."""
-    claims = {f"claims/{path.name}" for path in (lab / "claims").glob("*.py")}
-    imported = {name for claim in claims for name in _imported(lab, lab / claim)}
-    deciding = {name for name in imported if not name.startswith(MACHINERY)}
-    # read_text takes \r\n and \r as \n
-    return {name: (lab / name).read_text(encoding="utf-8") for name in {*claims, *deciding, *ALWAYS}}
+    waiting = [*ALWAYS, *(f"claims/{path.name}" for path in (lab / "claims").glob("*.py"))]
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        if name not in found and not name.startswith(MACHINERY):
+            found[name] = (lab / name).read_text(encoding="utf-8")  # takes \r\n and \r as \n
+            waiting += _named(lab, found[name])
+    return found
 
 
-def _imported(lab: Path, path: Path) -> Iterator[str]:
-    """Yield the paths, below ``lab``, of the modules of ``gammabeta.lab`` that a module imports by itself."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gammabeta.lab"):
+def _named(lab: Path, source: str) -> Iterator[str]:
+    """Yield the paths, below ``lab``, of the modules of ``gammabeta.lab`` that a source imports, or names in a string.
+
+    A trial function is named ``"package.module:function"``.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            named = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = [node.value.partition(":")[0]]
+        else:
             continue
-        parts = (node.module or "").split(".")[2:]
-        for name in ("/".join([*parts, alias.name]) + ".py" for alias in node.names):
-            if (lab / name).is_file():
+        for module in named:
+            name = module.removeprefix("gammabeta.lab.").replace(".", "/") + ".py"
+            if module.startswith("gammabeta.lab.") and (lab / name).is_file():
                 yield name
-        if parts and (lab / ("/".join(parts) + ".py")).is_file():
-            yield "/".join(parts) + ".py"
 
 
 class StatusError(Exception):

@@ -13,11 +13,12 @@ Side = Literal["for", "against", "neither"]
 # Of which norms a claim speaks: 1 where "supported" speaks for the norm, −1 where it speaks against it.
 SPEAKS: dict[str, dict[str, int]] = {
     "small_batch": {"batch": -1, "ghost": -1, "group": 1, "layer": 1},
-    "shifting_data": {"batch": -1, "ghost": -1, "group": 1},
-    "train_eval_mismatch": {"batch": -1, "ghost": -1},
+    "online_stream": {"batch": -1, "group": 1},
+    "few_shot": {"batch": -1, "group": 1},
+    "train_eval_mismatch": {"batch": 1},
     "faster_convergence": {"batch": 1, "none": -1},
     "higher_learning_rate": {"batch": 1, "none": -1},
-    "init_robustness": {"batch": 1, "none": -1},
+    "init_families": {"batch": 1, "none": -1},
     "gradient_flow": {"batch": 1, "none": -1},
     "noise_regularizes": {"ghost": 1},
     "group_norm_needs_no_sync": {"group": -1},
@@ -47,7 +48,7 @@ def summary(name: str, outcome: Outcome) -> str:
     """Summarize a claim in a sentence whose subject is its title: its verdict, with k of m regimes or its effect."""
     title = TITLES.get(name, name)
     if counted := tally(outcome.regimes):
-        return f"{title}: {outcome.verdict} ({counted})."
+        return f"{title}: {counted if counted.startswith(outcome.verdict) else f'{outcome.verdict} ({counted})'}."
     if not outcome.effects:
         return f"{title}: {outcome.verdict}; {outcome.sentence}."
     main = outcome.effects[0]

@@ -1,5 +1,6 @@
 """Results of whole procedures whose errors are made up."""
 
+from gammabeta.lab.claims import group_norm_needs_no_sync
 from gammabeta.lab.procedure import Chosen
 
 WOBBLE = (0.0, 0.25, 0.5)
@@ -24,3 +25,14 @@ def plant(monkeypatch, claim, error_of):
         return {name: of if isinstance(of, Chosen) else chosen(of) for name, of in found.items()}
 
     monkeypatch.setattr(claim, "choose_rates", choose_rates)
+
+
+def independence(experiment=None):
+    """Make what the processes of group_norm_needs_no_sync find where the identity holds and the controls see."""
+    norms = (group_norm_needs_no_sync.CONTROL, group_norm_needs_no_sync.JUDGED)
+    synced = {(index, norm): norm == norms[0] for index in range(2) for norm in norms}
+    return group_norm_needs_no_sync.Independence(
+        ["MLP 2 layers relu", "ResNet"],
+        {cell: (4, 1000, 1) if of else (0, 0, 1) for cell, of in synced.items()},
+        {cell: 0.1 if of else 0.0 for cell, of in synced.items()},
+    )

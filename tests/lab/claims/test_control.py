@@ -9,27 +9,37 @@ import os
 
 import pytest
 from tests.lab.claims.idle import put_idle
+from tests.lab.claims.made_up_rates import independence
 from tests.threads import one_thread
 
 from gammabeta.lab import race
 from gammabeta.lab.claims import (
     CLAIMS,
     affine_only,
+    bn_placement,
     covariate_shift,
+    few_shot,
     fine_tuning,
     gradient_flow,
-    init_robustness,
+    group_norm_needs_no_sync,
+    hyperparameters,
+    init_families,
+    learned_affine,
     noise_regularizes,
+    online_stream,
+    optimization_first,
     replaces_dropout,
     sequences,
-    shifting_data,
+    sharpness,
+    skip_init,
     small_batch,
     smoother_landscape,
+    test_time_statistics,
     train_eval_mismatch,
     weight_decay,
 )
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.images import adaptation, transfer
+from gammabeta.lab.images import adaptation, init_together, transfer
 from gammabeta.lab.sequences import training as sequence_training
 from gammabeta.lab.sources import source
 from gammabeta.lab.text import deep, rates
@@ -48,6 +58,8 @@ NOT_ABOUT_TRAINING = {
     "moving_average",
     "sync_cost",
 }
+# Claims of many arms, each with learning rates of its own: in small, three replicates have to do.
+DEAR = ("noise_regularizes", "optimization_first")
 TRAINING = [claim for claim in CLAIMS if claim.name not in NOT_ABOUT_TRAINING]
 
 
@@ -86,9 +98,24 @@ def made_small(monkeypatch):
     )
     for module in (race, covariate_shift, smoother_landscape):
         monkeypatch.setattr(module, "networks", mlp_alone)
+    for module in (bn_placement, hyperparameters, optimization_first, sharpness):
+        monkeypatch.setattr(module, "networks", mlp_alone)
+    for module in (bn_placement, hyperparameters, learned_affine, sharpness, skip_init):
+        monkeypatch.setattr(module, "EPOCHS", 3)
+    monkeypatch.setattr(skip_init, "forms", lambda experiment: [(2, False)])
+    monkeypatch.setattr(covariate_shift, "LIMIT", 30)
     monkeypatch.setattr(gradient_flow, "STEPS", 1)
-    monkeypatch.setattr(init_robustness, "DECADES", (-1, 0, 1))
-    monkeypatch.setattr(init_robustness, "RATES", (-6, -3))
+    families = {name: init_together.FAMILIES[name] for name in ("He", "N(0, 0.01)")}
+    monkeypatch.setattr(init_families, "FAMILIES", families)
+    monkeypatch.setattr(init_families, "networks", lambda experiment: [experiment.mlp(3, width=24)])
+    for module in (init_families, group_norm_needs_no_sync, test_time_statistics):
+        monkeypatch.setattr(module, "EPOCHS", 3)
+    monkeypatch.setattr(group_norm_needs_no_sync, "_independence", independence)
+    for name, value in (("FEW_EPISODES", 2), ("SHOTS", (5,)), ("STEPS", 10), ("COARSE", (-3,))):
+        monkeypatch.setattr(few_shot, name, value)
+    monkeypatch.setattr(
+        online_stream, "regimes", lambda experiment: [online_stream.Regime(experiment.mlp(2, width=24), 8, "runs")]
+    )
     monkeypatch.setattr(noise_regularizes, "IMAGES", 100)
     monkeypatch.setattr(
         small_batch,
@@ -109,7 +136,6 @@ def made_small(monkeypatch):
         )
     monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
     shorter(weight_decay, "decayed", 40)
-    shorter(shifting_data, "stream", 80)
     monkeypatch.setattr(sequence_training, "RATES", (-7,))
     monkeypatch.setattr(text_training, "RATES", (-7,))
     monkeypatch.setattr(rates, "RATES", (-7, -5))
@@ -129,6 +155,7 @@ def test_a_norm_that_does_nothing_supports_no_claim(claim, seed, idle, monkeypat
     monkeypatch.setattr(small_batch, "values_per_image", lambda experiment, network: 1)
     if not WHOLE:
         made_small(monkeypatch)
+        idle.seed_count = 3 if claim.name in DEAR else None
     idle.seed = seed
     outcome = claim.measure(idle)
     print(outcome.verdict, outcome.sentence)

@@ -1,7 +1,7 @@
 """GroupNorm does not communicate; a norm that does, or that depends on its companions, contradicts the claim."""
 
 import pytest
-from tests.lab.claims.made_up_rates import chosen, plant
+from tests.lab.claims.made_up_rates import chosen, independence, plant
 
 from gammabeta.lab.claims import group_norm_needs_no_sync as claim
 
@@ -32,13 +32,7 @@ def test_group_norm_makes_no_collective_and_has_no_companions(experiment, monkey
 @pytest.fixture
 def independent(monkeypatch):
     """Leave the processes out: the identity holds, and the controls see what they should."""
-    cells = {(index, norm): norm == claim.CONTROL for index in range(2) for norm in (claim.CONTROL, claim.JUDGED)}
-    found = claim.Independence(
-        ["MLP 2 layers relu", "ResNet"],
-        {cell: (4, 1000, 1) if synced else (0, 0, 1) for cell, synced in cells.items()},
-        {cell: 0.1 if synced else 0.0 for cell, synced in cells.items()},
-    )
-    monkeypatch.setattr(claim, "_independence", lambda experiment: found)
+    monkeypatch.setattr(claim, "_independence", independence)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,8 @@ import torch
 
 from gammabeta.lab.claims import (
     affine_restores,
-    init_robustness,
     moving_average,
     noise_regularizes,
-    shifting_data,
     weight_decay,
 )
 from gammabeta.lab.images.task import Split
@@ -47,16 +45,6 @@ def test_the_identity_fails_with_another_gamma(monkeypatch):
     assert affine_restores.identity(mean=3.0, spread=0.5, eps=1e-2)["deviation"] > 1
 
 
-# --- init_robustness ---
-
-
-@pytest.mark.parametrize(
-    ("good", "expected"), [((0,), 1), ((-1, 0, 1), 3), ((-3, 0, 1, 2), 3), ((-1, 1), 0), (range(-6, 4), 10)]
-)
-def test_a_span_has_no_gap(good, expected):
-    assert init_robustness.span({decade: decade in good for decade in init_robustness.DECADES}) == expected
-
-
 # --- noise_regularizes ---
 
 
@@ -74,20 +62,7 @@ def test_a_path_holds_only_falling_training_losses():
     assert noise_regularizes.path(result) == [(2.3, 2.3), (1.0, 1.1), (0.5, 0.8)]
 
 
-# --- shifting_data ---
-
-
-def test_corruptions_are_what_they_say():
-    x = torch.zeros(2, 1, 9, 9)
-    x[:, :, 4, 7] = 9.0
-    blurred = shifting_data.corrupted(x, "blur", 0)
-    assert blurred[0, 0, 4, 6] == pytest.approx(1.0)
-    turned = shifting_data.corrupted(x, "rotation", 0)
-    row, column = divmod(int(turned[0, 0].argmax()), 9)
-    assert math.hypot(row - 4, column - 4) == pytest.approx(3, abs=0.7)
-    assert row != 4
-    noisy = shifting_data.corrupted(torch.zeros(64, 1, 8, 8), "noise", 0)
-    assert float(noisy.std()) == pytest.approx(1, abs=0.05)
+# --- streams ---
 
 
 def test_batches_of_a_run_hold_one_class(digits):

@@ -116,8 +116,7 @@ class Measured:
 
     def reached(self, network: str) -> float:
         """Return the mean validation accuracy with LayerNorm."""
-        results = self.chosen[network, "layer"].results
-        return mean(1 - float(result["validation"]["moving_error"]) for result in results)
+        return mean(1 - float(result["validation"]["moving_error"]) for result in self.chosen[network, "layer"].results)
 
     @property
     def wrong(self) -> int:

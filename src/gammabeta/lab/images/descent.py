@@ -1,6 +1,7 @@
-"""SGD by the recipe on networks that exist already: one, or several stacked into one, each at its own learning rate."""
+"""SGD on networks that exist already: one, or several stacked into one, each at its own learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,19 @@ from gammabeta.lab.images.training import Judged, Training
 
 
 class Descent:
-    """SGD with the recipe's momentum, decay and schedule on the parameters that require gradients.
+    """SGD on the parameters that require gradients.
 
     Args:
         model: one network, or S of them as :func:`gammabeta.lab.images.together.stack` makes it.
         rates: (S,) the members' learning rates.
         steps: the length of the schedule.
+        recipe: momentum, decay, warm-up and schedule, as :class:`gammabeta.lab.images.training.Training` has them.
     """
 
-    def __init__(self, model: nn.Module, rates: Sequence[float], steps: int) -> None:
-        self.training = Training(network={}, norm="", rate=1.0, batch_size=1, steps=steps, seed=0, **RECIPE)
+    def __init__(
+        self, model: nn.Module, rates: Sequence[float], steps: int, recipe: Mapping[str, Any] = RECIPE
+    ) -> None:
+        self.training = Training(network={}, norm="", rate=1.0, batch_size=1, steps=steps, seed=0, **recipe)
         decayed = {
             id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | GroupedLinear)
         }

@@ -54,17 +54,12 @@ def one_by_one(
 
 
 def side_by_side(models: Sequence[nn.Module]) -> nn.Module:
-    """Stack networks; a single one that does not stack stays as it is.
+    """Stack networks; a single one stays as it is, such as a user's, which need not stack.
 
     Raises:
         UnstackableError: several networks hold a layer that does not stack.
     """
-    try:
-        return stack(models)
-    except UnstackableError:
-        if len(models) > 1:
-            raise
-        return models[0]
+    return stack(models) if len(models) > 1 else models[0]
 
 
 Make = Callable[[Task, Mapping[str, Any]], nn.Module]

@@ -104,7 +104,7 @@ class StackedBatchNorm(nn.Module):
         super().__init__()
         norms = [cast(nn.BatchNorm1d, layer.norm) for layer in layers]
         self.over_padding, self.eps = layers[0].arm == "padded", norms[0].eps
-        self.momentum = cast(float, norms[0].momentum)
+        self.momentum = float(norms[0].momentum or 0.0)
         self.weight, self.bias = _stacked(norms, "weight"), _stacked(norms, "bias")
         for name in ("running_mean", "running_var"):
             self.register_buffer(name, torch.stack([norm.get_buffer(name) for norm in norms]))

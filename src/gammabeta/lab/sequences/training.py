@@ -21,7 +21,7 @@ from gammabeta.lab.sequences.task import Sequences, SequenceTask
 from gammabeta.lab.sequences.user_network import build as build_user_network
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import deployed
+from gammabeta.lab.tuning import Grid, deployed
 
 BATCH = 32
 RATES = (-9, -7, -5)
@@ -184,6 +184,5 @@ def trained(experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH
         return Trial(f"{__name__}:classified", {**of_cell, **own, "rate": 2.0**exponent})
 
     widest = None if experiment.quick else WIDEST
-    return choose_rates(
-        experiment, settings, seeds_of(experiment), deployed, RATES, trial, widest, shorter_of(experiment)
-    )
+    grid = Grid(RATES, widest, shorter_of(experiment))
+    return choose_rates(experiment, settings, seeds_of(experiment), deployed, grid, trial)

@@ -21,6 +21,7 @@ from gammabeta.lab.text.networks import decoder
 from gammabeta.lab.text.task import TextTask
 from gammabeta.lab.text.user_network import build as build_user_network
 from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.tuning import Grid
 
 RATES = (-8, -6, -4)
 WORST = 10.0
@@ -242,8 +243,15 @@ def step_times(
         ``timing``: seconds per step by arm, medians.
     """
     data = load_text(task)
-    at: dict[str, Any] = {"task": task, "rate": 0.0, "steps": repeats, "seed": seed, "report": "validation"}
-    at |= {"user": user, **shape}
+    at: dict[str, Any] = {
+        "task": task,
+        "rate": 0.0,
+        "steps": repeats,
+        "seed": seed,
+        "report": "validation",
+        "user": user,
+        **shape,
+    }
     runs = {arm: Run(arm=arm, **at) for arm in arms}
     models = {arm: run.build(data).train() for arm, run in runs.items()}
     drawn = runs[arms[0]].batches(data)
@@ -302,15 +310,15 @@ def trained(
 
     Args:
         arms: by name, what distinguishes each: ``arm`` and, where needed, other fields of :class:`Run`.
-        widest, shorter: as :func:`gammabeta.lab.procedure.choose_rates` takes them.
+        widest, shorter: as :class:`gammabeta.lab.tuning.Grid` has them.
     """
     user = users_own(experiment, "text")
     base = {**shape, "steps": steps_of(experiment), **({} if user is None else {"user": dict(user)})}
     settings = {name: {**base, **arm} for name, arm in arms.items()}
+    grid = Grid(RATES, widest, shorter)
     return choose_rates(
-        experiment, settings, seeds_of(experiment), score, RATES, lambda *given: make(experiment, *given), widest,
-        shorter,
-    )  # fmt: skip
+        experiment, settings, seeds_of(experiment), score, grid, lambda *given: make(experiment, *given)
+    )
 
 
 def precision_of(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> Precision:
