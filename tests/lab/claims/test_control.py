@@ -28,6 +28,7 @@ from gammabeta.lab.claims import (
     noise_regularizes,
     online_stream,
     optimization_first,
+    pointwise,
     replaces_dropout,
     sequences,
     sharpness,
@@ -139,7 +140,8 @@ def made_small(monkeypatch):
     monkeypatch.setattr(sequence_training, "RATES", (-7,))
     monkeypatch.setattr(text_training, "RATES", (-7,))
     monkeypatch.setattr(rates, "RATES", (-7, -5))
-    monkeypatch.setattr(text_training, "steps_of", lambda experiment: 20)
+    for module in (text_training, pointwise):
+        monkeypatch.setattr(module, "steps_of", lambda experiment: 20)
     monkeypatch.setattr(deep, "steps_of", lambda experiment: 20)
     monkeypatch.setattr(text_training, "HELD", 32)
     monkeypatch.setattr(sequence_training, "steps_of", lambda experiment: 20)
