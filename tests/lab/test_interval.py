@@ -137,3 +137,13 @@ def test_a_precision_that_means_nothing_is_refused():
         Precision(variance=1.0)
     with pytest.raises(ValueError, match=r"expected a kept test set \(variance\) or redrawn splits \(trained_on\)"):
         Precision(samples=10, variance=1.0, trained_on=30)
+
+
+def test_losses_have_no_floor_of_one_sample_in_a_hundred():
+    rates = Precision(samples=50, variance=0.0)
+    losses = Precision(samples=50, variance=0.0, rates=False)
+    assert half_width(1e-3, 4, rates) == 2.0
+    assert half_width(1e-3, 4, losses) < 2e-3
+    assert (rates.grid, losses.grid) == (2.0, 0.0)
+    wider = Precision(samples=50, variance=0.5, rates=False)
+    assert half_width(1e-3, 4, wider) == pytest.approx((half_width(1e-3, 4, losses) ** 2 + 1.96**2 * 0.01) ** 0.5, 1e-3)
