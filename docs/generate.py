@@ -45,8 +45,10 @@ def claims() -> str:
             [
                 "| verdict | the 95 % interval |",
                 "|---|---|",
-                "| **supported** | lies wholly beyond the margin in the claimed direction |",
-                "| **contradicted** | lies wholly beyond the margin in the other direction |",
+                "| **supported** | lies wholly beyond the margin in the claimed direction; wholly within the margins "
+                "where the claim is that something is small or as derived |",
+                "| **contradicted** | lies wholly beyond the margin in the other direction; wholly outside the margins "
+                "for such a claim |",
                 "| **equivalent** | lies wholly within the margins |",
                 "| **mixed** | of one regime is decided otherwise than that of another |",
                 "| **inconclusive** | does none of these; the number of seeds that would settle it is given |",
@@ -55,11 +57,11 @@ def claims() -> str:
         ),
         "A replicate is the whole procedure: its own split of the data into training and validation, and into test "
         "where the data have no test set of their own, its own initialization and order, and its own choice of the "
-        "learning rate where arms are reported at their best one. An interval is Student's, over replicates. With a "
-        "test set that all replicates share it also holds the variance over the test samples. For redrawn splits, "
-        "which overlap, it is widened (Nadeau & Bengio 2003). Half of it is at least 100/n percentage points on n test "
-        "samples, and equal values count as spread over one step of their grid. Equal values of unknown grid bound "
-        "nothing.",
+        "learning rate, unless a claim's method says that rates are tuned on separate replicates. An interval is "
+        "Student's, over replicates. With a test set that all replicates share it also holds the variance over the "
+        "test samples. For redrawn splits, which overlap, it is widened (Nadeau & Bengio 2003). Half of it is at least "
+        "100/n percentage points on n test samples, and equal values count as spread over one step of their grid. "
+        "Equal values of unknown grid bound nothing.",
         "Where a claim is measured in several regimes (networks, schedules, shifts), each is judged on its own, and "
         "those without room do not count. The claim is supported, contradicted or equivalent where all agree. It is "
         "mixed where one is supported or contradicted and another is shown to be otherwise, and inconclusive in all "

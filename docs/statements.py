@@ -26,18 +26,6 @@ from gammabeta.diagnostics.rules import RULES
 from gammabeta.lab.claims import CLAIMS
 
 KEPT = Path(__file__).with_name("statements.json")
-# Claims that are being written or replaced: they may be absent.
-COMING = (
-    "few_shot",
-    "init_families",
-    "init_robustness",
-    "online_stream",
-    "pointwise",
-    "rate_headroom",
-    "shifting_data",
-    "test_time_statistics",
-    "warmup",
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +78,7 @@ def public(name: str) -> Callable[..., Any]:
 
 
 def link(carrier: str) -> str:
-    """Return a carrier as a link of docs/claims.md; a claim that is not there yet without one.
+    """Return a carrier as a link of docs/claims.md.
 
     Raises:
         AttributeError: nothing has that name.
@@ -98,8 +86,6 @@ def link(carrier: str) -> str:
     rules = {rule.code: rule.name for rule in RULES}
     if any(claim.name == carrier for claim in CLAIMS):
         return f"[{carrier}](#{carrier})"
-    if carrier in COMING:
-        return carrier
     if carrier in rules:
         return f"[{carrier}](rules.md#{carrier.lower()}-{rules[carrier]})"
     if carrier.startswith("gammabeta "):

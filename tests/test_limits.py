@@ -17,6 +17,7 @@ OPS = {"ops.py", "reference.py", "kernels/cuda", "running_statistics.py:_update"
 FUNCTIONS = {"autograd.py:forward"}
 # A trial's settings are its function's parameters by name, and a network's are its constructor's.
 SETTINGS = {"lab/claims/weight_decay.py:decayed", "lab/images/networks.py:__init__",
+            "lab/images/residual.py:__init__", "lab/images/injected_shift.py:race",
             "lab/sequences/networks.py:__init__"}  # fmt: skip
 EXEMPT = PUBLIC | COMMANDS | OPS | FUNCTIONS | SETTINGS
 

@@ -192,6 +192,15 @@ def test_every_claim_says_what_it_asks_and_how_it_judges(path):
         assert body, f"{path.stem}: no text under {heading}"
 
 
+@pytest.mark.parametrize("path", sorted((SOURCE / "lab" / "claims").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_claim_s_docstring_tells_no_history(path):
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+    history = re.search(
+        r"(at first, |after (a|first|two first) (look|run)|(was|were) (added|changed|cut) |used first)", text
+    )
+    assert not history, f"{history[0]!r}: what was changed after a look belongs into docs/claims_history.md"
+
+
 def test_every_claim_is_in_the_documentation_and_has_tests():
     page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
     tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "lab" / "claims").glob("test_*.py"))

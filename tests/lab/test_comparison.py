@@ -133,11 +133,11 @@ def test_masked_batchnorm_of_each_device_is_masked_ghost_batchnorm_of_the_whole(
     # At a step of a recurrence where a device has no sequence left, it does not count.
     ended = torch.tensor([True, True, False, False, True, True])
     assert torch.isfinite(SequenceNorm("masked:2", 3)(x[:, 0], ended)).all()
-    assert list(sequences.norms(2, 3)) == ["layer", "rms", "masked:2", "masked", "none"]
+    assert list(sequences.norms(2, 3)) == ["layer", "rms", "group", "masked:2", "masked", "none"]
     assert list(text.norms(2, 3)) == ["layer", "rms", "padded:2", "padded", "none"]
     assert "padded" in sequences.norms(2, 1)
-    assert list(sequences.norms(1, 1)) == ["layer", "rms", "none"]
-    assert list(sequences.norms(1, 3)) == ["layer", "rms", "masked", "none"]
+    assert list(sequences.norms(1, 1)) == ["layer", "rms", "group", "none"]
+    assert list(sequences.norms(1, 3, quick=True)) == ["layer", "masked", "none"]
 
 
 # --- the study that compares ---

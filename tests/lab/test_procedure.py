@@ -6,6 +6,7 @@ import pytest
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.procedure import choose_rates, headroom
+from gammabeta.lab.tuning import Grid
 
 REPLICATES = list(range(1, 10))
 
@@ -71,6 +72,6 @@ def test_a_centre_far_from_what_replicates_need_moves_until_they_agree():
 
 @pytest.mark.parametrize(("margin", "count"), [(0.5, 1), (1.0, 3), (2.5, 5)])
 def test_headroom_is_the_number_of_rates_as_good_as_the_best(margin, count):
-    chosen = choose_rates(Fake(lambda r: -3), {"arm": {}}, [1, 2], score, widest=margin)["arm"]
+    chosen = choose_rates(Fake(lambda r: -3), {"arm": {}}, [1, 2], score, Grid(widest=margin))["arm"]
     assert headroom(chosen.coarse, margin) == count
     assert set(range(-3 - count // 2 - 1, -3 + count // 2 + 2)) <= chosen.coarse.keys()

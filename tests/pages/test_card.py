@@ -49,3 +49,9 @@ def test_evidence_has_its_claim_s_title_apart_its_side_and_its_replicates():
     assert one["evidence"]["against"] == []
     assert [item["link"] for item in one["evidence"]["neither"]] == ["", ""]
     assert one["write"] == "gb.GroupNorm(8, channels)"
+    assert one["and_then"] == "after training gb.recalibrate(model, batches)"
+
+
+def test_what_is_no_call_is_said_in_words():
+    one = card({"headline": "Use none.", "how": "no normalization layer"}, {})
+    assert (one["write"], one["and_then"]) == ("", "no normalization layer")

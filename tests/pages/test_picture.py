@@ -94,6 +94,8 @@ def test_effects_are_a_forest_with_the_margin_as_a_band_and_named_sides():
         "<b>← better than BatchNorm</b>",
         "<b>worse →</b>",
     ]
+    long = figure(gains() | {"caption": "Above 0: better than BatchNorm of each device's own batch."})
+    assert [note["text"] for note in long["layout"]["annotations"]] == [words[0], "<b>better →</b>"]
     named = figure(gains() | {"caption": "Above 0: LayerNorm < is better; below: it is not."})
     assert [note["text"] for note in named["layout"]["annotations"]] == ["<b>LayerNorm &lt; is better →</b>"]
     assert figure(gains() | {"caption": "Nothing is said."})["layout"]["annotations"] == []

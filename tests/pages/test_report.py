@@ -56,7 +56,13 @@ def test_what_is_much_is_folded(tmp_path):
 
 
 def test_cards_come_first_then_what_holds_then_the_data_then_the_claims(page):
-    order = ("Use BatchNorm at batches of 16", "18 % less time", "Holds here", "Training", "none trains above 20 %")
+    order = (
+        "Use BatchNorm at batches of 16",
+        "18\u00a0% less time",
+        "Holds here",
+        "Training",
+        "none trains above 20 %",
+    )
     places = [page[1].text.index(part) for part in order]
     assert places == sorted(places)
 
@@ -76,15 +82,15 @@ def test_identities_are_counted_apart(page):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"status": "exploratory", "claims_hash": "c0ffee"}, "Exploratory run."),
-        ({"confirmatory": False}, "Exploratory run."),
-        ({"confirmatory": True, "claims_hash": "c0ffee"}, "Confirmatory run."),
+        ({"status": "exploratory", "claims_hash": "c0ffee"}, "Exploratory run"),
+        ({"confirmatory": False}, "Exploratory run"),
+        ({"confirmatory": True, "claims_hash": "c0ffee"}, "Confirmatory run"),
         ({}, ""),
     ],
 )
 def test_a_run_says_whether_it_is_exploratory(given, said, tmp_path):
     text = Page(write_report(example_results() | given, tmp_path / "report.html").read_text(encoding="utf-8")).text
-    assert [word for word in ("Exploratory run.", "Confirmatory run.") if word in text] == ([said] if said else [])
+    assert [word for word in ("Exploratory run", "Confirmatory run") if word in text] == ([said] if said else [])
     assert ("c0ffee" in text) == ("claims_hash" in given)
 
 

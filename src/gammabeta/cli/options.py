@@ -55,7 +55,8 @@ Model = Annotated[
         "--model",
         metavar="TARGET",
         help="Your network: [bold]package.module:function[/] or [bold]file.py:function[/], called "
-        "function(input_shape, classes, norm); [bold]file.py:function(width=64)[/] adds arguments.",
+        "function(input_shape, classes, norm) for images, (features, classes, norm) for sequences, "
+        "(vocabulary, context, norm) for text; [bold]file.py:function(width=64)[/] adds arguments.",
         show_default=False,
     ),
 ]

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +151,36 @@ def _some(labels: np.ndarray) -> str:
     return shown + (", …" if len(labels) > 6 else "") if len(labels) else "none"
 
 
+@dataclass(frozen=True)
+class Draw:
+    """Which samples are drawn.
+
+    Attributes:
+        split: decides which samples are for training and which for tuning; the test samples are always the same.
+        most: training samples; None for all samples of both parts, a fifth of the training part, and at most 5,000 of
+            it, for tuning.
+    """
+
+    split: int = 0
+    most: int | None = TRAIN
+
+
+WHOLE = Draw()
+
+
 def parts(
-    arrays: Mapping[str, np.ndarray], where: str, what: str, split: int = 0, most: int | None = TRAIN
+    arrays: Mapping[str, np.ndarray], where: str, what: str, draw: Draw = WHOLE
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the indices of the training, tuning and test samples; the first two index the training part.
 
-    They are at most ``most``, a quarter and half of it. Where the training part is smaller, a fifth of it is for
+    They are at most ``draw.most``, a quarter and half of it. Where the training part is smaller, a fifth of it is for
     tuning. They have equal shares of each class.
-
-    Args:
-        most: training samples; None for all samples of both parts, a fifth of the training part, and at most 5,000 of
-            it, for tuning.
-        split: decides which samples are for training and which for tuning; the test samples are always the same.
 
     Raises:
         TaskError: a class that few of many samples have is hardly among those that are drawn.
     """
     y_train, y_test = arrays["y_train"], arrays["y_test"]
-    rng = np.random.default_rng(split)
+    most, rng = draw.most, np.random.default_rng(draw.split)
     share = VALIDATION / TRAIN
     kept = stratified(y_train, len(y_train) if most is None else min(round(most * (1 + share)), len(y_train)), rng)
     tuned = round(len(kept) * share / (1 + share))

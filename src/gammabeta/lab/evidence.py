@@ -24,6 +24,7 @@ SPEAKS: dict[str, dict[str, int]] = {
     "group_norm_needs_no_sync": {"group": -1},
     "sequences": {"layer": 1, "padded": -1},
     "layernorm_in_transformers": {"layer": 1, "rms": 1, "padded": -1},
+    "rate_headroom": {"layer": 1, "none": -1},
 }
 # Claims that say several different things: "contradicted" does not tell which of them fails.
 SEVERAL = ("group_norm_needs_no_sync", "sequences", "layernorm_in_transformers")
@@ -47,7 +48,7 @@ def summary(name: str, outcome: Outcome) -> str:
     """Summarize a claim in a sentence whose subject is its title: its verdict, with k of m regimes or its effect."""
     title = TITLES.get(name, name)
     if counted := tally(outcome.regimes):
-        return f"{title}: {outcome.verdict} ({counted})."
+        return f"{title}: {counted if counted.startswith(outcome.verdict) else f'{outcome.verdict} ({counted})'}."
     if not outcome.effects:
         return f"{title}: {outcome.verdict}; {outcome.sentence}."
     main = outcome.effects[0]

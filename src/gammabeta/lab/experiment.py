@@ -24,7 +24,7 @@ class Experiment:
     Attributes:
         sources: the tasks, as a trial's settings identify them, by kind.
         store: the finished trials.
-        user: the user's network, as settings identify it; it replaces the small ResNet.
+        user: the user's network, as settings identify it; it replaces the study's own on its kind of data.
         quick: few seeds and the smaller grids that each claim states.
         seed: of the whole study; another number repeats it with other initializations and batches.
         seed_count: how many seeds results are taken from; None for each claim's own number.
@@ -81,7 +81,8 @@ class Experiment:
     @property
     def convolutional(self) -> Mapping[str, Any]:
         """The user's model where there is one, otherwise the small ResNet."""
-        return self.user or {"kind": "resnet", "init": "matched"}
+        of_images = self.user is not None and self.user.get("of", "images") == "images"
+        return self.user if of_images and self.user else {"kind": "resnet", "init": "matched"}
 
     def mlp(
         self, depth: int, *, width: int = 64, activation: str = "relu", init: str = "matched", **more: Any

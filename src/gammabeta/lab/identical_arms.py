@@ -52,7 +52,6 @@ def trained(
     names: int,
     replicates: Sequence[int],
     steps: int,
-    batch_size: int = 32,
 ) -> dict[str, list[dict[str, Any]]]:
     """Run the whole procedure for one norm under several names.
 
@@ -68,7 +67,7 @@ def trained(
         task = experiment.drawn(replicate)
         return Trial(TRAIN, {"task": task, **own, "rate": 2.0**exponent, "seed": seed, "report": report})
 
-    base = {"network": dict(network), "norm": norm, "batch_size": batch_size, "steps": steps, **RECIPE}
+    base = {"network": dict(network), "norm": norm, "batch_size": 32, "steps": steps, **RECIPE}
     arms = {f"arm {index}": {**base, "name": index} for index in range(names)}
     found = choose_rates(experiment, arms, replicates, deployed, coarse=(-6, -4, -2), make=make)
     return {name: of_arm.results for name, of_arm in found.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gammabeta.lab.arrays import fingerprint_of_file
+from gammabeta.lab.arrays import Draw, fingerprint_of_file
 from gammabeta.lab.images import cifar10, digits, folder, mnist
 from gammabeta.lab.images.arrays import image_task
 from gammabeta.lab.images.task import Task
@@ -107,7 +107,7 @@ KINDS: dict[Kind, KindOfData] = {
                 folder.load, "DIR", holds="a folder with a folder for each class", fingerprint=folder.fingerprint
             ),
         },
-        lambda data, most: image_task(data.content, **_named(data), most=most),
+        lambda data, most: image_task(data.content, **_named(data), draw=Draw(most=most)),
         _of_images,
     ),
     "sequences": KindOfData(
@@ -135,6 +135,6 @@ KINDS: dict[Kind, KindOfData] = {
         },
         lambda data, _: characters.task(str(data.content["text"]), **_described(data)),
         _of_text,
-        claims=("layernorm_in_transformers",),
+        claims=("layernorm_in_transformers", "rate_headroom"),
     ),
 }

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.trials.trial import Trial
-from gammabeta.lab.tuning import COARSE, HIGHEST, LOWEST, best_exponent, error_then_loss, scores_on_grid
+from gammabeta.lab.tuning import COARSE, HIGHEST, LOWEST, Grid, best_exponent, error_then_loss, scores_on_grid
 
 Arm = TypeVar("Arm", bound=Hashable)
 Settings = Mapping[str, Any]
@@ -34,7 +34,7 @@ class Chosen:
         exponents: of 2, of each replicate's learning rate.
         centre: the exponent of the middle one of the three rates.
         coarse: the mean score of the coarse search by exponent; lower is better.
-        lost: the exponents at which some run of the coarse search was not finite; empty without ``widest``.
+        lost: the exponents at which some run of the coarse search was not finite; empty without ``Grid.widest``.
         settled: False where replicates still crowd at an edge after the centre has moved ``MOST_MOVES`` times, or at
             the end of the grid.
     """
@@ -63,10 +63,8 @@ def choose_rates(
     arms: Mapping[Arm, Settings],
     replicates: Sequence[int],
     score: Callable[[dict[str, Any]], float] = error_then_loss,
-    coarse: Sequence[int] = COARSE,
+    coarse: Sequence[int] | Grid = COARSE,
     make: Make | None = None,
-    widest: float | None = None,
-    shorter: Mapping[str, Any] | None = None,
 ) -> dict[Arm, Chosen]:
     """Run the whole procedure for every arm and replicate.
 
@@ -79,17 +77,17 @@ def choose_rates(
         arms: settings of a training trial by name, without ``rate``, ``seed`` and ``report``.
         replicates: numbers, each of which seeds a split, an initialization and an order.
         score: of a validation result; lower is better.
-        coarse: the exponents of 2 that the search begins with.
+        coarse: the exponents of 2 that the search begins with, or all that there is to say of the search. With
+            ``widest`` it serves `headroom`.
         make: makes the trial of (settings, exponent, replicate, split to report), where it is not one of
             ``experiment.train``. Its results have ``validation`` where the test split is reported, as those of
             `gammabeta.lab.images.training.train`.
-        widest: extends the coarse search until both of its ends are worse than the best by more than this, for
-            `headroom`; None where only the best matters.
-        shorter: settings of the coarse search that differ from the arms', such as fewer steps.
     """
 
+    search = coarse if isinstance(coarse, Grid) else Grid(coarse)
+
     def trial(name: Arm, exponent: int, replicate: int, report: str) -> Trial:
-        settings = {**arms[name], **(shorter or {})} if report == "validation" else arms[name]
+        settings = {**arms[name], **(search.shorter or {})} if report == "validation" else arms[name]
         if make is not None:
             return make(settings, exponent, replicate, report)
         return experiment.train(**settings, rate=2.0**exponent, seed=replicate, report=report)
@@ -97,8 +95,7 @@ def choose_rates(
     names = list(arms)
     searched = experiment.coarse_replicates(COARSE_REPLICATES)
     grids = scores_on_grid(
-        experiment, names, searched, score, lambda name, exponent, r: trial(name, exponent, r, "validation"), coarse,
-        widest,
+        experiment, names, searched, score, lambda name, exponent, r: trial(name, exponent, r, "validation"), search
     )  # fmt: skip
     centres = {name: best_exponent(grid) for name, grid in zip(names, grids, strict=True)}
     runs: dict[Arm, dict[int, list[dict[str, Any]]]] = {name: {} for name in names}
@@ -132,7 +129,7 @@ def choose_rates(
         )
         for name, grid in zip(names, grids, strict=True)
     }
-    if widest is None:
+    if search.widest is None:
         return chosen
     tried = [(name, e) for name, of in chosen.items() for e in sorted({*of.coarse, of.usual_exponent + 1})]
     again = experiment.grid(tried, searched, lambda cell, r: trial(cell[0], cell[1], r, "validation"))
@@ -151,7 +148,7 @@ def is_lost(result: Mapping[str, Any]) -> bool:
 def headroom(coarse: Mapping[int, float], margin: float) -> int:
     """Count the learning rates on the factor-2 grid whose score lies within ``margin`` of the best.
 
-    Only what was tried counts: a search with ``widest`` has tried every rate between two ends that are outside.
+    Only what was tried counts: a search with ``Grid.widest`` has tried every rate between two ends that are outside.
     """
     least = min(coarse.values())
     return sum(score <= least + margin for score in coarse.values())

@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import gammabeta
 from gammabeta.arguments import did_you_mean
@@ -26,12 +25,12 @@ from gammabeta.lab.comparison import compare
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
-from gammabeta.lab.images.user_network import user_network
 from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.links import LINKS
 from gammabeta.lab.looks import LOOKS, MOST
 from gammabeta.lab.looks import confidence as confidence_at
 from gammabeta.lab.outcome import tally
+from gammabeta.lab.progress import progress
 from gammabeta.lab.results import Results, elsewhere, read
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
@@ -39,6 +38,7 @@ from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
 from gammabeta.lab.trials.workers import EngineError, TrialError, connected
+from gammabeta.lab.user_networks import identify, kind_of_model
 from gammabeta.lab.user_traceback import own_traceback
 from gammabeta.target import TargetError
 
@@ -111,8 +111,9 @@ def study(
         claims: names of claims. None for all claims, and for the comparison that the recommendation rests on.
         data: as `gammabeta.lab.sources.source` takes it. None for an embedded task of each kind: ``digits`` (images),
             ``strokes`` (sequences), ``text``. Claims about another kind of data do not apply.
-        model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``;
-            it replaces the small ResNet.
+        model: ``"package.module:function"`` or ``"file.py:function"``, called as ``build(input_shape, classes, norm)``
+            for images, ``build(features, classes, norm)`` for sequences, ``build(vocabulary, context, norm)`` for text;
+            it replaces the study's own network (`gammabeta.lab.user_networks`).
         train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
             ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
@@ -165,14 +166,7 @@ def study(
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
         try:
-            sources = _sources(data, model, train)
-            user = user_network(model, load(sources["images"])) if model else None
-            tasks = [_facts(source, model) for source in sources.values()]
-            comparing = list(sources) if compare_only or claims is None else []
-            if model and data is None:
-                comparing = [of_kind for of_kind in comparing if of_kind == "images"]
-            if "images" in comparing:
-                _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+            sources, user, tasks, comparing = _prepared(asked, whole)
             run = {
                 "identity": study_file.identity(sources, user, asked),
                 "asked": asked,
@@ -188,7 +182,7 @@ def study(
             contextlib.closing(store),
             _errors_of_the_machine(),
             connected(engine, address, jobs or cores()) as workers,
-            _progress(console, len(chosen) + len(comparing), heartbeat) as shown,
+            progress(console, len(chosen) + len(comparing), heartbeat) as shown,
         ):
             experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link)
             looks = LOOKS if until_settled else ()
@@ -196,6 +190,31 @@ def study(
             running.say_first([task["description"] for task in tasks], store.note)
             running.run(comparing, chosen, batch_size, devices)
     return results.content
+
+
+def _prepared(
+    asked: Mapping[str, Any], whole: bool
+) -> tuple[dict[Kind, dict[str, Any]], dict[str, Any] | None, list[dict[str, Any]], list[Kind]]:
+    """Load and check what the study is about.
+
+    Args:
+        asked: the options.
+        whole: whether all claims are asked for.
+
+    Returns:
+        The tasks as settings identify them, the user's model, facts of every task, and the kinds to compare norms on.
+    """
+    model, batch_size, devices = asked["model"], asked["batch_size"], asked["devices"]
+    sources = _sources(asked["data"], asked["train"])
+    modelled = kind_of_model(sources) if model else None
+    user = identify(model, sources, quick=asked["quick"] or asked["first_look"]) if model else None
+    tasks = [_facts(source, model if kind(source) == modelled else None) for source in sources.values()]
+    comparing = list(sources) if asked["compare"] or whole else []
+    if model:
+        comparing = [of_kind for of_kind in comparing if of_kind == modelled]
+    if "images" in comparing:
+        _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+    return sources, user, tasks, comparing
 
 
 @dataclass
@@ -329,16 +348,13 @@ def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
         )
 
 
-def _sources(data: str | None, model: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
+def _sources(data: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
     if train is not None and data is None:
         raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
     names = [data] if data else [row.embedded for row in KINDS.values()]
     given = [task_source(name, train) for name in names]
-    sources = {kind(source): source for source in given}
-    if model and "images" not in sources:
-        raise TaskError(f"--model {model}: a model needs images, and {data} holds {kind(given[0])}.")
-    return sources
+    return {kind(source): source for source in given}
 
 
 def _opened(
@@ -397,7 +413,7 @@ def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
         "shape": facts["shape"],
         "classes": facts["classes"],
         "samples": facts["samples"],
-        "model": model if of_kind == "images" else None,
+        "model": model,
         "description": task.description,
     }
 
@@ -445,35 +461,6 @@ def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
             f"--resume {folder}: expected the options of the study there, got {wrong}: leave it out, or run another "
             "study in another folder, with --out and without --resume."
         )
-
-
-@contextlib.contextmanager
-def _progress(console: Console, claims: int, heartbeat: Heartbeat) -> Iterator[Any]:
-    """Show a progress bar on a terminal; where output goes to a file, tell the heartbeat what to say."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[trials]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        running = bar.add_task("starting", total=claims, trials="")
-
-        def shown(name: str, number: int) -> Any:
-            bar.update(running, description=name, completed=number, trials="")
-            heartbeat.doing = f"{name} ({number + 1} of {claims})"
-
-            def update(done: int, total: int) -> None:
-                heartbeat.check()
-                part = done / total if total else 0.0
-                trials = f"{done} of {total} trials"
-                bar.update(running, completed=number + 0.9 * part, trials=trials)
-                heartbeat.doing = f"{name} ({number + 1} of {claims}), {trials}"
-
-            return update
-
-        yield shown
 
 
 def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Learning rates on a grid of powers of two: each arm's best one, and the largest one that still works."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 from typing import Any, TypeVar
 
@@ -14,6 +15,22 @@ Name = TypeVar("Name", bound=Hashable)
 # Exponents of 2. Every fourth learning rate first, then the best one's neighbours, until both are worse.
 COARSE = (-5, -3, -1)
 LOWEST, HIGHEST, HIGHEST_TRIED = -16, 10, 20
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A search on a grid of powers of two.
+
+    Attributes:
+        exponents: those that are tried first.
+        widest: the search is extended by factors of 2 until, on both sides, some rate is worse than the best by more
+            than this, and has no gaps in between; None where only the best and its neighbours matter.
+        shorter: settings of the search's trials that differ from the arms', such as fewer steps.
+    """
+
+    exponents: Sequence[int] = COARSE
+    widest: float | None = None
+    shorter: Mapping[str, Any] | None = None
 
 
 def tune(
@@ -49,7 +66,7 @@ def tune(
     cells = list(range(len(arms)))
     seeds = tuning or [experiment.tuning_seed]
     scores = scores_on_grid(
-        experiment, cells, seeds, score, lambda index, exponent, seed: trial((index, exponent), seed), coarse
+        experiment, cells, seeds, score, lambda index, exponent, seed: trial((index, exponent), seed), Grid(coarse)
     )
     return [best_exponent(known) for known in scores]
 
@@ -60,8 +77,7 @@ def scores_on_grid(
     seeds: Sequence[int],
     score: Score,
     trial: Callable[[Name, int, int], Trial],
-    coarse: Sequence[int],
-    widest: float | None = None,
+    grid: Grid,
 ) -> list[dict[int, float]]:
     """Score every arm on a grid of exponents of 2, as :func:`tune` does, and return the mean scores by exponent.
 
@@ -69,17 +85,16 @@ def scores_on_grid(
         arms: their names.
         seeds: over which scores are averaged.
         trial: makes the trial of (name, exponent, seed).
-        widest: the grid is then extended by factors of 2 until, on both sides, some rate is worse than the best by more
-            than this, and has no gaps in between.
+        grid: where to search; ``shorter`` is left to ``trial``.
     """
     scores: list[dict[int, float]] = [{} for _ in arms]
-    wanted = [set(coarse) for _ in arms]
+    wanted = [set(grid.exponents) for _ in arms]
     while any(wanted):
         cells = [(place, exponent) for place, exponents in enumerate(wanted) for exponent in sorted(exponents)]
         found = experiment.grid(cells, seeds, lambda cell, seed: trial(arms[cell[0]], cell[1], seed))
         for (place, exponent), results in found.items():
             scores[place][exponent] = mean(score(result) for result in results)
-        wanted = [_around(known, widest) - known.keys() for known in scores]
+        wanted = [_around(known, grid.widest) - known.keys() for known in scores]
     return scores
 
 

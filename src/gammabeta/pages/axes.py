@@ -48,10 +48,12 @@ def sides(picture: Json) -> tuple[str, str]:
     Where one side is better, the other is worse.
     """
     found = _SIDE.search(str(picture.get("caption") or ""))
-    if not found or len(found[2]) > _LONGEST_SIDE:
+    if not found:
         return "", ""
-    other = "worse" if found[2].startswith("better") else ""
-    return (other, found[2]) if found[1].lower() == "above" else (found[2], other)
+    better = found[2].startswith("better")
+    meaning = found[2] if len(found[2]) <= _LONGEST_SIDE else "better" if better else ""
+    other = "worse" if better else ""
+    return (other, meaning) if found[1].lower() == "above" else (meaning, other)
 
 
 def axis_title(axis: Json) -> str:

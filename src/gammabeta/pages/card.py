@@ -26,21 +26,22 @@ def card(one: Json, claims: Mapping[str, Json]) -> Json:
 
     Returns:
         The entry with ``what`` to use on which network (``where``) and ``because`` of what; ``write``, the call that
-        does it; ``evidence``, the items of each side; and ``pictures``, drawn.
+        does it, and what belongs to it (``and_then``); ``evidence``, the items of each side; and ``pictures``, drawn.
     """
     headline = str(one["headline"])
     found = _HEADLINE.fullmatch(headline) or _NONE.fullmatch(headline)
     said = found.groupdict() if found else {"what": headline, "where": None, "because": None}
     items = [_evidence(item, claims) for item in one.get("evidence") or []]
     how = str(one.get("how") or "")
+    write = calls(how)[0] if calls(how) else ""
     return {
         **one,
         "what": f"{said['what'][0].upper()}{said['what'][1:]}" if said["what"] else "",
         "long": found is None,
         "where": said["where"] or "",
         "because": _REPLICATES.sub("", said["because"] or ""),
-        "how": how,
-        "write": calls(how)[0] if calls(how) else "",
+        "write": write,
+        "and_then": how.removeprefix(write).lstrip(",; "),
         "evidence": {side: [item for item in items if item["side"] == side] for side in SIDES},
         "pictures": [drawn(one["picture"], f"{one['seeds']} replicates" if one.get("seeds") else "")]
         if one.get("picture")
@@ -52,7 +53,7 @@ def _evidence(item: Json, claims: Mapping[str, Json]) -> Json:
     """Return a piece of evidence with the title of its claim apart from what is said of it, and its replicates."""
     claim: Mapping[str, Any] = claims.get(str(item.get("claim")), {})
     title = str(claim.get("title") or "")
-    text = str(item["text"])
+    text = str(item.get("text") or "")
     effects = [] if claim.get("exact") else claim.get("effects") or []
     return {
         "side": item.get("side") if item.get("side") in SIDES else "neither",

@@ -86,6 +86,7 @@ def idle(monkeypatch, experiment):
 
 def test_without_a_shift_there_is_no_verdict(idle, monkeypatch):
     monkeypatch.setattr(covariate_shift, "LEAST", {"input": 1.0, "l2": 1e-2})
+    monkeypatch.setattr(covariate_shift, "_races", lambda *_: {})
     outcome = covariate_shift.measure(idle)
     assert outcome.verdict == "no room here"
     assert outcome.effects == []
@@ -115,6 +116,7 @@ def test_a_smaller_shift_is_seen(experiment, monkeypatch):
         ]
 
     monkeypatch.setattr(experiment, "records", calmer)
+    monkeypatch.setattr(covariate_shift, "_races", lambda *_: {})
     outcome = covariate_shift.measure(experiment)
     assert outcome.verdict == "supported"
     assert list(outcome.regimes.values()) == ["supported"]

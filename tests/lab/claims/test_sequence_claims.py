@@ -1,5 +1,8 @@
 """The claims on sequences and text (sequences, layernorm_in_transformers), their networks and their data."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,15 +10,17 @@ import gammabeta as gb
 from gammabeta.lab.claims import sequences
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.sequences import networks as sequence_networks
+from gammabeta.lab.sequences.arrays import sequence_task
 from gammabeta.lab.sequences.networks import ARMS, SequenceNorm, Transformer, build_sequence_network
 from gammabeta.lab.sources import load_sequences, load_text, source
 from gammabeta.lab.task import TaskError
 from gammabeta.lab.text import characters as text
 from gammabeta.lab.text import training as text_training
+from gammabeta.lab.text.networks import decoder
 from gammabeta.lab.trials.store import Store
 
 STROKES = source("strokes")
-NETWORKS = ("GRU", "Transformer, pre-norm", "Transformer, post-norm")
+NETWORKS = ("GRU", "LSTM", "Transformer, pre-norm", "Transformer, post-norm")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,102 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, content, message):
     assert str(refused.value) == message
 
 
+def test_every_replicate_draws_its_own_split(strokes):
+    first, same, second = (load_sequences({**STROKES, "split": split}) for split in (1, 1, 2))
+    assert torch.equal(first.test.x_ntf, same.test.x_ntf)
+    for part in ("train", "validation", "test"):
+        own, other = (getattr(task, part) for task in (first, second))
+        assert len(own) == len(other) == len(getattr(strokes, part))
+        assert not torch.equal(own.y_n, other.y_n)
+    real = second.train.x_ntf[gb.lengths_to_mask(second.train.lengths_n, second.train.x_ntf.shape[1])]
+    assert float(real.mean(dim=0).abs().max()) < 1e-4
+
+
+def test_arrays_keep_their_test_sequences_and_draw_the_rest_anew():
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: values
+        for part, n in (("train", 60), ("test", 40))
+        for name, values in (
+            (f"x_{part}", rng.normal(size=(n, 6, 2))),
+            (f"y_{part}", np.arange(n) % 3),
+            (f"lengths_{part}", rng.integers(2, 7, n)),
+        )
+    }
+    task = sequence_task(arrays, name="own", description="own", where="own")
+    drawn = [task.redraw(split) for split in (1, 2)]
+    assert task.keeps_test
+    for one in drawn:
+        assert torch.equal(one.test.y_n, task.test.y_n)
+        assert torch.bincount(one.validation.y_n).tolist() == [4, 4, 4]
+    assert not torch.equal(drawn[0].validation.lengths_n, drawn[1].validation.lengths_n)
+
+
+def test_the_validation_part_of_a_text_moves_and_the_test_part_stays():
+    whole = load_text(source("text"))
+    tokens = torch.cat([whole.train_n, whole.validation_n])
+    for split in (1, 2, 3):
+        task = load_text({**source("text"), "split": split})
+        start = task.joint
+        assert torch.equal(task.test_n, whole.test_n)
+        assert torch.equal(task.validation_n, tokens[start : start + len(task.validation_n)])
+        assert torch.equal(task.train_n, torch.cat([tokens[:start], tokens[start + len(task.validation_n) :]]))
+    assert whole.joint is None
+
+
+def test_no_window_crosses_the_gap_of_the_validation_part():
+    tokens = torch.cat([torch.zeros(20), torch.ones(15)]).long()
+    task = dataclasses.replace(load_text(source("text")), train_n=tokens, joint=20)
+    drawn = text_training.windows(task, 4000, 5, torch.Generator().manual_seed(0))
+    assert (drawn == drawn[:, :1]).all()
+    starts = text_training.windows(
+        dataclasses.replace(task, train_n=torch.arange(35)), 4000, 5, torch.Generator().manual_seed(0)
+    )[:, 0]
+    assert sorted(starts.unique().tolist()) == [*range(15), *range(20, 30)]
+    few = text_training.windows(task, 100, 5, torch.Generator().manual_seed(0), limit=18)
+    assert (few == 0).all()
+
+
+def test_a_text_of_a_million_characters_has_a_larger_network():
+    small = load_text(source("text"))
+    large = dataclasses.replace(small, train_n=small.train_n.repeat(3)[:950_000])
+    widths = [text_training.shape_for(task, quick=quick)["width"] for task in (small, large) for quick in (True, False)]
+    assert widths == [16, 48, 16, 128]
+
+
 # --- networks ---
+
+
+def test_dyt_is_a_scaled_tanh():
+    layer = sequence_networks.DyT(3)
+    with torch.no_grad():
+        layer.alpha.fill_(0.7), layer.weight.copy_(torch.tensor([1.0, 2.0, 3.0])), layer.bias.fill_(0.5)
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(layer(x), layer.weight * torch.tanh(0.7 * x) + 0.5)
+
+
+def test_group_norm_of_a_step_takes_no_other_step():
+    layer = SequenceNorm("group", 16)
+    x = torch.randn(2, 5, 16)
+    torch.testing.assert_close(layer(x, None)[:, 3], layer(x[:, 3], None))
+    grouped = x.unflatten(-1, (4, 4))
+    expected = torch.nn.functional.layer_norm(grouped, [4]).flatten(-2)
+    torch.testing.assert_close(layer(x, None), expected)
+
+
+@pytest.mark.parametrize(("placement", "norms"), [("pre", 5), ("post", 4), ("peri", 9), ("pre, qk", 9)])
+def test_a_placement_says_how_many_norms_there_are(placement, norms):
+    model = decoder(11, "layer", placement, (8, 2, 6), 0)
+    assert sum(isinstance(module, gb.LayerNorm) for module in model.modules()) == norms
+
+
+def test_dropout_drops_in_training_and_keeps_the_mean():
+    drop = sequence_networks.Dropout(0.25, seed=1)
+    x = torch.ones(200, 100)
+    out = drop(x)
+    assert set(out.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
+    assert torch.equal(drop.eval()(x), x)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -99,7 +199,7 @@ def test_a_decoder_does_not_look_ahead_in_evaluation_and_batchnorm_does_in_train
     tokens = torch.randint(20, (4, 12), generator=torch.Generator().manual_seed(0))
     changed = tokens.clone()
     changed[:, 8:] = (changed[:, 8:] + 7) % 20
-    for arm in ("none", "padded", "layer", "rms"):
+    for arm in ("none", "padded", "layer", "rms", "group", "dyt"):
         torch.manual_seed(1)
         model = Transformer(0, 20, arm, longest=12)
         for training in (False, True):
@@ -117,7 +217,7 @@ def test_masked_batchnorm_takes_its_statistics_from_what_is_real():
     assert float(y[mask].mean(dim=0).abs().max()) < 1e-5
     assert float(y[mask].var(dim=0, correction=0).sub(1).abs().max()) < 1e-3
     with pytest.raises(
-        ValueError, match=r"^SequenceNorm: expected one of none, padded, masked, layer, rms, got batch$"
+        ValueError, match=r"^SequenceNorm: expected one of none, padded, masked, layer, rms, group, dyt, got batch$"
     ):
         SequenceNorm("batch", 3)
 
@@ -134,9 +234,10 @@ def test_a_seed_decides_a_network():
 def test_the_language_model_learns_from_its_characters():
     settings = {"task": source("text"), "arm": "layer", "rate": 2.0**-7, "seed": 1, "report": "validation"}
     shape = {"width": 16, "layers": 1, "context": 16, "batch": 8}
-    found = text_training.language_model(**settings, **shape, steps=150)
+    found = text_training.language_model(**{**settings, "rate": 2.0**-5}, **shape, steps=150)
     assert found["loss"] < 3.2  # the characters' frequencies alone give 3.25
     assert [step for step, _ in found["course"]] == [100, 150]
+    assert found["validation"] is found["windows"] is None
 
 
 # --- statistics of every step ---

@@ -25,6 +25,8 @@ from gammabeta.lab.claims import (
     noise_regularizes,
     online_stream,
     optimization_first,
+    pointwise,
+    rate_headroom,
     replaces_dropout,
     sequences,
     sharpness,
@@ -36,6 +38,7 @@ from gammabeta.lab.claims import (
     test_time_statistics,
     train_eval_mismatch,
     unit_distribution,
+    warmup,
     weight_decay,
 )
 
@@ -66,12 +69,15 @@ CLAIMS: tuple[Claim, ...] = tuple(
         train_eval_mismatch,
         test_time_statistics,
         online_stream,
+        few_shot,
         weight_decay,
         fine_tuning,
         affine_only,
-        few_shot,
         sequences,
         layernorm_in_transformers,
+        rate_headroom,
+        warmup,
+        pointwise,
         sync_cost,
         group_norm_needs_no_sync,
     )

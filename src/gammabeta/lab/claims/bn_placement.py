@@ -37,7 +37,7 @@ from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Room, Table, bars
-from gammabeta.lab.paired import differences, precision_of
+from gammabeta.lab.paired import differences, paired_errors
 from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.verdict import Verdict, over_regimes
 
@@ -127,9 +127,8 @@ def _errors(chosen: Chosen, key: str = "moving_error") -> list[float]:
 
 
 def _effect(experiment: Experiment, name: str, index: int, arm: str, runs: Runs) -> Effect:
-    task, own, usual = experiment.task, runs[index, arm], runs[index, USUAL]
-    precision = precision_of(own.results, usual.results, len(task.test), len(task.train), "moving_wrong")
-    return CRITERION.effect(f"{name}, {arm}", differences(_errors(own), _errors(usual)), precision)
+    pair = (runs[index, arm].results, runs[index, USUAL].results)
+    return CRITERION.effect(f"{name}, {arm}", *paired_errors(experiment, *pair, "moving_error"))
 
 
 def _sentence(with_room: Mapping[str, bool], effects: Mapping[tuple[int, str], Effect]) -> str:

@@ -33,13 +33,14 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.training import chance
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import differences, precision_of
+from gammabeta.lab.paired import differences
 from gammabeta.lab.trials.trial import Trial
 from gammabeta.lab.tuning import error_then_loss, tune
 from gammabeta.lab.verdict import Verdict, over_regimes

@@ -196,8 +196,8 @@ def _room(experiment: Experiment, chosen: Mapping[str, Chosen]) -> Room:
         return Room(False, f"no learning rate at which LayerNorm's validation loss is below {blind - 0.5:.2f}")
     return Room(
         gains[most] > MARGIN[1],
-        f"at learning rate 2^{most} the validation loss is {layer[most]:.2f} with LayerNorm and {none[most]:.2f} without "
-        f"normalization; of the characters' frequencies {blind:.2f}",
+        f"at learning rate 2^{most} the validation loss is {layer[most]:.2f} with LayerNorm and {none[most]:.2f} "
+        f"without normalization; of the characters' frequencies {blind:.2f}",
     )
 
 

@@ -24,7 +24,7 @@ holds the rates whose difference from the ghost batch, paired by replicate, has 
 batch of 8 at the learning rates of the whole batch is a separate effect.
 
 Settings: 2 layers of 64, relu; with clean labels ghost batches of 8, 16 and 32. Quick: Dropout of 0.1 and 0.3, 200
-steps, 6 replicates. Full: Dropout of 0.05, 0.1, 0.2 and 0.3, 400 steps, 20 replicates.
+steps, 5 replicates. Full: Dropout of 0.05, 0.1, 0.2 and 0.3, 400 steps, 20 replicates.
 
 Sources: Luo et al. 2019, Towards Understanding Regularization in Batch Normalization (arXiv 1809.00846); Hoffer et al.
 2017 (1705.08741); Ioffe & Szegedy 2015, section 3.4 (1502.03167)
@@ -43,8 +43,9 @@ import numpy as np
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import dropout_of
+from gammabeta.lab.images.losses import precision_of_losses
 from gammabeta.lab.images.recipe import RECIPE
-from gammabeta.lab.interval import interval
+from gammabeta.lab.interval import CONTINUOUS, Precision, interval
 from gammabeta.lab.norms import named
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import differences
@@ -114,14 +115,14 @@ def interpolated(by_rate: Mapping[float, Sequence[float]], rate: float) -> list[
 
 
 def equivalent_dropout(
-    ghost: Sequence[float], by_rate: Mapping[float, Sequence[float]]
+    ghost: Sequence[float], by_rate: Mapping[float, Sequence[float]], precision: Precision = CONTINUOUS
 ) -> tuple[float, float, float] | None:
     """Return the rate of Dropout with the ghost batch's difference, and the lowest and highest that cannot be excluded.
 
     None where every rate up to the highest one tried is excluded.
     """
     tried = np.linspace(0.0, max(by_rate), 121).tolist()
-    apart = {rate: interval(differences(ghost, interpolated(by_rate, rate))) for rate in tried}
+    apart = {rate: interval(differences(ghost, interpolated(by_rate, rate)), precision) for rate in tried}
     kept = [rate for rate, around in apart.items() if around.low <= 0 <= around.high]
     nearest = min(tried, key=lambda rate: abs(apart[rate].value))
     return (nearest, min([*kept, nearest]), max([*kept, nearest])) if kept else None
@@ -156,7 +157,7 @@ class Trained:
 
 def measure(experiment: Experiment) -> Outcome:
     """Compare the test loss at equal training loss, with noise of the batch's statistics and without."""
-    replicates = experiment.seeds(6, 20)
+    replicates, precision = experiment.seeds(5, 20), precision_of_losses(experiment)
     trained = _trained(experiment, replicates)
     values = {
         arm: trained.differences(arm.partition("|")[0], results)
@@ -164,21 +165,27 @@ def measure(experiment: Experiment) -> Outcome:
         if not arm.endswith(f"|{WHOLE}")
     }
     effects = {
-        arm: CRITERION.effect(f"{arm.replace('|', ': ')} minus {WHOLE}", of_arm) for arm, of_arm in values.items()
+        arm: CRITERION.effect(f"{arm.replace('|', ': ')} minus {WHOLE}", of_arm, precision)
+        for arm, of_arm in values.items()
     }
     # At the learning rates of the whole batch: whether the effect comes from the noise or from the learning rate.
     equal = [
-        CRITERION.effect(f"{labels}: {GHOST} at the other's learning rates", trained.differences(labels, results))
+        CRITERION.effect(
+            f"{labels}: {GHOST} at the other's learning rates", trained.differences(labels, results), precision
+        )
         for labels, results in trained.equal.items()
     ]
     clean, wrong = (effects[f"{labels}|{GHOST}"] for labels in REGIMES)
     doses = {dose: values[f"clean|{kind}"] for kind, dose in GHOSTS.items()}
-    line = CRITERION.effect("clean: line through all ghost sizes, at 8 images", at_dose(doses, GHOSTS[GHOST]))
+    line = CRITERION.effect(
+        "clean: line through all ghost sizes, at 8 images", at_dose(doses, GHOSTS[GHOST]), precision
+    )
     more = CRITERION.effect(
         f"clean: {GHOST} minus {SMALLEST_DOSE}",
         differences(values[f"clean|{GHOST}"], values[f"clean|{SMALLEST_DOSE}"]),
+        precision,
     )
-    same = _equivalent(trained, values)
+    same = _equivalent(trained, values, precision)
     room = _room(trained)
     regimes: dict[str, Verdict] = {
         labels: effects[f"{labels}|{GHOST}"].verdict if room.holds else "no room here" for labels in REGIMES
@@ -236,7 +243,7 @@ def _trained(experiment: Experiment, replicates: Sequence[int]) -> Trained:
             "steps": 200 if experiment.quick else 400,
             "images": IMAGES,
             "label_noise": share,
-            "curve": 10,
+            "curve": 20 if experiment.quick else 10,
         }
         for labels, share in REGIMES.items()
         for kind, (norm, rate) in kinds.items()
@@ -255,10 +262,10 @@ def _rates(trained: Trained) -> list[float]:
     return sorted(rate for _, rate in trained.kinds.values() if rate)
 
 
-def _equivalent(trained: Trained, values: Mapping[str, Sequence[float]]) -> Effect | None:
+def _equivalent(trained: Trained, values: Mapping[str, Sequence[float]], precision: Precision) -> Effect | None:
     """Return the equivalent Dropout rate as a reported effect; None where no rate tried has the effect."""
     by_rate = {rate: values[f"clean|Dropout of {rate:g}"] for rate in _rates(trained)}
-    found = equivalent_dropout(values[f"clean|{GHOST}"], by_rate)
+    found = equivalent_dropout(values[f"clean|{GHOST}"], by_rate, precision)
     if found is None:
         return None
     name = f"clean: Dropout rate equivalent to {GHOST}"

@@ -73,7 +73,6 @@ BESIDE = ("none", "rms", "group")
 MARGIN = (-2.0, 2.0)
 ROUNDING = 1e-9
 CRITERION = Criterion(unit="percentage points", margin=MARGIN, direction="above")
-WIDEST = 0.01  # of the coarse search, as in the comparison, so that its trials run once
 Cell = tuple[str, str]  # network, arm
 
 
@@ -117,7 +116,7 @@ class Measured:
 
     def reached(self, network: str) -> float:
         """Return the mean validation accuracy with LayerNorm."""
-        return mean(1 - result["validation"]["moving_error"] for result in self.chosen[network, "layer"].results)
+        return mean(1 - float(result["validation"]["moving_error"]) for result in self.chosen[network, "layer"].results)
 
     @property
     def wrong(self) -> int:
@@ -180,7 +179,7 @@ def measure(experiment: Experiment) -> Outcome:
 def _measured(experiment: Experiment, seed: int) -> Measured:
     """Train every cell, and append padding in freshly initialized networks."""
     networks, arms = networks_of(experiment), JUDGED if experiment.quick else (*JUDGED, *BESIDE)
-    chosen = trained(experiment, arms, widest=WIDEST)
+    chosen = trained(experiment, arms)
     source = dict(experiment.sources["sequences"])
     moves = experiment.grid(
         [(network, arm) for network in networks for arm in arms],

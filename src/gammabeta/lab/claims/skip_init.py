@@ -39,14 +39,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.residual import ResidualNet
 from gammabeta.lab.images.training import POPULATION
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
-from gammabeta.lab.paired import differences
+from gammabeta.lab.paired import differences, paired_errors
 from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
@@ -190,10 +189,8 @@ def _differences(runs: Runs, form: Form, arm: str) -> list[float]:
 
 
 def _behind(experiment: Experiment, form: Form, arm: str, runs: Runs, criterion: Criterion) -> Effect:
-    task = experiment.task
     pair = (runs[form, arm].results, runs[form, "BatchNorm"].results)
-    precision = precision_of(*pair, len(task.test), len(task.train))
-    return criterion.effect(f"{name(form)}, {arm}: behind BatchNorm", _differences(runs, form, arm), precision)
+    return criterion.effect(f"{name(form)}, {arm}: behind BatchNorm", *paired_errors(experiment, *pair))
 
 
 def _sentence(

@@ -54,7 +54,7 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.best_rates import ARMS, BATCH, best_rates, networks
-from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
+from gammabeta.lab.images.layers import in_front_of_norms, is_layer, same_draws, weight_of
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
@@ -147,29 +147,6 @@ class Surface:
 
 def _length(parts: Sequence[Tensor]) -> float:
     return math.sqrt(sum(float(part.square().sum()) for part in parts))
-
-
-def in_front_of_norms(model: nn.Module, x_nchw: Tensor) -> list[tuple[nn.Module, nn.Module]]:
-    """List (layer, BatchNorm) wherever a BatchNorm's input is a layer's output, so that its scale is irrelevant."""
-    made: dict[int, tuple[nn.Module, Tensor]] = {}
-    found: dict[nn.Module, nn.Module] = {}
-    hooks = []
-    for module in model.modules():
-        if is_layer(module):
-            hooks.append(module.register_forward_hook(lambda m, _, y: made.setdefault(id(y), (m, y)) and None))
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-
-            def given(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-                layer, output = made.get(id(args[0]), (None, None))
-                if layer is not None and output is args[0]:
-                    found[layer] = norm
-
-            hooks.append(module.register_forward_pre_hook(given))
-    with gb.frozen_statistics(model), torch.no_grad():
-        model(x_nchw)
-    for hook in hooks:
-        hook.remove()
-    return list(found.items())
 
 
 def rescale(pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:

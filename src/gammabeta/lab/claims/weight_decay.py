@@ -8,23 +8,24 @@ factor. Decay still changes what is learned, since smaller weights make a larger
 
 Criterion: First an identity in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with
 respect to W, divided by a. The same must hold for the trained network with every layer scaled that a norm follows. If
-the identity fails, the claim is contradicted. (The network was added so that a norm that does nothing cannot pass in
-BatchNorm's place.) Then the effect: decay at its best strength changes the test loss by more than 5 %. The ratio of
-test losses without decay over with it, paired by seed, must lie outside [1/1.05, 1.05] on the side of improvement. A
-constant and a decaying learning rate are the regimes. Test accuracy is reported as a separate effect.
+the identity fails, the claim is contradicted. Then the effect: decay at its best strength changes the test loss by more
+than 5 %. The ratio of test losses without decay over with it, paired by seed, must lie outside [1/1.05, 1.05] on the
+side of improvement. A constant and a decaying learning rate are the regimes. Test accuracy is reported as a separate
+effect, and so is the same network without BatchNorm: the ratio there, and that with BatchNorm over that without.
 
 Room: Without decay the network's training error is below half of that of chance, and its test loss is above 0.02.
 
 Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Learning rates are tuned without decay on a
-separate seed, and the same rate then serves with decay. Its strength is tuned over four values on the same seed. (In
-full it is tuned on six separate seeds, by the mean log loss; with one seed, luck chose a strength that did harm.) Decay
-is L2 on weights, never on γ and β. Replay: a third arm has no decay. Its weights are reset to their initial norm after
-each step. Each layer's learning rate is multiplied by the square of that norm over that of the same layer under decay
-at the same step. This is the effective rate that decay caused (van Laarhoven 2017). The fraction of decay's effect on
-the loss that the replay reproduces is reported. Decay of the last layer, which no norm follows, stays the same in both.
+separate seed, and the same rate then serves with decay. Its strength is tuned over four values on the same seed (quick)
+or, by the mean log loss, on six separate seeds (full). Decay is L2 on weights, never on γ and β. Replay: a third arm
+has no decay. Its weights are reset to their initial norm after each step. Each layer's learning rate is multiplied by
+the square of that norm over that of the same layer under decay at the same step. This is the effective rate that decay
+caused (van Laarhoven 2017). The fraction of decay's effect on the loss that the replay reproduces is reported. Decay of
+the last layer, which no norm follows, stays the same in both. The network without BatchNorm has learning rates and
+strengths of decay of its own, tuned in the same way, and no replay.
 
 Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 600 steps and 5 seeds (quick), 1,200 steps and
-40 seeds (full; 10 at first, which was inconclusive); constant learning rate, and half a cosine down to 0.
+40 seeds (full); constant learning rate, and half a cosine down to 0.
 
 Sources: van Laarhoven 2017 (arXiv 1706.05350); Zhang et al. 2018, Three Mechanisms of Weight Decay (1810.12281); Hoffer
 et al. 2018, Norm Matters (1803.01814)
@@ -34,7 +35,7 @@ Known: In a pilot run on digits the test loss fell from 0.244 to 0.205 with deca
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 from typing import Any
 
@@ -43,7 +44,9 @@ from torch import nn
 from torch.nn import functional
 
 import gammabeta as gb
+from gammabeta.lab.answers import precision_of
 from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.images.losses import precision_of_losses
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import POPULATION, batches, chance, error_and_loss, exact_statistics, subset
 from gammabeta.lab.interval import Precision
@@ -120,18 +123,21 @@ def rescaled_network(*, task: Mapping[str, Any], network: Mapping[str, Any], sca
     return {"output": distance(*outputs), "gradient": max(distance(a, b) for a, b in zip(*gradients, strict=True))}
 
 
-@versioned(1)
+@versioned(2)
 def decayed(
     *, task: Mapping[str, Any], network: Mapping[str, Any], rate: float, decay: float, schedule: str, steps: int,
-    seed: int, report: str, replay: bool = False,
+    seed: int, report: str, replay: bool = False, norm: str = "batch",
 ) -> dict[str, Any]:  # fmt: skip
-    """Train with decay; with ``replay`` train once more without it, at the effective rates that decay caused."""
+    """Train with decay; with ``replay`` train once more without it, at the effective rates that decay caused.
+
+    The learning rates of a replay are for layers that a norm follows: all but the last one, where ``norm`` is a norm.
+    """
     data = load(task)
     own = subset(data.train, IMAGES, data.classes, 0.0, seed)
     norms: list[list[float]] = []  # of each layer that a norm follows, by step
     runs = ("decay", "replay") if replay else ("decay",)
     for run in runs:
-        model = build(data, network, "batch", seed)
+        model = build(data, network, norm, seed)
         *normed, last = (module for module in model.modules() if isinstance(module, nn.Linear))
         start = [float(layer.weight.detach().norm()) for layer in normed]
         diverged = False
@@ -184,12 +190,14 @@ class Trained:
         rate: the exponent of each schedule's learning rate.
         best: the best strength of decay of each schedule.
         found: by (schedule, arm), one result per seed.
+        plain: the same without BatchNorm, where there is no replay; None within itself.
     """
 
     rate: Mapping[str, int]
     best: Mapping[str, float]
     found: Mapping[tuple[str, str], list[dict[str, Any]]]
     steps: int
+    plain: "Trained | None" = None
 
     def losses(self, schedule: str, arm: str) -> list[float]:
         return [test_loss(result) for result in self.found[schedule, arm]]
@@ -204,21 +212,30 @@ def measure(experiment: Experiment) -> Outcome:
     trained = _trained(experiment, seeds)
     exact = _identity_holds(experiment)
     logs = {s: logs_of_ratios(trained.losses(s, "none"), trained.losses(s, "decay")) for s in SCHEDULES}
-    each = {s: CRITERION.effect(f"{s} learning rate", values) for s, values in logs.items()}
+    precision = precision_of_losses(experiment)
+    each = {s: CRITERION.effect(f"{s} learning rate", values, precision) for s, values in logs.items()}
     accuracy = [
         Criterion(unit="percentage points", margin=POINTS, direction="above").effect(
             f"{s} learning rate, test error without decay minus that with it",
             differences(trained.errors(s, "none"), trained.errors(s, "decay")),
-            Precision(samples=len(experiment.task.test)),
+            precision_of(
+                trained.found[s, "none"],
+                trained.found[s, "decay"],
+                len(experiment.task.test),
+                len(experiment.task.train),
+            ),
         )
         for s in SCHEDULES
     ]
+    beside = _without_norm(trained, logs, precision)
     regimes = {effect.name: effect.verdict for effect in each.values()}
     room = _room(experiment, trained)
     return Outcome(
         verdict=weakest([over_regimes(list(regimes.values())), exact.verdict]) if room.holds else "no room here",
-        sentence=_sentence(each, exact, trained),
-        effects=[*each.values(), *accuracy, exact],
+        sentence=_sentence(each, exact, trained)
+        + "; without BatchNorm it is "
+        + " and ".join(f"{e.value:.2f} times [{e.low:.2f}, {e.high:.2f}] ({e.verdict})" for e in beside[::2]),
+        effects=[*each.values(), *accuracy, *beside, exact],
         room=room,
         pictures=[
             bars(
@@ -226,7 +243,7 @@ def measure(experiment: Experiment) -> Outcome:
                 "Above 1: decay helps. 95 % interval over seeds.",
                 "learning rate",
                 Axis("ratio of test losses", log=True),
-                list(each.values()),
+                [*each.values(), *beside[::2]],
             ),
             _norms(trained),
         ],
@@ -237,14 +254,35 @@ def measure(experiment: Experiment) -> Outcome:
     )
 
 
+def _without_norm(trained: Trained, logs: Mapping[str, list[float]], precision: Precision) -> list[Effect]:
+    """Judge decay without BatchNorm, and its effect with BatchNorm over that without, for each schedule in turn."""
+    plain = trained.plain
+    assert plain is not None
+    effects = []
+    for schedule in SCHEDULES:
+        own = logs_of_ratios(plain.losses(schedule, "none"), plain.losses(schedule, "decay"))
+        name = f"{schedule} learning rate, without BatchNorm"
+        effects.append(CRITERION.effect(name, own))
+        effects.append(
+            CRITERION.effect(f"{schedule} learning rate, with over without", differences(logs[schedule], own))
+        )
+    return effects
+
+
 def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
-    """Tune each schedule's learning rate without decay, then its strength of decay, and run all arms."""
+    """Run all arms with BatchNorm, and those but the replay without it."""
+    plain = _of_norm(experiment, seeds, "none", ("none", "decay"))
+    return replace(_of_norm(experiment, seeds, "batch", ARMS), plain=plain)
+
+
+def _of_norm(experiment: Experiment, seeds: Sequence[int], norm: str, arms: Sequence[str]) -> Trained:
+    """Tune each schedule's learning rate without decay, then its strength of decay, and run the arms."""
     steps = 600 if experiment.quick else 1200
-    base = {"task": dict(experiment.source), "network": dict(experiment.mlp(2)), "steps": steps}
+    base = {"network": dict(experiment.mlp(2)), "norm": norm, "steps": steps}
 
     def trial(schedule: str, decay: float, exponent: int, seed: int, **more: Any) -> Trial:
         settings = {**base, "schedule": schedule, "decay": decay, "rate": 2.0**exponent, "seed": seed, **more}
-        return Trial(f"{__name__}:decayed", settings)
+        return Trial(f"{__name__}:decayed", {"task": experiment.drawn(seed), **settings})
 
     exponents = tune(
         experiment,
@@ -266,7 +304,7 @@ def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
         decay = 0.0 if arm == "none" else best[schedule]
         return trial(schedule, decay, rate[schedule], seed, report="test", replay=arm == "replay")
 
-    keys = [(schedule, arm) for schedule in SCHEDULES for arm in ARMS]
+    keys = [(schedule, arm) for schedule in SCHEDULES for arm in arms]
     return Trained(rate, best, experiment.grid(keys, seeds, wanted), steps)
 
 
@@ -341,22 +379,34 @@ def _norms(trained: Trained) -> Picture:
 
 
 def _table(trained: Trained) -> Table:
+    assert trained.plain is not None
     rows = []
-    for (schedule, arm), runs in trained.found.items():
-        ratios = [run["norms"][-1] / run["norms"][0] for run in runs if run["norms"]]
-        rows.append(
-            [
-                schedule,
-                arm,
-                2.0 ** trained.rate[schedule],
-                0.0 if arm == "none" else trained.best[schedule],
-                mean(trained.losses(schedule, arm)),
-                mean(trained.errors(schedule, arm)),
-                mean(ratios) if ratios and arm != "replay" else None,
-            ]
-        )
+    for norm, of_norm in (("BatchNorm", trained), ("no normalization", trained.plain)):
+        for (schedule, arm), runs in of_norm.found.items():
+            ratios = [run["norms"][-1] / run["norms"][0] for run in runs if run["norms"]]
+            rows.append(
+                [
+                    norm,
+                    schedule,
+                    arm,
+                    2.0 ** of_norm.rate[schedule],
+                    0.0 if arm == "none" else of_norm.best[schedule],
+                    mean(of_norm.losses(schedule, arm)),
+                    mean(of_norm.errors(schedule, arm)),
+                    mean(ratios) if ratios and arm != "replay" else None,
+                ]
+            )
     return Table(
         "Decay and its replay, mean over seeds",
-        ["schedule", "arm", "learning rate", "decay", "test loss", "test error, %", "‖w‖² at the end over the start"],
+        [
+            "norm",
+            "schedule",
+            "arm",
+            "learning rate",
+            "decay",
+            "test loss",
+            "test error, %",
+            "‖w‖² at the end over the start",
+        ],
         rows,
     )

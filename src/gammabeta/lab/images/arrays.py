@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from gammabeta.lab.arrays import TRAIN, check_labels, check_numbers, is_finite, parts, subset
+from gammabeta.lab.arrays import WHOLE, Draw, check_labels, check_numbers, is_finite, parts, subset
 from gammabeta.lab.images.task import Task, standardized
 from gammabeta.lab.task import TaskError
 
@@ -18,8 +18,7 @@ def image_task(
     name: str,
     description: str,
     where: str,
-    split: int = 0,
-    most: int | None = TRAIN,
+    draw: Draw = WHOLE,
     redraw: Callable[[int], Task] | None = None,
 ) -> Task:
     """Make a task of training and tuning images from x_train and test images from x_test.
@@ -31,8 +30,7 @@ def image_task(
             with 8 × 8 pixels or more. ``y_train``, ``y_test``: labels (n,), integers from 0 to the number of classes
             minus 1.
         where: the start of every error message, for example the file's name.
-        split: decides which of x_train are training and which tuning images; the test images are always the same.
-        most: training images, as `gammabeta.lab.arrays.parts` takes it.
+        draw: which images are taken, as `gammabeta.lab.arrays.parts` takes it.
         redraw: makes the task of another split, where the arrays have no test set of their own.
 
     Raises:
@@ -53,15 +51,13 @@ def image_task(
         x_nchw = x[:, None] if x.ndim == 3 else np.ascontiguousarray(np.moveaxis(x, 3, 1))
         return x_nchw, arrays[f"y_{which}"][index]
 
-    train, validation, test = drawn = parts(arrays, where, "images", split, most)
+    train, validation, test = drawn = parts(arrays, where, "images", draw)
     return standardized(
-        part_of("train", train),
-        part_of("train", validation),
-        part_of("test", test),
+        (part_of("train", train), part_of("train", validation), part_of("test", test)),
         name=name,
         description=description if redraw else f"{description}: {subset(arrays, drawn, 'images')}",
         classes=classes,
-        redraw=redraw or partial(_again, arrays, most, name=name, description=description, where=where),
+        redraw=redraw or partial(_again, arrays, draw.most, name=name, description=description, where=where),
         keeps_test=redraw is None,
     )
 
@@ -69,7 +65,7 @@ def image_task(
 def _again(
     arrays: Mapping[str, np.ndarray], most: int | None, split: int, *, name: str, description: str, where: str
 ) -> Task:
-    return image_task(arrays, name=name, description=description, where=where, split=split, most=most)
+    return image_task(arrays, name=name, description=description, where=where, draw=Draw(split, most))
 
 
 def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:

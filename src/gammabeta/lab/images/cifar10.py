@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gammabeta.lab.arrays import TRAIN, read_npz
+from gammabeta.lab.arrays import TRAIN, Draw, read_npz
 from gammabeta.lab.images.arrays import image_task
 from gammabeta.lab.images.task import Task
 
@@ -23,4 +23,4 @@ def load(path: str | Path, most: int | None = TRAIN) -> Task:
     for key in ("y_train", "y_test"):
         if arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
             arrays[key] = arrays[key][:, 0]
-    return image_task(arrays, name="cifar10", description=file, where=file, most=most)
+    return image_task(arrays, name="cifar10", description=file, where=file, draw=Draw(most=most))

@@ -29,7 +29,7 @@ from gammabeta.lab.links import LINKS, communication, exchange, of_synced
 from gammabeta.lab.procedure import COARSE_REPLICATES, choose_rates, headroom
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import at_best, deployed
+from gammabeta.lab.tuning import Grid, at_best, deployed
 
 BATCH = 32
 # The least that a network is trained for, and the limits up to which the length is doubled, in epochs.
@@ -116,7 +116,7 @@ def _compared(experiment: Experiment, network: Mapping[str, Any], batch_size: in
     arms = {norm: _arm(network, norm, whole, length.steps) for norm in named}
     replicates = experiment.seeds(4, 10)
     shorter = {"steps": max(1, round(SHARE_QUICK * length.steps))} if experiment.quick else None
-    found = choose_rates(experiment, arms, replicates, deployed, COARSE, widest=ERROR.margin[1] / 100, shorter=shorter)
+    found = choose_rates(experiment, arms, replicates, deployed, Grid(COARSE, ERROR.margin[1] / 100, shorter))
     costs = _costs(experiment, network, list(named), max(batch_size, 2), replicates[:3])
     messages = of_synced(build(task, network, "batch", 0)) if devices > 1 else []
     link = LINKS[experiment.link]

@@ -25,9 +25,7 @@ def load(split: int = 0) -> Task:
         x_rest, y_rest, test_size=VALIDATION, stratify=y_rest, random_state=split
     )
     return standardized(
-        (x_train, y_train),
-        (x_validation, y_validation),
-        (x_test, y_test),
+        ((x_train, y_train), (x_validation, y_validation), (x_test, y_test)),
         name="digits",
         description="scikit-learn's digits: 8 × 8 grey images of handwritten digits, in stratified parts",
         classes=10,

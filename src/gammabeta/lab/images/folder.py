@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gammabeta.lab.arrays import FEWEST, TEST, TRAIN, VALIDATION, describe, stratified
+from gammabeta.lab.arrays import FEWEST, TEST, TRAIN, VALIDATION, Draw, describe, stratified
 from gammabeta.lab.images.arrays import SMALLEST, image_task
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.task import TaskError
@@ -75,7 +75,7 @@ def _task(folder: Path, description: str, x_nhwc: np.ndarray, y_n: np.ndarray, s
     }
     again = partial(_task, folder, description, x_nhwc, y_n)
     return image_task(
-        arrays, name=folder.name, description=description, where=f"folder:{folder}", split=split, redraw=again
+        arrays, name=folder.name, description=description, where=f"folder:{folder}", draw=Draw(split), redraw=again
     )
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import gammabeta as gb
+
 
 def is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Conv2d)
@@ -19,6 +21,29 @@ def weight_of(layer: nn.Module) -> Tensor:
 
 def first_norm(model: nn.Module) -> nn.Module:
     return next(module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+
+
+def in_front_of_norms(model: nn.Module, x_nchw: Tensor) -> list[tuple[nn.Module, nn.Module]]:
+    """List (layer, BatchNorm) wherever a BatchNorm's input is a layer's output, so that its scale is irrelevant."""
+    made: dict[int, tuple[nn.Module, Tensor]] = {}
+    found: dict[nn.Module, nn.Module] = {}
+    hooks = []
+    for module in model.modules():
+        if is_layer(module):
+            hooks.append(module.register_forward_hook(lambda m, _, y: made.setdefault(id(y), (m, y)) and None))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+
+            def given(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+                layer, output = made.get(id(args[0]), (None, None))
+                if layer is not None and output is args[0]:
+                    found[layer] = norm
+
+            hooks.append(module.register_forward_pre_hook(given))
+    with gb.frozen_statistics(model), torch.no_grad():
+        model(x_nchw)
+    for hook in hooks:
+        hook.remove()
+    return list(found.items())
 
 
 class _Reached(Exception):  # noqa: N818

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gammabeta.lab.arrays import TRAIN, read_npz
+from gammabeta.lab.arrays import TRAIN, Draw, read_npz
 from gammabeta.lab.images.arrays import image_task
 from gammabeta.lab.images.task import Task
 
@@ -24,5 +24,5 @@ def load(path: str | Path, most: int | None = TRAIN) -> Task:
         name="mnist",
         description=file,
         where=file,
-        most=most,
+        draw=Draw(most=most),
     )

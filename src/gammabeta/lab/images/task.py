@@ -46,10 +46,11 @@ class Task:
         return channels, height, width
 
 
+Part = tuple[np.ndarray, np.ndarray]  # images (n, c, h, w), labels (n,)
+
+
 def standardized(
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    parts: tuple[Part, Part, Part],
     *,
     name: str,
     description: str,
@@ -61,9 +62,13 @@ def standardized(
 
     The standard deviation divides by the count. ``redraw`` and ``keeps_test`` are those of :class:`Task`.
 
+    Args:
+        parts: for training, validation and test.
+
     Raises:
         TaskError: some channel has one value throughout the training part, or a few values that dwarf all others.
     """
+    train, validation, test = parts
     scaling = Standardization.of(train[0], (0, 2, 3), name, "pixels")
     if not np.all(scaling.std > 0):
         raise TaskError(f"{name}: every training image has the same pixels in some channel: nothing can be learned.")

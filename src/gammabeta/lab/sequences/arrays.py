@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from gammabeta.lab.arrays import TRAIN, check_labels, check_numbers, is_finite, parts, subset
+from gammabeta.lab.arrays import TRAIN, Draw, check_labels, check_numbers, is_finite, parts, subset
 from gammabeta.lab.sequences.task import Sequences, SequenceTask
 from gammabeta.lab.standardization import Standardization
 from gammabeta.lab.task import TaskError
@@ -47,7 +47,7 @@ def sequence_task(
             "give both the same."
         )
     classes = check_labels(arrays, where, "sequences")
-    train, validation, test = drawn = parts(arrays, where, "sequences", split, most)
+    train, validation, test = drawn = parts(arrays, where, "sequences", Draw(split, most))
     real_nt = _real(arrays, "train")[train]
     values_vf = arrays["x_train"][train][real_nt].astype(np.float64)
     scaling = Standardization.of(values_vf, (0,), where, "values")

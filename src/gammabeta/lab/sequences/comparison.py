@@ -20,6 +20,7 @@ from gammabeta.lab.procedure import headroom
 from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
 from gammabeta.lab.sequences.training import (
     BATCH,
+    WIDEST,
     batch_of,
     build_network,
     precision,
@@ -88,8 +89,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     whole = batch_size * devices
     named = norms(batch_size, devices, quick=experiment.quick)
     networks = networks_of(experiment)
-    margin = ERROR.margin[1] / 100
-    chosen = trained(experiment, list(named), whole, margin)
+    chosen = trained(experiment, list(named), whole)
     source = dict(experiment.sources["sequences"])
     data = load_sequences(source)
     by_chance = 100 * (1 - chance(data))
@@ -118,7 +118,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                     tuple(record["timing"][plain[norm]] for record in of_network),
                     of_network[0]["result"]["bytes"][plain[norm]],
                     tuple(100 * result["error"] for result in found[norm].results),
-                    headroom=headroom(found[norm].coarse, margin),
+                    headroom=None if experiment.quick else headroom(found[norm].coarse, WIDEST),
                     fragile=found[norm].usual_exponent + 1 in found[norm].lost,
                 )
                 for norm, name in named.items()

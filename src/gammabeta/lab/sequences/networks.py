@@ -317,9 +317,9 @@ class Block(nn.Module):
         if self.qk:
             queries, keys = self.of_queries(queries, None), self.of_keys(keys, None)
         # (n or members·n, heads, time, width of a head)
-        of_heads = [part.flatten(0, -4).transpose(1, 2) for part in (queries, keys, values)]
+        query, key, value = (part.flatten(0, -4).transpose(1, 2) for part in (queries, keys, values))
         seen = None if mask_nt is None else mask_nt.flatten(0, -2)[:, None, None, :]
-        mixed = functional.scaled_dot_product_attention(*of_heads, attn_mask=seen, is_causal=seen is None)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, is_causal=seen is None)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(x.shape))
         return out
 
@@ -331,7 +331,8 @@ class Block(nn.Module):
         attended = self.attention(self.norm1(x, mask_nt), mask_nt)
         x = x + self.drop1(self.after1(attended, mask_nt) if self.order == "peri" else attended)
         thought = self._perceptron(self.norm2(x, mask_nt))
-        return x + self.drop2(self.after2(thought, mask_nt) if self.order == "peri" else thought)
+        y: Tensor = x + self.drop2(self.after2(thought, mask_nt) if self.order == "peri" else thought)
+        return y
 
     def _perceptron(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(functional.relu(self.up(x)))

@@ -103,7 +103,8 @@ class StackedBatchNorm(nn.Module):
     def __init__(self, layers: Sequence[SequenceNorm]) -> None:
         super().__init__()
         norms = [cast(nn.BatchNorm1d, layer.norm) for layer in layers]
-        self.over_padding, self.eps, self.momentum = layers[0].arm == "padded", norms[0].eps, norms[0].momentum
+        self.over_padding, self.eps = layers[0].arm == "padded", norms[0].eps
+        self.momentum = float(norms[0].momentum or 0.0)
         self.weight, self.bias = _stacked(norms, "weight"), _stacked(norms, "bias")
         for name in ("running_mean", "running_var"):
             self.register_buffer(name, torch.stack([norm.get_buffer(name) for norm in norms]))

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.lab.answers import precision_of
+from gammabeta.lab.comparison import ERROR
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import Judged, lost, reported
 from gammabeta.lab.interval import Precision
@@ -20,10 +21,11 @@ from gammabeta.lab.sequences.task import Sequences, SequenceTask
 from gammabeta.lab.sequences.user_network import build as build_user_network
 from gammabeta.lab.sources import load_sequences
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import deployed
+from gammabeta.lab.tuning import Grid, deployed
 
 BATCH = 32
 RATES = (-9, -7, -5)
+WIDEST = ERROR.margin[1] / 100
 POPULATION = 512  # the training sequences whose statistics are used in evaluation
 Cell = tuple[str, str]  # network, arm
 
@@ -164,13 +166,10 @@ def settings_of(experiment: Experiment, network: str, arm: str, batch_size: int 
     return base if batch_size == BATCH else {**base, "batch_size": batch_size}
 
 
-def trained(
-    experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH, widest: float | None = None
-) -> dict[Cell, Chosen]:
+def trained(experiment: Experiment, arms: Sequence[str], batch_size: int = BATCH) -> dict[Cell, Chosen]:
     """Train each network with each arm, each replicate at the learning rate that it chose as the network is deployed.
 
-    Args:
-        widest: as :func:`gammabeta.lab.procedure.choose_rates` takes it.
+    A whole study extends the coarse search until both ends are worse than the best by the margin of 1 point.
 
     Returns:
         By (network, arm), what :func:`gammabeta.lab.procedure.choose_rates` returns.
@@ -182,6 +181,6 @@ def trained(
         own = {"task": experiment.drawn(replicate, "sequences"), "seed": replicate, "report": report}
         return Trial(f"{__name__}:classified", {**of_cell, **own, "rate": 2.0**exponent})
 
-    return choose_rates(
-        experiment, settings, seeds_of(experiment), deployed, RATES, trial, widest, shorter_of(experiment)
-    )
+    widest = None if experiment.quick else WIDEST
+    grid = Grid(RATES, widest, shorter_of(experiment))
+    return choose_rates(experiment, settings, seeds_of(experiment), deployed, grid, trial)

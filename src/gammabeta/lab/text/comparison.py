@@ -49,7 +49,8 @@ def saved_bytes(
 ) -> dict[str, Any]:  # fmt: skip
     """Return the bytes that one forward pass on a batch keeps for the backward pass."""
     data = load_text(task)
-    run = Run(task=task, arm=norm, rate=0.0, steps=1, seed=0, report="validation", user=user, **shape)
+    at: dict[str, Any] = {"task": task, "rate": 0.0, "steps": 1, "seed": 0, "report": "validation", "user": user}
+    run = Run(arm=norm, **{**at, **shape})
     model, tokens = run.build(data).train(), run.batches(data).draw()
     return {"bytes": kept_bytes(model, lambda: loss_of(model, tokens))}
 

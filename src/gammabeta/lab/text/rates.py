@@ -11,6 +11,7 @@ from typing import Any
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.procedure import headroom
 from gammabeta.lab.text.training import RATES, make
+from gammabeta.lab.tuning import Grid as Search
 from gammabeta.lab.tuning import best_exponent, scores_on_grid
 
 
@@ -88,7 +89,7 @@ def on_grid(
         return make(experiment, arms[name], exponent, replicate, "test")
 
     scores = scores_on_grid(
-        experiment, names, replicates, lambda result: float(result["validation"]["loss"]), trial, RATES, margin
+        experiment, names, replicates, lambda result: float(result["validation"]["loss"]), trial, Search(RATES, margin)
     )
     cells = [(name, exponent) for name, of_arm in zip(names, scores, strict=True) for exponent in sorted(of_arm)]
     found = experiment.grid(cells, replicates, lambda cell, replicate: trial(*cell, replicate))

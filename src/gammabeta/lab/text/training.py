@@ -21,6 +21,7 @@ from gammabeta.lab.text.networks import decoder
 from gammabeta.lab.text.task import TextTask
 from gammabeta.lab.text.user_network import build as build_user_network
 from gammabeta.lab.trials.trial import Trial, versioned
+from gammabeta.lab.tuning import Grid
 
 RATES = (-8, -6, -4)
 WORST = 10.0
@@ -242,7 +243,15 @@ def step_times(
         ``timing``: seconds per step by arm, medians.
     """
     data = load_text(task)
-    at = {"task": task, "rate": 0.0, "steps": repeats, "seed": seed, "report": "validation", "user": user, **shape}
+    at: dict[str, Any] = {
+        "task": task,
+        "rate": 0.0,
+        "steps": repeats,
+        "seed": seed,
+        "report": "validation",
+        "user": user,
+        **shape,
+    }
     runs = {arm: Run(arm=arm, **at) for arm in arms}
     models = {arm: run.build(data).train() for arm, run in runs.items()}
     drawn = runs[arms[0]].batches(data)
@@ -250,13 +259,18 @@ def step_times(
     return {"repeats": repeats, "timing": seconds_per_step(models, loss_of, batches)}
 
 
+def shape_for(data: TextTask, *, quick: bool) -> dict[str, int]:
+    """Return width, layers and context of a text's decoder; a text of a million characters has a larger one."""
+    if quick:
+        return {"width": 16, "layers": 2, "context": 32}
+    if len(data.train_n) >= 0.9 * LARGE:
+        return {"width": 128, "layers": 4, "context": 64}
+    return {"width": 48, "layers": 3, "context": 48}
+
+
 def shape_of(experiment: Experiment, batch: int = BATCH) -> dict[str, int]:
-    """Return the size of the decoder and of its windows; a text of a million characters has a larger one."""
-    if experiment.quick:
-        return {"width": 16, "layers": 2, "context": 32, "batch": batch}
-    if len(load_text(experiment.sources["text"]).train_n) >= 0.9 * LARGE:
-        return {"width": 128, "layers": 4, "context": 64, "batch": batch}
-    return {"width": 48, "layers": 3, "context": 48, "batch": batch}
+    """Return the size of the decoder and of its batches."""
+    return {**shape_for(load_text(experiment.sources["text"]), quick=experiment.quick), "batch": batch}
 
 
 def steps_of(experiment: Experiment) -> int:
@@ -296,15 +310,15 @@ def trained(
 
     Args:
         arms: by name, what distinguishes each: ``arm`` and, where needed, other fields of :class:`Run`.
-        widest, shorter: as :func:`gammabeta.lab.procedure.choose_rates` takes them.
+        widest, shorter: as :class:`gammabeta.lab.tuning.Grid` has them.
     """
     user = users_own(experiment, "text")
     base = {**shape, "steps": steps_of(experiment), **({} if user is None else {"user": dict(user)})}
     settings = {name: {**base, **arm} for name, arm in arms.items()}
+    grid = Grid(RATES, widest, shorter)
     return choose_rates(
-        experiment, settings, seeds_of(experiment), score, RATES, lambda *given: make(experiment, *given), widest,
-        shorter,
-    )  # fmt: skip
+        experiment, settings, seeds_of(experiment), score, grid, lambda *given: make(experiment, *given)
+    )
 
 
 def precision_of(ones: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> Precision:
