@@ -102,7 +102,7 @@ def made_small(monkeypatch):
     for module in (bn_placement, hyperparameters, optimization_first, sharpness):
         monkeypatch.setattr(module, "networks", mlp_alone)
     for module in (bn_placement, hyperparameters, learned_affine, sharpness, skip_init):
-        monkeypatch.setattr(module, "EPOCHS", 3)
+        monkeypatch.setattr(module, "EPOCHS", 2)
     monkeypatch.setattr(skip_init, "forms", lambda experiment: [(2, False)])
     monkeypatch.setattr(covariate_shift, "LIMIT", 30)
     monkeypatch.setattr(gradient_flow, "STEPS", 1)

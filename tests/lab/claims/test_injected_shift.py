@@ -15,7 +15,7 @@ def test_a_step_shares_its_mean_and_scale_and_the_next_has_others():
     one, other = shifted(y, generator), shifted(y, generator)
     for out in (one, other):
         assert out.shape == y.shape
-        assert float(out.mean(dim=0).abs().max()) < 0.55
+        assert float(out.mean(dim=0).abs().max()) < 1.02
         # the variance of s·y + m: s² + 0.1² of y's own, and 0.1²/3 of m
         assert float(out.std(dim=0).min()) > 0.99
         assert float(out.std(dim=0).max()) < 1.3

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.lab.claims.idle import put_idle
 from torch import nn
 
 from gammabeta.lab.claims import sharpness
@@ -95,6 +96,18 @@ def test_tau_is_that_of_the_ranks(experiment, monkeypatch, tau):
     assert sharpness._taus(0, found) == pytest.approx([tau, tau])
     lost = {cell: [{**run, "sharpness": None} for run in runs] for cell, runs in found.items()}
     assert sharpness._taus(0, lost) == [0.0, 0.0]
+
+
+def test_a_norm_that_does_nothing_ends_in_no_less_sharp_a_minimum(experiment, monkeypatch):
+    """In such a network no layer can be rescaled either, so that nothing is judged."""
+    put_idle(monkeypatch)
+    monkeypatch.setattr(sharpness, "networks", lambda experiment: [experiment.mlp(3, width=24)])
+    for name, value in {"EPOCHS": 4, "REACHED": 10.0, "SIZES": (64,), "FACTORS": (0,)}.items():
+        monkeypatch.setattr(sharpness, name, value)
+    outcome = sharpness.measure(experiment)
+    assert outcome.verdict == "no room here"
+    assert outcome.room.control.endswith("changes sharpness by nothing: there is none")
+    assert outcome.effects[1].verdict != "supported"
 
 
 def test_a_trial_measures_the_minimum_of_a_trained_network(experiment, monkeypatch):

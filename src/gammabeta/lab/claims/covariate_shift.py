@@ -24,11 +24,11 @@ Santurkar et al. At every tenth step a layer's weight gradient is taken twice on
 weights, and after updating only the parameters of all earlier layers (norms' too). Each number is the mean over layers,
 then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best learning rate is a
 separate effect, because a larger learning rate alone moves inputs further. Noise: at each step and in each channel the
-BatchNorm's output is scaled and moved, by a factor from 1 to 1.25 and a mean from −0.5 to 0.5, drawn anew, as in
-Santurkar et al.; evaluation is without it. The target is that of faster_convergence, within 300 steps, and each arm has
-its own learning rate, tuned on a separate seed by the steps that it takes. The effect is judged only where the noise
-makes the means of the activations' inputs move from batch to batch at least 1.25 times as far, in their standard
-deviations, as without normalization.
+BatchNorm's output is scaled and moved, by a factor from 1 to 1.25 and a mean from −1 to 1, drawn anew, as in Santurkar
+et al. with means twice as large; evaluation is without it. The target is that of faster_convergence, within 300 steps,
+and each arm has its own learning rate, tuned on a separate seed by the steps that it takes. The effect is judged only
+where the noise makes the means of the activations' inputs move from batch to batch at least 1.25 times as far, in their
+standard deviations, as without normalization.
 
 Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
 also 8 layers and the small ResNet, 16 seeds.
