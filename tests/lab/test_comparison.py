@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from gammabeta.lab import procedure
 from gammabeta.lab.comparison import ERROR, LOSS, Compared, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.images import comparison as images
 from gammabeta.lab.interval import Precision
@@ -34,7 +35,9 @@ def short(monkeypatch):
     """Train for only a few steps."""
     monkeypatch.setattr(images, "EPOCHS", 0.2)
     monkeypatch.setattr(images, "LIMIT_QUICK", 0.2)
+    monkeypatch.setattr(procedure, "COARSE_REPLICATES", 1)
     monkeypatch.setattr(sequence_training, "steps_of", lambda experiment: 6)
+    monkeypatch.setattr(sequence_training, "POPULATION", 64)
     monkeypatch.setattr(text_training, "steps_of", lambda experiment: 8)
 
 
@@ -185,7 +188,7 @@ def test_on_sequences_each_network_has_its_own_and_the_claim_trains_nothing_agai
     assert printed.count("recommended") == 2
     assert gru["picture"]["title"] == "Test error of LayerNorm minus that of each norm"
     assert "with exact statistics" in gru["table"]["columns"]
-    assert {row[0] for row in gru["table"]["rows"]} == set(sequences.norms(32, 1).values())
+    assert {row[0] for row in gru["table"]["rows"]} == set(sequences.norms(32, 1, quick=True).values())
     of_layernorm = next(row for row in gru["table"]["rows"] if row[0] == "LayerNorm")
     assert of_layernorm[-2:] == [1.0, 1.0]
     moving, exact = (
@@ -205,7 +208,7 @@ def keys(folder, run):
 def test_on_sequences_over_devices_costs_are_those_of_one(tmp_path, short):
     results, printed = compared(out=tmp_path, data="strokes", seeds=2, batch_size=4, devices=2)
     for said in results["recommendations"]:
-        assert {row[0] for row in said["table"]["rows"]} == set(sequences.norms(4, 2).values())
+        assert {row[0] for row in said["table"]["rows"]} == set(sequences.norms(4, 2, quick=True).values())
         costs = {row[0]: row[-2:] for row in said["table"]["rows"]}
         assert costs["masked BatchNorm of each device's own batch"] == costs["masked BatchNorm synced over the devices"]
     assert printed.count("with batches of 4 on each of 2 devices") == 2

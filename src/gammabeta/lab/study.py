@@ -13,7 +13,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 import gammabeta
 from gammabeta.arguments import did_you_mean
@@ -31,6 +30,7 @@ from gammabeta.lab.links import LINKS
 from gammabeta.lab.looks import LOOKS, MOST
 from gammabeta.lab.looks import confidence as confidence_at
 from gammabeta.lab.outcome import tally
+from gammabeta.lab.progress import progress
 from gammabeta.lab.results import Results, elsewhere, read
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
@@ -182,7 +182,7 @@ def study(
             contextlib.closing(store),
             _errors_of_the_machine(),
             connected(engine, address, jobs or cores()) as workers,
-            _progress(console, len(chosen) + len(comparing), heartbeat) as shown,
+            progress(console, len(chosen) + len(comparing), heartbeat) as shown,
         ):
             experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link)
             looks = LOOKS if until_settled else ()
@@ -461,35 +461,6 @@ def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
             f"--resume {folder}: expected the options of the study there, got {wrong}: leave it out, or run another "
             "study in another folder, with --out and without --resume."
         )
-
-
-@contextlib.contextmanager
-def _progress(console: Console, claims: int, heartbeat: Heartbeat) -> Iterator[Any]:
-    """Show a progress bar on a terminal; where output goes to a file, tell the heartbeat what to say."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[trials]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        running = bar.add_task("starting", total=claims, trials="")
-
-        def shown(name: str, number: int) -> Any:
-            bar.update(running, description=name, completed=number, trials="")
-            heartbeat.doing = f"{name} ({number + 1} of {claims})"
-
-            def update(done: int, total: int) -> None:
-                heartbeat.check()
-                part = done / total if total else 0.0
-                trials = f"{done} of {total} trials"
-                bar.update(running, completed=number + 0.9 * part, trials=trials)
-                heartbeat.doing = f"{name} ({number + 1} of {claims}), {trials}"
-
-            return update
-
-        yield shown
 
 
 def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:

@@ -38,17 +38,28 @@ class ShuffledLast(nn.Module):
     def forward(self, x, mask):
         return x[..., self.order]
 
+    @classmethod
+    def joined(cls, several):
+        """Join those of networks that train together: all have one order."""
+        return several[0]
+
 
 def put_idle(monkeypatch):
     """Make every norm of the study do nothing; networks still train together."""
     from gammabeta.lab.images import dropout_net, networks, together
     from gammabeta.lab.sequences import networks as sequence_networks
+    from gammabeta.lab.sequences import stacked
 
     for module in (networks, dropout_net):
         monkeypatch.setattr(
             module, "norm", lambda name, channels, *_: nn.Identity() if name == "none" else Shuffle(channels, name)
         )
     monkeypatch.setattr(sequence_networks, "SequenceNorm", ShuffledLast)
+    of_sequences = stacked._joined
+    monkeypatch.setattr(
+        stacked, "_joined", lambda some: ShuffledLast.joined(some) if isinstance(some[0], ShuffledLast)
+        else of_sequences(some)
+    )  # fmt: skip
     whole = together._joined
     monkeypatch.setattr(
         together, "_joined", lambda some: Shuffle.joined(some) if isinstance(some[0], Shuffle) else whole(some)

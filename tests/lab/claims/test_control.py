@@ -29,6 +29,7 @@ from gammabeta.lab.claims import (
     online_stream,
     optimization_first,
     replaces_dropout,
+    sequences,
     sharpness,
     skip_init,
     small_batch,
@@ -39,9 +40,9 @@ from gammabeta.lab.claims import (
 )
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import adaptation, init_together, transfer
-from gammabeta.lab.sequences import networks as sequence_networks
 from gammabeta.lab.sequences import training as sequence_training
 from gammabeta.lab.sources import source
+from gammabeta.lab.text import deep, rates
 from gammabeta.lab.text import training as text_training
 from gammabeta.lab.trials.store import Store
 
@@ -136,13 +137,15 @@ def made_small(monkeypatch):
     monkeypatch.setattr(weight_decay, "DECAYS", (0.01,))
     shorter(weight_decay, "decayed", 40)
     monkeypatch.setattr(sequence_training, "RATES", (-7,))
-    shorter(sequence_training, "classified", 20)
     monkeypatch.setattr(text_training, "RATES", (-7,))
-    shorter(text_training, "language_model", 20)
-    build = sequence_networks.build_sequence_network
-    monkeypatch.setattr(
-        sequence_training, "build_sequence_network", lambda _, *given: build("Transformer, pre-norm", *given)
-    )
+    monkeypatch.setattr(rates, "RATES", (-7, -5))
+    monkeypatch.setattr(text_training, "steps_of", lambda experiment: 20)
+    monkeypatch.setattr(deep, "steps_of", lambda experiment: 20)
+    monkeypatch.setattr(text_training, "HELD", 32)
+    monkeypatch.setattr(sequence_training, "steps_of", lambda experiment: 20)
+    monkeypatch.setattr(sequence_training, "networks_of", lambda experiment: ["Transformer, pre-norm"])
+    monkeypatch.setattr(sequences, "networks_of", lambda experiment: ["Transformer, pre-norm"])
+    monkeypatch.setattr(sequence_training, "POPULATION", 64)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

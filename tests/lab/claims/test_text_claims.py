@@ -1,5 +1,6 @@
 """The claims on text (rate_headroom, warmup, pointwise, layernorm_in_transformers): planted truths, and a tiny run."""
 
+import numpy as np
 import pytest
 from tests.threads import one_thread
 
@@ -12,7 +13,7 @@ from gammabeta.lab.text.rates import Grid, Width, width
 from gammabeta.lab.text.training import WORST
 from gammabeta.lab.trials.store import Store
 
-WOBBLE = (0.0, 0.004, -0.004, 0.002)
+REPLICATES = 3
 
 
 @pytest.fixture
@@ -24,20 +25,27 @@ def experiment(tmp_path):
     store.close()
 
 
-def result(loss, wobble=0.0):
-    """Make up a result whose windows differ, and whose validation loss is that of the test."""
-    windows = [loss + wobble + 0.01 * (index % 5 - 2) for index in range(50)]
-    return {"loss": loss + wobble, "validation": {"loss": loss + wobble}, "windows": windows, "course": [(1, loss)]}
+@pytest.fixture
+def made():
+    """Make up results of replicates that hardly differ: no two are equal, so that intervals are finite."""
+    rng = np.random.default_rng(0)
+
+    def results(loss):
+        found = []
+        for own in loss + 0.002 * rng.normal(size=REPLICATES):
+            windows = (own + 0.01 * rng.normal(size=50)).tolist()
+            found.append({"loss": own, "validation": {"loss": own}, "windows": windows, "course": [(1, own)]})
+        return found
+
+    return results
 
 
-def grid(losses):
-    """Make up a grid from the loss of each exponent."""
-    return Grid({exponent: [result(loss, wobble) for wobble in WOBBLE] for exponent, loss in losses.items()})
-
-
-def trough(best, half, loss=2.0):
-    """Make up losses by exponent: ``loss`` within ``half`` exponents around ``best``, much more outside."""
-    return grid({e: loss if abs(e - best) <= half else WORST for e in range(best - half - 1, best + half + 2)})
+@pytest.fixture
+def trough(made):
+    """Make up a grid: ``loss`` within ``half`` exponents around ``best``, much more outside."""
+    return lambda best, half, loss=2.0: Grid(
+        {e: made(loss if abs(e - best) <= half else WORST) for e in range(best - half - 1, best + half + 2)}
+    )
 
 
 # --- the range of usable rates ---
@@ -54,18 +62,18 @@ def test_the_width_is_interpolated_between_grid_points():
 
 
 def test_each_replicate_chooses_by_its_own_validation_part():
-    made = Grid(
+    of_two = Grid(
         {
             -2: [{"loss": 1.0, "validation": {"loss": 2.0}}, {"loss": 1.1, "validation": {"loss": 2.5}}],
             -1: [{"loss": 1.2, "validation": {"loss": 2.2}}, {"loss": 1.3, "validation": {"loss": 2.0}}],
         }
     )
-    exponents, chosen = made.chosen()
+    exponents, chosen = of_two.chosen()
     assert exponents == [-2, -1]
     assert [one["loss"] for one in chosen] == [1.0, 1.3]
-    assert made.best == -1
-    assert made.usable(0.2) == 2
-    assert made.usable(0.1) == 1
+    assert of_two.best == -1
+    assert of_two.usable(0.2) == 2
+    assert of_two.usable(0.1) == 1
 
 
 # --- planted truths ---
@@ -79,7 +87,7 @@ def plant(monkeypatch, claim, grid_of):
     ("pre", "peri", "verdict"),
     [(4, 5, "supported"), (1, 1, "equivalent"), (1, 4, "mixed"), (-1, -1, "contradicted"), (1, -1, "mixed")],
 )
-def test_headroom_is_judged_by_the_width_of_the_range(experiment, monkeypatch, pre, peri, verdict):
+def test_headroom_is_judged_by_the_width_of_the_range(experiment, trough, monkeypatch, pre, peri, verdict):
     halves = {"pre-norm": pre, "peri-norm": peri, "post-norm": 0}
 
     def grid_of(name):
@@ -93,7 +101,7 @@ def test_headroom_is_judged_by_the_width_of_the_range(experiment, monkeypatch, p
     assert outcome.effects[0].value == pytest.approx(2 * (pre - 1) if pre >= 0 else -6, abs=0.1)
 
 
-def test_headroom_has_no_room_where_nothing_learns(experiment, monkeypatch):
+def test_headroom_has_no_room_where_nothing_learns(experiment, trough, monkeypatch):
     plant(monkeypatch, rate_headroom, lambda name: trough(-5, 2, loss=3.2))
     assert rate_headroom.measure(experiment).verdict == "no room here"
 
@@ -102,7 +110,7 @@ def test_headroom_has_no_room_where_nothing_learns(experiment, monkeypatch):
     ("post", "pre", "verdict"),
     [(0.5, 0.0, "supported"), (0.0, 0.0, "equivalent"), (0.5, 0.5, "contradicted"), (-0.5, 0.0, "contradicted")],
 )
-def test_warmup_needs_a_loss_without_it_in_post_norm_alone(experiment, monkeypatch, post, pre, verdict):
+def test_warmup_needs_a_loss_without_it_in_post_norm_alone(experiment, trough, monkeypatch, post, pre, verdict):
     def grid_of(name):
         more = (post if "post-norm" in name else pre) if "without" in name else 0.0
         return trough(-5, 1, loss=2.0 + more)
@@ -110,14 +118,16 @@ def test_warmup_needs_a_loss_without_it_in_post_norm_alone(experiment, monkeypat
     plant(monkeypatch, warmup, grid_of)
     outcome = warmup.measure(experiment)
     assert outcome.verdict == verdict, outcome.sentence
-    assert outcome.effects[0].value == pytest.approx(post)
+    assert outcome.effects[0].value == pytest.approx(post, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("little", "everything", "verdict"),
     [(0.0, 0.0, "supported"), (-0.2, 0.2, "contradicted"), (0.0, 0.3, "mixed")],
 )
-def test_a_pointwise_function_is_judged_on_both_amounts_of_data(experiment, monkeypatch, little, everything, verdict):
+def test_a_pointwise_function_is_judged_on_both_amounts_of_data(
+    experiment, trough, monkeypatch, little, everything, verdict
+):
     def grid_of(name):
         base, more = (2.6, little) if "little" in name else (2.0, everything)
         return trough(-5, 1, loss=base + (more if name.startswith("dyt") else 0.0))
@@ -126,11 +136,11 @@ def test_a_pointwise_function_is_judged_on_both_amounts_of_data(experiment, monk
     outcome = pointwise.measure(experiment)
     assert outcome.verdict == verdict, outcome.sentence
     flip = outcome.effects[-1]
-    assert flip.value == pytest.approx(everything - little)
+    assert flip.value == pytest.approx(everything - little, abs=0.01)
     assert (flip.verdict == "supported") == (everything - little > 0.1)
 
 
-def test_a_pointwise_function_has_no_room_where_data_do_not_matter(experiment, monkeypatch):
+def test_a_pointwise_function_has_no_room_where_data_do_not_matter(experiment, trough, monkeypatch):
     plant(monkeypatch, pointwise, lambda name: trough(-5, 1))
     assert pointwise.measure(experiment).verdict == "no room here"
 
@@ -148,13 +158,15 @@ LOSSES = {"none": 2.2, "padded": 2.3, "layer": 2.0, "rms": 2.0, "layer, Dropout"
         ({}, 1.5, 2.0, "no room here"),
     ],
 )
-def test_language_models_take_layernorm_by_four_conditions(experiment, monkeypatch, changed, time, coarse, verdict):
+def test_language_models_take_layernorm_by_four_conditions(
+    experiment, made, monkeypatch, changed, time, coarse, verdict
+):
     losses = {**LOSSES, **changed}
 
     def trained(experiment, arms, *_):
         return {
             name: Chosen(
-                [result(losses[name], wobble) for wobble in WOBBLE[:3]], [-5] * 3, -5,
+                made(losses[name]), [-5] * 3, -5,
                 {-5: coarse if name == "none" else 2.0},
             )
             for name in arms
@@ -169,7 +181,7 @@ def test_language_models_take_layernorm_by_four_conditions(experiment, monkeypat
     outcome = layernorm_in_transformers.measure(experiment)
     assert outcome.verdict == verdict, outcome.sentence
     dropout = next(effect for effect in outcome.effects if "Dropout" in effect.name)
-    assert (dropout.value, dropout.verdict) == (pytest.approx(0.1), "supported")
+    assert (dropout.value, dropout.verdict) == (pytest.approx(0.1, abs=0.01), "supported")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,11 @@ def depths_of(experiment: Experiment) -> list[int]:
     return [3] if experiment.quick else [3, 6, 12]
 
 
+def steps_of(experiment: Experiment) -> int:
+    return 150 if experiment.quick else 400
+
+
 def settings_of(experiment: Experiment, variant: str, depth: int) -> dict[str, Any]:
     """Return the settings of a deep decoder that `gammabeta.lab.text.rates.on_grid` takes."""
-    size = {"width": 16, "context": 32, "batch": 8, "steps": 150 if experiment.quick else 400}
+    size = {"width": 16, "context": 32, "batch": 8, "steps": steps_of(experiment)}
     return {**size, "layers": depth, **VARIANTS[variant]}
