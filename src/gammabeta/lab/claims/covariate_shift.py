@@ -390,8 +390,8 @@ def _cause(name: str, race: Mapping[str, Sequence[Mapping[str, Any]]]) -> Effect
 def _of_causes(causes: Mapping[str, Effect]) -> str:
     if not causes:
         return ""
-    each = ", ".join(f"{name} {e.value:.1f} [{e.low:.1f}, {e.high:.1f}]" for name, e in causes.items())
-    return f"; with noise after BatchNorm that shifts more than without it, times fewer steps than without: {each}"
+    each = ", ".join(f"{name} {e.value:.1f} [{e.low:.1f}, {e.high:.1f}] ({e.verdict})" for name, e in causes.items())
+    return f"; steps without normalization over those with BatchNorm and noise that shifts more than that: {each}"
 
 
 def _table_of_races(races: Races) -> Table:

@@ -15,14 +15,14 @@ effect, and so is the same network without BatchNorm: the ratio there, and that 
 
 Room: Without decay the network's training error is below half of that of chance, and its test loss is above 0.02.
 
-Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Learning rates are tuned without decay on a
-separate seed, and the same rate then serves with decay. Its strength is tuned over four values on three (quick) or six
-separate seeds, by the mean log loss. Decay is L2 on weights, never on γ and β. Replay: a third arm has no decay. Its
-weights are reset to their initial norm after each step. Each layer's learning rate is multiplied by the square of that
-norm over that of the same layer under decay at the same step. This is the effective rate that decay caused (van
-Laarhoven 2017). The fraction of decay's effect on the loss that the replay reproduces is reported. Decay of the last
-layer, which no norm follows, stays the same in both. The network without BatchNorm has learning rates and strengths of
-decay of its own, tuned in the same way, and no replay.
+Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Learning rates are tuned without decay on three
+(quick) or six separate seeds, by the mean loss, and the same rate then serves with decay. Its strength is tuned over
+four values on the same seeds, by the mean log loss. Decay is L2 on weights, never on γ and β. Replay: a third arm has
+no decay. Its weights are reset to their initial norm after each step. Each layer's learning rate is multiplied by the
+square of that norm over that of the same layer under decay at the same step. This is the effective rate that decay
+caused (van Laarhoven 2017). The fraction of decay's effect on the loss that the replay reproduces is reported. Decay of
+the last layer, which no norm follows, stays the same in both. The network without BatchNorm has learning rates and
+strengths of decay of its own, tuned in the same way, and no replay.
 
 Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 400 steps and 5 seeds (quick; without
 BatchNorm only half a cosine), 1,200 steps and 40 seeds (full); constant learning rate, and half a cosine down to 0.
@@ -54,7 +54,7 @@ from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Roo
 from gammabeta.lab.paired import differences, logs_of_ratios
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import tune
+from gammabeta.lab.tuning import Grid, best_exponent, scores_on_grid
 from gammabeta.lab.verdict import over_regimes, weakest
 
 EXACT = False
@@ -289,16 +289,19 @@ def _of_norm(
         settings = {**base, "schedule": schedule, "decay": decay, "rate": 2.0**exponent, "seed": seed, **more}
         return Trial(f"{__name__}:decayed", {"task": experiment.drawn(seed), **settings})
 
-    exponents = tune(
+    tuning = experiment.tuning_seeds(3, 6)
+    scores = scores_on_grid(
         experiment,
-        [{"schedule": schedule} for schedule in schedules],
+        list(schedules),
+        tuning,
         test_loss,
-        make=lambda arm, exponent: trial(arm["schedule"], 0.0, exponent, experiment.tuning_seed, report="validation"),
+        lambda schedule, exponent, seed: trial(schedule, 0.0, exponent, seed, report="validation"),
+        Grid(),
     )
-    rate = dict(zip(schedules, exponents, strict=True))
+    rate = dict(zip(schedules, map(best_exponent, scores), strict=True))
     tried = experiment.grid(
         [(schedule, decay) for schedule in schedules for decay in DECAYS],
-        experiment.tuning_seeds(3, 6),
+        tuning,
         lambda arm, seed: trial(*arm, rate[arm[0]], seed, report="validation"),
     )
     score = {arm: mean(math.log(test_loss(result)) for result in results) for arm, results in tried.items()}
