@@ -108,7 +108,8 @@ def error_rates() -> str:
         f"({100 * decided / contested:.1f} %), and {another} of {recommended} recommendations named another norm "
         f"({100 * another / recommended:.1f} %). Splits that overlap make the intervals of redrawn data wider than "
         "a right procedure's (Nadeau & Bengio 2003), because each replicate is trained on mostly the same data: "
-        "fewer than 5 % decided there is what their caution costs. Contests share replicates, so that they are not "
+        "fewer than 5 % decided there is what their caution costs. With a kept test set they also hold "
+        "the choice of its images, which all contests here share. Contests share replicates, so that they are not "
         "independent of each other.",
         f"Measured on {content['date']}, {content['machine']}. A small form of it is a test "
         "(`tests/lab/test_identical_arms.py`).",

@@ -35,6 +35,8 @@ def exactly(text):
 def test_results_keep_the_contract(tmp_path):
     results, printed = quietly("axes", out=tmp_path)
     assert json.loads((tmp_path / "results.json").read_text()) == results
+    first, second, third, printed = printed.split("\n", 3)
+    assert all(line.split()[0] == "data" for line in (first, second, third))  # within a second, before anything runs
     assert (
         printed
         == "     supported  axes: all 66 cells of norm × change are as derived from the axes: 46 changes are ignored, "
@@ -137,7 +139,8 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_is_finished(tmp_path):
     assert errors == ""
     # On a slow machine there are lines that say how far it is.
     lines = [line for line in printed.splitlines() if not line.startswith("       running  ")]
-    assert " ".join(lines).strip() == (
+    said = " ".join(lines[next(place for place, line in enumerate(lines) if line.startswith("Interrupted")) :])
+    assert said.strip() == (
         f"Interrupted; {len(kept)} finished trials are kept. "
         f"Continue with: gammabeta study gradient_flow --quick --out {out} --jobs 2"
     )
@@ -227,6 +230,7 @@ def test_what_a_study_writes_can_be_continued(finished):
     assert asked_for(finished) == {
         "claims": ["axes"], "data": "digits", "model": None, "quick": True, "jobs": 1, "seed": 0, "seeds": None,
         "batch_size": None, "devices": 1, "engine": "loky", "address": None, "compare_only": False, "out": finished,
+        "first_look": False, "train": None, "link": "infiniband", "until_settled": False, "confirmatory": False,
     }  # fmt: skip
 
 
