@@ -31,7 +31,7 @@ class Descent:
             id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | GroupedLinear)
         }
         self.parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.weights = [index for index, parameter in enumerate(self.parameters) if id(parameter) in decayed]
+        self.weights = {index for index, parameter in enumerate(self.parameters) if id(parameter) in decayed}
         self.velocity = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.rates = [_along(parameter, rates) for parameter in self.parameters]
         self.taken = 0
@@ -40,18 +40,16 @@ class Descent:
     def step(self) -> None:
         """Take one step by the gradients that were accumulated, and clear them."""
         self.taken += 1
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        if self.weights and self.training.decay:
-            torch._foreach_add_(
-                [gradients[index] for index in self.weights],
-                [self.parameters[index] for index in self.weights],
-                alpha=self.training.decay,
-            )
-        torch._foreach_mul_(self.velocity, self.training.momentum)
-        torch._foreach_add_(self.velocity, gradients)
-        moves = torch._foreach_mul(self.velocity, self.rates)
-        torch._foreach_add_(self.parameters, moves, alpha=-self.training.rate_factor(self.taken))
-        for parameter in self.parameters:
+        factor = self.training.rate_factor(self.taken)
+        for index, (parameter, velocity, rates) in enumerate(
+            zip(self.parameters, self.velocity, self.rates, strict=True)
+        ):
+            velocity.mul_(self.training.momentum)
+            if parameter.grad is not None:
+                velocity.add_(parameter.grad)
+            if self.training.decay and index in self.weights:
+                velocity.add_(parameter, alpha=self.training.decay)
+            parameter.addcmul_(velocity, rates, value=-factor)
             parameter.grad = None
 
 
