@@ -1,7 +1,7 @@
 """What collectives cost over a link: a model of latency and bandwidth, with links of assumed speed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -61,18 +61,30 @@ def passes_at(messages: Messages, step: float, link: Link, *, ring: bool = False
     return next((p for p in range(2, MOST_RANKS + 1) if exchange(messages, p, link, ring=ring) > PART * step), None)
 
 
-def of_synced(model: nn.Module) -> list[tuple[str, float]]:
+def of_synced(model: nn.Module, forward: Callable[[], object]) -> list[tuple[str, float]]:
     """Return the collectives of one training step of a model whose BatchNorms are synchronized.
 
-    A BatchNorm of C channels makes one all-gather of 2C + 2 float32 forward, and one all-reduce of 2C backward
-    (:class:`gammabeta.statistics.Synced`).
+    Each call of a BatchNorm of C channels makes one all-gather of 2C + 2 float32 forward, and one all-reduce of 2C
+    backward (:class:`gammabeta.statistics.Synced`). A norm inside a recurrence is called at every time step.
+
+    Args:
+        model: whatever its statistics come from.
+        forward: calls it once, as a training step does.
     """
     value = torch.finfo(torch.float32).bits // 8
     found: list[tuple[str, float]] = []
-    for module in model.modules():
-        if is_batch_norm(module):
-            channels = cast(nn.BatchNorm2d, module).num_features
-            found += [(GATHER, value * (2 * channels + 2)), (REDUCE, value * 2 * channels)]
+
+    def called(module: nn.Module, _: object) -> None:
+        channels = cast(nn.BatchNorm2d, module).num_features
+        found.extend([(GATHER, value * (2 * channels + 2)), (REDUCE, value * 2 * channels)])
+
+    hooks = [module.register_forward_pre_hook(called) for module in model.modules() if is_batch_norm(module)]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
     return found
 
 
@@ -86,6 +98,6 @@ def communication(messages: Messages, step: float, devices: int, link: Link) -> 
     at = passes_at(messages, step, link)
     beyond = f"over {100 * PART:.0f} % from {at} devices on" if at else f"under {100 * PART:.0f} % up to {MOST_RANKS}"
     return (
-        f"synchronizing adds {share:.2g} % of a step of {1e3 * step:.2g} ms on {devices} devices over {link.name}, "
+        f"synchronizing adds {share:.2g} % of a step of {1e3 * step:.3g} ms on {devices} devices over {link.name}, "
         f"{beyond} (modelled)"
     )

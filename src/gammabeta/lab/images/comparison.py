@@ -118,7 +118,8 @@ def _compared(experiment: Experiment, network: Mapping[str, Any], batch_size: in
     shorter = {"steps": max(1, round(SHARE_QUICK * length.steps))} if experiment.quick else None
     found = choose_rates(experiment, arms, replicates, deployed, Grid(COARSE, ERROR.margin[1] / 100, shorter))
     costs = _costs(experiment, network, list(named), max(batch_size, 2), replicates[:3])
-    messages = of_synced(build(task, network, "batch", 0)) if devices > 1 else []
+    synced = build(task, network, "batch", 0).train()
+    messages = of_synced(synced, lambda: synced(task.train.x_nchw[:2])) if devices > 1 else []
     link = LINKS[experiment.link]
     exchanged = exchange(messages, devices, link) if messages else 0.0
     usual = next(iter(named))

@@ -2,8 +2,9 @@
 
 Errors are those that a user would get, and learning rates are chosen by them: BatchNorm evaluates with moving averages,
 though inside a recurrence one moving average over all steps fits none of them. Errors with exact statistics are shown
-too. Over d devices with b sequences each, a batch holds b·d sequences; time and memory are those
-of b sequences on one device, without communication. The usual norm is LayerNorm.
+too. Over d devices with b sequences each, a batch holds b·d sequences; time and memory are those of b
+sequences on one device, with the exchange of synced statistics as modelled over ``--link``. The usual norm is
+LayerNorm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch.nn import functional
 from gammabeta.lab.comparison import ERROR, WHOM, Compared, Comparison, kept_bytes, seconds_per_step, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.training import chance
+from gammabeta.lab.links import LINKS, communication, exchange, of_synced
 from gammabeta.lab.procedure import headroom
 from gammabeta.lab.sequences.networks import ARMS, networks_of, users_own
 from gammabeta.lab.sequences.training import (
@@ -52,7 +54,7 @@ def norms(batch_size: int, devices: int, *, quick: bool = False) -> dict[str, st
     return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
 
 
-@versioned(2)
+@versioned(3)
 def costs(
     *,
     task: Mapping[str, Any],
@@ -65,8 +67,9 @@ def costs(
     """Measure memory and time of each norm.
 
     Returns:
-        ``bytes``: by norm, what one forward pass on a batch keeps for the backward pass. ``timing``: by norm, seconds
-        per training step, medians over steps in turns.
+        ``bytes``: by norm, what one forward pass on a batch keeps for the backward pass. ``messages``: by norm, the
+        collectives of one step if its BatchNorms were synchronized (`gammabeta.lab.links.of_synced`). ``timing``: by
+        norm, seconds per training step, medians over steps in turns.
     """
     data = load_sequences(task)
     models = {norm: build_network(network, data, norm, seed).train() for norm in norms}
@@ -80,7 +83,10 @@ def costs(
         return functional.cross_entropy(model(x, mask), y)
 
     kept = {norm: kept_bytes(model, lambda model=model: loss(model, batches[0])) for norm, model in models.items()}  # type: ignore[misc]
-    return {"bytes": kept, "steps": steps, "timing": seconds_per_step(models, loss, batches)}
+    sent = {}
+    for norm, model in models.items():
+        sent[norm] = of_synced(model, lambda model=model: loss(model, batches[0]))  # type: ignore[misc]
+    return {"bytes": kept, "messages": sent, "steps": steps, "timing": seconds_per_step(models, loss, batches)}
 
 
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
@@ -105,8 +111,10 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             {**at, "network": settings_of(experiment, network, "layer")["network"], "seed": seed},
         ),
     )
-    made = []
+    made, link = [], LINKS[experiment.link]
     for network, of_network in records.items():
+        sent = of_network[0]["result"]["messages"].get("masked", []) if devices > 1 else []
+        exchanged = exchange(sent, devices, link) if sent else 0.0
         found = {norm: chosen[network, norm] for norm in named}
         compared = side_by_side(
             [
@@ -115,7 +123,10 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                     name,
                     found[norm].rate,
                     tuple(100 * result["moving_error"] for result in found[norm].results),
-                    tuple(record["timing"][plain[norm]] for record in of_network),
+                    tuple(
+                        record["timing"][plain[norm]] + (exchanged if norm == "masked" else 0.0)
+                        for record in of_network
+                    ),
                     of_network[0]["result"]["bytes"][plain[norm]],
                     tuple(100 * result["error"] for result in found[norm].results),
                     headroom=None if experiment.quick else headroom(found[norm].coarse, WIDEST),
@@ -148,6 +159,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 left_out=tuple(name for norm, name in norms(batch_size, devices).items() if norm not in named),
                 whom=WHOM[data.keeps_test].replace("images", "sequences"),
                 trained=f"{steps_of(experiment)} steps",
+                communication=communication(sent, compared[0].seconds, devices, link) if sent else "",
                 own=users_own(experiment, "sequences") is not None,
             )
         )

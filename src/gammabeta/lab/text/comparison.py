@@ -1,8 +1,8 @@
 """Norms side by side on text: a causal Transformer over characters, trained as for layernorm_in_transformers.
 
 Losses are those of evaluation, in which BatchNorm uses moving averages and is therefore causal. Over d devices with b
-windows each, a batch holds b·d windows. Time and memory are those of b windows on one device, without communication.
-The usual norm is LayerNorm.
+windows each, a batch holds b·d windows. Time and memory are those of b windows on one device, with the exchange of
+synced statistics as modelled over ``--link``. The usual norm is LayerNorm.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from typing import Any
 from gammabeta.lab.comparison import LOSS, WHOM, Compared, Comparison, kept_bytes, side_by_side
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.interval import Precision
+from gammabeta.lab.links import LINKS, communication, exchange, of_synced
 from gammabeta.lab.procedure import Chosen, headroom
 from gammabeta.lab.sequences.networks import USERS, users_own
 from gammabeta.lab.sources import load_text
@@ -43,16 +44,22 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
     return found | {"none": ARMS["none"]}
 
 
-@versioned(2)
+@versioned(3)
 def saved_bytes(
     *, task: Mapping[str, Any], norm: str, user: Mapping[str, Any] | None = None, **shape: int
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the bytes that one forward pass on a batch keeps for the backward pass."""
+    """Measure memory and messages.
+
+    Returns:
+        ``bytes``: what one forward pass on a batch keeps for the backward pass. ``messages``: the collectives of one
+        step if its BatchNorms were synchronized (`gammabeta.lab.links.of_synced`).
+    """
     data = load_text(task)
     at: dict[str, Any] = {"task": task, "rate": 0.0, "steps": 1, "seed": 0, "report": "validation", "user": user}
     run = Run(arm=norm, **{**at, **shape})
     model, tokens = run.build(data).train(), run.batches(data).draw()
-    return {"bytes": kept_bytes(model, lambda: loss_of(model, tokens))}
+    sent = of_synced(model, lambda: loss_of(model, tokens))
+    return {"bytes": kept_bytes(model, lambda: loss_of(model, tokens)), "messages": sent}
 
 
 def _precision(usual: Chosen, own: Chosen) -> Precision:
@@ -75,6 +82,9 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     sizes = experiment.grid(
         list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
     )
+    link = LINKS[experiment.link]
+    sent = sizes["padded"][0]["messages"] if devices > 1 else []
+    exchanged = exchange(sent, devices, link) if sent else 0.0
     compared = side_by_side(
         [
             Compared(
@@ -82,7 +92,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 name,
                 chosen[norm].rate,
                 tuple(result["loss"] for result in chosen[norm].results),
-                tuple(timing[plain[norm]] for timing in timings),
+                tuple(timing[plain[norm]] + (exchanged if norm == "padded" else 0.0) for timing in timings),
                 sizes[norm][0]["bytes"],
                 headroom=headroom(chosen[norm].coarse, margin),
                 fragile=chosen[norm].usual_exponent + 1 in chosen[norm].lost,
@@ -99,5 +109,6 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
         Comparison(
             "text", data.name, network, batch_size, devices, steps, LOSS, learned, compared, own=user is not None,
             whom=WHOM[True].replace("images", "windows"), trained=f"{steps} steps",
+            communication=communication(sent, compared[0].seconds, devices, link) if sent else "",
         )
     ]  # fmt: skip
