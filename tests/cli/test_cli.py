@@ -109,7 +109,8 @@ def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_p
         "--quick",
     )
     words += ("--batch-size", "4", "--devices", "2", "--compare", "--engine", "dask")
-    words += ("--address", "tcp://x:1")
+    words += ("--address", "tcp://x:1", "--link", "25gbe", "--train", "all")
+    words += ("--first-look", "--until-settled", "--confirmatory")
     result = run(
         "study", "axes", "--claims", "small_batch, batch_noise", "--claims", "gradient_flow", "--out", str(out), *words
     )
@@ -120,6 +121,11 @@ def test_study_hands_on_every_option_and_says_where_the_files_are(studied, tmp_p
         "data": "mnist:x.npz",
         "model": "m:f",
         "quick": True,
+        "first_look": True,
+        "train": "all",
+        "link": "25gbe",
+        "until_settled": True,
+        "confirmatory": True,
         "batch_size": 4,
         "devices": 2,
         "compare_only": True,
@@ -157,6 +163,11 @@ def test_study_without_options(studied, tmp_path, monkeypatch):
         "data": None,
         "model": None,
         "quick": False,
+        "first_look": False,
+        "train": None,
+        "link": "infiniband",
+        "until_settled": False,
+        "confirmatory": False,
         "batch_size": None,
         "devices": 1,
         "compare_only": False,
