@@ -121,10 +121,9 @@ def test_trials_that_differ_in_rate_and_seed_run_as_one():
 def test_networks_trained_together_are_those_trained_one_by_one(norm):
     settings = [
         {**TRAIN, "network": MLP, "norm": norm, "batch_size": 16, "steps": 12, "rate": rate, "seed": seed, "curve": 6,
-         "images": 100, "label_noise": 0.2, "decay": 0.01, "schedule": "cosine", "order": order,
+         "images": 100, "label_noise": 0.2, "decay": 0.01, "schedule": "cosine",
          "momentum": momentum, "warm_up": 0.3}
         for rate, seed in ((0.05, 1), (0.1, 2), (0.02, 3))
-        for order in ("shuffled",)
         for momentum in (0.9,)
     ]  # fmt: skip
     for alone, member in zip([train(**s) for s in settings], together.train(settings), strict=True):

@@ -12,7 +12,7 @@ from gammabeta.lab.claims import (
     weight_decay,
 )
 from gammabeta.lab.images.task import Split
-from gammabeta.lab.images.training import Training, batches, fit, subset
+from gammabeta.lab.images.training import Training, fit, subset
 
 TASK = {"data": "digits", "fingerprint": "scikit-learn"}
 MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
@@ -60,18 +60,6 @@ def test_paths_are_compared_at_equal_training_loss():
 def test_a_path_holds_only_falling_training_losses():
     result = {"curve": [(0, 2.3, 2.3), (10, 1.0, 1.1), (20, 1.2, 0.5), (30, None, 1.0), (40, 0.5, 0.8)]}
     assert noise_regularizes.path(result) == [(2.3, 2.3), (1.0, 1.1), (0.5, 0.8)]
-
-
-# --- streams ---
-
-
-def test_batches_of_a_run_hold_one_class(digits):
-    seen = set()
-    for x, y in batches(digits.train, 8, 10, 3, "runs"):
-        assert len(x) == 8
-        assert len(y.unique()) == 1
-        seen.add(int(y[0]))
-    assert seen == set(range(10))
 
 
 # --- weight_decay ---

@@ -159,10 +159,7 @@ class _Members:
         first, own = runs[0], [run.own(task) for run, task in zip(runs, data, strict=True)]
         # What each member sees at each step: (steps, batch, members) places in its own images.
         self.order = torch.stack(
-            [
-                places(part, first.batch_size, first.steps, run.seed, first.order)
-                for part, run in zip(own, runs, strict=True)
-            ],
+            [places(part, first.batch_size, first.steps, run.seed) for part, run in zip(own, runs, strict=True)],
             dim=2,
         )
         self.labels = torch.stack([part.y_n[self.order[:, :, m]] for m, part in enumerate(own)], dim=2)

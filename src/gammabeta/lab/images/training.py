@@ -64,32 +64,21 @@ def exact_statistics(model: nn.Module, x_nchw: Tensor) -> Iterator[None]:
                 getattr(layer, name).copy_(buffer)
 
 
-def places(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Tensor:
+def places(split: Split, size: int, steps: int, seed: int) -> Tensor:
     """Draw which samples each batch holds: (steps, size), decided by ``seed``.
 
-    Args:
-        order: ``"shuffled"``: a new order in each epoch, without its incomplete last batch. ``"runs"``: each batch
-            holds one class, as in a stream that is not shuffled; the classes take turns.
+    Each epoch has a new order, without its incomplete last batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    if order == "shuffled":
-        per_epoch = len(split) // size
-        epochs = -(-steps // per_epoch)
-        orders = [torch.randperm(len(split), generator=generator)[: per_epoch * size] for _ in range(epochs)]
-        return torch.cat(orders).reshape(-1, size)[:steps]
-    of_class = [torch.nonzero(split.y_n == label).flatten() for label in split.y_n.unique()]
-    rows = []
-    for step in range(steps):
-        if step % len(of_class) == 0:
-            turn = torch.randperm(len(of_class), generator=generator)
-        mine = of_class[int(turn[step % len(of_class)])]
-        rows.append(mine[torch.randint(len(mine), (size,), generator=generator)])
-    return torch.stack(rows)
+    per_epoch = len(split) // size
+    epochs = -(-steps // per_epoch)
+    orders = [torch.randperm(len(split), generator=generator)[: per_epoch * size] for _ in range(epochs)]
+    return torch.cat(orders).reshape(-1, size)[:steps]
 
 
-def batches(split: Split, size: int, steps: int, seed: int, order: str = "shuffled") -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Split, size: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``steps`` batches of ``size``, drawn by :func:`places`."""
-    for index in places(split, size, steps, seed, order):
+    for index in places(split, size, steps, seed):
         yield split.x_nchw[index], split.y_n[index]
 
 
@@ -164,7 +153,6 @@ class Training:
         warm_up: the share of the steps in which the learning rate rises linearly (Goyal et al. 2017).
         schedule: ``"constant"``, or ``"cosine"``: after the warm-up the learning rate falls to 0 as half a cosine
             (Loshchilov & Hutter 2017).
-        order: of the batches, as :func:`places` takes it.
         only_last: whether only the last layer is trained.
     """
 
@@ -178,7 +166,6 @@ class Training:
     momentum: float = 0.0
     warm_up: float = 0.0
     schedule: str = "constant"
-    order: str = "shuffled"
     only_last: bool = False
 
     def rate_factor(self, step: int) -> float:
@@ -219,7 +206,7 @@ def fit(
     fitted = Fitted(model)
     if look(0, model):
         return fitted
-    drawn = batches(train, training.batch_size, training.steps, training.seed, training.order)
+    drawn = batches(train, training.batch_size, training.steps, training.seed)
     for step, (x_nchw, y_n) in enumerate(drawn, start=1):
         for group in optimizer.param_groups:
             group["lr"] = training.rate * training.rate_factor(step)
