@@ -89,6 +89,24 @@ def costs(
     return {"bytes": kept, "messages": sent, "steps": steps, "timing": seconds_per_step(models, loss, batches)}
 
 
+def _costs(
+    experiment: Experiment, networks: Sequence[str], plain: Sequence[str], batch_size: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of :func:`costs` by network, one per replicate of those that are timed.
+
+    A batch of one sequence is timed as two, which give BatchNorm statistics.
+    """
+    at = {"task": dict(experiment.sources["sequences"]), "norms": list(plain), "batch_size": max(batch_size, 2)}
+    return experiment.grid_of_records(
+        networks,
+        seeds_of(experiment)[:3],
+        lambda network, seed: Trial(
+            f"{__name__}:costs",
+            {**at, "network": settings_of(experiment, network, "layer")["network"], "seed": seed},
+        ),
+    )
+
+
 def compare(experiment: Experiment, batch_size: int | None, devices: int) -> list[Comparison]:
     """Train each network with every norm, each at its own best learning rate, and measure what it costs."""
     batch_size = batch_size or BATCH
@@ -96,21 +114,10 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     named = norms(batch_size, devices, quick=experiment.quick)
     networks = networks_of(experiment)
     chosen = trained(experiment, list(named), whole)
-    source = dict(experiment.sources["sequences"])
-    data = load_sequences(source)
+    data = load_sequences(experiment.sources["sequences"])
     by_chance = 100 * (1 - chance(data))
     plain = {norm: norm.partition(":")[0] for norm in named}
-    # The costs of one device. A batch of one sequence is timed as two, which give BatchNorm statistics.
-    at = {"task": source, "norms": sorted(set(plain.values())), "batch_size": max(batch_size, 2)}
-    seeds = seeds_of(experiment)[:3]
-    records = experiment.grid_of_records(
-        networks,
-        seeds,
-        lambda network, seed: Trial(
-            f"{__name__}:costs",
-            {**at, "network": settings_of(experiment, network, "layer")["network"], "seed": seed},
-        ),
-    )
+    records = _costs(experiment, networks, sorted(set(plain.values())), batch_size)
     made, link = [], LINKS[experiment.link]
     for network, of_network in records.items():
         sent = of_network[0]["result"]["messages"].get("masked", []) if devices > 1 else []
