@@ -72,3 +72,26 @@ def test_a_kept_claim_has_the_status_of_its_study(study, tmp_path):
     findings.keep("mnist", str(folder))
     kept = json.loads((tmp_path / "mnist.json").read_text())["claims"]
     assert [(one["status"], one["claims_hash"]) for one in kept] == [("confirmatory", "abcd")]
+
+
+def effects(*given):
+    """Return a claim with effects of (name, value, low, high, null, confidence)."""
+    keys = ("name", "value", "low", "high", "null", "confidence")
+    return {"axes": {"effects": [dict(zip(keys, one, strict=True)) for one in given]}}
+
+
+def test_effects_of_two_sets_differ_where_their_half_widths_together_do_not_reach():
+    near, far = ("near", 0.0, -3.0, 3.0, 0.0, 0.95), ("far", 0.0, -3.0, 3.0, 0.0, 0.95)
+    ratio = ("ratio", 1.0, 0.5, 2.0, 1.0, 0.95)
+    ones = effects(near, far, ratio, ("identity", 0.0, 0.0, 0.0, 0.0, 0.95), ("chosen", 0.0, -1.0, 1.0, 0.0, 0.99))
+    others = effects(
+        ("near", 4.9, 0.9, 8.9, 0.0, 0.95),  # √(3² + 4²) is 5
+        ("far", 5.1, 1.1, 9.1, 0.0, 0.95),
+        ("ratio", 2.6, 1.3, 5.2, 1.0, 0.95),  # log 2.6 is 0.96, below √2·log 2
+        ("identity", 1.0, 1.0, 1.0, 0.0, 0.95),
+        ("chosen", 9.0, 8.0, 10.0, 0.0, 0.99),
+        ("elsewhere", 0.0, -1.0, 1.0, 0.0, 0.95),
+    )
+    assert findings.differing(ones, others) == (["axes, far"], 3)
+    unknown = effects(("near", 0.0, None, None, 0.0, 0.95))
+    assert findings.differing(unknown, others) == ([], 0)
