@@ -17,7 +17,8 @@ from string import Template
 from typing import Any
 
 import torch
-from findings import FIRST, FURTHER, SECOND, effect, study_of
+from findings import effect, present, study_of
+from findings_first_edition import FIRST, FURTHER, SECOND
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -279,13 +280,16 @@ def numbers(kept: Json) -> dict[str, str]:
 
 
 def now() -> str:
-    """Draw what the kept studies say about the claims that stand beside an anchor."""
-    studies = {name: study_of(name)[1] for name in (FIRST, SECOND, *FURTHER)}
+    """Draw what the kept studies say about the claims that stand beside an anchor, the confirmatory ones first."""
+    confirmed = [(study.title, "findings.md", {one["name"]: one for one in kept["claims"]}) for study, kept in present()]
     titles = {FIRST: "embedded tasks", SECOND: "the same, other seeds", **FURTHER}
+    explored = [
+        (f"first edition: {title}", "findings_first_edition.md", study_of(name)[1]) for name, title in titles.items()
+    ]
     rows = [
-        (f"[{claim}](findings.md#{claim})", titles[name], claims[claim]["verdict"], effect(claims[claim]))
+        (f"[{claim}]({page}#{claim})", title, claims[claim]["verdict"], effect(claims[claim]))
         for claim in CLAIMS_BESIDE
-        for name, claims in studies.items()
+        for title, page, claims in (*confirmed, *explored)
         if claim in claims
     ]
     return table(("claim", "study", "verdict", "effect"), rows)
