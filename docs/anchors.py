@@ -281,7 +281,9 @@ def numbers(kept: Json) -> dict[str, str]:
 
 def now() -> str:
     """Draw what the kept studies say about the claims that stand beside an anchor, the confirmatory ones first."""
-    confirmed = [(study.title, "findings.md", {one["name"]: one for one in kept["claims"]}) for study, kept in present()]
+    confirmed = [
+        (study.title, "findings.md", {claim["name"]: claim for claim in kept["claims"]}) for study, kept in present()
+    ]
     titles = {FIRST: "embedded tasks", SECOND: "the same, other seeds", **FURTHER}
     explored = [
         (f"first edition: {title}", "findings_first_edition.md", study_of(name)[1]) for name, title in titles.items()

@@ -44,19 +44,18 @@ STUDIES = (
     Study(
         "quick-confirmed",
         "The embedded tasks, in quick settings",
-        "The built-in data with small networks and 3 to 8 replicates: much stays open that more replicates or more data "
-        "would decide.",
+        "The built-in data, small networks and few replicates: much stays open that more of either would decide.",
     ),
     Study(
         "mnist-whole",
         "MNIST, whole",
-        "Grey images of 28 × 28 pixels of ten handwritten digits, all of the 60,000 for training and the 10,000 for the "
-        "test.",
+        "Grey images of 28 × 28 pixels of the ten handwritten digits, with the data set's own test set.",
     ),
     Study(
         "cifar10",
         "A part of CIFAR-10",
-        "Colour images of 32 × 32 pixels in ten classes, 500 training and 100 test images of each, decoded from JPEG.",
+        "Colour images of 32 × 32 pixels in ten classes, decoded from JPEG: at most 500 of each for training, and 100 "
+        "for the test.",
     ),
     Study(
         "shakespeare-confirmed",
@@ -119,6 +118,7 @@ def keep(name: str, folder: str) -> None:
             of_network = {key: entry.get(key) or "" for key in keys}
             of_network["settled"] = bool(entry.get("settled"))
             of_network["settle"] = public(of_network["settle"])
+            of_network |= {key: results[key] for key in ("status", "claims_hash") if key in results}
             of_network["avoid"] = entry.get("avoid", [])
             recommended[entry["kind"], entry["network"]] = of_network
     tasks = {task["name"]: task for task in before.get("tasks", [])}
@@ -153,15 +153,19 @@ def listed(recommended: list[Json]) -> str:
     return "\n".join(f"- {entry['headline']} *{entry['scope']}*" for entry in recommended)
 
 
-def status(studies: Sequence[dict[str, Json]]) -> str:
-    """Say whether the claims of these studies were confirmed, by which claims, or explored."""
-    every = [claim for claims in studies for claim in claims.values()]
-    hashes = {claim["claims_hash"] for claim in every if claim.get("status") == "confirmatory"}
-    explored = sorted({claim["name"] for claim in every if claim.get("status") != "confirmatory"})
+def measured(kept: Json) -> list[Json]:
+    """Return the claims and the recommendations of a kept study."""
+    return [*kept["claims"], *kept["recommended"]]
+
+
+def status(entries: Sequence[Json]) -> str:
+    """Say whether claims and recommendations were confirmed, by which claims, or explored."""
+    hashes = {entry["claims_hash"] for entry in entries if entry.get("status") == "confirmatory"}
+    explored = {entry.get("name") or entry["network"] for entry in entries if entry.get("status") != "confirmatory"}
     if not hashes:
-        return "**Exploratory**" if every else "No claims were measured"
+        return "**Exploratory**"
     rest = (
-        f", except for {', '.join(explored)}, which {'is' if len(explored) == 1 else 'are'} exploratory"
+        f", except for {', '.join(sorted(explored))}, which {'is' if len(explored) == 1 else 'are'} exploratory"
         if explored
         else ""
     )
@@ -170,7 +174,7 @@ def status(studies: Sequence[dict[str, Json]]) -> str:
 
 def status_of(studies: Sequence[dict[str, Json]]) -> str:
     """Say whether the claims of these studies were confirmed or explored, and what that means."""
-    said = status(studies)
+    said = status([claim for claims in studies for claim in claims.values()])
     none = " None of these results comes from a confirmatory study." if said == "**Exploratory**" else ""
     return f"{said}.{none} {MEANING}"
 
@@ -217,10 +221,10 @@ def findings() -> str:
 def opening(studies: Sequence[tuple[Study, Json]]) -> str:
     """Say what the summary rests on, and how to read it."""
     titles = ", ".join(f"[{study.title}](#{anchor(study.title)})" for study, _ in studies)
-    said = status([{claim["name"]: claim for claim in kept["claims"]} for _, kept in studies])
+    said = status([one for _, kept in studies for one in measured(kept)])
     return (
-        f"{said} ([what that means](#how-to-read-this-page)). Measured here: {titles}. In brackets: the data, the network "
-        "where it is always the same, and the replicates."
+        f"{said} ([what that means](#how-to-read-this-page)). Measured here: {titles}. In brackets: the data, the "
+        "network where it is always the same, and the replicates."
     )
 
 
@@ -229,7 +233,7 @@ def reading() -> list[str]:
     return [
         "## How to read this page",
         f"{MEANING} A *regime* is one network, schedule or shift that a claim is judged in; [claims.md](claims.md) has "
-        "the margin that its interval has to be beyond. Where several studies measured a claim, each counts as one more "
+        "the margin that its interval has to be beyond. Where several studies measured a claim, each counts as a "
         "regime. The networks are small, and larger ones may behave differently. The "
         "[first edition's studies](findings_first_edition.md) do not count here, and "
         "[anchors.md](anchors.md) holds these results against published numbers.",
@@ -256,7 +260,8 @@ def section(study: Study, kept: Json) -> list[str]:
     again = AGAIN.get(study.stem, "")
     return [
         f"## {study.title}",
-        f"{study.about} `{kept['command']}`, {kept['date']}, {kept['machine']}, torch {kept['torch']}. {status([claims])}.",
+        f"{study.about} `{kept['command']}`, {kept['date']}, {kept['machine']}, torch {kept['torch']}. "
+        f"{status(measured(kept))}.",
         *(["\n".join(f"- {line}" for line in data)] if data else []),
         *(["\n".join(card(entry) for entry in kept["recommended"])] if kept["recommended"] else []),
         *(
@@ -274,10 +279,11 @@ def section(study: Study, kept: Json) -> list[str]:
 
 
 def card(entry: Json) -> str:
-    """Return a recommendation as the report's card has it: what, how sure, what to write, what it costs, what to avoid."""
+    """Return a recommendation as the report's card has it: what, how sure, what to write, what it costs and so on."""
     about, _, what = entry["headline"].partition(": ")
     sure = "settled" if entry.get("settled") else "not settled"
-    lines = [f"- **{about}**", f"  - What: {what}", f"  - How sure: {sure}, {entry['seeds']} replicates. {entry.get('uncertain', '')}".rstrip()]
+    sure += f", {entry['seeds']} replicates. {entry.get('uncertain', '')}"
+    lines = [f"- **{about}**", f"  - What: {what}", f"  - How sure: {sure.strip()}"]
     if entry.get("how"):
         lines.append(f"  - What to write: `{entry['how']}`")
     if entry.get("costs"):
