@@ -30,7 +30,11 @@ AGAINST = {"contradicted", "equivalent"}
 
 
 def summary(studies: Sequence[Json]) -> list[str]:
-    """Return the summary of kept studies: each claim of any of them once, grouped by what its verdicts come to."""
+    """Return the summary of kept studies: each claim of any of them once, grouped by what its verdicts come to.
+
+    Args:
+        studies: as they are kept, each with its ``title``.
+    """
     known = {claim["name"] for study in studies for claim in study["claims"]}
     groups: dict[str, list[str]] = {group: [] for group in GROUPS}
     for claim in CLAIMS:
@@ -83,18 +87,21 @@ def departs(found: Sequence[Json]) -> bool:
 
 
 def replicates(claim: Json) -> int | None:
-    """Return how many replicates a claim's effects are taken from, the most of any; None for identities."""
-    most = max((effect.get("seeds", 1) for effect in claim["effects"]), default=1)
-    return most if most > 1 else None
+    """Return how many replicates a claim's first effect is taken from; None for an identity, which has none."""
+    count = next((int(effect.get("seeds", 1)) for effect in claim["effects"]), 1)
+    return count if count > 1 else None
 
 
 def where(study: Json, claim: Json) -> list[str]:
-    """Return the data that a claim was measured on, the number of replicates, and whether it was only explored."""
+    """Return the data that a claim was measured on, the number of replicates, and whether it was only explored.
+
+    The data are those of the study's tasks of the claim's kind, or what the study is called where these were not kept.
+    """
     kinds = {known.name: known.kind for known in CLAIMS}
     data = [task["name"] for task in study.get("tasks", []) if task["kind"] == kinds.get(claim["name"])]
     count = replicates(claim)
     explored = [] if claim.get("status") == "confirmatory" else ["exploratory"]
-    return [*data, *([f"{count} replicates"] if count else []), *explored]
+    return [*(data or [study["title"]]), *([f"{count} replicates"] if count else []), *explored]
 
 
 def regimes_of(claim: Json, verdicts: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -145,7 +152,7 @@ def _line(found: Sequence[tuple[Json, Json]], group: str) -> str:
         said = "; ".join(
             name if group == "holds" else f"{WORDS[verdict]}: {name}" for verdict, name in named.items()
         ) or (one["verdict"] if differ else "")
-        data, *rest = where(study, one) or [""]
-        place = ", ".join(part for part in (data, *(shared if named else []), *rest) if part)
-        places.append(": ".join(part for part in (f"({place})" if place else "", said) if part))
+        data, *rest = where(study, one)
+        place = ", ".join([data, *(shared if named else []), *rest])
+        places.append(f"({place}): {said}" if said else f"({place})")
     return f"{title} {'; '.join(places)}"

@@ -136,7 +136,7 @@ def kept(*claims, **more):
     """Return a study as it is kept."""
     task = {"name": "digits", "kind": "images", "description": "grey images", "samples": {"train": 1000, "test": 400}}
     about = {"date": "2026-12-01", "machine": "a machine, 2 cores", "torch": "2.13.0", "command": "gammabeta study"}
-    return {**about, "tasks": [task], "recommended": [], "claims": list(claims), **more}
+    return {**about, "title": "A study", "tasks": [task], "recommended": [], "claims": list(claims), **more}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,13 @@ def test_the_summary_gives_each_study_of_a_claim_its_own_verdict():
     assert line.endswith("(digits, 3 replicates): holds: MLP; (mnist, 16 replicates): contradicted: ResNet")
 
 
+def test_a_study_that_was_kept_without_its_tasks_and_regimes_is_named_by_its_title():
+    bare = {key: value for key, value in result("small_batch", "supported").items() if key not in ("regimes", "room")}
+    del bare["effects"][0]["seeds"]
+    lines = findings_summary.summary([kept(bare, tasks=[])])
+    assert lines[0].endswith("- [BatchNorm needs a large enough batch](#small_batch) (A study)")
+
+
 def test_a_study_that_is_kept_has_a_section_and_one_that_is_not_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(findings, "KEPT", tmp_path)
     card = {"network": "ResNet", "kind": "images", "headline": "For ResNet on digits: keep BatchNorm.", "seeds": 16}
@@ -219,7 +226,7 @@ def test_a_study_that_is_kept_has_a_section_and_one_that_is_not_has_none(tmp_pat
         "  - Avoid: no normalization: 3 points above\n  - *Small.*" in page
     )
     assert "| [few_shot](#few_shot) | Learning from a few images hurts BatchNorm | contradicted | " in page
-    assert "MNIST, whole, 20 epochs: **contradicted**. 1.5 times [1.2, 1.9]." in page
+    assert "**Contradicted** (MNIST, whole; 20 epochs). 1.5 times [1.2, 1.9]." in page
     assert page.count(findings.UNEXPLAINED) == 1  # nobody has commented on few_shot's contradiction yet
     assert "CIFAR" not in page
 
@@ -240,6 +247,12 @@ def test_what_is_kept_is_enough_for_a_card_and_has_no_folder_of_this_machine(stu
     assert (entry["status"], claim["status"]) == ("confirmatory", "confirmatory")
     assert all({"seeds", "unit", "verdict"} <= set(effect) for effect in claim["effects"])
     assert (claim["settings"], claim["room"][:8]) == ("depth 8, width 64, relu, He", "Required")
+
+
+def test_settings_are_spelled_without_python_s_brackets():
+    assert findings.spelled("150 steps, depths [3, 6], {'width': 16, 'layers': 2}") == (
+        "150 steps, depths 3, 6, width 16, layers 2"
+    )
 
 
 # --- the page as it is ---
