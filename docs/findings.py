@@ -223,8 +223,8 @@ def opening(studies: Sequence[tuple[Study, Json]]) -> str:
     titles = ", ".join(f"[{study.title}](#{anchor(study.title)})" for study, _ in studies)
     said = status([one for _, kept in studies for one in measured(kept)])
     return (
-        f"{said} ([what that means](#how-to-read-this-page)). Measured here: {titles}. In brackets: the data, the "
-        "network where it is always the same, and the replicates."
+        f"{said} ([what that means](#how-to-read-this-page)). Measured here: {titles}. In brackets: the data, what "
+        "all regimes have in common, and the number n of replicates."
     )
 
 
@@ -264,7 +264,7 @@ def section(study: Study, kept: Json) -> list[str]:
         f"{study.about} `{kept['command']}`, {kept['date']}, {kept['machine']}, torch {kept['torch']}. "
         f"{status(measured(kept))}.",
         *(["\n".join(f"- {line}" for line in data)] if data else []),
-        *(["\n".join(card(entry) for entry in kept["recommended"])] if kept["recommended"] else []),
+        *(["Recommended:", "\n".join(card(entry) for entry in kept["recommended"])] if kept["recommended"] else []),
         *(
             [
                 ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",

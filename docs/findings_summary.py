@@ -101,7 +101,7 @@ def where(study: Json, claim: Json) -> list[str]:
     data = [task["name"] for task in study.get("tasks", []) if task["kind"] == kinds.get(claim["name"])]
     count = replicates(claim)
     explored = [] if claim.get("status") == "confirmatory" else ["exploratory"]
-    return [*(data or [study["title"]]), *([f"{count} replicates"] if count else []), *explored]
+    return [*(data or [study["title"]]), *([f"n = {count}"] if count else []), *explored]
 
 
 def regimes_of(claim: Json, verdicts: Sequence[str]) -> tuple[list[str], dict[str, str]]:

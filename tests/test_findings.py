@@ -176,14 +176,11 @@ def test_the_summary_names_the_regimes_that_decided_and_what_all_have_in_common_
         result("small_batch", "supported", [(f"MLP, batches of {n}", "supported") for n in (2, 4, 8)], status=""),
     )
     lines = "\n".join(findings_summary.summary([one]))
-    assert (
-        "- [Online learning in small batches hurts BatchNorm](#online_stream) (digits, MLP, 3 replicates): holds: "
-        in lines
-    )
+    assert "- [Online learning in small batches hurts BatchNorm](#online_stream) (digits, MLP, n = 3): holds: " in lines
     assert "holds: batches of 2, shuffled and runs" in lines
     assert "**Does not hold** in any regime that has room (1):\n\n- [Variable length" in lines
     assert "as an identity (1): [Each norm's axes decide which changes it ignores](#axes)." in lines
-    assert "(digits, MLP, 3 replicates, exploratory): 3 of 3 regimes" in lines
+    assert "(digits, MLP, n = 3, exploratory): 3 of 3 regimes" in lines
 
 
 def test_the_summary_gives_each_study_of_a_claim_its_own_verdict():
@@ -195,7 +192,7 @@ def test_the_summary_gives_each_study_of_a_claim_its_own_verdict():
         if "small_batch" in line
     ]
     assert line.startswith("**Holds only in some regimes**")
-    assert line.endswith("(digits, 3 replicates): holds: MLP; (mnist, 16 replicates): contradicted: ResNet")
+    assert line.endswith("(digits, n = 3): holds: MLP; (mnist, n = 16): contradicted: ResNet")
 
 
 def test_a_study_that_was_kept_without_its_tasks_and_regimes_is_named_by_its_title():
