@@ -79,7 +79,7 @@ def test_an_open_claim_has_the_whole_command_that_settles_it():
     assert command("gammabeta study --first-look --seed 4 --data 'mnist:a b.npz'") == (
         "gammabeta study axes --seed 5 --data 'mnist:a b.npz' --quick --seeds 9 --out gammabeta-study-again"
     )
-    own = "gammabeta study sequences --compare --until-settled"
+    own = "gammabeta study sequences --compare --until-settled --batch-size 4 --devices 2 --link 25gbe"
     assert command("another", command=own) == "gammabeta study axes --seed 1 --seeds 9 --out gammabeta-study-again"
 
 

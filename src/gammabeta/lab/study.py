@@ -22,6 +22,7 @@ from gammabeta.lab.claim import Claim
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
+from gammabeta.lab.contradictions import contradiction, without_contradiction
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
@@ -125,9 +126,10 @@ def study(
             decided; the looks together keep the error rate of one (`gammabeta.lab.looks`).
         confirmatory: mark the results as confirming: measured once, by claims that were fixed beforehand, with the
             replicates of a seed that nobody has looked at (`gammabeta.lab.claims_hash`).
-        compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
+        compare_only: run only what the recommendation needs, and no claims but those named in ``claims``. With a model
+            and no data, only images.
         quick: few replicates and small grids.
-        first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
+        first_look: as ``quick``, which need not be set too; where no claims are named, only those of ``FIRST_LOOK``.
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one per core, 1 for this process.
         seed: another number repeats the study with other initializations and batches.
@@ -433,7 +435,7 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
     Raises:
         StudyError: there is no study in the folder.
     """
-    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS])
+    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS], FIRST_LOOK)
     if arguments is None:
         path = Path(folder) / "study.json"
         raise StudyError(
@@ -441,6 +443,20 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
             f"{'another' if path.exists() else 'none'}: run the study's own command, with --out."
         )
     return arguments
+
+
+def refuse_contradictions(asked: Mapping[str, Any]) -> None:
+    """Raise where options of a new study contradict each other, or one has no effect beside the others.
+
+    Args:
+        asked: the arguments of :func:`study` by name.
+
+    Raises:
+        StudyError: it names both options.
+    """
+    wrong = contradiction(asked)
+    if wrong is not None:
+        raise StudyError(wrong)
 
 
 def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
@@ -467,7 +483,7 @@ def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """Return the command line that runs this study, without ``--fresh``, so that it continues."""
     defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky", "link": "infiniband"}
     words = ["gammabeta", "study", *(claims or [])]
-    for name, value in asked.items():
+    for name, value in without_contradiction(list(claims or []), asked).items():
         if value is True:
             words.append(f"--{name.replace('_', '-')}")
         elif value and str(value) != str(defaults.get(name)):

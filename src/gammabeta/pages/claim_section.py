@@ -15,6 +15,8 @@ from gammabeta.pages.verdicts import SIGNS
 # What a claim shows without unfolding: more would make the page too long to read.
 SHOWN = {"pictures": 2, "regimes": 12}
 MOST_REPLICATES = 64  # of one more run: nobody waits for more
+# Options that a study of one named claim has no use for, and refuses.
+NOT_OF_CLAIMS = ("--claims", "--compare", "--first-look", "--until-settled", "--batch-size", "--devices", "--link")
 _TEXTS = ("question", "sentence", "claim", "criterion", "method", "settings", "known", "tally")
 
 
@@ -120,7 +122,7 @@ def _again(claim: Json, run: str) -> str:
     options = _options(shlex.split(words)[2:])
     if "--first-look" in options:
         options["--quick"] = None
-    for name in ("--claims", "--compare", "--first-look", "--until-settled"):
+    for name in NOT_OF_CLAIMS:
         options.pop(name, None)
     folder = f"{(options.get('--out') or 'gammabeta-study').rstrip('/')}-again"
     options |= {"--seed": str(int(options.get("--seed") or 0) + 1), "--seeds": str(max(needed)), "--out": folder}
