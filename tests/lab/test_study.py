@@ -53,6 +53,7 @@ def test_results_keep_the_contract(tmp_path):
     one = results["trials"][claim["trials"][0]]
     assert one.keys() >= {"run", "settings", "result", "seconds"}
     assert results["task"]["samples"] == {"train": 997, "validation": 400, "test": 400}
+    assert results["task"]["available"] == {"train": 1797, "validation": 1797, "test": 1797}
     assert results["recommendations"][0]["headline"] == (
         "No recommendation yet for digits, strokes, text: it rests on the comparison of the norms, which was not run."
     )

@@ -420,6 +420,7 @@ def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
         "shape": facts["shape"],
         "classes": facts["classes"],
         "samples": facts["samples"],
+        "available": {**facts["samples"], **facts.get("available", {})},
         "model": model,
         "description": task.description,
     }
