@@ -56,7 +56,7 @@ class KindOfData:
     Attributes:
         embedded: the data that a study takes where none are named.
         forms: how data of this kind are named, by prefix.
-        from_user: makes a task of what a user's function returned, with at most so many training samples.
+        from_user: makes a task of what a user's function returned, with at most the given number of training samples.
         facts: what the report says about a task: ``shape``, ``classes``, ``samples`` by part, and in ``available`` of
             how many these are drawn, where there are more.
         claims: the claims that compare norms on this kind of data; empty where they go by the norm.
