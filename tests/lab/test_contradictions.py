@@ -67,7 +67,7 @@ def test_a_resumed_run_is_repeated_by_a_command_that_is_not_refused():
 
 def test_a_first_look_that_is_resumed_for_a_claim_stays_one(tmp_path):
     asked = {**dict.fromkeys(OPTIONS), "quick": False, "first_look": True, "devices": 1, "link": "infiniband"}
-    asked |= {"until_settled": False, "confirmatory": False, "seed": 0, "engine": "loky"}
+    asked |= {"until_settled": False, "confirmatory": False, "at_scale": False, "seed": 0, "engine": "loky"}
     run = {"identity": {"sources": {}}, "asked": asked, "claims": None, "compare": False, "status": "exploratory"}
     study_file.write(tmp_path, None, {**run, "claims_hash": ""})
     study_file.write(tmp_path, study_file.read(tmp_path), {**run, "claims": ["sharpness"], "claims_hash": ""})

@@ -39,6 +39,13 @@ FirstLook = Annotated[
         help="In place of --quick: as quick, with the recommendations and only the headline claims.",
     ),
 ]
+AtScale = Annotated[
+    bool,
+    typer.Option(
+        "--at-scale",
+        help="All of --data, with the networks that people train on such data; as --quick otherwise. Takes hours.",
+    ),
+]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
 ]
