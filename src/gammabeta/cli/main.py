@@ -297,6 +297,8 @@ def _run_study(
         if resume is not None:
             engine.refuse_on_resuming(resume, {name: asked[name] for name in given & asked.keys()})
             asked = {**engine.asked_for(resume), **_changes_on_resuming(asked, given)}
+        else:
+            engine.refuse_contradictions(asked)
         results: dict[str, Any] = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:
         if error.details:

@@ -17,7 +17,7 @@ Arm = TypeVar("Arm", bound=Hashable)
 Settings = Mapping[str, Any]
 Make = Callable[[Settings, int, int, str], Trial]
 
-# Replicates of the coarse search alone: no result is taken from them.
+# Replicates only of the coarse search: no result is taken from them.
 COARSE_REPLICATES = 3
 NEIGHBOURS = (-1, 0, 1)
 # The centre moves where more than this share of an arm's replicates choose the same edge of the three rates.
@@ -77,7 +77,7 @@ def choose_rates(
         arms: settings of a training trial by name, without ``rate``, ``seed`` and ``report``.
         replicates: numbers, each of which seeds a split, an initialization and an order.
         score: of a validation result; lower is better.
-        coarse: the exponents of 2 that the search begins with, or all that there is to say of the search. With
+        coarse: the exponents of 2 that the search begins with, or the whole description of the search. With
             ``widest`` it serves `headroom`.
         make: makes the trial of (settings, exponent, replicate, split to report), where it is not one of
             ``experiment.train``. Its results have ``validation`` where the test split is reported, as those of

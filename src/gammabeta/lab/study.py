@@ -19,9 +19,11 @@ from gammabeta.arguments import did_you_mean
 from gammabeta.lab import study_file
 from gammabeta.lab.choice import choose
 from gammabeta.lab.claim import Claim
+from gammabeta.lab.claim_sets import AT_SCALE, FIRST_LOOK, REPLACED
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
+from gammabeta.lab.contradictions import contradiction, without_contradiction
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
@@ -31,7 +33,7 @@ from gammabeta.lab.looks import LOOKS, MOST
 from gammabeta.lab.looks import confidence as confidence_at
 from gammabeta.lab.outcome import tally
 from gammabeta.lab.progress import progress
-from gammabeta.lab.results import Results, elsewhere, read
+from gammabeta.lab.results import Results, elsewhere, read, without_room
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
 from gammabeta.lab.sources import whole as whole_data
@@ -45,17 +47,6 @@ from gammabeta.target import TargetError
 
 # A study's replicates and those of its coarse searches share a thousand numbers.
 SEEDS = range(2, 901)
-# What a first look measures beside the recommendations.
-FIRST_LOOK = (
-    "batch_noise", "affine_restores", "gradient_flow", "faster_convergence", "higher_learning_rate",
-    "noise_regularizes", "small_batch", "train_eval_mismatch", "affine_only", "layernorm_in_transformers",
-    "weight_decay", "axes",
-)  # fmt: skip
-# What a study at scale measures beside the recommendation: fixed beforehand, of a cost that large data allow.
-AT_SCALE = (
-    "batch_noise", "gradient_flow", "faster_convergence", "higher_learning_rate", "noise_regularizes",
-    "train_eval_mismatch", "sequences", "layernorm_in_transformers",
-)  # fmt: skip
 COLOURS = {
     "supported": "green",
     "contradicted": "red",
@@ -132,9 +123,10 @@ def study(
             decided; the looks together keep the error rate of one (`gammabeta.lab.looks`).
         confirmatory: mark the results as confirming: measured once, by claims that were fixed beforehand, with the
             replicates of a seed that nobody has looked at (`gammabeta.lab.claims_hash`).
-        compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
+        compare_only: run only what the recommendation needs, and no claims but those named in ``claims``. With a model
+            and no data, only images.
         quick: few replicates and small grids.
-        first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
+        first_look: as ``quick``, which need not be set too; where no claims are named, only those of ``FIRST_LOOK``.
         at_scale: on all of ``data``, with networks and lengths of training that people use on such data, few
             replicates, and the claims of ``AT_SCALE``.
         out: the folder for results; a study found there is continued.
@@ -309,8 +301,9 @@ class _Running:
         except TrialError as error:
             outcome = self.results.failed(claim, str(error))
             self._show(error.details)
+        outcome = without_room(outcome)
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
-        counted = f"{tally(outcome.regimes)}; " if outcome.regimes and outcome.room.holds else ""
+        counted = f"{counts}; " if (counts := tally(outcome.regimes)) else ""
         self.say(
             COLOURS.get(outcome.verdict, "white"),
             outcome.verdict,
@@ -330,6 +323,8 @@ def _chosen(names: Sequence[str] | None) -> list[Claim]:
     if names is None:
         return list(CLAIMS)
     for name in names:
+        if now := REPLACED.get(name.replace("-", "_")):
+            raise StudyError(f"there is no claim {name} any more: {now} took its place (docs/claims_history.md).")
         if name not in known:
             every = f"there are {', '.join(known)}."
             meant = did_you_mean(name.replace("-", "_"), known, every, cutoff=0.4, show=str)
@@ -428,6 +423,7 @@ def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
         "shape": facts["shape"],
         "classes": facts["classes"],
         "samples": facts["samples"],
+        "available": {**facts["samples"], **facts.get("available", {})},
         "model": model,
         "description": task.description,
     }
@@ -448,7 +444,7 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
     Raises:
         StudyError: there is no study in the folder.
     """
-    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS])
+    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS], FIRST_LOOK)
     if arguments is None:
         path = Path(folder) / "study.json"
         raise StudyError(
@@ -456,6 +452,20 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
             f"{'another' if path.exists() else 'none'}: run the study's own command, with --out."
         )
     return arguments
+
+
+def refuse_contradictions(asked: Mapping[str, Any]) -> None:
+    """Raise where options of a new study contradict each other, or one has no effect beside the others.
+
+    Args:
+        asked: the arguments of :func:`study` by name.
+
+    Raises:
+        StudyError: it names both options.
+    """
+    wrong = contradiction(asked)
+    if wrong is not None:
+        raise StudyError(wrong)
 
 
 def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
@@ -482,7 +492,7 @@ def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """Return the command line that runs this study, without ``--fresh``, so that it continues."""
     defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky", "link": "infiniband"}
     words = ["gammabeta", "study", *(claims or [])]
-    for name, value in asked.items():
+    for name, value in without_contradiction(list(claims or []), asked).items():
         if value is True:
             words.append(f"--{name.replace('_', '-')}")
         elif value and str(value) != str(defaults.get(name)):

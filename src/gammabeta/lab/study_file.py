@@ -184,7 +184,7 @@ def _union(one: Wanted, other: Wanted) -> Wanted:
     return list(dict.fromkeys([*one[0], *other[0]])), compare
 
 
-def to_continue(folder: str | Path, names: Sequence[str]) -> dict[str, Any] | None:
+def to_continue(folder: str | Path, names: Sequence[str], first_look: Sequence[str]) -> dict[str, Any] | None:
     """Return the arguments of ``study`` that continue the study in a folder; None where there is none.
 
     These are the options and claims of its last run, and what earlier runs of the same study have left open. Imports
@@ -192,6 +192,7 @@ def to_continue(folder: str | Path, names: Sequence[str]) -> dict[str, Any] | No
 
     Args:
         names: of all claims.
+        first_look: those that a first look measures.
     """
     content = read(folder)
     if content is None:
@@ -203,7 +204,8 @@ def to_continue(folder: str | Path, names: Sequence[str]) -> dict[str, Any] | No
         return {**arguments, "claims": None, "compare_only": False}
     decided = _decided(folder)
     own = _wanted(content["claims"], content["compare"])[0] or []
-    left = [name for name in (names if claims is None else claims) if name in own or name not in decided]
+    whole = list(dict.fromkeys([*first_look, *own])) if content["asked"]["first_look"] else names
+    left = [name for name in (whole if claims is None else claims) if name in own or name not in decided]
     return {**arguments, "claims": left or None, "compare_only": compare}
 
 

@@ -10,8 +10,8 @@ the range, over the steps, of the loss minus the line that the gradient predicts
 Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Each cell
 (network × training loss) is a regime. There the claim is supported if both are below 1/1.25, contradicted if one is
 entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive. BatchNorm trained at the
-unnormalized arm's learning rate is a separate effect in every cell, since a larger learning rate alone leads to other
-places.
+unnormalized arm's learning rate is a separate effect in every cell, since a larger learning rate on its own leads to
+other places.
 
 Room: On the tuning seed the unnormalized network reaches at least one of the training losses; a cell is judged where
 both arms reach it with every seed. A positive control must also hold. The weights before every BatchNorm are multiplied

@@ -351,7 +351,7 @@ def _sentence(each: Mapping[str, Effect], exact: Effect, trained: Trained) -> st
         replayed = f"{_replayed(trained, schedule):.0%}" if effect.verdict == "supported" else "not judged"
         shown.append(
             f"{schedule} learning rate {effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] "
-            f"({effect.verdict}; reproduced by learning rates alone: {replayed})"
+            f"({effect.verdict}; reproduced by learning rates only: {replayed})"
         )
     wrong = int(exact.value)
     return (
