@@ -52,11 +52,11 @@ class Race:
 
 
 def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
-    """Return MLPs of depth 4 and 12 with relu and matched initialization.
+    """Return MLPs of depth 4 and, quick, 8 or, in full, 12, with relu and matched initialization.
 
     A full study adds torch's initialization; it and one with a user's model add a convolutional network.
     """
-    chosen = [experiment.mlp(4), experiment.mlp(12)]
+    chosen = [experiment.mlp(4), experiment.mlp(8 if experiment.quick else 12)]
     if not experiment.quick:
         chosen += [experiment.mlp(12, init="default"), experiment.mlp(4, init="default")]
     if experiment.user or not experiment.quick:

@@ -25,8 +25,8 @@ only hide a difference; if there is any such run, "equivalent" is never conclude
 the median time per step on one thread, without evaluation. For equal rates both arms run at the rate that the replicate
 chose for the unnormalized one and, in a full study, at that for BatchNorm.
 
-Settings: limit 300 steps. Quick: MLP of depth 4 and 12 with He's initialization, width 64, relu, and the user's model,
-4 replicates. Full: also both depths with torch's initialization and the small ResNet, 10 replicates.
+Settings: limit 300 steps. Quick: MLP of depth 4 and 8 with He's initialization, width 64, relu, and the user's model, 4
+replicates. Full: depth 4 and 12, both with torch's initialization too, and the small ResNet, 10 replicates.
 
 Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Santurkar et al. 2018
 (1805.11604); Nadeau & Bengio 2003, Inference for the Generalization Error
