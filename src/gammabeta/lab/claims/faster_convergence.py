@@ -33,8 +33,8 @@ Sources: Ioffe & Szegedy 2015, section 4.2 (arXiv 1502.03167); Bjorck et al. 201
 
 Known: On ImageNet Ioffe & Szegedy's Inception needs 31.0 million steps to 72.2 % accuracy. With BatchNorm at the same
 learning rate it needs 13.3 million, 2.3 times fewer; with 5 times the learning rate and other changes of the recipe
-(BN-x5) 2.1 million, 14 times fewer. Here each arm has its own learning rates, and the recipe stays the same. In a
-pilot run on digits, depth 4 took 55–75 steps without and 15–20 with BatchNorm; depth 12 took 120–135 and 45–50.
+(BN-x5) 2.1 million, 14 times fewer. Here each arm has its own learning rates, and the recipe stays the same. In a pilot
+run on digits, depth 4 took 55–75 steps without and 15–20 with BatchNorm; depth 12 took 120–135 and 45–50.
 """
 
 from collections.abc import Mapping, Sequence

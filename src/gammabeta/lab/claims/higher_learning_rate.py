@@ -21,11 +21,11 @@ rate and its double fail, it goes down to the first that works. Where none reach
 end, or where rates still work at its upper end, the search is censored. Whether the target is reached is read off
 validation splits, which are drawn from the same data and overlap; intervals hold Nadeau & Bengio's term for it.
 
-Settings: limit 300 steps, grid from 2⁻¹⁶ to 2²⁰; networks as in faster_convergence; the first 3 of its
-replicates (quick), all 10 (full).
+Settings: limit 300 steps, grid from 2⁻¹⁶ to 2²⁰; networks as in faster_convergence; the first 3 of its replicates
+(quick), all 10 (full).
 
-Sources: Ioffe & Szegedy 2015, section 3.3 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375);
-Nadeau & Bengio 2003, Inference for the Generalization Error
+Sources: Ioffe & Szegedy 2015, section 3.3 (arXiv 1502.03167); Bjorck et al. 2018 (1806.02375); Nadeau & Bengio 2003,
+Inference for the Generalization Error
 
 Known: Ioffe & Szegedy train Inception with BatchNorm at 5 and 30 times the learning rate.
 """
