@@ -35,6 +35,13 @@ Quick = Annotated[bool, typer.Option("--quick", help="Few replicates and small g
 FirstLook = Annotated[
     bool, typer.Option("--first-look", help="As --quick, with the recommendations and the headline claims alone.")
 ]
+AtScale = Annotated[
+    bool,
+    typer.Option(
+        "--at-scale",
+        help="All of --data, with the networks that people train on such data; as --quick otherwise. Takes hours.",
+    ),
+]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
 ]

@@ -45,14 +45,24 @@ def source(data: str, train: int | str | None = None) -> dict[str, Any]:
     if train is None:
         return found
     most = _most(train)
-    form = FORMS.get(found["data"].partition(":")[0])
-    if not (form.limited if form is not None else kind(found) != "text"):
+    if not _is_limited(found):
         forms = ", ".join(f"{prefix}:{known.argument}" for prefix, known in FORMS.items() if known.limited)
         raise TaskError(
             f"--train {train}: expected data in arrays ({forms}, or a function that returns arrays), got {data}: leave "
             "--train out."
         )
     return {**found, "train": most}
+
+
+def whole(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies all of a task's data, of which a study takes a part otherwise."""
+    return {**source, "train": None} if _is_limited(source) else dict(source)
+
+
+def _is_limited(source: Mapping[str, Any]) -> bool:
+    """Whether a number of training samples can be taken of a task's data."""
+    form = FORMS.get(source["data"].partition(":")[0])
+    return form.limited if form is not None else kind(source) != "text"
 
 
 def _most(train: int | str) -> int | None:

@@ -34,6 +34,7 @@ from gammabeta.lab.progress import progress
 from gammabeta.lab.results import Results, elsewhere, read
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
+from gammabeta.lab.sources import whole as whole_data
 from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
@@ -49,6 +50,11 @@ FIRST_LOOK = (
     "batch_noise", "affine_restores", "gradient_flow", "faster_convergence", "higher_learning_rate",
     "noise_regularizes", "small_batch", "train_eval_mismatch", "affine_only", "layernorm_in_transformers",
     "weight_decay", "axes",
+)  # fmt: skip
+# What a study at scale measures beside the recommendation: fixed beforehand, of a cost that large data allow.
+AT_SCALE = (
+    "batch_noise", "gradient_flow", "faster_convergence", "higher_learning_rate", "noise_regularizes",
+    "train_eval_mismatch", "sequences", "layernorm_in_transformers",
 )  # fmt: skip
 COLOURS = {
     "supported": "green",
@@ -86,6 +92,7 @@ def study(
     model: str | None = None,
     quick: bool = False,
     first_look: bool = False,
+    at_scale: bool = False,
     train: int | str | None = None,
     batch_size: int | None = None,
     devices: int = 1,
@@ -117,7 +124,7 @@ def study(
         train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
             ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
-            or 16 windows of text.
+            or 16 windows of text; at scale 128 images.
         devices: the number of devices, for the recommendation.
         link: between devices: ``"nvlink"``, ``"infiniband"``, ``"100gbe"``, ``"25gbe"`` or ``"10gbe"``, for the cost of
             synchronizing statistics.
@@ -128,6 +135,8 @@ def study(
         compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
         quick: few replicates and small grids.
         first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
+        at_scale: on all of ``data``, with networks and lengths of training that people use on such data, few
+            replicates, and the claims of ``AT_SCALE``.
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one per core, 1 for this process.
         seed: another number repeats the study with other initializations and batches.
@@ -146,14 +155,15 @@ def study(
         Interrupted: after Ctrl-C; everything finished is kept, and ``results.json`` is written.
     """
     console = console or Console()
-    quick = quick or first_look
     whole = claims is None
-    chosen = [] if compare_only and whole else _chosen(FIRST_LOOK if first_look and whole else claims)
+    listed = FIRST_LOOK if first_look else AT_SCALE if at_scale else None
+    chosen = [] if compare_only and whole else _chosen(listed if whole else claims)
     _check_numbers(jobs=jobs, seeds=seeds, batch_size=batch_size, devices=devices)
     _check_looks(link=link, until_settled=until_settled, seeds=seeds)
-    asked: dict[str, Any] = {"data": data, "model": model, "quick": quick and not first_look, "first_look": first_look}
+    asked: dict[str, Any] = {"data": data, "model": model, "quick": quick, "first_look": first_look}
     asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
     asked |= {
+        "at_scale": at_scale,
         "train": None if train is None else str(train),
         "batch_size": batch_size,
         "devices": devices,
@@ -162,6 +172,7 @@ def study(
     }
     asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
+    quick = quick or first_look or at_scale
     gammabeta.warm_allocator()
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
@@ -184,7 +195,7 @@ def study(
             connected(engine, address, jobs or cores()) as workers,
             progress(console, len(chosen) + len(comparing), heartbeat) as shown,
         ):
-            experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link)
+            experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link, at_scale=at_scale)
             looks = LOOKS if until_settled else ()
             running = _Running(experiment, results, console, heartbeat, shown, command, looks)
             running.say_first([task["description"] for task in tasks], store.note)
@@ -205,7 +216,7 @@ def _prepared(
         The tasks as settings identify them, the user's model, facts of every task, and the kinds to compare norms on.
     """
     model, batch_size, devices = asked["model"], asked["batch_size"], asked["devices"]
-    sources = _sources(asked["data"], asked["train"])
+    sources = _sources(asked["data"], asked["train"], at_scale=asked["at_scale"])
     modelled = kind_of_model(sources) if model else None
     user = identify(model, sources, quick=asked["quick"] or asked["first_look"]) if model else None
     tasks = [_facts(source, model if kind(source) == modelled else None) for source in sources.values()]
@@ -213,7 +224,8 @@ def _prepared(
     if model:
         comparing = [of_kind for of_kind in comparing if of_kind == modelled]
     if "images" in comparing:
-        _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+        usual = images.BATCH_AT_SCALE if asked["at_scale"] else images.BATCH
+        _check_batch(batch_size or usual, devices, len(load(sources["images"]).train))
     return sources, user, tasks, comparing
 
 
@@ -348,12 +360,15 @@ def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
         )
 
 
-def _sources(data: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
+def _sources(data: str | None, train: int | str | None, *, at_scale: bool) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
+    if at_scale and data is None:
+        raise TaskError("--at-scale: expected --data, got none: the built-in data are small; --quick is for them.")
     if train is not None and data is None:
         raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
     names = [data] if data else [row.embedded for row in KINDS.values()]
     given = [task_source(name, train) for name in names]
+    given = [whole_data(source) for source in given] if at_scale and train is None else given
     return {kind(source): source for source in given}
 
 

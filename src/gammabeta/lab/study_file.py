@@ -21,13 +21,14 @@ from gammabeta.lab.trials.trial import plain
 from gammabeta.pages.atomic import write_atomically
 from gammabeta.target import canonical, search
 
-SCHEMA = 3
+SCHEMA = 4
 _NOTHING = type(None)
 OPTIONS: dict[str, tuple[type, ...]] = {
     "data": (str, _NOTHING),
     "model": (str, _NOTHING),
     "quick": (bool,),
     "first_look": (bool,),
+    "at_scale": (bool,),
     "train": (str, _NOTHING),
     "batch_size": (int, _NOTHING),
     "devices": (int,),
@@ -46,6 +47,7 @@ FIXED = (
     "model",
     "quick",
     "first_look",
+    "at_scale",
     "train",
     "batch_size",
     "devices",
@@ -67,6 +69,7 @@ def identity(sources: Sources, user: Mapping[str, Any] | None, options: Mapping[
             "sources": sources,
             "model": user,
             "quick": options["quick"] or options["first_look"],
+            "at_scale": options["at_scale"],
             "seed": options["seed"],
             "gammabeta": gammabeta.__version__,
             "torch": torch.__version__,

@@ -270,18 +270,19 @@ def shape_for(data: TextTask, *, quick: bool) -> dict[str, int]:
 
 def shape_of(experiment: Experiment, batch: int = BATCH) -> dict[str, int]:
     """Return the size of the decoder and of its batches."""
-    return {**shape_for(load_text(experiment.sources["text"]), quick=experiment.quick), "batch": batch}
+    return {**shape_for(load_text(experiment.sources["text"]), quick=experiment.is_small), "batch": batch}
 
 
 def steps_of(experiment: Experiment) -> int:
-    if experiment.quick:
+    if experiment.is_small:
         return 200
     return 1500 if shape_of(experiment)["width"] == 128 else 800
 
 
 def shorter_of(experiment: Experiment) -> dict[str, int] | None:
-    """Return what the coarse search has other than the results: in a quick study, half of the steps."""
-    return {"steps": steps_of(experiment) // 2} if experiment.quick else None
+    """Return what the coarse search has other than the results: half of the steps if quick, a quarter at scale."""
+    share = 4 if experiment.at_scale else 2
+    return {"steps": steps_of(experiment) // share} if experiment.quick else None
 
 
 def seeds_of(experiment: Experiment) -> list[int]:
