@@ -81,7 +81,8 @@ def choose_rates(
             ``widest`` it serves `headroom`.
         make: makes the trial of (settings, exponent, replicate, split to report), where it is not one of
             ``experiment.train``. Its results have ``validation`` where the test split is reported, as those of
-            `gammabeta.lab.images.training.train`.
+            `gammabeta.lab.images.training.train`. Where that is missing or None, ``score`` is given the result itself:
+            for quantities that are not measured on a test split, such as the steps to a validation target.
     """
 
     search = coarse if isinstance(coarse, Grid) else Grid(coarse)
@@ -162,7 +163,9 @@ def _choices(runs: Mapping[int, Sequence[dict[str, Any]]], score: Callable[[dict
     """Return the exponent that each replicate chooses by its validation split."""
     count = len(next(iter(runs.values())))
     return [
-        best_exponent({exponent: score(results[place]["validation"]) for exponent, results in runs.items()})
+        best_exponent(
+            {exponent: score(results[place].get("validation") or results[place]) for exponent, results in runs.items()}
+        )
         for place in range(count)
     ]
 
