@@ -334,7 +334,8 @@ def _replayed(experiment: Experiment, seeds: Sequence[int], trained: Trained) ->
 
     replayed = experiment.grid([(schedule, True) for schedule in SCHEDULES], range(len(seeds)), trial)
     plain = experiment.grid([(schedule, False) for schedule in SCHEDULES], range(min(SHOWN, len(seeds))), trial)
-    found, norms = dict(trained.found), {}
+    found = dict(trained.found)
+    norms: dict[tuple[str, str], Sequence[Sequence[float]]] = {}
     for schedule in SCHEDULES:
         found[schedule, "replay"] = replayed[schedule, True]
         norms[schedule, "decay"] = [result["norms"] for result in replayed[schedule, True] if result["norms"]]
