@@ -5,7 +5,8 @@ from typer.testing import CliRunner
 
 from gammabeta.cli import main as cli
 from gammabeta.lab import study_file
-from gammabeta.lab.study import FIRST_LOOK, asked_for, command_line
+from gammabeta.lab.claim_sets import AT_SCALE, FIRST_LOOK
+from gammabeta.lab.study import asked_for, command_line
 from gammabeta.lab.study_file import OPTIONS
 
 
@@ -16,6 +17,11 @@ from gammabeta.lab.study_file import OPTIONS
             "--first-look --quick",
             "--first-look --quick: expected one of the two, got both: --first-look is quick on its own, and measures "
             "only the headline claims; --quick measures all.",
+        ),
+        (
+            "--at-scale --quick",
+            "--at-scale --quick: expected one of the two, got both: --at-scale has the networks and lengths of whole "
+            "studies, and --quick small ones.",
         ),
         (
             "--first-look --compare",
@@ -72,3 +78,12 @@ def test_a_first_look_that_is_resumed_for_a_claim_stays_one(tmp_path):
     study_file.write(tmp_path, None, {**run, "claims_hash": ""})
     study_file.write(tmp_path, study_file.read(tmp_path), {**run, "claims": ["sharpness"], "claims_hash": ""})
     assert asked_for(tmp_path)["claims"] == [*FIRST_LOOK, "sharpness"]
+
+
+def test_a_study_at_scale_that_is_resumed_for_a_claim_keeps_its_own_list(tmp_path):
+    asked = {**dict.fromkeys(OPTIONS), "quick": False, "first_look": False, "devices": 1, "link": "infiniband"}
+    asked |= {"until_settled": False, "confirmatory": False, "at_scale": True, "seed": 0, "engine": "loky"}
+    run = {"identity": {"sources": {}}, "asked": asked, "claims": None, "compare": False, "status": "exploratory"}
+    study_file.write(tmp_path, None, {**run, "claims_hash": ""})
+    study_file.write(tmp_path, study_file.read(tmp_path), {**run, "claims": ["sharpness"], "claims_hash": ""})
+    assert asked_for(tmp_path)["claims"] == [*AT_SCALE, "sharpness"]

@@ -13,3 +13,5 @@ AT_SCALE = (
     "batch_noise", "gradient_flow", "faster_convergence", "higher_learning_rate", "noise_regularizes",
     "train_eval_mismatch", "sequences", "layernorm_in_transformers",
 )  # fmt: skip
+# In place of all claims, by the option.
+SETS = {"first_look": FIRST_LOOK, "at_scale": AT_SCALE}

@@ -13,9 +13,17 @@ def contradiction(asked: Mapping[str, Any]) -> str | None:
     A study that is resumed is not checked: its options are those of several runs.
 
     Args:
-        asked: ``claims``, ``compare_only``, ``quick``, ``first_look``, and the names in ``OF_THE_COMPARISON``.
+        asked: ``claims``, ``compare_only``, ``quick``, ``first_look``, ``at_scale``, and the names in ``OF_THE_COMPARISON``.
     """
     claims = " ".join(asked["claims"] or [])
+    if asked["at_scale"]:
+        for name in ("quick", "first_look"):
+            if asked[name]:
+                option = f"--{name.replace('_', '-')}"
+                return (
+                    f"--at-scale {option}: expected one of the two, got both: --at-scale has the networks and lengths "
+                    f"of whole studies, and {option} small ones."
+                )
     if asked["first_look"]:
         if asked["quick"]:
             return (

@@ -19,7 +19,7 @@ from gammabeta.arguments import did_you_mean
 from gammabeta.lab import study_file
 from gammabeta.lab.choice import choose
 from gammabeta.lab.claim import Claim
-from gammabeta.lab.claim_sets import AT_SCALE, FIRST_LOOK, REPLACED
+from gammabeta.lab.claim_sets import REPLACED, SETS
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
@@ -148,14 +148,13 @@ def study(
     """
     console = console or Console()
     whole = claims is None
-    listed = FIRST_LOOK if first_look else AT_SCALE if at_scale else None
+    listed = SETS["first_look"] if first_look else SETS["at_scale"] if at_scale else None
     chosen = [] if compare_only and whole else _chosen(listed if whole else claims)
     _check_numbers(jobs=jobs, seeds=seeds, batch_size=batch_size, devices=devices)
     _check_looks(link=link, until_settled=until_settled, seeds=seeds)
     asked: dict[str, Any] = {"data": data, "model": model, "quick": quick, "first_look": first_look}
-    asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
+    asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds, "at_scale": at_scale}
     asked |= {
-        "at_scale": at_scale,
         "train": None if train is None else str(train),
         "batch_size": batch_size,
         "devices": devices,
@@ -444,7 +443,7 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
     Raises:
         StudyError: there is no study in the folder.
     """
-    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS], FIRST_LOOK)
+    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS], SETS)
     if arguments is None:
         path = Path(folder) / "study.json"
         raise StudyError(

@@ -184,7 +184,7 @@ def _union(one: Wanted, other: Wanted) -> Wanted:
     return list(dict.fromkeys([*one[0], *other[0]])), compare
 
 
-def to_continue(folder: str | Path, names: Sequence[str], first_look: Sequence[str]) -> dict[str, Any] | None:
+def to_continue(folder: str | Path, names: Sequence[str], sets: Mapping[str, Sequence[str]]) -> dict[str, Any] | None:
     """Return the arguments of ``study`` that continue the study in a folder; None where there is none.
 
     These are the options and claims of its last run, and what earlier runs of the same study have left open. Imports
@@ -192,7 +192,7 @@ def to_continue(folder: str | Path, names: Sequence[str], first_look: Sequence[s
 
     Args:
         names: of all claims.
-        first_look: those that a first look measures.
+        sets: those that a study with an option measures in place of all, by the option.
     """
     content = read(folder)
     if content is None:
@@ -204,7 +204,8 @@ def to_continue(folder: str | Path, names: Sequence[str], first_look: Sequence[s
         return {**arguments, "claims": None, "compare_only": False}
     decided = _decided(folder)
     own = _wanted(content["claims"], content["compare"])[0] or []
-    whole = list(dict.fromkeys([*first_look, *own])) if content["asked"]["first_look"] else names
+    listed = next((of_set for option, of_set in sets.items() if content["asked"][option]), None)
+    whole = names if listed is None else list(dict.fromkeys([*listed, *own]))
     left = [name for name in (whole if claims is None else claims) if name in own or name not in decided]
     return {**arguments, "claims": left or None, "compare_only": compare}
 
