@@ -13,7 +13,8 @@ def contradiction(asked: Mapping[str, Any]) -> str | None:
     A study that is resumed is not checked: its options are those of several runs.
 
     Args:
-        asked: ``claims``, ``compare_only``, ``quick``, ``first_look``, ``at_scale``, and the names in ``OF_THE_COMPARISON``.
+        asked: ``claims``, ``compare_only``, ``quick``, ``first_look``, ``at_scale``, and the names in
+            ``OF_THE_COMPARISON``.
     """
     claims = " ".join(asked["claims"] or [])
     if asked["at_scale"]:
