@@ -1,0 +1,76 @@
+"""The tables of `gammabeta verify`: by operation and dtype, and by backend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from gammabeta.proof.report import again
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gammabeta.proof.outcome import BackendOutcome, Cell, Verification
+
+SHOWN = 5
+"""Failed cases that are printed of a backend."""
+
+
+def show(found: Verification, console: Console) -> None:
+    """Print what was found for people."""
+    reasons: list[str] = []
+    console.print(_by_operation(found, reasons))
+    for number, reason in enumerate(reasons, 1):
+        console.print(f"[dim][{number}] {escape(reason)}[/]", soft_wrap=True, highlight=False)
+    console.print()
+    console.print(_by_backend(found))
+    for backend in found.backends:
+        for failure in backend.failures[:SHOWN] if backend.judged else ():
+            console.print(f"\n[red]{escape(failure['case'])}[/] on {failure['backend']}", highlight=False)
+            console.print(escape(failure["message"]), soft_wrap=True, highlight=False)
+            console.print(escape(again(failure)), soft_wrap=True, highlight=False, style="dim")
+    console.print(f"\n{escape(summary(found))}", soft_wrap=True, highlight=False)
+
+
+def summary(found: Verification) -> str:
+    """Return the outcome in a line, and where the certificates are."""
+    judged = [backend for backend in found.backends if backend.judged]
+    failed = [backend.name for backend in judged if not backend.passed]
+    verdict = f"failed on {', '.join(failed)}" if failed else "all within tolerance"
+    line = f"{found.cases:,} cases on {len(found.backends)} backends in {found.seconds:.0f} s: {verdict}"
+    return "\n".join([line, *(f"certificate  {path}" for path in found.certificates.values())])
+
+
+def _by_operation(found: Verification, reasons: list[str]) -> Table:
+    """Return a row for every operation and dtype, of all backends that are judged: the worst error's share first."""
+    table = Table("operation", "dtype", "cases", "error", "allowed", "of", "on", "time", "", box=None, pad_edge=False)
+    for name in ("cases", "error", "allowed", "time"):
+        next(c for c in table.columns if c.header == name).justify = "right"
+    by_place: dict[tuple[str, str], list[tuple[BackendOutcome, Cell]]] = {}
+    for backend in found.backends:
+        for place, cell in backend.cells.items() if backend.judged else ():
+            by_place.setdefault(place, []).append((backend, cell))
+    for (op, dtype), cells in by_place.items():
+        backend, worst = max(cells, key=lambda pair: (pair[1].failed, pair[1].share))
+        if worst.reason not in reasons:
+            reasons.append(worst.reason)
+        failed = sum(cell.failed for _, cell in cells)
+        table.add_row(
+            op, dtype, str(sum(cell.cases for _, cell in cells)), f"{worst.error:.2f} ulp",
+            f"{worst.allowed:.2f} ulp [dim]\\[{reasons.index(worst.reason) + 1}][/]", worst.quantity, backend.name,
+            f"{sum(cell.seconds for _, cell in cells):.1f} s", f"[red]{failed} failed[/]" if failed else "[green]✓[/]",
+        )  # fmt: skip
+    return table
+
+
+def _by_backend(found: Verification) -> Table:
+    table = Table("backend", "on", "cases", "time", "verdict", box=None, pad_edge=False)
+    for backend in found.backends:
+        colour = "green" if backend.passed else "red" if backend.judged else "yellow"
+        verdict = backend.verdict + (f": {backend.failed} of {backend.cases}" if backend.failed else "")
+        table.add_row(
+            backend.name, escape(backend.on), str(backend.cases), f"{backend.seconds:.1f} s", f"[{colour}]{verdict}[/]"
+        )
+    return table
