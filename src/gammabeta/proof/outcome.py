@@ -108,7 +108,7 @@ class Verification:
         backends: of each backend, what was found.
         certificates: by "native" or "triton:0", the files that were written.
         environment: versions and devices, by name.
-        seconds: how long it took, in s.
+        seconds: how long it took, in seconds.
         seed: of the random values; an integer.
     """
 

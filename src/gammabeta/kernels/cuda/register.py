@@ -114,7 +114,7 @@ def serves() -> bool:
     if wanted != "0" and multiprocessing.parent_process() is None:
         warnings.warn(
             f"gammabeta: the Triton kernels for CUDA are not used: {reason}. Results are still right, by torch's "
-            "own ops and the reference in plain torch. GAMMABETA_KERNELS=0 runs without them.",
+            f"own ops and the reference in plain torch. {cure(reason)}GAMMABETA_KERNELS=0 runs without them.",
             RuntimeWarning,
             stacklevel=2,
         )
