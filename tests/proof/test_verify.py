@@ -39,7 +39,7 @@ def outcome(name: str, judged: bool, *events) -> BackendOutcome:
     return made
 
 
-GOOD = event(CASE, compared=[("output", 0.5, 1.5, 3.0, 0), ("grad input", 0.25, 1.0, 4.0, 4)])
+GOOD = event(CASE, compared=[("output", 1.5, 3.0, 0), ("grad input", 1.0, 1.25, 4)])
 BAD = event("masks/rms_norm/bfloat16/random-residual", failure="rms_norm output: 3 of 9 elements off")
 
 
@@ -96,30 +96,14 @@ def test_the_table_has_the_worst_error_beside_what_is_allowed_and_why(monkeypatc
     done = run()
     assert done.exit_code == 0, "torch's own ops on a GPU are not ours to judge"
     row = next(line for line in done.stdout.splitlines() if line.startswith("layer_norm"))
-    assert row.split() == [
-        "layer_norm",
-        "float32",
-        "1",
-        "1.50",
-        "ulp",
-        "3.00",
-        "ulp",
-        "[1]",
-        "output",
-        "reference",
-        "0.5",
-        "s",
-        "✓",
-    ]
+    assert " ".join(row.split()) == "layer_norm float32 1 1.50 3.00 [1] output 0.5 s ✓"
     assert "[1] difference, variance, root, product" in done.stdout
     assert "differs: 1 of 1" in done.stdout
     assert "all within tolerance" in done.stdout
 
 
 @pytest.mark.parametrize("how", ["kill -9 $$", "exit 1"])
-def test_a_process_that_ends_is_a_failure_of_its_case(
-    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_ends_fails_its_case(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "python"
     begun = '{"begin": "reference", "on": "", "cases": 2}'
     script.write_text(f"#!/bin/sh\nread line\necho '{begun}'\necho '{{\"case\": \"{CASE}\"}}'\necho no >&2\n{how}\n")
@@ -154,6 +138,6 @@ def test_every_backend_runs_what_says_something_about_it() -> None:
         ran = {e.topic for e in cases if backend.runs(e.op, e.case, e.topic)}
         assert {"values", "sizes"} <= ran
         assert ("bits" in ran) == (backend.route in ("ops", "interpreted"))
-        assert ("ranks" in ran) == (backend.route in ("ops", "reference"))
+        assert ("ranks" in ran) == (backend.name == backends.backends()[0].name)
     with pytest.raises(ValueError, match="Names are topic/operation/dtype/settings"):
         named(["xyzzy"])

@@ -12,7 +12,7 @@ from gammabeta.proof.report import again
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from gammabeta.proof.outcome import BackendOutcome, Cell, Verification
+    from gammabeta.proof.outcome import Cell, Verification
 
 SHOWN = 5
 """Failed cases that are printed of a backend."""
@@ -44,23 +44,23 @@ def summary(found: Verification) -> str:
 
 
 def _by_operation(found: Verification, reasons: list[str]) -> Table:
-    """Return a row for every operation and dtype, of all backends that are judged: the worst error's share first."""
-    table = Table("operation", "dtype", "cases", "error", "allowed", "of", "on", "time", "", box=None, pad_edge=False)
-    for name in ("cases", "error", "allowed", "time"):
-        next(c for c in table.columns if c.header == name).justify = "right"
-    by_place: dict[tuple[str, str], list[tuple[BackendOutcome, Cell]]] = {}
+    """Return a row for every operation and dtype: the largest error of all backends that are judged."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("operation", "dtype", "cases", "error", "allowed ulp", "why", "of", "time", ""):
+        table.add_column(name, justify="right" if name in ("cases", "error", "time") else "left", no_wrap=True)
+    by_place: dict[tuple[str, str], list[Cell]] = {}
     for backend in found.backends:
         for place, cell in backend.cells.items() if backend.judged else ():
-            by_place.setdefault(place, []).append((backend, cell))
+            by_place.setdefault(place, []).append(cell)
     for (op, dtype), cells in by_place.items():
-        backend, worst = max(cells, key=lambda pair: (pair[1].failed, pair[1].share))
+        worst = max(cells, key=lambda cell: cell.error)
         if worst.reason not in reasons:
             reasons.append(worst.reason)
-        failed = sum(cell.failed for _, cell in cells)
+        failed = sum(cell.failed for cell in cells)
         table.add_row(
-            op, dtype, str(sum(cell.cases for _, cell in cells)), f"{worst.error:.2f} ulp",
-            f"{worst.allowed:.2f} ulp [dim]\\[{reasons.index(worst.reason) + 1}][/]", worst.quantity, backend.name,
-            f"{sum(cell.seconds for _, cell in cells):.1f} s", f"[red]{failed} failed[/]" if failed else "[green]✓[/]",
+            op, dtype, str(sum(cell.cases for cell in cells)), f"{worst.error:.2f}", f"{worst.allowed:.2f}",
+            f"[dim]\\[{reasons.index(worst.reason) + 1}][/]", worst.quantity,
+            f"{sum(cell.seconds for cell in cells):.1f} s", f"[red]{failed} failed[/]" if failed else "[green]✓[/]",
         )  # fmt: skip
     return table
 

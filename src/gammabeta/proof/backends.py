@@ -46,21 +46,21 @@ class Backend:
         """Return whether the case says something about this backend."""
         if not case.on("cuda" if self.device != "cpu" and self.route == "ops" else self.route):
             return False
-        if topic == "ranks":
-            return self.device == "cpu"
+        if topic == "ranks":  # what it adds to the other topics is the same on all of them
+            return self.name == backends()[0].name
         if self.route == "chosen" and self.device == "cpu":  # elsewhere it is the reference that computes
             return op in BY_TORCH_ON_CPU and topic not in ("masks", "sources")
         return True
 
 
 def backends() -> list[Backend]:
-    """Return the backends of this machine. Asks whether CUDA has devices."""
+    """Return the backends of this machine, the one that serves first. Asks whether CUDA has devices."""
     found = [
         Backend(f"native:{isa}", "ops", "cpu", {"GAMMABETA_KERNELS": "1", "GAMMABETA_ISA": isa.lower()}, True, "native")
         for isa in instruction_sets()
     ]
-    found.append(Backend("torch", "chosen", environment={"GAMMABETA_KERNELS": "0"}))
     found.append(Backend("reference", "reference", environment={"GAMMABETA_KERNELS": "0"}))
+    found.append(Backend("torch", "chosen", environment={"GAMMABETA_KERNELS": "0"}))
     for index, device in distinct_devices():
         if cuda.incapable() is None:
             triton = {"GAMMABETA_KERNELS": "1"}

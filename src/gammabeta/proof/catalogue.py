@@ -11,7 +11,7 @@ from gammabeta.proof.case import Case
 from gammabeta.proof.operations import DTYPES, OPS
 from gammabeta.proof.topics import TOPICS
 
-SPARSE = {"dtypes": 8, "layouts": 3, "finishes": 3, "masks": 3, "sizes": 3, "running": 2, "sources": 6}
+SPARSE = {"values": 2, "dtypes": 8, "layouts": 3, "finishes": 3, "masks": 3, "sizes": 4, "running": 2, "sources": 6}
 """Of the topics that go through products of settings, one in so many cases is run, unless all are asked for."""
 
 

@@ -24,17 +24,15 @@ class MismatchError(AssertionError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """One result beside the oracle's, at the element whose error is the largest share of what is allowed.
+    """One result beside the oracle's, at the element whose error is the largest.
 
     Attributes:
         quantity: the result's name.
-        share: the error divided by the allowed error.
-        error, allowed: both in ulp: spacings of the result's dtype at the element's magnitude (`magnitudes.py`).
+        error, allowed: in ulp: spacings of the result's dtype at the element's magnitude (`magnitudes.py`).
         row: the row of the table that allows it, with the reason.
     """
 
     quantity: str
-    share: float
     error: float
     allowed: float
     row: Row
@@ -113,13 +111,12 @@ def assert_same_bits(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
 def _compared(
     limit: Row, error: Tensor, allowed: Tensor, wanted: Tensor, magnitude: Magnitude, dtype: torch.dtype
 ) -> Comparison:
-    share = (error / allowed).nan_to_num(0.0, 0.0, 0.0).flatten()
-    most = int(share.argmax())
-    size = torch.maximum(wanted.abs(), magnitude.arithmetic).expand_as(wanted).flatten()[most]
-    finfo = torch.finfo(dtype)
-    ulp = max(float(torch.exp2(torch.floor(torch.log2(size)))), finfo.smallest_normal) * finfo.eps
-    most_error, most_allowed = (float(t.expand_as(wanted).flatten()[most]) / ulp for t in (error, allowed))
-    return Comparison(limit.quantity, float(share[most]), most_error, most_allowed, limit)
+    finfo, size = torch.finfo(dtype), torch.maximum(wanted.abs(), magnitude.arithmetic)
+    size = size.nan_to_num(finfo.max, finfo.max).clamp(finfo.smallest_normal, finfo.max)
+    ulp = (torch.exp2(torch.floor(torch.log2(size))) * finfo.eps).expand_as(wanted)
+    in_ulp = (error / ulp).flatten()
+    most = int(in_ulp.argmax())
+    return Comparison(limit.quantity, float(in_ulp[most]), float((allowed / ulp).flatten()[most]), limit)
 
 
 def _record(call: Call, limit: Row, by: str, sizes: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> None:

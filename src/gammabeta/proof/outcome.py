@@ -15,7 +15,7 @@ MOST_FAILURES = 20
 
 @dataclass
 class Cell:
-    """One operation in one dtype on one backend: its cases, and the error that is the largest share of what is allowed.
+    """One operation in one dtype on one backend: its cases, and the largest error.
 
     Attributes:
         error, allowed: in ulp of the result's dtype at the element's magnitude.
@@ -25,7 +25,6 @@ class Cell:
     cases: int = 0
     failed: int = 0
     seconds: float = 0.0
-    share: float = 0.0
     error: float = 0.0
     allowed: float = 0.0
     quantity: str = ""
@@ -36,9 +35,9 @@ class Cell:
         self.cases += 1
         self.seconds += event["seconds"]
         self.failed += "failure" in event
-        for quantity, share, error, allowed, row in event.get("compared", ()):
-            if share > self.share or self.row is None:
-                self.share, self.error, self.allowed, self.quantity, self.row = share, error, allowed, quantity, row
+        for quantity, error, allowed, row in event.get("compared", ()):
+            if error > self.error or self.row is None:
+                self.error, self.allowed, self.quantity, self.row = error, allowed, quantity, row
 
     @property
     def reason(self) -> str:

@@ -46,7 +46,7 @@ def _outcome(entry: Entry, backend: Backend, seed: int) -> dict[str, Any]:
         return {"failure": str(error)}
     except Exception as error:
         return {"failure": f"raised {type(error).__name__}: {error}"}
-    return {"compared": [(c.quantity, c.share, c.error, c.allowed, TABLE.index(c.row)) for c in compared]}
+    return {"compared": [(c.quantity, c.error, c.allowed, TABLE.index(c.row)) for c in compared]}
 
 
 def _write(out: IO[str], event: dict[str, Any]) -> None:

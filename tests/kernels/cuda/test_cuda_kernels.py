@@ -85,9 +85,9 @@ def test_switched_off_there_is_no_warning(machine, monkeypatch):
     assert cuda.missing() == "switched off by GAMMABETA_KERNELS=0"
 
 
-def certified(device=0, passed=True, **changed):
+def certified(index=0, passed=True, **changed):
     """Write the certificate of a GPU, or of one that differs from it."""
-    identity = dataclasses.replace(cuda.identity(device), **changed)
+    identity = dataclasses.replace(cuda.identity(index), **changed)
     made = certificate.Certificate(identity, passed, "2026-01-02T03:04:05+00:00", {})
     write_atomically(certificate.path_of(identity), certificate.document(made))
 
