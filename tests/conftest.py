@@ -75,7 +75,7 @@ def pytest_configure():
 
 
 @pytest.fixture(params=ROUTES)
-def route(request, monkeypatch):
+def route(request):
     """Run a test three ways: as users call, with our kernels wherever they can run, and with the reference instead."""
-    with taken(request.param, monkeypatch):
+    with taken(request.param):
         yield request.param

@@ -6,17 +6,16 @@ place of those for the CPU, and there is no other route.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-import pytest
 import torch
-from tests.interpreter import INTERPRETED
 
 import gammabeta
-from gammabeta import aten
+from gammabeta.proof import routes
+from gammabeta.proof.interpreter import INTERPRETED
+from gammabeta.proof.routes import registered_for_cpu, triton_instead_of_kernels
 
 ON_GPU = ("cuda",) if torch.cuda.is_available() and not INTERPRETED else ()
 
@@ -26,26 +25,15 @@ OURS = ("interpreted",) if INTERPRETED else ("ops", "reference") if gammabeta.op
 ROUTES = OURS if INTERPRETED else ("chosen", *OURS, *ON_GPU)
 """With the route of a user's call ("chosen"): torch's own op for some, ours for others. On a GPU: our kernels."""
 
-_device = "cpu"
-
-
-def device() -> str:
-    """Return the device of the present route; calls move their tensors there, and results back."""
-    return _device
-
 
 @contextmanager
-def taken(route: str, patch: pytest.MonkeyPatch) -> Iterator[None]:
+def taken(route: str) -> Iterator[None]:
     """Make all calls in the context take that route."""
     if route == "chosen":
         yield
         return
-    if route == "cuda":
-        patch.setattr("tests.routes._device", "cuda")
-    patch.setattr("gammabeta.ops.has_kernel", lambda device: True)
-    patch.setattr(aten.Finish, "left_to_torch", lambda self, x: False)
     others = {"reference": reference_instead_of_kernels, "interpreted": triton_instead_of_kernels}
-    with others.get(route, nullcontext)():
+    with routes.on("cuda" if route == "cuda" else "cpu"), routes.by_our_ops(), others.get(route, nullcontext)():
         yield
 
 
@@ -72,37 +60,6 @@ def reference_instead_of_kernels() -> Iterator[None]:
 
 def _has_cpu_kernel(name: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"gammabeta::{name}", "CPU")
-
-
-@contextmanager
-def triton_instead_of_kernels() -> Iterator[None]:
-    """Make every op with a Triton kernel run it on CPU tensors, interpreted."""
-    from tests.interpreter import set_up
-
-    from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS
-
-    set_up()
-
-    def of(name: str) -> Callable[..., Any]:
-        # What is registered for CUDA leaves tensors without elements to the default implementation too.
-        default = gammabeta.ops.DEFAULTS[name]
-        return lambda x, *args: (IMPLEMENTATIONS[name] if x.numel() else default)(x, *args)
-
-    with registered_for_cpu({name: of(name) for name in IMPLEMENTATIONS}):
-        yield
-
-
-@contextmanager
-def registered_for_cpu(implementations: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    library = torch.library.Library("gammabeta", "IMPL")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
-            for name, implementation in implementations.items():
-                library.impl(name, implementation, "CPU", allow_override=True)
-        yield
-    finally:
-        library._destroy()
 
 
 def _default_implementation(name: str) -> Callable[..., Any]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.interpreter import INTERPRETED
 from tests.routes import reference_instead_of_kernels
 from tests.threads import one_thread
 from torch import nn
 
 import gammabeta
 from gammabeta import functional
+from gammabeta.proof.interpreter import INTERPRETED
 
 SPEC = importlib.util.spec_from_file_location("accuracy", Path(__file__).parents[1] / "docs" / "accuracy.py")
 accuracy = importlib.util.module_from_spec(SPEC)

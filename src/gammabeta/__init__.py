@@ -15,6 +15,8 @@ from gammabeta.layers.rms_norm import RMSNorm
 from gammabeta.masks import lengths_to_mask
 from gammabeta.moments import Moments
 from gammabeta.monitoring.watch import watch
+from gammabeta.proof.outcome import Verification
+from gammabeta.proof.verify import verify
 from gammabeta.surgery.adopt import adopt, release
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.contexts import accumulate_statistics, frozen_statistics
@@ -46,6 +48,7 @@ __all__ = [
     "LayerNorm",
     "Moments",
     "RMSNorm",
+    "Verification",
     "accumulate_statistics",
     "adopt",
     "check",
@@ -68,6 +71,7 @@ __all__ = [
     "statistics",
     "train_eval_gap",
     "unfreeze",
+    "verify",
     "warm_allocator",
     "watch",
 ]

@@ -79,5 +79,6 @@ def _cpu_kernels() -> str:
 def _cuda_kernels() -> str:
     reason = cuda.missing()
     if reason is not None:
-        return f"none, torch's own ops and the reference in plain torch serve: {reason}"
+        cure = cuda.cure(reason).removesuffix(" ")
+        return f"none, torch's own ops and the reference in plain torch serve: {reason}" + (f". {cure}" if cure else "")
     return f"Triton {cuda.triton_version()}, float64, float32, bfloat16 and float16"

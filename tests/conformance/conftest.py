@@ -17,7 +17,7 @@ def _one_thread() -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tolerances.py quotes as measured, with CONFORMANCE_REPORT=1 (and in one process)."""
     if os.environ.get("CONFORMANCE_REPORT"):
-        from tests.conformance.check import WORST
+        from gammabeta.proof.check import WORST
 
         terminalreporter.section("largest errors, in roundings of the magnitude")
         for (dtype, name, by), worst in sorted(WORST.items()):

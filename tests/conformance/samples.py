@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.conformance.call import Call
 from torch import Tensor
+
+from gammabeta.proof.call import Call
 
 OPS_WITH_SAMPLES = ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
 

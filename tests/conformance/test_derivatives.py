@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conformance.call import ADD_OPS, CHANNEL_OPS, DIFFERENTIABLE, OPS, random_call
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import gammabeta as gb
+from gammabeta.proof.call import DIFFERENTIABLE
+from gammabeta.proof.operations import ADD_OPS, CHANNEL_OPS, OPS
+from gammabeta.proof.random_call import random_call
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((op, {}) for op in OPS if op != "batch_norm"),

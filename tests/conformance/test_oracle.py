@@ -7,9 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tests.conformance.call import DIFFERENTIABLE, DTYPES, OPS, RUNNING, masked_elements, random_call
-from tests.conformance.oracle import expected
-from tests.conformance.tolerances import ANY, FULL, HALF, TABLE, row
+
+from gammabeta.proof.call import DIFFERENTIABLE, RUNNING, masked_elements
+from gammabeta.proof.operations import DTYPES, OPS
+from gammabeta.proof.oracle import expected
+from gammabeta.proof.random_call import random_call
+from gammabeta.proof.tolerances import ANY, FULL, HALF, TABLE, row
 
 QUANTITIES = ("output", "total", *(f"grad {name}" for name in DIFFERENTIABLE), *RUNNING)
 ADDED = ("output", "total", *(f"grad {name}" for name in DIFFERENTIABLE))

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conformance.call import DTYPES, Call, collect, run
-from tests.conformance.check import assert_close, assert_conforms, computed_by
 from tests.conformance.samples import OPS_WITH_SAMPLES, error_samples, samples
 from torch import Tensor, nn
 
 import gammabeta as gb
+from gammabeta.proof.call import Call, collect, run
+from gammabeta.proof.check import assert_close, assert_conforms, computed_by
+from gammabeta.proof.operations import DTYPES
 
 
 def refusal(call: Call) -> str | None:

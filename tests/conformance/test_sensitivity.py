@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conformance.call import RUNNING, Call, random_call, run
-from tests.conformance.check import assert_close, assert_conforms
-from tests.conformance.oracle import expected
 from torch import Tensor
 
 import gammabeta.aten
 import gammabeta.functional
 from gammabeta import autograd, reference
 from gammabeta.moments import Moments
+from gammabeta.proof.call import RUNNING, Call, run
+from gammabeta.proof.check import assert_close, assert_conforms
+from gammabeta.proof.oracle import expected
+from gammabeta.proof.random_call import random_call
 
 Patch = pytest.MonkeyPatch
 by_the_reference = pytest.mark.parametrize("route", ["reference"], indirect=True)

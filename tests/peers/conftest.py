@@ -17,7 +17,7 @@ ROUTES = ("ours", "torch's")
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Our ops in every call; and torch's in every call that may be left to them, whatever its size."""
     if request.param == "ours":
-        with taken(OURS[0], monkeypatch):
+        with taken(OURS[0]):
             yield request.param
         return
     monkeypatch.setattr(kernels, "WORTH_IT", dict.fromkeys(kernels.WORTH_IT, math.inf))

@@ -18,7 +18,9 @@ OF_BANDWIDTH = 0.85  # share of the bandwidth of a device-to-device copy
 def missing() -> str | None:
     """Return why nothing can be measured, in a sentence; None where it can."""
     reason = cuda.missing()
-    return None if reason is None else f"it needs a GPU that the CUDA kernels support: {reason}"
+    if reason is None:
+        return None
+    return f"it needs a GPU on which the CUDA kernels serve: {reason}. {cuda.cure(reason)}".rstrip(". ")
 
 
 def liger_missing() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -233,6 +234,43 @@ def bench(
     except engine.Interrupted as stopped:
         say(str(stopped))
         raise typer.Exit(STOPPED) from None
+
+
+@app.command()
+def verify(
+    backends: options.Backends = None,
+    cases: options.Cases = None,
+    thorough: options.Thorough = False,
+    seed: options.VerifySeed = 0,
+    jobs: options.VerifyJobs = None,
+    report: options.Report = False,
+    output: options.VerifyOutput = "text",
+    debug: options.Debug = False,
+) -> None:
+    """Compare every norm on this machine with a float64 oracle, and write certificates.
+
+    Every operation, forward and backward, on every backend that is here. The Triton kernels serve on a GPU once they
+    have passed on it; native kernels that have failed serve no more. Exit codes: 0 all passed, 1 something failed.
+    """
+    from gammabeta.cli import verification
+    from gammabeta.proof.verify import VerifyError
+
+    if output not in ("text", "json"):
+        _fail(f"--format: expected text or json, got {output!r}.")
+    console = Console(highlight=False)
+    try:
+        found = gammabeta.verify(
+            backends=backends, cases=cases, thorough=thorough, seed=seed, jobs=jobs, console=Console(stderr=True)
+        )
+    except VerifyError as error:
+        _fail(str(error))
+    if output == "json":
+        write(json.dumps(found.to_dict(), indent=1, ensure_ascii=False), output)
+    elif report:
+        write(found.report(), output)
+    else:
+        verification.show(found, console)
+    raise typer.Exit(0 if found.passed else FOUND)
 
 
 @app.command()

@@ -297,3 +297,30 @@ BenchOut = Annotated[
 ]
 NoCompile = Annotated[bool, typer.Option("--no-compile", help="Leave out torch.compile, which compiles once per row.")]
 BenchQuick = Annotated[bool, typer.Option("--quick", help="Few rows and few rounds.")]
+
+# verify
+Backends = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        help="Only this backend, such as [bold]native[/], [bold]native:avx2[/], [bold]triton:0[/], [bold]torch[/] or "
+        "[bold]reference[/]; may be repeated.",
+        show_default=False,
+    ),
+]
+Cases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--case", metavar="NAME", help="Only this case, by its name; may be repeated. Writes no certificate.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Thorough = Annotated[bool, typer.Option("--thorough", help="Every case: three times as many.")]
+VerifySeed = Annotated[int, typer.Option("--seed", metavar="N", help="The seed of the random values.")]
+VerifyJobs = Annotated[
+    int | None,
+    typer.Option("--jobs", metavar="N", min=1, help="Backends at once (default: one for every two cores)."),
+]
+Report = Annotated[bool, typer.Option("--report", help="Print one text to paste into an issue, instead of the tables.")]
+VerifyOutput = Annotated[str, typer.Option("--format", metavar="FORMAT", help="[bold]text[/] or [bold]json[/].")]

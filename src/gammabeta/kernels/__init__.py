@@ -9,19 +9,24 @@ The environment variable GAMMABETA_KERNELS is read once:
 - `0` leaves the kernels out, without a warning.
 - `1` requires them: a missing CPU kernel is an ImportError, a missing CUDA kernel a RuntimeError at the first CUDA
   tensor.
-- Unset, they are used where they are available. If not, there is one RuntimeWarning per process.
+- Unset, they are used where they are available and not found wanting: the CPU kernels unless `gammabeta verify` has
+  failed here, the CUDA kernels once it has passed (`certificate.py`). If not, there is one RuntimeWarning per process.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import multiprocessing
 import os
+import platform
 import warnings
+from pathlib import Path
 
 import torch
 
 from gammabeta.activations import ACTIVATIONS
+from gammabeta.kernels import certificate
 from gammabeta.kernels.cuda import register
 
 EXTENSION = f"{__name__}._cpu"
@@ -31,6 +36,9 @@ def _load() -> str | None:
     """Load the extension. Return why it is missing, None where it is loaded."""
     if os.environ.get("GAMMABETA_KERNELS") == "0":
         return "switched off by GAMMABETA_KERNELS=0"
+    if os.environ.get("GAMMABETA_KERNELS") != "1" and (failed := failure()) is not None:
+        first = failed.failures[0]["case"] if failed.failures else "unknown"
+        return f"out of service: they failed `gammabeta verify` here on {failed.when[:10]}, first in {first}"
     try:
         importlib.import_module(EXTENSION)
     except ModuleNotFoundError as error:
@@ -42,6 +50,35 @@ def _load() -> str | None:
     built = torch.ops.gammabeta.cpu_activations() if hasattr(torch.ops.gammabeta, "cpu_activations") else "unknown ones"
     _check_activations(tuple(built.split(",")))
     return None
+
+
+def built() -> bool:
+    """Return whether the extension is there, loaded or not."""
+    return importlib.util.find_spec(EXTENSION) is not None
+
+
+def identity() -> certificate.Identity:
+    """Return what a certificate of the native kernels is about. It reads the extension's file."""
+    found = importlib.util.find_spec(EXTENSION)
+    files = [] if found is None or found.origin is None else [Path(found.origin)]
+    return certificate.Identity("native", _processor(), {"torch": torch.__version__}, certificate.digest_of(files))
+
+
+def failure() -> certificate.Certificate | None:
+    """Return the certificate by which the native kernels are out of service here, None where there is none."""
+    for found in certificate.written("native"):
+        if not found.passed and found.identity == identity():
+            return found
+    return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
 
 
 def _check_activations(built: tuple[str, ...]) -> None:
@@ -61,6 +98,8 @@ def _tell(reason: str) -> None:
     """Raise or warn, depending on GAMMABETA_KERNELS and the process."""
     wanted = os.environ.get("GAMMABETA_KERNELS")
     cure = "Reinstall gammabeta with pip install --no-build-isolation, where torch and g++ or clang++ are installed"
+    if reason.startswith("out of service"):
+        cure = "Please report it with what `gammabeta verify --report` prints"
     if wanted == "1":
         raise ImportError(
             f"gammabeta: GAMMABETA_KERNELS=1 requires the native CPU kernels, which are {reason}. {cure}."

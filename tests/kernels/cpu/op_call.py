@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tests.conformance.call import ADD_OPS, CHANNEL_OPS, Call, random_call
-from tests.conformance.check import assert_close
 from torch import Tensor
 
 from gammabeta import reference
 from gammabeta.moments import statistics_dtype
 from gammabeta.ops import add_sample_norm_forward
+from gammabeta.proof.call import Call
+from gammabeta.proof.check import assert_close
+from gammabeta.proof.operations import ADD_OPS, CHANNEL_OPS
+from gammabeta.proof.random_call import random_call
 
 ops = torch.ops.gammabeta
 

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 from tests.conformance.test_schemas import arguments as arguments_in
-from tests.interpreter import INTERPRETED
 from tests.kernels.cpu.damage import (
     AGREED,
     REFUSED,
@@ -37,6 +36,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 import gammabeta.ops
 from gammabeta.kernels.cuda import register as cuda
+from gammabeta.proof.interpreter import INTERPRETED
 
 NAMES = tensor_ops()
 LAUNCHED = [name for name in NAMES if name in gammabeta.ops.DEFAULTS]
@@ -69,7 +69,7 @@ def _launches_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cuda, "serves", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     if INTERPRETED:
-        from tests.interpreter import set_up
+        from gammabeta.proof.interpreter import set_up
 
         set_up()
     with warnings.catch_warnings():

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.conformance.call import ADD_OPS, DTYPES, RUNNING, Call
-from tests.conformance.magnitudes import magnitudes
 from tests.kernels.cpu.op_call import (
     FINISHED,
     MODES,
@@ -18,6 +16,10 @@ from tests.kernels.cpu.op_call import (
     by_reference,
     op_call,
 )
+
+from gammabeta.proof.call import RUNNING, Call
+from gammabeta.proof.magnitudes import magnitudes
+from gammabeta.proof.operations import ADD_OPS, DTYPES
 
 SHAPE = (5, 6, 37)
 

@@ -7,8 +7,10 @@ import math
 
 import pytest
 import torch
-from tests.conformance.call import ACTIVATIONS, DTYPES
 from tests.kernels.cpu.op_call import FINISHED, MODES, OVER_CHANNELS, assert_equals_reference, by_kernel, op_call
+
+from gammabeta.proof.call import ACTIVATIONS
+from gammabeta.proof.operations import DTYPES
 
 NAN, INF = math.nan, math.inf
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.conformance.call import ACTIVATIONS, DTYPES, Call
 from tests.kernels.cpu.op_call import (
     Results,
     assert_equals_reference,
@@ -20,6 +19,8 @@ from tests.kernels.cpu.op_call import (
 from torch import Tensor
 
 from gammabeta.moments import Moments
+from gammabeta.proof.call import ACTIVATIONS, Call
+from gammabeta.proof.operations import DTYPES
 
 
 def channels_last(t: Tensor) -> Tensor:

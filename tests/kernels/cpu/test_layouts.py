@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.conformance.call import ADD_OPS, DTYPES, Call
 from tests.kernels.cpu.op_call import (
     FINISHED,
     MODES,
@@ -21,6 +20,9 @@ from tests.kernels.cpu.op_call import (
 )
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gammabeta.proof.call import Call
+from gammabeta.proof.operations import ADD_OPS, DTYPES
 
 Layout = Callable[[Tensor], Tensor]
 

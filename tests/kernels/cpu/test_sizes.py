@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from tests.conformance.call import DTYPES
 from tests.kernels.cpu.op_call import (
     MODES,
     OVER_CHANNELS,
@@ -17,6 +16,8 @@ from tests.kernels.cpu.op_call import (
     op_call,
 )
 from torch import Tensor
+
+from gammabeta.proof.operations import DTYPES
 
 # One less and one more than 4 to 64 elements: a vector of any width, and a few of them unrolled.
 WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 127, 128, 129, 255, 257, 511, 513, 769)

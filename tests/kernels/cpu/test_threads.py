@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conformance.call import Call
 from tests.kernels.cpu.op_call import MODES, OVER_CHANNELS, by_kernel, mask_of, op_call
 from tests.kernels.cpu.test_halves import by_halves
 from torch import Tensor
 
 from gammabeta import reference
+from gammabeta.proof.call import Call
 
 
 def channels_last(t: Tensor) -> Tensor:

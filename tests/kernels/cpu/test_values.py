@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.conformance.call import DTYPES, Call
 from tests.kernels.cpu.op_call import (
     FINISHED,
     MODES,
@@ -20,6 +19,9 @@ from tests.kernels.cpu.op_call import (
     sample_axes,
 )
 from torch import Tensor
+
+from gammabeta.proof.call import Call
+from gammabeta.proof.operations import DTYPES
 
 WITH_STATISTICS = tuple(mode for mode in MODES if mode != "channel_apply")
 CENTERED = tuple(mode for mode in WITH_STATISTICS if "rms" not in mode)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.interpreter import INTERPRETED
 from tests.kernels.cuda.assembly import loops, whole
 from tests.kernels.cuda.launches import Launch, taken_down
 from torch._subclasses import FakeTensorMode
 
 from gammabeta.kernels.cuda.ops import IMPLEMENTATIONS, KERNELS
+from gammabeta.proof.interpreter import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 compiles nothing")
 

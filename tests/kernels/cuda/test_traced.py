@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from tests.interpreter import INTERPRETED
+
+from gammabeta.proof.interpreter import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 traces nothing")
 

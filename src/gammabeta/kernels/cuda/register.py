@@ -5,8 +5,9 @@ Eagerly, the kernels are launched. While torch.compile traces, an op is replaced
 that the compiler sees kernels and not an opaque op. An exported graph keeps the op. Fakes and autograd are those of the
 op.
 
-The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where they cannot be used, the
-default implementations run, and `missing()` says why.
+The kernels are imported at the first call with a CUDA tensor, not with gammabeta. Where they cannot be used, or are not
+proven, torch's own ops and the default implementations run, and `missing()` says why. They are proven on a GPU by the
+certificate of `gammabeta verify` for its model, the versions and these kernels; GAMMABETA_KERNELS=1 uses them without.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import multiprocessing
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gammabeta import ops
+from gammabeta.kernels import certificate
 
 LEAST_CAPABILITY = (8, 0)
 """Lowest compute capability of a GPU, as Triton itself requires. Compiled for 8.0 and 9.0, measured on none."""
@@ -34,9 +37,14 @@ _refused: set[str] = set()
 
 
 def missing() -> str | None:
-    """Return why the Triton kernels cannot be used here, None where they can. May start CUDA."""
+    """Return why the Triton kernels are not used here, None where they are. May start CUDA."""
     if os.environ.get("GAMMABETA_KERNELS") == "0":
         return "switched off by GAMMABETA_KERNELS=0"
+    return incapable() or unproven()
+
+
+def incapable() -> str | None:
+    """Return why the Triton kernels cannot run on the GPUs of this machine, None where they can. May start CUDA."""
     if torch.version.hip is not None:
         return "this torch is built for ROCm, which was never tested"
     if torch.version.cuda is None:
@@ -52,6 +60,39 @@ def missing() -> str | None:
             least, has = (".".join(map(str, c)) for c in (LEAST_CAPABILITY, capability))
             return f"they need GPUs of compute capability {least} or more, and {name} has {has}"
     return None
+
+
+def identity(device: int) -> certificate.Identity:
+    """Return what a certificate of the Triton kernels is about: the GPU of that index, versions, and these files."""
+    major, minor = torch.cuda.get_device_capability(device)
+    versions = {
+        "torch": torch.__version__, "triton": triton_version(), "cuda": str(torch.version.cuda), "driver": _driver(),
+        "capability": f"{major}.{minor}",
+    }  # fmt: skip
+    digest = certificate.digest_of(Path(__file__).parent.glob("*.py"))
+    return certificate.Identity("triton", torch.cuda.get_device_name(device), versions, digest)
+
+
+def unproven() -> str | None:
+    """Return why the Triton kernels are not proven on the GPUs of this machine, None where they are or need not be."""
+    if os.environ.get("GAMMABETA_KERNELS") == "1":
+        return None
+    for device in range(torch.cuda.device_count()):
+        found = certificate.read(identity(device))
+        name = torch.cuda.get_device_name(device)
+        if found is None:
+            return f"they are not verified on {name} with these versions"
+        if not found.passed:
+            return f"they failed `gammabeta verify` on {name} on {found.when[:10]}"
+    return None
+
+
+def _driver() -> str:
+    """Return the first line of the driver's version file, "unknown" where the system has none."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0].strip()
+    except (OSError, IndexError):
+        return "unknown"
 
 
 @functools.cache
@@ -73,11 +114,20 @@ def serves() -> bool:
     if wanted != "0" and multiprocessing.parent_process() is None:
         warnings.warn(
             f"gammabeta: the Triton kernels for CUDA are not used: {reason}. Results are still right, by torch's "
-            "own ops and the reference in plain torch. GAMMABETA_KERNELS=0 runs without them.",
+            f"own ops and the reference in plain torch. {cure(reason)}GAMMABETA_KERNELS=0 runs without them.",
             RuntimeWarning,
             stacklevel=2,
         )
     return False
+
+
+def cure(reason: str) -> str:
+    """Return what to do where the kernels are not used for that reason, as a sentence; "" where nothing."""
+    if reason.startswith("they are not verified"):
+        return "`gammabeta verify` checks them in about a minute, and then they are used. "
+    if reason.startswith("they failed"):
+        return "Please report it with what `gammabeta verify --report` prints. "
+    return ""
 
 
 def triton_version() -> str:

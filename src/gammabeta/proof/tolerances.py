@@ -18,9 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tests.conformance.call import ADD_OPS, Call
-from tests.conformance.magnitudes import Magnitude
 from torch import Tensor
+
+from gammabeta.proof.call import Call
+from gammabeta.proof.magnitudes import Magnitude
+from gammabeta.proof.operations import ADD_OPS
 
 FULL = (torch.float64, torch.float32)
 HALF = (torch.bfloat16, torch.float16)
@@ -140,7 +142,7 @@ TABLE = (
 def working_dtype(call: Call) -> torch.dtype:
     """Return the dtype of the norm's input."""
     if call.op in ADD_OPS:
-        return torch.promote_types(call.input.dtype, call.tensors["residual"].dtype)  # type: ignore[union-attr]
+        return torch.promote_types(call.input.dtype, call.given("residual").dtype)
     return call.input.dtype
 
 

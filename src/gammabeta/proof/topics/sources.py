@@ -1,4 +1,4 @@
-"""Every source of statistics × layout × dtype × mask × finish, against the oracle.
+"""Every source of statistics × layout × mask × finish, against the oracle.
 
 A source is a way to call the same norm: on parts of the batch, with the running statistics, with another scale and
 shift. So the oracle's results for those calls, put together, are the source's, and so are their tolerances.
@@ -6,20 +6,24 @@ shift. So the oracle's results for those calls, put together, are the source's, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
-from tests.conformance.call import DTYPES, RUNNING, Call, collect, masked_elements, random_call, result_dtypes
-from tests.conformance.check import assert_close
-from tests.conformance.magnitudes import magnitudes
-from tests.conformance.oracle import expected
-from tests.conformance.tolerances import row, tolerance, working_dtype
 from torch import Tensor, nn
 
-import gammabeta as gb
+from gammabeta.layers.batch_norm import BatchNorm2d
+from gammabeta.proof.call import RUNNING, Call, collect, masked_elements, result_dtypes
+from gammabeta.proof.case import Case, Holds, described, drawn
+from gammabeta.proof.check import Comparison, assert_close, require
+from gammabeta.proof.magnitudes import magnitudes
+from gammabeta.proof.oracle import expected
+from gammabeta.proof.routes import device
+from gammabeta.proof.tolerances import row, tolerance, working_dtype
+from gammabeta.proof.topics.layouts import strided
 from gammabeta.statistics import Batch, Ghost, Renorm, Running
 
 SHAPE = (8, 6, 5, 4)
@@ -36,7 +40,7 @@ def masks() -> dict[str, Tensor | None]:
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t,
     "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
-    "strided": lambda t: t.repeat_interleave(2, dim=-1)[..., ::2],
+    "strided": strided,
 }
 FINISHES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -44,13 +48,26 @@ FINISHES: dict[str, dict[str, Any]] = {
 }
 
 
+def cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
+    if op != "batch_norm":
+        return
+    holds: dict[str, Holds] = {
+        "batch": _batch, "running": _running, "ghost_3": partial(_ghost, 3), "ghost_2": partial(_ghost, 2),
+        "renorm": _renorm,
+    }  # fmt: skip
+    for source, mask, layout, finish in itertools.product(holds, masks(), LAYOUTS, FINISHES):
+        options = {"training": True, **FINISHES[finish]}
+        make = drawn(op, SHAPE, dtype, layout=LAYOUTS[layout], mask=masks()[mask], **options)
+        yield Case(described(source, layout, f"mask {mask}", finish), make, holds[source])
+
+
 def by_layer(call: Call, source: Any) -> dict[str, Tensor]:
     """Return the results of a layer with that source in training, as `run` does for the functional form."""
-    layer = gb.BatchNorm2d(
+    layer = BatchNorm2d(
         call.input.shape[1], statistics=source, activation=call.setting("activation"),
         activation_slope=call.setting("activation_slope"),
     )  # fmt: skip
-    given = {name: t.detach().clone() for name, t in call.tensors.items() if t is not None}
+    given = {name: t.detach().to(device(), copy=True) for name, t in call.tensors.items() if t is not None}
     tensors: dict[str, Tensor | None] = dict(given)
     for name in ("weight", "bias"):
         tensors[name] = nn.Parameter(given[name])
@@ -59,10 +76,12 @@ def by_layer(call: Call, source: Any) -> dict[str, Tensor]:
         setattr(layer, name, tensors[name])
     for name in ("input", "residual"):
         if (tensor := call.tensor(name)) is not None:
-            tensors[name] = tensor.detach().requires_grad_()
-    y = layer(tensors["input"], tensors.get("residual"), mask=call.tensor("mask"))
-    assert layer.num_batches_tracked == (0 if isinstance(source, Running) else 1)
-    return collect(call, (y,), tensors)
+            tensors[name] = tensor.detach().to(device()).requires_grad_()
+    y = layer(tensors["input"], tensors.get("residual"), mask=given.get("mask"))
+    counted = 0 if isinstance(source, Running) else 1
+    require(bool(layer.num_batches_tracked == counted), f"num_batches_tracked is not {counted}")
+    there = replace(call, gradients=tuple(g.to(device()) for g in call.gradients))
+    return {name: result.cpu() for name, result in collect(there, (y,), tensors).items()}
 
 
 def allowed(call: Call, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,46 +95,21 @@ def allowed(call: Call, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def assert_within(got: Tensor, wanted: Tensor, error: Tensor, what: str) -> None:
     off = ~((got.double() - wanted).abs() <= error)
-    assert not off.any(), f"{what}: {int(off.sum())} of {off.numel()} off, by up to {(got - wanted).abs()[off].max()}"
+    most = (got - wanted).abs()[off].max() if off.any() else 0
+    require(not off.any(), f"{what}: {int(off.sum())} of {off.numel()} off, by up to {most}")
 
 
-every_case = [
-    pytest.mark.parametrize("dtype", DTYPES),
-    pytest.mark.parametrize("mask", masks()),
-    pytest.mark.parametrize("layout", LAYOUTS),
-    pytest.mark.parametrize("finish", FINISHES),
-]
+def _batch(call: Call, route: str) -> list[Comparison]:
+    return assert_close(call, by_layer(call, Batch()), expected(call), "ops")
 
 
-def cases(test: Any) -> Any:
-    for mark in every_case:
-        test = mark(test)
-    return test
+def _running(call: Call, route: str) -> list[Comparison]:
+    return assert_close(call, by_layer(call, Running()), expected(call.with_settings(training=False)), "ops")
 
 
-def a_call(layout: str, mask: str, finish: str, dtype: torch.dtype) -> Call:
-    options = {"training": True, **FINISHES[finish]}
-    return random_call("batch_norm", SHAPE, dtype, layout=LAYOUTS[layout], mask=masks()[mask], **options)
-
-
-@cases
-def test_batch(finish: str, layout: str, mask: str, dtype: torch.dtype, route: str) -> None:
-    call = a_call(layout, mask, finish, dtype)
-    assert_close(call, by_layer(call, Batch()), expected(call), "ops")
-
-
-@cases
-def test_running(finish: str, layout: str, mask: str, dtype: torch.dtype, route: str) -> None:
-    call = a_call(layout, mask, finish, dtype)
-    assert_close(call, by_layer(call, Running()), expected(call.with_settings(training=False)), "ops")
-
-
-@cases
-@pytest.mark.parametrize("size", [3, 2])
-def test_ghost(size: int, finish: str, layout: str, mask: str, dtype: torch.dtype, route: str) -> None:
-    call = a_call(layout, mask, finish, dtype)
+def _ghost(size: int, call: Call, route: str) -> list[Comparison]:
     got, whole = by_layer(call, Ghost(size)), expected(call)
-    assert_close(call.with_settings(), {n: got[n] for n in RUNNING}, {n: whole[n] for n in RUNNING}, "ops")
+    assert_close(call, {n: got[n] for n in RUNNING}, {n: whole[n] for n in RUNNING}, "ops")
     of_parameters: dict[str, list[tuple[Tensor, Tensor]]] = {"grad weight": [], "grad bias": []}
     for start in range(0, SHAPE[0], size):
         here = slice(start, start + size)
@@ -134,30 +128,29 @@ def test_ghost(size: int, finish: str, layout: str, mask: str, dtype: torch.dtyp
     for name, terms in of_parameters.items():
         wanted_sum, error = (torch.stack(t).sum(0) for t in zip(*terms, strict=True))
         # autograd adds the parts in the parameters' own dtype: a rounding of each partial sum.
-        steps = torch.stack([w.abs() for w, _ in terms]).sum(0) * torch.finfo(dtype).eps * len(terms)
+        steps = torch.stack([w.abs() for w, _ in terms]).sum(0) * torch.finfo(call.input.dtype).eps * len(terms)
         assert_within(got[name], wanted_sum, error + steps, name)
+    return []
 
 
-@cases
-def test_renorm(finish: str, layout: str, mask: str, dtype: torch.dtype, route: str) -> None:
+def _renorm(call: Call, route: str) -> list[Comparison]:
     """(x̂·r + d)·γ + β is x̂ with scale r·γ and shift d·γ + β."""
-    call = a_call(layout, mask, finish, dtype)
     x, elements = call.input.double(), masked_elements(call)
     counts = torch.ones_like(x, dtype=torch.bool) if elements is None else elements
     values = [x[:, c][counts[:, c]] for c in range(SHAPE[1])]
     mean = torch.stack([v.mean() for v in values])
     batch_std = (torch.stack([v.var(correction=0) for v in values]) + 1e-5).sqrt()
-    running_mean, running_var = (call.tensors[n].double() for n in RUNNING)
+    running_mean, running_var = (call.given(n).double() for n in RUNNING)
     std = (running_var + 1e-5).sqrt()
     r = (batch_std / std).clamp(1 / RENORM.r_max, RENORM.r_max)
     d = ((mean - running_mean) / std).clamp(-RENORM.d_max, RENORM.d_max)
-    assert (d.abs() == RENORM.d_max).any(), "nothing is clipped"
-    weight, bias = call.tensors["weight"].double(), call.tensors["bias"].double()
+    require(bool((d.abs() == RENORM.d_max).any()), "nothing is clipped")
+    weight, bias = call.given("weight").double(), call.given("bias").double()
     corrected = call.with_tensors(weight=r * weight, bias=d * weight + bias)
     got, wanted = by_layer(call, RENORM), expected(corrected)
     # r, d and the products with them round besides: about as often as what the table counts.
     errors = {name: 4 * error for name, error in allowed(corrected, wanted).items()}
-    low = torch.finfo(dtype).eps
+    low = torch.finfo(call.input.dtype).eps
     wanted["grad weight"], errors["grad weight"] = (
         r * wanted["grad weight"] + d * wanted["grad bias"],
         r * errors["grad weight"] + d.abs() * errors["grad bias"],
@@ -167,3 +160,4 @@ def test_renorm(finish: str, layout: str, mask: str, dtype: torch.dtype, route: 
         errors[name] = errors[name] + 2 * low * (wanted[name].abs() + d.abs() * wanted["grad bias"].abs())
     for name, result in wanted.items():
         assert_within(got[name], result, errors[name], name)
+    return []

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from tests.routes import device
 from torch import Tensor
 
-import gammabeta as gb
+from gammabeta import functional
+from gammabeta.proof.operations import ADD_OPS, CHANNEL_OPS
+from gammabeta.proof.routes import device
 
-CHANNEL_OPS = ("batch_norm", "instance_norm", "group_norm")
-SAMPLE_OPS = ("layer_norm", "rms_norm")
-ADD_OPS = ("add_layer_norm", "add_rms_norm")
-OPS = CHANNEL_OPS + SAMPLE_OPS + ADD_OPS
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
 KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,), "hardswish": (-3.0, 3.0)}
 
@@ -36,12 +31,18 @@ class Call:
 
     @property
     def input(self) -> Tensor:
-        x = self.tensors["input"]
-        assert x is not None
-        return x
+        """x."""
+        return self.given("input")
 
     def tensor(self, name: str) -> Tensor | None:
+        """Return the tensor of that name, None where there is none."""
         return self.tensors.get(name)
+
+    def given(self, name: str) -> Tensor:
+        """Return the tensor of that name, which has to be there."""
+        tensor = self.tensors[name]
+        assert tensor is not None
+        return tensor
 
     def setting(self, name: str) -> Any:
         """A setting as the operation's signature in torch.nn.functional has it."""
@@ -83,7 +84,7 @@ def run(call: Call, differentiated: tuple[str, ...] = DIFFERENTIABLE) -> dict[st
             tensors[name] = tensor.clone()
         else:
             tensors[name] = tensor.detach().requires_grad_(name in differentiated)
-    outputs = getattr(gb.functional, call.op)(**tensors, **call.settings)
+    outputs = getattr(functional, call.op)(**tensors, **call.settings)
     there = replace(call, gradients=tuple(g.to(device()) for g in call.gradients))
     results = collect(there, outputs if isinstance(outputs, tuple) else (outputs,), tensors)
     return {name: result.cpu() for name, result in results.items()}
@@ -117,99 +118,6 @@ def result_dtypes(call: Call) -> dict[str, torch.dtype]:
             assert tensor is not None
             dtypes[name] = tensor.dtype
     return dtypes
-
-
-def random_call(
-    op: str,
-    shape: Sequence[int],
-    dtype: torch.dtype = torch.float32,
-    *,
-    normalized: int = 1,
-    groups: int | None = None,
-    weight: bool = True,
-    bias: bool = True,
-    running: bool = True,
-    residual: bool = False,
-    mask: Tensor | None = None,
-    mean: float = 0.5,
-    std: float = 1.5,
-    scale: float = 1.0,
-    dtypes: Mapping[str, torch.dtype] | None = None,
-    layout: Callable[[Tensor], Tensor] = lambda t: t,
-    seed: int = 0,
-    **settings: Any,
-) -> Call:
-    """A call with random values everywhere: no weight is 1, no bias 0, no running statistic untouched.
-
-    Args:
-        normalized: the number of normalized axes of the sample norms.
-        groups: of group_norm; the largest of 3, 2, 1 that divides where None.
-        scale: of the weight, which is ±scale·(0.5 to 1.5).
-        mean, std: x is mean·(1 ± a tenth by channel) + std·(0.5 to 1.5 by channel)·N(0, 1).
-        dtypes: of single tensors, by name, where they are not `dtype`.
-        layout: what brings a dense tensor of x's shape into another layout.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shape = tuple(shape)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    def uniform(*size: int) -> Tensor:
-        return torch.rand(size, generator=generator, dtype=torch.float64)
-
-    def cast(name: str, values: Tensor) -> Tensor:
-        return values.to((dtypes or {}).get(name, dtype))
-
-    channel_op = op in CHANNEL_OPS
-    parameters = (shape[1],) if channel_op else shape[len(shape) - normalized :]
-    varied = (1, shape[1], *(1,) * (len(shape) - 2)) if channel_op else shape[len(shape) - normalized :]
-    x = mean * (1 + 0.1 * normal(*varied)) + std * (0.5 + uniform(*varied)) * normal(*shape)
-    tensors: dict[str, Tensor | None] = {"input": layout(cast("input", x))}
-    if weight:
-        sign = torch.where(uniform(*parameters) < 0.25, -1.0, 1.0)
-        tensors["weight"] = cast("weight", scale * sign * (0.5 + uniform(*parameters)))
-    if bias and "rms" not in op:
-        tensors["bias"] = cast("bias", normal(*parameters))
-    if op in ("batch_norm", "instance_norm"):
-        tensors["running_mean"] = cast("running_mean", normal(shape[1])) if running else None
-        tensors["running_var"] = cast("running_var", 0.5 + uniform(shape[1])) if running else None
-    if op == "group_norm":
-        settings["num_groups"] = groups or next(g for g in (3, 2, 1) if shape[1] % g == 0)
-    elif not channel_op:
-        settings["normalized_shape"] = parameters
-    if residual or op in ADD_OPS:
-        tensors["residual"] = layout(cast("residual", normal(*shape)))
-    if mask is not None:
-        tensors["mask"] = mask
-    call = Call(op, tensors, settings)
-    output = result_dtypes(call)["output"]
-    count = 2 if op in ADD_OPS else 1
-    gradients = tuple(layout(normal(*shape).to(output)) for _ in range(count))
-    return away_from_kinks(replace(call, gradients=gradients))
-
-
-def away_from_kinks(call: Call) -> Call:
-    """The call with a gradient that is zero where the activation's input is within rounding of a kink.
-
-    There one side's derivative is as right as the other's, and rounding decides which one an implementation takes.
-    """
-    kinks = KINKS.get(call.setting("activation") or "")
-    if not kinks:
-        return call
-    from tests.conformance.magnitudes import magnitudes
-    from tests.conformance.oracle import expected
-
-    linear = call.with_settings(activation=None)
-    z, size = expected(linear)["output"], magnitudes(linear)["output"]
-    arithmetic = torch.float64 if call.input.dtype == torch.float64 else torch.float32
-    rounding = 16 * torch.finfo(arithmetic).eps * size.arithmetic + 4 * torch.finfo(call.input.dtype).eps * size.inside
-    near = torch.zeros_like(z, dtype=torch.bool)
-    for kink in kinks:
-        near |= (z - kink).abs() < rounding
-    gradient = call.gradients[0].masked_fill(near & (call.tensor("mask") is None or z != 0), 0.0)
-    assert gradient.numel() == 0 or (gradient != 0).double().mean() > 0.4, "the test would check no gradient"
-    return replace(call, gradients=(gradient,))
 
 
 def masked_elements(call: Call) -> Tensor | None:

@@ -17,8 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from tests.conformance.call import ADD_OPS, RUNNING, Call, masked_elements
 from torch import Tensor
+
+from gammabeta.proof.call import RUNNING, Call, masked_elements
+from gammabeta.proof.operations import ADD_OPS
 
 CURVED = ("silu", "hardswish", "gelu")  # the derivative moves with z, at most as fast as z does
 STEEPEST = 1.5  # of all activations, hardswish's slope at 3
@@ -64,7 +66,7 @@ class _View:
     def of(cls, call: Call) -> _View:
         x, op = call.input.detach().double(), call.op
         if op in ADD_OPS:
-            x = (call.input + call.tensors["residual"]).double()
+            x = (call.input + call.given("residual")).double()
         if op in ("batch_norm", "instance_norm"):
             shape = (x.shape[0], x.shape[1], 1, x[:1, :1].numel() if x.shape[0] else 0)
             parameters = (1, x.shape[1], 1, 1)
@@ -84,14 +86,16 @@ class _View:
         eps = call.setting("eps")
         eps = (2.3e-16 if x.dtype == torch.float64 else 1.2e-7) if eps is None else eps
         centered = "rms" not in op
+        # Subnormal numbers are rounded as the smallest normal one is, and so is a mean of them.
+        least = torch.finfo(torch.float64 if call.input.dtype == torch.float64 else torch.float32).smallest_normal
         if call.running:
-            mean, var = (call.tensors[name].double().reshape(parameters) for name in RUNNING)  # type: ignore[union-attr]
-            distance = x.abs() + mean.abs()
+            mean, var = (call.given(name).double().reshape(parameters) for name in RUNNING)
+            distance = x.abs() + mean.abs() + least
         else:
             n = counts.double().sum(axes, keepdim=True).clamp(min=1)
             mean = x.sum(axes, keepdim=True) / n * centered
             var = torch.where(counts, x - mean, 0.0).square().sum(axes, keepdim=True) / n
-            distance = x.abs() + x.abs().sum(axes, keepdim=True) / n
+            distance = x.abs() + x.abs().sum(axes, keepdim=True) / n + least
         rstd = torch.rsqrt(var + eps)
         xhat = torch.where(counts, (x - mean) * rstd, 0.0)
         return cls(shape, parameters, axes, counts, x, rstd, xhat, distance * rstd * centered, centered)
@@ -130,7 +134,7 @@ def _propagate(call: Call, view: _View, *, with_mean: bool) -> dict[str, Tensor]
     sums = tuple(axis for axis, size in enumerate(view.parameter_shape) if size == 1)
     results = {"output": y.reshape(x.shape), "grad input": g_x.reshape(x.shape)}
     if call.op in ADD_OPS:
-        results["total"] = call.input.double().abs() + call.tensors["residual"].double().abs()  # type: ignore[union-attr]
+        results["total"] = call.input.double().abs() + call.given("residual").double().abs()
         results["grad input"] = results["grad input"] + call.gradients[1].double().abs()
         results["grad residual"] = results["grad input"]
     elif residual is not None:
@@ -172,4 +176,5 @@ def _about_mean(call: Call, view: _View) -> Tensor | None:
     square = (view.x.abs().sum(view.axes) / n).square()
     if call.op == "instance_norm":
         square = square.mean(0)
-    return abs(call.setting("momentum")) * square.nan_to_num(0.0, 0.0, 0.0)
+    gained: Tensor = abs(call.setting("momentum")) * square.nan_to_num(0.0, 0.0, 0.0)
+    return gained

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.conformance.call import ADD_OPS, DIFFERENTIABLE, RUNNING, Call, collect, masked_elements
 from torch import Tensor
+
+from gammabeta.proof.call import DIFFERENTIABLE, RUNNING, Call, collect, masked_elements
+from gammabeta.proof.operations import ADD_OPS
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor, float], Tensor]] = {
     None: lambda z, slope: z,
@@ -62,7 +64,7 @@ def _add_norm(call: Call, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Te
     assert residual is not None
     exact = x + residual
     # The sum is an output in its own right, so the norm is of the sum as it is returned: rounded to its dtype.
-    stored = call.input + call.tensors["residual"]
+    stored = call.input + call.given("residual")
     total = exact + (stored.double() - exact).detach()
     settings = {"normalized_shape": call.setting("normalized_shape"), "eps": _eps(call, stored.dtype)}
     weight = tensors.get("weight")

@@ -1,0 +1,170 @@
+"""What a verification has found, by backend, operation and dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gammabeta.proof.report import text_of
+from gammabeta.proof.tolerances import TABLE
+
+MOST_FAILURES = 20
+"""Failed cases that are kept of a backend; the others are counted."""
+
+
+@dataclass
+class Cell:
+    """One operation in one dtype on one backend: its cases, and the largest error.
+
+    Attributes:
+        error, allowed: in ulp of the result's dtype at the element's magnitude.
+        row: the tolerance's index in the table of tolerances, which has the reason.
+    """
+
+    cases: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    error: float = 0.0
+    allowed: float = 0.0
+    quantity: str = ""
+    row: int | None = None
+
+    def add(self, event: dict[str, Any]) -> None:
+        """Count a case."""
+        self.cases += 1
+        self.seconds += event["seconds"]
+        self.failed += "failure" in event
+        for quantity, error, allowed, row in event.get("compared", ()):
+            if error > self.error or self.row is None:
+                self.error, self.allowed, self.quantity, self.row = error, allowed, quantity, row
+
+    @property
+    def reason(self) -> str:
+        """Why that much is allowed."""
+        return "" if self.row is None else TABLE[self.row].reason
+
+
+@dataclass
+class BackendOutcome:
+    """What was found of one backend.
+
+    Attributes:
+        name, judged: as the backend's.
+        on: the instruction set or the GPU.
+        cells: by operation and dtype.
+        failures: each with case, backend, seed and message.
+        ended: why its process ended before all cases had run, "" where it did not.
+    """
+
+    name: str
+    judged: bool = True
+    on: str = ""
+    cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    ended: str = ""
+    seconds: float = 0.0
+
+    def add(self, event: dict[str, Any], seed: int) -> None:
+        """Count a case."""
+        self.cells.setdefault((event["op"], event["dtype"]), Cell()).add(event)
+        if "failure" in event:
+            self.fail(event["done"], seed, event["failure"])
+
+    def fail(self, case: str, seed: int, message: str) -> None:
+        """Keep a failed case, unless there are too many."""
+        if len(self.failures) < MOST_FAILURES:
+            self.failures.append({"case": case, "backend": self.name, "seed": seed, "message": message})
+
+    @property
+    def cases(self) -> int:
+        """How many cases ran."""
+        return sum(cell.cases for cell in self.cells.values())
+
+    @property
+    def failed(self) -> int:
+        """How many of them failed."""
+        return sum(cell.failed for cell in self.cells.values())
+
+    @property
+    def passed(self) -> bool:
+        """Whether all cases ran and none failed."""
+        return not self.failed and not self.ended and self.cases > 0
+
+    @property
+    def verdict(self) -> str:
+        """A word for people."""
+        if self.passed:
+            return "passed"
+        return "failed" if self.judged else "differs"
+
+
+@dataclass
+class Verification:
+    """What `gammabeta.verify()` has found.
+
+    Attributes:
+        backends: of each backend, what was found.
+        certificates: by "native" or "triton:0", the files that were written.
+        environment: versions and devices, by name.
+        seconds: how long it took, in seconds.
+        seed: of the random values; an integer.
+    """
+
+    backends: list[BackendOutcome]
+    certificates: dict[str, Path]
+    environment: dict[str, str]
+    seconds: float
+    seed: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every backend that is judged has passed every case."""
+        judged = [backend for backend in self.backends if backend.judged]
+        return bool(judged) and all(backend.passed for backend in judged)
+
+    @property
+    def cases(self) -> int:
+        """The number of cases that ran, over all backends."""
+        return sum(backend.cases for backend in self.backends)
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """The failed cases, each with case, backend, seed and message; at most 20 of a backend."""
+        return [failure for backend in self.backends for failure in backend.failures]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as JSON has it."""
+        return {
+            "passed": self.passed,
+            "seconds": round(self.seconds, 2),
+            "seed": self.seed,
+            "environment": self.environment,
+            "certificates": {name: str(path) for name, path in self.certificates.items()},
+            "backends": [_of_backend(backend) for backend in self.backends],
+            "failures": self.failures,
+        }
+
+    def report(self) -> str:
+        """Return one text to paste: versions, what ran, and the failed cases with the commands that run them again."""
+        return text_of(self.to_dict())
+
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else "failed"
+        return f"Verification({verdict}: {self.cases} cases on {len(self.backends)} backends, {self.seconds:.0f} s)"
+
+
+def _of_backend(backend: BackendOutcome) -> dict[str, Any]:
+    cells = [
+        {
+            "op": op, "dtype": dtype, "cases": cell.cases, "failed": cell.failed, "seconds": round(cell.seconds, 3),
+            "quantity": cell.quantity, "error_ulp": round(cell.error, 4), "allowed_ulp": round(cell.allowed, 4),
+            "reason": cell.reason,
+        }
+        for (op, dtype), cell in backend.cells.items()
+    ]  # fmt: skip
+    return {
+        "backend": backend.name, "on": backend.on, "judged": backend.judged, "verdict": backend.verdict,
+        "cases": backend.cases, "failed": backend.failed, "ended": backend.ended,
+        "seconds": round(backend.seconds, 2), "cells": cells,
+    }  # fmt: skip

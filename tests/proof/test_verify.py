@@ -1,0 +1,143 @@
+"""`gammabeta verify`: what it runs, prints and writes, and what it says of a backend that fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import gammabeta as gb
+from gammabeta import kernels
+from gammabeta.cli import main as cli
+from gammabeta.proof import backends, certify, verify
+from gammabeta.proof.catalogue import entries, named
+from gammabeta.proof.outcome import BackendOutcome, Verification
+
+CASE = "values/layer_norm/float32/mean=1000000.0-std=1.0"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+
+
+def run(*words: str):
+    return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}).invoke(cli.app, ["verify", *words])
+
+
+def event(case: str, **changed):
+    topic, op, dtype, _ = case.split("/", 3)
+    return {"done": case, "topic": topic, "op": op, "dtype": dtype, "seconds": 0.5, **changed}
+
+
+def outcome(name: str, judged: bool, *events) -> BackendOutcome:
+    made = BackendOutcome(name, judged, "AVX2")
+    for one in events:
+        made.add(one, 3)
+    return made
+
+
+GOOD = event(CASE, compared=[("output", 1.5, 3.0, 0), ("grad input", 1.0, 1.25, 4)])
+BAD = event("masks/rms_norm/bfloat16/random-residual", failure="rms_norm output: 3 of 9 elements off")
+
+
+def test_one_case_runs_on_one_backend() -> None:
+    done = run("--backend", "reference", "--case", CASE, "--format", "json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    (backend,) = found["backends"]
+    assert (found["passed"], backend["backend"], backend["cases"]) == (True, "reference", 1)
+    (cell,) = backend["cells"]
+    assert (cell["op"], cell["dtype"]) == ("layer_norm", "float32")
+    assert 0 < cell["error_ulp"] < cell["allowed_ulp"]
+    assert len(cell["reason"]) > 35
+    assert found["certificates"] == {}, "a single case proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--backend", "abacus"), "expected a backend of this machine ("),
+        (("--case", CASE + "0"), f"expected the name of a case, got '{CASE}0'. Near it are {CASE}"),
+        (("--format", "xml"), "--format: expected text or json, got 'xml'"),
+    ],
+)
+def test_what_is_not_there_is_refused(words: tuple[str, ...], text: str) -> None:
+    done = run(*words)
+    assert done.exit_code == 2
+    assert text in done.stderr
+
+
+def found(*outcomes: BackendOutcome) -> Verification:
+    return Verification(list(outcomes), {"native": Path("/c/native-1.json")}, {"torch": "2.13"}, 61.0, 3)
+
+
+def test_a_failure_is_shown_with_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    verification = found(outcome("reference", True, GOOD), outcome("native:avx2", True, GOOD, BAD))
+    monkeypatch.setattr(gb, "verify", lambda **options: verification)
+    again = f"gammabeta verify --backend native:avx2 --case {BAD['done']} --seed 3"
+    for words in ((), ("--report",)):
+        done = run(*words)
+        assert done.exit_code == 1
+        assert again in done.stdout
+        assert BAD["failure"] in done.stdout
+        assert "/c/native-1.json" in done.stdout
+    assert "3 cases on 2 backends in 61 s: failed on native:avx2" in run().stdout
+    assert json.loads(run("--format", "json").stdout)["failures"] == [
+        {"case": BAD["done"], "backend": "native:avx2", "seed": 3, "message": BAD["failure"]}
+    ]
+
+
+def test_the_table_has_the_worst_error_beside_what_is_allowed_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    verification = found(outcome("reference", True, GOOD), outcome("torch:0", False, BAD))
+    monkeypatch.setattr(gb, "verify", lambda **options: verification)
+    done = run()
+    assert done.exit_code == 0, "torch's own ops on a GPU are not ours to judge"
+    row = next(line for line in done.stdout.splitlines() if line.startswith("layer_norm"))
+    assert " ".join(row.split()) == "layer_norm float32 1 1.50 3.00 [1] output 0.5 s ✓"
+    assert "[1] difference, variance, root, product" in done.stdout
+    assert "differs: 1 of 1" in done.stdout
+    assert "all within tolerance" in done.stdout
+
+
+@pytest.mark.parametrize("how", ["kill -9 $$", "exit 1"])
+def test_a_process_that_ends_fails_its_case(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "python"
+    begun = '{"begin": "reference", "on": "", "cases": 2}'
+    script.write_text(f"#!/bin/sh\nread line\necho '{begun}'\necho '{{\"case\": \"{CASE}\"}}'\necho no >&2\n{how}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(verify.sys, "executable", str(script))
+    ended = gb.verify(backends=["reference"])
+    assert not ended.passed
+    assert ended.failures[0]["case"] == CASE
+    assert ended.failures[0]["message"].endswith(f"in {CASE}:\nno")
+
+
+def test_certificates_say_what_ran(tmp_path: Path) -> None:
+    here = [b for b in backends.backends() if b.certified == "native"]
+    if not here:
+        pytest.skip("the native kernels are not built")
+    good = [outcome(b.name, True, GOOD) for b in here]
+    assert certify.certify(here, [BackendOutcome(b.name) for b in here], {}) == {}, "nothing has run"
+    assert set(certify.certify(here, good, {"seed": 0})) == {"native"}
+    assert kernels.failure() is None
+    if len(here) > 1:
+        assert certify.certify(here[:1], good[:1], {}) == {}, "one instruction set does not stand for all"
+    bad = [outcome(here[0].name, True, BAD)]
+    assert set(certify.certify(here[:1], bad, {})) == {"native"}
+    failed = kernels.failure()
+    assert failed is not None
+    assert failed.failures[0]["case"] == BAD["done"]
+
+
+def test_every_backend_runs_what_says_something_about_it() -> None:
+    cases = list(entries())
+    for backend in (*backends.backends(), backends.interpreted()):
+        ran = {e.topic for e in cases if backend.runs(e.op, e.case, e.topic)}
+        assert {"values", "sizes"} <= ran
+        assert ("bits" in ran) == (backend.route in ("ops", "interpreted"))
+        assert ("ranks" in ran) == (backend.name == backends.backends()[0].name)
+    with pytest.raises(ValueError, match="Names are topic/operation/dtype/settings"):
+        named(["xyzzy"])
