@@ -8,8 +8,8 @@
 
 namespace gammabeta {
 
-// torch 2.13's own conversion, to std::string, allocates a string that it never frees: 32 bytes a call. That is little,
-// but it stays between the activations of a training step, whose memory malloc can then not join and use again: a process
+// torch's own conversion to std::string, up to 2.13, allocates a string that it never frees: 32 bytes a call
+// (pytorch/pytorch, issue 191340). That is little, but it stays between the activations of a training step, whose memory malloc can then not join and use again: a process
 // grows by megabytes a step.
 struct Text {
   std::string value;
