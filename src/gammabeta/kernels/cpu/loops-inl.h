@@ -264,12 +264,12 @@ inline A bits_to(typename Exponential<A>::bits b) {
   return a;
 }
 
-// eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial. Relative error 1.2e-7 (float), 4e-16 (double). Outside the range in
-// which 2ᵏ is a normal number it is 0 or infinite; NaN stays NaN.
+// eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial. Relative error 1.2e-7 (float), 4e-16 (double). Outside the range
+// in which 2ᵏ is a normal number it is 0 or infinite; NaN stays NaN.
 //
 // Those are chosen at the end. If x were clamped at the beginning, GCC would compute what follows a clamped x for every
-// element beside the rest, and of z·sigmoid(z) that is z·1.2e-38: a subnormal number, which costs an Intel processor 150
-// cycles.
+// element beside the rest, and of z·sigmoid(z) that is z·1.2e-38: a subnormal number, which costs an Intel processor
+// 150 cycles.
 template <class A>
 inline __attribute__((always_inline)) A exponential(A x) {
   typedef Exponential<A> E;

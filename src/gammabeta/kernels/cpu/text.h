@@ -9,8 +9,8 @@
 namespace gammabeta {
 
 // torch's own conversion to std::string, up to 2.13, allocates a string that it never frees: 32 bytes a call
-// (pytorch/pytorch, issue 191340). That is little, but it stays between the activations of a training step, whose memory
-// malloc can then not join and use again: a process grows by megabytes a step.
+// (pytorch/pytorch, issue 191340). That is little, but it stays between the activations of a training step, whose
+// memory malloc can then not join and use again: a process grows by megabytes a step.
 struct Text {
   std::string value;
 
