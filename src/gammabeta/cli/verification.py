@@ -46,8 +46,8 @@ def summary(found: Verification) -> str:
 def _by_operation(found: Verification, reasons: list[str]) -> Table:
     """Return a row for every operation and dtype: the largest error of all backends that are judged."""
     table = Table(box=None, pad_edge=False)
-    for name in ("operation", "dtype", "cases", "error", "allowed ulp", "why", "of", "time", ""):
-        table.add_column(name, justify="right" if name in ("cases", "error", "time") else "left", no_wrap=True)
+    for name in ("operation", "dtype", "cases", "largest error", "of", "why", "time", ""):
+        table.add_column(name, justify="right" if name in ("cases", "time") else "left", no_wrap=True)
     by_place: dict[tuple[str, str], list[Cell]] = {}
     for backend in found.backends:
         for place, cell in backend.cells.items() if backend.judged else ():
@@ -58,8 +58,8 @@ def _by_operation(found: Verification, reasons: list[str]) -> Table:
             reasons.append(worst.reason)
         failed = sum(cell.failed for cell in cells)
         table.add_row(
-            op, dtype, str(sum(cell.cases for cell in cells)), f"{worst.error:.2f}", f"{worst.allowed:.2f}",
-            f"[dim]\\[{reasons.index(worst.reason) + 1}][/]", worst.quantity,
+            op, dtype, str(sum(cell.cases for cell in cells)), f"{worst.error:.1f} of {worst.allowed:.1f} ulp",
+            worst.quantity, f"[dim]\\[{reasons.index(worst.reason) + 1}][/]",
             f"{sum(cell.seconds for cell in cells):.1f} s", f"[red]{failed} failed[/]" if failed else "[green]✓[/]",
         )  # fmt: skip
     return table

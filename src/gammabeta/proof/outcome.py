@@ -12,13 +12,18 @@ from gammabeta.proof.tolerances import TABLE
 MOST_FAILURES = 20
 """Failed cases that are kept of a backend; the others are counted."""
 
+WELL_CONDITIONED = 64
+"""ulp that may be allowed of a result whose error is shown."""
+
 
 @dataclass
 class Cell:
-    """One operation in one dtype on one backend: its cases, and the largest error.
+    """One operation in one dtype on one backend: its cases, and the largest error of a well-conditioned result.
 
     Attributes:
-        error, allowed: in ulp of the result's dtype at the element's magnitude.
+        error, allowed: in ulp of the result's dtype at the element's magnitude. Results for which more than
+            ``WELL_CONDITIONED`` ulp are allowed, such as deviations from a mean of 1e8, are held to that too; their
+            errors in ulp would say nothing.
         row: the tolerance's index in the table of tolerances, which has the reason.
     """
 
@@ -36,7 +41,7 @@ class Cell:
         self.seconds += event["seconds"]
         self.failed += "failure" in event
         for quantity, error, allowed, row in event.get("compared", ()):
-            if error > self.error or self.row is None:
+            if allowed <= WELL_CONDITIONED and (self.row is None or error > self.error):
                 self.error, self.allowed, self.quantity, self.row = error, allowed, quantity, row
 
     @property
