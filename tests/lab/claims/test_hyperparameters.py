@@ -6,6 +6,7 @@ import pytest
 
 from gammabeta.lab.claims import hyperparameters
 from gammabeta.lab.claims.hyperparameters import L9
+from gammabeta.lab.procedure import Chosen
 
 
 def test_every_two_values_of_two_hyperparameters_meet_once():
@@ -50,7 +51,10 @@ def made_up(spread):
 )
 def test_made_up_spreads_are_judged_right(experiment, monkeypatch, none, batch, verdict):
     monkeypatch.setattr(hyperparameters, "_runs", made_up({"none": none, "batch": batch}))
-    monkeypatch.setattr(hyperparameters, "tune", lambda *_, **__: [-3, -1])
+    chosen = Chosen([], [-3, -3, -2, -3, -4], -3, {})
+    monkeypatch.setattr(
+        hyperparameters, "choose_rates", lambda experiment, arms, replicates: dict.fromkeys(arms, chosen)
+    )
     outcome = hyperparameters.measure(experiment)
     assert outcome.verdict == verdict
     assert outcome.effects[0].value == pytest.approx(none - batch)
@@ -69,3 +73,14 @@ def test_a_small_run_takes_every_setting(experiment, monkeypatch):
     outcome = hyperparameters.measure(experiment)
     assert len({tuple(row[2:6]) for row in outcome.tables[0].rows}) >= 9
     assert outcome.settings == "2 replicates, 9 of 81 settings, 1 epochs"
+
+
+def test_the_grid_of_a_replicate_lies_around_its_own_choice(experiment):
+    arms = {(0, "none"): {"network": experiment.mlp(1, width=4), "norm": "none", "batch_size": 32, "steps": 1}}
+    asked = []
+    experiment.grid = lambda cells, seeds, trial: {
+        cell: [asked.append(trial(cell, s)) for s in seeds] for cell in cells
+    }
+    hyperparameters._runs(experiment, arms, {(0, "none"): [-3, -1]}, [7, 8])
+    rates = {(trial.settings["seed"], trial.settings["rate"]) for trial in asked}
+    assert rates == {(7, 2.0**e) for e in (-4, -3, -2)} | {(8, 2.0**e) for e in (-2, -1, 0)}
