@@ -8,6 +8,7 @@ The text is docs/anchors_text.md, where $name stands for a figure. docs/generate
 import json
 import math
 import platform
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from string import Template
 from typing import Any
 
 import torch
-from findings import FIRST, FURTHER, SECOND, effect, study_of
+from findings import Study, effect, present, study_of
+from findings_first_edition import FIRST, FURTHER, SECOND
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -274,18 +276,107 @@ def numbers(kept: Json) -> dict[str, str]:
                 ("2^l", *(f"{2**block:,}" for block in shown)),
             ],
         ),
+        **confirmed(present()),
         "now": now(),
     }
 
 
+# A figure of the text, from the first confirmatory study that is kept: claim, effect, digits.
+QUOTED = {
+    "relu_start": ("gradient_flow", "relu, matched init, depth 20, at the start", 2),
+    "relu_later": ("gradient_flow", "relu, matched init, depth 20, after 20 steps", 2),
+    "relu_growth": ("gradient_flow", "relu with BatchNorm, growth of log ‖g‖ per layer", 3),
+    "skip_init": ("skip_init", "residual MLP of 8 blocks, SkipInit: behind BatchNorm", 1),
+    "fixup": ("skip_init", "residual MLP of 8 blocks, Fixup: behind BatchNorm", 1),
+    "dropout_shift": ("replaces_dropout", "variance in training over that in evaluation, Dropout before BatchNorm", 2),
+    "dropout_derived": ("replaces_dropout", "measured ratio of variances over the derived one", 3),
+    "mismatch_at_2": ("train_eval_mismatch", "MLP 2 layers relu, batches of 2", 1),
+    "rise_at_2": ("small_batch", "MLP 2 layers relu, batches of 2: BatchNorm's rise", 1),
+    "steps_4": ("faster_convergence", "MLP 4 layers relu, best learning rates", 1),
+    "steps_12": ("faster_convergence", "MLP 12 layers relu, best learning rates", 1),
+}
+
+
+def confirmed(studies: Sequence[tuple[Study, Json]]) -> dict[str, str]:
+    """Return the figures and tables of the confirmatory studies, by their names in anchors_text.md.
+
+    Args:
+        studies: those that are kept, that in quick settings first.
+    """
+    claims = {claim["name"]: claim for claim in studies[0][1]["claims"]}
+    found = {}
+    for name, (claim, effect_name, digits) in QUOTED.items():
+        (one,) = (one for one in claims[claim]["effects"] if one["name"] == effect_name)
+        found[name] = said(one, digits)
+    rate = r"(?P<network>.+), both at the best learning rate of no normalization, (?P<rate>.+)"
+    return {
+        **found,
+        "confirmed_steps": joined(
+            studies,
+            "faster_convergence",
+            ("each at its own best rate", "both at the best rate without BatchNorm"),
+            (r"(?P<network>.+), best learning rates", rate),
+        ),
+        "confirmed_batches": joined(
+            studies,
+            "small_batch",
+            ("rise of BatchNorm", "rise of GroupNorm"),
+            (r"(?P<network>.+): BatchNorm's rise", r"(?P<network>.+): GroupNorm's rise"),
+        ),
+        "confirmed_decay": decay(studies),
+    }
+
+
+def joined(studies: Sequence[tuple[Study, Json]], claim: str, columns: Sequence[str], patterns: Sequence[str]) -> str:
+    """Draw a table of a claim's effects, one row for each study and network.
+
+    Args:
+        studies: those that are kept.
+        claim: its name.
+        columns: what each column is of.
+        patterns: of the effects' names, one for each column, with a group ``network``.
+    """
+    rows = []
+    for study, kept in studies:
+        cells: dict[str, list[str]] = {}
+        for one in (one for entry in kept["claims"] if entry["name"] == claim for one in entry["effects"]):
+            for column, pattern in enumerate(patterns):
+                if match := re.fullmatch(pattern, one["name"]):
+                    row = cells.setdefault(match["network"], [""] * len(columns))
+                    row[column] = said(one, 1 if abs(one["value"]) >= 1 else 2)
+        rows += [(study.title, network, *row) for network, row in cells.items()]
+    return table(("study", "network", *columns), rows)
+
+
+def decay(studies: Sequence[tuple[Study, Json]]) -> str:
+    """Draw what decay gains and how much of that is replayed, one row for each study and schedule."""
+    rows = []
+    for study, kept in studies:
+        for entry in (entry for entry in kept["claims"] if entry["name"] == "weight_decay"):
+            replayed = re.findall(
+                r"(\w+) learning rate [^;]*; reproduced by learning rates alone: ([^)]*)\)", entry["sentence"]
+            )
+            effects = {one["name"]: one for one in entry["effects"]}
+            rows += [
+                (study.title, schedule, said(effects[f"{schedule} learning rate"], 2), share)
+                for schedule, share in replayed
+            ]
+    return table(("study", "learning rate", "test loss without decay over with it", "replayed by rates alone"), rows)
+
+
 def now() -> str:
-    """Draw what the kept studies say about the claims that stand beside an anchor."""
-    studies = {name: study_of(name)[1] for name in (FIRST, SECOND, *FURTHER)}
+    """Draw what the kept studies say about the claims that stand beside an anchor, the confirmatory ones first."""
+    confirmed = [
+        (study.title, "findings.md", {claim["name"]: claim for claim in kept["claims"]}) for study, kept in present()
+    ]
     titles = {FIRST: "embedded tasks", SECOND: "the same, other seeds", **FURTHER}
+    explored = [
+        (f"first edition: {title}", "findings_first_edition.md", study_of(name)[1]) for name, title in titles.items()
+    ]
     rows = [
-        (f"[{claim}](findings.md#{claim})", titles[name], claims[claim]["verdict"], effect(claims[claim]))
+        (f"[{claim}]({page}#{claim})", title, claims[claim]["verdict"], effect(claims[claim]))
         for claim in CLAIMS_BESIDE
-        for name, claims in studies.items()
+        for title, page, claims in (*confirmed, *explored)
         if claim in claims
     ]
     return table(("claim", "study", "verdict", "effect"), rows)

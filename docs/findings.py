@@ -3,7 +3,8 @@
     python docs/findings.py NAME FOLDER    keeps the results of the study in FOLDER as docs/findings/NAME.json
 
 docs/generate.py writes the page. Claims and recommendations that FOLDER lacks stay unchanged, so that a study of some
-claims adds to the file. Where a result departs from the literature, findings_comments.md says why that may be.
+claims adds to the file. Where a result departs from the literature, findings_comments.md says why that may be. The
+results of the first edition are on a page of their own, by findings_first_edition.py.
 """
 
 import json
@@ -11,31 +12,71 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from findings_summary import departs, replicates, summary
+
+from gammabeta.lab.claims import CLAIMS
 
 Json = dict[str, Any]
 
 HERE = Path(__file__).parent
 KEPT = HERE / "findings"
-# Two sets of seeds on the embedded tasks, and further data, in the order of the page.
-FIRST, SECOND = "embedded", "embedded-again"
-FURTHER = {"mnist": "MNIST", "vowels": "JapaneseVowels", "shakespeare": "tinyshakespeare"}
-# The second edition, in quick settings: measured once with fresh replicates, and an exploratory set of others.
-CONFIRMED, EXPLORED = "quick-confirmed", "quick-explored"
-OPEN = ("inconclusive", "no room here")
-ABSENT = ("does not apply", "interrupted", "failed")
-EARLIER = (
-    "**Judged by an earlier rule.** These studies ran before 2026-11-30. Their intervals are bootstrapped over seeds, "
-    "and have no floor from the test set. Where a claim has several regimes, the median over them decided. Norms were "
-    "recommended and advised against by their means where no interval decided, and no interval allows for the choice "
-    "among several norms. The values of the seeds were not kept, so that nothing could be judged again by the rule of "
-    "[claims.md](claims.md). Read a verdict below as one on the median, and a recommendation as open where its "
-    "interval is not wholly beyond the margin. All seeds shared one split and one learning rate, tuned on other seeds: "
-    "the luck of both is outside the intervals. Image networks ran at constant rates without momentum, for few hundred "
-    "steps, on 2,000 training and 1,000 test images of MNIST. Claims of the same names measure something else today; "
-    "[claims_history.md](claims_history.md) says what."
+
+
+class Study(NamedTuple):
+    """A confirmatory study that the page has a section on, once docs/findings/STEM.json is there.
+
+    Attributes:
+        stem: of the file's name.
+        title: of the section.
+        about: one sentence about the data.
+    """
+
+    stem: str
+    title: str
+    about: str
+
+
+STUDIES = (
+    Study(
+        "quick-confirmed",
+        "The embedded tasks, in quick settings",
+        "The built-in data, small networks and few replicates: much stays open that more of either would decide.",
+    ),
+    Study(
+        "mnist-whole",
+        "MNIST, whole",
+        "Grey images of 28 × 28 pixels of the ten handwritten digits, with the data set's own test set.",
+    ),
+    Study(
+        "cifar10",
+        "A part of CIFAR-10",
+        "Colour images of 32 × 32 pixels in ten classes, decoded from JPEG: at most 500 of each for training, and 100 "
+        "for the test.",
+    ),
+    Study(
+        "shakespeare-confirmed",
+        "tinyshakespeare",
+        "A million characters of Shakespeare's plays, for language models that predict the next character.",
+    ),
+    Study(
+        "vowels-confirmed",
+        "JapaneseVowels",
+        "640 utterances of 7 to 29 frames with 12 features each, by nine speakers, who are to be told apart.",
+    ),
 )
+# Measured with other replicates than the first of these studies, and only explored: how far do the two agree?
+AGAIN = {"quick-confirmed": "quick-explored"}
+MEANING = (
+    "A study is *confirmatory* if that was asked for before anything was measured, with the replicates of a seed that "
+    "nobody had looked at, by claims that were not changed since; [claims_history.md](claims_history.md) has what was "
+    "changed."
+)
+UNEXPLAINED = "**Unexplained.** This departs from the claim, and nothing has been written on why."
+ABSENT = ("does not apply", "interrupted", "failed")
 
 
 def keep(name: str, folder: str) -> None:
@@ -56,9 +97,13 @@ def keep(name: str, folder: str) -> None:
                 "effect": first,
                 "title": claim["title"],
                 "tally": claim.get("tally", ""),
+                "regimes": claim.get("regimes", {}),
+                "settings": claim.get("settings", ""),
+                "room": claim["room"]["control"],
                 "effects": [
                     {
                         **{key: effect[key] for key in ("name", "value", "low", "high", "null")},
+                        **{key: effect[key] for key in ("unit", "verdict", "seeds")},
                         "confidence": effect.get("confidence", 0.95),
                     }
                     for effect in claim["effects"]
@@ -69,21 +114,32 @@ def keep(name: str, folder: str) -> None:
     recommended = {(entry["kind"], entry["network"]): entry for entry in before["recommended"]}
     for entry in results["recommendations"]:
         if entry.get("picture"):
-            keys = ("kind", "network", "headline", "scope", "settled", "seeds")
-            of_network = {key: entry.get(key, "") for key in keys}
+            keys = ("kind", "network", "headline", "scope", "settled", "seeds", "how", "costs", "uncertain", "settle")
+            of_network = {key: entry.get(key) or "" for key in keys}
+            of_network["settled"] = bool(entry.get("settled"))
+            of_network["settle"] = public(of_network["settle"])
+            of_network |= {key: results[key] for key in ("status", "claims_hash") if key in results}
+            of_network["avoid"] = entry.get("avoid", [])
             recommended[entry["kind"], entry["network"]] = of_network
+    tasks = {task["name"]: task for task in before.get("tasks", [])}
+    for task in results.get("tasks", []):
+        tasks[task["name"]] = {key: task[key] for key in ("name", "kind", "description", "samples")}
     kept = {
         "date": results["date"][:10],
         "machine": results["machine"],
         "torch": results["torch"],
-        # Without the folders of data and results; a study that adds to the file keeps the first command.
-        "command": before.get("command")
-        or re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --(out|jobs) \S+", "", results["command"])),
+        "command": before.get("command") or public(results["command"]),  # the first one, of those that add to the file
+        "tasks": list(tasks.values()),
         "recommended": list(recommended.values()),
         "claims": list(claims.values()),
     }
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"kept {len(claims)} claims and {len(recommended)} recommendations in {path.name}")
+
+
+def public(command: str) -> str:
+    """Return a command without the folders of this machine's data and results."""
+    return re.sub(r"(?<=[: ])/\S*/(?=[^/ ])", "", re.sub(r" --(out|jobs) \S+", "", command))
 
 
 def study_of(name: str) -> tuple[Json, dict[str, Json]]:
@@ -97,32 +153,30 @@ def listed(recommended: list[Json]) -> str:
     return "\n".join(f"- {entry['headline']} *{entry['scope']}*" for entry in recommended)
 
 
-def judged_before(kept: Json) -> bool:
-    """Whether some of what is kept of a study was judged by the rule before regimes were judged one by one."""
-    return any("tally" not in claim for claim in kept["claims"]) or any(
-        "settled" not in entry for entry in kept["recommended"]
-    )
+def measured(kept: Json) -> list[Json]:
+    """Return the claims of a kept study, and its recommendations where their status was kept."""
+    return [*kept["claims"], *(entry for entry in kept["recommended"] if "status" in entry)]
 
 
-def status_of(studies: list[dict[str, Json]]) -> str:
-    """Say whether the claims of these studies were confirmed, by which claims, or explored."""
-    every = [claim for claims in studies for claim in claims.values()]
-    hashes = {claim["claims_hash"] for claim in every if claim.get("status") == "confirmatory"}
-    explored = sorted({claim["name"] for claim in every if claim.get("status") != "confirmatory"})
-    meaning = (
-        "A study is confirmatory if that was asked for before anything was measured, with the replicates of a seed "
-        "that nobody had looked at, by claims that were not changed since; [claims_history.md](claims_history.md) has "
-        "what was changed."
-    )
+def status(entries: Sequence[Json]) -> str:
+    """Say whether claims and recommendations were confirmed, by which claims, or explored."""
+    hashes = {entry["claims_hash"] for entry in entries if entry.get("status") == "confirmatory"}
+    explored = {entry.get("name") or entry["network"] for entry in entries if entry.get("status") != "confirmatory"}
     if not hashes:
-        return f"**Exploratory.** None of these results comes from a confirmatory study. {meaning}"
-    by = f"by the claims with the hash {', '.join(sorted(hashes))}"
+        return "**Exploratory**"
     rest = (
-        f", except for {', '.join(explored)}, which {'is' if len(explored) == 1 else 'are'} exploratory"
+        f", except for {', '.join(sorted(explored))}, which {'is' if len(explored) == 1 else 'are'} exploratory"
         if explored
         else ""
     )
-    return f"**Confirmatory**, {by}{rest}. {meaning}"
+    return f"**Confirmatory**, by the claims with the hash {', '.join(sorted(hashes))}{rest}"
+
+
+def status_of(studies: Sequence[dict[str, Json]]) -> str:
+    """Say whether the claims of these studies were confirmed or explored, and what that means."""
+    said = status([claim for claims in studies for claim in claims.values()])
+    none = " None of these results comes from a confirmatory study." if said == "**Exploratory**" else ""
+    return f"{said}.{none} {MEANING}"
 
 
 def effect(claim: Json) -> str:
@@ -134,87 +188,154 @@ def effect(claim: Json) -> str:
     return f"{value:.3g}{interval} {unit}"
 
 
-def comments_of() -> dict[str, str]:
-    """Read findings_comments.md: the comment under each heading."""
+def comments_of(edition: str) -> dict[str, str]:
+    """Read the part of findings_comments.md on the "first" or "second" edition: the comment under each heading."""
     text = (HERE / "findings_comments.md").read_text(encoding="utf-8")
-    return dict(re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n##|\Z)", text, re.M | re.S))
+    part = re.split(rf"^# The {edition} edition's results\n", text, flags=re.M)[1]
+    part = re.split(r"^# ", part, maxsplit=1, flags=re.M)[0]
+    return dict(re.findall(r"^## (\w+)\n\n(.*?)\n(?=\n##|\s*\Z)", part, re.M | re.S))
+
+
+def present() -> list[tuple[Study, Json]]:
+    """Return the confirmatory studies that are kept, in the order of the page."""
+    return [(study, study_of(study.stem)[0]) for study in STUDIES if (KEPT / f"{study.stem}.json").exists()]
 
 
 def findings() -> str:
-    """Return the text of docs/findings.md: what the study found, claim by claim."""
-    comments = comments_of()
-    (first, one), (second, two) = study_of(FIRST), study_of(SECOND)
-    further = {title: study_of(name) for name, title in FURTHER.items()}
-    counts = Counter(claim["verdict"] for claim in one.values())
+    """Return the text of docs/findings.md: what holds, then study by study, then claim by claim."""
+    studies = present()
     lines = [
         "# What the study found",
         "<!-- Generated by docs/generate.py from docs/findings/ and docs/findings_comments.md: change those. -->",
-        *confirmed(),
-        "## The first edition's studies",
-        f"Measured on {first['date']} on {first['machine']}, torch {first['torch']}, by `gammabeta study` on the "
-        "embedded tasks (digits, strokes, text), with two disjoint sets of seeds (`--seed 0` and `--seed 1`). Numbers "
-        "are estimates with their 95 % interval over seeds; [claims.md](claims.md) defines each effect and margin. "
-        "Seconds are those of one core, over a claim's trials; claims share some trials.",
-        *(
-            [EARLIER]
-            if any(judged_before(kept) for kept in (first, second, *(kept for kept, _ in further.values())))
-            else []
-        ),
-        status_of([one, two, *(claims for _, claims in further.values())]),
-        agreement(one, two),
-        comments["study"],
-        "## Recommendations",
-        listed(first["recommended"]),
-        comments["recommendations"],
-        "## Verdicts",
-        "\n".join(
-            [
-                "| claim | verdict | effect | with other seeds | effect | seconds |",
-                "|---|---|---|---|---|---|",
-                *(
-                    f"| [{name}](#{name}) | {one[name]['verdict']} | {effect(one[name])} | {two[name]['verdict']} "
-                    f"| {effect(two[name])} | {one[name]['seconds']:.0f} |"
-                    for name in one
-                ),
-            ]
-        ),
-        ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",
+        "## What of the taught holds here",
+        opening(studies),
+        *summary([{**kept, "title": study.title} for study, kept in studies]),
+        *reading(),
     ]
-    for title, (kept, claims) in further.items():
-        lines += on_further_data(title, kept, [(name, claims[name]) for name in one if name in claims])
-    lines.append("## Claim by claim")
-    for name, claim in one.items():
-        lines += [f"### {name}", f"**{claim['verdict'].capitalize()}**: {claim['sentence']}."]
-        lines.append(f"With other seeds, **{two[name]['verdict']}**: {two[name]['sentence']}.")
-        for title, (_, claims) in further.items():
-            if name in claims:
-                lines.append(f"{title}, **{claims[name]['verdict']}**: {claims[name]['sentence']}.")
-        lines += [comments[name]] if name in comments else []
+    for study, kept in studies:
+        lines += section(study, kept)
+    lines += ["## Claim by claim", *claim_by_claim(studies)]
     return "\n\n".join(lines) + "\n"
 
 
-def confirmed() -> list[str]:
-    """Return the section on the confirmatory study, in quick settings, and how far another set of replicates agrees."""
-    (kept, claims), (_, others) = study_of(CONFIRMED), study_of(EXPLORED)
+def opening(studies: Sequence[tuple[Study, Json]]) -> str:
+    """Say what the summary rests on, and how to read it."""
+    titles = ", ".join(f"[{study.title}](#{anchor(study.title)})" for study, _ in studies)
+    said = status([one for _, kept in studies for one in measured(kept)])
+    return (
+        f"{said} ([what that means](#how-to-read-this-page)). Measured here: {titles}. In brackets: the data, what "
+        "all regimes have in common, and the number n of replicates."
+    )
+
+
+def reading() -> list[str]:
+    """Say what the terms of the summary mean, and what it does not count."""
+    return [
+        "## How to read this page",
+        f"{MEANING} A *regime* is one network, schedule or shift that a claim is judged in; [claims.md](claims.md) has "
+        "the margin that its interval has to be beyond. Where several studies measured a claim, each counts as a "
+        "regime. The networks are small, and larger ones may behave differently. The "
+        "[first edition's studies](findings_first_edition.md) do not count here, and "
+        "[anchors.md](anchors.md) holds these results against published numbers.",
+    ]
+
+
+def anchor(title: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def section(study: Study, kept: Json) -> list[str]:
+    """Return the section on one study: its data, what it recommends, and the verdicts on its claims."""
+    claims = {claim["name"]: claim for claim in kept["claims"]}
     counts = Counter(claim["verdict"] for claim in claims.values())
-    apart, compared = differing(claims, others)
-    named = f" ({'; '.join(apart)})" if apart else ""
+    data = [
+        f"*{task['name']}*: {task['description']} ({', '.join(f'{n:,} {part}' for part, n in task['samples'].items())})"
+        for task in kept.get("tasks", [])
+    ]
+    found = {name: "" if claim["verdict"] == "no room here" else effect(claim) for name, claim in claims.items()}
     rows = [
-        f"| [{name}](claims.md#{name}) | {claim['title']} | {claim['verdict']} | {effect(claim)} |"
+        f"| [{name}](#{name}) | {claim['title']} | {claim['verdict']} | {found[name]} | {replicates(claim) or ''} |"
         for name, claim in claims.items()
     ]
+    again = AGAIN.get(study.stem, "")
     return [
-        "## What holds, by a confirmatory study in quick settings",
-        f"`{kept['command']}`, {kept['date']}, {kept['machine']}, torch {kept['torch']}. {status_of([claims])} The "
-        "settings are the quick ones: small networks, 3 to 6 replicates, the built-in data. Much stays open that more "
-        "replicates or more data would decide.",
-        ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",
-        listed(kept["recommended"]),
-        "\n".join(["| claim | it says | verdict | regimes, or effect |", "|---|---|---|---|", *rows]),
-        f"**Two disjoint sets of replicates**, this one and an exploratory one: {len(apart)} of {compared} effects "
-        f"differ by more than √(h₁² + h₂²), their half widths together{named}; 5 % would where intervals cover. "
-        "Effects that are ratios are compared by their logarithms.",
+        f"## {study.title}",
+        f"{study.about} `{kept['command']}`, {kept['date']}, {kept['machine']}, torch {kept['torch']}. "
+        f"{status(measured(kept))}.",
+        *(["\n".join(f"- {line}" for line in data)] if data else []),
+        *(["Recommended:", "\n".join(card(entry) for entry in kept["recommended"])] if kept["recommended"] else []),
+        *(
+            [
+                ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",
+                "\n".join(
+                    ["| claim | it says | verdict | regimes, or effect | replicates |", "|---|---|---|---|---|", *rows]
+                ),
+            ]
+            if claims
+            else []
+        ),
+        *([compared(claims, study_of(again)[1])] if again and (KEPT / f"{again}.json").exists() else []),
     ]
+
+
+def card(entry: Json) -> str:
+    """Return a recommendation as the report's card has it: what, how sure, what to write, what it costs and so on."""
+    about, _, what = entry["headline"].partition(": ")
+    sure = "settled" if entry.get("settled") else "not settled"
+    sure += f", {entry['seeds']} replicates. {entry.get('uncertain', '')}"
+    lines = [f"- **{about}**", f"  - What: {what}", f"  - How sure: {sure.strip()}"]
+    if entry.get("how"):
+        lines.append(f"  - What to write: `{entry['how']}`")
+    if entry.get("costs"):
+        lines.append(f"  - What it costs: {entry['costs']}")
+    lines += [f"  - Avoid: {worse}" for worse in entry.get("avoid", [])]
+    if entry.get("settle"):
+        lines.append(f"  - To settle it: `{entry['settle']}`")
+    lines.append(f"  - *{entry['scope']}*")
+    return "\n".join(lines)
+
+
+def claim_by_claim(studies: Sequence[tuple[Study, Json]]) -> list[str]:
+    """Return what each study found on each claim in one sentence, and the comment where that departs from the claim."""
+    comments = comments_of("second")
+    lines = []
+    for known in CLAIMS:
+        found = [(study, one) for study, kept in studies for one in kept["claims"] if one["name"] == known.name]
+        if not found:
+            continue
+        lines += [f"### {known.name}", f"*{found[0][1]['title']}*. [How it is judged](claims.md#{known.name})."]
+        for study, one in found:
+            settings = f"; {spelled(one['settings'])}" if one.get("settings") else ""
+            lines.append(f"**{upper(one['verdict'])}** ({study.title}{settings}). {upper(one['sentence'])}.")
+            if one["verdict"] == "no room here" and one.get("room"):
+                lines[-1] += f" Room: {one['room']}."
+        if known.name in comments:
+            lines.append(comments[known.name])
+        elif departs([one for _, one in found]):
+            lines.append(UNEXPLAINED)
+    return lines
+
+
+def spelled(settings: str) -> str:
+    """Return settings without the brackets and quotes of Python, as in "width 16, layers 2" for a dictionary."""
+    return re.sub(r"'(\w+)': ", r"\1 ", re.sub(r"[{}\[\]]", "", settings))
+
+
+def upper(sentence: str) -> str:
+    """Return a sentence with its first letter in upper case."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def compared(claims: dict[str, Json], others: dict[str, Json]) -> str:
+    """Say how far the effects of two disjoint sets of replicates agree."""
+    apart, count = differing(claims, others)
+    named = f" ({'; '.join(apart)})" if apart else ""
+    return (
+        f"**Two disjoint sets of replicates**, this one and an exploratory one: {len(apart)} of {count} effects "
+        f"differ by more than √(h₁² + h₂²), their half widths together{named}; 5 % would where intervals cover. "
+        "Effects that are ratios are compared by their logarithms."
+    )
 
 
 def differing(ones: dict[str, Json], others: dict[str, Json]) -> tuple[list[str], int]:
@@ -245,30 +366,6 @@ def _ends(one: Json) -> tuple[float, float, float] | None:
     if one["null"] == 1:
         numbers = [math.log(number) for number in numbers] if min(numbers) > 0 else [None]
     return None if None in numbers else (numbers[0], numbers[1], numbers[2])
-
-
-def agreement(one: dict[str, Json], two: dict[str, Json]) -> str:
-    """Tell in how many claims the two sets of seeds agree, and how many stay open."""
-    differ = [name for name in one if one[name]["verdict"] != two[name]["verdict"]]
-    opposed = [name for name in differ if {one[name]["verdict"], two[name]["verdict"]} == {"supported", "contradicted"}]
-    undecided = [sum(claim["verdict"] in OPEN for claim in study.values()) for study in (one, two)]
-    return (
-        f"The second set of seeds gives the same verdict for {len(one) - len(differ)} of {len(one)} claims"
-        + (f" (others: {', '.join(differ)})" if differ else "")
-        + f"; {len(opposed) or 'none'} is supported by one and contradicted by the other. {undecided[0]} claims stay "
-        f"open with the first set and {undecided[1]} with the second."
-    )
-
-
-def on_further_data(title: str, kept: Json, claims: list[tuple[str, Json]]) -> list[str]:
-    """Return the section on one of the further data sets."""
-    rows = [f"| [{name}](#{name}) | {claim['verdict']} | {effect(claim)} |" for name, claim in claims]
-    return [
-        f"## {title}",
-        f"`{kept['command']}`.",
-        *([listed(kept["recommended"])] if kept["recommended"] else []),
-        "\n".join(["| claim | verdict | effect |", "|---|---|---|", *rows]),
-    ]
 
 
 if __name__ == "__main__":

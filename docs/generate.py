@@ -7,7 +7,7 @@
 | files.md | the first sentence of every source file |
 | anchors.md | docs/anchors_text.md, docs/anchors.json and docs/findings/*.json |
 | error_rates.md | docs/error_rates.json |
-| findings.md | docs/findings/*.json and findings_comments.md |
+| findings.md, findings_first_edition.md | docs/findings/*.json and findings_comments.md |
 | conventions.md, its table of accuracy | docs/accuracy.json |
 
 Run ``python docs/generate.py``. With ``--check`` it writes nothing, and exits with 1 if a page is not fresh.
@@ -22,6 +22,7 @@ from anchors import anchors
 from error_rates import error_rates
 from files import files
 from findings import findings
+from findings_first_edition import first_edition
 
 from gammabeta.diagnostics.rule import SEES
 from gammabeta.diagnostics.rules import RULES
@@ -146,6 +147,7 @@ PAGES = {
     HERE / "rules.md": rules,
     HERE / "files.md": files,
     HERE / "findings.md": findings,
+    HERE / "findings_first_edition.md": first_edition,
     HERE / "anchors.md": anchors,
     HERE / "error_rates.md": error_rates,
     CONVENTIONS: conventions,

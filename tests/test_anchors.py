@@ -17,7 +17,7 @@ def anchors():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(DOCS), *sys.path])
         yield importlib.import_module("anchors")
-    for name in ("anchors", "findings"):
+    for name in ("anchors", "findings", "findings_first_edition", "findings_summary"):
         sys.modules.pop(name, None)
 
 
@@ -70,6 +70,65 @@ def test_the_page_has_the_figures_that_were_kept(anchors, kept):
     # Ioffe & Szegedy's steps, compared with those of the same learning rate
     assert round(31.0 / 13.3, 1) == 2.3
     assert "| BN-Baseline | 13.3 | 2.3 |" in page
+
+
+def effect(name, value, low, high):
+    return {"name": name, "value": value, "low": low, "high": high}
+
+
+def study(anchors, title, *claims):
+    return anchors.Study(title, title, ""), {"claims": claims}
+
+
+def test_tables_have_a_row_for_each_confirmatory_study_and_network(anchors):
+    digits = [
+        effect("MLP, 4 layers, best learning rates", 3.18, 1.87, 5.41),
+        effect("MLP, 4 layers, best learning rates, seconds", 9.9, 9.8, 9.95),
+        effect("MLP, 4 layers, both at the best learning rate of no normalization, 0.25", 0.737, 0.624, 0.871),
+        effect("MLP, 4 layers, both at the best learning rate of BatchNorm, 1", 19.8, 13.6, 28.8),
+    ]
+    mnist = [effect("ResNet, best learning rates", 2.04, 1.51, 2.75)]
+    studies = [
+        study(anchors, "digits", {"name": "faster_convergence", "effects": digits}),
+        study(anchors, "text", {"name": "warmup", "effects": []}),
+        study(anchors, "MNIST", {"name": "faster_convergence", "effects": mnist}),
+    ]
+    patterns = (r"(?P<network>.+), best learning rates", r"(?P<network>.+), both .* of no normalization, .+")
+    lines = anchors.joined(studies, "faster_convergence", ("best", "same"), patterns).splitlines()
+    assert lines == [
+        "| study | network | best | same |",
+        "| --- | --- | --- | --- |",
+        "| digits | MLP, 4 layers | 3.2 [1.9, 5.4] | 0.74 [0.62, 0.87] |",
+        "| MNIST | ResNet | 2.0 [1.5, 2.8] |  |",
+    ]
+
+
+def test_the_share_that_is_replayed_is_the_one_that_the_claim_said(anchors):
+    said = (
+        "the scale cancels exactly; the test loss without decay over that with it: constant learning rate 1.04 times "
+        "[0.88, 1.23] (inconclusive; reproduced by learning rates alone: not judged), cosine learning rate 1.30 times "
+        "[1.20, 1.40] (supported; reproduced by learning rates alone: 95%)"
+    )
+    effects = [effect("constant learning rate", 1.04, 0.88, 1.23), effect("cosine learning rate", 1.3, 1.2, 1.4)]
+    claim = {"name": "weight_decay", "sentence": said, "effects": effects}
+    assert anchors.decay([study(anchors, "MNIST", claim)]).splitlines()[2:] == [
+        "| MNIST | constant | 1.04 [0.88, 1.23] | not judged |",
+        "| MNIST | cosine | 1.30 [1.20, 1.40] | 95% |",
+    ]
+
+
+def test_the_page_has_what_the_confirmatory_study_says_beside_published_numbers(anchors):
+    page = anchors.anchors()
+    for stem, kept in anchors.present():
+        for claim in (claim for claim in kept["claims"] if claim["name"] in anchors.CLAIMS_BESIDE):
+            row = f"| [{claim['name']}](findings.md#{claim['name']}) | {stem.title} | {claim['verdict']} |"
+            assert row in page
+    claims = {claim["name"]: claim for claim in anchors.present()[0][1]["claims"]}
+    for name in ("steps_4", "rise_at_2"):
+        claim, of, digits = anchors.QUOTED[name]
+        (one,) = (one for one in claims[claim]["effects"] if one["name"] == of)
+        assert page.count(anchors.said(one, digits)) >= 2  # in the first table and in the section
+    assert "findings_first_edition.md#small_batch" in page
 
 
 def test_one_image_s_own_share_is_what_it_has_in_a_batch_of_two(anchors):

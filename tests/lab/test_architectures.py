@@ -125,7 +125,9 @@ def test_runs_together_are_those_one_by_one(network, norm):
 
 
 def test_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match=r"^build: expected mlp, resnet, mobilenet, vit, residual or user, got lstm$"):
+    with pytest.raises(
+        ValueError, match=r"^build: expected mlp, resnet, resnet20, mobilenet, vit, residual or user, got lstm$"
+    ):
         build(images((1, 8, 8)), {"kind": "lstm"}, "none", 1)
 
 

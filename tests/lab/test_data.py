@@ -89,8 +89,8 @@ def test_train_limits_all_parts_alike_or_takes_the_whole(tmp_path):
         (
             "digits",
             100,
-            "--train 100: expected data in arrays (mnist:FILE, cifar10:FILE, vowels:DIR, or a function that returns "
-            "arrays), got digits: leave --train out.",
+            "--train 100: expected data of separate samples (mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, or a "
+            "function that returns arrays), got digits: leave --train out.",
         ),
         ("cifar10:own.npz", 9, "--train 9: expected a number of 10 or more, or all, got 9."),
         ("cifar10:own.npz", "half", "--train half: expected a number of 10 or more, or all, got half."),
@@ -193,6 +193,41 @@ def test_sixteen_bits_and_turned_cameras(tmp_path):
     assert folder._images(tmp_path, [tmp_path / "a" / "0.jpg"]).shape == (1, 30, 16, 1)
 
 
+def test_train_limits_a_folder_and_what_is_not_taken_is_not_read(tmp_path, monkeypatch):
+    from gammabeta.lab.images import folder
+
+    painted(tmp_path / "own", count=36)
+    read = []
+    images_of = folder._images
+    monkeypatch.setattr(folder, "_images", lambda path, files: read.append(len(files)) or images_of(path, files))
+    sizes = {}
+    for train in (24, "all"):
+        task = load({**source(f"folder:{tmp_path / 'own'}", train), "split": 3})
+        sizes[train] = len(task.train), len(task.validation), len(task.test)
+        assert abs(2 * int(task.train.y_n.sum()) - len(task.train)) <= 1
+    assert sizes == {24: (24, 6, 12), "all": (41, 10, 21)}
+    assert read == [42, 72]
+    assert task.available == {"train": 72, "validation": 72, "test": 72}
+
+
+def test_a_folder_s_images_that_are_not_taken_may_be_broken(tmp_path):
+    from gammabeta.lab.images.folder import chosen
+
+    own = painted(tmp_path / "own", count=36)
+    taken = chosen(own, 24)[1]
+    left = next(file for file in sorted(own.rglob("*.png")) if file not in taken)
+    before = source(f"folder:{own}", 24)
+    left.write_bytes(b"no image")
+    assert source(f"folder:{own}", 24) == before
+    assert len(load(before).train) == 24
+    text = (
+        f"folder:{own}: expected 20 images of each class or more among the 35 that the study takes, got 17 in cat: "
+        "take more with --train, or name a folder with fewer classes, or with classes of more similar sizes."
+    )
+    with pytest.raises(TaskError, match=exactly(text)):
+        source(f"folder:{own}", 20)
+
+
 def test_a_folder_that_changes_is_another_task(tmp_path):
     painted(tmp_path / "own")
     before = source(f"folder:{tmp_path / 'own'}")
@@ -284,7 +319,7 @@ def test_a_class_that_few_of_many_images_have_is_refused(tmp_path):
         (tmp_path / "usual" / f"{index}.png").touch()
     text = (
         f"folder:{tmp_path}: expected 20 images of each class or more among the 3500 that the study takes, got 17 in "
-        "rare: name a folder with fewer classes, or with classes of more similar sizes."
+        "rare: take more with --train, or name a folder with fewer classes, or with classes of more similar sizes."
     )
     with pytest.raises(TaskError, match=exactly(text)):
         source(f"folder:{tmp_path}")

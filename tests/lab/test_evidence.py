@@ -79,6 +79,8 @@ def test_a_sentence_has_the_claims_title_for_its_subject_and_counts_regimes():
     assert summary("small_batch", outcome("supported")) == f"{title}: supported, 1.5 [1, 2] points (rise)."
     mixed = outcome("mixed", regimes={"a": "supported", "b": "contradicted", "c": "no room here"})
     assert summary("small_batch", mixed) == f"{title}: mixed (supported in 1 of 2 regimes, contradicted in 1)."
+    without = Outcome("no room here", "1 of 3", [], Room(False, "nothing learned"), regimes={"a": "supported"})
+    assert summary("small_batch", without) == f"{title}: no room here (nothing learned)."
     bare = Outcome("reported", "it takes long", [], Room(True, ""))
     assert summary("unheard_of", bare) == "unheard_of: reported; it takes long."
 

@@ -8,9 +8,10 @@ from rich.console import Console
 from tests.lab.made_up import BATCH, LEVEL, NEAR, compared
 
 from gammabeta.lab import study as module
+from gammabeta.lab.claim_sets import FIRST_LOOK
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.looks import LOOKS, confidence
-from gammabeta.lab.study import FIRST_LOOK, StudyError, study
+from gammabeta.lab.study import StudyError, study
 
 
 @pytest.fixture

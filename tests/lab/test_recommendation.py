@@ -73,7 +73,7 @@ def test_the_recommendation_says_how_far_it_reaches():
     whole = dataclasses.replace(own, trained="20 epochs", whom=WHOM[True], left_out=("RMSNorm", "InstanceNorm"))
     assert recommended(whole)["scope"] == (
         "Trained for 20 epochs. Each norm has its own best learning rate. Intervals speak of training again, on other "
-        "images of the same kind as the test set's. Left out: RMSNorm, InstanceNorm; without --quick they are compared."
+        "images of the same kind as the test set's. Left out: RMSNorm, InstanceNorm; a whole study compares them."
     )
 
 

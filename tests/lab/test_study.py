@@ -10,13 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from gammabeta.lab.claims import CLAIMS, gradient_flow
-from gammabeta.lab.study import Interrupted, StudyError, asked_for, study
+from gammabeta.lab.outcome import Outcome, Room
+from gammabeta.lab.study import REPLACED, Interrupted, StudyError, asked_for, study
 from gammabeta.lab.trials.trial import versioned
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +53,7 @@ def test_results_keep_the_contract(tmp_path):
     one = results["trials"][claim["trials"][0]]
     assert one.keys() >= {"run", "settings", "result", "seconds"}
     assert results["task"]["samples"] == {"train": 997, "validation": 400, "test": 400}
+    assert results["task"]["available"] == {"train": 1797, "validation": 1797, "test": 1797}
     assert results["recommendations"][0]["headline"] == (
         "No recommendation yet for digits, strokes, text: it rests on the comparison of the norms, which was not run."
     )
@@ -68,6 +71,15 @@ def test_a_second_study_takes_everything_from_disk(tmp_path, monkeypatch):
     ("asked", "text"),
     [
         ("small-bach", "there is no claim small-bach: did you mean small_batch?"),
+        (
+            "shifting_data",
+            "there is no claim shifting_data any more: online_stream and few_shot took its place "
+            "(docs/claims_history.md).",
+        ),
+        (
+            "init-robustness",
+            "there is no claim init-robustness any more: init_families took its place (docs/claims_history.md).",
+        ),
         ("zzz", f"there is no claim zzz: there are {', '.join(claim.name for claim in CLAIMS)}."),
     ],
 )
@@ -306,6 +318,24 @@ def test_claims_about_other_data_do_not_apply(tmp_path):
         ("sequences", "does not apply"),
     ]
     assert results["claims"][2]["sentence"] == "it is about sequences, and text holds text"
+
+
+def test_claims_that_took_the_place_of_others_exist_and_the_others_do_not():
+    known = {claim.name for claim in CLAIMS}
+    assert not known & set(REPLACED)
+    assert {name for now in REPLACED.values() for name in now.split(" and ")} <= known
+
+
+def test_a_claim_without_room_is_printed_and_kept_without_counts_of_its_regimes(tmp_path, monkeypatch):
+    without = Outcome(
+        "no room here", "usable rates: 3", [], Room(False, "it did not learn"), regimes={"a": "supported", "b": "mixed"}
+    )
+    claims = [replace(claim, measure=lambda experiment: without) for claim in CLAIMS]
+    monkeypatch.setattr("gammabeta.lab.study.CLAIMS", claims)
+    results, printed = quietly("rate_headroom", out=tmp_path, data="text")
+    (claim,) = results["claims"]
+    assert (claim["tally"], claim["regimes"]) == ("", {"a": "no room here", "b": "no room here"})
+    assert "no room here  rate_headroom: usable rates: 3" in " ".join(printed.split("\n"))
 
 
 def living(session):

@@ -67,6 +67,16 @@ def test_the_summary_groups_by_verdict_with_identities_last():
     ]
 
 
+def test_a_claim_without_room_shows_no_verdict_of_its_parts():
+    found = section({**mixed(), "verdict": "no room here"}, {}, "")
+    assert found["tally"] == ""
+    assert {regime["verdict"] for regime in found["regimes"]} == {"no room here"}
+    assert {one["verdict"] for one in found["effects"]} == {"no room here", "supported"}  # supported: the identity
+    single = section(claim("axes", "Axes", "no room here"), {}, "")
+    assert (single["deciding"], single["effects"][0]["verdict"]) == ([], "no room here")
+    assert [one["short"] for group in groups([found, single]) for one in group["claims"]] == ["", ""]
+
+
 def command(run, *, needed=9, verdict="inconclusive", **more):
     effects = [effect("a", 1.0, 0.5, 2.0, verdict=verdict, seeds_needed=needed)]
     return section(claim("axes", "Axes", verdict, effects=effects, **more), {}, run)["command"]
@@ -79,7 +89,7 @@ def test_an_open_claim_has_the_whole_command_that_settles_it():
     assert command("gammabeta study --first-look --seed 4 --data 'mnist:a b.npz'") == (
         "gammabeta study axes --seed 5 --data 'mnist:a b.npz' --quick --seeds 9 --out gammabeta-study-again"
     )
-    own = "gammabeta study sequences --compare --until-settled"
+    own = "gammabeta study sequences --compare --until-settled --batch-size 4 --devices 2 --link 25gbe"
     assert command("another", command=own) == "gammabeta study axes --seed 1 --seeds 9 --out gammabeta-study-again"
 
 

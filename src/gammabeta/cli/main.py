@@ -58,6 +58,7 @@ def study(
     claims: options.Claims = None,
     quick: options.Quick = False,
     first_look: options.FirstLook = False,
+    at_scale: options.AtScale = False,
     out: options.Out = Path("gammabeta-study"),
     data: options.Data = None,
     model: options.Model = None,
@@ -89,6 +90,7 @@ def study(
         "model": model,
         "quick": quick,
         "first_look": first_look,
+        "at_scale": at_scale,
         "train": train,
         "batch_size": batch_size,
         "devices": devices,
@@ -333,6 +335,8 @@ def _run_study(
         if resume is not None:
             engine.refuse_on_resuming(resume, {name: asked[name] for name in given & asked.keys()})
             asked = {**engine.asked_for(resume), **_changes_on_resuming(asked, given)}
+        else:
+            engine.refuse_contradictions(asked)
         results: dict[str, Any] = engine.study(**asked, fresh=fresh, console=console)
     except engine.StudyError as error:
         if error.details:

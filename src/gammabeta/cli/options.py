@@ -33,7 +33,18 @@ Claims = Annotated[
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Few replicates and small grids.")]
 FirstLook = Annotated[
-    bool, typer.Option("--first-look", help="As --quick, with the recommendations and the headline claims alone.")
+    bool,
+    typer.Option(
+        "--first-look",
+        help="In place of --quick: as quick, with the recommendations and only the headline claims.",
+    ),
+]
+AtScale = Annotated[
+    bool,
+    typer.Option(
+        "--at-scale",
+        help="All of --data, with the networks that people train on such data; as --quick otherwise. Takes hours.",
+    ),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder for report.html, results.json and the trials.")
@@ -61,7 +72,11 @@ Model = Annotated[
     ),
 ]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Only measure what the recommendation needs: the norms side by side.")
+    bool,
+    typer.Option(
+        "--compare",
+        help="Only compare the norms side by side, for the recommendation; with CLAIM, measure those claims too.",
+    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -88,7 +103,7 @@ LinkName = Annotated[
     typer.Option(
         "--link",
         metavar="NAME",
-        help="The link between devices, for the cost of synchronizing: [bold]nvlink[/], [bold]infiniband[/], "
+        help="The link between --devices, for the cost of synchronizing: [bold]nvlink[/], [bold]infiniband[/], "
         "[bold]100gbe[/], [bold]25gbe[/] or [bold]10gbe[/].",
     ),
 ]
@@ -109,7 +124,12 @@ Confirmatory = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs", metavar="N", help="Worker processes (default: one per core).", show_default=False),
+    typer.Option(
+        "--jobs",
+        metavar="N",
+        help="Worker processes (default: one per core); a Dask scheduler at --address has its own.",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of initializations, batches and subsets.")]
 Seeds = Annotated[

@@ -12,6 +12,7 @@ import numpy as np
 from gammabeta.lab.task import TaskError
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+PARTS = ("train", "validation", "test")
 # The study trains hundreds of networks. A subset keeps that to minutes, and leaves room for differences between norms.
 TRAIN, VALIDATION, TEST = 2000, 500, 1000
 MOST_TUNING = 5000  # of a whole data set: more would hardly change a choice of the learning rate
@@ -209,6 +210,12 @@ def stratified(y_n: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
         place = order[y_n[order] == label]
         within[place] = (np.arange(len(place)) + rng.random()) / len(place)
     return np.sort(np.argsort(within, kind="stable")[:count])
+
+
+def available(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return how many samples each part of a task is drawn from: training and tuning samples both from x_train."""
+    whole, of_test = len(arrays["y_train"]), len(arrays["y_test"])
+    return {"train": whole, "validation": whole, "test": of_test}
 
 
 def subset(arrays: Mapping[str, np.ndarray], drawn: tuple[np.ndarray, np.ndarray, np.ndarray], what: str) -> str:

@@ -47,6 +47,8 @@ def is_synced(arm: Compared, comparison: Comparison) -> bool:
 def summary(name: str, outcome: Outcome) -> str:
     """Summarize a claim in a sentence whose subject is its title: its verdict, with k of m regimes or its effect."""
     title = TITLES.get(name, name)
+    if outcome.verdict == "no room here":
+        return f"{title}: no room here ({outcome.room.control})."
     if counted := tally(outcome.regimes):
         return f"{title}: {counted if counted.startswith(outcome.verdict) else f'{outcome.verdict} ({counted})'}."
     if not outcome.effects:

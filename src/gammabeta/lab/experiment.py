@@ -26,6 +26,8 @@ class Experiment:
         store: the finished trials.
         user: the user's network, as settings identify it; it replaces the study's own on its kind of data.
         quick: few seeds and the smaller grids that each claim states.
+        at_scale: whether networks have the size and the length of training that people use on such data; with
+            ``quick``, which keeps replicates and grids small.
         seed: of the whole study; another number repeats it with other initializations and batches.
         seed_count: how many seeds results are taken from; None for each claim's own number.
         link: between devices, a name in `gammabeta.lab.links.LINKS`, for the cost of synchronizing.
@@ -44,6 +46,7 @@ class Experiment:
     jobs: int = 1
     link: str = "infiniband"
     confidence: float = 0.95
+    at_scale: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
     trials: list[Trial] = field(default_factory=list)
 
@@ -100,6 +103,11 @@ class Experiment:
     def drawn(self, replicate: int, kind: Kind = "images") -> dict[str, Any]:
         """Return a replicate's own split of the data, as a trial's settings identify it."""
         return {**self.sources[kind], "split": replicate}
+
+    @property
+    def is_small(self) -> bool:
+        """Whether networks are small and training is short, as in a quick study that is not at scale."""
+        return self.quick and not self.at_scale
 
     def run(self, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """Return the trials' results, in order; trials on disk do not run again."""

@@ -7,7 +7,6 @@ norms side by side), and a reader for each form of data.
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gammabeta.lab.arrays import Draw, fingerprint_of_file
@@ -32,6 +31,7 @@ class Form:
     Attributes:
         load: reads the task; called with the argument's path where there is one, and with ``most`` where it is limited.
         limited: whether ``--train`` says how many samples it takes.
+        reads_part: whether only the samples that are taken are read; the fingerprint is called with ``most`` too.
         argument: ``"FILE"`` or ``"DIR"``; empty where the prefix takes none.
         optional: whether the prefix may stand without its argument too.
         holds: what the file or folder must be, for the error where it does not exist.
@@ -42,9 +42,10 @@ class Form:
     load: Callable[..., Any]
     argument: str = ""
     limited: bool = False
+    reads_part: bool = False
     optional: bool = False
     holds: str = ""
-    fingerprint: Callable[[Path], str] = fingerprint_of_file
+    fingerprint: Callable[..., str] = fingerprint_of_file
     built_in: str = "gammabeta"
 
 
@@ -55,8 +56,9 @@ class KindOfData:
     Attributes:
         embedded: the data that a study takes where none are named.
         forms: how data of this kind are named, by prefix.
-        from_user: makes a task of what a user's function returned, with at most so many training samples.
-        facts: what the report says about a task: ``shape``, ``classes``, ``samples``.
+        from_user: makes a task of what a user's function returned, with at most the given number of training samples.
+        facts: what the report says about a task: ``shape``, ``classes``, ``samples`` by part, and in ``available`` of
+            how many these are drawn, where there are more.
         claims: the claims that compare norms on this kind of data; empty where they go by the norm.
     """
 
@@ -80,16 +82,23 @@ def _described(data: UserData) -> dict[str, str]:
 
 
 def _of_images(task: Task) -> dict[str, Any]:
-    return {"shape": list(task.shape), "classes": task.classes, "samples": _samples(task)}
+    return {"shape": list(task.shape), "classes": task.classes, "samples": _samples(task), "available": task.available}
 
 
 def _of_sequences(task: SequenceTask) -> dict[str, Any]:
-    return {"shape": ["time", task.features], "classes": task.classes, "samples": _samples(task)}
+    return {
+        "shape": ["time", task.features],
+        "classes": task.classes,
+        "samples": _samples(task),
+        "available": task.available,
+    }
 
 
 def _of_text(task: TextTask) -> dict[str, Any]:
     samples = {"train": len(task.train_n), "validation": len(task.validation_n), "test": len(task.test_n)}
-    return {"shape": ["characters"], "classes": len(task.vocabulary), "samples": samples}
+    rest = samples["train"] + samples["validation"]  # the validation part lies anywhere in it
+    available = {"train": rest, "validation": rest, "test": samples["test"]}
+    return {"shape": ["characters"], "classes": len(task.vocabulary), "samples": samples, "available": available}
 
 
 def _samples(task: Task | SequenceTask) -> dict[str, int]:
@@ -104,7 +113,12 @@ KINDS: dict[Kind, KindOfData] = {
             "mnist": Form(mnist.load, "FILE", limited=True, holds=ARRAYS),
             "cifar10": Form(cifar10.load, "FILE", limited=True, holds=ARRAYS),
             "folder": Form(
-                folder.load, "DIR", holds="a folder with a folder for each class", fingerprint=folder.fingerprint
+                folder.load,
+                "DIR",
+                limited=True,
+                reads_part=True,
+                holds="a folder with a folder for each class",
+                fingerprint=folder.fingerprint,
             ),
         },
         lambda data, most: image_task(data.content, **_named(data), draw=Draw(most=most)),

@@ -17,7 +17,7 @@ Arm = TypeVar("Arm", bound=Hashable)
 Settings = Mapping[str, Any]
 Make = Callable[[Settings, int, int, str], Trial]
 
-# Replicates of the coarse search alone: no result is taken from them.
+# Replicates only of the coarse search: no result is taken from them.
 COARSE_REPLICATES = 3
 NEIGHBOURS = (-1, 0, 1)
 # The centre moves where more than this share of an arm's replicates choose the same edge of the three rates.
@@ -77,11 +77,12 @@ def choose_rates(
         arms: settings of a training trial by name, without ``rate``, ``seed`` and ``report``.
         replicates: numbers, each of which seeds a split, an initialization and an order.
         score: of a validation result; lower is better.
-        coarse: the exponents of 2 that the search begins with, or all that there is to say of the search. With
+        coarse: the exponents of 2 that the search begins with, or the whole description of the search. With
             ``widest`` it serves `headroom`.
         make: makes the trial of (settings, exponent, replicate, split to report), where it is not one of
             ``experiment.train``. Its results have ``validation`` where the test split is reported, as those of
-            `gammabeta.lab.images.training.train`.
+            `gammabeta.lab.images.training.train`. Where that is missing or None, ``score`` is given the result itself:
+            for quantities that are not measured on a test split, such as the steps to a validation target.
     """
 
     search = coarse if isinstance(coarse, Grid) else Grid(coarse)
@@ -162,7 +163,9 @@ def _choices(runs: Mapping[int, Sequence[dict[str, Any]]], score: Callable[[dict
     """Return the exponent that each replicate chooses by its validation split."""
     count = len(next(iter(runs.values())))
     return [
-        best_exponent({exponent: score(results[place]["validation"]) for exponent, results in runs.items()})
+        best_exponent(
+            {exponent: score(results[place].get("validation") or results[place]) for exponent, results in runs.items()}
+        )
         for place in range(count)
     ]
 

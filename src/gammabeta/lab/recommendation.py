@@ -73,7 +73,7 @@ class Run:
         options |= {"--compare": None, "--until-settled": None, "--seed": str(int(options.get("--seed") or 0) + 1)}
         options["--out"] = f"{(options.get('--out') or 'gammabeta-study').rstrip('/')}-again"
         options |= {"--data": self.data} if self.data else {}
-        if self.quick:
+        if self.quick and "--at-scale" not in options:
             options["--quick"] = None
         return shlex.join([program, study, *(word for pair in options.items() for word in pair if word is not None)])
 
@@ -217,7 +217,7 @@ def _scope(comparison: Comparison) -> str:
     whom = f" Intervals speak of {comparison.whom}." if comparison.whom else ""
     reach = "" if comparison.own else " It is one of the study's own networks: a deeper one may behave differently."
     named = ", ".join(comparison.left_out)
-    out = f" Left out: {named}; without --quick they are compared." if named else ""
+    out = f" Left out: {named}; a whole study compares them." if named else ""
     return f"{long}. Each norm has its own best learning rate{by}.{whom}{out}{reach}"
 
 
@@ -236,7 +236,7 @@ def _how(choice: Choice, comparison: Comparison) -> str:
 
 
 def _untrained(comparison: Comparison, run: Run) -> dict[str, Any]:
-    hints = ["A run without --quick trains longer."] if run.quick else []
+    hints = ["A run without --quick trains longer."] if run.quick and "--at-scale" not in run.command else []
     hints += ["Name another model with --model."] if comparison.kind == "images" else []
     return {
         "headline": f"No recommendation for {comparison.where}: no norm trained well enough in {comparison.steps} "

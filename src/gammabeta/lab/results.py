@@ -7,7 +7,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,13 @@ def elsewhere(claim: Claim, task: dict[str, Any]) -> Outcome:
         [],
         Room(False, "other data"),
     )
+
+
+def without_room(outcome: Outcome) -> Outcome:
+    """Return an outcome whose regimes have no room where the claim has none: a count of them would contradict that."""
+    if outcome.verdict != "no room here":
+        return outcome
+    return replace(outcome, regimes=dict.fromkeys(outcome.regimes, outcome.verdict))
 
 
 def _facts(claim: Claim) -> dict[str, Any]:

@@ -41,18 +41,31 @@ def source(data: str, train: int | str | None = None) -> dict[str, Any]:
         TaskError: an unknown form of data, a missing file or folder, a function that breaks the contract, or data that
             ``train`` does not limit.
     """
-    found = _named(data)
+    most = TRAIN if train is None else _most(train)
+    found = _named(data, most)
     if train is None:
         return found
-    most = _most(train)
-    form = FORMS.get(found["data"].partition(":")[0])
-    if not (form.limited if form is not None else kind(found) != "text"):
+    if not _is_limited(found):
         forms = ", ".join(f"{prefix}:{known.argument}" for prefix, known in FORMS.items() if known.limited)
         raise TaskError(
-            f"--train {train}: expected data in arrays ({forms}, or a function that returns arrays), got {data}: leave "
-            "--train out."
+            f"--train {train}: expected data of separate samples ({forms}, or a function that returns arrays), got "
+            f"{data}: leave --train out."
         )
     return {**found, "train": most}
+
+
+def whole(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what identifies all of a task's data, of which a study takes a part otherwise."""
+    form = FORMS.get(source["data"].partition(":")[0])
+    if form is not None and form.reads_part:  # another part is other content
+        return {**_named(source["data"], None), "train": None}
+    return {**source, "train": None} if _is_limited(source) else dict(source)
+
+
+def _is_limited(source: Mapping[str, Any]) -> bool:
+    """Whether a number of training samples can be taken of a task's data."""
+    form = FORMS.get(source["data"].partition(":")[0])
+    return form.limited if form is not None else kind(source) != "text"
 
 
 def _most(train: int | str) -> int | None:
@@ -64,8 +77,8 @@ def _most(train: int | str) -> int | None:
     return int(train)
 
 
-def _named(data: str) -> dict[str, Any]:
-    """Return what identifies a task, whole."""
+def _named(data: str, most: int | None) -> dict[str, Any]:
+    """Return what identifies a task, apart from ``most``: the number of training samples, or None for all."""
     prefix, colon, argument = data.partition(":")
     form = FORMS.get(prefix)
     if form is not None and not colon and (form.optional or not form.argument):
@@ -76,7 +89,8 @@ def _named(data: str) -> dict[str, Any]:
             # Unlike those of Path, False where a folder may not be searched, or a name is too long.
             if not (os.path.isdir(path) if form.argument == "DIR" else os.path.isfile(path)):
                 raise TaskError(f"--data {data}: there is no {_thing(form)} {argument}. Name {form.holds}.")
-            return {"data": f"{prefix}:{path}", "fingerprint": form.fingerprint(path)}
+            found = form.fingerprint(path, most) if form.reads_part else form.fingerprint(path)
+            return {"data": f"{prefix}:{path}", "fingerprint": found}
     if form is None and is_target(data):
         made = user_data.read(data)
         return {"data": f"{_USER}{made.kind}:{made.target}", "fingerprint": made.fingerprint}
@@ -139,7 +153,7 @@ def _load(data: str, fingerprint: str, most: int | None) -> AnyTask:
     if not argument:
         task = form.load()
         return task
-    if _named(data)["fingerprint"] != fingerprint:
+    if _named(data, most)["fingerprint"] != fingerprint:
         raise TaskError(f"--data {data}: the {_thing(form)} changed while the study ran. Run it again.")
     with _reading(Path(argument)):
         task = form.load(argument, most) if form.limited else form.load(argument)

@@ -19,9 +19,11 @@ from gammabeta.arguments import did_you_mean
 from gammabeta.lab import study_file
 from gammabeta.lab.choice import choose
 from gammabeta.lab.claim import Claim
+from gammabeta.lab.claim_sets import REPLACED, SETS
 from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.claims_hash import Asked, StatusError, claims_hash, held_by, status_of
 from gammabeta.lab.comparison import compare
+from gammabeta.lab.contradictions import contradiction, without_contradiction
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
 from gammabeta.lab.images import comparison as images
@@ -31,9 +33,10 @@ from gammabeta.lab.looks import LOOKS, MOST
 from gammabeta.lab.looks import confidence as confidence_at
 from gammabeta.lab.outcome import tally
 from gammabeta.lab.progress import progress
-from gammabeta.lab.results import Results, elsewhere, read
+from gammabeta.lab.results import Results, elsewhere, read, without_room
 from gammabeta.lab.sources import kind, load, load_kind
 from gammabeta.lab.sources import source as task_source
+from gammabeta.lab.sources import whole as whole_data
 from gammabeta.lab.task import Kind, TaskError
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores
@@ -44,12 +47,6 @@ from gammabeta.target import TargetError
 
 # A study's replicates and those of its coarse searches share a thousand numbers.
 SEEDS = range(2, 901)
-# What a first look measures beside the recommendations.
-FIRST_LOOK = (
-    "batch_noise", "affine_restores", "gradient_flow", "faster_convergence", "higher_learning_rate",
-    "noise_regularizes", "small_batch", "train_eval_mismatch", "affine_only", "layernorm_in_transformers",
-    "weight_decay", "axes",
-)  # fmt: skip
 COLOURS = {
     "supported": "green",
     "contradicted": "red",
@@ -86,6 +83,7 @@ def study(
     model: str | None = None,
     quick: bool = False,
     first_look: bool = False,
+    at_scale: bool = False,
     train: int | str | None = None,
     batch_size: int | None = None,
     devices: int = 1,
@@ -117,7 +115,7 @@ def study(
         train: the number of training samples to take at most, with a quarter and half as many for tuning and the test;
             ``"all"`` for the whole data set. None for 2,000.
         batch_size: images, sequences or windows of text per batch on one device, for the recommendation; None for 32,
-            or 16 windows of text.
+            or 16 windows of text; at scale 128 images.
         devices: the number of devices, for the recommendation.
         link: between devices: ``"nvlink"``, ``"infiniband"``, ``"100gbe"``, ``"25gbe"`` or ``"10gbe"``, for the cost of
             synchronizing statistics.
@@ -125,9 +123,12 @@ def study(
             decided; the looks together keep the error rate of one (`gammabeta.lab.looks`).
         confirmatory: mark the results as confirming: measured once, by claims that were fixed beforehand, with the
             replicates of a seed that nobody has looked at (`gammabeta.lab.claims_hash`).
-        compare_only: run only what the recommendation needs, no claims. With a model and no data, only images.
+        compare_only: run only what the recommendation needs, and no claims but those named in ``claims``. With a model
+            and no data, only images.
         quick: few replicates and small grids.
-        first_look: as ``quick``, with the claims of ``FIRST_LOOK`` alone.
+        first_look: as ``quick``, which need not be set too; where no claims are named, only those of ``FIRST_LOOK``.
+        at_scale: on all of ``data``, with networks and lengths of training that people use on such data, few
+            replicates, and the claims of ``AT_SCALE``.
         out: the folder for results; a study found there is continued.
         jobs: worker processes, each with one thread; None for one per core, 1 for this process.
         seed: another number repeats the study with other initializations and batches.
@@ -146,13 +147,13 @@ def study(
         Interrupted: after Ctrl-C; everything finished is kept, and ``results.json`` is written.
     """
     console = console or Console()
-    quick = quick or first_look
     whole = claims is None
-    chosen = [] if compare_only and whole else _chosen(FIRST_LOOK if first_look and whole else claims)
+    listed = SETS["first_look"] if first_look else SETS["at_scale"] if at_scale else None
+    chosen = [] if compare_only and whole else _chosen(listed if whole else claims)
     _check_numbers(jobs=jobs, seeds=seeds, batch_size=batch_size, devices=devices)
     _check_looks(link=link, until_settled=until_settled, seeds=seeds)
-    asked: dict[str, Any] = {"data": data, "model": model, "quick": quick and not first_look, "first_look": first_look}
-    asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds}
+    asked: dict[str, Any] = {"data": data, "model": model, "quick": quick, "first_look": first_look}
+    asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds, "at_scale": at_scale}
     asked |= {
         "train": None if train is None else str(train),
         "batch_size": batch_size,
@@ -162,6 +163,7 @@ def study(
     }
     asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
+    quick = quick or first_look or at_scale
     gammabeta.warm_allocator()
     heartbeat = Heartbeat(lambda line: console.print(f"{'running':>14}  {escape(line)}"), INTERVAL)
     with contextlib.nullcontext() if console.is_terminal else heartbeat.beating():
@@ -184,7 +186,7 @@ def study(
             connected(engine, address, jobs or cores()) as workers,
             progress(console, len(chosen) + len(comparing), heartbeat) as shown,
         ):
-            experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link)
+            experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link, at_scale=at_scale)
             looks = LOOKS if until_settled else ()
             running = _Running(experiment, results, console, heartbeat, shown, command, looks)
             running.say_first([task["description"] for task in tasks], store.note)
@@ -205,7 +207,7 @@ def _prepared(
         The tasks as settings identify them, the user's model, facts of every task, and the kinds to compare norms on.
     """
     model, batch_size, devices = asked["model"], asked["batch_size"], asked["devices"]
-    sources = _sources(asked["data"], asked["train"])
+    sources = _sources(asked["data"], asked["train"], at_scale=asked["at_scale"])
     modelled = kind_of_model(sources) if model else None
     user = identify(model, sources, quick=asked["quick"] or asked["first_look"]) if model else None
     tasks = [_facts(source, model if kind(source) == modelled else None) for source in sources.values()]
@@ -213,7 +215,8 @@ def _prepared(
     if model:
         comparing = [of_kind for of_kind in comparing if of_kind == modelled]
     if "images" in comparing:
-        _check_batch(batch_size or images.BATCH, devices, len(load(sources["images"]).train))
+        usual = images.BATCH_AT_SCALE if asked["at_scale"] else images.BATCH
+        _check_batch(batch_size or usual, devices, len(load(sources["images"]).train))
     return sources, user, tasks, comparing
 
 
@@ -297,8 +300,9 @@ class _Running:
         except TrialError as error:
             outcome = self.results.failed(claim, str(error))
             self._show(error.details)
+        outcome = without_room(outcome)
         self.results.decided(claim, outcome, time.perf_counter() - began, self.experiment.store)
-        counted = f"{tally(outcome.regimes)}; " if outcome.regimes and outcome.room.holds else ""
+        counted = f"{counts}; " if (counts := tally(outcome.regimes)) else ""
         self.say(
             COLOURS.get(outcome.verdict, "white"),
             outcome.verdict,
@@ -318,6 +322,8 @@ def _chosen(names: Sequence[str] | None) -> list[Claim]:
     if names is None:
         return list(CLAIMS)
     for name in names:
+        if now := REPLACED.get(name.replace("-", "_")):
+            raise StudyError(f"there is no claim {name} any more: {now} took its place (docs/claims_history.md).")
         if name not in known:
             every = f"there are {', '.join(known)}."
             meant = did_you_mean(name.replace("-", "_"), known, every, cutoff=0.4, show=str)
@@ -348,12 +354,15 @@ def _check_looks(*, link: str, until_settled: bool, seeds: int | None) -> None:
         )
 
 
-def _sources(data: str | None, train: int | str | None) -> dict[Kind, dict[str, Any]]:
+def _sources(data: str | None, train: int | str | None, *, at_scale: bool) -> dict[Kind, dict[str, Any]]:
     """Return the study's tasks, as a trial's settings identify them, by kind."""
+    if at_scale and data is None:
+        raise TaskError("--at-scale: expected --data, got none: the built-in data are small; --quick is for them.")
     if train is not None and data is None:
         raise TaskError(f"--train {train}: expected --data, got none: the built-in data are always whole.")
     names = [data] if data else [row.embedded for row in KINDS.values()]
     given = [task_source(name, train) for name in names]
+    given = [whole_data(source) for source in given] if at_scale and train is None else given
     return {kind(source): source for source in given}
 
 
@@ -413,6 +422,7 @@ def _facts(source: Mapping[str, str], model: str | None) -> dict[str, Any]:
         "shape": facts["shape"],
         "classes": facts["classes"],
         "samples": facts["samples"],
+        "available": {**facts["samples"], **facts.get("available", {})},
         "model": model,
         "description": task.description,
     }
@@ -433,7 +443,7 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
     Raises:
         StudyError: there is no study in the folder.
     """
-    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS])
+    arguments = study_file.to_continue(folder, [claim.name for claim in CLAIMS], SETS)
     if arguments is None:
         path = Path(folder) / "study.json"
         raise StudyError(
@@ -441,6 +451,20 @@ def asked_for(folder: str | Path) -> dict[str, Any]:
             f"{'another' if path.exists() else 'none'}: run the study's own command, with --out."
         )
     return arguments
+
+
+def refuse_contradictions(asked: Mapping[str, Any]) -> None:
+    """Raise where options of a new study contradict each other, or one has no effect beside the others.
+
+    Args:
+        asked: the arguments of :func:`study` by name.
+
+    Raises:
+        StudyError: it names both options.
+    """
+    wrong = contradiction(asked)
+    if wrong is not None:
+        raise StudyError(wrong)
 
 
 def refuse_on_resuming(folder: str | Path, given: Mapping[str, Any]) -> None:
@@ -467,7 +491,7 @@ def command_line(claims: Sequence[str] | None, asked: Mapping[str, Any]) -> str:
     """Return the command line that runs this study, without ``--fresh``, so that it continues."""
     defaults = {"out": "gammabeta-study", "devices": 1, "engine": "loky", "link": "infiniband"}
     words = ["gammabeta", "study", *(claims or [])]
-    for name, value in asked.items():
+    for name, value in without_contradiction(list(claims or []), asked).items():
         if value is True:
             words.append(f"--{name.replace('_', '-')}")
         elif value and str(value) != str(defaults.get(name)):

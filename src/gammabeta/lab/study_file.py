@@ -21,13 +21,14 @@ from gammabeta.lab.trials.trial import plain
 from gammabeta.pages.atomic import write_atomically
 from gammabeta.target import canonical, search
 
-SCHEMA = 3
+SCHEMA = 4
 _NOTHING = type(None)
 OPTIONS: dict[str, tuple[type, ...]] = {
     "data": (str, _NOTHING),
     "model": (str, _NOTHING),
     "quick": (bool,),
     "first_look": (bool,),
+    "at_scale": (bool,),
     "train": (str, _NOTHING),
     "batch_size": (int, _NOTHING),
     "devices": (int,),
@@ -46,6 +47,7 @@ FIXED = (
     "model",
     "quick",
     "first_look",
+    "at_scale",
     "train",
     "batch_size",
     "devices",
@@ -67,6 +69,7 @@ def identity(sources: Sources, user: Mapping[str, Any] | None, options: Mapping[
             "sources": sources,
             "model": user,
             "quick": options["quick"] or options["first_look"],
+            "at_scale": options["at_scale"],
             "seed": options["seed"],
             "gammabeta": gammabeta.__version__,
             "torch": torch.__version__,
@@ -181,7 +184,7 @@ def _union(one: Wanted, other: Wanted) -> Wanted:
     return list(dict.fromkeys([*one[0], *other[0]])), compare
 
 
-def to_continue(folder: str | Path, names: Sequence[str]) -> dict[str, Any] | None:
+def to_continue(folder: str | Path, names: Sequence[str], sets: Mapping[str, Sequence[str]]) -> dict[str, Any] | None:
     """Return the arguments of ``study`` that continue the study in a folder; None where there is none.
 
     These are the options and claims of its last run, and what earlier runs of the same study have left open. Imports
@@ -189,6 +192,7 @@ def to_continue(folder: str | Path, names: Sequence[str]) -> dict[str, Any] | No
 
     Args:
         names: of all claims.
+        sets: those that a study with an option measures in place of all, by the option.
     """
     content = read(folder)
     if content is None:
@@ -200,7 +204,9 @@ def to_continue(folder: str | Path, names: Sequence[str]) -> dict[str, Any] | No
         return {**arguments, "claims": None, "compare_only": False}
     decided = _decided(folder)
     own = _wanted(content["claims"], content["compare"])[0] or []
-    left = [name for name in (names if claims is None else claims) if name in own or name not in decided]
+    listed = next((of_set for option, of_set in sets.items() if content["asked"][option]), None)
+    whole = names if listed is None else list(dict.fromkeys([*listed, *own]))
+    left = [name for name in (whole if claims is None else claims) if name in own or name not in decided]
     return {**arguments, "claims": left or None, "compare_only": compare}
 
 

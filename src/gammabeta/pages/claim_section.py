@@ -15,6 +15,8 @@ from gammabeta.pages.verdicts import SIGNS
 # What a claim shows without unfolding: more would make the page too long to read.
 SHOWN = {"pictures": 2, "regimes": 12}
 MOST_REPLICATES = 64  # of one more run: nobody waits for more
+# Options that a study of one named claim has no use for, and refuses.
+NOT_OF_CLAIMS = ("--claims", "--compare", "--first-look", "--until-settled", "--batch-size", "--devices", "--link")
 _TEXTS = ("question", "sentence", "claim", "criterion", "method", "settings", "known", "tally")
 
 
@@ -26,11 +28,12 @@ def section(claim: Json, trials: Json, run: str) -> Json:
         trials: all trials, by key.
         run: the command of the study, where the claim does not say its own.
     """
+    claim = _without_room(claim) if claim["verdict"] == "no room here" else claim
     effects = [effect | {"svg": interval_svg(effect), "text": _text(effect)} for effect in claim.get("effects") or []]
     regimes, others = _regimes(claim.get("regimes") or {}, effects)
     exact = bool(claim.get("exact"))
     replicates = "" if exact else replicates_of(effects)
-    deciding = 0 if regimes else 1  # without regimes, the first effect decides
+    deciding = int(not regimes and claim["verdict"] != "no room here")  # without regimes, the first effect decides
     pictures = [drawn(picture, replicates) for picture in claim.get("pictures") or []]
     return {
         **{key: claim.get(key) or "" for key in _TEXTS},
@@ -54,6 +57,19 @@ def section(claim: Json, trials: Json, run: str) -> Json:
         "trials": trial_tables(claim.get("trials") or [], trials),
         "trial_count": len(claim.get("trials") or []),
         "command": _again(claim, run),
+    }
+
+
+def _without_room(claim: Json) -> Json:
+    """Return a claim without room, and its regimes and effects without their own verdicts; identities keep theirs."""
+    effects = [
+        effect if list(effect.get("margin") or []) == [0, 0] else effect | {"verdict": claim["verdict"]}
+        for effect in claim.get("effects") or []
+    ]
+    return claim | {
+        "tally": "",
+        "regimes": dict.fromkeys(claim.get("regimes") or {}, claim["verdict"]),
+        "effects": effects,
     }
 
 
@@ -120,7 +136,7 @@ def _again(claim: Json, run: str) -> str:
     options = _options(shlex.split(words)[2:])
     if "--first-look" in options:
         options["--quick"] = None
-    for name in ("--claims", "--compare", "--first-look", "--until-settled"):
+    for name in NOT_OF_CLAIMS:
         options.pop(name, None)
     folder = f"{(options.get('--out') or 'gammabeta-study').rstrip('/')}-again"
     options |= {"--seed": str(int(options.get("--seed") or 0) + 1), "--seeds": str(max(needed)), "--out": folder}

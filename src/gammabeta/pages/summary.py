@@ -36,7 +36,7 @@ def groups(sections: Sequence[Json]) -> list[Json]:
 
 def _short(section: Json) -> str:
     """Return a claim's result in a few words: in how many regimes it is so, or its effect; and the replicates."""
-    if section["exact"] or not section["effects"]:
+    if section["exact"] or not section["effects"] or section["verdict"] == "no room here":
         return ""
     main, counted = section["effects"][0], section["tally"]
     if "," not in counted:  # all regimes agree with the verdict, which the heading says

@@ -7,7 +7,9 @@ import torch
 
 from gammabeta.lab.claims import learned_affine
 from gammabeta.lab.claims.learned_affine import distances, linear
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.trials.trial import Trial
 
 
 def test_the_distances_are_zero_where_the_original_is_restored_up_to_a_scale():
@@ -93,6 +95,32 @@ def test_a_run_without_batch_norm_or_with_a_loss_that_is_not_finite_gives_no_roo
     outcome = learned_affine.measure(experiment)
     assert outcome.verdict == "no room here"
     assert outcome.tables[0].rows[0][2:] == [None] * 4
+
+
+def test_every_replicate_is_measured_at_the_rate_that_it_chose(experiment, monkeypatch):
+    """Planted: replicate r has its least validation error at 2^-(3 + r mod 2)."""
+
+    def train(self, *, rate, seed, network, **_):
+        error = 0.05 + 0.1 * abs(math.log2(rate) + 3 + seed % 2)
+        return Trial(f"{__name__}:planted", {"error": error, "activation": network["activation"], "at": [rate, seed]})
+
+    monkeypatch.setattr(Experiment, "train", train)
+    whole = learned_affine.Trial
+    monkeypatch.setattr(
+        learned_affine,
+        "Trial",
+        lambda run, of: whole(
+            f"{__name__}:planted", {"error": 0.0, "at": [of["rate"], of["seed"], of["task"]["split"]]}
+        ),
+    )
+    found = learned_affine._runs(experiment, experiment.seeds(4, 20))
+    assert [result["at"] for result in found["relu"]] == [
+        [2.0 ** (-3 - seed % 2), seed, seed] for seed in experiment.seeds(4, 20)
+    ]
+
+
+def planted(*, error, at, **_):
+    return {"error": error, "loss": 0.5, "at": at}
 
 
 def test_a_trial_returns_what_training_did_to_gamma_and_beta(experiment, monkeypatch):

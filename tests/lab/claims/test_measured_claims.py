@@ -8,9 +8,12 @@ from torch import nn
 
 from gammabeta.lab import race
 from gammabeta.lab.claims import faster_convergence, gradient_flow, higher_learning_rate
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images import networks
 from gammabeta.lab.outcome import Room
+from gammabeta.lab.procedure import Chosen
 from gammabeta.lab.race import Race
+from gammabeta.lab.trials.trial import Trial
 
 
 @pytest.fixture
@@ -23,19 +26,81 @@ def tiny(monkeypatch, experiment):
     return experiment
 
 
-def test_the_trials_at_the_best_rates_are_run_once_for_both_claims(tiny):
+def test_the_trials_at_the_chosen_rates_are_run_once_for_both_claims(tiny):
     higher_learning_rate.measure(tiny)
     before = len(tiny.store)
     faster_convergence.measure(tiny)
     assert len(tiny.store) - before < 20
 
 
-def test_without_room_there_is_no_verdict(tiny, monkeypatch):
-    def untrained(experiment):
-        settings = {norm: {**found.settings[norm], "steps": 1} for norm in race.ARMS}
-        return [Race(found.network, settings, found.best, Room(False, "accuracy 0.10"), trains=False)]
+def race_of(experiment, exponents, steps):
+    """Make up a race in which each replicate chose these exponents and took so many steps, by arm."""
+    chosen = {
+        norm: Chosen([{"steps": taken, "accuracy": [[0, 0.1]]} for taken in steps[norm]], exponents[norm], -3, {})
+        for norm in race.ARMS
+    }
+    return Race(
+        experiment.mlp(3), {norm: {"norm": norm, "target": 0.8} for norm in race.ARMS}, chosen, Room(True, ""), True
+    )
 
-    found = race.races(tiny)[0]
+
+def test_every_replicate_chooses_its_own_rate_by_its_own_steps(experiment, monkeypatch):
+    """Planted: replicate r is fastest at 2^-(2 + r mod 2) with BatchNorm, and at 2^-4 without."""
+
+    def train(self, *, norm, rate, seed, **_):
+        best = -4 if norm == "none" else -2 - seed % 2
+        steps = (100 if norm == "none" else 40) + 10 * abs(math.log2(rate) - best)
+        return Trial(f"{__name__}:planted", {"steps": steps, "seed": seed, "norm": norm, "rate": rate})
+
+    monkeypatch.setattr(Experiment, "train", train)
+    monkeypatch.setattr(race, "networks", lambda experiment: [experiment.mlp(3)])
+    (found,) = race.races(experiment, experiment.seeds(4, 10))
+    assert found.chosen["batch"].exponents == [-3, -2, -3, -2]
+    assert found.chosen["none"].exponents == [-4] * 4
+    assert found.room.holds
+    monkeypatch.setattr(faster_convergence, "_step_times", lambda *_: dict.fromkeys([(0, "none"), (0, "batch")], 1.0))
+    outcome = faster_convergence.measure(experiment)
+    assert outcome.verdict == "inconclusive"  # no spread, so that nothing is known of other replicates
+    assert outcome.effects[0].value == pytest.approx(2.5)
+    # at the unnormalized arm's rates BatchNorm takes 10 or 20 steps more
+    assert outcome.effects[2].value == pytest.approx(math.sqrt(100 / 50 * 100 / 60))
+
+
+def planted(*, steps, **_):
+    return {"steps": steps, "accuracy": [[0, 0.1], [5, 0.9]]}
+
+
+@pytest.mark.parametrize(
+    ("none", "batch", "verdict"),
+    [
+        ((100, 110, 90, 105), (40, 45, 41, 44), "supported"),
+        ((40, 45, 41, 44), (100, 110, 90, 105), "contradicted"),
+        ((40, 45, 41, 44), (41, 44, 41, 44), "equivalent"),
+        # Student's interval alone is [1.31, 1.85]: what overlapping validation splits hold in common widens it
+        ((60, 75, 60, 68), (42, 42, 42, 42), "inconclusive"),
+    ],
+)
+def test_made_up_steps_are_judged_right(experiment, monkeypatch, none, batch, verdict):
+    of = {"none": list(none), "batch": list(batch)}
+    made_up = race_of(experiment, dict.fromkeys(of, [-3] * 4), of)
+    runs = {(0, norm, whose): made_up.chosen[norm].results for norm in of for whose in of}
+    monkeypatch.setattr(faster_convergence, "races", lambda *_: [made_up])
+    monkeypatch.setattr(faster_convergence, "_runs", lambda *_: runs)
+    monkeypatch.setattr(faster_convergence, "_step_times", lambda *_: dict.fromkeys([(0, "none"), (0, "batch")], 1.0))
+    outcome = faster_convergence.measure(experiment)
+    assert outcome.verdict == verdict, outcome.sentence
+
+
+def test_without_room_there_is_no_verdict(tiny, monkeypatch):
+    def untrained(experiment, replicates):
+        of = dict.fromkeys(race.ARMS, [None] * len(replicates))
+        made_up = race_of(experiment, dict.fromkeys(race.ARMS, [-4] * len(replicates)), of)
+        settings = {
+            norm: {"network": dict(made_up.network), "norm": norm, "batch_size": 32, "steps": 1, "target": 0.8}
+            for norm in of
+        }
+        return [Race(made_up.network, settings, made_up.chosen, Room(False, "accuracy 0.10"), trains=False)]
+
     monkeypatch.setattr(faster_convergence, "races", untrained)
     monkeypatch.setattr(higher_learning_rate, "races", untrained)
     for claim in (faster_convergence, higher_learning_rate):
@@ -47,10 +112,9 @@ def planted_rates(experiment, monkeypatch):
     """Plant exponents of the largest rates without and with BatchNorm, one pair per replicate."""
 
     def plant(*pairs):
-        race_ = Race(
-            experiment.mlp(3), {norm: {} for norm in race.ARMS}, {"none": -4, "batch": -2}, Room(True, ""), True
-        )
-        monkeypatch.setattr(higher_learning_rate, "races", lambda experiment: [race_])
+        same = dict.fromkeys(race.ARMS, [50.0] * len(pairs))
+        race_ = race_of(experiment, {"none": [-4] * len(pairs), "batch": [-2] * len(pairs)}, same)
+        monkeypatch.setattr(higher_learning_rate, "races", lambda *_: [race_])
         flat = [exponent for of_norm in zip(*pairs, strict=True) for exponent in of_norm]
         monkeypatch.setattr(higher_learning_rate, "largest", lambda *_: flat)
         experiment.seed_count = len(pairs)

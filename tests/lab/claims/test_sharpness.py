@@ -1,12 +1,16 @@
 """Sharpness: right on a quadratic, blind to scales that change no output, and each verdict on made-up minima."""
 
+import math
+
 import pytest
 import torch
 from tests.lab.claims.idle import put_idle
 from torch import nn
 
 from gammabeta.lab.claims import sharpness
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.trials.trial import Trial
 
 
 def test_every_filter_moves_by_its_own_norm():
@@ -67,7 +71,7 @@ def made_up(ratio, *, tau=1.0, train_loss=0.01, rescaled=1.0, fits=1.0):
                     }
                     for place, _ in enumerate(replicates)
                 ]
-        return found
+        return sharpness.Minima({(0, norm): found[0, norm, 0, sharpness.SIZES[-1]] for norm in sharpness.ARMS}, found)
 
     return runs
 
@@ -92,7 +96,7 @@ def test_made_up_minima_are_judged_right(experiment, monkeypatch, runs, verdict)
 
 @pytest.mark.parametrize("tau", [1.0, -1.0])
 def test_tau_is_that_of_the_ranks(experiment, monkeypatch, tau):
-    found = made_up(0.5, tau=tau)(experiment, None, range(2))
+    found = made_up(0.5, tau=tau)(experiment, None, range(2)).found
     assert sharpness._taus(0, found) == pytest.approx([tau, tau])
     lost = {cell: [{**run, "sharpness": None} for run in runs] for cell, runs in found.items()}
     assert sharpness._taus(0, lost) == [0.0, 0.0]
@@ -108,6 +112,37 @@ def test_a_norm_that_does_nothing_ends_in_no_less_sharp_a_minimum(experiment, mo
     assert outcome.verdict == "no room here"
     assert outcome.room.control.endswith("changes sharpness by nothing: there is none")
     assert outcome.effects[1].verdict != "supported"
+
+
+def test_every_replicate_is_measured_at_the_rate_that_it_chose(experiment, monkeypatch):
+    """Planted: with BatchNorm replicate r has its least validation error at 2^-(3 + r mod 2), without at 2^-4."""
+
+    def planted_trial(norm, rate, seed, size):
+        best = -4 if norm == "none" else -3 - seed % 2
+        error = 0.05 + 0.1 * abs(math.log2(rate) - best)
+        given = {"error": error, "norm": norm, "rate": rate, "seed": seed, "size": size}
+        return Trial(f"{__name__}:planted", given)
+
+    monkeypatch.setattr(
+        Experiment,
+        "train",
+        lambda self, *, norm, rate, seed, batch_size, **_: planted_trial(norm, rate, seed, batch_size),
+    )
+    whole = sharpness.Trial
+    monkeypatch.setattr(
+        sharpness,
+        "Trial",
+        lambda run, of: whole(*planted_trial(of["norm"], of["rate"], of["seed"], of["batch_size"]).__dict__.values()),
+    )
+    minima = sharpness._runs(experiment, [experiment.mlp(3)], experiment.seeds(4, 12))
+    assert [result["rate"] for result in minima.chosen[0, "batch"]] == [2.0**-4, 2.0**-3, 2.0**-4, 2.0**-3]
+    assert [result["rate"] for result in minima.chosen[0, "none"]] == [2.0**-4] * 4
+    tried = {result["rate"] for (_, norm, _, _), of in minima.found.items() for result in of if norm == "none"}
+    assert tried == {2.0**-5, 2.0**-4, 2.0**-3}
+
+
+def planted(*, error, rate, **_):
+    return {"error": error, "loss": 0.5, "rate": rate, "validation": {"error": error, "loss": 0.5}}
 
 
 def test_a_trial_measures_the_minimum_of_a_trained_network(experiment, monkeypatch):

@@ -12,6 +12,7 @@ from gammabeta.lab.claims import covariate_shift, smoother_landscape
 from gammabeta.lab.claims.smoother_landscape import STEPS, Surface
 from gammabeta.lab.images import networks
 from gammabeta.lab.images.networks import build
+from gammabeta.lab.procedure import Chosen
 
 
 @pytest.fixture
@@ -123,8 +124,10 @@ def test_doing_nothing_smooths_nothing(small, monkeypatch):
     # Nothing in it makes a weight's scale irrelevant, so the control cannot be run.
     assert outcome.verdict == "no room here"
     assert outcome.room.control.endswith("by nothing: there are none")
-    # And it would not have been called smoother.
-    assert all(effect.verdict != "supported" and 0.5 < effect.value < 2 for effect in outcome.effects[:2])
+    # And it would not have been called smoother: the interval holds 1, and at equal rates neither is.
+    assert all(effect.low < 1 < effect.high for effect in outcome.effects[:2])
+    equal = [effect for effect in outcome.effects if effect.name.startswith("equal learning rates, ")]
+    assert all(0.5 < effect.value < 2 for effect in equal)
 
 
 def test_the_control_ends_a_measure_that_sees_scales(small, monkeypatch):
@@ -175,7 +178,7 @@ def test_a_model_that_does_not_compute_in_float64_is_walked_in_float32(experimen
 
 def test_equal_rates_are_compared_beside_the_best_ones(small, monkeypatch):
     """At the other's rate BatchNorm is another arm; it decides nothing."""
-    monkeypatch.setattr(smoother_landscape, "best_rates", lambda *_: dict(RATES))
+    monkeypatch.setattr(smoother_landscape, "best_rates", lambda *_: RATES)
     monkeypatch.setattr(smoother_landscape, "LEVELS", (1.0,))
     small.seed_count = 2
     outcome = smoother_landscape.measure(small)
@@ -186,4 +189,14 @@ def test_equal_rates_are_compared_beside_the_best_ones(small, monkeypatch):
     assert "; at equal learning rates " in outcome.sentence
 
 
-RATES = {("MLP 3 layers relu", "none"): -4, ("MLP 3 layers relu", "batch"): -2}
+RATES = {("MLP 3 layers relu", norm): Chosen([], [e, e], e, {}) for norm, e in (("none", -4), ("batch", -2))}
+
+
+def test_every_replicate_is_walked_at_the_rate_that_it_chose(small, monkeypatch):
+    rates = {("MLP 3 layers relu", norm): Chosen([], [-3, -2], -3, {}) for norm in ("none", "batch")}
+    monkeypatch.setattr(smoother_landscape, "best_rates", lambda *_: rates)
+    monkeypatch.setattr(smoother_landscape, "LEVELS", (1.0,))
+    small.seed_count = 2
+    trials = smoother_landscape.measure(small).trials
+    assert {(trial.settings["seed"], trial.settings["rate"]) for trial in trials} == {(1, 2.0**-3), (2, 2.0**-2)}
+    assert {trial.settings["task"]["split"] for trial in trials} == {1, 2}

@@ -11,8 +11,10 @@ from gammabeta.lab.claims import (
     noise_regularizes,
     weight_decay,
 )
+from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.task import Split
 from gammabeta.lab.images.training import Training, fit, subset
+from gammabeta.lab.trials.trial import Trial
 
 TASK = {"data": "digits", "fingerprint": "scikit-learn"}
 MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
@@ -43,6 +45,30 @@ def test_the_identity_fails_with_another_gamma(monkeypatch):
     whole = torch.var_mean
     monkeypatch.setattr(torch, "var_mean", lambda x, dim, correction: whole(x, dim=dim, correction=1))
     assert affine_restores.identity(mean=3.0, spread=0.5, eps=1e-2)["deviation"] > 1
+
+
+@pytest.mark.parametrize(
+    ("with_affine", "verdict"),
+    [((0.05, 0.04), "supported"), ((0.2, 0.22), "contradicted"), ((0.1, 0.101), "equivalent")],
+)
+def test_every_replicate_fits_at_its_own_rate(experiment, monkeypatch, with_affine, verdict):
+    """Planted: replicate r fits best at 2^(r mod 2); elsewhere its loss is ten times as large."""
+
+    def train(self, *, norm, rate, seed, report, **_):
+        assert report == "train"
+        loss = with_affine[seed % 2] if norm == "batch" else 0.1
+        loss *= (1 + seed / 100) * (1 if rate == 2.0 ** (seed % 2) else 10)
+        return Trial(f"{__name__}:planted", {"train_loss": loss, "norm": norm, "rate": rate, "seed": seed})
+
+    monkeypatch.setattr(Experiment, "train", train)
+    outcome = affine_restores.measure(experiment)
+    assert outcome.verdict == verdict, outcome.sentence
+    chosen = affine_restores._chosen(experiment, ["relu"], experiment.seeds(4, 20))
+    assert chosen["relu, batch"].exponents == [1, 0, 1, 0]
+
+
+def planted(*, train_loss, **_):
+    return {"train_loss": train_loss, "error": 0.1}
 
 
 # --- noise_regularizes ---

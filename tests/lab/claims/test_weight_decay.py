@@ -1,33 +1,46 @@
 """Weight decay with BatchNorm and without: each verdict on made-up losses; the trial without a norm."""
 
+from dataclasses import replace
+
 import pytest
 
 from gammabeta.lab.claims import weight_decay
+from gammabeta.lab.experiment import Experiment
+from gammabeta.lab.procedure import Chosen
+from gammabeta.lab.trials.trial import Trial
 
 TASK = {"data": "digits", "fingerprint": "scikit-learn"}
 MLP = {"kind": "mlp", "depth": 2, "width": 16, "activation": "relu", "init": "matched"}
 
 
 def made_up(losses):
-    """Make up the runs: test losses by (norm, schedule) without decay and with it; the replay does as decay does."""
+    """Make up the runs: test losses by (norm, schedule) without decay and with it."""
 
-    def of_norm(experiment, seeds, norm, arms, schedules):
+    def of_norm(experiment, seeds, norm, schedules):
         found = {}
         for schedule in schedules:
             none, decay = losses[norm, schedule]
-            for arm in arms:
+            for arm in ("none", "decay"):
                 found[schedule, arm] = [
                     {
                         "loss": (none if arm == "none" else decay) * (1 + 0.002 * place * (arm == "none")),
                         "error": 0.05,
-                        "train_error": 0.0,
-                        "norms": [4.0, 1.0],
+                        "validation": {"error": 0.05},
+                        "wrong": None,
                     }
                     for place, _ in enumerate(seeds)
                 ]
-        return weight_decay.Trained(dict.fromkeys(schedules, -3), dict.fromkeys(schedules, 0.01), found, 400)
+        chosen = {s: Chosen(found[s, "none"], [-3 for _ in seeds], -3, {}) for s in schedules}
+        return weight_decay.Trained(chosen, {s: [0.01 for _ in seeds] for s in schedules}, found, {}, 400)
 
     return of_norm
+
+
+def replayed(experiment, seeds, trained):
+    """The replay does as decay does."""
+    found = {**trained.found, **{(s, "replay"): trained.found[s, "decay"] for s in weight_decay.SCHEDULES}}
+    norms = {(s, arm): [[4.0, 1.0]] for s in weight_decay.SCHEDULES for arm in ("none", "decay")}
+    return replace(trained, found=found, norms=norms)
 
 
 def cases(constant, cosine, plain):
@@ -46,6 +59,7 @@ def cases(constant, cosine, plain):
 )
 def test_made_up_losses_are_judged_right(experiment, monkeypatch, losses, verdict, plain):
     monkeypatch.setattr(weight_decay, "_of_norm", made_up(losses))
+    monkeypatch.setattr(weight_decay, "_replayed", replayed)
     outcome = weight_decay.measure(experiment)
     assert outcome.verdict == verdict, outcome.sentence
     of = {effect.name: effect for effect in outcome.effects}
@@ -56,6 +70,39 @@ def test_made_up_losses_are_judged_right(experiment, monkeypatch, losses, verdic
     assert len([row for row in outcome.tables[0].rows if row[0] == "no normalization"]) == 2
     assert f"; without BatchNorm it is {other[0] / other[1] * 1.004:.2f}" in outcome.sentence
     assert "with a cosine one" in outcome.sentence
+
+
+def test_every_replicate_chooses_its_rate_and_then_its_strength_by_validation(experiment, monkeypatch):
+    """Planted: replicate r does best at 2^-(r mod 2), and there with a decay of 0.003 or 0.01."""
+
+    def train(self, *, norm, schedule, rate, decay, seed, report, **_):
+        strength = weight_decay.DECAYS[1 + seed % 2]
+        loss = 0.3 * (1 if rate == 2.0 ** -(seed % 2) else 2) * (0.5 if decay == strength else 1)
+        settings = {"norm": norm, "schedule": schedule, "rate": rate, "decay": decay, "seed": seed}
+        return Trial(f"{__name__}:planted", {**settings, "loss": loss, "report": report})
+
+    monkeypatch.setattr(Experiment, "train", train)
+    trained = weight_decay._of_norm(experiment, experiment.seeds(4, 40), "batch", ("cosine",))
+    assert trained.chosen["cosine"].exponents == [-1, 0, -1, 0]
+    assert trained.strengths["cosine"] == [0.01, 0.003, 0.01, 0.003]
+    assert trained.losses("cosine", "none") == pytest.approx([0.4] * 4)
+    assert trained.losses("cosine", "decay") == pytest.approx([0.25] * 4)
+
+
+def planted(*, loss, report, **_):
+    if report == "validation":
+        return {"loss": loss}
+    return {"loss": loss + 0.1, "validation": {"loss": loss}}
+
+
+def test_the_run_that_is_replayed_is_the_one_that_was_chosen(experiment):
+    """The replay's own run under decay ends where the study's training does."""
+    shared = {"network": MLP, "norm": "batch", "rate": 0.5, "decay": 0.01, "schedule": "cosine", "steps": 30, "seed": 1}
+    (chosen,) = experiment.run(
+        [experiment.train(**shared, batch_size=weight_decay.BATCH, images=weight_decay.IMAGES, report="test")]
+    )
+    own = weight_decay.decayed(task=experiment.drawn(1), **shared, report="test")
+    assert own["loss"] == pytest.approx(chosen["loss"], rel=1e-3)
 
 
 def test_without_a_norm_decay_shrinks_weights_too():

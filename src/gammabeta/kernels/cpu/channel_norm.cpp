@@ -173,7 +173,7 @@ std::vector<double> sums_of(const std::vector<GradientSums>& sums, double Gradie
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_forward(Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                                 MaybeTensor residual, MaybeTensor mask, double eps,
-                                                                std::string activation, double slope) {
+                                                                Text activation, double slope) {
   CheckNorm("channel_norm_forward", "x", x)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -188,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_forward(Tensor x, MaybeT
 }
 
 Tensor channel_apply_forward(Tensor x, Tensor mean, Tensor var, MaybeTensor weight, MaybeTensor bias,
-                             MaybeTensor residual, MaybeTensor mask, double eps, std::string activation, double slope) {
+                             MaybeTensor residual, MaybeTensor mask, double eps, Text activation, double slope) {
   CheckNorm("channel_apply_forward", "x", x)
       .statistic("mean", mean)
       .statistic("var", var)
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> channel_moments(Tensor x, MaybeTensor mask) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_backward(Tensor g_y, Tensor x, MaybeTensor weight,
                                                                  MaybeTensor bias, MaybeTensor residual,
                                                                  MaybeTensor mask, Tensor mean, Tensor var,
-                                                                 MaybeTensor count, double eps, std::string activation,
+                                                                 MaybeTensor count, double eps, Text activation,
                                                                  double slope) {
   CheckNorm("channel_norm_backward", "x", x)
       .like_x("g_y", g_y)
@@ -237,7 +237,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> channel_norm_backward(Tensor g_y, Ten
 
 std::tuple<Tensor, Tensor> channel_backward_reduce(Tensor g_y, Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                    MaybeTensor residual, MaybeTensor mask, Tensor mean, Tensor var,
-                                                   double eps, std::string activation, double slope) {
+                                                   double eps, Text activation, double slope) {
   CheckNorm("channel_backward_reduce", "x", x)
       .like_x("g_y", g_y)
       .parameter("weight", weight)
@@ -259,7 +259,7 @@ std::tuple<Tensor, Tensor> channel_backward_reduce(Tensor g_y, Tensor x, MaybeTe
 std::tuple<Tensor, Tensor> channel_backward_apply(Tensor g_y, Tensor x, MaybeTensor weight, MaybeTensor bias,
                                                   MaybeTensor residual, MaybeTensor mask, Tensor mean, Tensor var,
                                                   Tensor sum_g, Tensor sum_g_xhat, Tensor count, double eps,
-                                                  std::string activation, double slope) {
+                                                  Text activation, double slope) {
   CheckNorm("channel_backward_apply", "x", x)
       .like_x("g_y", g_y)
       .parameter("weight", weight)

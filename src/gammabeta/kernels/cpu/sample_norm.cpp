@@ -284,7 +284,7 @@ Gradients backward(const Tensor& g_y, const Tensor& x, const Geometry& geo, cons
 std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_forward(Tensor x, int64_t sample_axes, int64_t channel_axes,
                                                                int64_t groups, MaybeTensor weight, MaybeTensor bias,
                                                                MaybeTensor residual, MaybeTensor mask, double eps,
-                                                               std::string activation, double slope, bool center) {
+                                                               Text activation, double slope, bool center) {
   CheckNorm("sample_norm_forward", "x", x, sample_axes, channel_axes, groups)
       .parameter("weight", weight)
       .parameter("bias", bias)
@@ -317,8 +317,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_backward(Tensor g_y, Tens
                                                                 int64_t channel_axes, int64_t groups,
                                                                 MaybeTensor weight, MaybeTensor bias,
                                                                 MaybeTensor residual, MaybeTensor mask, Tensor mean,
-                                                                Tensor var, Tensor count, double eps,
-                                                                std::string activation, double slope, bool center) {
+                                                                Tensor var, Tensor count, double eps, Text activation,
+                                                                double slope, bool center) {
   CheckNorm("sample_norm_backward", "x", x, sample_axes, channel_axes, groups)
       .like_x("g_y", g_y)
       .parameter("weight", weight)

@@ -8,14 +8,14 @@ namespace gammabeta {
 std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_forward(Tensor x, int64_t sample_axes, int64_t channel_axes,
                                                                int64_t groups, MaybeTensor weight, MaybeTensor bias,
                                                                MaybeTensor residual, MaybeTensor mask, double eps,
-                                                               std::string activation, double slope, bool center);
+                                                               Text activation, double slope, bool center);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sample_norm_backward(Tensor g_y, Tensor x, int64_t sample_axes,
                                                                 int64_t channel_axes, int64_t groups,
                                                                 MaybeTensor weight, MaybeTensor bias,
                                                                 MaybeTensor residual, MaybeTensor mask, Tensor mean,
-                                                                Tensor var, Tensor count, double eps,
-                                                                std::string activation, double slope, bool center);
+                                                                Tensor var, Tensor count, double eps, Text activation,
+                                                                double slope, bool center);
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> add_sample_norm_forward(Tensor x, Tensor residual,
                                                                            int64_t channel_axes, MaybeTensor weight,

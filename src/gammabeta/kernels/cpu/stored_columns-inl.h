@@ -114,14 +114,14 @@ void column_mean(const T* const* rows, int64_t n_rows, int64_t n, A* __restrict 
   constexpr int w = kLanesOfRegister<A>;
   int64_t i = 0;
   for (; i + w <= n; i += w) {
-    Register<A> v[8];
+    Register<A> v[8] = {};  // GCC adds up more of them at once than asked, and those must be numbers too
     for (int64_t r = 0; r < few; ++r) v[r] = load(rows[r] + i);
     for (int64_t left = few / 2; left > 0; left /= 2)
       for (int64_t r = 0; r < left; ++r) v[r] = v[2 * r] + v[2 * r + 1];
     *reinterpret_cast<Register<A>*>(mean + i) = v[0] * one;
   }
   for (; i < n; ++i) {
-    A v[8];
+    A v[8] = {};
     for (int64_t r = 0; r < few; ++r) v[r] = load_one(rows[r][i]);
     for (int64_t left = few / 2; left > 0; left /= 2)
       for (int64_t r = 0; r < left; ++r) v[r] = v[2 * r] + v[2 * r + 1];

@@ -18,6 +18,7 @@
 
 #include "checks.h"
 #include "elements.h"
+#include "text.h"
 
 namespace gammabeta {
 

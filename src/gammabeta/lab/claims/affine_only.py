@@ -28,7 +28,7 @@ class, and the small ResNet (or the user's model) with 4, 16 replicates.
 Sources: Frankle et al. 2020, Training BatchNorm and Only BatchNorm (arXiv 2003.00152); Bilen & Vedaldi 2017, Universal
 representations (1701.07275); Wu & Johnson 2021, Rethinking "Batch" (2105.07576)
 
-Known: Frankle et al.: γ and β alone of a random ResNet-866 reach 82 % on CIFAR-10, where training all reaches 93 %.
+Known: Frankle et al.: training only γ and β of a random ResNet-866 reaches 82 % on CIFAR-10, training all 93 %.
 """
 
 from collections.abc import Sequence

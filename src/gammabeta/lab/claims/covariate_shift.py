@@ -5,36 +5,40 @@ with BatchNorm and without?
 
 Claim: While earlier layers learn, the distribution of a later layer's inputs changes; normalizing reduces that.
 
-Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, each arm at its own best learning
-rate. Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before and after
-10 steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after the earlier
-layers' update; both count. Each network is a regime. There the claim is supported if all three ratios are below 1/1.25,
-contradicted if one is entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive. Separate
-effects ask whether shift is the cause of slow training: the steps to a target without normalization over those with
-BatchNorm and noise after it that shifts its outputs further. If shift is the cause, that ratio is at most 1.25.
+Criterion: Two forms, each as a ratio with BatchNorm over without, paired by replicate, which chooses each arm's
+learning rate. Input form: 1 − linear CKA (centered kernel alignment) of a layer's input on a fixed probe batch before
+and after 10 steps. Gradient form: 1 − cosine and the relative l2 distance between a layer's gradient before and after
+the earlier layers' update; both count. Each network is a regime. There the claim is supported if all three ratios are
+below 1/1.25, contradicted if one is entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive.
+Separate effects ask whether shift is the cause of slow training: the steps to a target without normalization over those
+with BatchNorm and noise after it that shifts its outputs further. If shift is the cause, that ratio is at most 1.25.
 
-Room: A network is judged if, on the tuning seed and without normalization, it exceeds twice the accuracy of chance and
-there is a shift to reduce. That requires 1 − CKA above 0.001 and a relative l2 distance above 0.01.
+Room: A network is judged if, in the median of the replicates and without normalization, it exceeds twice the accuracy
+of chance and there is a shift to reduce. That requires 1 − CKA above 0.001 and a relative l2 distance above 0.01.
 
-Method: SGD without momentum, batches of 32, 100 steps, learning rates tuned on validation error. CKA ignores rotation,
-scale and mean of the input, which a norm fixes by construction; the change of the moments is plotted and not judged.
-The probe is 256 validation images in evaluation mode, normalized by their own statistics. Inputs are those of every
-linear or convolutional layer except the first one called, whose input never changes. The gradient form is that of
-Santurkar et al. At every tenth step a layer's weight gradient is taken twice on that step's own batch: at the current
-weights, and after updating only the parameters of all earlier layers (norms' too). Each number is the mean over layers,
-then the median over the ten windows. A second run of BatchNorm at the unnormalized arm's best learning rate is a
-separate effect, because a larger learning rate alone moves inputs further. Noise: at each step and in each channel the
-BatchNorm's output is scaled and moved, by a factor from 1 to 1.25 and a mean from −1 to 1, drawn anew, as in Santurkar
-et al. with means twice as large; evaluation is without it. The target is that of faster_convergence, within 300 steps,
-and each arm has its own learning rate, tuned on a separate seed by the steps that it takes. The effect is judged only
-where the noise makes the means of the activations' inputs move from batch to batch at least 1.25 times as far, in their
+Method: SGD without momentum, batches of 32, 100 steps. Every replicate draws its own split, initialization and order,
+and chooses each arm's learning rate by its own validation error, among ½, 1 and 2 times a rate that a search on three
+further replicates found. CKA ignores rotation, scale and mean of the input, which a norm fixes by construction; the
+change of the moments is plotted and not judged. The probe is 256 validation images in evaluation mode, normalized by
+their own statistics. Validation images are drawn from the same data and overlap: the interval of the input form holds
+Nadeau & Bengio's term for it, while the gradient form is measured on training images and has Student's. Inputs are
+those of every linear or convolutional layer except the first one called, whose input never changes. The gradient form
+is that of Santurkar et al. At every tenth step a layer's weight gradient is taken twice on that step's own batch: at
+the current weights, and after updating only the parameters of all earlier layers (norms' too). Each number is the mean
+over layers, then the median over the ten windows. A second run of BatchNorm at the learning rate chosen for the
+unnormalized arm is a separate effect, because a larger learning rate alone moves inputs further. Noise: at each step
+and in each channel the BatchNorm's output is scaled and moved, by a factor from 1 to 1.25 and a mean from −1 to 1,
+drawn anew, as in Santurkar et al. with means twice as large; evaluation is without it. The target is that of
+faster_convergence, within 300 steps; each replicate chooses each arm's learning rate by the steps that it takes on the
+replicate's own validation images, so that this interval holds the term for overlap too. The effect is judged only where
+the noise makes the means of the activations' inputs move from batch to batch at least 1.25 times as far, in their
 standard deviations, as without normalization.
 
-Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 seeds (quick). Full:
-also 8 layers and the small ResNet, 16 seeds.
+Settings: MLP of 4 layers of 64, relu and tanh, matched initialization, and the user's model; 3 replicates (quick).
+Full: also 8 layers and the small ResNet, 16 replicates.
 
 Sources: Ioffe & Szegedy 2015, section 2 (arXiv 1502.03167); Santurkar et al. 2018, definition 2.1 (1805.11604);
-Kornblith et al. 2019, equation 4 (1905.00414)
+Kornblith et al. 2019, equation 4 (1905.00414); Nadeau & Bengio 2003, Inference for the Generalization Error
 
 Known: Santurkar et al. find that BatchNorm does not reduce the gradient form. In a pilot run on digits with relu at a
 learning rate of 0.1, 1 − CKA was 0.026 without and 0.013 with BatchNorm, and the cosine 0.41 and 0.94. With tanh
@@ -52,18 +56,20 @@ from torch.nn import functional
 
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
-from gammabeta.lab.images.best_rates import ARMS, BATCH, accuracy_without, best_rates, networks
+from gammabeta.lab.images.best_rates import ARMS, BATCH, START, accuracy_without, best_rates, networks
 from gammabeta.lab.images.layers import is_layer, same_draws, weight_of
+from gammabeta.lab.images.losses import precision_on_validation
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, batches, chance, exact_statistics, fit
+from gammabeta.lab.interval import CONTINUOUS, Precision
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import log_ratios
+from gammabeta.lab.procedure import Chosen, Settings, choose_rates
 from gammabeta.lab.race import EVERY as LOOKS
 from gammabeta.lab.race import LIMIT, target
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import tune
 from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
@@ -246,18 +252,21 @@ def size(result: Mapping[str, list[list[float | None]]], form: str) -> float | N
 # --- the claim ---
 
 
-Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> one result per seed
-Rates = Mapping[tuple[str, str], int]  # (network, norm) -> exponent of the best learning rate
+Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> one result per replicate
+Rates = Mapping[tuple[str, str], Chosen]  # (network, norm) -> the learning rates that replicates chose
 
 
 def measure(experiment: Experiment) -> Outcome:
     """Compare the shift of inputs and gradients with BatchNorm and without."""
     chosen, seeds = networks(experiment), experiment.seeds(3, 16)
-    rates = best_rates(experiment, chosen, STEPS)
+    rates = best_rates(experiment, chosen, STEPS, seeds)
+    precision = {form: precision_on_validation(experiment) if form == "input" else CONTINUOUS for form in FORMS}
     judged, room, runs = _runs(experiment, chosen, rates, seeds)
     ratios = {form: {name: _log_ratios(runs, name, "batch", form) for name in judged} for form in FORMS}
     of_network = {
-        name: [CRITERION.effect(f"{name}, {label}", ratios[form][name]) for form, label in FORMS.items()]
+        name: [
+            CRITERION.effect(f"{name}, {label}", ratios[form][name], precision[form]) for form, label in FORMS.items()
+        ]
         for name in judged
     }
     regimes: dict[str, Verdict] = {
@@ -266,16 +275,20 @@ def measure(experiment: Experiment) -> Outcome:
     }
     each = [effect for forms in of_network.values() for effect in forms]
     races = _races(experiment, chosen, seeds)
-    causes = {name: effect for name, race in races.items() if name in judged and (effect := _cause(name, race))}
+    causes = {
+        name: effect
+        for name, race in races.items()
+        if name in judged and (effect := _cause(name, race, precision["input"]))
+    }
     return Outcome(
         verdict=over_regimes(list(regimes.values())),
         sentence=_sentence(of_network, regimes) + _of_causes(causes),
-        effects=[*each, *_at_equal_rates(runs, judged, rates), *causes.values()],
+        effects=[*each, *_at_equal_rates(runs, judged, rates, precision), *causes.values()],
         room=room,
         pictures=[
             bars(
-                "Shift with BatchNorm over that without, each at its best learning rate",
-                "Below 1: less shift with BatchNorm. 95 % interval over seeds.",
+                "Shift with BatchNorm over that without, each at chosen learning rates",
+                "Below 1: less shift with BatchNorm. 95 % interval over replicates.",
                 "network and form",
                 Axis("ratio", log=True),
                 each,
@@ -287,7 +300,7 @@ def measure(experiment: Experiment) -> Outcome:
             ),
         ],
         tables=[_table(runs, rates), _table_of_races(races)],
-        settings=f"{len(seeds)} seeds, {STEPS} steps, windows of {EVERY}",
+        settings=f"{len(seeds)} replicates, {STEPS} steps, windows of {EVERY}",
         regimes=regimes,
         trials=experiment.trials,
     )
@@ -299,39 +312,34 @@ def _runs(
     """Run every arm; return the networks that can be judged, what was seen, and the results."""
     network_of = {describe(network): network for network in chosen}
 
-    def trial(name: str, norm: str, exponent: int, seed: int) -> Trial:
-        settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0**exponent, "seed": seed}
-        return Trial(f"{__name__}:shift", {"task": experiment.drawn(seed), **settings})
+    trained_as = {**{norm: (norm, norm) for norm in ARMS}, EQUAL: ("batch", "none")}  # norm, and whose rates
 
-    controls = experiment.grid(
-        list(network_of),
-        [experiment.tuning_seed],
-        lambda name, seed: trial(name, "none", rates[name, "none"], seed),
-    )
-    accuracies = accuracy_without(experiment, chosen, rates, STEPS)
-    trained_as = {**{norm: (norm, norm) for norm in ARMS}, EQUAL: ("batch", "none")}  # norm, and whose rate
-
-    def of_arm(key: tuple[str, str], seed: int) -> Trial:
+    def trial(key: tuple[str, str], place: int) -> Trial:
         name, (norm, whose) = key[0], trained_as[key[1]]
-        return trial(name, norm, rates[name, whose], seed)
+        rate = 2.0 ** rates[name, whose].exponents[place]
+        settings = {"network": dict(network_of[name]), "norm": norm, "rate": rate, "seed": seeds[place]}
+        return Trial(f"{__name__}:shift", {"task": experiment.drawn(seeds[place]), **settings})
 
-    runs = experiment.grid([(name, arm) for name in network_of for arm in trained_as], seeds, of_arm)
+    runs = experiment.grid([(name, arm) for name in network_of for arm in trained_as], range(len(seeds)), trial)
     least = 2 * chance(experiment.task)
     judged, seen = [], []
-    for (name, (control,)), accuracy in zip(controls.items(), accuracies, strict=True):
-        there = {form: size(control, form) for form in LEAST}
-        holds = accuracy > least and all((there[form] or 0.0) > bound for form, bound in LEAST.items())
+    for name in network_of:
+        accuracy = accuracy_without(rates, name)
+        there = {form: median(size(run, form) or 0.0 for run in runs[name, "none"]) for form in LEAST}
+        holds = accuracy > least and all(there[form] > bound for form, bound in LEAST.items())
         whole = all(size(run, form) is not None for arm in ARMS for run in runs[name, arm] for form in FORMS)
         if holds and whole:
             judged.append(name)
-        numbers = ", ".join(f"{FORMS[form]} {_number(there[form])}" for form in LEAST)
+        numbers = ", ".join(f"{FORMS[form]} {there[form]:.3g}" for form in LEAST)
         verdict = "room" if holds and whole else "no room" if whole else "no room: a run with no finite shift"
         seen.append(f"{name} without normalization: accuracy {accuracy:.2f}, {numbers} ({verdict})")
     return judged, Room(bool(judged), "; ".join(seen)), runs
 
 
-def _at_equal_rates(runs: Runs, judged: Sequence[str], rates: Rates) -> list[Effect]:
-    """Compare both arms at the unnormalized one's learning rate; nothing where a run has no finite shift."""
+def _at_equal_rates(
+    runs: Runs, judged: Sequence[str], rates: Rates, precision: Mapping[str, Precision]
+) -> list[Effect]:
+    """Compare both arms at the unnormalized one's learning rates; nothing where a run has no finite shift."""
     ratios = {form: {name: _log_ratios(runs, name, EQUAL, form) for name in judged} for form in FORMS}
     comparable = all(
         len(values) == len(runs[name, EQUAL]) for of_form in ratios.values() for name, values in of_form.items()
@@ -339,14 +347,14 @@ def _at_equal_rates(runs: Runs, judged: Sequence[str], rates: Rates) -> list[Eff
     if not judged or not comparable:
         return []
     return [
-        CRITERION.effect(f"equal learning rates, {name}, {label}", ratios[form][name])
+        CRITERION.effect(f"equal learning rates, {name}, {label}", ratios[form][name], precision[form])
         for name in judged
         for form, label in FORMS.items()
-        if rates[name, "none"] != rates[name, "batch"]
+        if rates[name, "none"].exponents != rates[name, "batch"].exponents
     ]
 
 
-Races = Mapping[str, Mapping[str, list[dict[str, Any]]]]  # network -> racer -> a result per seed
+Races = Mapping[str, Mapping[str, list[dict[str, Any]]]]  # network -> racer -> a result per replicate
 
 
 def _races(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Races:
@@ -354,25 +362,24 @@ def _races(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], seeds: S
     goal = target(experiment)
     network_of = {describe(network): network for network in chosen}
 
-    def trial(name: str, racer: str, exponent: int, seed: int) -> Trial:
-        norm, inject = RACERS[racer]
-        settings = {"network": dict(network_of[name]), "norm": norm, "inject": inject, "rate": 2.0**exponent}
+    def trial(settings: Settings, exponent: int, seed: int, _: str) -> Trial:
         fixed = {"batch_size": BATCH, "limit": LIMIT, "every": LOOKS, "target": goal}
-        return Trial(RACE, {"task": experiment.drawn(seed), **settings, **fixed, "seed": seed})
+        return Trial(RACE, {"task": experiment.drawn(seed), **settings, **fixed, "rate": 2.0**exponent, "seed": seed})
 
-    cells = [(name, racer) for name in network_of for racer in RACERS]
-    exponents = tune(
-        experiment,
-        [{"name": name, "racer": racer} for name, racer in cells],
-        lambda result: (result["steps"] or 2 * LIMIT) + result["error"],
-        make=lambda arm, exponent: trial(arm["name"], arm["racer"], exponent, experiment.tuning_seed),
+    arms = {
+        (name, racer): {"network": dict(network_of[name]), "norm": norm, "inject": inject}
+        for name in network_of
+        for racer, (norm, inject) in RACERS.items()
+    }
+    found = choose_rates(
+        experiment, arms, seeds, lambda result: (result["steps"] or 2 * LIMIT) + result["error"], START, trial
     )
-    best = dict(zip(cells, exponents, strict=True))
-    found = experiment.grid(cells, seeds, lambda cell, seed: trial(*cell, best[cell], seed))
-    return {name: {racer: found[name, racer] for racer in RACERS} for name in network_of}
+    return {name: {racer: found[name, racer].results for racer in RACERS} for name in network_of}
 
 
-def _cause(name: str, race: Mapping[str, Sequence[Mapping[str, Any]]]) -> Effect | None:
+def _cause(
+    name: str, race: Mapping[str, Sequence[Mapping[str, Any]]], precision: Precision = CONTINUOUS
+) -> Effect | None:
     """Judge whether noise that shifts outputs further makes BatchNorm as slow as no normalization.
 
     None where the noise does not shift them at least 1.25 times as far, or where nothing was shifted.
@@ -384,7 +391,7 @@ def _cause(name: str, race: Mapping[str, Sequence[Mapping[str, Any]]]) -> Effect
         return None
     steps = {racer: [result["steps"] for result in results] for racer, results in race.items()}
     found = log_ratios(steps["none"], steps["noisy"], LIMIT)
-    return CAUSE.effect(f"{name}, noise after BatchNorm", found.log_ratios, censored=found.censored)
+    return CAUSE.effect(f"{name}, noise after BatchNorm", found.log_ratios, precision, censored=found.censored)
 
 
 def _of_causes(causes: Mapping[str, Effect]) -> str:
@@ -403,20 +410,16 @@ def _table_of_races(races: Races) -> Table:
             steps = median(result["steps"] or LIMIT for result in results)
             rows.append([name, names[racer], steps, median(moved) if moved else None])
     return Table(
-        "Shift as a cause, median over seeds",
+        "Shift as a cause, median over replicates",
         ["network", "arm", "steps to the target (limit where not reached)", "how far means move from batch to batch"],
         rows,
     )
 
 
 def _log_ratios(runs: Runs, name: str, arm: str, form: str) -> list[float]:
-    """Return the log of an arm's shift over the unnormalized one's, seed by seed; skip seeds that lack either."""
+    """Return the log of an arm's shift over the unnormalized one's by replicate; skip those that lack either."""
     pairs = [(size(a, form), size(b, form)) for a, b in zip(runs[name, arm], runs[name, "none"], strict=True)]
     return [math.log(a / b) for a, b in pairs if a is not None and b is not None]
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.3g}"
 
 
 def _sentence(of_network: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Verdict]) -> str:
@@ -455,7 +458,7 @@ def _by_step(name: str, form: str, label: str, runs: Runs) -> Picture:
     what = "Plotted, not judged: a norm fixes the moments." if form == "moments" else "Lower is less shift."
     return Picture(
         f"{name}: {label} by step",
-        f"Mean over layers; median and range over seeds. {what}",
+        f"Mean over layers; median and range over replicates. {what}",
         "line",
         Axis("step"),
         Axis(label, log=True),
@@ -464,17 +467,17 @@ def _by_step(name: str, form: str, label: str, runs: Runs) -> Picture:
 
 
 def _arm_name(arm: str) -> str:
-    return "BatchNorm at the learning rate of no normalization" if arm == EQUAL else NORMS[arm]
+    return "BatchNorm at the learning rates of no normalization" if arm == EQUAL else NORMS[arm]
 
 
 def _table(runs: Runs, rates: Rates) -> Table:
     rows = []
     for (name, arm), of_arm in runs.items():
-        rate = 2.0 ** rates[name, "none" if arm == EQUAL else arm]
+        rate = rates[name, "none" if arm == EQUAL else arm].rate
         sizes = [[value for run in of_arm if (value := size(run, form)) is not None] for form in (*FORMS, "moments")]
         rows.append([name, _arm_name(arm), rate, *(median(of) if of else None for of in sizes)])
     return Table(
-        "Shift, median over windows and seeds",
-        ["network", "arm", "learning rate", *FORMS.values(), "distance of the moments"],
+        "Shift, median over windows and replicates",
+        ["network", "arm", "learning rate chosen by most", *FORMS.values(), "distance of the moments"],
         rows,
     )

@@ -7,7 +7,7 @@ Claim: Statistics of small batches of a small or different target set do harm; f
 
 Criterion: The difference, for each replicate and regime (network × target × images per class × batch size × budget), is
 test accuracy with frozen statistics minus that with batch statistics, all parameters trained in both. The margin is 2
-percentage points. The budgets are short and long: an order that a short one alone shows is the budget's.
+percentage points. The budgets are short and long: an order that only a short one shows is the budget's.
 
 Room: The source is strong: the pretrained network is at most 2 points below a linear classifier on what it was
 pretrained for. In each regime, some arm also gains more than the margin over no training: where fine-tuning gains

@@ -5,8 +5,8 @@ without, and does it go with the generalization gap?
 
 Claim: With BatchNorm there is less risk of a sharp minimum, which helps generalization.
 
-Criterion: Two forms, each as a ratio with BatchNorm over without, each arm at its own best learning rate, paired by
-replicate: sharpness, and sharpness over the training loss, because near 0 cross entropy curves in proportion to the
+Criterion: Two forms, each as a ratio with BatchNorm over without, paired by replicate, which chooses each arm's
+learning rate: sharpness, and sharpness over the training loss, because near 0 cross entropy curves in proportion to the
 loss, so that whoever trains longer is less sharp. Each network is a regime. There the claim is supported if both are
 below 1/1.25, contradicted if one is entirely above 1.25. A separate effect asks whether sharpness tells anything:
 Kendall's τ between sharpness and the generalization gap (test loss minus training loss) over the runs of one arm and
@@ -19,17 +19,22 @@ a random direction, all at once. Sharpness is the mean rise of the training loss
 directions, each with its opposite, so that the slope cancels. In this unit the scale of weights before a norm or a relu
 has no influence. The change of the weights is relative, as in adaptive sharpness and filter normalization. Biases, γ
 and β stay. BatchNorm normalizes by the 256 images, in training mode. A rise below 10⁻⁸ counts as 10⁻⁸. Training: SGD
-with momentum, warm-up, half a cosine to 0 and weight decay, 20 epochs. The learning rates are ½, 1 and 2 times the
-best, by the mean validation error of two separate replicates at batches of 128; the batch sizes are 64 and 128. The
-ratio is taken at the best learning rate and 128. As a control, sharpness is measured again with the first layer before
-a norm multiplied by 3, and ε along, which must not change it: where it moves by more than 1 %, nothing is judged.
+with momentum, warm-up, half a cosine to 0 and weight decay, 20 epochs. Every replicate draws its own split,
+initialization and order. At batches of 128 it trains each arm at three learning rates: ½, 1 and 2 times a rate that a
+search on three further replicates found. The ratio is taken at the one that it chooses by its own validation error. For
+τ the same three rates are trained with batches of 64 too. Sharpness and training loss are measured on training images,
+so that the interval of the ratios is Student's. The gap is measured on test images drawn from the same data, which
+overlap: the interval of τ holds Nadeau & Bengio's term for it, where the data does not keep its test images. As a
+control, sharpness is measured again with the first layer before a norm multiplied by 3, and ε along, which must not
+change it: where it moves by more than 1 %, nothing is judged.
 
 Settings: ρ of 0.1; ρ of 0.2 is in the table. Quick: MLP of 4 layers of 64, relu, matched initialization, and the user's
 model, 4 replicates. Full: also 8 layers and the small ResNet, 12 replicates.
 
 Sources: Keskar et al. 2017, On Large-Batch Training (arXiv 1609.04836); Dinh et al. 2017, Sharp Minima Can Generalize
 (1703.04933); Li et al. 2018, Visualizing the Loss Landscape (1712.09913); Kwon et al. 2021, ASAM (2102.11600);
-Andriushchenko et al. 2023, A Modern Look at Sharpness and Generalization (2302.07011)
+Andriushchenko et al. 2023, A Modern Look at Sharpness and Generalization (2302.07011); Nadeau & Bengio 2003, Inference
+for the Generalization Error
 
 Known: Dinh et al. show that sharpness in absolute units is whatever the scale of the weights makes it. With relative
 units Andriushchenko et al. find no consistent relation to generalization.
@@ -37,6 +42,7 @@ units Andriushchenko et al. find no consistent relation to generalization.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
 from typing import Any
 
@@ -48,22 +54,25 @@ from torch.nn import functional
 import gammabeta as gb
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.layers import in_front_of_norms, is_layer, same_draws, weight_of
+from gammabeta.lab.images.losses import precision_of_losses
 from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.recipe import RECIPE
 from gammabeta.lab.images.training import POPULATION, Training, error_and_loss, exact_statistics, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import differences, logs_of_ratios
+from gammabeta.lab.procedure import Settings, choose_rates
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import error_then_loss, tune
+from gammabeta.lab.tuning import error_then_loss
 from gammabeta.lab.verdict import Verdict, over_regimes, weakest
 
 EXACT = False
 KIND = "images"
 
 EPOCHS, DIRECTIONS, SCALE = 20, 8, 3.0
-SIZES, FACTORS = (64, 128), (-1, 0, 1)  # batch sizes, and exponents of 2 of the rate over the best
+SIZES, FACTORS = (64, 128), (-1, 0, 1)  # batch sizes, and exponents of 2 of the rate over the middle one
+START = (-5, -3)  # exponents of 2 with which the search of learning rates begins
 RADII = ("0.1", "0.2")
 LOWEST, REACHED, TOLERANCE = 1e-8, 0.1, 0.01
 ARMS = ("none", "batch")
@@ -110,7 +119,7 @@ def sharpness(model: nn.Module, x_nchw: Tensor, y_n: Tensor, radius: float, seed
     return mean(rises)
 
 
-@versioned(1)
+@versioned(2)
 def minimum(
     *, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, rate: float, batch_size: int, seed: int
 ) -> dict[str, Any]:
@@ -119,7 +128,8 @@ def minimum(
     Returns:
         A dict with ``sharpness`` by radius, ``rescaled``, the first of them with the first layer that a BatchNorm
         follows multiplied by 3 (None without any), ``train_loss`` and ``test_loss`` with exact statistics, and
-        ``error`` on the test split. All are None where the loss was not finite.
+        ``error`` on the test split. All are None where the loss was not finite. ``validation`` holds error and loss of
+        the validation split.
     """
     data = load(task)
     size = min(batch_size, len(data.train))
@@ -129,13 +139,14 @@ def minimum(
     x_nchw, y_n = data.train.x_nchw[:POPULATION], data.train.y_n[:POPULATION]
     nothing = dict.fromkeys(("sharpness", "rescaled", "train_loss", "test_loss", "error"))
     if fitted.diverged is not None:
-        return nothing
+        return {**nothing, "validation": {"error": 1.0, "loss": None}}
     model = fitted.model
     with exact_statistics(model, x_nchw):
         error, test_loss = error_and_loss(model, data.test)
         _, train_loss = error_and_loss(model, data.train)
+        validation = dict(zip(("error", "loss"), error_and_loss(model, data.validation), strict=True))
     if test_loss is None or train_loss is None:
-        return nothing
+        return {**nothing, "validation": validation}
     model.train()
     found = {radius: sharpness(model, x_nchw, y_n, float(radius), seed) for radius in RADII}
     rescaled = None
@@ -147,6 +158,7 @@ def minimum(
         "train_loss": train_loss,
         "test_loss": test_loss,
         "error": error,
+        "validation": validation,
     }
 
 
@@ -168,20 +180,37 @@ def rescale_first(model: nn.Module, x_nchw: Tensor) -> bool:
 
 
 Cell = tuple[int, str, int, int]  # network, norm, exponent of the factor of the rate, batch size
-Found = Mapping[Cell, list[dict[str, Any]]]
+Found = Mapping[Cell, Sequence[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The minima of all runs, one per replicate.
+
+    Attributes:
+        chosen: by (network, norm), at the learning rates that the replicates chose at the larger batch size.
+        found: at every rate and batch size.
+    """
+
+    chosen: Mapping[tuple[int, str], Sequence[dict[str, Any]]]
+    found: Found
 
 
 def measure(experiment: Experiment) -> Outcome:
     """Compare the sharpness of the minima, and relate it to the generalization gap."""
     chosen, replicates = networks(experiment), experiment.seeds(4, 12)
     names = [describe(network) for network in chosen]
-    found = _runs(experiment, chosen, replicates)
-    holds = [all(_reached(found[i, norm, 0, SIZES[-1]]) for norm in ARMS) for i, _ in enumerate(names)]
+    minima = _runs(experiment, chosen, replicates)
+    found, precision = minima.found, precision_of_losses(experiment)
+    holds = [all(_reached(minima.chosen[i, norm]) for norm in ARMS) for i, _ in enumerate(names)]
     worst = _moved(found)
     blind = worst is not None and worst <= TOLERANCE
     judged = [i for i, room in enumerate(holds) if room]
-    ratios = {i: _ratios(names[i], i, found) for i in judged}
-    tells = {i: TELLS.effect(f"{names[i]}: sharpness against the generalization gap", _taus(i, found)) for i in judged}
+    ratios = {i: _ratios(names[i], i, minima) for i in judged}
+    tells = {
+        i: TELLS.effect(f"{names[i]}: sharpness against the generalization gap", _taus(i, found), precision)
+        for i in judged
+    }
     regimes: dict[str, Verdict] = {
         name: weakest([effect.verdict for effect in ratios[i]]) if i in ratios and blind else "no room here"
         for i, name in enumerate(names)
@@ -223,7 +252,7 @@ def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
     return [*chosen, experiment.convolutional] if experiment.user or not experiment.quick else chosen
 
 
-def _runs(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], replicates: Sequence[int]) -> Found:
+def _runs(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], replicates: Sequence[int]) -> Minima:
     images = len(experiment.task.train)
     size = min(SIZES[-1], images)
     arms = {
@@ -237,17 +266,25 @@ def _runs(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], replicate
         for index, network in enumerate(chosen)
         for norm in ARMS
     }
-    exponents = tune(experiment, list(arms.values()), error_then_loss, tuning=experiment.coarse_replicates(2))
-    best = dict(zip(arms, exponents, strict=True))
 
-    def trial(cell: Cell, seed: int) -> Trial:
-        index, norm, factor, batch_size = cell
-        rate = 2.0 ** (best[index, norm] + factor)
-        settings = {"network": dict(chosen[index]), "norm": norm, "rate": rate, "batch_size": batch_size, "seed": seed}
-        return Trial(f"{__name__}:minimum", {"task": experiment.drawn(seed), **settings})
+    def minimum_of(arm: tuple[int, str], exponent: int, batch_size: int, seed: int) -> Trial:
+        index, norm = arm
+        settings = {"network": dict(chosen[index]), "norm": norm, "rate": 2.0**exponent, "batch_size": batch_size}
+        return Trial(f"{__name__}:minimum", {"task": experiment.drawn(seed), **settings, "seed": seed})
 
-    cells = [(*arm, factor, batch_size) for arm in arms for factor in FACTORS for batch_size in SIZES]
-    return experiment.grid(cells, replicates, trial)
+    def trial(settings: Settings, exponent: int, seed: int, report: str) -> Trial:
+        if report == "validation":
+            return experiment.train(**settings, rate=2.0**exponent, seed=seed)
+        return minimum_of(arm_of[describe(settings["network"]), settings["norm"]], exponent, SIZES[-1], seed)
+
+    arm_of = {(describe(network), norm): (index, norm) for index, network in enumerate(chosen) for norm in ARMS}
+    rates = choose_rates(experiment, arms, replicates, error_then_loss, START, trial)
+    found = experiment.grid(
+        [(*arm, factor, batch_size) for arm in arms for factor in FACTORS for batch_size in SIZES],
+        replicates,
+        lambda cell, seed: minimum_of(cell[:2], rates[cell[:2]].centre + cell[2], cell[3], seed),
+    )
+    return Minima({arm: of.results for arm, of in rates.items()}, found)
 
 
 def _reached(results: Sequence[Mapping[str, Any]]) -> bool:
@@ -271,9 +308,9 @@ def _moved(found: Found) -> float | None:
     return max(changes, default=None)
 
 
-def _ratios(name: str, index: int, found: Found) -> list[Effect]:
+def _ratios(name: str, index: int, minima: Minima) -> list[Effect]:
     """Compare sharpness, and sharpness over the training loss."""
-    none, batch = (found[index, norm, 0, SIZES[-1]] for norm in ARMS)
+    none, batch = (minima.chosen[index, norm] for norm in ARMS)
     sharp = logs_of_ratios([_of(r) for r in batch], [_of(r) for r in none])
     losses = logs_of_ratios(*([max(r["train_loss"], LOWEST) for r in results] for results in (batch, none)))
     return [
@@ -359,7 +396,7 @@ def _table(names: Sequence[str], found: Found) -> Table:
         [
             "network",
             "arm",
-            "learning rate over the best",
+            "learning rate over the middle one",
             "batch size",
             *(f"sharpness at ρ = {radius}" for radius in RADII),
             "training loss",

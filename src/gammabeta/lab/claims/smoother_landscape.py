@@ -5,33 +5,35 @@ prediction, with BatchNorm and without?
 
 Claim: With BatchNorm the loss surface is smoother: along the gradient, loss and gradient change less.
 
-Criterion: Two forms, each as a ratio with BatchNorm over without, paired by seed, at equal training loss. Loss form:
-the range, over the steps, of the loss minus the line that the gradient predicts (what exceeds the wanted decrease).
-Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Each cell
-(network × training loss) is a regime. There the claim is supported if both are below 1/1.25, contradicted if one is
-entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive. BatchNorm trained at the
+Criterion: Two forms, each as a ratio with BatchNorm over without, paired by replicate, at equal training loss. Loss
+form: the range, over the steps, of the loss minus the line that the gradient predicts (what exceeds the wanted
+decrease). Gradient form: the largest change of the gradient over the steps, relative to the gradient at the start. Each
+cell (network × training loss) is a regime. There the claim is supported if both are below 1/1.25, contradicted if one
+is entirely above 1.25, equivalent if one is entirely between, otherwise inconclusive. BatchNorm trained at the
 unnormalized arm's learning rate is a separate effect in every cell, since a larger learning rate alone leads to other
 places.
 
-Room: On the tuning seed the unnormalized network reaches at least one of the training losses; a cell is judged where
-both arms reach it with every seed. A positive control must also hold. The weights before every BatchNorm are multiplied
-by 3 and 1/3 in alternation, which changes no output (ε is scaled along). Neither measure may move by more than 0.1 %.
-Where the control fails, the measure depends on the size of the weights, and nothing is judged.
+Room: A cell is judged where both arms reach its training loss in every replicate. A positive control must also hold.
+The weights before every BatchNorm are multiplied by 3 and 1/3 in alternation, which changes no output (ε is scaled
+along). Neither measure may move by more than 0.1 %. Where the control fails, the measure depends on the size of the
+weights, and nothing is judged.
 
-Method: A fixed batch of 256 training images in training mode, in float64; BatchNorm normalizes by that batch. Each arm
-is trained by SGD without momentum on batches of 32, at its own best learning rate (by the validation error after 100
-steps). For each level, training yields the step at which the loss of the fixed batch first falls below it. Bisection
-then finds the point of that loss on the line between the weights before and after that step; the walk starts there.
-Steps are relative to the layers' weight norms. The metric is Σ ‖dw‖²/‖w‖² over linear and convolutional weights, in
-which the steepest descent of layer l is −‖w‖² g. A step of 0.05 moves all layers together by 5 % of their norms (root
-of the sum of squares). A step in absolute units would measure the size of the weights instead; biases, γ and β stay
-fixed. The gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The table also gives the control for
-steps in an absolute unit, to show that it can fail. A user's model that holds float32 tensors which are neither
-parameters nor buffers cannot be walked in float64; it is walked in float32, and the control's text says so.
+Method: A fixed batch of 256 training images in training mode, in float64; BatchNorm normalizes by that batch. Every
+replicate draws its own split, initialization and order, and trains each arm by SGD without momentum on batches of 32,
+at the learning rate that it chose: by its own validation error after 100 steps, among ½, 1 and 2 times a rate that a
+search on three further replicates found. The measures are taken on training images, so that the interval is Student's.
+For each level, training yields the step at which the loss of the fixed batch first falls below it. Bisection then finds
+the point of that loss on the line between the weights before and after that step; the walk starts there. Steps are
+relative to the layers' weight norms. The metric is Σ ‖dw‖²/‖w‖² over linear and convolutional weights, in which the
+steepest descent of layer l is −‖w‖² g. A step of 0.05 moves all layers together by 5 % of their norms (root of the sum
+of squares). A step in absolute units would measure the size of the weights instead; biases, γ and β stay fixed. The
+gradient is compared in the same metric, ‖w‖ g with ‖w‖ at the start. The table also gives the control for steps in an
+absolute unit, to show that it can fail. A user's model that holds float32 tensors which are neither parameters nor
+buffers cannot be walked in float64; it is walked in float32, and the control's text says so.
 
 Settings: steps of 0.01, 0.02, 0.05, 0.1, 0.15 and 0.2; training losses of 1, 0.5 and 0.2. MLP of 4 layers of 64, relu
-and tanh, matched initialization, and the user's model; 3 seeds (quick). Full: also 8 layers and the small ResNet, 6
-seeds.
+and tanh, matched initialization, and the user's model; 3 replicates (quick). Full: also 8 layers and the small ResNet,
+6 replicates.
 
 Sources: Santurkar et al. 2018, section 3.1 (arXiv 1805.11604); Li et al. 2018, Visualizing the Loss Landscape
 (1712.09913), on steps relative to weight norms; van Laarhoven 2017 (1706.05350)
@@ -59,6 +61,7 @@ from gammabeta.lab.images.networks import describe
 from gammabeta.lab.images.training import Training, fit
 from gammabeta.lab.norms import NORMS
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
+from gammabeta.lab.procedure import Chosen
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.verdict import Verdict, over_regimes, weakest
@@ -262,7 +265,7 @@ def moved(before: Mapping[str, float], after: Mapping[str, float] | None) -> flo
 # --- the claim ---
 
 
-Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> the levels of each seed
+Runs = dict[tuple[str, str], list[dict[str, Any]]]  # (network, arm) -> the levels of each replicate
 Cell = tuple[str, str]  # (network, level)
 
 
@@ -270,17 +273,20 @@ def measure(experiment: Experiment) -> Outcome:
     """Compare the two measures with BatchNorm and without, at equal training loss."""
     chosen, seeds = networks(experiment), experiment.seeds(3, 6)
     network_of = {describe(network): network for network in chosen}
-    rates = best_rates(experiment, chosen, TUNED_BY)
+    rates = best_rates(experiment, chosen, TUNED_BY, seeds)
 
-    def trial(arm: tuple[str, str], seed: int) -> Trial:
+    def trial(arm: tuple[str, str], place: int) -> Trial:
         name, (norm, whose) = arm[0], TRAINED_AS[arm[1]]
-        settings = {"network": dict(network_of[name]), "norm": norm, "rate": 2.0 ** rates[name, whose], "seed": seed}
-        return Trial(f"{__name__}:landscape", {"task": experiment.drawn(seed), **settings, "levels": LEVELS})
+        rate = 2.0 ** rates[name, whose].exponents[place]
+        settings = {"network": dict(network_of[name]), "norm": norm, "rate": rate, "seed": seeds[place]}
+        return Trial(f"{__name__}:landscape", {"task": experiment.drawn(seeds[place]), **settings, "levels": LEVELS})
 
-    controls = experiment.grid([(name, "none") for name in network_of], [experiment.tuning_seed], trial)
-    found = experiment.grid([(name, arm) for name in network_of for arm in TRAINED_AS], seeds, trial)
+    found = experiment.grid([(name, arm) for name in network_of for arm in TRAINED_AS], range(len(seeds)), trial)
     runs: Runs = {arm: [result["levels"] for result in results] for arm, results in found.items()}
-    reached = {name: list(control["levels"]) for (name, _), (control,) in controls.items()}
+    reached = {
+        name: [level for level in map("{:g}".format, LEVELS) if all(level in run for run in runs[name, "none"])]
+        for name in network_of
+    }
     cells: list[Cell] = [
         (name, level)
         for name, levels in reached.items()
@@ -307,7 +313,7 @@ def measure(experiment: Experiment) -> Outcome:
         pictures=[
             bars(
                 "Measures with BatchNorm over those without, at equal training loss",
-                "Below 1: smoother with BatchNorm. 95 % interval over seeds.",
+                "Below 1: smoother with BatchNorm. 95 % interval over replicates.",
                 "network, training loss and form",
                 Axis("ratio", log=True),
                 each,
@@ -315,8 +321,8 @@ def measure(experiment: Experiment) -> Outcome:
             *(
                 [
                     bars(
-                        "The same at equal learning rates, those of the network without BatchNorm",
-                        "Below 1: smoother with BatchNorm. 95 % interval over seeds.",
+                        "The same at equal learning rates, those chosen for the network without BatchNorm",
+                        "Below 1: smoother with BatchNorm. 95 % interval over replicates.",
                         "network, training loss and form",
                         Axis("ratio", log=True),
                         equal,
@@ -328,14 +334,14 @@ def measure(experiment: Experiment) -> Outcome:
             *(_along(name, level, runs) for name, level in cells),
         ],
         tables=[_table(runs, cells, rates)],
-        settings=f"{len(seeds)} seeds, training losses of {', '.join(f'{level:g}' for level in LEVELS)}",
+        settings=f"{len(seeds)} replicates, training losses of {', '.join(f'{level:g}' for level in LEVELS)}",
         regimes=regimes,
         trials=experiment.trials,
     )
 
 
 def _at_equal_rates(runs: Runs, cells: Sequence[Cell]) -> list[Effect]:
-    """Compare both arms at the unnormalized one's learning rate, in the cells that every seed reaches with it."""
+    """Compare both arms at the unnormalized one's learning rates, in the cells that every replicate reaches with it."""
     return [
         CRITERION.effect(
             f"equal learning rates, {name} at a loss of {level}, {form}", _log_ratios(runs, (name, level), EQUAL, form)
@@ -355,7 +361,7 @@ def _room(runs: Runs, cells: Sequence[Cell], reached: Mapping[str, Sequence[str]
     blind = worst is not None and worst <= TOLERANCE and None not in changes
     return Room(
         bool(cells) and blind,
-        "training losses that the unnormalized network reaches: "
+        "training losses that the unnormalized network reaches in every replicate: "
         + "; ".join(f"{name} {', '.join(levels) or 'none'}" for name, levels in reached.items())
         + f"; cells judged: {len(cells)}; rescaled weights before BatchNorm change a measure by "
         + ("nothing: there are none" if worst is None else f"at most {worst:.1e} of itself")
@@ -381,7 +387,7 @@ def _sentence(
     of_cell: Mapping[str, Sequence[Effect]], regimes: Mapping[str, Verdict], room: Room, equal: Sequence[Effect]
 ) -> str:
     if not of_cell:
-        return "no network has room: there is no training loss that both arms reach with every seed"
+        return "no network has room: there is no training loss that both arms reach in every replicate"
     if not room.holds:
         return f"the measure depends on the size of weights, or there is no BatchNorm to rescale: {room.control}"
     parts = [
@@ -420,7 +426,7 @@ def _along(name: str, level: str, runs: Runs) -> Picture:
             )
     return Picture(
         f"{name}: loss along the gradient from a training loss of {level}",
-        "Steps relative to the layers' weight norms; median and range over seeds. Dashed: the gradient's prediction.",
+        "Steps relative to the layers' weight norms; median and range over replicates. Dashed: as predicted.",
         "line",
         Axis("step over weight norm"),
         Axis("training loss"),
@@ -428,7 +434,7 @@ def _along(name: str, level: str, runs: Runs) -> Picture:
     )
 
 
-def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], int]) -> Table:
+def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], Chosen]) -> Table:
     rows = []
     for name, level in cells:
         for arm, (norm, whose) in TRAINED_AS.items():
@@ -444,18 +450,18 @@ def _table(runs: Runs, cells: Sequence[Cell], rates: Mapping[tuple[str, str], in
                     name,
                     level,
                     NORMS[norm],
-                    2.0 ** rates[name, whose],
+                    rates[name, whose].rate,
                     *(mean(walk["walk"][form] for walk in walks) for form in FORMS),
                     *(max((change for change in changes if change is not None), default=None) for changes in control),
                 ]
             )
     return Table(
-        "Smoothness at equal training loss, mean over seeds",
+        "Smoothness at equal training loss, mean over replicates",
         [
             "network",
             "training loss",
             "arm",
-            "learning rate",
+            "learning rate chosen by most",
             "range of the loss beyond the decrease, nats",
             "relative change of the gradient",
             "relative change by rescaled weights",

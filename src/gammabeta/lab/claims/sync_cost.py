@@ -13,7 +13,7 @@ Room: The network has BatchNorm layers that synchronize: at least one collective
 
 Method: Real gloo processes, each with its own batch, in lockstep. The same network runs with each process's own
 statistics and with synchronized ones, in turns. Timed are a whole step (forward, backward, gradients averaged in one
-collective, SGD), and the normalization layers alone, forward and backward on inputs of their shapes. Collectives and
+collective, SGD), and only the normalization layers, forward and backward on inputs of their shapes. Collectives and
 bytes are counted as torch dispatches them. The time of one collective over message sizes is fitted by t = α + m/β, by
 least squares of relative errors. For more ranks, the step's counted messages m are sent one after another, without
 overlap or contention, by the cheaper of two algorithms. The ring takes (P − 1)(α + m/β) for an all-gather and 2(P −
@@ -313,7 +313,7 @@ def _passing(messages: Sequence[tuple[str, float]], step: float) -> str:
 
 
 def _bars(counts: Sequence[int], seconds: Seconds) -> Picture:
-    x = [f"{what}, {_processes(ranks)}" for what in ("step", "norms alone") for ranks in counts]
+    x = [f"{what}, {_processes(ranks)}" for what in ("step", "norms only") for ranks in counts]
     keys = [(ranks, what) for what in ("step", "norms") for ranks in counts]
     series = []
     for arm, name in ARMS.items():
@@ -321,7 +321,7 @@ def _bars(counts: Sequence[int], seconds: Seconds) -> Picture:
         low, middle, high = ([float(np.percentile(values, q)) for values in of_arm] for q in (25, 50, 75))
         series.append(Series(name, x, middle, low, high))
     return Picture(
-        "Milliseconds per step, and of its normalization layers alone",
+        "Milliseconds per step, and of only its normalization layers",
         "Median and quartiles over rounds, on this machine.",
         "bar",
         Axis("what is timed"),
@@ -377,7 +377,7 @@ def _measured(records: Mapping[int, Mapping[str, Any]], seconds: Seconds, fits: 
     return Table(
         "Measured, medians",
         [
-            "processes", "step, ms", "synchronized, ms", "norms alone, ms", "synchronized, ms",
+            "processes", "step, ms", "synchronized, ms", "norms only, ms", "synchronized, ms",
             "its collectives by the fit, ms",
             "collectives per step", "bytes per process", "bytes of gradients",
         ],

@@ -25,7 +25,7 @@ Sources: Schneider et al. 2020, Improving robustness against common corruptions 
 (1903.12261)
 
 Known: Schneider et al.: ResNet-50's mean corruption error falls from 76.7 to 62.2 % with full adaptation; a mixture
-gains from a single image on, and batch statistics alone from about 32.
+gains from a single image on, and batch statistics on their own from about 32.
 """
 
 from collections.abc import Mapping, Sequence
@@ -188,7 +188,7 @@ def _by_size(network: str, errors: Errors) -> Picture:
     ]
     return Picture(
         f"{network}: test error by the number of test images",
-        "Statistics of the test batch, alone and mixed with the running ones; mean over replicates.",
+        "Statistics of the test batch, on their own and mixed with the running ones; mean over replicates.",
         "line",
         Axis("images in the test batch", log=True),
         Axis("test error", "%"),

@@ -9,26 +9,30 @@ factor. Decay still changes what is learned, since smaller weights make a larger
 Criterion: First an identity in float64: BN(aWx; a²ε) = BN(Wx; ε), and the gradient with respect to aW is that with
 respect to W, divided by a. The same must hold for the trained network with every layer scaled that a norm follows. If
 the identity fails, the claim is contradicted. Then the effect: decay at its best strength changes the test loss by more
-than 5 %. The ratio of test losses without decay over with it, paired by seed, must lie outside [1/1.05, 1.05] on the
-side of improvement. A constant and a decaying learning rate are the regimes. Test accuracy is reported as a separate
-effect, and so is the same network without BatchNorm: the ratio there, and that with BatchNorm over that without.
+than 5 %. The ratio of test losses without decay over with it, paired by replicate, must lie outside [1/1.05, 1.05] on
+the side of improvement. A constant and a decaying learning rate are the regimes. Test accuracy is reported as a
+separate effect, and so is the same network without BatchNorm: the ratio there, and that with BatchNorm over that
+without.
 
-Room: Without decay the network's training error is below half of that of chance, and its test loss is above 0.02.
+Room: Without decay the mean validation error is below half of that of chance, and the median test loss is above 0.02.
 
-Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Learning rates are tuned without decay on three
-(quick) or six separate seeds, by the mean loss, and the same rate then serves with decay. Its strength is tuned over
-four values on the same seeds, by the mean log loss. Decay is L2 on weights, never on γ and β. Replay: a third arm has
-no decay. Its weights are reset to their initial norm after each step. Each layer's learning rate is multiplied by the
-square of that norm over that of the same layer under decay at the same step. This is the effective rate that decay
-caused (van Laarhoven 2017). The fraction of decay's effect on the loss that the replay reproduces is reported. Decay of
-the last layer, which no norm follows, stays the same in both. The network without BatchNorm has learning rates and
-strengths of decay of its own, tuned in the same way, and no replay.
+Method: An MLP with BatchNorm, SGD, batches of 32, 300 training images. Every replicate draws its own split,
+initialization and order, and chooses by the loss of its own validation split: first the learning rate without decay, ½,
+1 or 2 times a rate that a search on three further replicates found; then, at this rate, the strength of decay among
+four values. Only then is the test split looked at. Test images are drawn from the same data and overlap, so that
+intervals hold Nadeau & Bengio's term for it; where the data keeps its test images, they speak of these. Decay is L2 on
+weights, never on γ and β. Replay: a third arm has no decay. Its weights are reset to their initial norm after each
+step. Each layer's learning rate is multiplied by the square of that norm over that of the same layer under decay at the
+same step. This is the effective rate that decay caused (van Laarhoven 2017). The fraction of decay's effect on the loss
+that the replay reproduces is reported. Decay of the last layer, which no norm follows, stays the same in both. In the
+network without BatchNorm learning rates and strengths of decay are chosen in the same way; it has no replay.
 
-Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 400 steps and 5 seeds (quick; without
-BatchNorm only half a cosine), 1,200 steps and 40 seeds (full); constant learning rate, and half a cosine down to 0.
+Settings: 2 hidden layers of 64, relu, decay of 0.001, 0.003, 0.01, 0.03; 400 steps and 5 replicates (quick; without
+BatchNorm only half a cosine), 1,200 steps and 40 replicates (full); constant learning rate, and half a cosine down to
+0. The norms of the weights without decay are shown for two replicates.
 
 Sources: van Laarhoven 2017 (arXiv 1706.05350); Zhang et al. 2018, Three Mechanisms of Weight Decay (1810.12281); Hoffer
-et al. 2018, Norm Matters (1803.01814)
+et al. 2018, Norm Matters (1803.01814); Nadeau & Bengio 2003, Inference for the Generalization Error
 
 Known: In a pilot run on digits the test loss fell from 0.244 to 0.205 with decay, at 0.076 of ‖w‖².
 """
@@ -52,9 +56,9 @@ from gammabeta.lab.images.training import POPULATION, batches, chance, error_and
 from gammabeta.lab.interval import Precision
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Outcome, Picture, Room, Series, Table, bars
 from gammabeta.lab.paired import differences, logs_of_ratios
+from gammabeta.lab.procedure import Chosen, choose_rates
 from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
-from gammabeta.lab.tuning import Grid, best_exponent, scores_on_grid
 from gammabeta.lab.verdict import over_regimes, weakest
 
 EXACT = False
@@ -66,6 +70,8 @@ MARGIN = (1 / 1.05, 1.05)
 POINTS = (-0.5, 0.5)
 IMAGES, BATCH = 300, 32
 ARMS = ("none", "decay", "replay")
+START = (-2, 0)  # exponents of 2 with which the search of learning rates begins
+SHOWN = 2  # replicates whose norms without decay are shown
 WORST = 10.0  # the value of a loss that is not finite
 SCALES = (1e-3, 0.1, 10.0, 1e3)  # of the weights, for the identity
 CRITERION = Criterion(unit="times the test loss", margin=MARGIN, direction="above", null=1.0, ratio=True)
@@ -187,15 +193,18 @@ class Trained:
     """The runs of every schedule and arm.
 
     Attributes:
-        rate: the exponent of each schedule's learning rate.
-        best: the best strength of decay of each schedule.
-        found: by (schedule, arm), one result per seed.
+        chosen: each schedule's learning rates without decay, and the runs.
+        strengths: of decay, of each schedule, one per replicate.
+        found: by (schedule, arm), one result of the test split per replicate.
+        norms: by (schedule, arm), of some replicates Σ‖w‖² of the layers that a norm follows, by step.
+        steps: of every run.
         plain: the same without BatchNorm, where there is no replay; None within itself.
     """
 
-    rate: Mapping[str, int]
-    best: Mapping[str, float]
-    found: Mapping[tuple[str, str], list[dict[str, Any]]]
+    chosen: Mapping[str, Chosen]
+    strengths: Mapping[str, Sequence[float]]
+    found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
+    norms: Mapping[tuple[str, str], Sequence[Sequence[float]]]
     steps: int
     plain: "Trained | None" = None
 
@@ -236,14 +245,14 @@ def measure(experiment: Experiment) -> Outcome:
         + "; without BatchNorm it is "
         + " and ".join(
             f"{effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] with a {schedule} one ({effect.verdict})"
-            for schedule, effect in zip(trained.plain.rate if trained.plain else (), beside[::2], strict=True)
+            for schedule, effect in zip(trained.plain.chosen if trained.plain else (), beside[::2], strict=True)
         ),
         effects=[*each.values(), *accuracy, *beside, exact],
         room=room,
         pictures=[
             bars(
                 "Test loss without weight decay over that with it",
-                "Above 1: decay helps. 95 % interval over seeds.",
+                "Above 1: decay helps. 95 % interval over replicates.",
                 "learning rate",
                 Axis("ratio of test losses", log=True),
                 [*each.values(), *beside[::2]],
@@ -251,7 +260,7 @@ def measure(experiment: Experiment) -> Outcome:
             _norms(trained),
         ],
         tables=[_table(trained)],
-        settings=f"{len(seeds)} seeds, {trained.steps} steps",
+        settings=f"{len(seeds)} replicates, {trained.steps} steps",
         regimes=regimes,
         trials=experiment.trials,
     )
@@ -262,63 +271,76 @@ def _without_norm(trained: Trained, logs: Mapping[str, list[float]], precision: 
     plain = trained.plain
     assert plain is not None
     effects = []
-    for schedule in plain.rate:
+    for schedule in plain.chosen:
         own = logs_of_ratios(plain.losses(schedule, "none"), plain.losses(schedule, "decay"))
         name = f"{schedule} learning rate, without BatchNorm"
-        effects.append(CRITERION.effect(name, own))
-        effects.append(
-            CRITERION.effect(f"{schedule} learning rate, with over without", differences(logs[schedule], own))
-        )
+        effects.append(CRITERION.effect(name, own, precision))
+        with_over = differences(logs[schedule], own)
+        effects.append(CRITERION.effect(f"{schedule} learning rate, with over without", with_over, precision))
     return effects
 
 
 def _trained(experiment: Experiment, seeds: Sequence[int]) -> Trained:
     """Run all arms with BatchNorm, and those but the replay without it."""
-    plain = _of_norm(experiment, seeds, "none", ("none", "decay"), SCHEDULES[1:] if experiment.quick else SCHEDULES)
-    return replace(_of_norm(experiment, seeds, "batch", ARMS, SCHEDULES), plain=plain)
+    plain = _of_norm(experiment, seeds, "none", SCHEDULES[1:] if experiment.quick else SCHEDULES)
+    return replace(_replayed(experiment, seeds, _of_norm(experiment, seeds, "batch", SCHEDULES)), plain=plain)
 
 
-def _of_norm(
-    experiment: Experiment, seeds: Sequence[int], norm: str, arms: Sequence[str], schedules: Sequence[str]
-) -> Trained:
-    """Tune each schedule's learning rate without decay, then its strength of decay, and run the arms."""
+def _of_norm(experiment: Experiment, seeds: Sequence[int], norm: str, schedules: Sequence[str]) -> Trained:
+    """Let every replicate choose a learning rate without decay, then a strength of decay at that rate."""
     steps = 400 if experiment.quick else 1200
-    base = {"network": dict(experiment.mlp(2)), "norm": norm, "steps": steps}
+    base = {"network": experiment.mlp(2), "norm": norm, "batch_size": BATCH, "steps": steps, "images": IMAGES}
+    arms = {schedule: {**base, "schedule": schedule, "decay": 0.0} for schedule in schedules}
+    chosen = choose_rates(experiment, arms, seeds, test_loss, START)
 
-    def trial(schedule: str, decay: float, exponent: int, seed: int, **more: Any) -> Trial:
-        settings = {**base, "schedule": schedule, "decay": decay, "rate": 2.0**exponent, "seed": seed, **more}
-        return Trial(f"{__name__}:decayed", {"task": experiment.drawn(seed), **settings})
+    def decayed_one(cell: tuple[str, float], place: int) -> Trial:
+        schedule, decay = cell
+        settings = {**arms[schedule], "decay": decay, "rate": 2.0 ** chosen[schedule].exponents[place]}
+        return experiment.train(**settings, seed=seeds[place], report="test")
 
-    tuning = experiment.tuning_seeds(3, 6)
-    scores = scores_on_grid(
-        experiment,
-        list(schedules),
-        tuning,
-        test_loss,
-        lambda schedule, exponent, seed: trial(schedule, 0.0, exponent, seed, report="validation"),
-        Grid(),
-    )
-    rate = dict(zip(schedules, map(best_exponent, scores), strict=True))
-    tried = experiment.grid(
-        [(schedule, decay) for schedule in schedules for decay in DECAYS],
-        tuning,
-        lambda arm, seed: trial(*arm, rate[arm[0]], seed, report="validation"),
-    )
-    score = {arm: mean(math.log(test_loss(result)) for result in results) for arm, results in tried.items()}
-    best = {schedule: _best_decay(score, schedule) for schedule in schedules}
-
-    def wanted(key: tuple[str, str], seed: int) -> Trial:
-        schedule, arm = key
-        decay = 0.0 if arm == "none" else best[schedule]
-        return trial(schedule, decay, rate[schedule], seed, report="test", replay=arm == "replay")
-
-    keys = [(schedule, arm) for schedule in schedules for arm in arms]
-    return Trained(rate, best, experiment.grid(keys, seeds, wanted), steps)
+    places = range(len(seeds))
+    tried = experiment.grid([(schedule, decay) for schedule in schedules for decay in DECAYS], places, decayed_one)
+    strengths = {
+        schedule: [
+            min(DECAYS, key=lambda decay: test_loss(tried[schedule, decay][place]["validation"])) for place in places
+        ]
+        for schedule in schedules
+    }
+    found: dict[tuple[str, str], Sequence[Mapping[str, Any]]] = {}
+    for schedule in schedules:
+        found[schedule, "none"] = chosen[schedule].results
+        found[schedule, "decay"] = [tried[schedule, strengths[schedule][place]][place] for place in places]
+    return Trained(chosen, strengths, found, {}, steps)
 
 
-def _best_decay(score: Mapping[tuple[str, float], float], schedule: str) -> float:
-    """Return the strength of decay with the lowest score."""
-    return min(DECAYS, key=lambda decay: score[schedule, decay])
+def _replayed(experiment: Experiment, seeds: Sequence[int], trained: Trained) -> Trained:
+    """Add the replay of every replicate, and the norms of the weights."""
+
+    def trial(cell: tuple[str, bool], place: int) -> Trial:
+        schedule, replay = cell
+        settings = {
+            "network": dict(experiment.mlp(2)),
+            "norm": "batch",
+            "steps": trained.steps,
+            "schedule": schedule,
+            "decay": trained.strengths[schedule][place] if replay else 0.0,
+            "rate": 2.0 ** trained.chosen[schedule].exponents[place],
+            "seed": seeds[place],
+        }
+        return Trial(
+            f"{__name__}:decayed",
+            {"task": experiment.drawn(seeds[place]), **settings, "report": "test", "replay": replay},
+        )
+
+    replayed = experiment.grid([(schedule, True) for schedule in SCHEDULES], range(len(seeds)), trial)
+    plain = experiment.grid([(schedule, False) for schedule in SCHEDULES], range(min(SHOWN, len(seeds))), trial)
+    found = dict(trained.found)
+    norms: dict[tuple[str, str], Sequence[Sequence[float]]] = {}
+    for schedule in SCHEDULES:
+        found[schedule, "replay"] = replayed[schedule, True]
+        norms[schedule, "decay"] = [result["norms"] for result in replayed[schedule, True] if result["norms"]]
+        norms[schedule, "none"] = [result["norms"] for result in plain[schedule, False] if result["norms"]]
+    return replace(trained, found=found, norms=norms)
 
 
 def _identity_holds(experiment: Experiment) -> Effect:
@@ -336,11 +358,11 @@ def _identity_holds(experiment: Experiment) -> Effect:
 
 
 def _room(experiment: Experiment, trained: Trained) -> Room:
-    train_error = max(median(r["train_error"] for r in trained.found[s, "none"]) for s in SCHEDULES)
+    error = max(mean(r["validation"]["error"] for r in trained.found[s, "none"]) for s in SCHEDULES)
     least = min(median(trained.losses(s, "none")) for s in SCHEDULES)
     return Room(
-        train_error < 0.5 * (1 - chance(experiment.task)) and least > 0.02,
-        f"without decay: training error at most {train_error:.3f}, test loss at least {least:.3f}",
+        error < 0.5 * (1 - chance(experiment.task)) and least > 0.02,
+        f"without decay: validation error at most {error:.3f}, test loss at least {least:.3f}",
     )
 
 
@@ -348,10 +370,10 @@ def _sentence(each: Mapping[str, Effect], exact: Effect, trained: Trained) -> st
     shown = []
     for schedule, effect in each.items():
         # A fraction of an effect that may be zero says nothing.
-        replayed = f"{_replayed(trained, schedule):.0%}" if effect.verdict == "supported" else "not judged"
+        replayed = f"{_share_replayed(trained, schedule):.0%}" if effect.verdict == "supported" else "not judged"
         shown.append(
             f"{schedule} learning rate {effect.value:.2f} times [{effect.low:.2f}, {effect.high:.2f}] "
-            f"({effect.verdict}; reproduced by learning rates alone: {replayed})"
+            f"({effect.verdict}; reproduced by learning rates only: {replayed})"
         )
     wrong = int(exact.value)
     return (
@@ -360,7 +382,7 @@ def _sentence(each: Mapping[str, Effect], exact: Effect, trained: Trained) -> st
     )
 
 
-def _replayed(trained: Trained, schedule: str) -> float:
+def _share_replayed(trained: Trained, schedule: str) -> float:
     """Return the fraction of decay's mean effect on the loss that the replay reproduces."""
     none, decay, replay = (mean(trained.losses(schedule, arm)) for arm in ARMS)
     return (none - replay) / (none - decay)
@@ -370,7 +392,7 @@ def _norms(trained: Trained) -> Picture:
     series = []
     for schedule in SCHEDULES:
         for arm in ("none", "decay"):
-            curves = [run["norms"] for run in trained.found[schedule, arm] if run["norms"]]
+            curves = trained.norms[schedule, arm]
             if curves:
                 middle = [median(of_step) for of_step in zip(*curves, strict=True)]
                 at = [index * max(1, trained.steps // 40) for index in range(len(middle))]
@@ -378,7 +400,7 @@ def _norms(trained: Trained) -> Picture:
                 series.append(Series(name, at, middle, dash=arm == "none"))
     return Picture(
         "Squared norm of the weights that BatchNorm follows",
-        "At the same learning rate smaller weights turn further. Median over seeds.",
+        "At the same learning rate smaller weights turn further. Median over replicates.",
         "line",
         Axis("step"),
         Axis("‖w‖²", log=True),
@@ -390,28 +412,29 @@ def _table(trained: Trained) -> Table:
     assert trained.plain is not None
     rows = []
     for norm, of_norm in (("BatchNorm", trained), ("no normalization", trained.plain)):
-        for (schedule, arm), runs in of_norm.found.items():
-            ratios = [run["norms"][-1] / run["norms"][0] for run in runs if run["norms"]]
+        for schedule, arm in of_norm.found:
+            strengths = of_norm.strengths[schedule]
+            ratios = [curve[-1] / curve[0] for curve in of_norm.norms.get((schedule, arm), ())]
             rows.append(
                 [
                     norm,
                     schedule,
                     arm,
-                    2.0 ** of_norm.rate[schedule],
-                    0.0 if arm == "none" else of_norm.best[schedule],
+                    of_norm.chosen[schedule].rate,
+                    0.0 if arm == "none" else median(strengths),
                     mean(of_norm.losses(schedule, arm)),
                     mean(of_norm.errors(schedule, arm)),
-                    mean(ratios) if ratios and arm != "replay" else None,
+                    mean(ratios) if ratios else None,
                 ]
             )
     return Table(
-        "Decay and its replay, mean over seeds",
+        "Decay and its replay, mean over replicates",
         [
             "norm",
             "schedule",
             "arm",
-            "learning rate",
-            "decay",
+            "learning rate chosen by most",
+            "decay, median",
             "test loss",
             "test error, %",
             "‖w‖² at the end over the start",

@@ -1,6 +1,6 @@
 """Pretrained networks that are adapted to a few images of a target: the trials, and their grid.
 
-The claims on fine-tuning and on γ and β alone share them.
+The claims on fine-tuning, of all parameters or only of γ and β, share them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,12 @@
 """A task from images in four arrays."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
-from gammabeta.lab.arrays import WHOLE, Draw, check_labels, check_numbers, is_finite, parts, subset
+from gammabeta.lab.arrays import WHOLE, Draw, available, check_labels, check_numbers, is_finite, parts, subset
 from gammabeta.lab.images.task import Task, standardized
 from gammabeta.lab.task import TaskError
 
@@ -52,7 +53,7 @@ def image_task(
         return x_nchw, arrays[f"y_{which}"][index]
 
     train, validation, test = drawn = parts(arrays, where, "images", draw)
-    return standardized(
+    task = standardized(
         (part_of("train", train), part_of("train", validation), part_of("test", test)),
         name=name,
         description=description if redraw else f"{description}: {subset(arrays, drawn, 'images')}",
@@ -60,6 +61,7 @@ def image_task(
         redraw=redraw or partial(_again, arrays, draw.most, name=name, description=description, where=where),
         keeps_test=redraw is None,
     )
+    return replace(task, available=available(arrays))
 
 
 def _again(

@@ -1,17 +1,21 @@
-"""Networks with and without BatchNorm at their best learning rates.
+"""Networks with and without BatchNorm at the learning rates that replicates choose for them.
 
 The claims on covariate shift and on the loss landscape share them.
 """
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from gammabeta.lab.experiment import Experiment
 from gammabeta.lab.images.networks import describe
-from gammabeta.lab.tuning import error_then_loss, tune
+from gammabeta.lab.procedure import Chosen, choose_rates
+from gammabeta.lab.tuning import error_then_loss
 
 BATCH = 32
 ARMS = ("none", "batch")
+# Exponents of 2 with which the search of learning rates begins.
+START = (-3, -1)
 
 
 def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
@@ -22,27 +26,26 @@ def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
     return chosen
 
 
-def arms(chosen: Sequence[Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
-    return [
-        {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": steps}
+def best_rates(
+    experiment: Experiment, chosen: Sequence[Mapping[str, Any]], steps: int, replicates: Sequence[int]
+) -> dict[tuple[str, str], Chosen]:
+    """Let every replicate choose the learning rate of each network and arm by its validation error after ``steps``."""
+    arms = {
+        (describe(network), norm): {"network": dict(network), "norm": norm, "batch_size": BATCH, "steps": steps}
         for network in chosen
         for norm in ARMS
-    ]
+    }
+    return choose_rates(
+        experiment,
+        arms,
+        replicates,
+        error_then_loss,
+        START,
+        # These runs only choose, so that no test split is looked at.
+        lambda settings, exponent, replicate, _: experiment.train(**settings, rate=2.0**exponent, seed=replicate),
+    )
 
 
-def best_rates(experiment: Experiment, chosen: Sequence[Mapping[str, Any]], steps: int) -> dict[tuple[str, str], int]:
-    """Return the exponent of 2 of the best learning rate by network and arm, by validation error after ``steps``."""
-    keys = [(describe(network), norm) for network in chosen for norm in ARMS]
-    return dict(zip(keys, tune(experiment, arms(chosen, steps), error_then_loss), strict=True))
-
-
-def accuracy_without(
-    experiment: Experiment, chosen: Sequence[Mapping[str, Any]], rates: Mapping[tuple[str, str], int], steps: int
-) -> list[float]:
-    """Return each unnormalized network's validation accuracy at its best learning rate, on the tuning seed."""
-    trials = [
-        experiment.train(**arm, rate=2.0 ** rates[describe(arm["network"]), "none"], seed=experiment.tuning_seed)
-        for arm in arms(chosen, steps)
-        if arm["norm"] == "none"
-    ]
-    return [1.0 - float(result["error"]) for result in experiment.run(trials)]
+def accuracy_without(rates: Mapping[tuple[str, str], Chosen], network: str) -> float:
+    """Return a network's validation accuracy without normalization at the chosen rates, the median over replicates."""
+    return 1.0 - median(float(result["error"]) for result in rates[network, "none"].results)

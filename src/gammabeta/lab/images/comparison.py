@@ -7,7 +7,7 @@ statistics is added, modelled over ``--link`` (`gammabeta.lab.links`). The usual
 computes it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -31,17 +31,22 @@ from gammabeta.lab.sources import load
 from gammabeta.lab.trials.trial import Trial, versioned
 from gammabeta.lab.tuning import Grid, at_best, deployed
 
-BATCH = 32
+BATCH, BATCH_AT_SCALE = 32, 128
 # The least that a network is trained for, and the limits up to which the length is doubled, in epochs.
 EPOCHS, LIMIT_QUICK, LIMIT_FULL = 20, 20, 80
 COARSE = (-6, -4, -2)
 # A quick study looks for the centre of the rates with runs of this share of the length, and leaves these norms out.
 SHARE_QUICK = 0.25
 LEFT_OUT = ("renorm", "rms", "instance")
+LEFT_OUT_AT_SCALE = (*LEFT_OUT, "layer")
 
 
-def norms(batch_size: int, devices: int, *, flat: bool, quick: bool = False) -> dict[str, str]:
-    """Return the arms with the names that readers know them by; the usual one is first."""
+def norms(batch_size: int, devices: int, *, flat: bool, without: Collection[str] = ()) -> dict[str, str]:
+    """Return the arms with the names that readers know them by; the usual one is first.
+
+    Args:
+        without: arms to leave out.
+    """
     if devices > 1:
         found = {
             f"ghost:{batch_size}": "BatchNorm of each device's own batch",
@@ -51,7 +56,7 @@ def norms(batch_size: int, devices: int, *, flat: bool, quick: bool = False) -> 
         found = {"batch": "BatchNorm", "renorm": "batch renormalization"}
     found |= {"group": "GroupNorm", "layer": "LayerNorm", "rms": "RMSNorm"}
     found |= ({} if flat else {"instance": "InstanceNorm"}) | {"none": "no normalization"}
-    return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
+    return {norm: name for norm, name in found.items() if norm not in without}
 
 
 @versioned(1)
@@ -81,7 +86,12 @@ def steps_of(epochs: float, images: int, batch: int) -> int:
 
 
 def networks(experiment: Experiment) -> list[Mapping[str, Any]]:
-    """Return the networks to compare norms in: the user's, or the small ResNet and, in a full study, two others."""
+    """Return the networks to compare norms in.
+
+    It is the user's, or the small ResNet and, in a full study, two others. At scale it is ResNet-20 on CIFAR-10.
+    """
+    if experiment.at_scale and not experiment.user and experiment.source["data"].startswith("cifar10:"):
+        return [{"kind": "resnet20", "init": "matched"}]
     others = [{"kind": kind, "init": "matched"} for kind in ("mobilenet", "vit")]
     return [experiment.convolutional, *([] if experiment.user or experiment.quick else others)]
 
@@ -93,15 +103,16 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
     rate, by the validation error as deployed. All sizes of batches see as many images. Errors are those of the test
     split with moving averages; those with exact statistics stand beside them.
     """
-    return [_compared(experiment, network, batch_size or BATCH, devices) for network in networks(experiment)]
+    usual = BATCH_AT_SCALE if experiment.at_scale else BATCH
+    return [_compared(experiment, network, batch_size or usual, devices) for network in networks(experiment)]
 
 
 def _named(
-    experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, quick: bool
+    experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, without: Collection[str] = ()
 ) -> dict[str, str]:
     """Return the norms that the network can have; the usual one is first, which in a Transformer is LayerNorm."""
     impossible = impossible_arms(network, experiment.task)
-    every = norms(batch_size, devices, flat=is_flat(experiment, network), quick=quick)
+    every = norms(batch_size, devices, flat=is_flat(experiment, network), without=without)
     if network["kind"] == "vit":
         every = {"layer": every["layer"], **every}
     return {norm: name for norm, name in every.items() if norm.partition(":")[0] not in impossible}
@@ -111,7 +122,8 @@ def _compared(experiment: Experiment, network: Mapping[str, Any], batch_size: in
     """Compare the norms in one network."""
     task = experiment.task
     whole, images = batch_size * devices, len(task.train)
-    named = _named(experiment, network, batch_size, devices, experiment.quick)
+    without = LEFT_OUT_AT_SCALE if experiment.at_scale else LEFT_OUT if experiment.quick else ()
+    named = _named(experiment, network, batch_size, devices, without)
     length = _length(experiment, network, list(named), whole)
     arms = {norm: _arm(network, norm, whole, length.steps) for norm in named}
     replicates = experiment.seeds(4, 10)
@@ -165,12 +177,13 @@ def _left_out(
     experiment: Experiment, network: Mapping[str, Any], batch_size: int, devices: int, named: Mapping[str, str]
 ) -> tuple[str, ...]:
     """Name the norms that a whole study compares too."""
-    every = _named(experiment, network, batch_size, devices, quick=False)
+    every = _named(experiment, network, batch_size, devices)
     return tuple(name for norm, name in every.items() if norm not in named)
 
 
 def _arm(network: Mapping[str, Any], norm: str, batch: int, steps: int) -> dict[str, Any]:
-    return {"network": dict(network), "norm": norm, "batch_size": batch, "steps": steps, **RECIPE}
+    changed = {"augment": True} if network["kind"] == "resnet20" else {}
+    return {"network": dict(network), "norm": norm, "batch_size": batch, "steps": steps, **RECIPE, **changed}
 
 
 def _length(experiment: Experiment, network: Mapping[str, Any], named: Sequence[str], whole: int) -> Length[str]:

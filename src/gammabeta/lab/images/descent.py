@@ -16,6 +16,9 @@ from gammabeta.lab.images.training import Judged, Training
 class Descent:
     """SGD on the parameters that require gradients.
 
+    Each parameter stays a tensor of its own, so that a deep copy of model and descent goes on where they stopped. The
+    one flat tensor of `gammabeta.lab.images.together` is faster, and a deep copy would not share it with the model.
+
     Args:
         model: one network, or S of them as :func:`gammabeta.lab.images.together.stack` makes it.
         rates: (S,) the members' learning rates.

@@ -1,7 +1,10 @@
 """scikit-learn's digits: 1,797 images of handwritten digits, 8 × 8 (UCI, Alpaydin and Kaynak 1998). No download."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from gammabeta.lab.arrays import PARTS
 from gammabeta.lab.images.task import Task, standardized
 
 TRAIN, VALIDATION, TEST = 997, 400, 400
@@ -24,7 +27,7 @@ def load(split: int = 0) -> Task:
     x_train, x_validation, y_train, y_validation = train_test_split(
         x_rest, y_rest, test_size=VALIDATION, stratify=y_rest, random_state=split
     )
-    return standardized(
+    task = standardized(
         ((x_train, y_train), (x_validation, y_validation), (x_test, y_test)),
         name="digits",
         description="scikit-learn's digits: 8 × 8 grey images of handwritten digits, in stratified parts",
@@ -32,3 +35,4 @@ def load(split: int = 0) -> Task:
         redraw=load,
         keeps_test=False,
     )
+    return replace(task, available=dict.fromkeys(PARTS, len(labels)))

@@ -6,13 +6,13 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gammabeta.lab.arrays import FEWEST, TEST, TRAIN, VALIDATION, Draw, describe, stratified
+from gammabeta.lab.arrays import FEWEST, PARTS, TEST, TRAIN, VALIDATION, Draw, describe, stratified
 from gammabeta.lab.images.arrays import SMALLEST, image_task
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.task import TaskError
@@ -33,17 +33,18 @@ FEWEST_FILES = 2 * FEWEST
 _ORIENTATION = 0x0112  # EXIF tag; values from 5 on: the camera was turned by 90 degrees
 
 
-def load(path: str | Path) -> Task:
+def load(path: str | Path, most: int | None = TRAIN) -> Task:
     """Read at most 3,500 of a folder's images: 4/7 for training, 1/7 for tuning and 2/7 for the test.
 
     The parts have equal shares of each class. Classes are numbered in the order of
     their names. All images get one size: the median height and width. Both are reduced by one factor where the longer
     one exceeds 32 pixels, and are at least 8. Images are grey where all of them are; otherwise they have three colours.
-    Transparency is dropped.
+    Transparency is dropped. Images that are not taken are not read.
 
     Args:
         path: a folder with one folder per class, which holds the images: DIR/cat/1.png, DIR/dog/1.png. Hidden files,
             files without an image suffix, images beside the classes' folders and what archivers add are left out.
+        most: training images; None for 4/7 of all images or more, with at most 5,000 for tuning.
 
     Raises:
         TaskError: fewer than two classes, a class with fewer than 20 images or with images in a sub-folder too, or
@@ -51,7 +52,7 @@ def load(path: str | Path) -> Task:
         OSError: a folder that cannot be listed.
     """
     folder = Path(path)
-    names, files, y_n = chosen(folder)
+    names, files, y_n = chosen(folder, most)
     x_nhwc = _images(folder, files)
     height, width = x_nhwc.shape[1:3]
     colour = "colour" if x_nhwc.shape[3] == 3 else "grey"
@@ -59,24 +60,41 @@ def load(path: str | Path) -> Task:
         f"{folder.name}: {len(files)} images of {len(names)} classes, {height} × {width}, {colour}, in stratified "
         f"parts{_left_out(folder)}"
     )
-    return _task(folder, description, x_nhwc, y_n, 0)
+    return _Taken(folder, description, x_nhwc, y_n, most, len(_listed(folder)[1])).task(0)
 
 
-def _task(folder: Path, description: str, x_nhwc: np.ndarray, y_n: np.ndarray, split: int) -> Task:
-    """Draw the parts of a split from all images."""
-    tested = stratified(y_n, round(len(y_n) * TEST / (TRAIN + VALIDATION + TEST)), np.random.default_rng([1, split]))
-    is_tested = np.zeros(len(y_n), dtype=bool)
-    is_tested[tested] = True
-    arrays = {
-        "x_train": x_nhwc[~is_tested],
-        "y_train": y_n[~is_tested],
-        "x_test": x_nhwc[is_tested],
-        "y_test": y_n[is_tested],
-    }
-    again = partial(_task, folder, description, x_nhwc, y_n)
-    return image_task(
-        arrays, name=folder.name, description=description, where=f"folder:{folder}", draw=Draw(split), redraw=again
-    )
+@dataclass(frozen=True)
+class _Taken:
+    """The images (n, height, width, channels) that are taken of a folder, and labels (n,)."""
+
+    folder: Path
+    description: str
+    x_nhwc: np.ndarray
+    y_n: np.ndarray
+    most: int | None
+    available: int
+
+    def task(self, split: int) -> Task:
+        """Draw the parts of a split from all images."""
+        x_nhwc, y_n = self.x_nhwc, self.y_n
+        count = round(len(y_n) * TEST / (TRAIN + VALIDATION + TEST))
+        is_tested = np.zeros(len(y_n), dtype=bool)
+        is_tested[stratified(y_n, count, np.random.default_rng([1, split]))] = True
+        arrays = {
+            "x_train": x_nhwc[~is_tested],
+            "y_train": y_n[~is_tested],
+            "x_test": x_nhwc[is_tested],
+            "y_test": y_n[is_tested],
+        }
+        task = image_task(
+            arrays,
+            name=self.folder.name,
+            description=self.description,
+            where=f"folder:{self.folder}",
+            draw=Draw(split, self.most),
+            redraw=self.task,
+        )
+        return replace(task, available=dict.fromkeys(PARTS, self.available))
 
 
 def _left_out(folder: Path) -> str:
@@ -85,13 +103,13 @@ def _left_out(folder: Path) -> str:
     return f"; left out: {count} beside the classes' folders" if count else ""
 
 
-def fingerprint(path: Path) -> str:
-    """Hash the names of all images, and the content of those that are used."""
+def fingerprint(path: Path, most: int | None = TRAIN) -> str:
+    """Hash the names of all images, and the content of those that are taken."""
     content = hashlib.sha256()
     for file in _listed(path)[1]:
         content.update(os.fsencode(file.relative_to(path)) + b"\0")
     broken = {}
-    for file in chosen(path)[1]:
+    for file in chosen(path, most)[1]:
         try:
             content.update(hashlib.sha256(file.read_bytes()).digest())
         except OSError as error:
@@ -100,8 +118,11 @@ def fingerprint(path: Path) -> str:
     return content.hexdigest()[:16]
 
 
-def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
-    """Return the classes' names, and at most 3,500 files with their labels (n,) int64.
+def chosen(folder: Path, most: int | None = TRAIN) -> tuple[list[str], list[Path], np.ndarray]:
+    """Return the classes' names, and the files to take with their labels (n,) int64.
+
+    Args:
+        most: training images, with a quarter and half as many for tuning and the test; None for all images.
 
     Raises:
         TaskError: fewer than two classes, or too few images in one.
@@ -126,14 +147,15 @@ def chosen(folder: Path) -> tuple[list[str], list[Path], np.ndarray]:
             f"folder:{folder}: expected {FEWEST_FILES} images of each class or more, got {counts[least]} in "
             f"{names[least]}: add more, or remove that folder."
         )
-    index = stratified(y_n, min(TRAIN + VALIDATION + TEST, len(y_n)), np.random.default_rng(0))
+    wanted = len(y_n) if most is None else min(round(most * (TRAIN + VALIDATION + TEST) / TRAIN), len(y_n))
+    index = stratified(y_n, wanted, np.random.default_rng(0))
     counts = np.bincount(y_n[index], minlength=len(names))
     least = int(np.argmin(counts))
     if counts[least] < FEWEST_FILES:
         raise TaskError(
             f"folder:{folder}: expected {FEWEST_FILES} images of each class or more among the {len(index)} that the "
-            f"study takes, got {counts[least]} in {names[least]}: name a folder with fewer classes, or with "
-            "classes of more similar sizes."
+            f"study takes, got {counts[least]} in {names[least]}: take more with --train, or name a folder with "
+            "fewer classes, or with classes of more similar sizes."
         )
     return names, [files[place] for place in index], y_n[index]
 

@@ -1,11 +1,12 @@
 """Helpers of claims for layers: find them, read their outputs, and repeat Dropout's draws."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import gammabeta as gb
 
@@ -51,31 +52,24 @@ class _Reached(Exception):  # noqa: N818
 
 
 def output_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
-    """Return the output of ``layer`` when the model runs on x."""
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen.append(output)
-        raise _Reached
-
-    hook = layer.register_forward_hook(look)
-    try:
-        with torch.no_grad(), contextlib.suppress(_Reached):
-            model(x_nchw)
-    finally:
-        hook.remove()
-    return seen[0]
+    """Return the output of ``layer`` when the model runs on x, in the model's mode."""
+    return _seen(model, x_nchw, layer.register_forward_hook)
 
 
 def input_of(model: nn.Module, layer: nn.Module, x_nchw: Tensor) -> Tensor:
     """Return the input of ``layer`` when the model runs on x, in the model's mode."""
+    return _seen(model, x_nchw, layer.register_forward_pre_hook)
+
+
+def _seen(model: nn.Module, x_nchw: Tensor, register: Callable[..., RemovableHandle]) -> Tensor:
+    """Run the model on x up to the layer whose hook ``register`` adds, and return what a hook of its kind sees last."""
     seen: list[Tensor] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+    def look(module: nn.Module, inputs: tuple[Tensor, ...], *output: Tensor) -> None:
+        seen.append(output[0] if output else inputs[0])
         raise _Reached
 
-    hook = layer.register_forward_pre_hook(look)
+    hook = register(look)
     try:
         with torch.no_grad(), contextlib.suppress(_Reached):
             model(x_nchw)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from gammabeta.lab.images import residual, user_network, vit
 from gammabeta.lab.images.mobilenet import MobileNet
 from gammabeta.lab.images.residual import ResidualNet
+from gammabeta.lab.images.resnet20 import ResNet20
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.images.vit import ViT
 from gammabeta.lab.norms import norm
@@ -180,9 +181,9 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
     """Build the network that a trial's settings describe, initialized by ``seed`` the same for every norm.
 
     Args:
-        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}``, one of ``{"kind": "resnet", "init"}``,
-            ``{"kind": "mobilenet", "init"}`` and ``{"kind": "vit", "init"}``, ``{"kind": "residual", "depth", "width",
-            "start", "convolutional"}``, or what :func:`gammabeta.lab.images.user_network.user_network` returned.
+        network: ``{"kind": "mlp", "depth", "width", "activation", "init"}``; ``{"kind", "init"}`` of the kinds
+            ``"resnet"``, ``"resnet20"``, ``"mobilenet"`` and ``"vit"``; ``{"kind": "residual", "depth", "width",
+            "start", "convolutional"}``; or what :func:`gammabeta.lab.images.user_network.user_network` returned.
             ``init`` is ``"matched"`` (:func:`initialize`) or ``"default"`` (torch's). An MLP may also have ``"gain"``,
             ``"dropout"`` and ``"dropout_at"``, MLP and ResNet ``"placement"``. ``start`` is ``"he"``, ``"skipinit"`` or
             ``"fixup"`` (:mod:`gammabeta.lab.images.residual`).
@@ -205,6 +206,8 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
     model: nn.Module
     if kind == "mobilenet":
         model = MobileNet(task.shape, task.classes, norm_name=norm_name)
+    elif kind == "resnet20":
+        model = ResNet20(task.shape, task.classes, norm_name=norm_name)
     elif kind == "resnet":
         placement = network.get("placement", "before")
         model = ResNet(task.shape, task.classes, norm_name=norm_name, placement=placement)
@@ -222,7 +225,7 @@ def build(task: Task, network: Mapping[str, Any], norm_name: str, seed: int) -> 
             seed=seed,
         )
     else:
-        raise ValueError(f"build: expected mlp, resnet, mobilenet, vit, residual or user, got {kind}")
+        raise ValueError(f"build: expected mlp, resnet, resnet20, mobilenet, vit, residual or user, got {kind}")
     if network["init"] == "matched":
         initialize(model, network.get("activation", "relu"), generator, network.get("gain", 1.0))
     return model
@@ -264,4 +267,4 @@ def describe(network: Mapping[str, Any]) -> str:
     rest += "" if network["init"] == "matched" else ", torch's default init"
     if kind == "mlp":
         return f"MLP {network['depth']} layers {network['activation']}{rest}"
-    return {"resnet": "ResNet", "mobilenet": "MobileNet", "vit": "ViT"}[kind] + rest
+    return {"resnet": "ResNet", "resnet20": "ResNet-20", "mobilenet": "MobileNet", "vit": "ViT"}[kind] + rest

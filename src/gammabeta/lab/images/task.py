@@ -1,6 +1,6 @@
 """Classification of images: the task and its splits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,6 +29,8 @@ class Task:
         redraw: makes the task of another split of the same images, by its number from 1 on: stratified, with parts of
             the same sizes.
         keeps_test: whether all splits share the test images, because the data set has a test set of its own.
+        available: how many samples of the data set each part is drawn from, by ``"train"``, ``"validation"`` and
+            ``"test"``; empty where all are used.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task:
     test: Split
     redraw: Callable[[int], "Task"] = field(repr=False, compare=False)
     keeps_test: bool
+    available: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -116,7 +116,8 @@ def stack(models: Sequence[nn.Module]) -> nn.Module:
 
 def joinable(settings: Mapping[str, Any]) -> bool:
     """Whether a trial of ``training:train`` can run together with others: its network is known to stack."""
-    return settings["network"]["kind"] in ("mlp", "resnet", "mobilenet", "residual") and not settings.get("only_last")
+    stacks = settings["network"]["kind"] in ("mlp", "resnet", "mobilenet", "residual")
+    return stacks and not settings.get("only_last") and not settings.get("augment")
 
 
 class _Descent:

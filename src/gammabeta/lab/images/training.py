@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from gammabeta.introspection.unchanged import modes_kept
 from gammabeta.lab.answers import packed
+from gammabeta.lab.images.augmentation import crop_and_flip
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.sequences.task import SequenceTask
@@ -154,6 +155,7 @@ class Training:
         schedule: ``"constant"``, or ``"cosine"``: after the warm-up the learning rate falls to 0 as half a cosine
             (Loshchilov & Hutter 2017).
         only_last: whether only the last layer is trained.
+        augment: whether every batch's images are cropped and flipped (`gammabeta.lab.images.augmentation`).
     """
 
     network: Mapping[str, Any]
@@ -167,6 +169,7 @@ class Training:
     warm_up: float = 0.0
     schedule: str = "constant"
     only_last: bool = False
+    augment: bool = False
 
     def rate_factor(self, step: int) -> float:
         """Return the factor of the learning rate at a step; steps count from 1."""
@@ -207,7 +210,10 @@ def fit(
     if look(0, model):
         return fitted
     drawn = batches(train, training.batch_size, training.steps, training.seed)
+    changes = torch.Generator().manual_seed(training.seed)
     for step, (x_nchw, y_n) in enumerate(drawn, start=1):
+        if training.augment:
+            x_nchw = crop_and_flip(x_nchw, changes)
         for group in optimizer.param_groups:
             group["lr"] = training.rate * training.rate_factor(step)
         optimizer.zero_grad()

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from gammabeta.lab.arrays import TRAIN, Draw, check_labels, check_numbers, is_finite, parts, subset
+from gammabeta.lab.arrays import TRAIN, Draw, available, check_labels, check_numbers, is_finite, parts, subset
 from gammabeta.lab.sequences.task import Sequences, SequenceTask
 from gammabeta.lab.standardization import Standardization
 from gammabeta.lab.task import TaskError
@@ -75,6 +75,7 @@ def sequence_task(
         part_of("test", test),
         redraw=partial(sequence_task, arrays, name=name, description=description, where=where, most=most),
         keeps_test=True,
+        available=available(arrays),
     )
 
 

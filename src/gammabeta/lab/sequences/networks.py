@@ -72,7 +72,7 @@ class StepGroupNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout with a random generator of its own, so that networks trained side by side drop what each drops alone.
+    """Dropout with its own random generator: a network that is trained beside others drops the same as on its own.
 
     Scales in training, by 1/(1 − rate).
 

@@ -1,6 +1,6 @@
 """Classification of sequences of variable length: the task and its splits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,8 @@ class SequenceTask:
         redraw: makes the task of another split of the same sequences, by its number from 1 on, with parts of the same
             sizes.
         keeps_test: whether all splits share the test sequences, because the data set has a test set of its own.
+        available: how many samples of the data set each part is drawn from, by ``"train"``, ``"validation"`` and
+            ``"test"``; empty where all are used.
     """
 
     name: str
@@ -36,6 +38,7 @@ class SequenceTask:
     test: Sequences
     redraw: Callable[[int], "SequenceTask"] = field(repr=False, compare=False)
     keeps_test: bool
+    available: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def features(self) -> int:

@@ -145,7 +145,7 @@ def seeds_of(experiment: Experiment) -> list[int]:
 
 
 def steps_of(experiment: Experiment) -> int:
-    return 100 if experiment.quick else 400
+    return 100 if experiment.is_small else 400
 
 
 def shorter_of(experiment: Experiment) -> dict[str, int] | None:

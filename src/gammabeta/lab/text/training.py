@@ -26,7 +26,7 @@ from gammabeta.lab.tuning import Grid
 RATES = (-8, -6, -4)
 WORST = 10.0
 BATCH = 16
-# Weight decay falls on the weights of linear layers alone: not on norms, biases, embeddings and positions.
+# Weight decay falls on the weights of linear layers only: not on norms, biases, embeddings and positions.
 WARM_UP, DECAY, CLIP = 0.1, 0.1, 1.0
 HELD = 256
 # From this many characters on, a text has the larger network.
@@ -37,7 +37,7 @@ def windows(data: TextTask, batch: int, context: int, generator: torch.Generator
     """Draw windows of training tokens: (batch, context + 1), none across the gap that the validation part leaves.
 
     Args:
-        limit: take them from the first so many tokens.
+        limit: take them from the first that many tokens.
     """
     length = min(len(data.train_n), limit or len(data.train_n))
     joint = data.joint if data.joint is not None and data.joint < length else None
@@ -89,7 +89,7 @@ class Run:
         placement: where the norms are.
         dropout: the rate of Dropout after attention and MLP.
         warm_up: the share of the steps in which the learning rate rises linearly.
-        characters: train on the first so many characters of the training part; None for all.
+        characters: train on the first that many characters of the training part; None for all.
         user: the user's network as settings identify it, in the decoder's place.
     """
 
@@ -270,18 +270,19 @@ def shape_for(data: TextTask, *, quick: bool) -> dict[str, int]:
 
 def shape_of(experiment: Experiment, batch: int = BATCH) -> dict[str, int]:
     """Return the size of the decoder and of its batches."""
-    return {**shape_for(load_text(experiment.sources["text"]), quick=experiment.quick), "batch": batch}
+    return {**shape_for(load_text(experiment.sources["text"]), quick=experiment.is_small), "batch": batch}
 
 
 def steps_of(experiment: Experiment) -> int:
-    if experiment.quick:
+    if experiment.is_small:
         return 200
     return 1500 if shape_of(experiment)["width"] == 128 else 800
 
 
 def shorter_of(experiment: Experiment) -> dict[str, int] | None:
-    """Return what the coarse search has other than the results: in a quick study, half of the steps."""
-    return {"steps": steps_of(experiment) // 2} if experiment.quick else None
+    """Return what the coarse search has other than the results: half of the steps if quick, a quarter at scale."""
+    share = 4 if experiment.at_scale else 2
+    return {"steps": steps_of(experiment) // share} if experiment.quick else None
 
 
 def seeds_of(experiment: Experiment) -> list[int]:
