@@ -18,7 +18,7 @@ class Cell:
     """One operation in one dtype on one backend: its cases, and the largest error.
 
     Attributes:
-        error, allowed: in ulp of the result's dtype at the element's magnitude.
+        error, allowed: in ulp, as `check.Comparison` has them.
         row: the tolerance's index in the table of tolerances, which has the reason.
     """
 
