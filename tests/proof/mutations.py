@@ -101,7 +101,6 @@ TRITON = (
              "m2 = tl.sum(m2 + weight * distance * distance, AXIS, keep_dims=True)", "m2 = tl.sum(m2, AXIS, keep_dims=True)"),
     Mutation("stale shift", "cuda/arithmetic.py", "shift = tl.where((k > 0) & (n == 0), some, shift)", "shift = some"),
     Mutation("eps forgotten", "cuda/arithmetic.py", "    v = var + EPS\n        r = tl.rsqrt(v)", "    v = var\n        r = tl.rsqrt(v)"),
-    Mutation("approximate root without its step", "cuda/arithmetic.py", "r + 0.5 * r * rest, r)", "r * 1.0000005, r)"),
     Mutation("mask lost in the output", "cuda/finish.py", "        z = tl.where(where, z, 0.0)\n", "        z = z\n"),
     Mutation("residual added after the activation", "cuda/finish.py",
              "        z += load(residual, at, where, DOUBLE)\n    z = activate(z, ACTIVATION, SLOPE)\n",

@@ -46,7 +46,7 @@ def summary(found: Verification) -> str:
 def _by_operation(found: Verification, reasons: list[str]) -> Table:
     """Return a row for every operation and dtype: the largest error of all backends that are judged."""
     table = Table(box=None, pad_edge=False)
-    for name in ("operation", "dtype", "cases", "largest error", "of", "why", "time", ""):
+    for name in ("operation", "dtype", "cases", "largest error", "of", "why", "time", " "):
         table.add_column(name, justify="right" if name in ("cases", "time") else "left", no_wrap=True)
     by_place: dict[tuple[str, str], list[Cell]] = {}
     for backend in found.backends:

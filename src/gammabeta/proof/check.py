@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gammabeta.proof.call import DIFFERENTIABLE, Call, result_dtypes, run
-from gammabeta.proof.magnitudes import Magnitude, magnitudes
+from gammabeta.proof.magnitudes import magnitudes
 from gammabeta.proof.operations import ADD_OPS
 from gammabeta.proof.oracle import expected
 from gammabeta.proof.tolerances import Row, arithmetic_roundoff, row, tolerance, working_dtype
@@ -28,7 +28,8 @@ class Comparison:
 
     Attributes:
         quantity: the result's name.
-        error, allowed: in ulp: spacings of the result's dtype at the element's magnitude (`magnitudes.py`).
+        error, allowed: in ulp: spacings, at the element's magnitude (`magnitudes.py`), of the coarsest dtype on the way
+            to the result.
         row: the row of the table that allows it, with the reason.
     """
 
@@ -91,7 +92,8 @@ def assert_close(
                 f"{wanted[at].item():.9g}, allowed error {allowed[at].item():.3g} ({limit.reason})"
             )
         if error.numel():
-            compared.append(_compared(limit, error, allowed, wanted, measures[name], got.dtype))
+            sizes = error, allowed, wanted, measures[name].arithmetic
+            compared.append(_compared(call, limit, sizes, got.dtype))
     return compared
 
 
@@ -108,12 +110,14 @@ def assert_same_bits(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor],
         require(bool(same.all()), f"{name} {about}: {int((~same).sum())} of {same.numel()} elements have other bits")
 
 
-def _compared(
-    limit: Row, error: Tensor, allowed: Tensor, wanted: Tensor, magnitude: Magnitude, dtype: torch.dtype
-) -> Comparison:
-    finfo, size = torch.finfo(dtype), torch.maximum(wanted.abs(), magnitude.arithmetic)
-    size = size.nan_to_num(finfo.max, finfo.max).clamp(finfo.smallest_normal, finfo.max)
-    ulp = (torch.exp2(torch.floor(torch.log2(size))) * finfo.eps).expand_as(wanted)
+def _compared(call: Call, limit: Row, sizes: tuple[Tensor, Tensor, Tensor, Tensor], dtype: torch.dtype) -> Comparison:
+    error, allowed, wanted, magnitude = sizes
+    # The coarsest rounding on the way: of the result, of the arithmetic, of what is stored in between.
+    eps = max(torch.finfo(dtype).eps, 2 * arithmetic_roundoff(call, limit.quantity, dtype))
+    eps = max(eps, torch.finfo(working_dtype(call)).eps) if limit.inside else eps
+    size = torch.maximum(wanted.abs(), magnitude).nan_to_num(torch.inf)
+    size = size.clamp(torch.finfo(dtype).smallest_normal, torch.finfo(torch.float64).max)
+    ulp = (torch.exp2(torch.floor(torch.log2(size))) * eps).expand_as(wanted)
     in_ulp = (error / ulp).flatten()
     most = int(in_ulp.argmax())
     return Comparison(limit.quantity, float(in_ulp[most]), float((allowed / ulp).flatten()[most]), limit)

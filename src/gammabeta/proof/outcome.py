@@ -21,7 +21,7 @@ class Cell:
     """One operation in one dtype on one backend: its cases, and the largest error of a well-conditioned result.
 
     Attributes:
-        error, allowed: in ulp of the result's dtype at the element's magnitude. Results for which more than
+        error, allowed: in ulp, as `check.Comparison` has them. Results for which more than
             ``WELL_CONDITIONED`` ulp are allowed, such as deviations from a mean of 1e8, are held to that too; their
             errors in ulp would say nothing.
         row: the tolerance's index in the table of tolerances, which has the reason.
