@@ -22,8 +22,8 @@ class Cell:
 
     Attributes:
         error, allowed: in ulp, as `check.Comparison` has them. Results for which more than
-            ``WELL_CONDITIONED`` ulp are allowed, such as deviations from a mean of 1e8, are held to that too; their
-            errors in ulp would say nothing.
+            ``WELL_CONDITIONED`` ulp are allowed, such as deviations from a mean of 1e8, are held to that too, but
+            shown only where there is no other: their errors in ulp say little.
         row: the tolerance's index in the table of tolerances, which has the reason.
     """
 
@@ -41,13 +41,18 @@ class Cell:
         self.seconds += event["seconds"]
         self.failed += "failure" in event
         for quantity, error, allowed, row in event.get("compared", ()):
-            if allowed <= WELL_CONDITIONED and (self.row is None or error > self.error):
+            if self.row is None or _rank(error, allowed) > _rank(self.error, self.allowed):
                 self.error, self.allowed, self.quantity, self.row = error, allowed, quantity, row
 
     @property
     def reason(self) -> str:
         """Why that much is allowed."""
         return "" if self.row is None else TABLE[self.row].reason
+
+
+def _rank(error: float, allowed: float) -> tuple[bool, float]:
+    """Return what decides which error is shown."""
+    return allowed <= WELL_CONDITIONED, error
 
 
 @dataclass
