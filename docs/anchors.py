@@ -31,6 +31,7 @@ from gammabeta.lab.sources import load, source
 
 HERE = Path(__file__).parent
 KEPT = HERE / "anchors.json"
+RUNS = HERE / "long_runs.json"
 Json = dict[str, Any]
 
 YANG = math.sqrt(math.pi / (math.pi - 1))  # of the gradient's norm per layer
@@ -277,8 +278,19 @@ def numbers(kept: Json) -> dict[str, str]:
             ],
         ),
         **confirmed(present()),
+        **long_runs(json.loads(RUNS.read_text(encoding="utf-8"))),
         "now": now(),
     }
+
+
+def long_runs(runs: Json) -> dict[str, str]:
+    """Return the figures of docs/long_runs.py by their names in anchors_text.md."""
+    found = {}
+    for name, run in runs.items():
+        value = f"{run['loss']:.2f}" if name == "text" else f"{100 * run['error']:.1f} %"
+        found |= {f"long_{name}": value, f"long_{name}_minutes": f"{run['minutes']:.0f}"}
+        found[f"long_{name}_epochs"] = f"{run['epochs']:.1f}".removesuffix(".0")
+    return found
 
 
 # A figure of the text, from the first confirmatory study that is kept: claim, effect, digits.
