@@ -19,7 +19,7 @@ from gammabeta.lab.images.task import Split, Task
 from gammabeta.lab.images.training import Training, fit, train
 from gammabeta.lab.sequences import training as sequences
 from gammabeta.lab.sources import load, source, whole
-from gammabeta.lab.study import StudyError, study
+from gammabeta.lab.study import StudyError, _Running, study
 from gammabeta.lab.text import training as text
 from gammabeta.lab.trials.store import Store
 
@@ -174,6 +174,19 @@ def test_its_claims_are_at_most_eight_that_exist():
     assert set(AT_SCALE) <= {claim.name for claim in CLAIMS}
 
 
+def test_claims_about_other_data_are_left_out(tmp_path, monkeypatch):
+    text = tmp_path / "words.txt"
+    text.write_text("to be or not to be, that is the question\n" * 400)
+    measured = []
+    monkeypatch.setattr(_Running, "decide", lambda self, number, claim: measured.append(claim.name))
+    monkeypatch.setattr(_Running, "compare", lambda *_: None)
+    given = {"data": f"text:{text}", "jobs": 1, "console": Console(file=io.StringIO())}
+    study(at_scale=True, out=tmp_path / "all", **given)
+    assert measured == ["layernorm_in_transformers"]
+    study(["axes", "sequences"], at_scale=True, out=tmp_path / "named", **given)
+    assert measured[1:] == ["axes", "sequences"]
+
+
 def test_built_in_data_are_not_at_scale(tmp_path):
     with pytest.raises(StudyError, match=r"--at-scale: expected --data, got none: .* --quick is for them"):
         study(at_scale=True, out=tmp_path, console=Console(file=io.StringIO()))
@@ -193,4 +206,5 @@ def test_a_study_at_scale_says_what_it_left_out_and_with_which_command_it_goes_o
     assert (said["network"], said["batch_size"]) == ("ResNet-20", 128)
     assert "--at-scale" in found["command"]
     assert "--quick" not in found["command"]
+    assert found["at_scale"]
     assert found["tasks"][0]["samples"] == {"train": 2080, "validation": 520, "test": 60}

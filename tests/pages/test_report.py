@@ -79,6 +79,18 @@ def test_identities_are_counted_apart(page):
     assert text.index("Identities: holds here") > text.index("Not finished")
 
 
+def test_the_head_says_how_large_the_study_was(tmp_path):
+    def head(**given):
+        return Page(write_report(example_results() | given, tmp_path / "report.html").read_text(encoding="utf-8")).text[
+            :200
+        ]
+
+    assert "gammabeta study, quick," in head(quick=True)
+    assert "gammabeta study, at scale," in head(quick=True, at_scale=True)
+    assert "quick" not in head(quick=True, at_scale=True)
+    assert "gammabeta study, " in head(quick=False)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

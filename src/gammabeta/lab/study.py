@@ -179,7 +179,8 @@ def study(
         except (TaskError, StoreError, StatusError) as error:
             raise StudyError(str(error), own_traceback(error)) from error
         results = Results(out, command=command, tasks=tasks, quick=quick, before=before)
-        results.content |= {"status": run["status"], "claims_hash": run["claims_hash"]}
+        results.content |= {"status": run["status"], "claims_hash": run["claims_hash"], "at_scale": at_scale}
+        chosen = [claim for claim in chosen if not (at_scale and whole) or claim.kind in ("any", *sources)]
         with (
             contextlib.closing(store),
             _errors_of_the_machine(),
@@ -187,8 +188,7 @@ def study(
             progress(console, len(chosen) + len(comparing), heartbeat) as shown,
         ):
             experiment = Experiment(sources, store, user, quick, seed, seeds, workers, link, at_scale=at_scale)
-            looks = LOOKS if until_settled else ()
-            running = _Running(experiment, results, console, heartbeat, shown, command, looks)
+            running = _Running(experiment, results, console, heartbeat, shown, command, LOOKS if until_settled else ())
             running.say_first([task["description"] for task in tasks], store.note)
             running.run(comparing, chosen, batch_size, devices)
     return results.content
