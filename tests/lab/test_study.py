@@ -242,7 +242,8 @@ def test_what_a_study_writes_can_be_continued(finished):
     assert asked_for(finished) == {
         "claims": ["axes"], "data": "digits", "model": None, "quick": True, "jobs": 1, "seed": 0, "seeds": None,
         "batch_size": None, "devices": 1, "engine": "loky", "address": None, "compare_only": False, "out": finished,
-        "first_look": False, "train": None, "link": "infiniband", "until_settled": False, "confirmatory": False,
+        "first_look": False, "at_scale": False, "train": None, "link": "infiniband", "until_settled": False,
+        "confirmatory": False,
     }  # fmt: skip
 
 
