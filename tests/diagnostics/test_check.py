@@ -2,11 +2,11 @@
 
 import copy
 import pickle
-import time
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gammabeta as gb
 from gammabeta.diagnostics.check import ForwardError, diagnose
@@ -245,16 +245,28 @@ def test_rules_are_functions_of_the_record_alone():
     assert first == [str(finding) for finding in diagnose(record).findings]
 
 
-def test_fifty_norms_are_checked_in_under_a_second():
+class Counted(TorchDispatchMode):
+    """Counts the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_fifty_norms_are_checked_with_a_few_operations_each():
     """Check a model of the size of a ResNet-50: 53 norms, 25 million weights."""
     layers = []
     for i in range(53):
         layers += [nn.Conv2d(256, 256, 3 if i % 3 else 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()]
     model = nn.Sequential(*layers)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-    start = time.perf_counter()
-    diagnosis = gb.check(model, optimizer=optimizer)
-    assert time.perf_counter() - start < 1
+    with Counted() as counted:
+        diagnosis = gb.check(model, optimizer=optimizer)
+    assert counted.operations < 53 * 150  # 100 of each were counted
     assert len(diagnosis.findings) == 53
 
 
