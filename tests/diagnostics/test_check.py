@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
+from tests.counted import Counted
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gammabeta as gb
 from gammabeta.diagnostics.check import ForwardError, diagnose
@@ -243,18 +243,6 @@ def test_rules_are_functions_of_the_record_alone():
     record = record_model(model, optimizers=(optimizer,))
     first = [str(finding) for finding in diagnose(record).findings]
     assert first == [str(finding) for finding in diagnose(record).findings]
-
-
-class Counted(TorchDispatchMode):
-    """Counts the operations that run."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operations += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_fifty_norms_are_checked_with_a_few_operations_each():

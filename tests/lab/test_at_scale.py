@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import nn
 
@@ -146,6 +147,19 @@ def test_at_scale_takes_all_of_the_data(cifar):
     assert len(load(whole(found)).train) == 2080  # a fifth is for tuning
     assert whole(found) == source(f"cifar10:{cifar}", "all")
     assert whole(source("text")) == source("text")
+
+
+def test_at_scale_a_folder_is_whole_and_has_the_fingerprint_of_all_its_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for number in range(80):
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / label / f"{number}.png")
+    part, all_of_it = source(f"folder:{tmp_path}", 60), whole(source(f"folder:{tmp_path}"))
+    assert all_of_it == source(f"folder:{tmp_path}", "all")
+    assert all_of_it["fingerprint"] != part["fingerprint"]
+    sizes = [sum(len(getattr(load(s), of)) for of in ("train", "validation", "test")) for s in (part, all_of_it)]
+    assert sizes[0] < sizes[1] == 160
 
 
 def test_at_scale_cifar_10_has_resnet_20_with_crops_and_other_images_the_small_resnet(cifar, tmp_path):

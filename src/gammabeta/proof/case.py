@@ -52,7 +52,7 @@ def drawn(op: str, shape: tuple[int, ...], dtype: torch.dtype, **settings: Any) 
 
 
 def differentiated(*names: str) -> Holds:
-    """Return the comparison with the oracle where these tensors alone require a gradient."""
+    """Return the comparison with the oracle where only these tensors require a gradient."""
     return partial(assert_conforms, differentiated=tuple(n for n in DIFFERENTIABLE if n in names))
 
 

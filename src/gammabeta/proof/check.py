@@ -104,7 +104,7 @@ def require(condition: bool, text: str) -> None:
 
 
 def assert_same_bits(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor], about: str) -> None:
-    """Compare results by their values alone: all have to be equal, and NaN where the others are."""
+    """Compare only the values of results: all have to be equal, and NaN where the others are."""
     for name, result in wanted.items():
         same = (actual[name] == result) | (actual[name].isnan() & result.isnan())
         require(bool(same.all()), f"{name} {about}: {int((~same).sum())} of {same.numel()} elements have other bits")

@@ -26,7 +26,7 @@ those of every linear or convolutional layer except the first one called, whose 
 is that of Santurkar et al. At every tenth step a layer's weight gradient is taken twice on that step's own batch: at
 the current weights, and after updating only the parameters of all earlier layers (norms' too). Each number is the mean
 over layers, then the median over the ten windows. A second run of BatchNorm at the learning rate chosen for the
-unnormalized arm is a separate effect, because a larger learning rate alone moves inputs further. Noise: at each step
+unnormalized arm is a separate effect, because a larger rate on its own moves inputs further. Noise: at each step
 and in each channel the BatchNorm's output is scaled and moved, by a factor from 1 to 1.25 and a mean from −1 to 1,
 drawn anew, as in Santurkar et al. with means twice as large; evaluation is without it. The target is that of
 faster_convergence, within 300 steps; each replicate chooses each arm's learning rate by the steps that it takes on the
