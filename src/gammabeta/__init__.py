@@ -27,6 +27,7 @@ from gammabeta.surgery.fuse import fuse
 from gammabeta.surgery.merge_statistics import merge_statistics
 from gammabeta.surgery.parameter_groups import parameter_groups
 from gammabeta.surgery.recalibrate import recalibrate
+from gammabeta.surgery.recompute import recompute
 from gammabeta.surgery.reconcile import reconcile
 from gammabeta.surgery.set_statistics import set_statistics
 
@@ -65,6 +66,7 @@ __all__ = [
     "merge_statistics",
     "parameter_groups",
     "recalibrate",
+    "recompute",
     "reconcile",
     "release",
     "set_statistics",

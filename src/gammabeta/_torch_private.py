@@ -18,13 +18,15 @@ Private names stay where they are used in these cases only:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _python_dispatch, _pytree
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _required(owner: Any, name: str, reason: str) -> Any:
@@ -76,6 +78,9 @@ disable_current_modes = _required(
 )
 """A context in which no dispatch mode sees the operations: a measurement is no part of what is observed."""
 
+storage_address: Callable[[torch.UntypedStorage], int] = torch.UntypedStorage._cdata.__get__
+"""The address of a storage, by which storages are told apart while they live."""
+
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 """All values in nested containers, as torch's compilers and exporters walk them."""
 
@@ -86,6 +91,15 @@ _required(torch._C, "_current_graph_task_id", "to move statistics once under act
 _required(torch._C, "_dispatch_has_kernel_for_dispatch_key", "to know for which devices there are kernels")
 
 
+def constant_in_graphs(function: _F) -> _F:
+    """Mark a function whose result a compiled graph may keep, as `torch.compiler.assume_constant_result` does.
+
+    That decorator sets this mark, and imports the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def forward_mode_active() -> bool:
     """Return whether forward-mode AD is active. Its tangents pass no autograd Function of ours."""
     return forward_ad._current_level >= 0
@@ -94,6 +108,17 @@ def forward_mode_active() -> bool:
 def backward_running() -> bool:
     """Return whether this thread is inside a backward, where a forward may be a recomputation."""
     return torch._C._current_graph_task_id() != -1
+
+
+def top_saved_tensor_hooks() -> tuple[Any, Any] | None:
+    """Return the pack and unpack hooks that get the tensors that are saved now; None where there are none."""
+    hooks: tuple[Any, Any] | None = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return hooks
+
+
+def saved_tensor_hooks_allowed() -> bool:
+    """Return whether hooks on saved tensors may be set: not inside of `disable_saved_tensors_hooks`."""
+    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())
 
 
 def has_dispatch_kernel(op: str, key: str) -> bool:

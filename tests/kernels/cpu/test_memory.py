@@ -1,37 +1,16 @@
 """What a call leaves behind: no kernel keeps memory of its own after a call."""
 
-import ctypes
 import gc
-import platform
 
 import pytest
 import torch
+from tests.malloc import in_use
 from tests.threads import one_thread
 
 import gammabeta as gb
 from gammabeta import functional as gf
 
 CALLS = 400
-
-
-class Mallinfo(ctypes.Structure):
-    """glibc's mallinfo2: in bytes, but for the counts."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
-        )
-    ]  # fmt: skip
-
-
-def in_use():
-    """Return the bytes that malloc has handed out and not got back, without those of large blocks."""
-    libc = ctypes.CDLL(None)
-    if platform.libc_ver()[0] != "glibc" or not hasattr(libc, "mallinfo2"):
-        pytest.skip("needs glibc's mallinfo2, of 2.33 or newer")
-    libc.mallinfo2.restype = Mallinfo
-    return libc.mallinfo2().uordblks
 
 
 def channel(layer, **more):

@@ -27,11 +27,12 @@ Geometry geometry_of(const Tensor& x) {
 template <class T>
 class ChannelAxes {
  public:
-  ChannelAxes(const Problem<T>& p, const Statistics& statistics, const std::vector<double>& count)
+  ChannelAxes(const Problem<T>& p, const Tensor& x, const Statistics& statistics, const std::vector<double>& count)
       : p_(p),
         geo_(p.geometry),
         plane_(geo_.n, geo_.channels() * geo_.s, geo_.s, geo_.s),
         statistics_(statistics),
+        single_(statistics_dtype(x.scalar_type()) == ScalarType::Float),
         count_(count) {}
 
   // tensors: how many are read by both passes.
@@ -60,8 +61,8 @@ class ChannelAxes {
 
   ChannelAffine<double> affine(int64_t, int64_t channel) const {
     const RunningMoments& m = statistics_[size_t(channel)];
-    const double var = m.m2 / (m.count > 1 ? m.count : 1);
-    return {m.mean, p_.weight[size_t(channel)] / std::sqrt(var + p_.eps), p_.bias[size_t(channel)]};
+    const double mean = returned(m.mean), var = returned(m.m2 / (m.count > 1 ? m.count : 1));
+    return {mean, p_.weight[size_t(channel)] / std::sqrt(var + p_.eps), p_.bias[size_t(channel)]};
   }
 
   bool constant() const { return count_.empty(); }
@@ -79,12 +80,15 @@ class ChannelAxes {
   }
 
  private:
+  // A statistic as it is returned: so y can be made again from the statistics, with the same bits.
+  double returned(double statistic) const { return single_ ? double(float(statistic)) : statistic; }
   double rstd(int64_t channel) const { return 1 / std::sqrt(statistics_[size_t(channel)].m2 + p_.eps); }
 
   const Problem<T>& p_;
   const Geometry& geo_;
   Plane<T> plane_;
   const Statistics& statistics_;
+  const bool single_;
   const std::vector<double>& count_;
 };
 
@@ -109,8 +113,8 @@ MaybeTensor forward(const Tensor& x, const NormArguments& arguments, Passes pass
     if (x.numel() > 0) {
       const std::vector<double> no_count;
       (geo.columns ? column_forward<T, ChannelAxes<T>>
-                   : plane_forward<T, ChannelAxes<T>>)(p, ChannelAxes<T>(p, statistics, no_count), passes, statistics,
-                                                       y ? static_cast<T*>(y->data()) : nullptr);
+                   : plane_forward<T, ChannelAxes<T>>)(p, ChannelAxes<T>(p, x, statistics, no_count), passes,
+                                                       statistics, y ? static_cast<T*>(y->data()) : nullptr);
     }
     return y ? MaybeTensor(y->result()) : std::nullopt;
   });
@@ -153,7 +157,7 @@ std::tuple<MaybeTensor, MaybeTensor> backward(const Tensor& g_y, const Tensor& x
     if (passes.write && residual) g_residual.emplace(*residual, residual->scalar_type(), dtype, geo.sizes, geo.strides);
     if (x.numel() > 0)
       (geo.columns ? column_backward<T, ChannelAxes<T>>
-                   : plane_backward<T, ChannelAxes<T>>)(p, ChannelAxes<T>(p, statistics, count), passes, sums,
+                   : plane_backward<T, ChannelAxes<T>>)(p, ChannelAxes<T>(p, x, statistics, count), passes, sums,
                                                         g_x ? static_cast<T*>(g_x->data()) : nullptr,
                                                         g_residual ? static_cast<T*>(g_residual->data()) : nullptr);
     return {g_x ? MaybeTensor(g_x->result()) : std::nullopt,
