@@ -61,5 +61,6 @@ def run(words, variables, folder):
 
 def test_there_are_recipes():
     assert [page.stem for page in RECIPES] == [
-        "check-and-watch", "deploy", "distributed", "federated", "fine-tune", "other-libraries", "small-batches",
+        "check-and-watch", "deploy", "distributed", "federated", "fine-tune",
+        "half-the-activations", "other-libraries", "small-batches",
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def top_saved_tensor_hooks() -> tuple[Any, Any] | None:
 
 def saved_tensor_hooks_allowed() -> bool:
     """Return whether hooks on saved tensors may be set: not inside of `disable_saved_tensors_hooks`."""
-    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())
+    return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
 
 
 def has_dispatch_kernel(op: str, key: str) -> bool:

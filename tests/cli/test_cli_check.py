@@ -137,7 +137,7 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
         (("mine_for_cli.py:good", "--format", "xml"), "--format: expected text, json, sarif, github, got 'xml'."),
         (("mine_for_cli.py:good", "--batch-size", "0"), "check: expected batch_size of 1 or more, got 0."),
         (("mine_for_cli.py:good", "--intent", "fun"), "check: expected intent as one of contrastive, gradient-penalty, "
-                                                      "private, got 'fun'."),
+                                                      "private, memory, got 'fun'."),
         (("mine_for_cli.py:good", "--optimizer", "mine_for_cli.py:sample"), "check: expected optimizer as a "
          "torch.optim.Optimizer or a list of them, got a Tensor."),
         (("mine_for_cli.py:good", "--inputs", "mine_for_cli.py:wrong_sample"), "check: expected inputs that the model "

@@ -229,7 +229,7 @@ Intent = Annotated[
     typer.Option(
         "--intent",
         metavar="WHAT",
-        help="The model's purpose: contrastive, gradient-penalty or private.",
+        help="The model's purpose: contrastive, gradient-penalty or private; or memory: what to save.",
         show_default=False,
     ),
 ]

@@ -37,7 +37,7 @@ class ForwardError(RuntimeError):
 # Packages whose own errors are not those of the user's forward.
 _OWN = ("gammabeta.introspection", "gammabeta.diagnostics")
 _NOT_FINITE, _GAP = "GB404", "GB109"
-INTENTS = ("contrastive", "gradient-penalty", "private")
+INTENTS = ("contrastive", "gradient-penalty", "private", "memory")
 
 
 def check(
@@ -68,7 +68,7 @@ def check(
         select: codes, prefixes of codes, or names of the rules to run; None runs all.
         ignore: rules not to run, in the same form; "GB401:head.*" ignores a rule for modules that match a glob.
         intent: the model's purpose, if the rules should hold it to one: "contrastive", "gradient-penalty" or
-            "private".
+            "private"; or "memory", to be told what its training could do without.
 
     Returns:
         The `Diagnosis`.

@@ -91,7 +91,7 @@ class Record:
         norms: its norms, in the order in which they are registered.
         optimizers: the optimizers that train it.
         batch_size: number of samples per batch, if the user says.
-        intent: the model's purpose, if the user says: "contrastive", "gradient-penalty" or "private".
+        intent: the model's purpose, if the user says: one of `check.INTENTS`.
         inputs: example inputs, as for `observe`.
         forward: `forward(model, batch)`, if batches go through the model in a way of their own.
         loader: an iterable of batches.

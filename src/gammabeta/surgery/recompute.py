@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import warnings
 from typing import Any
 
@@ -17,10 +16,10 @@ from gammabeta._torch_private import (
     transforms_active,
 )
 from gammabeta.autograd import exporting
-from gammabeta.introspection.forward import Forward, forward_batch
+from gammabeta.introspection.forward import Forward
 from gammabeta.introspection.norms import is_norm
-from gammabeta.introspection.unchanged import unchanged
 from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.kept_bytes import kept_bytes
 from gammabeta.surgery.remaking import remaking
 
 _made: dict[type[nn.Module], type[nn.Module]] = {}
@@ -50,7 +49,7 @@ def recompute(model: nn.Module, example_inputs: Any = None, *, forward: Forward 
 
     Returns:
         The `Change`. With example inputs its numbers are the bytes that a forward keeps for backward, without and
-        with it, parameters aside.
+        with recomputation; parameters and buffers aside.
 
     Raises:
         ValueError: the model has no norm.
@@ -81,7 +80,10 @@ def recompute(model: nn.Module, example_inputs: Any = None, *, forward: Forward 
         if is_recomputing(model):
             change.leave("", "it recomputes already")
             return change
-        numbers = {} if example_inputs is None else _measured(model, example_inputs, forward)
+        numbers = {}
+        if example_inputs is not None:
+            kept = kept_bytes(model, example_inputs, forward)
+            numbers = {"bytes kept without": float(kept.as_it_is), "with": float(kept.with_recompute)}
         change.set_class(model, _class_of(type(model)), "")
         change.note("", f"{len(norms)} norms' outputs are made again in backward", **numbers)
     return change
@@ -90,16 +92,6 @@ def recompute(model: nn.Module, example_inputs: Any = None, *, forward: Forward 
 def is_recomputing(model: nn.Module) -> bool:
     """Return whether a model's activations are made again after `recompute`."""
     return isinstance(model, _Recomputing)
-
-
-def _measured(model: nn.Module, example_inputs: Any, forward: Forward | None) -> dict[str, float]:
-    """Measure the bytes that a forward keeps, without and with recomputation."""
-    run, numbers = forward_batch("recompute", forward), {}
-    for name, remake in (("bytes kept", False), ("with it", True)):
-        with unchanged(model), torch.enable_grad(), remaking(remake=remake, count=True) as mode:
-            run(model, example_inputs)
-        numbers[name] = float(mode.kept_bytes({*model.parameters(), *model.buffers()}))
-    return numbers
 
 
 class _Recomputing(nn.Module):
@@ -150,15 +142,16 @@ def _class_of(old: type[nn.Module]) -> type[nn.Module]:
             "__doc__": old.__doc__,
             "__reduce_ex__": _reduce,
         }
-        _made[old] = type(old)(old.__name__, (_Recomputing, old), namespace)
+        metaclass: Any = type(old)
+        _made[old] = metaclass(old.__name__, (_Recomputing, old), namespace)
     return _made[old]
 
 
-def _reduce(self: nn.Module, protocol: Any) -> Any:
+def _reduce(self: _Recomputing, protocol: Any) -> Any:
     reduced: Any = super(_Recomputing, self).__reduce_ex__(protocol)
     cls = type(self)
     old = cls.__bases__[-1]
-    if _made.get(old) is not cls or reduced[0] is not copyreg.__newobj__:
+    if _made.get(old) is not cls or reduced[0].__name__ != "__newobj__":
         return reduced  # a class derived from ours, or one that is pickled in its own way
     return _new, (old,), *reduced[2:]
 

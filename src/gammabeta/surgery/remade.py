@@ -54,14 +54,14 @@ class Remade:
         depth: how many such tensors have to be made, one from another, for this one.
     """
 
-    __slots__ = ("_layout", "_lock", "_make", "_readers", "_sources", "_stream", "_value", "depth")
+    __slots__ = ("_lock", "_make", "_readers", "_sources", "_stream", "_strides", "_value", "depth")
 
     def __init__(
         self, make: Callable[..., Tensor], sources: tuple[Kept | Reader | None, ...], result: Tensor, depth: int
     ) -> None:
         """`make`: called with the sources' values, each with whether it may be overwritten; `result`: what it made."""
         self._make, self._sources, self.depth = make, sources, depth
-        self._layout = result.stride()
+        self._strides = result.stride()
         self._lock = threading.RLock()
         self._readers: list[ref[Reader]] = []
         self._value: Tensor | None = None
@@ -92,8 +92,10 @@ class Remade:
     def _made(self) -> Tensor:
         with torch.no_grad():
             value = self._make(*(None if s is None else s.take() for s in self._sources))
-        if value.stride() != self._layout:
-            value = torch.empty_strided(value.shape, self._layout, dtype=value.dtype, device=value.device).copy_(value)
+        strides = self._strides
+        if value.stride() != strides:
+            laid = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)
+            value = laid.copy_(value)
         return value
 
 

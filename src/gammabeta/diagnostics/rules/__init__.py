@@ -50,6 +50,7 @@ CODES = {
     "GB602": "foldable",
     "GB603": "unsafe_fold",
     "GB604": "exported_in_training",
+    "GB605": "kept_activations",
 }
 
 RULES: tuple[Rule, ...] = tuple(Rule.of(code, import_module(f"{__name__}.{file}")) for code, file in CODES.items())

@@ -45,7 +45,7 @@ LEAST = 1e-6  # rounding in float32
 
 
 def check(record: Record) -> Iterator[Match]:
-    if record.intent is None or record.model is None:
+    if record.intent not in HARM or record.model is None:
         return
     for norm in record.of_kind("batch"):
         seen = record.probe.companions.get(norm.name) if record.probe is not None else None
