@@ -2,6 +2,7 @@
 
 from gammabeta import functional, statistics
 from gammabeta.allocator import warm_allocator
+from gammabeta.compile_options import compile_options
 from gammabeta.diagnostics.check import check
 from gammabeta.diagnostics.explain_error import Explanation, explain_error, explained_errors
 from gammabeta.diagnostics.findings import Diagnosis, Finding
@@ -53,6 +54,7 @@ __all__ = [
     "accumulate_statistics",
     "adopt",
     "check",
+    "compile_options",
     "convert",
     "explain_error",
     "explained_errors",

@@ -18,7 +18,7 @@ Private names stay where they are used in these cases only:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -119,6 +119,25 @@ def top_saved_tensor_hooks() -> tuple[Any, Any] | None:
 def saved_tensor_hooks_allowed() -> bool:
     """Return whether hooks on saved tensors may be set: not inside of `disable_saved_tensors_hooks`."""
     return bool(torch._C._autograd._saved_tensors_hooks_is_enabled())  # type: ignore[attr-defined]
+
+
+class Inductor(NamedTuple):
+    """What a pass over Inductor's graphs is made of."""
+
+    CustomGraphPass: Any
+    get_hash_for_files: Any
+    stable_topological_sort: Any
+
+
+def inductor() -> Inductor:
+    """Import Inductor, and return what a pass over its graphs is made of."""
+    from torch._inductor import custom_graph_pass, pattern_matcher
+
+    return Inductor(
+        custom_graph_pass.CustomGraphPass,
+        custom_graph_pass.get_hash_for_files,
+        pattern_matcher.stable_topological_sort,
+    )
 
 
 def has_dispatch_kernel(op: str, key: str) -> bool:

@@ -41,7 +41,8 @@ def _declare(schema: str, implementation: Callable[..., Any], fake: Callable[...
     name = schema[: schema.index("(")]
     CHECKS[name] = check = OpCheck(schema)
     DEFAULTS[name] = check.checked(implementation, memory=True)
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Any layout will do: a compiler that keeps convolutions in channels_last need not copy for us.
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
     _library.impl(name, DEFAULTS[name], "CompositeExplicitAutograd")
     # A fake also runs for real tensors, wherever one of them is on the meta device.
     torch.library.register_fake(f"gammabeta::{name}", check.checked(fake), lib=_library)

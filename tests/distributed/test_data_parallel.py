@@ -18,7 +18,10 @@ from gammabeta.statistics import Batch, Synced
 PROCESSES = 2
 SIZES = (5, 3)
 STEPS = 3
-WAYS = ("ddp", "fsdp2", "fsdp2, statistics accumulated")
+WAYS = (
+    "ddp", "fsdp2", "fsdp2, statistics accumulated", "ddp, recomputed", "fsdp2, recomputed",
+    "fsdp2, layer by layer, recomputed",
+)  # fmt: skip
 
 
 class Network(nn.Module):
@@ -75,12 +78,18 @@ def job():
 
 def result(way, own):
     net = network(Synced())
-    if way == "ddp":
+    if "recomputed" in way:
+        gb.recompute(net)
+    if way.startswith("ddp"):
         trained = nn.parallel.DistributedDataParallel(net)
     else:
         mesh = init_device_mesh("cpu", (PROCESSES,))
         # The norms as a separate group, as a network in 16 bits needs it: they stay float32.
-        fully_shard([net.norm, net.last], mesh=mesh)
+        if "layer by layer" in way:  # each layer's parameters are freed after its forward, until its own backward
+            for layer in (net.conv, net.norm, net.second, net.last, net.out):
+                fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        else:
+            fully_shard([net.norm, net.last], mesh=mesh)
         trained = fully_shard(net, mesh=mesh)
         assert all(isinstance(parameter, DTensor) for parameter in net.parameters())
     # Both average gradients over the processes; times their number that is the sum.
@@ -111,6 +120,13 @@ def test_training_is_that_of_one_process_on_the_whole_batch(way):
         assert list(results[way][1]) == list(state)
         for name, tensor in state.items():
             torch.testing.assert_close(results[way][1][name], tensor, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_recomputing_gives_the_same_bits(way):
+    for results in found():
+        for name, tensor in results[way][1].items():
+            assert torch.equal(results[f"{way}, recomputed"][1][name], tensor), name
 
 
 def test_training_goes_somewhere():
