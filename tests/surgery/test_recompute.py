@@ -2,7 +2,10 @@
 
 import copy
 import gc
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -433,3 +436,41 @@ def test_refusals():
     with pytest.raises(RuntimeError, match="size"):
         gb.recompute(model, torch.randn(2, 3))
     assert type(model) is Blocks
+
+
+WITHIN_A_LIMIT = """
+import resource, sys, torch
+from torch import nn
+import gammabeta as gb
+
+torch.set_num_threads(1)
+block = lambda: nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+model = nn.Sequential(*(block() for _ in range(16)))
+if sys.argv[1] == "recompute":
+    gb.recompute(model)
+model(torch.randn(2, 16, 8, 8)).sum().backward()  # what a first step allocates once
+one = 16 * 16 * 128 * 128 * 4  # bytes of an activation
+page = resource.getpagesize()
+used = int(open("/proc/self/statm").read().split()[0]) * page
+resource.setrlimit(resource.RLIMIT_AS, (used + 28 * one, resource.RLIM_INFINITY))
+model(torch.randn(16, 16, 128, 128)).sum().backward()
+print("fits")
+"""
+
+
+@pytest.mark.parametrize(("how", "fits"), [("recompute", True), ("plain", False)])
+def test_a_batch_fits_that_did_not(how, fits, tmp_path):
+    """16 blocks keep 32 activations, or 16. Input, gradients and temporary copies take some six more."""
+    if sys.platform != "linux":
+        pytest.skip("the limit of memory is Linux's")
+    script = tmp_path / "within_a_limit.py"
+    script.write_text(WITHIN_A_LIMIT)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+    }
+    ran = subprocess.run([sys.executable, script, how], capture_output=True, text=True, env=environment, check=False)
+    assert (ran.stdout.strip() == "fits") is fits, ran.stderr
+    if not fits:
+        assert "allocate" in ran.stderr

@@ -271,7 +271,18 @@ class Remaking(TorchDispatchMode):
         saved = self._saved.get(storage_address(tensor.untyped_storage()))
         return Kept(tensor.detach()) if saved is not None and saved.version == tensor._version else None
 
+    def _forget(self) -> None:
+        """Drop what was noted of storages that are gone.
+
+        A weak reference keeps a storage's head, of some hundred bytes beside the freed elements: malloc could neither
+        join nor reuse the block between two such heads.
+        """
+        for table in (self._noted, self._saved):
+            for address in [address for address, found in table.items() if found.storage.expired()]:
+                del table[address]
+
     def _note(self, result: Tensor, version: int, make: Any, sources: list[Any]) -> None:
+        self._forget()
         depth = max((s.depth for s in sources if isinstance(s, Reader)), default=0) + (len(sources) > 1)
         if depth <= _DEPTH:
             storage = result.untyped_storage()
