@@ -24,7 +24,7 @@ from files import files
 from findings import findings
 from findings_first_edition import first_edition
 
-from gammabeta.diagnostics.rule import SEES
+from gammabeta.diagnostics.rule_page import SEES
 from gammabeta.diagnostics.rules import RULES
 from gammabeta.lab.claims import CLAIMS
 

@@ -62,6 +62,15 @@ def test_without_a_compiler_it_installs_and_says_so(tree, variables, reason):
         check=True,
     )
     assert used.stdout.startswith(f"{site / 'gammabeta' / 'kernels' / '__init__.py'} not built: ")
+    command = subprocess.run(
+        [sys.executable, str(site / "bin" / "gammabeta"), "--version"],
+        env={**own, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert command.stdout.startswith("gammabeta ")
     assert not list(site.rglob("*.so"))
     assert not list(site.rglob("*.cpp")), "sources belong to the sdist"
 

@@ -424,10 +424,11 @@ def test_an_operation_of_surgery(tree):
         "src/gammabeta/surgery/NAME.py": write(OPERATION),
         "src/gammabeta/__init__.py": insert(
             (
-                "from gammabeta.surgery.parameter_groups",
-                "from gammabeta.surgery.level_epsilon import level_epsilon\n",
+                "    from gammabeta.surgery.parameter_groups",
+                "    from gammabeta.surgery.level_epsilon import level_epsilon\n",
             ),
             ('    "merge_statistics",\n', '    "level_epsilon",\n'),
+            ('    "merge_statistics": ', '    "level_epsilon": "surgery.level_epsilon",\n'),
         ),
         "docs/architecture.md": insert(("| `fuse` |", "| `level_epsilon` | give every norm the same ε |\n")),
         "tests/surgery/test_NAME.py": write(OPERATION_TEST),

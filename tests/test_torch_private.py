@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,64 @@ def test_modes_see_operations_except_where_they_are_disabled():
         with private.disable_current_modes():
             torch.ones(2) + 1
         assert len(seen) == before
+
+
+def graphs_of_a_compiled_add(mode):
+    """How many graphs torch.compile makes of an addition under a mode, whose own code adds too."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    with mode():
+        out = torch.compile(torch.add, backend=backend)(torch.ones(5), torch.ones(5))
+    assert out.equal(torch.full((5,), 3.0))
+    return len(graphs)
+
+
+def test_the_compiler_is_kept_out_of_a_mode_as_torch_keeps_it_out():
+    def dispatch(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return out + 1 if "add" in str(func) else out
+
+    def mode(base, **more):
+        return type("Mode", (base,), {"__torch_dispatch__": dispatch, **more})
+
+    torchs = torch.utils._python_dispatch.TorchDispatchMode
+    traced = mode(torchs, _should_skip_dynamo=classmethod(lambda cls: False))
+    kept_out = graphs_of_a_compiled_add(mode(torchs))
+    assert graphs_of_a_compiled_add(traced) > kept_out
+    ours = mode(private.TorchDispatchMode)
+    assert [graphs_of_a_compiled_add(ours) for _ in range(2)] == [kept_out] * 2
+    assert ours.__torch_dispatch__.__code__ == mode(torchs).__torch_dispatch__.__code__
+
+
+def test_a_constant_is_marked_as_torch_marks_it():
+    def ours():
+        calls.append("ours")
+        return 3.0
+
+    def torchs():
+        return 3.0
+
+    calls = []
+    torch.compiler.assume_constant_result(torchs)
+    assert private.constant_in_graphs(ours) is ours
+    assert vars(ours) == vars(torchs) != {}
+    compiled = torch.compile(lambda x: x * ours(), fullgraph=True, backend="eager")
+    assert [float(compiled(torch.ones(()))) for _ in range(2)] == [3.0, 3.0]
+    assert calls == ["ours"]
+
+
+def test_whether_the_compiler_is_loaded_is_told_without_loading_it():
+    script = (
+        "import sys\nfrom gammabeta._torch_private import compiler_loaded\n"
+        "print(compiler_loaded(), 'torch._dynamo' in sys.modules)\nimport torch._dynamo\nprint(compiler_loaded())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False False\nTrue\n", done.stderr
 
 
 def test_nested_tensors_are_read():

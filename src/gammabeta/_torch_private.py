@@ -67,9 +67,6 @@ no_torch_dispatch = _required(
 )
 """The `__torch_dispatch__` of a class that has none of its own."""
 
-TorchDispatchMode = _python_dispatch.TorchDispatchMode
-"""A mode that sees the operations below autograd: what a model does is observed by it."""
-
 rebuild_module: Any = _required(torch, "_utils", "to read the tensors of a pickle without running code in it")
 """The functions by which a pickled tensor is built; pickles name them by this module."""
 
@@ -89,15 +86,7 @@ tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 _required(forward_ad, "_current_level", "to leave forward-mode AD to plain operations")
 _required(torch._C, "_current_graph_task_id", "to move statistics once under activation checkpointing")
 _required(torch._C, "_dispatch_has_kernel_for_dispatch_key", "to know for which devices there are kernels")
-
-
-def constant_in_graphs(function: _F) -> _F:
-    """Mark a function whose result a compiled graph may keep, as `torch.compiler.assume_constant_result` does.
-
-    That decorator sets this mark, and imports the compiler.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
+_required(torch, "_disable_dynamo", "to keep the compiler out of the modes by which a model is observed")
 
 
 def forward_mode_active() -> bool:
@@ -143,6 +132,49 @@ def inductor() -> Inductor:
 def has_dispatch_kernel(op: str, key: str) -> bool:
     """Return whether an op has a kernel registered for a dispatch key, such as "CPU"."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(op, key)
+
+
+# The compiler, torch._dynamo, is 886 modules with what it imports, and takes longer to import than the rest of torch.
+# Most processes compile nothing, so gammabeta loads it nowhere. torch loads it for a decorator or a mode, too.
+
+
+def compiler_loaded() -> bool:
+    """Return whether torch's compiler is imported. Where it is not, nothing is compiled."""
+    return "_dynamo" in vars(torch)  # hasattr would import it; sys.modules has it while its import still runs
+
+
+def constant_in_graphs(function: _F) -> _F:
+    """Mark a function whose result a compiled graph may keep, as `torch.compiler.assume_constant_result` does.
+
+    That decorator sets this mark, and imports the compiler. A torch that goes by another mark would trace the function,
+    and say where it cannot.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+class TorchDispatchMode(_python_dispatch.TorchDispatchMode):
+    """A mode that sees the operations below autograd: what a model does is observed by it.
+
+    torch keeps the compiler out of a mode's own code, by a wrapper that imports it at the first operation. This class
+    puts the same wrapper on at the first operation for which the compiler is loaded.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        plain = cls.__torch_dispatch__
+
+        def dispatch(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not compiler_loaded():
+                return plain(self, *args, **kwargs)
+            cls.__torch_dispatch__ = torch._disable_dynamo(plain)  # type: ignore[method-assign]
+            return cls.__torch_dispatch__(self, *args, **kwargs)
+
+        cls.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
 
 
 def process_group(name: str) -> dist.ProcessGroup:

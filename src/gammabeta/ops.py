@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gammabeta import reference
-from gammabeta._torch_private import has_dispatch_kernel
+from gammabeta._torch_private import constant_in_graphs, has_dispatch_kernel
 from gammabeta.moments import statistics_dtype
 from gammabeta.op_checks import OpCheck
 
@@ -54,7 +54,7 @@ serves: dict[str, Callable[[], bool]] = {}
 _has_kernel: dict[str, bool] = {}
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def has_kernel(device_type: str) -> bool:
     """Return whether our kernels serve that device type. Meta tensors have only fakes."""
     if device_type not in _has_kernel:

@@ -124,7 +124,7 @@ class Odd(BaseException):
     ("words", "where"),
     [
         (("check", "ends.py:bad"), "gammabeta.cli.inspection.check"),
-        (("explain", "GB101"), "gammabeta.diagnostics.selection.rule_of"),
+        (("explain", "GB101"), "gammabeta.diagnostics.rule_page.RulePage.of"),
         (("rules",), "gammabeta.cli.main.escape"),
         (("env",), "gammabeta.environment.environment"),
         (("report", "."), "gammabeta.pages.report.read_results"),

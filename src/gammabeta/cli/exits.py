@@ -73,6 +73,9 @@ class Commands(TyperGroup):
         except BaseException as error:
             if isinstance(error, OSError) and _is_unwritten(error):
                 unwritten(error)
+            if isinstance(error, ImportError) and str(error).startswith("gammabeta: "):  # it says what to install
+                say(str(error))
+                raise typer.Exit(WRONG) from None
             code = getattr(error, "exit_code", None)
             if code is not None:  # typer's own: it prints what there is to say, and exits
                 if code == WRONG and hasattr(error, "format_message"):

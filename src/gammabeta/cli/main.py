@@ -186,13 +186,14 @@ def explain(
     """Explain a rule: what it finds, why it matters, what to do instead, and its limits."""
     from rich.markdown import Markdown
 
-    from gammabeta.diagnostics.selection import rule_of
+    from gammabeta.diagnostics.rule_page import RulePage, name_of
+    from gammabeta.diagnostics.rules import CODES
 
-    try:
-        found = rule_of(rule)
-    except ValueError as error:
-        _fail(str(error))
-    Console().print(Markdown(f"# {found.code} {found.name}\n\n{found.page()}"))
+    files = {known: row for row in CODES.items() for known in (row[0].lower(), name_of(row[1]))}
+    if rule.lower() not in files:
+        _fail(_no_rule(rule))
+    found = RulePage.of(*files[rule.lower()])
+    Console().print(Markdown(f"# {found.code} {found.name}\n\n{found.text()}"))
 
 
 @app.command()
@@ -200,10 +201,11 @@ def rules(debug: options.Debug = False) -> None:
     """List the rules of the check."""
     from rich.table import Table
 
-    from gammabeta.diagnostics.rules import RULES
+    from gammabeta.diagnostics.rule_page import RulePage
+    from gammabeta.diagnostics.rules import CODES
 
     table = Table.grid(padding=(0, 2, 0, 0))
-    for rule in RULES:
+    for rule in (RulePage.of(code, file) for code, file in CODES.items()):
         table.add_row(rule.code, rule.name, rule.severity, rule.sees, escape(rule.title))
     Console(highlight=False).print(table)
 
@@ -304,6 +306,17 @@ def _show(found: Inspection) -> None:
         silence()
     except OSError as error:
         unwritten(error)
+
+
+def _no_rule(text: str) -> str:
+    """Return the library's message about a rule that is not there."""
+    from gammabeta.diagnostics.selection import SelectionError, rule_of
+
+    try:
+        rule_of(text)
+    except SelectionError as error:
+        return str(error)
+    raise AssertionError(f"{text}: expected no rule of that name, got one")
 
 
 def _list(text: str | None) -> list[str] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.diagnostics.measurement import Given
+from gammabeta.introspection.eagerly import eagerly
 from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.unchanged import unchanged
 from gammabeta.surgery.recalibrate import measuring, why_not_recalibrated
@@ -46,7 +47,7 @@ def run_as_training(
         with (
             unchanged(model),
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
+            eagerly(),
             measuring(model, measured, found, by_batch=True),
         ):
             out = run(model, given)

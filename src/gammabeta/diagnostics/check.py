@@ -15,7 +15,8 @@ from gammabeta.diagnostics.measurement import measure
 from gammabeta.diagnostics.mistaken import why_no_batch, why_no_loader
 from gammabeta.diagnostics.probe import probe
 from gammabeta.diagnostics.record import Record, record_model
-from gammabeta.diagnostics.rule import SEES, Rule
+from gammabeta.diagnostics.rule import Rule
+from gammabeta.diagnostics.rule_page import SEES
 from gammabeta.diagnostics.selection import chosen_rules, ignored_patterns, reason_to_ignore
 from gammabeta.introspection.forward import BatchError, Forward, forward_batch, names_of, origin_is
 from gammabeta.introspection.observe import observe, tensors_in

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.introspection.eagerly import eagerly
 from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.hooks import hook_before
 from gammabeta.introspection.norms import kind_of
@@ -87,7 +88,7 @@ def _measured(
     """Measure in one forward; `collected` says that statistics of 0 and 1 are taken for collected ones."""
     given = copied(inputs)
     found: dict[str, list[Given]] = {}
-    eager = torch.compiler.set_stance("force_eager")
+    eager = eagerly()
     with unchanged(model), torch.no_grad(), eager, _listening(model, found, collected):
         set_mode(model, False)
         for module in model.modules():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gammabeta.diagnostics.outputs import Constant, NotFinite, constant_outputs, first_not_finite, is_finite
 from gammabeta.diagnostics.padding import Padding, measure_padding, padded_lengths
+from gammabeta.introspection.eagerly import eagerly
 from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.norms import kind_of
@@ -163,7 +164,7 @@ def _before(
 
 def _forward(model: nn.Module, inputs: Any, run: Forward, *, evaluation: bool = True) -> Any:
     given = copied(inputs)
-    with unchanged(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with unchanged(model), torch.no_grad(), eagerly():
         if evaluation:
             set_mode(model, False)
         return run(model, given)
@@ -213,7 +214,7 @@ def _moved(
         with contextlib.suppress(Exception), ExitStack() as stack:
             stack.enter_context(unchanged(model))
             stack.enter_context(torch.set_grad_enabled(gradients))
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(eagerly())
             cut_off = _cut_off(norms, stack) if gradients else {}
             out = run(model, given)
             moved = frozenset(name for name, tensors in held.items() if not _all_equal(tensors, before[name]))
@@ -278,7 +279,7 @@ def _seconds(model: nn.Module, norms: Mapping[str, nn.Module], inputs: Any, run:
     def stop(module: nn.Module, _: Any, __: Any) -> None:
         taken[names[module]] = taken.get(names[module], 0.0) + time.perf_counter() - started[module]
 
-    with unchanged(model, watch=False), torch.no_grad(), torch.compiler.set_stance("force_eager"), ExitStack() as stack:
+    with unchanged(model, watch=False), torch.no_grad(), eagerly(), ExitStack() as stack:
         for module in names:
             stack.callback(hook_before(module, start).remove)
             stack.callback(hook_after(module, stop).remove)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -14,17 +11,7 @@ from torch import nn
 
 from gammabeta.diagnostics.findings import SEVERITIES, Finding, Fix
 from gammabeta.diagnostics.record import Record
-
-HEADINGS = ("What it does", "Why it matters", "Example", "Use instead", "Evidence", "Limits")
-# What a rule can see, and what the user gives for it.
-SEES = {
-    "S": "the model",
-    "F": "a checkpoint",
-    "D": "inputs",
-    "W": "watching the training",
-    "O": "the optimizer",
-    "L": "the loader",
-}
+from gammabeta.diagnostics.rule_page import SEES, RulePage, name_of, title_and_sections
 
 
 @dataclass(frozen=True)
@@ -99,22 +86,16 @@ class Rule:
     def of(cls, code: str, module: ModuleType) -> Rule:
         """Read a module of `rules/`; the headings must all be there, in order."""
         file = module.__name__.rpartition(".")[2]
-        text = inspect.cleandoc(module.__doc__ or "")
-        title, _, rest = text.partition("\n")
-        parts = re.split(rf"^({'|'.join(HEADINGS)}):\s*", rest, flags=re.MULTILINE)
-        headings = tuple(parts[1::2])
-        assert headings == HEADINGS, f"{file}: expected the headings {HEADINGS}, got {headings}"
+        title, sections = title_and_sections(module.__doc__, file)
         assert module.severity in SEVERITIES, file
         assert set(module.sees) <= set(SEES), file
         return cls(
             code=code,
-            name=file.replace("_", "-"),
+            name=name_of(file),
             severity=module.severity,
             sees=module.sees,
-            title=title.rstrip("."),
-            sections={
-                heading: inspect.cleandoc(body).strip() for heading, body in zip(headings, parts[2::2], strict=True)
-            },
+            title=title,
+            sections=sections,
             flagged=module.flagged,
             clean=module.clean,
             module=module,
@@ -132,21 +113,4 @@ class Rule:
 
     def page(self) -> str:
         """Return the rule's page in Markdown, with its examples as they are tested."""
-        sees = " or ".join(SEES[letter] for letter in self.sees)
-        parts = [f"*{self.title}.* {self.severity.capitalize()}; sees {sees}."]
-        for heading in HEADINGS:
-            parts.append(f"**{heading}**. {self.line(heading)}")
-            if heading in ("Example", "Use instead"):
-                parts.append(f"```python\n{_body(self.flagged if heading == 'Example' else self.clean)}\n```")
-        return "\n\n".join(parts)
-
-
-def _body(builder: Callable[[], Example]) -> str:
-    """Return the lines of a builder without its return statement, which is for the tests."""
-    lines = inspect.getsource(builder).splitlines()[1:]
-    end = next(i for i, line in enumerate(lines) if line.startswith("    return "))
-    last = lines[end].partition("Example(")[2]
-    shown = lines[:end]
-    # The return statement may set the mode: Example(model.eval(), …).
-    mode = re.match(r"(\w+)\.(eval|train)\(\)", last)
-    return textwrap.dedent("\n".join([*shown, f"    {mode[0]}"] if mode else shown))
+        return RulePage.of(self.code, self.module.__name__.rpartition(".")[2]).text()

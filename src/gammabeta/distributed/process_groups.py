@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import torch
 import torch.distributed as dist
 
-from gammabeta._torch_private import declare_collectives, known_process_groups
+from gammabeta._torch_private import constant_in_graphs, declare_collectives, known_process_groups
 
 Group = Any
 """None for the default group, a `torch.distributed.ProcessGroup`, ranks, or a group's name."""
@@ -115,7 +114,7 @@ def _initialized() -> bool:
 
 
 # While a compiler traces, this runs in eager mode and its result is a constant of the graph.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_in_graphs
 def _find(owner: str, group: tuple[int, ...] | str | None, name: str | None) -> tuple[str, int] | None:
     declare_collectives()
     if group is None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from gammabeta._torch_private import TorchDispatchMode
+from gammabeta.introspection.eagerly import eagerly
 from gammabeta.introspection.forward import Forward, copied, forward_batch
 from gammabeta.introspection.hooks import hook_after, hook_before
 from gammabeta.introspection.unchanged import storage_of, unchanged, written_by
@@ -338,7 +339,7 @@ def _plainly() -> Iterator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), eagerly():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

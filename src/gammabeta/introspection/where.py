@@ -10,7 +10,7 @@ from torch import nn
 
 from gammabeta.arguments import did_you_mean
 
-Where: TypeAlias = "str | Sequence[str | nn.Module] | Callable[[str, nn.Module], bool] | None"
+Where: TypeAlias = str | Sequence[str | nn.Module] | Callable[[str, nn.Module], bool] | None
 
 # The prefixes that wrappers add to names: torch.compile; then DDP, DataParallel and AveragedModel.
 _WRAPPERS = ("_orig_mod", "module")

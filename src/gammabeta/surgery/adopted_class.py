@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-import gammabeta.layers.integrations.opacus  # noqa: F401  (registers our layers with Opacus when it is imported)
 from gammabeta.layers.integrations.class_tables import add_class
 from gammabeta.surgery.kept_class import own_check
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gammabeta.introspection.batches import bounded
+from gammabeta.introspection.eagerly import eagerly
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
 from gammabeta.introspection.norms import is_frozen_batch_norm, is_ours, norm_of
 from gammabeta.introspection.where import Where, select
@@ -92,7 +93,7 @@ def convert(
                 sites.append(site)
         if given is not None and sites:
             run, inner = forward_batch("convert", forward), unwrapped(model)
-            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad(), eagerly():
                 look_at_calls(inner, sites, run, given[0])
                 sites = [site for site in sites if not _refused(change, site)]
                 fit_in_order(inner, sites, run, given)

@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-import gammabeta.layers.integrations.timm  # noqa: F401  (registers our layers with timm before it builds a model)
 from gammabeta.activations import TABLE
 from gammabeta.layers.batch_norm import BatchNorm2d
 

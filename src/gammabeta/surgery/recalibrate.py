@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from gammabeta.introspection.batches import MOST, length_of
+from gammabeta.introspection.eagerly import eagerly
 from gammabeta.introspection.forward import Forward, forward_batch, unwrapped
 from gammabeta.introspection.norms import is_batch_norm, is_frozen_batch_norm
 from gammabeta.introspection.unchanged import modes_kept
@@ -129,7 +130,7 @@ def _run(model: nn.Module, batches: Iterable[Any], where: Where, way: _Way) -> C
             "recalibrate", way.group, next(iter(layers.values())).running_mean.device, alone=way.group is None
         )
         recalibration = _Recalibration(inner, layers, way, ranks)
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), eagerly():
             found = recalibration.measure(batches)
             for name, estimate in found.items():
                 if estimate.samples >= recalibration.fewest and bool((estimate.moments.count > 1).any()):

@@ -174,11 +174,6 @@ class Remaking(TorchDispatchMode):
         """Return True: compiled parts of a model stay compiled."""
         return True
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # The wrapper that keeps Dynamo out costs as much as an operation, and no compiler gets here.
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _NORMS:

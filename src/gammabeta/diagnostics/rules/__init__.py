@@ -1,8 +1,14 @@
-"""Rules of the check: one module each, registered in `CODES`."""
+"""Rules of the check: one module each, registered in `CODES`. They are imported at the first use of `RULES`."""
+
+from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from gammabeta.diagnostics.rule import Rule
+if TYPE_CHECKING:
+    from gammabeta.diagnostics.rule import Rule
+
+    RULES: tuple[Rule, ...]
 
 # Code -> module of this folder. A rule's name is its module's, with hyphens in place of underscores. To add a rule, add
 # its file and its row here.
@@ -53,4 +59,12 @@ CODES = {
     "GB605": "kept_activations",
 }
 
-RULES: tuple[Rule, ...] = tuple(Rule.of(code, import_module(f"{__name__}.{file}")) for code, file in CODES.items())
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name != "RULES":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gammabeta.diagnostics.rule import Rule
+
+        found = tuple(Rule.of(code, import_module(f"{__name__}.{file}")) for code, file in CODES.items())
+        return globals().setdefault(name, found)
