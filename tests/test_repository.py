@@ -43,7 +43,6 @@ ORDER = (
     "diagnostics",
     "monitoring",
     "allocator",
-    "inductor",
     "gammabeta",
     "target",
     "lab",

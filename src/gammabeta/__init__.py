@@ -81,7 +81,7 @@ _PLACES = {
     "accumulate_statistics": "surgery.contexts",
     "adopt": "surgery.adopt",
     "check": "diagnostics.check",
-    "compile_options": "inductor",
+    "compile_options": "kernels.inductor",
     "convert": "surgery.convert",
     "explain_error": "diagnostics.explain_error",
     "explained_errors": "diagnostics.explain_error",
@@ -125,7 +125,7 @@ if TYPE_CHECKING:
     from gammabeta.diagnostics.findings import Diagnosis, Finding
     from gammabeta.diagnostics.gap import train_eval_gap
     from gammabeta.diagnostics.selection import ignore
-    from gammabeta.inductor import compile_options
+    from gammabeta.kernels.inductor import compile_options
     from gammabeta.monitoring.watch import watch
     from gammabeta.proof.outcome import Verification
     from gammabeta.proof.verify import verify

@@ -9,7 +9,7 @@ that holds forward and backward together, as Inductor has it before the two are 
 
 With a residual the backward stays: there the fused op reads and writes as much as the two apart.
 
-This file imports Inductor, and is itself imported only by `gammabeta.inductor`.
+This file imports Inductor, and is itself imported only by `kernels/inductor.py`.
 """
 
 from __future__ import annotations
