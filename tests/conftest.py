@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.routes import ROUTES, taken
 
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 
 # Two thirds of the time of all tests. They compile, start processes, train, build, or go through all of PyTorch's own
 # samples; what they hold is held more briefly by the files beside them, or concerns few changes.

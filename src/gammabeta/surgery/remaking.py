@@ -241,8 +241,8 @@ class Remaking(TorchDispatchMode):
             return
         in_place = result is args[0]
         noted = [self._find(operand) for operand in operands]
-        if not any(noted) and func is not _MULTIPLY or in_place and (
-            noted[0] is None or noted[0].geometry != _geometry(result)
+        if (not any(noted) and func is not _MULTIPLY) or (
+            in_place and (noted[0] is None or noted[0].geometry != _geometry(result))
         ):
             return
         sources = [self._source(operand, result) for operand in operands]
