@@ -105,11 +105,10 @@ def _ratios(rows: Iterable[Swept]) -> list[str]:
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     for each in rows:
         row = each.row
-        ratio = f"{each.ratio:.2f}"
-        ratio = f"**{ratio}**" if each.above else f"*{ratio}*" if row.group == INACCURATE else ratio
+        mark = "*" * ((row.group == INACCURATE) + 2 * each.above)
         way = ("backward" if row.backward else "forward") + ", r" * row.residual
         key = f"{row.shape} {row.network}", f"{_name(row.dtype)}, {row.layout}", way
-        lines.setdefault(key, {})[row.activation] = ratio
+        lines.setdefault(key, {})[row.activation] = f"{mark}{each.ratio:.2f}{mark}"
     names = [name for name in ACTIVATIONS if any(name in line for line in lines.values())]
     return [
         f"| shape | dtype, layout | | {' | '.join(names)} |",
