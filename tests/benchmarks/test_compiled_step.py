@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 import torch
-from tests.benchmarks.small import network, with_activations, with_modules
+from tests.benchmarks.small import convolutional, network, with_activations, with_modules
 from torch import nn
 
 import gammabeta as gb
@@ -102,7 +102,7 @@ def test_a_missing_library_is_a_row_that_did_not_run(monkeypatch):
 
 @pytest.mark.skipif(compiler() is None, reason="Inductor needs a C++ compiler")
 def test_a_real_row_of_each_kind():
-    small = network(with_modules(), batch_norms=True)
+    small = network(convolutional(lambda: [nn.BatchNorm2d(6), nn.ReLU()]), batch_norms=True)
     with compiling(torch.get_num_threads()):
         for field in (compiled_step.training_field(small, "contiguous", FLOAT32), compiled_step.inference_field(small)):
             assert field.refused == {}

@@ -4,7 +4,7 @@
 |---|---|
 | gammabeta | a copy of torch's after `gammabeta.adopt`: only the class of its norms differs |
 | torch | as its library builds it, norms as torch or the library has them |
-| fused | adopted, then `gammabeta.fuse`, where an activation can be taken into a norm |
+| fused | adopted, then `gammabeta.fuse`; empty where that changes nothing |
 | recomputed | adopted and fused, then `gammabeta.recompute` |
 | without norms | torch's, each norm replaced by its activation, or by nothing: what the norms cost altogether |
 
@@ -70,7 +70,7 @@ def field(network: Network, layout: str, dtype: torch.dtype) -> Field:
         return Field({}, refused={OURS: reason})
     theirs = network.seeded()
     batch = network.batches(layout)[0]
-    models, refused = forms(network, theirs, batch)
+    models, refused = forms(network, theirs, batch), {}
     for model in (theirs, *models.values()):
         in_layout(model, layout)
     try:
@@ -91,8 +91,8 @@ def field(network: Network, layout: str, dtype: torch.dtype) -> Field:
     return Field(contestants, saved=saved, refused=refused)
 
 
-def forms(network: Network, theirs: nn.Module, batch: Batch) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Return the network in the other contestants' forms, and which of them it does not have, with the reason."""
+def forms(network: Network, theirs: nn.Module, batch: Batch) -> dict[str, nn.Module]:
+    """Return the network in the other contestants' forms; without the fused one where it equals the adopted one."""
     ours = copy.deepcopy(theirs)
     adopt(ours)
     fused = copy.deepcopy(ours)
@@ -102,11 +102,8 @@ def forms(network: Network, theirs: nn.Module, batch: Batch) -> tuple[dict[str, 
     recompute(recomputed)
     bare = copy.deepcopy(theirs)
     remove_norms(bare)
-    models = {OURS: ours, FUSED: fused, RECOMPUTED: recomputed, BARE: bare}
-    if change.changed:
-        return models, {}
-    del models[FUSED]
-    return models, {FUSED: "no activation module alone reads a norm's output, so that it is gammabeta's network"}
+    alone = {FUSED: fused} if change.changed else {}
+    return {OURS: ours, **alone, RECOMPUTED: recomputed, BARE: bare}
 
 
 def remove_norms(model: nn.Module) -> Change:
