@@ -289,6 +289,13 @@ def test_every_number_of_threads_is_measured(run):
     assert "### Norm, 2 threads\n" in text
 
 
+def test_a_terminal_shows_the_row_that_is_measured(run):
+    screen = io.StringIO()
+    console = Console(width=150, force_terminal=True, file=screen)
+    run([combination("a"), combination("b")], {"a": [1.2, 0.9], "b": [0.9]}, console=console)
+    assert "1 thread, repetition 2" in screen.getvalue()
+
+
 # The page.
 
 

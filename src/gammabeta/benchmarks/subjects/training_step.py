@@ -8,9 +8,10 @@
 | recomputed | adopted and fused, then `gammabeta.recompute` |
 | without norms | torch's, each norm replaced by its activation, or by nothing: what the norms cost altogether |
 
-timm's convolutional networks have norm and activation as one layer (`BatchNormAct2d`), which `adopt` turns into one
-layer of ours with an activation. The networks are timm's, a small Llama of transformers (hidden size 256, 4 layers) and
-a small U-Net with GroupNorm (`unet.py`). Rows of dtype bfloat16 run their forward under autocast, with float32 weights.
+The networks are timm's, a small Llama of transformers (hidden size 256, 4 layers) and a small U-Net with GroupNorm
+(`unet.py`). Most of timm's with BatchNorm have norm and activation as one layer (`BatchNormAct2d`), which `adopt` turns
+into one layer of ours with an activation; its ResNets have two. Rows of dtype bfloat16 run their forward under
+autocast, with float32 weights.
 
 Before anything is timed, outputs, gradients and running statistics are compared with those in float64. Each form of
 ours may be at most four times as far from them as torch's. The network without norms computes something else. It is
