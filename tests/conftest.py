@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from tests.routes import ROUTES, taken
 
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 
 # Two thirds of the time of all tests. They compile, start processes, train, build, or go through all of PyTorch's own
 # samples; what they hold is held more briefly by the files beside them, or concerns few changes.
 LONG_TAIL = (
-    "benchmarks/test_bench.py",
-    "benchmarks/test_world.py",
+    "benchmarks",
     "census",
     "cli/test_cli.py",
     "cli/test_exits.py",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.surgery.folding.affine import is_candidate
 
 # Name, keyword arguments, input size.

@@ -2,11 +2,11 @@
 
 import datetime
 import functools
-import importlib.util
 import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,8 @@ import gammabeta as gb
 from gammabeta.benchmarks import bench as engine
 from gammabeta.benchmarks import contest, ring
 from gammabeta.benchmarks.contest import COMPILED, COPY, OURS, TORCH, Field, Result, Row, Subject
-from gammabeta.benchmarks.subjects import SUBJECTS, training_step
+from gammabeta.benchmarks.page import FIGURES, page
+from gammabeta.benchmarks.subjects import SUBJECTS
 from gammabeta.cli import main as cli
 
 TODAY = datetime.date.today().isoformat()
@@ -239,15 +240,13 @@ def test_a_file_for_each_subject(run, tmp_path):
 def test_rows_where_we_are_not_ahead_are_listed_with_both_figures():
     rows = [result((2.0, 3.0, 4.0), (1.0, 1.5, 1.9)), result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0))]
     plan = engine.Plan((subject(),), (1,), 3, False, False, Path("."), "gammabeta bench")
-    text = engine.page(subject(), plan, rows, "warm", 2)
+    text = page(subject(), plan, rows, "warm", 2)
     assert text.split("## Where another is as fast or faster\n\n")[1] == (
         "- norm, forward (4, 8) float32 contiguous, 1 thread: 3.00 (2.00 – 4.00); torch 1.50 (1.00 – 1.90): "
         "2.00 of its time, ranges apart\n"
     )
     assert "## Over the limit\n\nNone.\n" in text
-    assert engine.page(subject(), plan, rows[1:], "warm", 1).endswith(
-        "## Where another is as fast or faster\n\nNowhere.\n"
-    )
+    assert page(subject(), plan, rows[1:], "warm", 1).endswith("## Where another is as fast or faster\n\nNowhere.\n")
 
 
 def test_a_contestant_that_did_not_run_is_named_with_its_reason(run):
@@ -298,6 +297,56 @@ def test_a_subject_that_lacks_something_is_skipped_with_the_reason(run, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_row_that_cannot_be_timed_is_named_and_the_others_are_timed(run):
+    def build(compiled):
+        return Field({TORCH: lambda number: lambda: None}, refused={OURS: "it needs timm"})
+
+    def timed(compiled):
+        return Field({name: lambda number: lambda: None for name in (OURS, TORCH)})
+
+    (path,) = run(subject(row("step of a", build=build), row("step of b", build=timed), unit="ms"), threads=[1, 2])
+    text = path.read_text(encoding="utf-8")
+    assert "step of a" not in text.split("## Did not run")[0]
+    assert text.split("## Did not run\n\n")[1].splitlines() == [
+        f"- step of a (4, 8) float32 contiguous, {threads}, gammabeta: it needs timm"
+        for threads in ("1 thread", "2 threads")
+    ]
+    assert text.count("| step of b |") == 2
+    assert "0 of 2 rows over their limit" in run.text
+    assert "2 rows did not run" in run.text
+
+
+def test_what_is_kept_for_backward_is_a_table_beside_torch(run):
+    def build(compiled):
+        contestants = {name: lambda number: lambda: None for name in (OURS, TORCH, "fused")}
+        return Field(contestants, saved={OURS: 2_000_000, TORCH: 4_000_000, "fused": 1_000_000})
+
+    known = replace(subject(row("step", build=build), unit="ms"), others=("fused", "bare"), variants=("fused", "bare"))
+    (path,) = run(known, threads=[1, 2])
+    text = path.read_text(encoding="utf-8")
+    table = text.split("## Kept for backward, in MB\n\n")[1].split("\n\n")[1].splitlines()
+    assert table[0] == "| operation | shape | dtype, layout | gammabeta | torch | fused | bare |"
+    assert table[2:] == ["| step | (4, 8) | float32, contiguous | 2.0 (0.50) | 4.0 | 1.0 (0.25) |  |"]
+
+
+def test_variants_have_a_column_and_do_not_compete():
+    this = result((2.0, 3.0, 4.0), (5.0, 6.0, 7.0))
+    this.seconds.update({"fused": (1.0, 1.0, 1.0), "Liger-Kernel": (1.0, 1.5, 1.9)})
+    known = replace(subject(unit="ms"), others=("fused", "Liger-Kernel"), variants=("fused",))
+    plan = engine.Plan((known,), (1,), 3, False, False, Path("."), "gammabeta bench")
+    text = page(known, plan, [this], "warm", 1)
+    assert "| fused | Liger-Kernel |" in text
+    behind = text.split("## Where another is as fast or faster\n\n")[1]
+    assert behind.count("\n") == 1
+    assert "Liger-Kernel 1500.0 (1000.0 – 1900.0): 2.00 of its time, ranges apart" in behind
+
+
+def test_a_subject_of_compiled_networks_is_skipped_without_the_compiler(run, tmp_path):
+    assert run(replace(subject(row()), compiles=True), compiled=False) == []
+    assert "fake_norms is skipped: it times torch.compile alone: leave --no-compile out" in run.text
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_absolute_units_have_no_column_of_copies(run):
     def build(compiled):
         return Field({name: lambda number: lambda: None for name in (OURS, TORCH)})
@@ -316,8 +365,9 @@ def test_absolute_units_have_no_column_of_copies(run):
         (["chanel_norms"], "there is no subject chanel_norms: did you mean channel_norms?"),
         (
             ["zzz"],
-            "there is no subject zzz: there are channel_norms, folding, sample_norms, small_inputs, training_step, "
-            "synced, watching, study_speed, gpu_channel_norms, gpu_sample_norms, gpu_training_step.",
+            "there is no subject zzz: there are channel_norms, folding, sample_norms, small_inputs, sweep, "
+            "training_step, compiled_step, synced, watching, study_speed, gpu_channel_norms, gpu_sample_norms, "
+            "gpu_training_step.",
         ),
         (["--rounds", "1"], "expected at least 2 rounds, since percentiles need two timings, got 1."),
         (["--threads", "0,1"], "expected numbers of threads of 1 or more, got 0."),
@@ -381,7 +431,7 @@ def test_help_names_the_subjects_without_importing_them():
 def test_every_subject_is_written_down(known):
     assert known.title.endswith(".")
     assert known.text
-    assert known.unit in engine.FIGURES
+    assert known.unit in FIGURES
     all_rows, few = known.rows(False), known.rows(True)
     names = [row.name for row in all_rows]
     assert len(names) == len(set(names))
@@ -401,9 +451,6 @@ def test_the_limits_are_those_that_were_set():
         ("GroupNorm, 32 groups, forward (32, 512, 28, 28) float32 channels_last", 1, 1.5),
     ):
         assert (rows[name].floor, rows[name].at_most) == (floor, at_most)
-    assert math.isclose(
-        rows["mobilenetv2_100, training step (16, 3, 160, 160) float32 channels_last"].at_most_of_torch, 1 / 1.15
-    )
     assert rows["BatchNorm1d, evaluation (8, 16) float32 contiguous"].at_most_of_torch == 1.5
     # On a GPU: 85 % of a copy's bandwidth from 64 MB on, and 1.7 times faster with residual and relu.
     assert rows["LayerNorm, backward (16384, 4096) bfloat16 contiguous"].at_most == 1.76
@@ -411,83 +458,3 @@ def test_the_limits_are_those_that_were_set():
     assert rows["BatchNorm, forward (256, 2048, 7, 7) bfloat16 channels_last"].at_most is None
     finished = rows["BatchNorm + residual + relu, forward (256, 256, 56, 56) bfloat16 channels_last"]
     assert math.isclose(finished.at_most_of_torch, 1 / 1.7)
-
-
-class BatchNormAct2d(nn.BatchNorm2d):
-    """A copy of timm's class: a norm that applies its activation itself."""
-
-    def __init__(self, channels, act, drop=None):
-        super().__init__(channels)
-        self.drop = drop or nn.Identity()
-        self.act = act
-
-    def forward(self, x):
-        return self.act(self.drop(super().forward(x)))
-
-
-def network(*acts):
-    torch.manual_seed(3)
-    norms = [BatchNormAct2d(6, act) for act in acts]
-    layers = [layer for norm in norms for layer in (nn.Conv2d(6, 6, 3), norm)]
-    model = nn.Sequential(*layers, nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * (12 - 2 * len(acts)) ** 2, 5))
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-    return model
-
-
-def test_the_swap_keeps_modules_parameters_and_results():
-    theirs = network(nn.ReLU6(inplace=True), nn.SiLU(), nn.LeakyReLU(0.2), nn.Identity())
-    ours = training_step.with_our_layers(theirs)
-    norms = [module for module in ours.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [(type(norm), norm.activation) for norm in norms] == [
-        (gb.BatchNorm2d, name) for name in ("relu6", "silu", "leaky_relu", None, None)
-    ]
-    assert norms[2].activation_slope == 0.2
-    assert type(theirs[1]) is BatchNormAct2d, "the network given stays as it is"
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    x, labels = torch.randn(7, 6, 12, 12), torch.randint(5, (7,))
-    training_step.check_equal(ours, theirs, x, labels)
-    # The comparison changed no statistics.
-    assert all(int(norm.num_batches_tracked) == 0 for norm in norms)
-
-
-@pytest.mark.parametrize("spoil", ["activation", "eps"])
-def test_a_swap_that_changes_results_is_not_timed(spoil):
-    theirs = network(nn.ReLU())
-    ours = training_step.with_our_layers(theirs)
-    setattr(ours[1], spoil, {"activation": None, "eps": 1e-2}[spoil])
-    with pytest.raises(RuntimeError, match="expected the same to rounding, so nothing was timed"):
-        training_step.check_equal(ours, theirs, torch.randn(7, 6, 12, 12), torch.randint(5, (7,)))
-
-
-def test_a_norm_that_does_something_else_is_refused():
-    model = nn.Sequential(BatchNormAct2d(4, nn.ReLU(), nn.Dropout(0.5)))
-    with pytest.raises(ValueError) as refused:  # noqa: PT011
-        training_step.with_our_layers(model)
-    assert str(refused.value) == (
-        "0: expected torch's BatchNorm2d, or timm's BatchNormAct2d with an idle drop and an activation out of "
-        "Hardswish, Identity, LeakyReLU, ReLU, ReLU6, SiLU; got BatchNormAct2d with drop Dropout and act ReLU, which "
-        "no layer of ours stands for."
-    )
-
-
-def test_what_the_training_step_needs_is_said(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert training_step.missing() == "it needs timm and torchvision: pip install --no-deps timm torchvision"
-
-
-@pytest.mark.skipif(training_step.missing() is not None, reason="timm and torchvision are not installed")
-def test_timm_s_layers_are_one_fused_layer_of_ours():
-    script = (
-        "import collections\n"
-        "from torch import nn\n"
-        "from gammabeta.benchmarks.subjects.training_step import load_timm, with_our_layers\n"
-        "model = with_our_layers(load_timm().create_model('mobilenetv2_100'))\n"
-        "norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]\n"
-        "print(collections.Counter((type(m).__module__, m.activation) for m in norms))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    module = "gammabeta.layers.batch_norm"
-    assert done.stdout == f"Counter({{('{module}', 'relu6'): 35, ('{module}', None): 17}})\n", done.stderr

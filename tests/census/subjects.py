@@ -12,7 +12,7 @@ import torch
 from tests.census.transformers_families import FAMILIES, transformer_subject
 from torch import Tensor, nn
 
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 
 CLASSES, BATCH = 4, 8
 Batches = Callable[[torch.Generator, Tensor], Any]

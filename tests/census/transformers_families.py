@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 
 VOCABULARY, LENGTH = 100, 12
 

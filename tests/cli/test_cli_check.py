@@ -12,7 +12,7 @@ from tests.counted import Counted
 from torch import nn
 from typer.testing import CliRunner
 
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.cli import main as cli
 from gammabeta.diagnostics.check import check
 from gammabeta.diagnostics.rules import RULES

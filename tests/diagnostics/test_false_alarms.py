@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.diagnostics.rules import RULES
 from gammabeta.introspection.norms import kind_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.lab.images.arms import ArmError, Unnormalized, batch_norms, put
 from gammabeta.lab.images.networks import build
 from gammabeta.lab.images.training import train

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects import training_step
+from gammabeta.benchmarks.networks import load_timm
 
 
 def network():
@@ -26,7 +26,7 @@ def count_thop(model):
 
 def count_ptflops(model):
     with contextlib.suppress(ImportError):
-        training_step.load_timm()  # and with it torchvision, which ptflops imports
+        load_timm()  # and with it torchvision, which ptflops imports
     count = pytest.importorskip("ptflops").get_model_complexity_info
     options = {"as_strings": False, "print_per_layer_stat": False, "verbose": False, "backend": "pytorch"}
     return count(copy.deepcopy(model), (3, 9, 9), **options)[0]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects import training_step
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.layers.batch_norm import BatchNorm
 from gammabeta.statistics import Batch, Ghost, Running, Synced
 from gammabeta.surgery import adopt as adopt_module
@@ -253,7 +253,7 @@ class TestFrozen:
 def zoo(name):
     """Import a module of timm or torchvision; skip the test where it is not installed."""
     try:
-        training_step.load_timm()
+        load_timm()
     except ImportError:
         pytest.skip("timm and torchvision are not installed")
     return importlib.import_module(name)
@@ -288,7 +288,7 @@ class TestNormAct:
 
     def test_a_network_of_timm_s_freezes_and_converts(self):
         zoo("timm.layers.norm_act")
-        m = randomize(training_step.load_timm().create_model("test_efficientnet"))
+        m = randomize(load_timm().create_model("test_efficientnet"))
         x = images(4).repeat(1, 1, 8, 8)
         expected = m.eval()(x)
         with gb.freeze(m) as change:

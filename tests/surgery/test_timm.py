@@ -10,7 +10,7 @@ from tests.zoo import build
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.statistics import Ghost
 
 NETWORKS = ("test_efficientnet", "test_byobnet", "test_resnet")

@@ -18,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ OURS, TORCH, COMPILED, COPY, LIGER = "gammabeta", "torch", "torch.compile", "cop
 
 Call = Callable[[], object]  # what is timed
 Contestant = Callable[[int], Call]  # not timed: from the timing's number to its call
+Measure = Callable[..., Path]  # from a subject, plan, words about the allocator and console to the subject's file
 
 
 def wall_clock(call: Call, repeats: int) -> tuple[float, object]:
@@ -55,7 +57,7 @@ class Field:
     """The contestants of a row.
 
     Args:
-        contestants: by name, among them `OURS` and `TORCH`.
+        contestants: by name, among them `OURS` and `TORCH`; without one of these the row is not timed.
         slots: number of buffers that the contestants cycle through, and of results that are held.
         saved: bytes that forward keeps for backward, per contestant.
         refused: contestants that could not take part, and why.
@@ -106,13 +108,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a row: seconds (p20, p50, p80) of each contestant."""
+    """The result of a row: seconds (p20, p50, p80) of each contestant; none where ours or torch's did not run."""
 
     row: Row
     threads: int
     seconds: Mapping[str, tuple[float, float, float]]
     saved: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the row was timed."""
+        return bool(self.seconds)
 
     def ratio(self, contestant: str = TORCH) -> float:
         """Return our median over another's."""
@@ -155,6 +162,9 @@ class Subject:
         missing: what must be installed first, in a sentence; None where nothing is missing.
         names: names of contestants in its tables, where they differ from their own.
         others: contestants besides ours, torch's and torch.compile's, each with its own column.
+        variants: those of `others` that do not compete: ours in another form, or no norm at all.
+        compiles: whether its contestants are compiled, so that nothing is left without torch.compile.
+        measure: measures the subject in its own way and returns its file; None for the usual one.
     """
 
     name: str
@@ -165,6 +175,9 @@ class Subject:
     missing: Callable[[], str | None]
     names: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    compiles: bool = False
+    measure: Measure | None = None
 
     def name_of(self, contestant: str) -> str:
         """Return the name of a contestant in this subject's tables."""
@@ -172,13 +185,22 @@ class Subject:
 
     @classmethod
     def of(cls, module: Any) -> Subject:
-        """Return a module's subject: its docstring, `UNIT`, `rows(quick)` and, if it has them, `missing()`, `NAMES`
-        and `OTHERS`."""
+        """Return a module's subject: its docstring, `UNIT`, `rows(quick)` and, if it has them, `missing()`, `NAMES`,
+        `OTHERS`, `VARIANTS`, `COMPILES` and `measure`."""
         title, _, text = (inspect.getdoc(module) or "").partition("\n")
-        missing = getattr(module, "missing", lambda: None)
-        name, names = module.__name__.rpartition(".")[2], getattr(module, "NAMES", {})
-        others = getattr(module, "OTHERS", ())
-        return cls(name, title.strip(), text.strip(), module.UNIT, module.rows, missing, names, others)
+        return cls(
+            name=module.__name__.rpartition(".")[2],
+            title=title.strip(),
+            text=text.strip(),
+            unit=module.UNIT,
+            rows=module.rows,
+            missing=getattr(module, "missing", lambda: None),
+            names=getattr(module, "NAMES", {}),
+            others=getattr(module, "OTHERS", ()),
+            variants=getattr(module, "VARIANTS", ()),
+            compiles=getattr(module, "COMPILES", False),
+            measure=getattr(module, "measure", None),
+        )
 
 
 def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
@@ -194,6 +216,8 @@ def contest(row: Row, threads: int, rounds: int, compiled: bool) -> Result:
     trim_heap()
     parts = row.build(compiled)
     contestants = dict(parts.contestants)
+    if not {OURS, TORCH} <= {*contestants}:
+        return Result(row, threads, {}, refused=parts.refused)
     repeats = max(_repeats(contestant, parts.slots, row.lasts, parts.clock) for contestant in contestants.values())
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     held: deque[object] = deque(maxlen=parts.slots)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.diagnostics.flow import own_forward
 
 C = 8

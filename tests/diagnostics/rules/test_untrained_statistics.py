@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gammabeta as gb
-from gammabeta.benchmarks.subjects.training_step import load_timm
+from gammabeta.benchmarks.networks import load_timm
 
 
 def trained_network():

@@ -3,6 +3,7 @@
 from gammabeta.benchmarks.contest import Subject
 from gammabeta.benchmarks.subjects import (
     channel_norms,
+    compiled_step,
     folding,
     gpu_channel_norms,
     gpu_sample_norms,
@@ -10,6 +11,7 @@ from gammabeta.benchmarks.subjects import (
     sample_norms,
     small_inputs,
     study_speed,
+    sweep,
     synced,
     training_step,
     watching,
@@ -20,7 +22,9 @@ MODULES = (
     folding,
     sample_norms,
     small_inputs,
+    sweep,
     training_step,
+    compiled_step,
     synced,
     watching,
     study_speed,

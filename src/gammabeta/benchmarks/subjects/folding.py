@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gammabeta.benchmarks import networks
 from gammabeta.benchmarks.contest import OURS, TORCH, Call, Contestant, Field, Row
-from gammabeta.benchmarks.subjects import training_step
 from gammabeta.surgery.fold import fold
 
 UNIT = "ms"
@@ -18,7 +18,7 @@ UNIT = "ms"
 SHAPE = (8, 3, 160, 160)
 NETWORKS = ("mobilenetv2_100", "efficientnet_b0", "mobilenetv3_large_100", "resnet50", "regnetx_004")
 
-missing = training_step.missing
+missing = networks.missing
 
 
 def rows(quick: bool) -> list[Row]:
@@ -29,8 +29,8 @@ def rows(quick: bool) -> list[Row]:
 def _row(name: str) -> Row:
     def build(compiled: bool) -> Field:
         torch.manual_seed(0)
-        model = training_step.load_timm().create_model(name).eval()
-        _randomize(model)
+        model = networks.load_timm().create_model(name).eval()
+        networks.randomize_norms(model)
         x = torch.randn(SHAPE)
         result = fold(model, x[:2])
         if result.refused:
@@ -47,14 +47,3 @@ def _inference(model: nn.Module, x: torch.Tensor) -> Contestant:
 
     timed: Call = call
     return lambda number: timed
-
-
-@torch.no_grad()
-def _randomize(model: nn.Module) -> None:
-    """Set statistics and affine parameters to values near those of a trained network."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 1.5)
-            module.weight.uniform_(0.7, 1.3)
-            module.bias.normal_(0, 0.2)

@@ -16,8 +16,8 @@ from torch import nn
 
 from gammabeta.benchmarks import gpu
 from gammabeta.benchmarks.contest import COMPILED, OURS, TORCH, Call, Contestant, Field, Row, device_clock
+from gammabeta.benchmarks.networks import load_timm
 from gammabeta.benchmarks.ring import join
-from gammabeta.benchmarks.subjects.training_step import load_timm
 from gammabeta.surgery.adopt import adopt
 from gammabeta.surgery.fuse import fuse
 

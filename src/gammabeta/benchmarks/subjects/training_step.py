@@ -1,191 +1,128 @@
-"""A whole training step of timm's networks: forward, loss, backward, SGD, with torch's layers and with ours.
+"""A whole training step of networks: forward, loss, backward, SGD, with torch's layers and with ours.
 
-Ours is a copy of the same network in which only the class of the norms differs. timm's mobile networks have norm and
-activation as one layer (`BatchNormAct2d`), which becomes one layer of ours with an activation. ResNet-50 has plain
-BatchNorm2d. Before anything is timed, outputs, gradients and running statistics of both are compared with those in
-float64: ours may be at most four times as far from them as torch's.
+| contestant | the network |
+|---|---|
+| gammabeta | a copy of torch's after `gammabeta.adopt`: only the class of its norms differs |
+| torch | as its library builds it, norms as torch or the library has them |
+| fused | adopted, then `gammabeta.fuse`; empty where that changes nothing |
+| recomputed | adopted and fused, then `gammabeta.recompute` |
+| without norms | torch's, each norm replaced by its activation, or by nothing: what the norms cost altogether |
 
-torch.compile does not take part, since the ratio is about eager layers.
+The networks are timm's, a small Llama of transformers (hidden size 256, 4 layers) and a small U-Net with GroupNorm
+(`unet.py`). Most of timm's with BatchNorm have norm and activation as one layer (`BatchNormAct2d`), which `adopt` turns
+into one layer of ours with an activation; its ResNets have two. Rows of dtype bfloat16 run their forward under
+autocast, with float32 weights.
+
+Before anything is timed, outputs, gradients and running statistics are compared with those in float64. Each form of
+ours may be at most four times as far from them as torch's. The network without norms computes something else. It is
+left out where its outputs or gradients are not finite, and its learning rate is 0, so that they stay finite.
+
+torch.compile does not take part: `compiled_step` times compiled networks.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
-import sys
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from gammabeta.benchmarks.contest import OURS, TORCH, Call, Contestant, Field, Row
-from gammabeta.benchmarks.ring import LAYOUTS
-from gammabeta.layers.batch_norm import BatchNorm2d
-from gammabeta.statistics import Batch
+from gammabeta.benchmarks import networks
+from gammabeta.benchmarks.contest import OURS, TORCH, Contestant, Field, Row
+from gammabeta.benchmarks.networks import NETWORKS, Batch, Network, in_layout
+from gammabeta.benchmarks.step import check_step, kept_bytes, one_pass, steps
+from gammabeta.introspection.norms import is_norm_act
+from gammabeta.surgery.adopt import adopt, is_adoptable
+from gammabeta.surgery.change import Change, transaction
+from gammabeta.surgery.fuse import fuse
+from gammabeta.surgery.recompute import is_recomputing, recompute
 
 UNIT = "ms"
+FUSED, RECOMPUTED, BARE = "fused", "recomputed", "without norms"
+OTHERS = VARIANTS = (FUSED, RECOMPUTED, BARE)
 
-SHAPE = (16, 3, 160, 160)
-BATCHES = 4  # of images and labels, which the steps cycle through
-# The network, and the limit of our time over torch's.
-NETWORKS = (("mobilenetv2_100", 1 / 1.15), ("efficientnet_b0", 1 / 1.15), ("resnet50", 1.0))
-# The layer that a network has after its norm, and our name of it; leaky_relu has its slope too.
-ACTIVATIONS: dict[type[nn.Module], str | None] = {
-    nn.Identity: None,
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.LeakyReLU: "leaky_relu",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
-# How many times farther from float64 than torch's float32: roundings in another order, and kinks that they cross.
-FARTHER = 4
-# Relative. A value within a rounding of 0 may fall on the other side of a relu, in torch's arithmetic as in ours. One
-# such value in ResNet-50 changed its gradients by 1.4e-5, where rounding alone changes both by 1.3e-6.
-LEAST = 1e-4
+DTYPES = (torch.float32, torch.bfloat16)
+# Of torch's time: promised for float32 in both layouts. Everything else may take as long as torch's.
+LIMITS = {"mobilenetv2_100": 0.80, "efficientnet_b0": 0.88, "resnet50": 0.90}
+NO_SLOWER = 1.0
+OBSERVED = 2  # samples on which `fuse` observes the model
 
-_libraries: list[torch.library.Library] = []  # a schema lives as long as the object that declared it
-
-
-def missing() -> str | None:
-    if importlib.util.find_spec("timm") and importlib.util.find_spec("torchvision"):
-        return None
-    return "it needs timm and torchvision: pip install --no-deps timm torchvision"
+missing = networks.missing
 
 
 def rows(quick: bool) -> list[Row]:
-    """Return each network in both layouts; quick: only the first."""
-    return [
-        _row(name, layout, at_most) for name, at_most in (NETWORKS[:1] if quick else NETWORKS) for layout in LAYOUTS
-    ]
+    """Return each network in its layouts and both dtypes; quick: only the first, in float32."""
+    chosen, dtypes = (NETWORKS[:1], DTYPES[:1]) if quick else (NETWORKS, DTYPES)
+    return [_row(network, layout, dtype) for network in chosen for dtype in dtypes for layout in network.layouts]
 
 
-def _row(name: str, layout: str, at_most: float) -> Row:
+def _row(network: Network, layout: str, dtype: torch.dtype) -> Row:
     def build(compiled: bool) -> Field:
-        torch.manual_seed(0)
-        theirs = load_timm().create_model(name).train()
-        ours = with_our_layers(theirs)
-        x, labels = torch.randn(SHAPE), torch.randint(1000, SHAPE[:1])
-        check_equal(ours, theirs, x.contiguous(memory_format=LAYOUTS[layout]), labels)
-        return Field({OURS: steps(ours, layout), TORCH: steps(theirs, layout)})
+        return field(network, layout, dtype)
 
-    return Row(f"{name}, training step", SHAPE, torch.float32, layout, build, at_most_of_torch=at_most)
+    at_most = LIMITS.get(network.name, NO_SLOWER) if dtype == torch.float32 else NO_SLOWER
+    return Row(f"{network.name}, training step", network.shape, dtype, layout, build, at_most_of_torch=at_most)
 
 
-def steps(model: nn.Module, layout: str) -> Contestant:
-    """Return training steps of the network, on other images each time. Model and images get the layout."""
-    generator = torch.Generator().manual_seed(0)
-    model.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    images = [torch.randn(SHAPE, generator=generator).contiguous(memory_format=LAYOUTS[layout]) for _ in range(BATCHES)]
-    labels = [torch.randint(1000, SHAPE[:1], generator=generator) for _ in range(BATCHES)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-
-    def contestant(number: int) -> Call:
-        x, y = images[number % BATCHES], labels[number % BATCHES]
-
-        def step() -> None:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-
-        return step
-
-    return contestant
-
-
-def with_our_layers(model: nn.Module) -> nn.Module:
-    """Return a copy of the network whose BatchNorm2d are ours: the same modules and parameters, another class.
-
-    A subclass of BatchNorm2d with its own forward is changed where it is a norm and then an activation, as in timm's
-    BatchNormAct2d (`act`, and a `drop` that does nothing). Its activation becomes that of our layer.
-
-    Raises:
-        ValueError: a subclass of BatchNorm2d that is built in another way.
-    """
-    model = copy.deepcopy(model)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            activation, slope = _activation(name, module)
-            module.__class__ = BatchNorm2d
-            changed: Any = module
-            # What our constructor sets in addition.
-            changed.activation = activation
-            changed.activation_slope = slope
-            changed.statistics = Batch()
-    return model
-
-
-def _activation(name: str, norm: nn.BatchNorm2d) -> tuple[str | None, float]:
-    """Return name and slope of the activation that a norm's own forward applies."""
-    if type(norm) is nn.BatchNorm2d:
-        return None, 0.01
-    act: Any = getattr(norm, "act", None)
-    drop = getattr(norm, "drop", None)
-    if type(norm).__name__ != "BatchNormAct2d" or type(drop) is not nn.Identity or type(act) not in ACTIVATIONS:
-        raise ValueError(
-            f"{name}: expected torch's BatchNorm2d, or timm's BatchNormAct2d with an idle drop and an activation "
-            f"out of {', '.join(sorted(known.__name__ for known in ACTIVATIONS))}; got {type(norm).__name__} with drop "
-            f"{type(drop).__name__} and act {type(act).__name__}, which no layer of ours stands for."
-        )
-    return ACTIVATIONS[type(act)], getattr(act, "negative_slope", 0.01)
-
-
-def check_equal(ours: nn.Module, theirs: nn.Module, x: Tensor, labels: Tensor) -> None:
-    """Compare one training forward and backward of both networks with torch's in float64. Both keep their state.
-
-    Raises:
-        RuntimeError: output, gradients or running statistics of ours are farther from float64's than `FARTHER` times
-            torch's and than `LEAST`, both relative in the Euclidean norm.
-    """
-    exact = _one_pass(copy.deepcopy(theirs).double(), x.double(), labels)
-    by_torch = _one_pass(copy.deepcopy(theirs), x, labels)
-    by_us = _one_pass(copy.deepcopy(ours), x, labels)
-    for what, true in exact.items():
-        size = true.norm()
-        torch_off, off = ((found[what].double() - true).norm() / size for found in (by_torch, by_us))
-        if not off <= max(FARTHER * torch_off, LEAST):
-            raise RuntimeError(
-                f"the {what} with our layers are {off:.1e} from float64's and {torch_off:.1e} with torch's: "
-                "expected the same to rounding, so nothing was timed."
-            )
-
-
-def _one_pass(model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    y = model(x)
-    F.cross_entropy(y, labels).backward()
-    return {
-        "outputs": y.detach(),
-        "gradients": _flat([p.grad for p in model.parameters() if p.grad is not None]),
-        "running statistics": _flat(
-            [b for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
-        ),
-    }
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors]) if tensors else torch.zeros(1)
-
-
-def load_timm() -> Any:
-    """Import timm, also where its torchvision is built for CUDA and torch is not.
-
-    Such a torchvision misses its operators and cannot be imported. With their schemas declared it can, and the networks
-    work, since they need none of these operators.
-    """
+def field(network: Network, layout: str, dtype: torch.dtype) -> Field:
+    """Return the contestants of a row, after they were compared with float64 and their bytes counted."""
+    reason = network.missing()
+    if reason is not None:
+        return Field({}, refused={OURS: reason})
+    theirs = network.seeded()
+    batch = network.batches(layout)[0]
+    models, refused = forms(network, theirs, batch), {}
+    for model in (theirs, *models.values()):
+        in_layout(model, layout)
     try:
-        return importlib.import_module("timm")
+        check_step(network, theirs, {name: m for name, m in models.items() if name != BARE}, batch, dtype)
     except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for half_imported in [name for name in sys.modules if name.partition(".")[0] in ("timm", "torchvision")]:
-        del sys.modules[half_imported]
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    _libraries.append(library)
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        library.define(schema)
-    return importlib.import_module("timm")
+        return Field({}, refused={OURS: str(error)})
+    if BARE in models:
+        reason = why_not_bare(network, models[BARE], batch, dtype)
+        if reason is not None:
+            del models[BARE]
+            refused[BARE] = reason
+    contestants: dict[str, Contestant] = {}
+    saved: dict[str, int] = {}
+    for name, model in {TORCH: theirs, **models}.items():
+        saved[name] = kept_bytes(network, model, batch, dtype, remake=is_recomputing(model))
+        rate = {"rate": 0.0} if name == BARE else {}
+        contestants[name] = steps(network, model, layout, dtype, **rate)
+    return Field(contestants, saved=saved, refused=refused)
+
+
+def forms(network: Network, theirs: nn.Module, batch: Batch) -> dict[str, nn.Module]:
+    """Return the network in the other contestants' forms; without the fused one where it equals the adopted one."""
+    ours = copy.deepcopy(theirs)
+    adopt(ours)
+    fused = copy.deepcopy(ours)
+    inputs = batch.first(OBSERVED).inputs
+    change = fuse(fused, inputs, forward=lambda model, given: network.call(model, given))
+    recomputed = copy.deepcopy(fused)
+    recompute(recomputed)
+    bare = copy.deepcopy(theirs)
+    remove_norms(bare)
+    alone = {FUSED: fused} if change.changed else {}
+    return {OURS: ours, **alone, RECOMPUTED: recomputed, BARE: bare}
+
+
+def remove_norms(model: nn.Module) -> Change:
+    """Replace each norm by the activation that it holds, or by nothing."""
+    with transaction("remove_norms") as change:
+        for name, module in list(model.named_modules()):
+            if is_adoptable(module):
+                left = module.get_submodule("act") if is_norm_act(module) else nn.Identity()
+                change.replace(model, module, left)
+                change.note(name, f"{type(left).__name__} in the place of {type(module).__name__}")
+    return change
+
+
+def why_not_bare(network: Network, model: nn.Module, batch: Batch, dtype: torch.dtype) -> str | None:
+    """Return why the network cannot be timed without its norms; None where it can."""
+    try:
+        found = one_pass(network, model, batch, dtype)
+    except RuntimeError as error:  # an activation in place where its norm was not
+        return str(error).partition("\n")[0]
+    broken = [what for what, values in found.items() if not bool(values.isfinite().all())]
+    return f"its {' and '.join(broken)} are not finite" if broken else None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gammabeta.benchmarks.contest import OURS, TORCH, Call, Contestant, Field, Row
-from gammabeta.benchmarks.subjects.training_step import load_timm, missing
+from gammabeta.benchmarks.networks import load_timm, missing
 from gammabeta.monitoring.watch import watch
 
 __all__ = ["NAMES", "UNIT", "missing", "rows"]
