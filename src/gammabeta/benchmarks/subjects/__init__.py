@@ -13,6 +13,7 @@ from gammabeta.benchmarks.subjects import (
     study_speed,
     sweep,
     synced,
+    tails,
     training_step,
     watching,
 )
@@ -23,6 +24,7 @@ MODULES = (
     sample_norms,
     small_inputs,
     sweep,
+    tails,
     training_step,
     compiled_step,
     synced,
