@@ -98,3 +98,22 @@ def test_ordinary_values_raise_none(
     assert found
     wrong = {name: bits for name, bits in found.items() if bits & (DENORMAL_OPERAND | UNDERFLOW)}
     assert wrong == {}, f"{mode} {activation} {dtype}: flags {wrong} ({Path(__file__).name} has their names)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_silu_raises_none_in_its_tail_either(processor: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """From e^z = 1.2e-38 on silu and its derivative are 0: dividing by an e^{−z} near the largest number takes long."""
+    low, high = (-120.0, -80.0) if dtype == torch.float32 else (-760.0, -700.0)
+    x = torch.linspace(low, high, 4 * 8 * 6 * 6, dtype=dtype).reshape(4, 8, 6, 6)
+    mean, var = torch.zeros(8, dtype=dtype), torch.ones(8, dtype=dtype)
+    rest = 1e-12, "silu", 0.0
+    with one_thread():
+        processor.clear()
+        y = KERNELS.channel_apply_forward(x, mean, var, None, None, None, None, *rest)
+        g, *_ = KERNELS.channel_norm_backward(torch.ones_like(x), x, None, None, None, None, mean, var, None, *rest)
+        assert not processor.flags() & (UNDERFLOW | DENORMAL_OPERAND)
+    exact = x.double() / (1 + torch.exp(-x.double()))
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1.1e-36 if dtype == torch.float32 else 2.5e-305)
+    assert (y != 0).any()
+    assert (y == 0).any()
+    assert g.isfinite().all()

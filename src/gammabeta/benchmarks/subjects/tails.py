@@ -42,10 +42,12 @@ def _row(activation: str, dtype: torch.dtype, tail: tuple[float, float, float], 
         generator = torch.Generator().manual_seed(0)
         size = torch.rand(SHAPE, generator=generator)
         ordinary = (16 * size - 8).to(dtype)
-        return Field({
-            OURS: _contestant(((low + (high - low) * size) * sign).to(dtype), activation, backward),
-            TORCH: _contestant(torch.where(ordinary.abs() < 1e-3, 1.0, ordinary), activation, backward),
-        })
+        return Field(
+            {
+                OURS: _contestant(((low + (high - low) * size) * sign).to(dtype), activation, backward),
+                TORCH: _contestant(torch.where(ordinary.abs() < 1e-3, 1.0, ordinary), activation, backward),
+            }
+        )
 
     name = f"{activation}, {'backward' if backward else 'forward'}"
     return Row(name, SHAPE, dtype, "contiguous", build, at_most_of_torch=AT_MOST, lasts=_LASTS)
