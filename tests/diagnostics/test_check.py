@@ -155,7 +155,7 @@ def test_a_forward_that_raises_is_told_with_the_shapes_and_leaves_the_model():
         (
             (nn.ReLU(),),
             {"intent": "fun"},
-            "check: expected intent as one of contrastive, gradient-penalty, private, got 'fun'.",
+            "check: expected intent as one of contrastive, gradient-penalty, private, memory, got 'fun'.",
         ),
         (
             (nn.ReLU(),),

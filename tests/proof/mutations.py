@@ -43,7 +43,7 @@ class Mutation:
 
 CPU = (
     Mutation("variance divided by n - 1", "cpu/channel_norm.cpp",
-             "const double var = m.m2 / (m.count > 1 ? m.count : 1);", "const double var = m.m2 / (m.count > 1 ? m.count - 1 : 1);"),
+             "var = returned(m.m2 / (m.count > 1 ? m.count : 1));", "var = returned(m.m2 / (m.count > 1 ? m.count - 1 : 1));"),
     Mutation("returned variance divided by n - 1", "cpu/channel_norm.cpp",
              "spread[i] = variance ? statistics[i].m2 / (count[i] > 1 ? count[i] : 1)",
              "spread[i] = variance ? statistics[i].m2 / (count[i] > 1 ? count[i] - 1 : 1)"),

@@ -110,7 +110,7 @@ def _with_in_place(names: tuple[str, ...], overload: str) -> set[Any]:
 _ELEMENTWISE = _with_in_place(
     (
         "relu", "hardtanh", "leaky_relu", "silu", "hardswish", "gelu", "elu", "mish", "sigmoid", "tanh", "hardsigmoid",
-        "clone", "_to_copy",
+        "clone", "_to_copy", "constant_pad_nd",
     ),
     "default",
 ) | _with_in_place(("add", "sub", "mul"), "Tensor")  # fmt: skip

@@ -14,7 +14,10 @@ from gammabeta.lab.trials.trial import Trial
 
 def test_the_distances_are_zero_where_the_original_is_restored_up_to_a_scale():
     mu, sigma = torch.tensor([0.5, -2.0, 1.0]), torch.tensor([0.5, 1.0, 4.0])
-    assert distances(7 * sigma, 7 * mu, mu, sigma) == {"mean": pytest.approx(0, abs=1e-6), "spread": pytest.approx(0)}
+    assert distances(7 * sigma, 7 * mu, mu, sigma) == {
+        "mean": pytest.approx(0, abs=1e-6),
+        "spread": pytest.approx(0, abs=1e-6),  # float32, whose log differs between processors
+    }
     # a negative γ with β along turns the sign of the output only
     assert distances(-sigma, -mu, mu, sigma)["mean"] == pytest.approx(0)
     standardized = distances(torch.ones(3), torch.zeros(3), mu, sigma)
