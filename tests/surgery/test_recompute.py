@@ -398,6 +398,24 @@ def test_while_something_else_decides():
     torch.testing.assert_close(program.module()(x), plain(x))
 
 
+def test_tensors_without_a_version():
+    """Those of inference mode have none. A model may add them; autograd saves none."""
+    with torch.inference_mode():
+        shift = torch.randn(4, 3, 12, 12)
+
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.conv(torch.relu(self.norm(x) + shift))
+
+    torch.manual_seed(0)
+    one, other = both(Shifted())
+    assert equal(trained(one, images()), trained(other, images()))
+
+
 def test_a_compiled_model_is_left_to_the_partitioner():
     torch.manual_seed(0)
     one, other = both(Blocks())

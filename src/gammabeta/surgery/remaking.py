@@ -148,11 +148,11 @@ def _geometry(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _is_plain(tensor: Any) -> bool:
-    """Return whether a tensor has a storage with its elements and nothing else, and no meaning beyond them."""
+    """Return whether a tensor has a storage with its elements, a version, and no meaning beyond them."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout == torch.strided
-        and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized)
+        and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.is_inference())
     )
 
 
