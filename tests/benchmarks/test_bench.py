@@ -365,7 +365,7 @@ def test_absolute_units_have_no_column_of_copies(run):
         (["chanel_norms"], "there is no subject chanel_norms: did you mean channel_norms?"),
         (
             ["zzz"],
-            "there is no subject zzz: there are channel_norms, folding, sample_norms, small_inputs, sweep, "
+            "there is no subject zzz: there are channel_norms, folding, sample_norms, small_inputs, sweep, tails, "
             "training_step, compiled_step, synced, watching, study_speed, gpu_channel_norms, gpu_sample_norms, "
             "gpu_training_step.",
         ),
