@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
 from gammabeta.surgery.recompute import is_recomputing
+from gammabeta.surgery.remaking import remaking
 
 
 class Blocks(nn.Module):
@@ -281,6 +282,32 @@ def test_outputs_that_are_changed_returned_or_viewed():
     assert equal(*results)
 
 
+def test_a_tensor_with_several_readers_is_not_overwritten():
+    """The activation in place is made again from the norm's output, which the convolution reads as it was."""
+
+    class Model(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.norm, self.a, self.b, self.in_place = (
+                nn.BatchNorm2d(3),
+                nn.Conv2d(3, 4, 1),
+                nn.Conv2d(3, 4, 1),
+                in_place,
+            )
+
+        def forward(self, x):
+            y = self.norm(x)
+            z = self.a(y)
+            return z + self.b(torch.relu_(y) if self.in_place else torch.relu(y))
+
+    torch.manual_seed(0)
+    expected = Model(in_place=False)
+    model = copy.deepcopy(expected)
+    model.in_place = True
+    gb.recompute(model)
+    assert equal(trained(model, images()), trained(expected, images()))
+
+
 def test_a_part_that_is_written_in_place_is_kept_as_torch_keeps_it():
     norm, conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1)
 
@@ -323,6 +350,16 @@ def test_with_checkpointing(where, reentrant):
         out.square().sum().backward()
         results.append([x.grad, *(p.grad for p in m.parameters() if p.grad is not None), *m.buffers()])
     assert equal(*results)
+
+
+def test_nothing_is_noted_inside_of_a_checkpoint():
+    norm, x = nn.BatchNorm2d(3), images().requires_grad_()
+    with remaking() as mode:
+        y = checkpoint(norm, x, use_reentrant=False)
+        assert not mode._noted
+        z = norm(x)
+        assert mode._noted
+    (y + z).sum().backward()
 
 
 def test_a_checkpoint_around_still_keeps_nothing():
