@@ -175,7 +175,8 @@ def parts(
     """Draw the indices of the training, tuning and test samples; the first two index the training part.
 
     They are at most ``draw.most``, a quarter and half of it. Where the training part is smaller, a fifth of it is for
-    tuning. They have equal shares of each class.
+    tuning. They have equal shares of each class, and stand in a random order: files hold one class after another, and
+    the first samples of a part serve as a sample of it (for exact statistics, for one).
 
     Raises:
         TaskError: a class that few of many samples have is hardly among those that are drawn.
@@ -190,7 +191,7 @@ def parts(
     is_held_out = np.zeros(len(kept), dtype=bool)
     is_held_out[held_out] = True
     wanted = len(y_test) if most is None else min(round(most * TEST / TRAIN), len(y_test))
-    tested = stratified(y_test, wanted, np.random.default_rng(0))
+    tested = stratified(y_test, wanted, of_test := np.random.default_rng(0))
     for part, drawn, fewest in (("train", y_train[kept], FEWEST), ("test", y_test[tested], FEWEST_TESTED)):
         counts = np.bincount(drawn.astype(np.int64), minlength=int(y_train.max()) + 1)
         least = int(np.argmin(counts))
@@ -199,7 +200,7 @@ def parts(
                 f"{where}: expected {fewest} {what} of each class or more among the {len(drawn)} that the study takes "
                 f"from x_{part}, got {counts[least]} of class {least}: bring more of it, or leave the class out."
             )
-    return kept[~is_held_out], kept[is_held_out], tested
+    return rng.permutation(kept[~is_held_out]), rng.permutation(kept[is_held_out]), of_test.permutation(tested)
 
 
 def stratified(y_n: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
