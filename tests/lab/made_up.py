@@ -11,8 +11,8 @@ WORSE = (9.0, 9.1, 9.2, 9.1)
 NAMES = {"batch": "BatchNorm", "group": "GroupNorm", "none": "no normalization", "layer": "LayerNorm", "rms": "RMSNorm"}
 
 
-def compared(values, *, timings=None, saved=None, recalibrated=None, precision=CONTINUOUS, headroom=None, fragile=(),
-             **of_comparison):  # fmt: skip
+def compared(values, *, timings=None, saved=None, recomputed=None, recalibrated=None, precision=CONTINUOUS,
+             headroom=None, fragile=(), **of_comparison):  # fmt: skip
     """Compare norms with these values, one per seed; the first is the usual one."""
     given = {"scale": ERROR, "kind": "images", "devices": 1, "learned": True, "batch_size": 4, **of_comparison}
     arms = side_by_side(
@@ -25,6 +25,7 @@ def compared(values, *, timings=None, saved=None, recalibrated=None, precision=C
                 (timings or {}).get(norm, (0.01, 0.01)),
                 (saved or {}).get(norm, 1000),
                 (recalibrated or {}).get(norm, ()),
+                recomputed=(recomputed or {}).get(norm),
                 headroom=(headroom or {}).get(norm),
                 fragile=norm in fragile,
             )

@@ -1,5 +1,7 @@
 """What measured claims say for a norm and against it: by their verdicts, at the batch in question."""
 
+import math
+
 import pytest
 from tests.lab.made_up import BATCH, BETTER, compared
 
@@ -91,3 +93,11 @@ def test_only_claims_and_norms_that_exist_are_spoken_of():
     assert {norm for of_claim in SPEAKS.values() for norm in of_claim} <= known
     assert set(SPEAKS) | set(SEVERAL) <= claims
     assert {name for row in KINDS.values() for name in row.claims} <= set(SPEAKS)
+
+
+def test_an_interval_that_bounds_nothing_is_called_unknown():
+    effect = Effect("rise", 0.0, -math.inf, math.inf, "points", (-1, 1), 0.0, "inconclusive", 2)
+    sentence = f"it rises by {effect.value:+.3f} [{effect.low:.3f}, {effect.high:+.3f}] points"
+    made = Outcome("inconclusive", sentence, [effect], Room(True, ""))
+    assert made.sentence == "it rises by +0.000 [unknown] points"
+    assert made.to_json()["sentence"] == made.sentence

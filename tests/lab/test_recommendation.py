@@ -50,6 +50,23 @@ def test_a_better_norm_is_quoted_by_what_it_gains_at_least():
     ]  # fmt: skip
 
 
+def test_what_recompute_leaves_of_the_memory_is_said_of_the_recommended_norm():
+    bytes_of = {"saved": {"batch": 1000, "group": 900}, "recomputed": {"batch": 440, "group": 450}}
+    usual = compared({"batch": BATCH, "group": WORSE}, **bytes_of)
+    other = compared({"batch": BATCH, "group": BETTER}, **bytes_of)
+    assert recommended(usual)["costs"] == "gb.recompute(model) leaves 44 % of the memory kept for the backward pass."
+    assert recommended(other)["costs"] == (
+        "the same time per step, 10 % less memory kept for the backward pass. gb.recompute(model) leaves 50 % of the "
+        "memory kept for the backward pass."
+    )
+    little = compared({"batch": BATCH, "group": WORSE}, recomputed={"batch": 950})
+    assert recommended(little)["costs"] is None
+    table = usual.to_json()["table"]
+    at = table["columns"].index("memory after gb.recompute")
+    assert {row[0]: row[at] for row in table["rows"]} == {"BatchNorm": 0.44, "GroupNorm": 0.45}
+    assert "memory after gb.recompute" not in compared({"batch": BATCH}).to_json()["table"]["columns"]
+
+
 def test_an_equally_good_norm_is_recommended_for_what_it_saves():
     said = recommended(compared({"layer": BATCH, "rms": LEVEL}, timings={"rms": (0.008, 0.0083)}))
     assert said["headline"] == (

@@ -15,6 +15,8 @@ from gammabeta.lab.interval import CONTINUOUS, Precision
 from gammabeta.lab.outcome import Axis, Criterion, Effect, Picture, Table, bars
 from gammabeta.lab.paired import differences
 from gammabeta.lab.task import Kind
+from gammabeta.surgery import kept_bytes as surgery
+from gammabeta.surgery.kept_bytes import KeptBytes
 
 Batch = TypeVar("Batch")
 
@@ -62,6 +64,7 @@ class Compared:
             are synchronized, the modelled exchange is in them.
         saved: bytes that one forward pass keeps for the backward pass; `side_by_side` makes them at least 1, so that
             ratios are finite.
+        recomputed: the bytes that it keeps after `gammabeta.recompute`; None where that was not looked at.
         recalibrated: the values with exact statistics in place of the moving averages; empty where there are none.
         gain: the usual arm's value minus this one's; None for the usual arm itself. The intervals of all gains hold
             together with 95 %.
@@ -78,6 +81,7 @@ class Compared:
     timings: tuple[float, ...]
     saved: int
     recalibrated: tuple[float, ...] = ()
+    recomputed: int | None = None
     headroom: int | None = None
     fragile: bool = False
     gain: Effect | None = None
@@ -147,6 +151,7 @@ class Comparison:
 
     def table(self) -> Table:
         exact = any(arm.recalibrated for arm in self.arms)
+        recomputed = any(arm.recomputed is not None for arm in self.arms)
         room = any(arm.headroom is not None for arm in self.arms)
         rows = [
             [
@@ -158,6 +163,7 @@ class Comparison:
                 *([mean(arm.recalibrated) if arm.recalibrated else None] if exact else []),
                 arm.seconds / self.usual.seconds,
                 arm.saved / self.usual.saved,
+                *([arm.recomputed and arm.recomputed / self.usual.saved] if recomputed else []),
                 *([arm.headroom] if room else []),
             ]
             for arm in sorted(self.arms, key=lambda arm: arm.value)
@@ -165,6 +171,7 @@ class Comparison:
         columns = ["norm", "learning rate", f"{self.scale.name}, {self.scale.unit}", "lowest", "highest"]
         columns += ["with exact statistics"] if exact else []
         columns += ["time per step", "memory for the backward pass"]
+        columns += ["memory after gb.recompute"] if recomputed else []
         columns += ["usable learning rates"] if room else []
         return Table(f"Norms side by side; time and memory relative to {self.usual.name}", columns, rows)
 
@@ -228,21 +235,9 @@ def compare(kind: Kind, experiment: Experiment, batch_size: int | None, devices:
     return found
 
 
-def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Return the bytes that computing the loss keeps for the backward pass: each storage once, without parameters."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss()
-    del value
-    return sum(storage.nbytes() for storage in kept.values())
+def kept_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> KeptBytes:
+    """Return the bytes that computing the loss keeps for the backward pass, as it is and with `gammabeta.recompute`."""
+    return surgery.kept_bytes(model, None, lambda model, batch: loss())
 
 
 def seconds_per_step(

@@ -1,6 +1,7 @@
 """What a claim returns: its verdict, and the effects, pictures and tables behind it, ready for JSON."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,9 @@ from typing import Any, Literal
 from gammabeta.lab.interval import CONTINUOUS, Precision
 from gammabeta.lab.trials.trial import Trial, plain
 from gammabeta.lab.verdict import Direction, Verdict, judge
+
+# An interval over replicates that all agree: it bounds nothing, and a sentence about it should say that.
+UNKNOWN = re.compile(r"\[-inf, \+?inf\]")
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,9 @@ class Outcome:
     settings: str = ""
     regimes: Mapping[str, Verdict] = field(default_factory=dict)
     trials: Sequence[Trial] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sentence", UNKNOWN.sub("[unknown]", self.sentence))
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim's own part of ``results.json``; NaN and infinities are null."""

@@ -37,6 +37,8 @@ HOW_ON_SEQUENCES = {
     "padded": "gb.BatchNorm1d(features)",
 }
 SYNCED = "gb.set_statistics(model, gb.statistics.Synced())"
+# The part of the memory for the backward pass at which recompute is named.
+WORTH_SAYING = 0.9
 OVER_DEVICES = "statistics=gb.statistics.Synced()"
 RECALIBRATE = "after training gb.recalibrate(model, batches)"
 
@@ -180,9 +182,15 @@ def _outwards(end: float, digits: int, rounding: Callable[[float], int]) -> floa
 
 def _all_costs(choice: Choice, comparison: Comparison) -> str | None:
     """Say what the choice costs relative to the usual norm, and what synchronizing does; None where that is nothing."""
-    own = "" if choice.arm is comparison.usual else f"{_costs(choice.arm, comparison)}."
-    shared = comparison.communication
-    parts = [part for part in (own, shared and f"{shared[0].upper()}{shared[1:]}.") if part]
+    arm, shared = choice.arm, comparison.communication
+    own = "" if arm is comparison.usual else f"{_costs(arm, comparison)}."
+    kept = None if arm.recomputed is None else arm.recomputed / arm.saved
+    less = (
+        f"gb.recompute(model) leaves {100 * kept:.0f} % of the memory kept for the backward pass."
+        if kept is not None and kept <= WORTH_SAYING
+        else ""
+    )
+    parts = [part for part in (own, less, shared and f"{shared[0].upper()}{shared[1:]}.") if part]
     return " ".join(parts) or None
 
 

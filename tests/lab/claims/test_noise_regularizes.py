@@ -91,3 +91,33 @@ def test_made_up_runs_are_judged_right(experiment, monkeypatch, given, verdict, 
     line = of["clean: line through all ghost sizes, at 8 images"]
     main = of[f"clean: {GHOST} minus BatchNorm"]
     assert line.value == pytest.approx(main.value, abs=0.003)
+
+
+def test_without_room_nothing_is_said_about_intervals(experiment, monkeypatch):
+    """Runs that reach no common training loss were compared by differences of 0 with an infinite interval."""
+    monkeypatch.setattr(noise_regularizes, "choose_rates", found(0.0, 0.0, lowest=3.0))
+    monkeypatch.setattr(
+        experiment, "grid", lambda arms, seeds, make: {arm: [{"curve": [[0, 2.0, 0.3]]}] * len(seeds) for arm in arms}
+    )
+    outcome = noise_regularizes.measure(experiment)
+    assert outcome.verdict == "no room here"
+    assert outcome.sentence == (
+        "the network does not fit its training images well enough for noise to have something to regularize"
+    )
+
+
+def test_a_regime_whose_runs_have_no_training_loss_in_common_has_no_room(experiment, monkeypatch):
+    choose = found(-0.04, -0.04)
+
+    def one_falls_behind(*given):
+        chosen = choose(*given)
+        for result in chosen[f"20 % wrong labels|{GHOST}"].results[:1]:
+            result["curve"] = [[0, 2.3, 2.3], [1, 1.9, 2.0]]
+        return chosen
+
+    monkeypatch.setattr(noise_regularizes, "choose_rates", one_falls_behind)
+    monkeypatch.setattr(
+        experiment, "grid", lambda arms, seeds, make: {arm: [{"curve": [[0, 2.0, 0.3]]}] * len(seeds) for arm in arms}
+    )
+    outcome = noise_regularizes.measure(experiment)
+    assert outcome.regimes == {"clean": "supported", "20 % wrong labels": "no room here"}

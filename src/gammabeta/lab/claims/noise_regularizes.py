@@ -9,7 +9,8 @@ statistics of the whole batch of 64, at equal training loss, paired by replicate
 and 20 % wrong labels are the regimes.
 
 Room: With statistics of the whole batch, the training loss falls below a third of the lowest test loss. The network
-then fits its training images better than it generalizes, so that there is something to regularize.
+then fits its training images better than it generalizes, so that there is something to regularize. A regime in which
+some replicate's two runs have no training loss in common has no room.
 
 Method: An MLP with BatchNorm, 200 training images, batches of 64, SGD with momentum, warm-up, half a cosine to 0 and
 weight decay. Each arm and replicate has its own learning rate, chosen by the validation loss among three around the
@@ -81,9 +82,14 @@ def path(result: Mapping[str, Any]) -> Points:
     return points
 
 
+def lowest_common(one: Points, other: Points) -> float:
+    """Return the lowest training loss that both paths reach, infinity where one of them is empty."""
+    return max(one[-1][0], other[-1][0]) if one and other else math.inf
+
+
 def difference(one: Points, other: Points, highest: float) -> float:
     """Return the mean test loss of one minus the other's at equal training losses; 0 where these do not overlap."""
-    low = max(one[-1][0], other[-1][0]) if one and other else math.inf
+    low = lowest_common(one, other)
     if low >= highest:
         return 0.0
     levels = np.linspace(math.log(low), math.log(highest), LEVELS)
@@ -149,6 +155,11 @@ class Trained:
     def paths(self, arm: str) -> list[Points]:
         return [path(result) for result in self.found[arm]]
 
+    def comparable(self, labels: str) -> bool:
+        """Return whether in every replicate both runs reach training losses at which they are compared."""
+        pairs = zip(self.paths(f"{labels}|{GHOST}"), self.paths(f"{labels}|{WHOLE}"), strict=True)
+        return all(lowest_common(*pair) < HIGHEST[labels] for pair in pairs)
+
     def differences(self, labels: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
         """Return the test loss of ``results`` minus that of the whole batch, by replicate."""
         whole = self.paths(f"{labels}|{WHOLE}")
@@ -188,22 +199,15 @@ def measure(experiment: Experiment) -> Outcome:
     same = _equivalent(trained, values, precision)
     room = _room(trained)
     regimes: dict[str, Verdict] = {
-        labels: effects[f"{labels}|{GHOST}"].verdict if room.holds else "no room here" for labels in REGIMES
+        labels: effects[f"{labels}|{GHOST}"].verdict if room.holds and trained.comparable(labels) else "no room here"
+        for labels in REGIMES
     }
     return Outcome(
         verdict=over_regimes(list(regimes.values())),
         sentence=(
-            f"at equal training loss statistics of 8 images change the test loss by {clean.value:+.3f} "
-            f"[{clean.low:.3f}, {clean.high:.3f}] with clean labels ({clean.verdict}), {wrong.value:+.3f} "
-            f"[{wrong.low:.3f}, {wrong.high:.3f}] with 20 % wrong ones ({wrong.verdict}); at equal learning rates "
-            f"{equal[0].value:+.3f} and {equal[1].value:+.3f}; a line through all ghost sizes gives {line.value:+.3f} "
-            f"[{line.low:.3f}, {line.high:.3f}] at 8 images; "
-            + (
-                "no rate of Dropout tried has this effect"
-                if same is None
-                else f"the equivalent Dropout rate is {same.value:.2f} [{same.low:.2f}, {same.high:.2f}]"
-                + (", the highest tried" if same.high >= _rates(trained)[-1] else "")
-            )
+            "the network does not fit its training images well enough for noise to have something to regularize"
+            if set(regimes.values()) == {"no room here"}
+            else _sentence((clean, wrong), equal, line, same, _rates(trained)[-1])
         ),
         effects=[
             clean, wrong, *equal, line, more, *([same] if same else []),
@@ -226,6 +230,24 @@ def measure(experiment: Experiment) -> Outcome:
         regimes=regimes,
         trials=experiment.trials,
     )  # fmt: skip
+
+
+def _sentence(
+    ghost: tuple[Effect, Effect], equal: Sequence[Effect], line: Effect, same: Effect | None, highest: float
+) -> str:
+    """Say what noise does with clean and with wrong labels, and which Dropout does as much."""
+    clean, wrong = ghost
+    dropout = "no rate of Dropout tried has this effect"
+    if same is not None:
+        dropout = f"the equivalent Dropout rate is {same.value:.2f} [{same.low:.2f}, {same.high:.2f}]"
+        dropout += ", the highest tried" if same.high >= highest else ""
+    return (
+        f"at equal training loss statistics of 8 images change the test loss by {clean.value:+.3f} "
+        f"[{clean.low:.3f}, {clean.high:.3f}] with clean labels ({clean.verdict}), {wrong.value:+.3f} "
+        f"[{wrong.low:.3f}, {wrong.high:.3f}] with 20 % wrong ones ({wrong.verdict}); at equal learning rates "
+        f"{equal[0].value:+.3f} and {equal[1].value:+.3f}; a line through all ghost sizes gives {line.value:+.3f} "
+        f"[{line.low:.3f}, {line.high:.3f}] at 8 images; {dropout}"
+    )
 
 
 def _trained(experiment: Experiment, replicates: Sequence[int]) -> Trained:

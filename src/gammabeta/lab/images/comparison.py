@@ -59,14 +59,19 @@ def norms(batch_size: int, devices: int, *, flat: bool, without: Collection[str]
     return {norm: name for norm, name in found.items() if norm not in without}
 
 
-@versioned(1)
+@versioned(2)
 def saved_bytes(*, task: Mapping[str, Any], network: Mapping[str, Any], norm: str, batch_size: int) -> dict[str, Any]:
-    """Return the bytes that one forward pass on a batch keeps for the backward pass."""
+    """Return the bytes that one forward pass on a batch keeps for the backward pass.
+
+    Returns:
+        ``bytes``, and ``recomputed``: the same after `gammabeta.recompute`.
+    """
     data = load(task)
     model = build(data, network, norm, 0).train()
     index = torch.arange(batch_size) % len(data.train)
     x_nchw, y_n = data.train.x_nchw[index], data.train.y_n[index]
-    return {"bytes": kept_bytes(model, lambda: functional.cross_entropy(model(x_nchw), y_n))}
+    kept = kept_bytes(model, lambda: functional.cross_entropy(model(x_nchw), y_n))
+    return {"bytes": kept.as_it_is, "recomputed": kept.with_recompute}
 
 
 def is_synced(norm: str, devices: int) -> bool:
@@ -145,6 +150,7 @@ def _compared(experiment: Experiment, network: Mapping[str, Any], batch_size: in
                 tuple(seconds + (exchanged if is_synced(norm, devices) else 0.0) for seconds in costs[norm].seconds),
                 costs[norm].saved,
                 tuple(100 * result["error"] for result in found[norm].results),
+                recomputed=costs[norm].recomputed,
                 headroom=headroom(found[norm].coarse, ERROR.margin[1] / 100),
                 fragile=found[norm].usual_exponent + 1 in found[norm].lost,
             )
@@ -217,10 +223,15 @@ def _precisions(usual: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, A
 
 @dataclass(frozen=True)
 class Costs:
-    """What a step of one device costs: seconds, one per replicate, and bytes kept for the backward pass."""
+    """What a step of one device costs: seconds, one per replicate, and bytes kept for the backward pass.
+
+    Attributes:
+        recomputed: the bytes after `gammabeta.recompute`.
+    """
 
     seconds: tuple[float, ...]
     saved: int
+    recomputed: int
 
 
 def _costs(
@@ -242,6 +253,10 @@ def _costs(
         list(named), [at], lambda norm, at: Trial(f"{__name__}:saved_bytes", {**at, "norm": plain[norm]})
     )
     return {
-        norm: Costs(tuple(record["timing"]["seconds_per_step"] for record in timed[norm]), int(sizes[norm][0]["bytes"]))
+        norm: Costs(
+            tuple(record["timing"]["seconds_per_step"] for record in timed[norm]),
+            int(sizes[norm][0]["bytes"]),
+            int(sizes[norm][0]["recomputed"]),
+        )
         for norm in named
     }

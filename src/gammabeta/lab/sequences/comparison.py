@@ -54,7 +54,7 @@ def norms(batch_size: int, devices: int, *, quick: bool = False) -> dict[str, st
     return {norm: name for norm, name in found.items() if not quick or norm not in LEFT_OUT}
 
 
-@versioned(3)
+@versioned(4)
 def costs(
     *,
     task: Mapping[str, Any],
@@ -67,9 +67,9 @@ def costs(
     """Measure memory and time of each norm.
 
     Returns:
-        ``bytes``: by norm, what one forward pass on a batch keeps for the backward pass. ``messages``: by norm, the
-        collectives of one step if its BatchNorms were synchronized (`gammabeta.lab.links.of_synced`). ``timing``: by
-        norm, seconds per training step, medians over steps in turns.
+        ``bytes``: by norm, what one forward pass on a batch keeps for the backward pass. ``recomputed``: the same after
+        `gammabeta.recompute`. ``messages``: by norm, the collectives of one step if its BatchNorms were synchronized
+        (`gammabeta.lab.links.of_synced`). ``timing``: by norm, seconds per training step, medians over steps in turns.
     """
     data = load_sequences(task)
     models = {norm: build_network(network, data, norm, seed).train() for norm in norms}
@@ -86,7 +86,13 @@ def costs(
     sent = {}
     for norm, model in models.items():
         sent[norm] = of_synced(model, lambda model=model: loss(model, batches[0]))  # type: ignore[misc]
-    return {"bytes": kept, "messages": sent, "steps": steps, "timing": seconds_per_step(models, loss, batches)}
+    return {
+        "bytes": {norm: of_norm.as_it_is for norm, of_norm in kept.items()},
+        "recomputed": {norm: of_norm.with_recompute for norm, of_norm in kept.items()},
+        "messages": sent,
+        "steps": steps,
+        "timing": seconds_per_step(models, loss, batches),
+    }
 
 
 def _costs(
@@ -136,6 +142,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                     ),
                     of_network[0]["result"]["bytes"][plain[norm]],
                     tuple(100 * result["error"] for result in found[norm].results),
+                    recomputed=of_network[0]["result"]["recomputed"][plain[norm]],
                     headroom=None if experiment.quick else headroom(found[norm].coarse, WIDEST),
                     fragile=found[norm].usual_exponent + 1 in found[norm].lost,
                 )

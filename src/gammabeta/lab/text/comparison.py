@@ -44,22 +44,24 @@ def norms(batch_size: int, devices: int) -> dict[str, str]:
     return found | {"none": ARMS["none"]}
 
 
-@versioned(3)
+@versioned(4)
 def saved_bytes(
     *, task: Mapping[str, Any], norm: str, user: Mapping[str, Any] | None = None, **shape: int
 ) -> dict[str, Any]:  # fmt: skip
     """Measure memory and messages.
 
     Returns:
-        ``bytes``: what one forward pass on a batch keeps for the backward pass. ``messages``: the collectives of one
-        step if its BatchNorms were synchronized (`gammabeta.lab.links.of_synced`).
+        ``bytes``: what one forward pass on a batch keeps for the backward pass. ``recomputed``: the same after
+        `gammabeta.recompute`. ``messages``: the collectives of one step if its BatchNorms were synchronized
+        (`gammabeta.lab.links.of_synced`).
     """
     data = load_text(task)
     at: dict[str, Any] = {"task": task, "rate": 0.0, "steps": 1, "seed": 0, "report": "validation", "user": user}
     run = Run(arm=norm, **{**at, **shape})
     model, tokens = run.build(data).train(), run.batches(data).draw()
     sent = of_synced(model, lambda: loss_of(model, tokens))
-    return {"bytes": kept_bytes(model, lambda: loss_of(model, tokens)), "messages": sent}
+    kept = kept_bytes(model, lambda: loss_of(model, tokens))
+    return {"bytes": kept.as_it_is, "recomputed": kept.with_recompute, "messages": sent}
 
 
 def _precision(usual: Chosen, own: Chosen) -> Precision:
@@ -94,6 +96,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
                 tuple(result["loss"] for result in chosen[norm].results),
                 tuple(timing[plain[norm]] + (exchanged if norm == "padded" else 0.0) for timing in timings),
                 sizes[norm][0]["bytes"],
+                recomputed=sizes[norm][0]["recomputed"],
                 headroom=headroom(chosen[norm].coarse, margin),
                 fragile=chosen[norm].usual_exponent + 1 in chosen[norm].lost,
             )
