@@ -1,12 +1,18 @@
 """The build: without a compiler the package still installs, unless the kernels are required."""
 
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
+
+import gammabeta
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,11 +81,95 @@ def test_without_a_compiler_it_installs_and_says_so(tree, variables, reason):
     assert not list(site.rglob("*.cpp")), "sources belong to the sdist"
 
 
+def built(tree, python, *path, **variables):
+    """Build a wheel as pip's isolated builds do: none of the environment's packages is on the path, these are."""
+    script = (
+        "import sys; sys.path = [place for place in sys.path if 'site-packages' not in place]; "
+        f"sys.path[:0] = {[str(place) for place in path]!r}; "
+        "import setuptools.build_meta as build; print(build.build_wheel('..'))"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("GAMMABETA_", "PYTHON"))}
+    false = shutil.which("false")
+    done = subprocess.run(
+        [python, "-I", "-c", script],
+        cwd=tree,
+        env={**own, "CC": false, "CXX": false, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1], done.stderr
+
+
+@pytest.fixture
+def required(tmp_path):
+    """A folder that has what the build requires, and nothing else."""
+    (tmp_path / "required").mkdir()
+    for name in ("setuptools", "_distutils_hack"):
+        (tmp_path / "required" / name).symlink_to(Path(importlib.util.find_spec(name).origin).parent)
+    commands = Path(importlib.metadata.distribution("setuptools").locate_file("")).glob("setuptools-*.dist-info")
+    for folder in commands:
+        (tmp_path / "required" / folder.name).symlink_to(folder)
+    return tmp_path / "required"
+
+
+def test_an_isolated_build_finds_the_torch_of_the_environment(tree, required):
+    """The compiler that fails shows that torch was found: what torch imports serves from there too."""
+    wheel, said = built(tree, sys.executable, required)
+    assert "installed WITHOUT its native CPU kernels: building them failed (" in said
+    assert wheel == f"gammabeta-{gammabeta.__version__}-py3-none-any.whl"
+
+
+def test_without_torch_an_isolated_build_says_so_and_its_wheel_fits_any_machine(tree, required):
+    bare = sys._base_executable
+    if bare == sys.executable:
+        pytest.skip("this Python is of no virtual environment, so that there is none without torch")
+    wheel, said = built(tree, bare, required)
+    assert "installed WITHOUT its native CPU kernels: torch is not there at build time (" in said
+    assert wheel == f"gammabeta-{gammabeta.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(tree.parent / wheel) as archive:
+        (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/WHEEL"))
+        assert "Root-Is-Purelib: true\nTag: py3-none-any\n" in archive.read(about).decode()
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".cpp")) or ".data/" in name]
+        assert "gammabeta/kernels/__init__.py" in archive.namelist()
+        assert "gammabeta_command.py" in archive.namelist()
+
+
+def test_a_wheel_with_kernels_is_for_this_kind_of_machine(tree):
+    """The extension is put in place of what a compiler makes, which takes minutes."""
+    script = (
+        "import pathlib, sys, setuptools.build_meta as build, torch.utils.cpp_extension as torch\n"
+        "def compiled(self):\n"
+        "    for one in self.extensions:\n"
+        "        place = pathlib.Path(self.get_ext_fullpath(one.name))\n"
+        "        place.parent.mkdir(parents=True, exist_ok=True)\n"
+        "        place.write_bytes(b'made up')\n"
+        "torch.BuildExtension.build_extensions = compiled\n"
+        "print(build.build_wheel('..'))"
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GAMMABETA_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tree, env=own, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    wheel = done.stdout.splitlines()[-1]
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel == f"gammabeta-{gammabeta.__version__}-cp310-abi3-{platform}.whl"
+    with zipfile.ZipFile(tree.parent / wheel) as archive:
+        assert [archive.read(name) for name in archive.namelist() if name.endswith(".so")] == [b"made up"]
+
+
 def test_asked_for_kernels_that_cannot_be_built_it_fails(tree):
     done = install(tree, GAMMABETA_KERNELS="1")
     assert done.returncode != 0
     assert "gammabeta: GAMMABETA_KERNELS=1 requires the native kernels, but building them failed (" in done.stdout
     assert not (tree.parent / "site" / "gammabeta").exists()
+
+
+def test_the_core_needs_torch_alone():
+    needed = importlib.metadata.requires("gammabeta")
+    assert [one for one in needed if "extra ==" not in one] == ["torch>=2.10"]
 
 
 def test_the_sources_of_the_kernels_are_in_the_sdist(tree):

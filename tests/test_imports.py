@@ -143,6 +143,18 @@ def test_of_other_libraries_only_python_s_own_are_added(used):
     }
 
 
+# What the extras install beside torch. numpy is no dependency of torch either.
+EXTRAS = (
+    "typer", "rich", "tomli", "numpy", "scipy", "sklearn", "joblib", "plotly", "jinja2", "PIL", "triton", "safetensors",
+)  # fmt: skip
+
+
+def test_layers_surgery_check_and_watch_need_torch_alone():
+    without = f"import sys\nsys.modules |= dict.fromkeys({EXTRAS!r})\n"
+    used = json.loads(run(without + SCRIPT, json.dumps(USES)).splitlines()[-1])
+    assert used["added"].keys() == USES.keys()
+
+
 # The command line.
 
 
@@ -156,6 +168,21 @@ except SystemExit as end:
     print(end.code, "torch" in sys.modules)
 """
 NAMES = [command.callback.__name__ for command in cli.app.registered_commands]
+
+
+def test_the_command_without_its_extra_says_what_to_install():
+    for missing in ("typer", "rich"):
+        without = f"import sys\nsys.modules[{missing!r}] = None\n"
+        for command in (COMMAND, "import runpy; runpy.run_module('gammabeta', run_name='__main__', alter_sys=True)"):
+            done = subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", without + command, "--help"],
+                capture_output=True, text=True, timeout=240, cwd=ROOT,
+            )  # fmt: skip
+            assert done.stderr == (
+                f"gammabeta: the command needs {missing}, which is not installed: "
+                'pip install "gammabeta[cli]", in a clone ".[cli]".\n'
+            )
+            assert done.stdout == ("2 False\n" if command is COMMAND else "")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +235,8 @@ def test_the_console_script_lies_outside_of_the_package():
         for node in ast.parse((ROOT / "src" / "gammabeta_command.py").read_text(encoding="utf-8")).body
         if isinstance(node, ast.Import | ast.ImportFrom)
     ]
-    assert [node.module for node in imported] == ["__future__"]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imported]
+    assert names == ["__future__", "sys"]
 
 
 def test_names_read_from_files_are_those_of_the_registries():

@@ -1,5 +1,5 @@
 """``python -m gammabeta`` is the command ``gammabeta``."""
 
-from gammabeta.cli.main import main
+from gammabeta_command import main
 
 main()

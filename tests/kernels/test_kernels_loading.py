@@ -48,7 +48,10 @@ print("right")
 """
 
 UNDEFINED = "_cpu.abi3.so: undefined symbol: aoti_torch_x"
-CURE = "Reinstall gammabeta with pip install --no-build-isolation, where torch and g++ or clang++ are installed"
+CURE = (
+    "Where torch and g++ or clang++ are installed, pip install --force-reinstall --no-deps --no-cache-dir gammabeta "
+    "(in a clone . in place of gammabeta) builds them"
+)
 REASONS = {
     NOT_BUILT: "not built: there was no torch or no working C++ compiler when gammabeta was installed",
     BROKEN: f"built, but do not load with torch {torch.__version__}: {UNDEFINED}",

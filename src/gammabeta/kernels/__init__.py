@@ -97,7 +97,10 @@ def _check_activations(built: tuple[str, ...]) -> None:
 def _tell(reason: str) -> None:
     """Raise or warn, depending on GAMMABETA_KERNELS and the process."""
     wanted = os.environ.get("GAMMABETA_KERNELS")
-    cure = "Reinstall gammabeta with pip install --no-build-isolation, where torch and g++ or clang++ are installed"
+    cure = (
+        "Where torch and g++ or clang++ are installed, pip install --force-reinstall --no-deps --no-cache-dir "
+        "gammabeta (in a clone . in place of gammabeta) builds them"
+    )
     if reason.startswith("out of service"):
         cure = "Please report it with what `gammabeta verify --report` prints"
     if wanted == "1":

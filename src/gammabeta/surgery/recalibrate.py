@@ -379,8 +379,10 @@ def _with_progress(waiting: Iterator[Any], total: int | None, rank: int) -> Iter
     """Show a progress bar for many batches, on the first rank and on a terminal."""
     if rank or not sys.stderr.isatty() or (total is not None and total < _LONG):
         return waiting
-    # Imported here, because importing gammabeta loads only torch.
-    from rich.console import Console
-    from rich.progress import track
+    try:  # here, because importing gammabeta loads only torch; rich comes with the extra cli
+        from rich.console import Console
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return waiting
 
     return iter(track(waiting, "recalibrate", total, console=Console(stderr=True), transient=True))
