@@ -15,7 +15,7 @@ KERNELS := $(wildcard src/gammabeta/kernels/cpu/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: study test test-all sanitize bench lint docs clean help
+.PHONY: study test test-all sanitize census bench lint docs dist clean help
 
 study: $(VENV)/.study ## run the first look: report.html and results.json in gammabeta-study/
 	$(VENV)/bin/gammabeta study --first-look $(ARGS)
@@ -31,6 +31,12 @@ sanitize: $(VENV)/.test build/sanitized/.installed ## run the kernels' tests und
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  $(PY) -m pytest -n 2 $(or $(ARGS),tests/conformance tests/kernels/cpu)
 
+census: $(VENV)/.test ## check that healthy architectures and recipes raise no alarm: dated files in build/census/
+	$(PIP) --no-deps timm torchvision segmentation_models_pytorch torch_geometric
+	@mkdir -p build/census
+	$(PY) -m tests.census.recipes --out build/census
+	$(PY) -m tests.census.architectures --out build/census $(ARGS)
+
 bench: $(VENV)/.study ## time ours beside torch's: dated tables in benchmarks/results/
 	$(VENV)/bin/gammabeta bench --out benchmarks/results $(ARGS)
 
@@ -42,6 +48,11 @@ lint: $(VENV)/.dev ## ruff, its formatting, mypy, and clang-format
 
 docs: $(VENV)/.study ## write the generated pages of docs/ again
 	$(PY) docs/generate.py $(ARGS)
+
+dist: $(VENV)/.torch ## write the sdist and the wheel without kernels to dist/; .github/workflows/wheels.yml builds the others
+	$(PIP) "setuptools>=77" wheel build
+	$(PY) -m build --no-isolation --sdist
+	GAMMABETA_KERNELS=0 $(PY) -m build --no-isolation --wheel
 
 clean: ## remove the virtual environment and what tools and builds left
 	rm -rf $(VENV) build dist src/*.egg-info src/gammabeta/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
