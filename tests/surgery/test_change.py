@@ -129,11 +129,11 @@ class TestTransaction:
     def test_modules_with_the_same_outcome_share_a_row(self):
         with transaction("measure") as change:
             for name in ("a", "b", "c", "d", "longer"):
-                change.note(name, "was changed", several="were changed")
+                change.count(name, "was changed", "were changed")
             change.note("e", "was changed", gap=1.0)
             for name in ("f", "g", "h"):
                 change.leave(name, "it is shy")
-            change.note("i", "was changed otherwise", several="were changed otherwise")
+            change.count("i", "was changed otherwise", "were changed otherwise")
         assert str(change) == (
             "measure: 7 changed, 3 left alone\n"
             "  a, b and 3 more  5 were changed\n"

@@ -166,7 +166,7 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     now = our_class(module).__name__.removeprefix("Formed")
     how = ("" if before.__name__ == now else f" as {now}") + _settings(module)
     old = before.__name__
-    change.note(name, f"{old} now runs on gammabeta{how}", several=f"{old} now run on gammabeta{how}")
+    change.count(name, f"{old} now runs on gammabeta{how}", f"{old} now run on gammabeta{how}")
     return True
 
 
@@ -422,7 +422,7 @@ def _release_module(change: Change, name: str, module: Any) -> None:
         one, many = (
             ("torch", "torch") if now.__module__.startswith("torch.") else ("its own forward", "their own forward")
         )
-        change.note(name, f"{now.__name__} now runs on {one}{late}", several=f"{now.__name__} now run on {many}{late}")
+        change.count(name, f"{now.__name__} now runs on {one}{late}", f"{now.__name__} now run on {many}{late}")
     else:
         change.leave(name, reason)
 

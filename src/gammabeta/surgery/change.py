@@ -37,9 +37,9 @@ class Entry:
 class Change:
     """What an operation did to a model, module by module, and how to undo it.
 
-    It prints as a table, in which modules with the same outcome share a row. `undo()` restores exactly what the operation changed: the same Parameter objects, hooks and
-    classes, and the bits of buffers. Later changes to anything else stay. Used as a context manager, it undoes on
-    leaving the block.
+    It prints as a table, in which modules with the same outcome share a row. `undo()` restores exactly what the
+    operation changed: the same Parameter objects, hooks and classes, and the bits of buffers. Later changes to anything
+    else stay. Used as a context manager, it undoes on leaving the block.
 
     Attributes:
         operation: its name.
@@ -122,9 +122,13 @@ class Change:
             groups.setdefault((entry.done, entry.what, tuple(entry.numbers.items())), []).append(entry)
         return list(groups.values())
 
-    def note(self, module: str, what: str, *, several: str = "", **numbers: float) -> None:
+    def note(self, module: str, what: str, **numbers: float) -> None:
         """Add an entry for a module that was changed."""
-        self.entries.append(Entry(module, True, what, numbers, several))
+        self.entries.append(Entry(module, True, what, numbers))
+
+    def count(self, module: str, what: str, several: str) -> None:
+        """Add an entry for a module that was changed; `several` says the same of many, behind their number."""
+        self.entries.append(Entry(module, True, what, several=several))
 
     def leave(self, module: str, reason: str, **numbers: float) -> None:
         """Add an entry for a module that was left alone."""
