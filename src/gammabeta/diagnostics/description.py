@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gammabeta.diagnostics.finding import Finding
+from gammabeta.diagnostics.rule_page import FEEDS, SEES
 from gammabeta.diagnostics.wrong_statistics import unmended_at
 from gammabeta.surgery.change import name_some
 
@@ -20,10 +21,7 @@ _DIFFERS = re.compile(
 # The modules in a call.
 _WHERE = re.compile(r"where=(?:'[^']*'|\[[^\]]*\])")
 # What a user gives so that the rules that need it run: in Python, and on the command line.
-_FEEDS = {
-    "inputs": ("gammabeta.check(model, inputs)", "--inputs"),
-    "the optimizer": ("gammabeta.check(model, optimizer=optimizer)", "--optimizer"),
-    "the loader": ("gammabeta.check(model, loader=loader)", "--loader"),
+_FEEDS = {SEES[letter]: FEEDS[letter] for letter in "DOL"} | {
     "watching the training": ("`with gammabeta.watch(model, optimizer):` around some steps", ""),
     "the model": ("gammabeta.check(model) after loading the checkpoint into it", "a target that builds the model"),
 }

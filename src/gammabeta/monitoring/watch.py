@@ -15,6 +15,7 @@ from gammabeta._torch_private import disable_current_modes, transforms_active
 from gammabeta.diagnostics.check import diagnose
 from gammabeta.diagnostics.findings import Diagnosis
 from gammabeta.diagnostics.optimizer_groups import stepping
+from gammabeta.diagnostics.optimizer_wrappers import optimizer_inside
 from gammabeta.diagnostics.record import record_model
 from gammabeta.introspection.forward import unwrapped
 from gammabeta.introspection.hooks import hook_after, hook_before
@@ -42,11 +43,14 @@ class watch:  # noqa: N801 - a context, used as a function
 
     Args:
         model: any module, also one wrapped by DistributedDataParallel.
-        optimizer: the optimizer whose steps are counted; of a list, the first. Where it wraps another and shares its
-            groups, as implementations of SAM do, the steps of the other are. Without an optimizer, each forward in
+        optimizer: the optimizer whose steps are counted; of a list, the first. Where it wraps another, as accelerate's
+            does and implementations of SAM do, the steps of the other are. Without an optimizer, each forward in
             training with gradients is a step.
         log: called with name, value and step at each measured step: `SummaryWriter.add_scalar`, or any function.
         every: steps between measured ones.
+
+    Attributes:
+        on_measured: called with all values of a measured step by name, and the step; None calls nothing.
 
     Raises:
         TypeError: the model is no module, or an optimizer is no optimizer.
@@ -71,19 +75,21 @@ class watch:  # noqa: N801 - a context, used as a function
             raise TypeError(f"watch: expected model as a torch.nn.Module, got a {type(model).__qualname__}.")
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"watch: expected every as a number of steps, 1 or more, got {every!r}.")
-        several = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-        for one in several:
-            if one is not None and not callable(getattr(one, "register_step_post_hook", None)):
-                raise TypeError(
-                    f"watch: expected optimizer as a torch.optim.Optimizer or a list of them, got a "
-                    f"{type(one).__qualname__}."
-                )
+        given = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
+        several = tuple(optimizer_inside(one) for one in given if one is not None)
+        if None in several:
+            wrong = next(one for one in given if one is not None and optimizer_inside(one) is None)
+            raise TypeError(
+                f"watch: expected optimizer as a torch.optim.Optimizer or a list of them, got a "
+                f"{type(wrong).__qualname__}."
+            )
         self.model = unwrapped(getattr(model, "_orig_mod", model))
         self.model = unwrapped(getattr(self.model, "_orig_mod", self.model))
         self.every = every
         self.watched = Watched(every, model=type(self.model).__qualname__)
-        self._optimizers = tuple(one for one in several if one is not None)
+        self._optimizers = several
         self._log = log
+        self.on_measured: Callable[[dict[str, float], int], Any] | None = None
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
         self._order = InputOrder()
@@ -103,6 +109,15 @@ class watch:  # noqa: N801 - a context, used as a function
     def __enter__(self) -> watch:
         if self._handles:
             raise RuntimeError("watch: expected a watch that is not running, got one that already is: leave it first.")
+        try:
+            self._hook()
+        except BaseException:
+            self._unhook()
+            raise
+        return self
+
+    def _hook(self) -> None:
+        """Begin a record of each norm, and register all hooks."""
         self._probes = [Probe(norm, self.watched, self._progress) for norm in record_model(self.model).norms]
         tracked = {p.norm.name: p.norm.module for p in self._probes if p.norm.tracks and p.norm.has_statistics}
         shared = [p.norm.name for p in self._probes if p.synchronized()]
@@ -127,15 +142,17 @@ class watch:  # noqa: N801 - a context, used as a function
                     owner.step()
 
             self._handles.append(stepping(self._optimizers[0]).register_step_post_hook(stepped))
-        return self
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __exit__(self, *_: object) -> None:
         self._read_ranks()
         for probe in self._probes:
             probe.note_steps()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._unhook()
 
     def step(self) -> None:
         """End a step; a watched optimizer's step does so on its own."""
@@ -261,11 +278,15 @@ class watch:  # noqa: N801 - a context, used as a function
         rows: dict[Probe | None, dict[str, float]] = {}
         for (which, name), number in zip(labels, values, strict=True):
             rows.setdefault(which, {})[name] = number
+        told: dict[str, float] = {}
         for which, row in rows.items():
             history = self.watched.inputs if which is None else which.record.history
             history.add(step, row)
-            if self._log is not None:
-                for name, number in row.items():
-                    if not math.isnan(number):
-                        self._log(f"{'input' if which is None else which.record.name}/{name}", number, step)
+            of = "input" if which is None else which.record.name
+            told |= {f"{of}/{name}": number for name, number in row.items() if not math.isnan(number)}
+        if self._log is not None:
+            for name, number in told.items():
+                self._log(name, number, step)
+        if self.on_measured is not None:
+            self.on_measured(told, step)
         self.watched.unseen = tuple(probe.record.name for probe in self._probes if probe.moved_unseen())
