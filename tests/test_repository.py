@@ -41,6 +41,7 @@ ORDER = (
     "pages",
     "proof",
     "diagnostics",
+    "testing",
     "monitoring",
     "allocator",
     "gammabeta",
