@@ -37,6 +37,7 @@ ORDER = (
     "statistics",
     "layers",
     "introspection",
+    "notebook",
     "surgery",
     "pages",
     "proof",

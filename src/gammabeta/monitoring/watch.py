@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gammabeta._torch_private import disable_current_modes, transforms_active
 from gammabeta.diagnostics.check import diagnose
+from gammabeta.diagnostics.description import count_of
 from gammabeta.diagnostics.findings import Diagnosis
 from gammabeta.diagnostics.optimizer_groups import stepping
 from gammabeta.diagnostics.optimizer_wrappers import optimizer_inside
@@ -25,8 +26,9 @@ from gammabeta.monitoring.divergence import FiniteWatch
 from gammabeta.monitoring.health import write_health
 from gammabeta.monitoring.probe import Hook, Probe, Progress
 from gammabeta.monitoring.rank_records import RankRecords
-from gammabeta.monitoring.watched import Watched
+from gammabeta.monitoring.watched import QUANTITIES, Watched
 from gammabeta.monitoring.witness import Witness
+from gammabeta.notebook import table
 from gammabeta.running_statistics import recomputing
 
 Log = Callable[[str, float, int], Any]
@@ -219,6 +221,16 @@ class watch:  # noqa: N801 - a context, used as a function
             The path.
         """
         return write_health(self.watched, self.diagnosis(), path)
+
+    def _repr_html_(self) -> str:
+        norms = list(self.watched.norms.values())
+        names = [name for name in QUANTITIES if any(norm.history.known(name) for norm in norms)]
+        rows = []
+        for norm in norms:
+            known = [norm.history.known(name) for name in names]
+            rows.append((norm.name, str(norm.calls), *(f"{values[-1]:.3g}" if values else "" for values in known)))
+        title = f"watch: {count_of(self.watched.steps, 'step')}, {count_of(len(norms), 'norm')}"
+        return table(title, ("norm", "calls", *names), rows, (f"{name}: {QUANTITIES[name]}" for name in names))
 
     def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Begin a forward of the model; a forward pre-hook."""

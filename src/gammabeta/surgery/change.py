@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.notebook import table
+
 _ABSENT = object()
 _NAMED = 2  # modules by name, where a row is about more
 
@@ -104,16 +106,26 @@ class Change:
         self.undo()
 
     def __str__(self) -> str:
-        if not self.entries:
-            return f"{self.operation}: nothing to change"
-        count = len(self.changed)
-        lines = [f"{self.operation}: {count} changed, {len(self.entries) - count} left alone"]
-        rows = [(name_some([entry.module for entry in same]), _describe_alike(same)) for same in self._alike()]
+        lines, rows = [self._summary()], self._rows()
+        if not rows:
+            return lines[0]
         width = max(len(names) for names, _ in rows)
         lines += [f"  {names:<{width}}  {outcome}" for names, outcome in rows]
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return table(self._summary(), ("modules", "outcome"), self._rows())
+
+    def _summary(self) -> str:
+        if not self.entries:
+            return f"{self.operation}: nothing to change"
+        count = len(self.changed)
+        return f"{self.operation}: {count} changed, {len(self.entries) - count} left alone"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(name_some([entry.module for entry in same]), _describe_alike(same)) for same in self._alike()]
 
     def _alike(self) -> list[list[Entry]]:
         """Return the entries, those with the same outcome together, in the order of the first of each."""

@@ -16,6 +16,7 @@ from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation, observe
 from gammabeta.introspection.unchanged import unchanged
 from gammabeta.introspection.where import Where, select
+from gammabeta.notebook import table
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
@@ -102,18 +103,29 @@ class Folded:
         return self.timing.speedup
 
     def __str__(self) -> str:
-        alone = len(self.sites) - len(self.folded) - len(self.refused)
-        lines = [
-            f"fold: {len(self.folded)} folded, {alone} as one multiply-add, {len(self.refused)} refused",
-            f"  largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
-            f"  {self.timing}",
-        ]
-        rows = [(site.norm or "(the model)", str(site)) for site in self.sites]
-        rows += [(branches.layers[0], str(branches)) for branches in self.branches]
+        title, *measured = self._summary()
+        rows = self._rows()
         width = max((len(name) for name, _ in rows), default=0)
-        return "\n".join(lines + [f"  {name:<{width}}  {outcome}" for name, outcome in rows])
+        lines = [title, *(f"  {line}" for line in measured), *(f"  {name:<{width}}  {what}" for name, what in rows)]
+        return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title, *measured = self._summary()
+        return table(title, ("norm", "outcome"), self._rows(), measured)
+
+    def _summary(self) -> list[str]:
+        alone = len(self.sites) - len(self.folded) - len(self.refused)
+        return [
+            f"fold: {len(self.folded)} folded, {alone} as one multiply-add, {len(self.refused)} refused",
+            f"largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
+            str(self.timing),
+        ]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [(site.norm or "(the model)", str(site)) for site in self.sites]
+        return rows + [(branches.layers[0], str(branches)) for branches in self.branches]
 
 
 def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward: Forward | None = None) -> Folded:
