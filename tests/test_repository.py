@@ -37,9 +37,8 @@ ORDER = (
     "statistics",
     "layers",
     "introspection",
-    "notebook",
-    "surgery",
     "pages",
+    "surgery",
     "proof",
     "diagnostics",
     "testing",
@@ -141,7 +140,7 @@ def test_no_source_file_is_long():
 
 
 def test_the_root_holds_the_library_and_the_wings():
-    assert len(list(SOURCE.glob("*.py"))) <= 17
+    assert len(list(SOURCE.glob("*.py"))) <= 18  # `testing` among them, for the name that users import
     assert len({path.parent for path in SOURCE.glob("*/*.py")}) <= 14
     for path in FILES:
         assert path.stem not in ("utils", "util", "helpers", "common", "misc"), path

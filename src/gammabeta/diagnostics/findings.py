@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from gammabeta.diagnostics.description import advice, count_of, faults, hidden, paragraph, remedies, skipped
 from gammabeta.diagnostics.finding import SEVERITIES, Finding, Fix, Recalibration, as_plain
 from gammabeta.diagnostics.mending import mend
-from gammabeta.notebook import table
+from gammabeta.pages.notebook import table
 from gammabeta.surgery.change import Change
 
 __all__ = ["SEVERITIES", "Diagnosis", "Finding", "Fix", "Recalibration"]

@@ -28,7 +28,7 @@ from gammabeta.monitoring.probe import Hook, Probe, Progress
 from gammabeta.monitoring.rank_records import RankRecords
 from gammabeta.monitoring.watched import QUANTITIES, Watched
 from gammabeta.monitoring.witness import Witness
-from gammabeta.notebook import table
+from gammabeta.pages.notebook import table
 from gammabeta.running_statistics import recomputing
 
 Log = Callable[[str, float, int], Any]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.notebook import table
+from gammabeta.pages.notebook import table
 
 _ABSENT = object()
 _NAMED = 2  # modules by name, where a row is about more

@@ -16,7 +16,7 @@ from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation, observe
 from gammabeta.introspection.unchanged import unchanged
 from gammabeta.introspection.where import Where, select
-from gammabeta.notebook import table
+from gammabeta.pages.notebook import table
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import gammabeta as gb
-from gammabeta.notebook import table
+from gammabeta.pages.notebook import table
 
 EVIL = "<script>alert(1)</script>&amp;\x07"
 
