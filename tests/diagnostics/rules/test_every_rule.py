@@ -125,7 +125,7 @@ def test_a_page_says_what_makes_the_rule_run(rule):
         "O": "`gammabeta.check(model, optimizer=optimizer)` (`--optimizer`)",
         "L": "`gammabeta.check(model, loader=loader)` (`--loader`)",
     }
-    assert f"\n\nRuns with {' or '.join(ways[letter] for letter in rule.sees)}.\n\n" in rule.text()
+    assert f"\n\nRuns with {' or '.join(ways[letter] for letter in rule.sees)}.\n\n" in rule.page()
 
 
 # Recalibrating changes statistics, and GB306's fix changes ε: outputs are meant to change.
