@@ -229,7 +229,7 @@ def test_kernels_that_are_asked_for_and_missing_are_said_by_the_command_that_nee
 def test_the_console_script_lies_outside_of_the_package():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '\ngammabeta = "gammabeta_command:main"\n' in text
-    assert '\npy-modules = ["gammabeta_command"]\n' in text
+    assert '\npy-modules = ["gammabeta_command", "gammabeta_pytest"]\n' in text
     imported = [
         node
         for node in ast.parse((ROOT / "src" / "gammabeta_command.py").read_text(encoding="utf-8")).body

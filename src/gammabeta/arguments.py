@@ -6,6 +6,7 @@ import difflib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,11 @@ from gammabeta.reference import Affine
 
 FLOATING = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 """The dtypes that norms take."""
+
+RELEASE = (
+    "Call it within `with gammabeta.release(model):`, where the norms are torch's; after it they are gammabeta's again."
+)
+"""What to do with a tool that takes only torch's own layers."""
 
 _FLOATING = "float64, float32, bfloat16, float16"
 
@@ -60,8 +66,17 @@ def did_you_mean(
 
 def check_rank(layer: str, x: Tensor, shapes: str, ranks: tuple[int, ...]) -> None:
     """Raise a ValueError where x has another number of axes than `ranks`; `shapes` describes them."""
+    refuse_proxy(layer, x)
     if x.ndim not in ranks:
         raise ValueError(f"{layer}: expected input of shape {shapes}, got {_shape(x)}: {_count_axes(x.ndim)}.")
+
+
+def refuse_proxy(layer: str, x: Any) -> None:
+    """Raise torch.fx's TraceError for one of its proxies, which has no shape that could be checked."""
+    if isinstance(x, torch.fx.Proxy):
+        raise torch.fx.proxy.TraceError(
+            f"{layer}: expected a tensor, got a proxy of torch.fx, which can trace torch's own norms only. {RELEASE}"
+        )
 
 
 def nested_refusal(norm: str) -> ValueError:

@@ -177,6 +177,25 @@ TOOLS = {
 }  # fmt: skip
 
 
+class PathTracer(torch.fx.Tracer):
+    """As torchvision's `create_feature_extractor` traces: with a tracer of its own that follows the modules."""
+
+    def call_module(self, module, forward, args, kwargs):
+        self.path = self.path_of_module(module)
+        return super().call_module(module, forward, args, kwargs)
+
+
+class Formula(nn.Module):
+    """A norm of another library."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(size) + 0.5)
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
 # torch.ao fuses only BatchNorms, and torch.fx can trace norms that call torch.nn.functional on its proxies.
 MET = [
     *((tool, nn.BatchNorm2d) for tool in TOOLS),
@@ -202,6 +221,45 @@ class TestToolsThatTakeTorchsClassesOnly:
             "gammabeta's again. Norms with features that torch's lack (an activation, another source of statistics) "
             "are not released: print the `Change`."
         )
+
+    @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d, nn.SyncBatchNorm, Formula])
+    def test_torch_fx_s_own_error_names_the_way_out(self, norm):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), norm(4))
+        gb.adopt(model)
+        with pytest.raises(torch.fx.proxy.TraceError) as raised:
+            torch.fx.GraphModule(model, PathTracer().trace(model))
+        called = "BatchNorm" if norm is nn.SyncBatchNorm else norm.__name__
+        assert str(raised.value) == (
+            f"{called}: expected a tensor, got a proxy of torch.fx, which can trace torch's own norms only. Call it "
+            "within `with gammabeta.release(model):`, where the norms are torch's; after it they are gammabeta's again."
+        )
+        with gb.release(model):
+            traced = torch.fx.GraphModule(model, PathTracer().trace(model)).eval()
+        x = torch.randn(2, 3, 5, 4)
+        if norm is not nn.SyncBatchNorm:  # torch's raises on a CPU
+            torch.testing.assert_close(traced(x), model.eval()(x))
+
+    @pytest.mark.parametrize(
+        "norm",
+        [nn.BatchNorm2d(4), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.RMSNorm(4), Formula(4)],
+    )
+    def test_torch_jit_script_s_own_error_names_the_way_out(self, norm):
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), norm)
+        gb.adopt(model)
+        layers = list(model)
+        with pytest.raises(RuntimeError) as raised:
+            jit_script(model)
+        assert str(raised.value) == (
+            f"torch.jit.script: expected layers that TorchScript can compile, got gammabeta's {type(norm).__name__}. "
+            "Call it within `with gammabeta.release(model):`, where the norms are torch's; after it they are "
+            "gammabeta's again. torch.export and torch.jit.trace take the model as it is."
+        )
+        assert list(model) == layers
+        assert gb.explain_error(raised.value, model).where == "1"
+        with gb.release(model):
+            scripted = jit_script(model)
+        x = torch.randn(2, 3, 5, 4)
+        torch.testing.assert_close(scripted.eval()(x), model.eval()(x))
 
     @pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool != "quantized"])
     def test_the_way_out_works(self, tool):

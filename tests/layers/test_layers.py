@@ -86,9 +86,9 @@ class TestDropIn:
         ours.load_state_dict(theirs.state_dict(), strict=True)
         assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
 
-    def test_repr_is_torch_s(self, case, options):
+    def test_repr_is_torch_s_and_says_whose_it_is(self, case, options):
         ours, theirs, _ = pair(case, **options)
-        assert repr(ours) == repr(theirs)
+        assert repr(ours) == repr(theirs)[:-1] + ", gammabeta)"
 
     def test_copies_and_pickles(self, case, options):
         ours, _, x = pair(case, **options)
@@ -121,7 +121,7 @@ def test_constructors_begin_as_torch_s_do(name):
 @pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
 def test_a_size_may_be_of_any_integral_type(name):
     layer = getattr(gb, name)(np.int64(6))
-    assert repr(layer) == repr(getattr(nn, name)(6))
+    assert repr(layer) == repr(getattr(nn, name)(6))[:-1] + ", gammabeta)"
     assert torch.equal(layer(torch.ones(2, 6)), getattr(gb, name)(6)(torch.ones(2, 6)))
 
 
@@ -137,7 +137,7 @@ def test_residual_and_activation_are_what_torch_composes(case, activation, route
     residual = torch.randn(x.shape) * 3
     torch.testing.assert_close(ours(x, residual), composed(theirs(x) + residual), rtol=1e-5, atol=1e-5)
     slope = ", activation_slope=0.2" if activation == "leaky_relu" else ""
-    assert repr(ours) == repr(theirs)[:-1] + f", activation={activation}{slope})"
+    assert repr(ours) == repr(theirs)[:-1] + f", activation={activation}{slope}, gammabeta)"
 
 
 class TestFloat32State:

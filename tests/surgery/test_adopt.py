@@ -178,7 +178,7 @@ class TestSyncBatchNorm:
         change = gb.adopt(m)
         assert type(m[1]) is BatchNorm
         assert m[1].statistics == Synced()
-        assert change.entries[0].what == "SyncBatchNorm is BatchNorm with Synced(group=None)"
+        assert change.entries[0].what == "SyncBatchNorm now runs on gammabeta as BatchNorm with Synced(group=None)"
         copied = copy.deepcopy(m)
         torch.testing.assert_close(copied[1](x), expected, **ROUNDING)  # torch's raises on a CPU
         assert copied[1](torch.randn(3, 4, 5, 5, 2, 2)).shape == (3, 4, 5, 5, 2, 2)
@@ -378,3 +378,61 @@ class TestLeftAlone:
         before = whole(m)
         assert gb.release(m).left == {"": reason}
         assert whole(m) == before
+
+
+class Shifted(nn.LayerNorm):
+    """A subclass of torch's norm that adds nothing."""
+
+
+class Scaled(nn.Module):
+    """A norm by another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+
+
+def test_what_is_said_of_many_norms_is_a_number_of_each():
+    def model():
+        return nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(14)), Shifted(4), Shifted(4), Scaled(), Scaled())
+
+    m = model()
+    assert str(gb.adopt(m)).splitlines() == [
+        "adopt: 18 changed, 0 left alone",
+        "  0, 1 and 12 more  14 BatchNorm2d now run on gammabeta",
+        "  14, 15            2 Shifted now run on gammabeta as LayerNorm",
+        "  16, 17            2 Scaled now run on gammabeta as RMSNorm; in 16 bits it rounds at other steps",
+    ]
+    assert str(gb.adopt(m)).splitlines() == [
+        "adopt: 0 changed, 18 left alone",
+        "  0, 1 and 12 more  left alone: BatchNorm2d is gammabeta's already",
+        "  14, 15            left alone: Shifted is gammabeta's already",
+        "  16, 17            left alone: Scaled is gammabeta's already",
+    ]
+    assert str(gb.release(m)).splitlines() == [
+        "release: 18 changed, 0 left alone",
+        "  0, 1 and 12 more  14 BatchNorm2d now run on torch",
+        "  14, 15            2 Shifted now run on their own forward",
+        "  16, 17            2 Scaled now run on their own forward",
+    ]
+
+
+def test_a_repr_says_which_layers_are_gammabeta_s():
+    m = nn.ModuleList([*every_layer(), Shifted(4), Scaled()])
+    before = [repr(layer) for layer in m]
+    assert not any("gammabeta" in line for line in before)
+    with gb.adopt(m):
+        assert all("gammabeta" in repr(layer) for layer in m), m
+        assert [repr(layer).partition("(")[0] for layer in m] == [line.partition("(")[0] for line in before]
+    assert [repr(layer) for layer in m] == before
+
+
+def every_layer():
+    return [
+        *(cls(4) for cls in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm, nn.RMSNorm)),
+        *(cls(4) for cls in (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)),
+        nn.GroupNorm(2, 4),
+    ]

@@ -194,7 +194,9 @@ def test_16_bits_of_a_class_that_rounds_each_step_are_nearer_to_float64(dtype):
     theirs = (copy.deepcopy(module)(x).double() - exact).abs().max()
     model = nn.Sequential(module)
     change = gb.adopt(model)
-    assert str(change).endswith("InItsInputsDtype is RMSNorm; in 16 bits it rounds at other steps")
+    assert str(change).endswith(
+        "InItsInputsDtype now runs on gammabeta as RMSNorm; in 16 bits it rounds at other steps"
+    )
     mine = (model(x).double() - exact).abs().max()
     assert mine <= theirs
     assert mine <= torch.finfo(dtype).eps * exact.abs().max()
@@ -235,12 +237,12 @@ def test_what_it_says():
     change = gb.adopt(model)
     assert str(change) == (
         "adopt: 3 changed, 2 left alone\n"
-        "  a  OnePlus is RMSNorm with scale 1 + weight\n"
-        "  b  LayerNorm2d is LayerNorm with channels on axis 1\n"
+        "  a  OnePlus now runs on gammabeta as RMSNorm with scale 1 + weight\n"
+        "  b  LayerNorm2d now runs on gammabeta as LayerNorm with channels on axis 1\n"
         "  c  left alone: Random computes none of the known forms: RMSNorm and LayerNorm of the last axis or of "
         "axis 1\n"
         "  d  left alone: the forward of Gated takes x, gate, and not one tensor\n"
-        "  e  Gamma is LayerNorm; in 16 bits it rounds at other steps"
+        "  e  Gamma now runs on gammabeta as LayerNorm; in 16 bits it rounds at other steps"
     )
     assert repr(model["a"]) == "OnePlus(gammabeta's RMSNorm, 6, eps=1e-06, scale=1 + weight)"
     assert repr(model["b"]) == "LayerNorm2d(gammabeta's LayerNorm, 6, eps=1e-06, axis=1)".replace("1e-06", "1e-05")
@@ -262,7 +264,7 @@ class Constant(nn.Module):
 def test_a_frozen_batch_norm_by_any_name():
     model, x = nn.Sequential(Constant()), torch.randn(2, 3, 4, 4)
     expected = model(x)
-    assert str(gb.adopt(model)).endswith("Constant is BatchNorm2d with Running()")
+    assert str(gb.adopt(model)).endswith("Constant now runs on gammabeta as BatchNorm2d with Running()")
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     gb.release(model)
     assert type(model[0]) is Constant

@@ -126,6 +126,24 @@ class TestTransaction:
         assert change.left == {"layer1.bn": "it is shy"}
         assert str(gb.adopt(nn.Linear(2, 2))) == "adopt: nothing to change"
 
+    def test_modules_with_the_same_outcome_share_a_row(self):
+        with transaction("measure") as change:
+            for name in ("a", "b", "c", "d", "longer"):
+                change.count(name, "was changed", "were changed")
+            change.note("e", "was changed", gap=1.0)
+            for name in ("f", "g", "h"):
+                change.leave(name, "it is shy")
+            change.count("i", "was changed otherwise", "were changed otherwise")
+        assert str(change) == (
+            "measure: 7 changed, 3 left alone\n"
+            "  a, b and 3 more  5 were changed\n"
+            "  e                was changed  gap 1\n"
+            "  f, g, h          left alone: it is shy\n"
+            "  i                was changed otherwise"
+        )
+        assert change.changed == ["a", "b", "c", "d", "longer", "e", "i"]
+        assert list(change.left) == ["f", "g", "h"]
+
 
 def chosen(where, m=None):
     m = model() if m is None else m

@@ -184,7 +184,7 @@ def test_norms_of_timm(name):
     x = torch.randn((2, 32, 5, 3) if "2d" in name or "Group" in name else (2, 5, 32))
     y = module(x)
     model = nn.Sequential(module)
-    said = f"torch's {name} is gammabeta's" if name == TIMM[name] else f"{name} is {TIMM[name]}"
+    said = f"{name} now runs on gammabeta" + ("" if name == TIMM[name] else f" as {TIMM[name]}")
     assert [entry.what for entry in gb.adopt(model).entries] == [said]
     torch.testing.assert_close(model(x), y, rtol=1e-5, atol=1e-5)
     assert isinstance(getattr(module, "form", None), Form | None)

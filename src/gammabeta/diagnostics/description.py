@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gammabeta.diagnostics.finding import Finding
+from gammabeta.diagnostics.rule_page import FEEDS, SEES
 from gammabeta.diagnostics.wrong_statistics import unmended_at
+from gammabeta.surgery.change import name_some
 
-# At most this many modules by name, names in a call, and fixes of one rule.
-_NAMED, _LISTED, _FIXES = 2, 8, 2
+# At most this many names in a call, and fixes of one rule.
+_LISTED, _FIXES = 8, 2
 # What may differ between two messages that say the same: a list of numbers, a qualified name, a number.
 _NUMBER = r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?!\w|\.\w)"
 _DIFFERS = re.compile(
@@ -19,10 +21,7 @@ _DIFFERS = re.compile(
 # The modules in a call.
 _WHERE = re.compile(r"where=(?:'[^']*'|\[[^\]]*\])")
 # What a user gives so that the rules that need it run: in Python, and on the command line.
-_FEEDS = {
-    "inputs": ("gammabeta.check(model, inputs)", "--inputs"),
-    "the optimizer": ("gammabeta.check(model, optimizer=optimizer)", "--optimizer"),
-    "the loader": ("gammabeta.check(model, loader=loader)", "--loader"),
+_FEEDS = {SEES[letter]: FEEDS[letter] for letter in "DOL"} | {
     "watching the training": ("`with gammabeta.watch(model, optimizer):` around some steps", ""),
     "the model": ("gammabeta.check(model) after loading the checkpoint into it", "a target that builds the model"),
 }
@@ -51,10 +50,7 @@ class Fault:
     @property
     def names(self) -> str:
         """The modules in words: "layer1.0.bn1, layer1.0.bn2 and 50 more"."""
-        where = tuple(dict.fromkeys(finding.where or "(the model)" for finding in self.findings))
-        if len(where) <= _NAMED + 1:
-            return ", ".join(where)
-        return f"{', '.join(where[:_NAMED])} and {len(where) - _NAMED} more"
+        return name_some([finding.where for finding in self.findings])
 
     @property
     def message(self) -> str:

@@ -262,7 +262,7 @@ CALLS: tuple[tuple[str, Explain], ...] = (
     (r"SyncBatchNorm layers only work with GPU modules", _not_ddp),
     (r"symbolically traced variables|symbolic tracing|Proxy object cannot be|torch\.fx", _needs_torchs("torch.fx")),
     # TorchScript quotes the source that it does not accept.
-    (r"gammabeta[/\\][\w/\\]+\.py", _needs_torchs("torch.jit.script")),
+    (r"gammabeta[/\\][\w/\\]+\.py|torch\.jit\.script: expected", _needs_torchs("torch.jit.script")),
     (r"did not find fuser method for", _needs_torchs("torch.ao's fuse_modules")),
     (
         r"'Quantized\w+' backend|of a floating point dtype.*got torch\.q",

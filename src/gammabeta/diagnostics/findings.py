@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gammabeta.diagnostics.description import count_of, faults, hidden, paragraph, remedies, skipped
+from gammabeta.diagnostics.description import advice, count_of, faults, hidden, paragraph, remedies, skipped
 from gammabeta.diagnostics.finding import SEVERITIES, Finding, Fix, Recalibration, as_plain
 from gammabeta.diagnostics.mending import mend
+from gammabeta.pages.notebook import table
 from gammabeta.surgery.change import Change
 
 __all__ = ["SEVERITIES", "Diagnosis", "Finding", "Fix", "Recalibration"]
@@ -133,6 +134,17 @@ class Diagnosis:
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for group in self.by_rule():
+            first, *more = faults(group)
+            rule = f"{first.findings[0].code} {first.findings[0].name} ({first.severity})"
+            what = "\n".join(advice(group))
+            rows.append((rule, first.names, first.message, what))
+            rows += [("", fault.names, fault.message, "") for fault in more]
+        below = (*remedies(self.findings), *hidden(self.unseen), *skipped(self.idle))
+        return table(self.summary(), ("rule", "modules", "finding", "fix"), rows, below)
 
     def _of(self, severity: str) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.severity == severity)

@@ -97,6 +97,30 @@ def freezing(model: nn.Module, norm: Norm) -> Fix:
     return Fix(call([norm.name]), partial(freeze, model, where=[*norm.names]), together=call, freezes=freezes)
 
 
+def advised(record: Record, norm: Norm, *calls: str) -> Fix:
+    """Build the advice to call something on a norm, which a person chooses and applies.
+
+    Args:
+        record: what is known about the model.
+        norm: the norm.
+        calls: the sentences, each about one call; "{where}" in them becomes the argument that limits it to the norms.
+
+    Returns:
+        The `Fix`.
+    """
+
+    def told(names: Sequence[str]) -> str:
+        limits = f", where={list(names)}" if record.model is None else where(record.model, names)
+        return "; ".join(calls).replace("{where}", limits)
+
+    return Fix(told([norm.name]), together=told)
+
+
+def at_each(one: str, each: str, name: str) -> Fix:
+    """Build advice about one module: `one` has "{name}" for its name, and `each` says the same of several."""
+    return Fix(one.replace("{name}", repr(name)), together=lambda names: each)
+
+
 def is_still(norm: Norm) -> bool:
     """Return whether nothing of a norm trains: its γ and β, or the weights around one without them, are frozen."""
     return norm.affine_trains is False or (norm.affine_trains is None and norm.around_trains is False)

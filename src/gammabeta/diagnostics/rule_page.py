@@ -21,6 +21,17 @@ SEES = {
 }
 
 
+# How the user gives it: the call, and the option of the command line ("" where there is one way).
+FEEDS = {
+    "S": ("gammabeta.check(model)", "gammabeta check my_model.py:build"),
+    "F": ("gammabeta check weights.safetensors", ""),
+    "D": ("gammabeta.check(model, inputs)", "--inputs"),
+    "W": ("with gammabeta.watch(model, optimizer):", ""),
+    "O": ("gammabeta.check(model, optimizer=optimizer)", "--optimizer"),
+    "L": ("gammabeta.check(model, loader=loader)", "--loader"),
+}
+
+
 @dataclass(frozen=True)
 class RulePage:
     """A rule's text.
@@ -62,10 +73,18 @@ class RulePage:
         """Return a section as one line of text."""
         return " ".join(self.sections[heading].split())
 
+    def runs_with(self) -> str:
+        """Say what makes the rule run: a call, or an option of the command line."""
+        ways = []
+        for letter in self.sees:
+            call, option = FEEDS[letter]
+            ways.append(f"`{call}`" + (f" (`{option}`)" if option else ""))
+        return f"Runs with {' or '.join(ways)}."
+
     def text(self) -> str:
         """Return the page in Markdown, without a heading."""
         sees = " or ".join(SEES[letter] for letter in self.sees)
-        parts = [f"*{self.title}.* {self.severity.capitalize()}; sees {sees}."]
+        parts = [f"*{self.title}.* {self.severity.capitalize()}; sees {sees}.", self.runs_with()]
         for heading in HEADINGS:
             parts.append(f"**{heading}**. {self.line(heading)}")
             if heading in ("Example", "Use instead"):

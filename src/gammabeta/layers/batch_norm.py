@@ -12,9 +12,10 @@ from gammabeta import arguments
 from gammabeta.aten import Finish
 from gammabeta.distributed import agreement
 from gammabeta.functional import NormCall, normalize_by_running
-from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.additions import mark_ours
 from gammabeta.layers.converter_guard import ConverterGuard
 from gammabeta.layers.float32 import Float32State
+from gammabeta.layers.tool_guard import ToolGuard
 from gammabeta.running_statistics import (
     GatheredMoments,
     RunningStatistics,
@@ -27,7 +28,7 @@ from gammabeta.statistics import Batch, Running, Statistics, Synced
 from gammabeta.subclasses.parts import by_channels, in_parts
 
 
-class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
+class _BatchNorm(ToolGuard, ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     """torch's BatchNorm with `statistics`, `activation`, `residual` and `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual) for each channel of x. In training `statistics` chooses μ and σ²
@@ -170,7 +171,7 @@ class _BatchNorm(ConverterGuard, Float32State, nn.modules.batchnorm._BatchNorm):
     def extra_repr(self) -> str:
         statistics = "" if self.statistics == Batch() else f", statistics={self.statistics}"
         text: str = super().extra_repr()
-        return text + statistics + describe_additions(self)
+        return text + statistics + mark_ours(self)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -198,5 +199,6 @@ class BatchNorm(_BatchNorm):
     """BatchNorm of x (N, C, *positions) with any number of positions: what torch's SyncBatchNorm becomes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
+        arguments.refuse_proxy("BatchNorm", input)
         if input.ndim < 2:
             arguments.check_rank("BatchNorm", input, "(N, C) or (N, C, *positions)", (2, 3, 4, 5))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta import arguments
 from gammabeta.activations import activate
 from gammabeta.functional import layer_norm, rms_norm
 from gammabeta.layers.additions import describe_additions
@@ -63,6 +64,7 @@ class _Formed(nn.Module):
             input = self._named(input, named)
         if residual is not None or mask is not None:
             refuse_unseen_by_opacus(self, residual, mask)
+        arguments.refuse_proxy(type(self).__name__, input)
         form = self.form
         if form.axis == -1:
             return form.laid_out(self._last(input, residual, mask), input)

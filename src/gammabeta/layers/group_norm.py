@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import group_norm
-from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.additions import mark_ours
 from gammabeta.layers.float32 import Float32State
 from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opacus
+from gammabeta.layers.tool_guard import ToolGuard
 
 
-class GroupNorm(Float32State, nn.GroupNorm):
+class GroupNorm(ToolGuard, Float32State, nn.GroupNorm):
     """torch's GroupNorm with `activation`, `residual` and `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual), with μ and σ² (divided by n) of each group of C/num_groups
@@ -72,4 +73,4 @@ class GroupNorm(Float32State, nn.GroupNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_additions(self)
+        return super().extra_repr() + mark_ours(self)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import instance_norm
-from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.additions import mark_ours
 from gammabeta.layers.float32 import Float32State
 from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opacus
+from gammabeta.layers.tool_guard import ToolGuard
 
 
-class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
+class _InstanceNorm(ToolGuard, Float32State, nn.modules.instancenorm._InstanceNorm):
     """torch's InstanceNorm with `activation`, `residual` and `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual), with μ and σ² (divided by n) of each channel of each sample.
@@ -100,7 +101,7 @@ class _InstanceNorm(Float32State, nn.modules.instancenorm._InstanceNorm):
 
     def extra_repr(self) -> str:
         text: str = super().extra_repr()
-        return text + describe_additions(self)
+        return text + mark_ours(self)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import layer_norm
-from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.additions import mark_ours
 from gammabeta.layers.float32 import Float32State
 from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opacus
+from gammabeta.layers.tool_guard import ToolGuard
 
 
 def computes_itself(*_: Any) -> None:
@@ -29,7 +30,7 @@ def _keep_to_forward(layer: nn.Module) -> None:
         layer.register_forward_hook(computes_itself)
 
 
-class LayerNorm(Float32State, nn.LayerNorm):
+class LayerNorm(ToolGuard, Float32State, nn.LayerNorm):
     """torch's LayerNorm with `activation`, `residual` and `mask`.
 
     y = activation((x − μ)/√(σ² + ε)·γ + β + residual), with μ and σ² (divided by n) over the last axes of each sample.
@@ -90,4 +91,4 @@ class LayerNorm(Float32State, nn.LayerNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_additions(self)
+        return super().extra_repr() + mark_ours(self)

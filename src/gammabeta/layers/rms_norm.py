@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from gammabeta import arguments
 from gammabeta.functional import rms_norm
-from gammabeta.layers.additions import describe_additions
+from gammabeta.layers.additions import mark_ours
 from gammabeta.layers.float32 import Float32State
 from gammabeta.layers.integrations.unseen_by_opacus import refuse_unseen_by_opacus
+from gammabeta.layers.tool_guard import ToolGuard
 
 
-class RMSNorm(Float32State, nn.RMSNorm):
+class RMSNorm(ToolGuard, Float32State, nn.RMSNorm):
     """torch's RMSNorm with `activation`, `residual` and `mask`.
 
     y = activation(x/√(mean(x²) + ε)·γ + residual), with the mean over the last axes of each sample.
@@ -70,4 +71,4 @@ class RMSNorm(Float32State, nn.RMSNorm):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + describe_additions(self)
+        return super().extra_repr() + mark_ours(self)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from gammabeta._torch_private import disable_current_modes, transforms_active
 from gammabeta.diagnostics.check import diagnose
+from gammabeta.diagnostics.description import count_of
 from gammabeta.diagnostics.findings import Diagnosis
 from gammabeta.diagnostics.optimizer_groups import stepping
+from gammabeta.diagnostics.optimizer_wrappers import optimizer_inside
 from gammabeta.diagnostics.record import record_model
 from gammabeta.introspection.forward import unwrapped
 from gammabeta.introspection.hooks import hook_after, hook_before
@@ -24,8 +26,9 @@ from gammabeta.monitoring.divergence import FiniteWatch
 from gammabeta.monitoring.health import write_health
 from gammabeta.monitoring.probe import Hook, Probe, Progress
 from gammabeta.monitoring.rank_records import RankRecords
-from gammabeta.monitoring.watched import Watched
+from gammabeta.monitoring.watched import QUANTITIES, Watched
 from gammabeta.monitoring.witness import Witness
+from gammabeta.pages.notebook import table
 from gammabeta.running_statistics import recomputing
 
 Log = Callable[[str, float, int], Any]
@@ -42,11 +45,14 @@ class watch:  # noqa: N801 - a context, used as a function
 
     Args:
         model: any module, also one wrapped by DistributedDataParallel.
-        optimizer: the optimizer whose steps are counted; of a list, the first. Where it wraps another and shares its
-            groups, as implementations of SAM do, the steps of the other are. Without an optimizer, each forward in
+        optimizer: the optimizer whose steps are counted; of a list, the first. Where it wraps another, as accelerate's
+            does and implementations of SAM do, the steps of the other are. Without an optimizer, each forward in
             training with gradients is a step.
         log: called with name, value and step at each measured step: `SummaryWriter.add_scalar`, or any function.
         every: steps between measured ones.
+
+    Attributes:
+        on_measured: called with all values of a measured step by name, and the step; None calls nothing.
 
     Raises:
         TypeError: the model is no module, or an optimizer is no optimizer.
@@ -71,19 +77,21 @@ class watch:  # noqa: N801 - a context, used as a function
             raise TypeError(f"watch: expected model as a torch.nn.Module, got a {type(model).__qualname__}.")
         if not isinstance(every, int) or isinstance(every, bool) or every < 1:
             raise ValueError(f"watch: expected every as a number of steps, 1 or more, got {every!r}.")
-        several = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
-        for one in several:
-            if one is not None and not callable(getattr(one, "register_step_post_hook", None)):
-                raise TypeError(
-                    f"watch: expected optimizer as a torch.optim.Optimizer or a list of them, got a "
-                    f"{type(one).__qualname__}."
-                )
+        given = tuple(optimizer) if isinstance(optimizer, list | tuple) else (optimizer,)
+        several = tuple(optimizer_inside(one) for one in given if one is not None)
+        if None in several:
+            wrong = next(one for one in given if one is not None and optimizer_inside(one) is None)
+            raise TypeError(
+                f"watch: expected optimizer as a torch.optim.Optimizer or a list of them, got a "
+                f"{type(wrong).__qualname__}."
+            )
         self.model = unwrapped(getattr(model, "_orig_mod", model))
         self.model = unwrapped(getattr(self.model, "_orig_mod", self.model))
         self.every = every
         self.watched = Watched(every, model=type(self.model).__qualname__)
-        self._optimizers = tuple(one for one in several if one is not None)
+        self._optimizers = several
         self._log = log
+        self.on_measured: Callable[[dict[str, float], int], Any] | None = None
         self._handles: list[Any] = []
         self._probes: list[Probe] = []
         self._order = InputOrder()
@@ -103,6 +111,15 @@ class watch:  # noqa: N801 - a context, used as a function
     def __enter__(self) -> watch:
         if self._handles:
             raise RuntimeError("watch: expected a watch that is not running, got one that already is: leave it first.")
+        try:
+            self._hook()
+        except BaseException:
+            self._unhook()
+            raise
+        return self
+
+    def _hook(self) -> None:
+        """Begin a record of each norm, and register all hooks."""
         self._probes = [Probe(norm, self.watched, self._progress) for norm in record_model(self.model).norms]
         tracked = {p.norm.name: p.norm.module for p in self._probes if p.norm.tracks and p.norm.has_statistics}
         shared = [p.norm.name for p in self._probes if p.synchronized()]
@@ -127,15 +144,17 @@ class watch:  # noqa: N801 - a context, used as a function
                     owner.step()
 
             self._handles.append(stepping(self._optimizers[0]).register_step_post_hook(stepped))
-        return self
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def __exit__(self, *_: object) -> None:
         self._read_ranks()
         for probe in self._probes:
             probe.note_steps()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._unhook()
 
     def step(self) -> None:
         """End a step; a watched optimizer's step does so on its own."""
@@ -203,6 +222,16 @@ class watch:  # noqa: N801 - a context, used as a function
         """
         return write_health(self.watched, self.diagnosis(), path)
 
+    def _repr_html_(self) -> str:
+        norms = list(self.watched.norms.values())
+        names = [name for name in QUANTITIES if any(norm.history.known(name) for norm in norms)]
+        rows = []
+        for norm in norms:
+            known = [norm.history.known(name) for name in names]
+            rows.append((norm.name, str(norm.calls), *(f"{values[-1]:.3g}" if values else "" for values in known)))
+        title = f"watch: {count_of(self.watched.steps, 'step')}, {count_of(len(norms), 'norm')}"
+        return table(title, ("norm", "calls", *names), rows, (f"{name}: {QUANTITIES[name]}" for name in names))
+
     def _begin_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Begin a forward of the model; a forward pre-hook."""
         if self._led or self._progress.paused or torch.compiler.is_compiling():
@@ -261,11 +290,15 @@ class watch:  # noqa: N801 - a context, used as a function
         rows: dict[Probe | None, dict[str, float]] = {}
         for (which, name), number in zip(labels, values, strict=True):
             rows.setdefault(which, {})[name] = number
+        told: dict[str, float] = {}
         for which, row in rows.items():
             history = self.watched.inputs if which is None else which.record.history
             history.add(step, row)
-            if self._log is not None:
-                for name, number in row.items():
-                    if not math.isnan(number):
-                        self._log(f"{'input' if which is None else which.record.name}/{name}", number, step)
+            of = "input" if which is None else which.record.name
+            told |= {f"{of}/{name}": number for name, number in row.items() if not math.isnan(number)}
+        if self._log is not None:
+            for name, number in told.items():
+                self._log(name, number, step)
+        if self.on_measured is not None:
+            self.on_measured(told, step)
         self.watched.unseen = tuple(probe.record.name for probe in self._probes if probe.moved_unseen())

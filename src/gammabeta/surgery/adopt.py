@@ -164,8 +164,9 @@ def adopt_module(change: Change, name: str, module: nn.Module, keep_float32: boo
     if not keep_float32:
         change.set_attribute(module, "keep_float32", False, name)
     now = our_class(module).__name__.removeprefix("Formed")
-    became = f"torch's {now} is gammabeta's" if before.__name__ == now else f"{before.__name__} is {now}"
-    change.note(name, f"{became}{_settings(module)}")
+    how = ("" if before.__name__ == now else f" as {now}") + _settings(module)
+    old = before.__name__
+    change.count(name, f"{old} now runs on gammabeta{how}", f"{old} now run on gammabeta{how}")
     return True
 
 
@@ -416,8 +417,12 @@ def _release_module(change: Change, name: str, module: Any) -> None:
         torchs = TORCHS[cls]
         _leave_ours(change, name, module, origin.cls if origin and issubclass(origin.cls, torchs) else torchs)
     if reason is None:
-        late = "" if cast is None else f", and its Parameters are cast to {cast}, as the model was"
-        change.note(name, f"{described} is {type(module).__name__}{late}")
+        late = "" if cast is None else f", with Parameters cast to {cast}, as the model was"
+        now = type(module)
+        one, many = (
+            ("torch", "torch") if now.__module__.startswith("torch.") else ("its own forward", "their own forward")
+        )
+        change.count(name, f"{now.__name__} now runs on {one}{late}", f"{now.__name__} now run on {many}{late}")
     else:
         change.leave(name, reason)
 

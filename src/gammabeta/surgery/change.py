@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gammabeta.pages.notebook import table
+
 _ABSENT = object()
+_NAMED = 2  # modules by name, where a row is about more
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,22 @@ class Entry:
         done: whether it was changed.
         what: what was done, or why the module was left alone.
         numbers: measurements, by name.
+        several: the same of several modules, as words that their number precedes; "" where `what` serves them too.
     """
 
     module: str
     done: bool
     what: str
     numbers: Mapping[str, float] = field(default_factory=dict)
+    several: str = ""
 
 
 class Change:
     """What an operation did to a model, module by module, and how to undo it.
 
-    It prints as a table. `undo()` restores exactly what the operation changed: the same Parameter objects, hooks and
-    classes, and the bits of buffers. Later changes to anything else stay. Used as a context manager, it undoes on
-    leaving the block.
+    It prints as a table, in which modules with the same outcome share a row. `undo()` restores exactly what the
+    operation changed: the same Parameter objects, hooks and classes, and the bits of buffers. Later changes to anything
+    else stay. Used as a context manager, it undoes on leaving the block.
 
     Attributes:
         operation: its name.
@@ -101,22 +106,41 @@ class Change:
         self.undo()
 
     def __str__(self) -> str:
-        if not self.entries:
-            return f"{self.operation}: nothing to change"
-        count = len(self.changed)
-        lines = [f"{self.operation}: {count} changed, {len(self.entries) - count} left alone"]
-        names = [entry.module or "(the model)" for entry in self.entries]
-        width = max(map(len, names))
-        for name, entry in zip(names, self.entries, strict=True):
-            numbers = "".join(f"  {key} {_format_number(value)}" for key, value in entry.numbers.items())
-            lines.append(f"  {name:<{width}}  {'' if entry.done else 'left alone: '}{entry.what}{numbers}")
+        lines, rows = [self._summary()], self._rows()
+        if not rows:
+            return lines[0]
+        width = max(len(names) for names, _ in rows)
+        lines += [f"  {names:<{width}}  {outcome}" for names, outcome in rows]
         return "\n".join(lines)
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return table(self._summary(), ("modules", "outcome"), self._rows())
+
+    def _summary(self) -> str:
+        if not self.entries:
+            return f"{self.operation}: nothing to change"
+        count = len(self.changed)
+        return f"{self.operation}: {count} changed, {len(self.entries) - count} left alone"
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(name_some([entry.module for entry in same]), _describe_alike(same)) for same in self._alike()]
+
+    def _alike(self) -> list[list[Entry]]:
+        """Return the entries, those with the same outcome together, in the order of the first of each."""
+        groups: dict[tuple[Any, ...], list[Entry]] = {}
+        for entry in self.entries:
+            groups.setdefault((entry.done, entry.what, tuple(entry.numbers.items())), []).append(entry)
+        return list(groups.values())
+
     def note(self, module: str, what: str, **numbers: float) -> None:
         """Add an entry for a module that was changed."""
         self.entries.append(Entry(module, True, what, numbers))
+
+    def count(self, module: str, what: str, several: str) -> None:
+        """Add an entry for a module that was changed; `several` says the same of many, behind their number."""
+        self.entries.append(Entry(module, True, what, several=several))
 
     def leave(self, module: str, reason: str, **numbers: float) -> None:
         """Add an entry for a module that was left alone."""
@@ -254,6 +278,22 @@ def transaction(operation: str) -> Iterator[Change]:
     except BaseException:
         change.roll_back()
         raise
+
+
+def name_some(modules: Sequence[str]) -> str:
+    """Return the names of modules in words: "layer1.0.bn1, layer1.0.bn2 and 50 more"; "" is the model itself."""
+    names = list(dict.fromkeys(name or "(the model)" for name in modules))
+    if len(names) <= _NAMED + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+
+
+def _describe_alike(entries: Sequence[Entry]) -> str:
+    """Describe the outcome that entries share."""
+    first = entries[0]
+    what = f"{len(entries)} {first.several}" if len(entries) > 1 and first.several else first.what
+    numbers = "".join(f"  {key} {_format_number(value)}" for key, value in first.numbers.items())
+    return f"{'' if first.done else 'left alone: '}{what}{numbers}"
 
 
 def _tensor(module: nn.Module, name: str) -> Tensor | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +16,7 @@ from gammabeta.introspection.neighbours import Refusal
 from gammabeta.introspection.observe import Observation, observe
 from gammabeta.introspection.unchanged import unchanged
 from gammabeta.introspection.where import Where, select
+from gammabeta.pages.notebook import table
 from gammabeta.surgery.change import Change
 from gammabeta.surgery.folding import absorb
 from gammabeta.surgery.folding.affine import MultiplyAdd, is_candidate
@@ -25,9 +24,7 @@ from gammabeta.surgery.folding.branches import Branches, Finder, merge
 from gammabeta.surgery.folding.compare import Comparison
 from gammabeta.surgery.folding.settle import Edit, settle
 from gammabeta.surgery.folding.sites import AFTER, ALONE, Place, Sites
-
-_ROUNDS = 5
-_LONGEST = 5.0  # seconds that timing takes at most, roughly
+from gammabeta.surgery.folding.timing import Timing, time_pairs
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Folded:
         error: the largest relative error of an output, max|y′ − y|/max|y|, on the example inputs and perturbed ones.
         tolerance: the bound on the relative error, by the least precise dtype.
         inputs: the number of inputs on which the two models were compared.
-        seconds: median times, in seconds, of a forward on the example inputs, before and after.
+        timing: the times of a forward on the example inputs, before and after, in pairs.
     """
 
     model: nn.Module
@@ -83,7 +80,7 @@ class Folded:
     error: float
     tolerance: float
     inputs: int
-    seconds: tuple[float, float]
+    timing: Timing
 
     @property
     def folded(self) -> list[Site]:
@@ -96,24 +93,39 @@ class Folded:
         return [site for site in self.sites if site.way == "refused"]
 
     @property
+    def seconds(self) -> tuple[float, float]:
+        """The median times of a forward, in seconds, before and after."""
+        return self.timing.seconds
+
+    @property
     def speedup(self) -> float:
-        """The time of a forward before, over that after."""
-        return self.seconds[0] / self.seconds[1]
+        """The time of a forward before, over that after; the median over pairs. `timing.spread` is its interval."""
+        return self.timing.speedup
 
     def __str__(self) -> str:
-        alone = len(self.sites) - len(self.folded) - len(self.refused)
-        before, after = (1e3 * second for second in self.seconds)
-        lines = [
-            f"fold: {len(self.folded)} folded, {alone} as one multiply-add, {len(self.refused)} refused",
-            f"  largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
-            f"  a forward takes {after:.2f} ms instead of {before:.2f} ms: {self.speedup:.2f} times as fast",
-        ]
-        rows = [(site.norm or "(the model)", str(site)) for site in self.sites]
-        rows += [(branches.layers[0], str(branches)) for branches in self.branches]
+        title, *measured = self._summary()
+        rows = self._rows()
         width = max((len(name) for name, _ in rows), default=0)
-        return "\n".join(lines + [f"  {name:<{width}}  {outcome}" for name, outcome in rows])
+        lines = [title, *(f"  {line}" for line in measured), *(f"  {name:<{width}}  {what}" for name, what in rows)]
+        return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        title, *measured = self._summary()
+        return table(title, ("norm", "outcome"), self._rows(), measured)
+
+    def _summary(self) -> list[str]:
+        alone = len(self.sites) - len(self.folded) - len(self.refused)
+        return [
+            f"fold: {len(self.folded)} folded, {alone} as one multiply-add, {len(self.refused)} refused",
+            f"largest relative error {self.error:.1e} on {self.inputs} inputs (tolerance {self.tolerance:.0e})",
+            str(self.timing),
+        ]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [(site.norm or "(the model)", str(site)) for site in self.sites]
+        return rows + [(branches.layers[0], str(branches)) for branches in self.branches]
 
 
 def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward: Forward | None = None) -> Folded:
@@ -196,9 +208,9 @@ def fold(model: nn.Module, example_inputs: Any, *, where: Where = None, forward:
     sites = [
         replace(site, way="beside", layer=into[site.norm], reason="") if site.norm in into else site for site in sites
     ]
-    seconds = _time(model, new, example_inputs, forward_batch("fold", forward))
+    timing = _time(model, new, example_inputs, forward_batch("fold", forward))
     off = settled.error if off is None else off
-    return Folded(new, sites, branches, off, comparison.tolerance, comparison.inputs, seconds)
+    return Folded(new, sites, branches, off, comparison.tolerance, comparison.inputs, timing)
 
 
 def _merge_branches(
@@ -249,24 +261,8 @@ def _dtype(norm: nn.Module) -> torch.dtype:
     return var.dtype
 
 
-def _time(model: nn.Module, new: nn.Module, example_inputs: Any, run: Forward) -> tuple[float, float]:
-    """Return the median seconds of a forward of each model, run in turns."""
+def _time(model: nn.Module, new: nn.Module, example_inputs: Any, run: Forward) -> Timing:
+    """Time a forward of each model."""
     given = copied(example_inputs)
-    taken: Sequence[list[float]] = ([], [])
     with unchanged(model, watch=False), unchanged(new, watch=False), torch.no_grad():
-        began = time.perf_counter()
-        for turn in range(_ROUNDS + 1):
-            for which, module in enumerate((model, new)):
-                start = time.perf_counter()
-                run(module, given)
-                _wait()
-                if turn:  # the first turn warms caches
-                    taken[which].append(time.perf_counter() - start)
-            if turn and time.perf_counter() - began > _LONGEST:
-                break
-    return statistics.median(taken[0]), statistics.median(taken[1])
-
-
-def _wait() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+        return time_pairs(partial(run, model, given), partial(run, new, given))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import gammabeta as gb
 from gammabeta.diagnostics.rules import RULES
@@ -76,6 +77,55 @@ def test_a_fix_removes_the_finding_and_its_undo_brings_it_back(rule):
     assert [finding.message for finding in findings(example, rule).findings] == [
         finding.message for finding in diagnosis.findings
     ]
+
+
+# What is to be done has no call: the architecture changes, or an earlier checkpoint is loaded.
+BY_HAND = ("GB302", "GB404", "GB603")
+# A call, an argument, or a `with` block.
+CODE = re.compile(r"\w\(|\w=\S|`with ")
+
+
+@every_rule
+def test_advice_has_code_to_copy(rule):
+    torch.manual_seed(0)
+    fixes = [finding.fix.what for finding in findings(rule.flagged(), rule).findings if finding.fix is not None]
+    assert fixes
+    for what in fixes:
+        assert bool(CODE.search(what)) == (rule.code not in BY_HAND), what
+
+
+def test_advice_for_several_norms_of_tiny_batches_is_one_call_that_can_be_copied():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(8, 8), nn.BatchNorm1d(8)))).train()
+    diagnosis = gb.check(model, torch.randn(64, 8), batch_size=4, select="GB202")
+    assert len(diagnosis.findings) == 5
+    (line,) = [line for line in str(diagnosis).splitlines() if "fix:" in line]
+    assert line == (
+        '  fix: gammabeta.convert(model, to="group") before training; '
+        "gammabeta.set_statistics(model, gammabeta.statistics.Renorm()) in a training that goes on; or a larger batch"
+    )
+    calls = re.findall(r"gammabeta\.[\w.]+\(.*?\)(?= before| in )", line)
+    assert len(calls) == 2
+    for call in calls:
+        changed = eval(call, {"gammabeta": gb, "model": copy.deepcopy(model)})
+        assert len(changed.changed) == 5
+    diagnosis = gb.check(
+        nn.Sequential(model, nn.BatchNorm1d(8).eval()), torch.randn(64, 8), batch_size=4, select="GB202"
+    )
+    assert "where='0.*'" in str(diagnosis) or len(diagnosis.findings) == 6
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+def test_a_page_says_what_makes_the_rule_run(rule):
+    ways = {
+        "S": "`gammabeta.check(model)` (`gammabeta check my_model.py:build`)",
+        "F": "`gammabeta check weights.safetensors`",
+        "D": "`gammabeta.check(model, inputs)` (`--inputs`)",
+        "W": "`with gammabeta.watch(model, optimizer):`",
+        "O": "`gammabeta.check(model, optimizer=optimizer)` (`--optimizer`)",
+        "L": "`gammabeta.check(model, loader=loader)` (`--loader`)",
+    }
+    assert f"\n\nRuns with {' or '.join(ways[letter] for letter in rule.sees)}.\n\n" in rule.page()
 
 
 # Recalibrating changes statistics, and GB306's fix changes ε: outputs are meant to change.

@@ -85,8 +85,9 @@ def _two_readings(name: str, parts: float, guiding: float, samples: int) -> Matc
         f"mixture, or parts of one batch, of which it normalizes {samples} samples at a time",
         {"parts": parts, "guiding": guiding, "samples": samples},
         Fix(
-            "for different batches, one forward of both together, or gammabeta.frozen_statistics(model) around one of "
-            "them; for parts of one batch, gammabeta.adopt(model) and gammabeta.accumulate_statistics(model)"
+            "for different batches, model(torch.cat([a, b])), or `with gammabeta.frozen_statistics(model):` around one "
+            "of them; for parts of one batch, gammabeta.adopt(model), then "
+            "`with gammabeta.accumulate_statistics(model):` around them"
         ),
         severity="note",
     )

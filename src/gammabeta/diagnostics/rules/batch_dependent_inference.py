@@ -35,7 +35,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.fixes import First, freezing, is_still, recalibration
+from gammabeta.diagnostics.fixes import First, advised, freezing, is_still, recalibration
 from gammabeta.diagnostics.optimized import OptimizedAround
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
@@ -95,7 +95,12 @@ def _message(shown: float) -> str:
 def _fix(record: Record, norm: Norm) -> Fix:
     without = norm.running_mean is None
     if _is_still(record, norm) and without:
-        return Fix("attach running statistics, gammabeta.recalibrate and gammabeta.freeze it, if it is to stay frozen")
+        return advised(
+            record,
+            norm,
+            "attach running statistics, then gammabeta.recalibrate(model, batches{where})",
+            "gammabeta.freeze(model{where}), if it is to stay frozen",
+        )
     if _is_still(record, norm) and record.model is not None:
         return freezing(record.model, norm)
     what = "attach running statistics" if without else "track_running_stats = True"

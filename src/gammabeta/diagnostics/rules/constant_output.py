@@ -30,7 +30,7 @@ from torch import nn
 
 from gammabeta.diagnostics.as_training import run_as_training
 from gammabeta.diagnostics.findings import Fix
-from gammabeta.diagnostics.fixes import recalibration
+from gammabeta.diagnostics.fixes import at_each, recalibration
 from gammabeta.diagnostics.gap import gap_of
 from gammabeta.diagnostics.initial_share import explained_by_initial
 from gammabeta.diagnostics.measurement import Given
@@ -65,7 +65,11 @@ def check(record: Record) -> Iterator[Match]:
         fix = Fix("look at β, and at the weights that feed the norm: what lies behind it is saturated for every sample")
     elif zero:
         message += "its γ is 0 in all channels, and nothing in this model bypasses it"
-        fix = Fix("start with γ = 1, or add the norm's output to a residual branch")
+        fix = at_each(
+            "start with γ = 1, nn.init.ones_(model.get_submodule({name}).weight), or add its output to a branch",
+            "start with γ = 1, nn.init.ones_(norm.weight), or add the norms' outputs to branches",
+            norm.name,
+        )
     else:
         message += f"its output differs between samples by {constant.spread:.2g} at most, though its input varies"
         if norm.has_statistics and norm.kind == "batch":

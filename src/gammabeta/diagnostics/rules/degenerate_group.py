@@ -32,6 +32,8 @@ from gammabeta.diagnostics.rule import Example, Match
 severity = "error"
 sees = "SD"
 
+_MORE = "more axes in normalized_shape: nn.LayerNorm(x.shape[1:])"
+
 
 def check(record: Record) -> Iterator[Match]:
     found: set[str] = set()
@@ -41,7 +43,7 @@ def check(record: Record) -> Iterator[Match]:
             message = f"each of its groups has 1 value: the output is {_left(norm)} for every input"
             if norm.kind == "rms":
                 message = "each of its groups has 1 value: only the input's sign is left"
-            yield Match(norm.name, message, {"values": 1}, Fix("more axes in normalized_shape"))
+            yield Match(norm.name, message, {"values": 1}, Fix(_MORE))
     if record.observed is None:
         return
     for norm, _, x in calls_of(record, "group", "instance", "layer"):
@@ -50,11 +52,12 @@ def check(record: Record) -> Iterator[Match]:
             continue
         if norm.kind == "group" and hasattr(module, "num_groups"):
             values = x.shape[1] // module.num_groups * prod(x.shape[2:])
-            cure = "fewer groups"
+            fewer = max(n for n in range(1, x.shape[1] // 2 + 1) if x.shape[1] % n == 0) if x.shape[1] > 1 else 1
+            cure = f"fewer groups: nn.GroupNorm({fewer}, {x.shape[1]})"
         elif norm.kind == "instance" and (norm.training or norm.running_mean is None):
-            values, cure = prod(x.shape[2:]), "LayerNorm or GroupNorm there"
+            values, cure = prod(x.shape[2:]), f"nn.GroupNorm(1, {x.shape[1]}) there"
         elif norm.kind == "layer" and hasattr(module, "normalized_shape"):
-            values, cure = _size(module.normalized_shape), "more axes in normalized_shape"
+            values, cure = _size(module.normalized_shape), _MORE
         else:
             continue
         if values == 1 and norm.name not in found:

@@ -72,7 +72,12 @@ def check(record: Record) -> Iterator[Match]:
         first, message, evidence = found[0]
         message += f" (and in {counted(len(found) - 1, 'more layer')})" if len(found) > 1 else ""
         evidence["layers"] = [norm.name for norm, *_ in found]
-        yield Match(first.name, message, evidence, Fix("keep ε, and keep norms in float32"))
+        yield Match(
+            first.name,
+            message,
+            evidence,
+            Fix("keep ε, and keep norms in float32: gammabeta.adopt(model) before model.half()"),
+        )
 
 
 def _is_constant(record: Record, norm: Norm, var: Tensor) -> Tensor:

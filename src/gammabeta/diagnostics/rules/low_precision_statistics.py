@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import at_each
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.introspection.norms import is_ours
@@ -66,7 +67,12 @@ def check(record: Record) -> Iterator[Match]:
 def _fix(norm: Norm) -> Fix:
     module = norm.module
     if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return Fix("cast running_mean and running_var to float32")
+        return at_each(
+            "norm = model.get_submodule({name}); norm.running_mean = norm.running_mean.float(); "
+            "norm.running_var = norm.running_var.float()",
+            "norm.running_mean = norm.running_mean.float(); norm.running_var = norm.running_var.float() for each norm",
+            norm.name,
+        )
     return Fix(
         f"gammabeta.adopt(model, where={norm.name!r}), and cast its buffers to float32",
         partial(_cast, norm.name, module),

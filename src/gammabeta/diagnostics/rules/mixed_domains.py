@@ -46,7 +46,7 @@ def check(record: Record) -> Iterator[Match]:
             f"successive forwards of one step have means {squared**0.5:.0f} standard errors apart ({apart:.2g} "
             "standard deviations): its running statistics become a mixture of both",
             {"errors": squared**0.5, "deviations": apart},
-            Fix("one forward of both batches together, or gammabeta.frozen_statistics(model) around one of them"),
+            Fix("model(torch.cat([a, b])) for both, or `with gammabeta.frozen_statistics(model):` around one of them"),
         )
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import at_each
 from gammabeta.diagnostics.flow import calls_of, own_forward
 from gammabeta.diagnostics.record import Norm, Record
 from gammabeta.diagnostics.rule import Example, Match
@@ -66,22 +66,27 @@ def check(record: Record) -> Iterator[Match]:
         told = _told(first, norm)
         if told is not None:
             message = f"nothing else reads the output of {first.name}, and in training {told[0]}"
-            yield Match(norm.name, message, {"first": first.name}, Fix(told[1]))
+            yield Match(norm.name, message, {"first": first.name}, at_each(*told[1:], norm.name))
 
 
-def _told(first: Norm, second: Norm) -> tuple[str, str] | None:
-    """Return what the second norm undoes, and what to do; None where both count."""
+def _told(first: Norm, second: Norm) -> tuple[str, str, str] | None:
+    """Return what the second norm undoes, what to do, and the same about several; None where both count."""
+    one = "remove one of the two, model.set_submodule({name}, nn.Identity()), then train"
+    several = "remove one of each two by model.set_submodule(name, nn.Identity()), then train"
     if first.weight is not None or first.bias is not None:
         what = "this norm undoes that one's scale and shift of each channel"
         if (first.kind, second.kind) == ("group", "batch"):
-            return what, f"build {first.name} with affine=False, or remove one of the two, then train"
-        return what, "remove one of the two, then train"
+            built = f"build {first.name} with affine=False, or"
+            return what, f"{built} {one}", f"{built} {several}"
+        return what, one, several
     if (first.kind, second.kind) == ("group", "batch"):
         return None  # the first scales each sample by one deviation of several channels, which the batch's keep
     if (first.kind, second.kind) == ("instance", "batch"):
         what = "each channel that this norm gets has mean 0 and variance 1 already, in every sample"
-        return what, "give that one γ and β (affine=True) in place of this norm, then train"
-    return "this norm undoes that one, which has no γ and β", f"remove {first.name}, then train"
+        one = "give that one γ and β (affine=True) in place of this norm, then train"
+        return what, one, one
+    one = f"remove {first.name}, model.set_submodule({first.name!r}, nn.Identity()), then train"
+    return "this norm undoes that one, which has no γ and β", one, one
 
 
 def _is_fixed(norm: Norm) -> bool:

@@ -24,7 +24,7 @@ from math import prod
 import torch
 from torch import nn
 
-from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import advised
 from gammabeta.diagnostics.flow import calls_of
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
@@ -44,7 +44,12 @@ def check(record: Record) -> Iterator[Match]:
         found.add(norm.name)
         shape = (samples, *x.shape[1:])
         message = f"in training it gets 1 value per channel, from {shape}: torch raises; the smallest batch is 2"
-        fix = Fix("batches of at least 2 samples (drop_last=True), or GroupNorm or LayerNorm there")
+        fix = advised(
+            record,
+            norm,
+            "DataLoader(..., drop_last=True), with batches of at least 2 samples",
+            'or, before training, gammabeta.convert(model, to="group"{where})',
+        )
         yield Match(norm.name, message, {"samples": samples, "positions": positions}, fix)
 
 

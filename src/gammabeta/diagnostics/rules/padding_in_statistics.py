@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import advised
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.layers.batch_norm import BatchNorm1d
@@ -59,8 +59,10 @@ def check(record: Record) -> Iterator[Match]:
             "mean_shift": padding.mean_shift,
             "variance_ratio": padding.variance_ratio,
         }
-        cure = "adopt the layer and call it with mask=gammabeta.lengths_to_mask(lengths, L)"
-        fix = Fix("normalize over the channels only, at each position" if norm.kind == "layer" else cure)
+        cure = "gammabeta.adopt(model{where}), then call the layer with mask=gammabeta.lengths_to_mask(lengths, L)"
+        if norm.kind == "layer":
+            cure = "normalize over the channels only, at each position: nn.LayerNorm(C) on x.movedim(1, -1)"
+        fix = advised(record, norm, cure)
         yield Match(norm.name, message, evidence, fix)
 
 

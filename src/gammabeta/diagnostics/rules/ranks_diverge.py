@@ -49,7 +49,10 @@ def check(record: Record) -> Iterator[Match]:
             f"its running statistics on rank {rank} are {distances[rank]:.2g} standard deviations from those of rank "
             f"{record.watched.rank}, at step {record.watched.rank_step}",
             {"distance": distances[rank], "rank": rank, "step": record.watched.rank_step},
-            Fix("gammabeta.reconcile(model) on every rank, or gammabeta.set_statistics(model, Synced())"),
+            Fix(
+                "gammabeta.reconcile(model) on every rank, or "
+                "gammabeta.set_statistics(model, gammabeta.statistics.Synced())"
+            ),
         )
 
 

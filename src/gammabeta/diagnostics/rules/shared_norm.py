@@ -22,13 +22,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import at_each
 from gammabeta.diagnostics.gap import gap_of
 from gammabeta.diagnostics.record import Record
 from gammabeta.diagnostics.rule import Example, Match
 
 severity = "warning"
 sees = "D"
+
+_ONE = "one layer per call site: copy.deepcopy(model.get_submodule({name})) for each further call"
+_EACH = "one layer per call site: copy.deepcopy(norm) of each for its further calls"
 
 
 def check(record: Record) -> Iterator[Match]:
@@ -42,7 +45,7 @@ def check(record: Record) -> Iterator[Match]:
             worst = max(gaps, key=lambda gap: gap.mean_shift + gap.log_variance_ratio)
             message = f"a forward calls it {len(calls)} times, on inputs that differ: {worst}"
             evidence = {"calls": len(calls), "mean_shift": worst.mean_shift}
-            yield Match(norm.name, message, evidence, Fix("one layer per call site"))
+            yield Match(norm.name, message, evidence, at_each(_ONE, _EACH, norm.name))
 
 
 class Twice(nn.Module):

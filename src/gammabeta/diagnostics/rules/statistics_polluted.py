@@ -55,7 +55,7 @@ def check(record: Record) -> Iterator[Match]:
             f"{counted(watched.polluting, 'forward')} in training mode with gradients off moved its running "
             f"statistics, {share:.0%} of its updates; {counted(watched.calls, 'forward')} had gradients on",
             {"polluting": watched.polluting, "calls": watched.calls},
-            Fix(f"{ADVICE}, then gammabeta.recalibrate"),
+            Fix(f"{ADVICE}, then gammabeta.recalibrate(model, batches)"),
         )
     if few:
         name, polluting, calls = few[0]

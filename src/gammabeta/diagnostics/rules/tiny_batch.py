@@ -25,10 +25,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
 
-from gammabeta.diagnostics.findings import Fix
+from gammabeta.diagnostics.fixes import advised
 from gammabeta.diagnostics.record import Norm, Record, counted
 from gammabeta.diagnostics.rule import Example, Match
 from gammabeta.statistics import Batch, Ghost, Renorm
@@ -54,8 +55,7 @@ def check(record: Record) -> Iterator[Match]:
             f"{values**-0.5:.2f} standard deviations, its variance by {(2 / values) ** 0.5:.0%}"
         )
         evidence = {"values": values, "standard_error": values**-0.5, "samples": samples}
-        fix = Fix("gammabeta.statistics.Synced() over processes, Renorm(), GroupNorm, or a larger batch")
-        few.append(Match(norm.name, message, evidence, fix))
+        few.append(Match(norm.name, message, evidence, advised(record, norm, *_calls())))
     if sure or not few:
         yield from few
         return
@@ -63,6 +63,17 @@ def check(record: Record) -> Iterator[Match]:
     message = f"if batches in training are as large as the inputs: {few[0].message}{others}"
     yield replace(
         few[0], message=message, evidence={**few[0].evidence, "layers": [m.where for m in few]}, severity="note"
+    )
+
+
+def _calls() -> tuple[str, ...]:
+    """Return what to call: the calls that suit the number of processes."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return ("gammabeta.set_statistics(model, gammabeta.statistics.Synced(){where}) in every process",)
+    return (
+        'gammabeta.convert(model, to="group"{where}) before training',
+        "gammabeta.set_statistics(model, gammabeta.statistics.Renorm(){where}) in a training that goes on",
+        "or a larger batch",
     )
 
 
