@@ -15,7 +15,7 @@ KERNELS := $(wildcard src/gammabeta/kernels/cpu/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: study test test-all sanitize bench lint docs clean help
+.PHONY: study test test-all sanitize bench lint docs site clean help
 
 study: $(VENV)/.study ## run the first look: report.html and results.json in gammabeta-study/
 	$(VENV)/bin/gammabeta study --first-look $(ARGS)
@@ -42,6 +42,10 @@ lint: $(VENV)/.dev ## ruff, its formatting, mypy, and clang-format
 
 docs: $(VENV)/.study ## write the generated pages of docs/ again
 	$(PY) docs/generate.py $(ARGS)
+
+site: $(VENV)/.site ## build the documentation's site in build/site/html; a warning is an error
+	$(PY) docs/site/staging.py build/site/source
+	$(PY) -m sphinx -W -n --keep-going -b html -c docs/site -d build/site/doctrees build/site/source build/site/html $(ARGS)
 
 clean: ## remove the virtual environment and what tools and builds left
 	rm -rf $(VENV) build dist src/*.egg-info src/gammabeta/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
@@ -71,6 +75,10 @@ $(VENV)/.test: $(VENV)/.study
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) "gammabeta[dev]"
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.study
+	$(PIP) "gammabeta[docs]"
 	@touch $@
 
 build/sanitized/.installed: pyproject.toml setup.py $(KERNELS) $(wildcard src/gammabeta/*.py src/gammabeta/*/*.py src/gammabeta/*/*/*.py) $(VENV)/.test

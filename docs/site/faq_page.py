@@ -1,0 +1,2 @@
+def faq_pages():
+    return {}

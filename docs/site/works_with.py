@@ -1,0 +1,2 @@
+def works_with_pages():
+    return {}
