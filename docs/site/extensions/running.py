@@ -9,7 +9,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from docutils import nodes
@@ -35,7 +35,7 @@ class Run(SphinxDirective):
     required_arguments = 1
     final_argument_whitespace = True
     has_content = True
-    option_spec = {"file": str, "exit": int, "lines": int}
+    option_spec: ClassVar = {"file": str, "exit": int, "lines": int}
 
     def run(self) -> list[nodes.Node]:
         command = self.arguments[0]
