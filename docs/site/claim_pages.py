@@ -41,17 +41,15 @@ def claim_pages() -> dict[str, str]:
         ]
         for claim in CLAIMS
     }
-    rows = [
-        f"| [{claim.name}]({claim.name}.md) | {claim.title} | {found[claim.name][0][2]['verdict'] if found[claim.name] else 'not measured'} |"
-        for claim in CLAIMS
-    ]
+    verdicts = {name: of_claim[0][2]["verdict"] if of_claim else "not measured" for name, of_claim in found.items()}
+    rows = [f"| [{claim.name}]({claim.name}.md) | {claim.title} | {verdicts[claim.name]} |" for claim in CLAIMS]
     index = [
         "# Claims",
         "",
-        "What is taught about normalization, and what the study found. [How verdicts are reached](on-one-page.md), with",
-        "all claims and the text that they come from, is on one page; [the findings](../findings.md) say what holds.",
+        "What is taught about normalization, and what the study found. [One page](on-one-page.md) has all claims, how",
+        "verdicts are reached, and the text that they come from; [the findings](../findings.md) say what holds.",
         "",
-        "| claim | it says | verdict of the first study below it |",
+        "| claim | it says | verdict, in the first study on its page |",
         "|---|---|---|",
         *rows,
         "",

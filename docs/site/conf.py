@@ -70,6 +70,7 @@ html_title = f"gammabeta {release}"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True

@@ -1,4 +1,4 @@
-"""A picture of effects with their intervals, as inline SVG in an HTML table: it takes the page's colours, light or dark."""
+"""A picture of effects with their intervals: inline SVG in an HTML table, in the page's colours, light or dark."""
 
 import html
 from itertools import groupby

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 # Fenced blocks and code spans, which hold no links, and links.
 TOKENS = re.compile(
-    r"(?P<code>^ *(```+|~~~+).*?^ *\2 *$|(`+)(?!`).+?(?<!`)\3(?!`))|(?P<link>\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<to>[^()\s]+)\))",
+    r"(?P<code>^ *(```+|~~~+).*?^ *\2 *$|(`+)(?!`).+?(?<!`)\3(?!`))"
+    r"|(?P<link>\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<to>[^()\s]+)\))",
     re.M | re.S,
 )
 
