@@ -44,9 +44,9 @@ def faq_pages() -> dict[str, str]:
     """Return the page by its place on the site."""
     parts = [
         "# Errors and what to do",
-        "torch's messages about norms, each with the explanation that {py:func}`gammabeta.explain_error` gives. In your\n"
-        "own code, `with gb.explained_errors(model):` adds it to the traceback. Every case here was run for this page,\n"
-        "with `import torch`, `from torch import nn` and `import gammabeta as gb`.",
+        "torch's messages about norms, each with the explanation that {py:func}`gammabeta.explain_error` gives. In\n"
+        "your own code, `with gb.explained_errors(model):` adds it to the traceback. Every case here was run for this\n"
+        "page, with `import torch`, `from torch import nn` and `import gammabeta as gb`.",
     ]
     for case in CASES:
         error, explanation = answer(case)

@@ -197,8 +197,8 @@ def works_with_pages() -> dict[str, str]:
     """Return the page by its place on the site."""
     parts = [
         "# Works with",
-        "Each row names the test that shows it, in `tests/`. A test whose library is not installed is skipped. What does\n"
-        "not work is said in {doc}`the recipe on other libraries <recipes/other-libraries>`.",
+        "Each row names the test that shows it, in `tests/`. A test whose library is not installed is skipped. What\n"
+        "does not work is said in {doc}`the recipe on other libraries <recipes/other-libraries>`.",
     ]
     for title, rows in SECTIONS.items():
         lines = [f"| {row.what} | {row.how} | `{row.test.removesuffix('::')}` |" for row in rows]
