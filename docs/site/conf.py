@@ -36,6 +36,7 @@ myst_enable_extensions = ["dollarmath"]
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 240
+nb_execution_in_temp = True  # a notebook may write files
 nb_merge_streams = True
 
 # Docstrings.
