@@ -1,5 +1,7 @@
 """The pages of the rules: a table, and one page a rule with its examples and what the check says of them."""
 
+import warnings
+
 import torch
 from api_pages import tree
 
@@ -51,4 +53,6 @@ def findings(rule: Rule) -> str | None:
         return None
     if example.train is not None or example.processes != 1:
         return None
-    return str(gb.check(example.model, select=rule.code, **example.options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of models with a fault
+        return str(gb.check(example.model, select=rule.code, **example.options))
