@@ -35,7 +35,7 @@ myst_enable_extensions = ["dollarmath"]
 # Notebooks run in each build. A cell that fails fails the build; the limit in seconds is for a machine that is busy.
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 240
+nb_execution_timeout = 600
 nb_execution_in_temp = True  # a notebook may write files
 nb_merge_streams = True
 

@@ -54,7 +54,7 @@ def faq_pages() -> dict[str, str]:
             f"## {case.question}",
             f"```python\n{case.code.strip()}\n```",
             f"```text\n{type(error).__name__}: {short(str(error))}\n```",
-            f"**Why**. {explanation.why}",
-            f"**What to do**. {explanation.fix}",
+            f"**Why**: {explanation.why}",
+            f"**What to do**: {explanation.fix}",
         ]
     return {"faq.md": "\n\n".join(parts) + "\n"}
