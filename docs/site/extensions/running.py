@@ -1,6 +1,7 @@
 """Directives that run what they show: ``{run}`` a command, ``{example}`` a file of docs/site/examples."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -15,6 +16,12 @@ import torch
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from gammabeta.benchmarks.networks import load_timm
+
+# A torchvision that is built for CUDA cannot be imported where torch is not, and Lightning and transformers import it.
+if importlib.util.find_spec("timm") and importlib.util.find_spec("torchvision"):
+    load_timm()
 
 SITE = Path(__file__).parents[1]
 LIMIT = 300  # seconds
