@@ -77,4 +77,4 @@ html_show_search_summary = False  # a summary is fetched, which a page opened fr
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 copybutton_copy_empty_lines = False
-copybutton_exclude = ".linenos, .gp, .go"
+copybutton_exclude = ".linenos"
