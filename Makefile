@@ -15,7 +15,7 @@ KERNELS := $(wildcard src/gammabeta/kernels/cpu/*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: study test test-all sanitize census bench lint docs dist clean help
+.PHONY: study test test-all sanitize census bench lint docs site dist clean help
 
 study: $(VENV)/.study ## run the first look: report.html and results.json in gammabeta-study/
 	$(VENV)/bin/gammabeta study --first-look $(ARGS)
@@ -54,6 +54,10 @@ dist: $(VENV)/.torch ## write the sdist and the wheel without kernels to dist/; 
 	$(PY) -m build --no-isolation --sdist
 	GAMMABETA_KERNELS=0 $(PY) -m build --no-isolation --wheel
 
+site: $(VENV)/.site ## build the documentation's site in build/site/html; a warning is an error
+	$(PY) docs/site/staging.py build/site/source
+	$(PY) -m sphinx -W -n --keep-going -b html -c docs/site -d build/site/doctrees build/site/source build/site/html $(ARGS)
+
 clean: ## remove the virtual environment and what tools and builds left
 	rm -rf $(VENV) build dist src/*.egg-info src/gammabeta/kernels/*.so .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -82,6 +86,10 @@ $(VENV)/.test: $(VENV)/.study
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) "gammabeta[dev]"
+	@touch $@
+
+$(VENV)/.site: $(VENV)/.study
+	$(PIP) "gammabeta[docs]"
 	@touch $@
 
 build/sanitized/.installed: pyproject.toml setup.py $(KERNELS) $(wildcard src/gammabeta/*.py src/gammabeta/*/*.py src/gammabeta/*/*/*.py) $(VENV)/.test

@@ -48,6 +48,8 @@ LONG_TAIL = (
     "peers/test_op_tracing.py",
     "peers/test_op_transforms.py",
     "peers/test_ops.py",
+    "site/test_examples.py",
+    "site/test_site.py",
     "surgery/test_fold_branches.py",
     "surgery/test_transformers_norms.py",
     "surgery/test_zoo.py",

@@ -431,15 +431,18 @@ def test_an_operation_of_surgery(tree):
             ('    "merge_statistics": ', '    "level_epsilon": "surgery.level_epsilon",\n'),
         ),
         "docs/architecture.md": insert(("| `fuse` |", "| `level_epsilon` | give every norm the same ε |\n")),
+        "docs/site/api_groups.py": insert(('"parameter_groups", "Change"', '"level_epsilon", ')),
+        "docs/site/examples/NAME.py": write("import gammabeta as gb\n\nprint(gb.level_epsilon.__name__)\n"),
         "tests/surgery/test_NAME.py": write(OPERATION_TEST),
     }
     follow(tree, "An operation of surgery", "level_epsilon", steps)
     check(
         tree,
         "tests/surgery/test_level_epsilon.py",
+        "tests/site/test_sources.py",
         "tests/test_docstrings.py",
         "tests/test_repository.py",
-        "-k", f"level_epsilon or {REPOSITORY}",
+        "-k", f"level_epsilon or every_public_name or without_an_example or {REPOSITORY}",
     )  # fmt: skip
     assert "level_epsilon.py" in (tree / "docs" / "files.md").read_text(encoding="utf-8")
 

@@ -1,0 +1,6 @@
+from gammabeta.lab.study import StudyError, study
+
+try:
+    study(["small_batches"])
+except StudyError as error:
+    print(error)

@@ -1,0 +1,3 @@
+import gammabeta as gb
+
+print(gb.warm_allocator())  # what was set, or why nothing was
