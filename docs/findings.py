@@ -47,6 +47,11 @@ STUDIES = (
         "The built-in data, small networks and few replicates: much stays open that more of either would decide.",
     ),
     Study(
+        "batch-2",
+        "Digits, at batches of 2",
+        "The recommendation alone, where BatchNorm is said to suffer most.",
+    ),
+    Study(
         "mnist-whole",
         "MNIST, whole",
         "Grey images of 28 × 28 pixels of the ten handwritten digits, with the data set's own test set.",

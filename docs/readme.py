@@ -21,8 +21,8 @@ WIDTH = "104"
 KEPT = {
     "check": r"GB101|  1, 3\.bn1|  fix  +gammabeta\.freeze| {23}(training mode|batch's)",
     "adopt": ".",
-    "study": r"For |to write|costs|avoid|recommend",
-    "verify": r"operation|(batch_norm +float32|layer_norm +bfloat16|rms_norm +float16) |[\d,]+ cases",
+    "study": r" +recommended|to be better",
+    "verify": r"operation|batch_norm +float32 |[\d,]+ cases",
 }
 
 

@@ -67,10 +67,8 @@ def test_what_the_study_says_was_confirmed_and_is_kept():
     kept = json.loads((ROOT / "docs" / "findings" / "batch-2.json").read_text(encoding="utf-8"))
     (said,) = kept["recommended"]
     assert said["status"] == "confirmatory"
-    assert STUDY.split()[2:] == [word for word in kept["command"].split()[2:] if word in STUDY.split()]
-    text = " ".join(SHOWN[STUDY].split())
-    for sentence in (said["headline"], said["how"]):
-        assert sentence in text
+    assert sorted(STUDY.split()) == sorted(kept["command"].split())
+    assert said["headline"] in " ".join(SHOWN[STUDY].split())
 
 
 def test_its_numbers_are_those_of_the_pages_that_it_names():
