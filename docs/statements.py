@@ -89,7 +89,7 @@ def link(carrier: str) -> str:
     if carrier in rules:
         return f"[{carrier}](rules.md#{carrier.lower()}-{rules[carrier]})"
     if carrier.startswith("gammabeta "):
-        return f"[`{carrier}`](../README.md#{'the-study' if ' study' in carrier else 'what-is-wrong-with-a-model'})"
+        return f"[`{carrier}`](guide.md#{'the-study' if ' study' in carrier else 'what-is-wrong-with-a-model'})"
     if carrier.startswith("recipes/"):
         return f"[recipe]({carrier})"
     path = Path(inspect.getsourcefile(inspect.unwrap(public(carrier))))
