@@ -99,8 +99,8 @@ def test_registration_in_a_stand_in(tmp_path):
     )
     fixed = "['refused'] GroupNorm(1, 3, eps=1e-05, affine=True, bias=True"
     assert done.stdout.splitlines() == [
-        f"{fixed}, activation=relu)",
-        f"{fixed}, activation=relu)",
+        f"{fixed}, activation=relu, gammabeta)",
+        f"{fixed}, activation=relu, gammabeta)",
         f"{fixed})",
         "['GroupNorm', 'InstanceNorm1d', 'InstanceNorm2d', 'InstanceNorm3d', 'LayerNorm', 'RMSNorm']",
     ], done.stderr

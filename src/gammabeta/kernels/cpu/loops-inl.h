@@ -245,14 +245,14 @@ struct Exponential;
 template <>
 struct Exponential<float> {
   typedef uint32_t bits;
-  static constexpr float lowest = -87.3f, highest = 88.3f, round = 12582912.0f;  // 1.5·2^23
+  static constexpr float lowest = -87.3f, flushed = -87.29f, highest = 88.3f, round = 12582912.0f;  // 1.5·2^23
   static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.42860677e-6f;
   static constexpr int mantissa = 23, bias = 127;
 };
 template <>
 struct Exponential<double> {
   typedef uint64_t bits;
-  static constexpr double lowest = -708.0, highest = 709.0, round = 6755399441055744.0;  // 1.5·2^52
+  static constexpr double lowest = -708.0, flushed = -707.99, highest = 709.0, round = 6755399441055744.0;  // 1.5·2^52
   static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
   static constexpr int mantissa = 52, bias = 1023;
 };
@@ -265,7 +265,7 @@ inline A bits_to(typename Exponential<A>::bits b) {
 }
 
 // eˣ = 2ᵏ·eʳ, |r| ≤ ln2/2, by its Taylor polynomial. Relative error 1.2e-7 (float), 4e-16 (double). Outside the range
-// in which 2ᵏ is a normal number it is 0 or infinite; NaN stays NaN.
+// in which 2ᵏ is a normal number, and from `flushed` on, it is 0 or infinite; NaN stays NaN.
 //
 // Those are chosen at the end. If x were clamped at the beginning, GCC would compute what follows a clamped x for every
 // element beside the rest, and of z·sigmoid(z) that is z·1.2e-38: a subnormal number, which costs an Intel processor
@@ -295,6 +295,9 @@ inline __attribute__((always_inline)) A exponential(A x) {
   p = p * r + A(0.5);
   p = p * r + A(1);
   p = p * r + A(1);
+  // What is thrown away below is computed all the same without masks, as in AVX2, and is not to be subnormal. By the same
+  // bound GCC would see that this changes no result, and leave it out.
+  p = x < E::flushed ? A(0) : p;
   typename E::bits b;
   std::memcpy(&b, &shifted, sizeof b);
   A y = p * bits_to<A>((b << E::mantissa) + (typename E::bits(E::bias) << E::mantissa));
