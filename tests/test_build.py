@@ -169,7 +169,7 @@ def test_asked_for_kernels_that_cannot_be_built_it_fails(tree):
 
 def test_the_core_needs_torch_alone():
     needed = importlib.metadata.requires("gammabeta")
-    assert [one for one in needed if "extra ==" not in one] == ["torch>=2.10"]
+    assert [one for one in needed if "extra ==" not in one] == ["torch>=2.13"]
 
 
 def test_the_sources_of_the_kernels_are_in_the_sdist(tree):
