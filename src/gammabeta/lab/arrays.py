@@ -191,7 +191,8 @@ def parts(
     is_held_out = np.zeros(len(kept), dtype=bool)
     is_held_out[held_out] = True
     wanted = len(y_test) if most is None else min(round(most * TEST / TRAIN), len(y_test))
-    tested = stratified(y_test, wanted, of_test := np.random.default_rng(0))
+    of_test = np.random.default_rng(0)
+    tested = stratified(y_test, wanted, of_test)
     for part, drawn, fewest in (("train", y_train[kept], FEWEST), ("test", y_test[tested], FEWEST_TESTED)):
         counts = np.bincount(drawn.astype(np.int64), minlength=int(y_train.max()) + 1)
         least = int(np.argmin(counts))

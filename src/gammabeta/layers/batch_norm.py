@@ -84,9 +84,7 @@ class _BatchNorm(ToolGuard, ConverterGuard, Float32State, nn.modules.batchnorm._
         keep_float32: bool = True,
     ) -> None:
         arguments.activation_name(type(self).__name__, activation)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        if not bias:  # here, because the argument of torch's own came later than the oldest torch that serves
-            self.register_parameter("bias", None)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.activation = activation
         self.activation_slope = activation_slope
         if not keep_float32:

@@ -52,9 +52,7 @@ class GroupNorm(ToolGuard, Float32State, nn.GroupNorm):
         keep_float32: bool = True,
     ) -> None:
         arguments.activation_name("GroupNorm", activation)
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
-        if not bias:  # here, because the argument of torch's own came later than the oldest torch that serves
-            self.register_parameter("bias", None)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, bias=bias)
         self.activation = activation
         self.activation_slope = activation_slope
         if not keep_float32:
