@@ -50,7 +50,7 @@ docs: $(VENV)/.study ## write the generated pages of docs/ again
 	$(PY) docs/generate.py $(ARGS)
 
 dist: $(VENV)/.torch ## write the sdist and the wheel without kernels to dist/; .github/workflows/wheels.yml builds the others
-	$(PIP) "setuptools>=77" wheel build
+	$(PIP) "setuptools>=77" wheel ninja build
 	$(PY) -m build --no-isolation --sdist
 	GAMMABETA_KERNELS=0 $(PY) -m build --no-isolation --wheel
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -170,6 +171,24 @@ def test_asked_for_kernels_that_cannot_be_built_it_fails(tree):
 def test_the_core_needs_torch_alone():
     needed = importlib.metadata.requires("gammabeta")
     assert [one for one in needed if "extra ==" not in one] == ["torch>=2.13"]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone, whose files git lists")
+def test_whatever_git_has_is_in_the_sdist(tmp_path):
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, listed):
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "tree" / name)
+    script = "import setuptools.build_meta as build; print(build.build_sdist('..'))"
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path / "tree", capture_output=True, text=True, timeout=240, check=True
+    )
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert set(filter(None, listed)) - held == set()
 
 
 def test_the_sources_of_the_kernels_are_in_the_sdist(tree):
