@@ -295,8 +295,8 @@ inline __attribute__((always_inline)) A exponential(A x) {
   p = p * r + A(0.5);
   p = p * r + A(1);
   p = p * r + A(1);
-  // What is thrown away below is computed all the same without masks, as in AVX2, and is not to be subnormal. By the same
-  // bound GCC would see that this changes no result, and leave it out.
+  // What is thrown away below is computed all the same without masks, as in AVX2, and is not to be subnormal. By the
+  // same bound GCC would see that this changes no result, and leave it out.
   p = x < E::flushed ? A(0) : p;
   typename E::bits b;
   std::memcpy(&b, &shifted, sizeof b);
