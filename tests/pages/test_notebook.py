@@ -3,6 +3,7 @@
 import html
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 import gammabeta as gb
 from gammabeta.pages.notebook import table
+from gammabeta.proof.outcome import BackendOutcome, Cell, Verification
 
 EVIL = "<script>alert(1)</script>&amp;\x07"
 
@@ -119,6 +121,41 @@ def test_a_watch_is_a_table_of_the_last_measurements():
     history = watch.watched.norms["d"].history
     assert float(second[head.index("gap")]) == pytest.approx(history.known("gap")[-1], rel=1e-2)
     assert "gap: distance of the batch's statistics" in read(watch).text
+
+
+def test_a_gap_is_a_table_of_layers_with_the_first_one_marked():
+    model = network()
+    batches = [torch.randn(8, 3, 9, 9) + 3 for _ in range(3)]
+    gap = gb.train_eval_gap(model, batches)
+    reader = read(gap)
+    assert reader.rows[0] == ["layer", "mean shift, σ (sampling)", "log variance ratio (sampling)", "samples", ""]
+    first, second = reader.rows[1:]
+    found = gap.layers[0].gap
+    assert first == [
+        "b<i>", f"{found.mean_shift:.3f} ({found.mean_error:.3f})",
+        f"{found.log_variance_ratio:.3f} ({found.variance_error:.3f})", "24", "<- first",
+    ]  # fmt: skip
+    assert second[0] == "d"
+    assert str(gap).splitlines()[-1] in reader.text
+    model.e = nn.BatchNorm2d(4)
+    model.forward = lambda x: model.d(model.c(getattr(model, "b<i>")(model[0](x))))
+    unseen = read(gb.train_eval_gap(model, batches)).rows[-1]
+    assert (unseen[0], unseen[1:4]) == ("e", ["", "", ""])
+    assert unseen[4]
+
+
+def test_a_verification_is_a_table_of_backends_with_what_failed_below():
+    failure = {"case": f"{EVIL}/mean", "backend": "torch", "seed": 3, "message": "x" * 700}
+    backends = [
+        BackendOutcome("native", on="avx2", cells={("layer_norm", "float32"): Cell(cases=7)}),
+        BackendOutcome("torch", cells={("rms_norm", "float32"): Cell(cases=5, failed=1)}, failures=[failure]),
+    ]
+    reader = read(Verification(backends, {"native": Path("a&b.json")}, {}, 12.3, 3))
+    assert reader.text.startswith("gammabeta verify: FAILED, 12 s")
+    assert reader.rows[1:] == [["native", "avx2", "7", "0", "passed"], ["torch", "-", "5", "1", "failed"]]
+    assert "certificate of native: a&b.json" in reader.text
+    assert "gammabeta verify --backend torch --case" in reader.text
+    assert "x" * 600 + " …" in reader.text
 
 
 def test_the_text_is_what_is_printed():

@@ -14,11 +14,13 @@ from gammabeta.diagnostics.record import record_model
 from gammabeta.introspection.batches import MOST, bounded, length_of
 from gammabeta.introspection.forward import Forward
 from gammabeta.moments import Moments
+from gammabeta.pages.notebook import table
 
 # Standard errors, root mean square over channels, above which a difference is more than sampling.
 SIGNIFICANT = 4.0
 # Differences that matter: mean shift in standard deviations, and log of the variance ratio.
 SHIFT, RATIO = 0.5, 0.693
+SHIFT_TITLE, RATIO_TITLE = "mean shift, σ (sampling)", "log variance ratio (sampling)"
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,10 @@ class TrainEvalGap:
 
     def __str__(self) -> str:
         width = max(len("layer"), *(len(layer.name) for layer in self.layers))
-        lines = [f"{'layer':{width}}  mean shift, σ (sampling)  log variance ratio (sampling)  samples"]
+        lines = [f"{'layer':{width}}  {SHIFT_TITLE}  {RATIO_TITLE}  samples"]
         for layer in self.layers:
             gap = layer.gap
-            mark = "  <- first" if layer is self.first else "  *" if layer.differs else ""
-            if layer.still:
-                mark = f"  {layer.still} channel{'s' * (layer.still > 1)} without variance{mark}"
+            mark = "".join(f"  {part}" for part in self._marks(layer))
             if gap is None:
                 lines.append(f"{layer.name:{width}}  {layer.why}{mark}")
                 continue
@@ -153,13 +153,31 @@ class TrainEvalGap:
                 f"{layer.name:{width}}  {gap.mean_shift:13.3f} ({gap.mean_error:.3f})  "
                 f"{gap.log_variance_ratio:20.3f} ({gap.variance_error:.3f})  {layer.samples:7}{mark}"
             )
+        return "\n".join(lines + self._below())
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for layer in self.layers:
+            gap, found = layer.gap, self._marks(layer)
+            if gap is None:
+                rows.append((layer.name, "", "", "", ", ".join([layer.why, *found])))
+                continue
+            shift = f"{gap.mean_shift:.3f} ({gap.mean_error:.3f})"
+            ratio = f"{gap.log_variance_ratio:.3f} ({gap.variance_error:.3f})"
+            rows.append((layer.name, shift, ratio, str(layer.samples), ", ".join(found)))
+        title = f"train_eval_gap: {len(self.layers)} BatchNorms on {self.batches} batches"
+        return table(title, ("layer", SHIFT_TITLE, RATIO_TITLE, "samples", ""), rows, self._below())
+
+    def _marks(self, layer: LayerGap) -> list[str]:
+        still = [f"{layer.still} channel{'s' * (layer.still > 1)} without variance"] * bool(layer.still)
+        return still + (["<- first"] if layer is self.first else ["*"] * layer.differs)
+
+    def _below(self) -> list[str]:
         if self.first is None:
-            lines.append(f"none of {len(self.layers)} layers beyond {SIGNIFICANT:g} standard errors")
+            lines = [f"none of {len(self.layers)} layers beyond {SIGNIFICANT:g} standard errors"]
         else:
-            lines.append(self._verdict(self.first))
-        if self.first_only:
-            lines.append(f"on the first {self.batches} batches: they have no length")
-        return "\n".join(lines)
+            lines = [self._verdict(self.first)]
+        return lines + [f"on the first {self.batches} batches: they have no length"] * self.first_only
 
     def _verdict(self, first: LayerGap) -> str:
         beyond = sum(layer.gap is not None and layer.gap.significant for layer in self.layers)

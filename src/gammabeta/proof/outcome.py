@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gammabeta.proof.report import text_of
+from gammabeta.proof.report import html_of, text_of
 from gammabeta.proof.tolerances import TABLE
 
 MOST_FAILURES = 20
@@ -158,6 +158,9 @@ class Verification:
     def report(self) -> str:
         """Return one text to paste: versions, what ran, and the failed cases with the commands that run them again."""
         return text_of(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return html_of(self.to_dict())
 
     def __repr__(self) -> str:
         verdict = "passed" if self.passed else "failed"

@@ -1,9 +1,11 @@
-"""The report of a verification: one text to paste, from which its failures can be reproduced."""
+"""The report of a verification, from which its failures can be reproduced: one text to paste, and for notebooks."""
 
 from __future__ import annotations
 
 import shlex
 from typing import Any
+
+from gammabeta.pages.notebook import table
 
 MOST_MESSAGE = 600
 """Characters of a message that are printed."""
@@ -11,7 +13,7 @@ MOST_MESSAGE = 600
 
 def text_of(found: dict[str, Any]) -> str:
     """Return the report of a verification, given as JSON has it."""
-    lines = [f"gammabeta verify: {'passed' if found['passed'] else 'FAILED'}, {found['seconds']:.0f} s", ""]
+    lines = [_title(found), ""]
     lines += [f"{name:<16} {value}" for name, value in found["environment"].items()]
     lines += ["", "backend            on             cases  failed  verdict"]
     for b in found["backends"]:
@@ -21,10 +23,30 @@ def text_of(found: dict[str, Any]) -> str:
     if found["failures"]:
         lines += ["", f"failed cases (seed {found['seed']})"]
     for failure in found["failures"]:
-        message = failure["message"]
-        message = message if len(message) <= MOST_MESSAGE else message[:MOST_MESSAGE] + " …"
-        lines += [f"  {failure['case']} on {failure['backend']}", f"    {message}", f"    again: {again(failure)}"]
+        lines += [
+            f"  {failure['case']} on {failure['backend']}",
+            f"    {_message(failure)}",
+            f"    again: {again(failure)}",
+        ]
     return "\n".join(lines)
+
+
+def html_of(found: dict[str, Any]) -> str:
+    """Return a table of the backends as HTML, with the failed cases below; the verification is given as JSON has it."""
+    header = ("backend", "on", "cases", "failed", "verdict")
+    rows = [(b["backend"], b["on"] or "-", str(b["cases"]), str(b["failed"]), b["verdict"]) for b in found["backends"]]
+    below = [f"certificate of {name}: {path}" for name, path in found["certificates"].items()]
+    below += [f"{again(failure)}: {_message(failure)}" for failure in found["failures"]]
+    return table(_title(found), header, rows, below)
+
+
+def _title(found: dict[str, Any]) -> str:
+    return f"gammabeta verify: {'passed' if found['passed'] else 'FAILED'}, {found['seconds']:.0f} s"
+
+
+def _message(failure: dict[str, Any]) -> str:
+    message: str = failure["message"]
+    return message if len(message) <= MOST_MESSAGE else message[:MOST_MESSAGE] + " …"
 
 
 def again(failure: dict[str, Any]) -> str:
