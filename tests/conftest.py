@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from tests.chromium import chromium
 from tests.routes import ROUTES, taken
 
 from gammabeta.benchmarks.networks import load_timm
@@ -80,3 +81,10 @@ def route(request):
     """Run a test three ways: as users call, with our kernels wherever they can run, and with the reference instead."""
     with taken(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One Chromium for all tests of a file."""
+    with chromium() as running:
+        yield running

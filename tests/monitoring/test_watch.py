@@ -4,18 +4,16 @@ import copy
 import gc
 import io
 import re
-import shutil
 
 import pytest
 import torch
+from tests.chromium import chromium, needs_chromium
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
 from gammabeta.monitoring.curves import number
 from gammabeta.monitoring.watched import MOST, History
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def network():
@@ -177,9 +175,8 @@ def test_an_interval_that_is_none_is_refused(every):
         gb.watch(nn.ReLU(), every=every)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: apt-get install chromium")
+@needs_chromium
 def test_the_health_report_opens_in_a_browser_without_an_error_or_a_request(tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api")
     model = network()
     optimizer = sgd(model)
     with gb.watch(model, optimizer, every=2) as watch:
@@ -189,8 +186,7 @@ def test_the_health_report_opens_in_a_browser_without_an_error_or_a_request(tmp_
             train(model, optimizer, 1)
     address = watch.report(tmp_path / "health.html").as_uri()
     wrong = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -198,7 +194,6 @@ def test_the_health_report_opens_in_a_browser_without_an_error_or_a_request(tmp_
         page.goto(address)
         assert "GB110 statistics-polluted" in page.inner_text("main")
         assert page.locator("svg.curve polyline").count() > 10
-        browser.close()
     assert wrong == []
 
 

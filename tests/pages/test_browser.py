@@ -1,34 +1,20 @@
 """The report in a real Chromium: no errors, no requests, on a wide screen and on a phone."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
+from tests.chromium import needs_chromium
 from tests.example_results import example_results
 
 from gammabeta.pages.report import write_report
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'gammabeta[test]'"
-)
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: apt-get install chromium")
+pytestmark = needs_chromium
 
 EXAMPLE = example_results()
 PICTURES = sum(len(claim.get("pictures") or []) for claim in EXAMPLE["claims"]) + len(EXAMPLE["recommendations"])
 # Pictures of effects in claims, which paper has as a table.
 TABULATED = 1
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        # Chromium has no sandbox for root, as in a container; the page is our own.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

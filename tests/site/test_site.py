@@ -5,7 +5,6 @@ Building takes minutes. GAMMABETA_SITE names a folder that `make site` has built
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -13,16 +12,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from tests.chromium import needs_chromium
 from tests.site.loading import ROOT, SITE
 
 for package in ("sphinx", "furo", "myst_nb", "sphinx_copybutton"):
     pytest.importorskip(package, reason=f"{package} is not installed: pip install 'gammabeta[docs]'")
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install 'gammabeta[test]'"
-)
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: apt-get install chromium")
 LIMIT = 1800  # seconds, for a build on a machine that is busy
 # Pages that Sphinx makes for itself, which no page of ours leads to by a link in its text.
 OWN = {"genindex.html", "search.html", "py-modindex.html"}
@@ -43,15 +37,6 @@ def site(tmp_path_factory):
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return out
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        # Chromium has no sandbox for root, as in a container; the pages are our own.
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -111,7 +96,7 @@ def test_every_relative_link_resolves_and_no_page_is_an_orphan(site):
     assert {path.relative_to(site).as_posix() for path in {*pages} - reached} <= OWN
 
 
-@in_a_browser
+@needs_chromium
 def test_search_finds_what_is_named(visit):
     page = visit("index.html")
     page.locator(".sidebar-search").fill("recompute")
@@ -122,7 +107,7 @@ def test_search_finds_what_is_named(visit):
     assert any("api/recompute.html" in to for to in found), found
 
 
-@in_a_browser
+@needs_chromium
 @pytest.mark.parametrize(
     ("name", "begins"),
     [
@@ -141,7 +126,7 @@ def test_code_is_copied_by_its_button(visit, name, begins):
     assert page.evaluate("navigator.clipboard.readText()").startswith(begins)
 
 
-@in_a_browser
+@needs_chromium
 def test_of_a_command_with_its_output_the_command_is_copied(visit):
     page = visit("get-started.html", permissions=["clipboard-read", "clipboard-write"])
     block = page.locator("div.highlight-console").first
@@ -151,7 +136,7 @@ def test_of_a_command_with_its_output_the_command_is_copied(visit):
     assert page.evaluate("navigator.clipboard.readText()") == "gammabeta env"
 
 
-@in_a_browser
+@needs_chromium
 def test_the_dark_theme_is_switched_on_and_pictures_follow(visit):
     page = visit("claims/small_batch.html")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -165,7 +150,7 @@ def test_the_dark_theme_is_switched_on_and_pictures_follow(visit):
     assert len({one for _, one in seen}) == 2
 
 
-@in_a_browser
+@needs_chromium
 def test_nothing_sticks_out_on_a_phone(visit, site):
     page = visit("index.html", 390)
     wide = []
