@@ -62,6 +62,10 @@ def test_line_endings_do_not_count(lab, present):
         ("claims/affine_restores.py", "is above 1.1", "is above 1.2"),
         ("verdict.py", "supported", "Supported"),
         ("images/networks.py", "def build", "def built"),
+        ("arrays.py", "rng.permutation", "sorted"),
+        ("choice.py", "margin", "Margin"),
+        ("recommendation.py", "keep", "Keep"),
+        ("text/comparison.py", "LOSS.margin", "2 * LOSS.margin"),
     ],
 )
 def test_a_change_of_what_is_asked_or_how_it_is_judged_changes_the_hash(lab, present, name, before, after):

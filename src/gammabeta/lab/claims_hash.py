@@ -15,19 +15,23 @@ from typing import Any, Literal
 Status = Literal["confirmatory", "exploratory"]
 
 LAB = Path(__file__).parent
-# They decide, whether or not a claim imports them on its own.
-ALWAYS = ("verdict.py", "interval.py", "outcome.py", "paired.py", "procedure.py")
+# They decide, whether or not a claim imports them on its own: how samples become parts, values become verdicts, and
+# comparisons become recommendations.
+ALWAYS = (
+    "arrays.py", "images/comparison.py", "interval.py", "looks.py", "outcome.py", "paired.py", "procedure.py",
+    "recommendation.py", "sequences/comparison.py", "text/comparison.py", "verdict.py",
+)  # fmt: skip
 # They read data and run what claims ask for, and say nothing about what is asked or how it is judged.
-MACHINERY = ("claim.py", "model_identity.py", "sources.py", "trials/", "user_model.py")
+MACHINERY = ("claim.py", "kinds.py", "model_identity.py", "sources.py", "trials/", "user_model.py")
 
 
 def claims_hash(lab: Path = LAB) -> str:
     """Return the hash of all claims: 16 hexadecimal digits.
 
     It covers the source of every module of ``claims/`` (docstring, margins and code), and of all modules of ``lab/``
-    that these rest on, such as networks, training and recipes. It also covers what turns values into verdicts. It does
-    not cover how data are read, nor how trials are run, stored and reported. Line endings do not count, nor does the
-    platform.
+    that these rest on, such as networks, training and recipes. It also covers how samples are split, and what turns
+    values into verdicts and recommendations. It does not cover how data are read, nor how trials are run, stored and
+    reported. Line endings do not count, nor does the platform.
 
     Args:
         lab: the folder of ``gammabeta.lab``.
