@@ -1,9 +1,15 @@
 """Shared by all tests: the long tail, the routes that a call can take, and a torchvision that can be imported."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+
+# Threads that wait go to sleep. By default they spin, and where two test processes share two cores, small tensors then
+# take ten times as long. OpenMP reads this when torch is loaded; other processes inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from tests.chromium import chromium
 from tests.routes import ROUTES, taken
 
