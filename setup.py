@@ -111,6 +111,7 @@ class Wheel(bdist_wheel):
     def run(self) -> None:
         self.run_command("build")
         self.root_is_pure = not self.distribution.has_ext_modules()
+        self.skip_build = True  # else setuptools builds the extension again, with torch's flags twice: all of its files
         super().run()
 
 
