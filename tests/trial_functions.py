@@ -65,3 +65,19 @@ def die_at_first(*, folder: str, times: int) -> dict:
 def where(*, index: int) -> dict:
     time.sleep(0.2)
     return {"index": index, "process": os.getpid()}
+
+
+GROWN = []
+
+
+def grow():
+    """Make this process as large as that loky puts another one in its place, which it looks at every second."""
+    GROWN.append(bytearray(os.urandom(1 << 20)) * 400)
+    time.sleep(1.2)
+    return os.getpid()
+
+
+def hears_ctrl_c():
+    """Return this process's id, and whether SIGINT would reach it."""
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return os.getpid(), not blocked and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN

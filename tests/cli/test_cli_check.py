@@ -136,6 +136,11 @@ def test_a_checkpoint_is_checked_by_its_keys(folder):
         (("mine_for_cli.py:good", "--fail-on", "fatal"), "--fail-on: expected error, warning or note, got 'fatal'."),
         (("mine_for_cli.py:good", "--format", "xml"), "--format: expected text, json, sarif, github, got 'xml'."),
         (("mine_for_cli.py:good", "--batch-size", "0"), "check: expected batch_size of 1 or more, got 0."),
+        (
+            ("mine_for_cli.py:good", "--batch-size", "2"),
+            "check: expected --inputs or --loader beside --batch-size 2, got neither: only a forward shows how many "
+            "values of a sample each norm sees.",
+        ),
         (("mine_for_cli.py:good", "--intent", "fun"), "check: expected intent as one of contrastive, gradient-penalty, "
                                                       "private, memory, got 'fun'."),
         (("mine_for_cli.py:good", "--optimizer", "mine_for_cli.py:sample"), "check: expected optimizer as a "

@@ -154,6 +154,12 @@ def test_a_forward_that_raises_is_told_with_the_shapes_and_leaves_the_model():
         ((nn.ReLU(),), {"batch_size": 2.0}, "check: expected batch_size as a number of samples, got a float."),
         (
             (nn.ReLU(),),
+            {"batch_size": 2},
+            "check: expected inputs or a loader beside batch_size=2, got neither: only a forward shows how many values "
+            "of a sample each norm sees.",
+        ),
+        (
+            (nn.ReLU(),),
             {"intent": "fun"},
             "check: expected intent as one of contrastive, gradient-penalty, private, memory, got 'fun'.",
         ),

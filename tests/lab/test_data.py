@@ -133,8 +133,8 @@ def test_train_limits_all_parts_alike_or_takes_the_whole(tmp_path):
         (
             "digits",
             100,
-            "--train 100: expected data of separate samples (mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, or a "
-            "function that returns arrays), got digits: leave --train out.",
+            "--train 100: expected data of separate samples (mnist:FILE, cifar10:FILE, npz:FILE, folder:DIR, "
+            "vowels:DIR, or a function that returns arrays), got digits: leave --train out.",
         ),
         ("cifar10:own.npz", 9, "--train 9: expected a number of 10 or more, or all, got 9."),
         ("cifar10:own.npz", "half", "--train half: expected a number of 10 or more, or all, got half."),
@@ -643,9 +643,9 @@ FORMS = "x_train, y_train, x_test, y_test; these and lengths_train, lengths_test
             "expected y_test as a numpy array or a tensor, got list: convert it, as np.asarray(y_test) does.",
         ),
         (
-            "{**images, 'x_train': np.zeros((60, 3, 8, 8))}",
-            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 3, 8, 8): channels "
-            "come last, where np.moveaxis(x, 1, 3) puts them.",
+            "{**images, 'x_train': np.zeros((60, 2, 8, 8))}",
+            "expected x_train of shape (n, height, width), (n, height, width, 1 or 3) or (n, 1 or 3, height, width), "
+            "got (60, 2, 8, 8): reshape it.",
         ),
         (
             "{**images, 'x_train': np.full((60, 8, 8), None)}",
@@ -721,7 +721,7 @@ def test_a_function_that_cannot_be_called_is_refused(tmp_path):
 
 def test_a_module_that_is_not_there_is_an_unknown_form():
     text = (
-        "--data minst:file: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, strokes, "
+        "--data minst:file: expected digits, mnist:FILE, cifar10:FILE, npz:FILE, folder:DIR, vowels:DIR, strokes, "
         "text, text:FILE, or a function of yours "
         "as package.module:function or file.py:function."
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 from gammabeta.lab import study as engine
 from gammabeta.lab.claims import axes
 from gammabeta.lab.heartbeat import INTERVAL, Heartbeat
+from gammabeta.lab.progress import progress
 
 SOON = 0.01  # seconds, in place of INTERVAL
 
@@ -73,7 +74,7 @@ def test_a_reader_that_is_gone_ends_the_study():
 
 def test_a_study_whose_output_is_piped_is_never_silent(tmp_path, monkeypatch):
     printed = io.StringIO()
-    running = "axes (1 of 1), 3 of 8 trials, "
+    running = "axes (1 of 1), round 1: 3 of 8 trials, 3 in all, "
 
     def measure(experiment):
         experiment.progress(3, 8)
@@ -90,6 +91,18 @@ def test_a_study_whose_output_is_piped_is_never_silent(tmp_path, monkeypatch):
     lines = printed.getvalue().splitlines()
     assert any(line.startswith("          data  scikit-learn's digits: 8 × 8 grey images") for line in lines)
     assert any(line.startswith(f"       running  {running}") for line in lines)
+
+
+def test_rounds_are_counted_as_their_trials_begin_anew():
+    said = Heartbeat(print, 1.0)
+    with progress(Console(file=io.StringIO()), 2, said) as shown:
+        update = shown("axes", 1)
+        for done, total in ((0, 4), (1, 4), (4, 4), (4, 4), (0, 4), (2, 4)):
+            update(done, total)
+        assert said.doing == "axes (2 of 2), round 2: 2 of 4 trials, 6 in all"
+        for done, total in ((4, 4), (3, 9)):  # of the next round, 3 are on disk
+            update(done, total)
+        assert said.doing == "axes (2 of 2), round 3: 3 of 9 trials, 11 in all"
 
 
 def test_a_terminal_has_its_bar_instead(tmp_path, monkeypatch):

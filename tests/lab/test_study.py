@@ -275,6 +275,23 @@ def test_a_study_of_another_version_is_not_continued(tmp_path, finished, change)
         asked_for(tmp_path)
 
 
+def test_ctrl_c_in_a_comparison_is_said_in_place_of_its_recommendation(tmp_path, monkeypatch):
+    from gammabeta.pages.report import read_results, write_report
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gammabeta.lab.experiment.Experiment.records", stop)
+        with pytest.raises(Interrupted):
+            quietly(compare_only=True, seeds=2, data="digits", out=tmp_path)
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["recommendations"]
+    assert entry["headline"] == "No recommendation yet on images: the comparison of the norms was interrupted."
+    assert entry["uncertain"].startswith("Its finished trials are kept. Continue with: gammabeta study ")
+    write_report(read_results(tmp_path), tmp_path / "report.html")
+    assert "the comparison of the norms was interrupted" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_ctrl_c_between_two_claims_keeps_what_was_decided(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

@@ -67,6 +67,24 @@ def test_colour_images_go_in_with_channels_first(tmp_path):
     assert task.shape == (3, 8, 9)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_their_channels_first_are_the_same_images(tmp_path, channels):
+    rng = np.random.default_rng(0)
+    x = {"x_train": rng.random((60, 8, 9, channels)), "x_test": rng.random((30, 8, 9, channels))}
+    last = saved(tmp_path, **x)
+    first = saved(tmp_path, **{name: np.moveaxis(array, 3, 1) for name, array in x.items()})
+    assert first.shape == last.shape == (channels, 8, 9)
+    assert torch.equal(first.train.x_nchw, last.train.x_nchw)
+    assert torch.equal(first.test.x_nchw, last.test.x_nchw)
+
+
+def test_an_npz_has_the_file_s_name(tmp_path):
+    np.savez(tmp_path / "cells.npz", **arrays())
+    task = load(source(f"npz:{tmp_path / 'cells.npz'}"))
+    assert (task.name, task.shape, task.classes) == ("cells", (1, 8, 8), 3)
+    assert task.description.startswith("cells.npz: 48 training and 12 tuning images of 60")
+
+
 @pytest.mark.skipif(not MNIST.exists(), reason="mnist.npz does not lie beside the project")
 def test_mnist_itself_goes_in():
     task = load(source(f"mnist:{MNIST}"))
@@ -83,12 +101,13 @@ def test_mnist_itself_goes_in():
         ),
         (
             {"x_train": np.zeros((60, 64))},
-            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 64): reshape it.",
+            "expected x_train of shape (n, height, width), (n, height, width, 1 or 3) or (n, 1 or 3, height, width), "
+            "got (60, 64): reshape it.",
         ),
         (
-            {"x_train": np.zeros((60, 1, 8, 8))},
-            "expected x_train of shape (n, height, width) or (n, height, width, 1 or 3), got (60, 1, 8, 8): "
-            "channels come last, where np.moveaxis(x, 1, 3) puts them.",
+            {"x_train": np.zeros((60, 2, 8, 8))},
+            "expected x_train of shape (n, height, width), (n, height, width, 1 or 3) or (n, 1 or 3, height, width), "
+            "got (60, 2, 8, 8): reshape it.",
         ),
         (
             {"x_train": np.full((60, 8, 8), "a")},
@@ -167,8 +186,8 @@ def test_a_source_that_is_not_there_is_refused():
     with pytest.raises(TaskError, match=exactly(text)):
         source("mnist:no.npz")
     text = (
-        "--data cats: expected digits, mnist:FILE, cifar10:FILE, folder:DIR, vowels:DIR, strokes, text, text:FILE, or "
-        "a function of yours as package.module:function or file.py:function."
+        "--data cats: expected digits, mnist:FILE, cifar10:FILE, npz:FILE, folder:DIR, vowels:DIR, strokes, text, "
+        "text:FILE, or a function of yours as package.module:function or file.py:function."
     )
     with pytest.raises(TaskError, match=exactly(text)):
         source("cats")

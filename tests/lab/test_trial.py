@@ -461,6 +461,34 @@ def test_an_engine_that_is_not_installed_is_named(monkeypatch):
         pass
 
 
+# --- worker processes that are replaced ---
+
+REPLACED = """
+import sys, warnings
+import joblib
+from gammabeta.lab.trials.workers import connected
+from tests.trial_functions import grow, hears_ctrl_c
+
+warnings.simplefilter("ignore")  # loky says that it replaces workers
+with connected("loky", None, 2):
+    pool = joblib.Parallel(n_jobs=2, batch_size=1)
+    before = pool(joblib.delayed(hears_ctrl_c)() for _ in range(8))
+    pool(joblib.delayed(grow)() for _ in range(4))
+    after = pool(joblib.delayed(hears_ctrl_c)() for _ in range(8))
+print(dict(after).keys().isdisjoint(dict(before)), {hears for _, hears in before + after})
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signal masks on Windows")
+def test_a_worker_that_takes_another_s_place_ignores_ctrl_c_too():
+    pytest.importorskip("psutil", reason="psutil is not installed, by which loky sees that a worker has grown")
+    places = {"PYTHONPATH": os.pathsep.join([os.path.join(os.getcwd(), "src"), os.getcwd()])}
+    done = subprocess.run(
+        [sys.executable, "-c", REPLACED], capture_output=True, text=True, timeout=300, env={**os.environ, **places}
+    )
+    assert (done.stdout, done.returncode) == ("True {False}\n", 0), done.stderr
+
+
 # --- worker processes that cannot start ---
 
 POOL = """

@@ -28,6 +28,7 @@ _OPTIONS = {
     "forward=lambda model, batch: …": "--forward file.py:function",
     "forward=": "--forward",
     "loader=": "--loader",
+    "inputs or a loader beside batch_size=": "--inputs or --loader beside --batch-size ",
 }
 # What the names of checkpoints end with, for the message where there is no such file.
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl", ".pickle", ".json", ".npz", ".h5", ".onnx")

@@ -55,8 +55,9 @@ Data = Annotated[
         "--data",
         metavar="DATA",
         help="What to train on: [bold]digits[/], [bold]strokes[/] or [bold]text[/] (built in; default: all three), "
-        "[bold]mnist:FILE[/], [bold]cifar10:FILE[/], [bold]folder:DIR[/], [bold]vowels:DIR[/], "
-        "[bold]text:FILE[/], or [bold]package.module:function[/].",
+        "[bold]npz:FILE[/] (x_train, y_train, x_test, y_test: images and labels), [bold]mnist:FILE[/], "
+        "[bold]cifar10:FILE[/], [bold]folder:DIR[/] (a folder for each class), [bold]vowels:DIR[/], "
+        "[bold]text:FILE[/], or [bold]file.py:function[/], which returns such arrays in a dict.",
         show_default=False,
     ),
 ]
@@ -66,8 +67,9 @@ Model = Annotated[
         "--model",
         metavar="TARGET",
         help="Your network: [bold]package.module:function[/] or [bold]file.py:function[/], called "
-        "function(input_shape, classes, norm) for images, (features, classes, norm) for sequences, "
-        "(vocabulary, context, norm) for text; [bold]file.py:function(width=64)[/] adds arguments.",
+        "function(input_shape, classes, norm), or without norm, for images, whose input_shape is (channels, height, "
+        "width); (features, classes, norm) for sequences; (vocabulary, context, norm) for text; "
+        "[bold]file.py:function(width=64)[/] adds arguments.",
         show_default=False,
     ),
 ]

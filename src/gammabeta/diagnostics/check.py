@@ -65,7 +65,8 @@ def check(
             once, the first is taken now and is there again for the fix.
         forward: `forward(model, batch)`, for batches that go through the model in another way.
         optimizer: the optimizer, or a list of all that train the model.
-        batch_size: number of samples per batch on one device in training; None takes that of the inputs.
+        batch_size: number of samples per batch on one device in training; None takes that of the inputs, which are
+            needed all the same.
         select: codes, prefixes of codes, or names of the rules to run; None runs all.
         ignore: rules not to run, in the same form; "GB401:head.*" ignores a rule for modules that match a glob.
         intent: the model's purpose, if the rules should hold it to one: "contrastive", "gradient-penalty" or
@@ -76,12 +77,12 @@ def check(
 
     Raises:
         TypeError: an argument has the wrong type, or the inputs are no batch.
-        ValueError: `select` or `ignore` names no rule, the intent or batch size is not a possible one, or no optimizer
-            holds a parameter of the model.
+        ValueError: `select` or `ignore` names no rule, the intent or batch size is not a possible one, there is a batch
+            size without inputs or a loader, or no optimizer holds a parameter of the model.
         ForwardError: the model's forward raised on the inputs.
     """
     optimizers = _optimizers(optimizer)
-    _check_arguments(model, batch_size, intent)
+    _check_arguments(model, batch_size, intent, batches=inputs is not None or loader is not None)
     _check_optimizers(model, optimizers)
     _check_batches(model, inputs, loader, forward)
     if inputs is None and loader is not None and (forward is not None or _has_forward(model)):
@@ -281,7 +282,7 @@ def _check_batches(model: nn.Module, inputs: Any, loader: Any, forward: Any) -> 
         raise ArgumentTypeError(f"check: expected loader as an iterable of batches, got {reason}.")
 
 
-def _check_arguments(model: Any, batch_size: Any, intent: Any) -> None:
+def _check_arguments(model: Any, batch_size: Any, intent: Any, *, batches: bool) -> None:
     if not isinstance(model, nn.Module):
         hint = ": pass an instance" if isinstance(model, type) else ""
         got = f"the class {model.__qualname__}" if isinstance(model, type) else f"a {type(model).__qualname__}"
@@ -292,5 +293,10 @@ def _check_arguments(model: Any, batch_size: Any, intent: Any) -> None:
         )
     if batch_size is not None and batch_size < 1:
         raise ArgumentError(f"check: expected batch_size of 1 or more, got {batch_size}.")
+    if batch_size is not None and not batches:
+        raise ArgumentError(
+            f"check: expected inputs or a loader beside batch_size={batch_size}, got neither: only a forward shows how "
+            "many values of a sample each norm sees."
+        )
     if intent is not None and intent not in INTENTS:
         raise ArgumentError(f"check: expected intent as one of {', '.join(INTENTS)}, got {intent!r}.")

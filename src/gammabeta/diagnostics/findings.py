@@ -87,7 +87,8 @@ class Diagnosis:
     def summary(self) -> str:
         """Return one line: the numbers of faults by severity, of modules that have them, of rules and of norms.
 
-        Findings of one rule that differ only in modules and numbers are one fault.
+        Where rules did not run for want of something, it says of how many. Findings of one rule that differ only in
+        modules and numbers are one fault.
         """
         every = faults(self.findings)
         counts = [
@@ -98,7 +99,8 @@ class Diagnosis:
         modules = len(dict.fromkeys(name for fault in every for name in fault.modules))
         at = f" at {count_of(modules, 'module')}" if counts else ""
         ignored = f" ({len(self.ignored)} ignored)" if self.ignored else ""
-        looked = count_of(len(self.rules), "rule")
+        able = len({*self.rules, *(code for codes in self.idle.values() for code in codes)})
+        looked = count_of(able, "rule") if able == len(self.rules) else f"{len(self.rules)} of {able} rules"
         if not self.norms and not counts and not self.ignored:
             return f"nothing found, as there are no norms: {looked}"
         looked += f", {count_of(self.norms, 'norm')}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gammabeta.lab.arrays import Draw, fingerprint_of_file
-from gammabeta.lab.images import cifar10, digits, folder, mnist
+from gammabeta.lab.images import cifar10, digits, folder, mnist, npz
 from gammabeta.lab.images.arrays import image_task
 from gammabeta.lab.images.task import Task
 from gammabeta.lab.sequences import strokes, vowels
@@ -112,6 +112,7 @@ KINDS: dict[Kind, KindOfData] = {
             "digits": Form(digits.load, built_in="scikit-learn"),
             "mnist": Form(mnist.load, "FILE", limited=True, holds=ARRAYS),
             "cifar10": Form(cifar10.load, "FILE", limited=True, holds=ARRAYS),
+            "npz": Form(npz.load, "FILE", limited=True, holds=ARRAYS),
             "folder": Form(
                 folder.load,
                 "DIR",

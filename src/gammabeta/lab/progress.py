@@ -26,11 +26,17 @@ def progress(console: Console, claims: int, heartbeat: Heartbeat) -> Iterator[An
         def shown(name: str, number: int) -> Any:
             bar.update(running, description=name, completed=number, trials="")
             heartbeat.doing = f"{name} ({number + 1} of {claims})"
+            round_number, before, in_all = 0, (0, 0), 0
 
             def update(done: int, total: int) -> None:
+                """Say how far a round is. What one round finds decides which trials the next one has."""
+                nonlocal round_number, before, in_all
                 heartbeat.check()
+                if total != before[1] or done < before[0]:
+                    round_number, in_all = round_number + 1, in_all + before[0]
+                before = done, total
                 part = done / total if total else 0.0
-                trials = f"{done} of {total} trials"
+                trials = f"round {round_number}: {done} of {total} trials, {in_all + done} in all"
                 bar.update(running, completed=number + 0.9 * part, trials=trials)
                 heartbeat.doing = f"{name} ({number + 1} of {claims}), {trials}"
 

@@ -100,6 +100,16 @@ def failed(kind: Kind, error: str) -> dict[str, Any]:
     }
 
 
+def interrupted(kind: Kind, command: str) -> dict[str, Any]:
+    """Return the entry that replaces a recommendation where the comparison was interrupted."""
+    return {
+        "headline": f"No recommendation yet on {kind}: the comparison of the norms was interrupted.",
+        "evidence": [],
+        "avoid": [],
+        "uncertain": f"Its finished trials are kept. Continue with: {command}",
+    }
+
+
 def recommend(comparison: Comparison, outcomes: Mapping[str, Outcome], run: Run) -> dict[str, Any]:
     """Recommend a norm, in the form of ``results.json``.
 

@@ -19,7 +19,7 @@ from gammabeta.lab.claims import CLAIMS
 from gammabeta.lab.comparison import Comparison
 from gammabeta.lab.kinds import KINDS
 from gammabeta.lab.outcome import Effect, Outcome, Room
-from gammabeta.lab.recommendation import Run, failed, not_compared, recommend
+from gammabeta.lab.recommendation import Run, failed, interrupted, not_compared, recommend
 from gammabeta.lab.task import Kind
 from gammabeta.lab.trials.store import Store, StoreError
 from gammabeta.lab.trials.trial import cores, plain
@@ -91,6 +91,12 @@ class Results:
         self._forget_failure(f"comparison on {kind}")
         self.content["failed"].append(f"comparison on {kind}: {error}")
         self._broken.append(failed(kind, error))
+        self.write()
+
+    def comparison_interrupted(self, kind: Kind) -> None:
+        """Keep that the comparison on one kind of data was interrupted, unless an earlier run has finished one."""
+        if not any(said["kind"] == kind for said in self._kept):
+            self._broken.append(interrupted(kind, self._own))
         self.write()
 
     def decided(self, claim: Claim, outcome: Outcome, seconds: float, store: Store) -> None:

@@ -154,13 +154,8 @@ def study(
     _check_looks(link=link, until_settled=until_settled, seeds=seeds)
     asked: dict[str, Any] = {"data": data, "model": model, "quick": quick, "first_look": first_look}
     asked |= {"out": out, "jobs": jobs, "seed": seed, "seeds": seeds, "at_scale": at_scale}
-    asked |= {
-        "train": None if train is None else str(train),
-        "batch_size": batch_size,
-        "devices": devices,
-        "link": link,
-        "until_settled": until_settled,
-    }
+    asked |= {"train": None if train is None else str(train), "batch_size": batch_size, "devices": devices}
+    asked |= {"link": link, "until_settled": until_settled}
     asked |= {"compare": compare_only, "confirmatory": confirmatory, "engine": engine, "address": address}
     command = command_line(claims, asked)
     quick = quick or first_look or at_scale
@@ -274,6 +269,9 @@ class _Running:
                 if all(not comparison.learned or not choose(comparison).open for comparison in found):
                     break
                 self.say("cyan", "looked", f"{of_kind}: not settled after {look} of at most {MOST} replicates")
+        except KeyboardInterrupt:
+            self.results.comparison_interrupted(of_kind)
+            raise
         except TrialError as error:
             self.say("red", "failed", f"[bold]comparison on {of_kind}[/]: {escape(str(error))}")
             self._show(error.details)

@@ -4,8 +4,9 @@
 or with the literals written after it, as in ``file.py:load(3)``. It returns a dict, of one of three kinds:
 
 images
-    ``{"x_train", "y_train", "x_test", "y_test"}``: x is (n, height, width) or (n, height, width, 1 or 3), of any real
-    dtype, 8 × 8 pixels or more, all of one shape. y is (n,), integers from 0 to the number of classes minus 1.
+    ``{"x_train", "y_train", "x_test", "y_test"}``: x is (n, height, width), (n, height, width, 1 or 3) or (n, 1 or 3,
+    height, width), of any real dtype, 8 × 8 pixels or more, all of one shape. y is (n,), integers from 0 to the number
+    of classes minus 1.
 sequences
     the same four and ``{"lengths_train", "lengths_test"}``: x is (n, time, features), padded at the end of time;
     lengths is (n,), integers from 1 to time. Values of x after a sequence's length are ignored.

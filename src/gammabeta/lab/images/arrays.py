@@ -27,9 +27,9 @@ def image_task(
     The subsets have equal shares of each class.
 
     Args:
-        arrays: ``x_train``, ``x_test``: images (n, height, width) or (n, height, width, 1 or 3), of any real dtype,
-            with 8 × 8 pixels or more. ``y_train``, ``y_test``: labels (n,), integers from 0 to the number of classes
-            minus 1.
+        arrays: ``x_train``, ``x_test``: images (n, height, width), (n, height, width, 1 or 3) or, as torch has them,
+            (n, 1 or 3, height, width), of any real dtype, with 8 × 8 pixels or more. ``y_train``, ``y_test``: labels
+            (n,), integers from 0 to the number of classes minus 1.
         where: the start of every error message, for example the file's name.
         draw: which images are taken, as `gammabeta.lab.arrays.parts` takes it.
         redraw: makes the task of another split, where the arrays have no test set of their own.
@@ -37,6 +37,7 @@ def image_task(
     Raises:
         TaskError: an array of the wrong shape, dtype, length or range.
     """
+    arrays = {name: _channels_last(array) if name.startswith("x_") else array for name, array in arrays.items()}
     for part in ("train", "test"):
         _check(arrays, part, where)
     shapes = arrays["x_train"].shape[1:], arrays["x_test"].shape[1:]
@@ -70,14 +71,17 @@ def _again(
     return image_task(arrays, name=name, description=description, where=where, draw=Draw(split, most))
 
 
+def _channels_last(x: np.ndarray) -> np.ndarray:
+    """Return images with their channels last. They are first where the last axis can be none, and the first one can."""
+    return np.moveaxis(x, 1, 3) if x.ndim == 4 and x.shape[3] not in (1, 3) and x.shape[1] in (1, 3) else x
+
+
 def _check(arrays: Mapping[str, np.ndarray], part: str, where: str) -> None:
     x = arrays[f"x_{part}"]
     if x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
-        first = x.ndim == 4 and x.shape[1] in (1, 3)
-        todo = "channels come last, where np.moveaxis(x, 1, 3) puts them" if first else "reshape it"
         raise TaskError(
-            f"{where}: expected x_{part} of shape (n, height, width) or (n, height, width, 1 or 3), got {x.shape}: "
-            f"{todo}."
+            f"{where}: expected x_{part} of shape (n, height, width), (n, height, width, 1 or 3) or (n, 1 or 3, "
+            f"height, width), got {x.shape}: reshape it."
         )
     check_numbers(arrays, part, where, "images")
     if min(x.shape[1:3]) < SMALLEST:

@@ -122,7 +122,7 @@ def _start(jobs: int) -> None:
     )  # fmt: skip
     pool = joblib.Parallel(n_jobs=jobs, batch_size=1, timeout=SLOWEST_START)
     try:
-        _start_tracker()
+        _start_trackers()
         with _ignored("SIGINT"):
             pool([joblib.delayed(os.getpid)() for _ in range(jobs)])  # on a failure, joblib ends the workers
     except stopped as error:
@@ -138,30 +138,37 @@ def _start(jobs: int) -> None:
 def _ignored(*names: str) -> Iterator[None]:
     """Start processes that ignore signals, by name: on Ctrl-C only the parent decides, and workers print nothing.
 
-    Signals are ignored rather than blocked, because multiprocessing's resource tracker unblocks them while workers
-    start.
+    They are blocked too, for the sake of loky's thread, which is started here and keeps that: it puts other workers in
+    the place of those that end, at any time.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if masked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
 
-def _start_tracker() -> None:
-    """Start the process that removes what loky's processes share, after the last of them.
+def _start_trackers() -> None:
+    """Start the processes that remove what processes share, after the last of them: loky's, and Python's own.
 
-    It must outlive a terminal that closes. It would warn of each thing that it removes after a parent that was ended.
+    They must outlive a terminal that closes. They would warn of each thing that they remove after a parent that was
+    ended. Starting one unblocks signals, so that they are started before anything that is to keep them blocked.
     """
-    from joblib.externals.loky.backend import resource_tracker
+    from multiprocessing import resource_tracker as python
+
+    from joblib.externals.loky.backend import resource_tracker as loky
 
     with _environment("PYTHONWARNINGS", "ignore"), _ignored("SIGINT", "SIGHUP"):
-        resource_tracker.ensure_running()
+        loky.ensure_running()
+        python.ensure_running()
 
 
 Records = list[dict[str, Any]]
@@ -205,7 +212,7 @@ def _finished(parts: Sequence[Sequence[Trial]], jobs: int) -> Generator[tuple[in
         return
     pool = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs")
     if parent is not None:
-        _start_tracker()
+        _start_trackers()
     with _ignored("SIGINT"):
         outcomes = pool(calls)
     with warnings.catch_warnings():
