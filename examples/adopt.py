@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 
 import gammabeta as gb
 
-PAIRS = 30
+PAIRS = 9
 
 torch.manual_seed(0)
-x, y = torch.randn(16, 3, 96, 96), torch.randint(10, (16,))
+x, y = torch.randn(16, 3, 64, 64), torch.randint(10, (16,))
 networks = {"torch": build(), "gammabeta": build()}
 print(gb.adopt(networks["gammabeta"]))
 

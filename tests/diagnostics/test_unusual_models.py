@@ -8,6 +8,7 @@ from torch import nn
 from torch.ao import quantization
 
 import gammabeta as gb
+from gammabeta.diagnostics.rules import RULES
 
 
 def network():
@@ -50,7 +51,7 @@ def test_an_array_is_said_to_be_no_tensor():
 
 def test_a_model_without_norms_is_said_to_have_none():
     diagnosis = gb.check(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
-    assert diagnosis.summary() == f"nothing found, as there are no norms: {len(diagnosis.rules)} rules"
+    assert diagnosis.summary() == f"nothing found, as there are no norms: {len(diagnosis.rules)} of {len(RULES)} rules"
 
 
 def test_observers_that_resize_their_buffers_are_restored():

@@ -49,6 +49,8 @@ def test_one_case_runs_on_one_backend() -> None:
     found = json.loads(done.stdout)
     (backend,) = found["backends"]
     assert (found["passed"], backend["backend"], backend["cases"]) == (True, "reference", 1)
+    # No terminal, no bar: whoever reads a file sees how far it is.
+    assert done.stderr.splitlines() == [f"reference: {percent} %" for percent in (25, 50, 75, 100)]
     (cell,) = backend["cells"]
     assert (cell["op"], cell["dtype"]) == ("layer_norm", "float32")
     assert 0 < cell["error_ulp"] < cell["allowed_ulp"]

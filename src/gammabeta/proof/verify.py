@@ -158,6 +158,16 @@ def _progress(console: Console | None, chosen: Sequence[Backend]) -> Iterator[Se
     if console is None:
         yield lambda name, share: None
         return
+    if not console.is_terminal:  # which has a line for every quarter instead, so that a file shows it too
+        quarters = dict.fromkeys((backend.name for backend in chosen), 0)
+
+        def seen(name: str, share: int) -> None:
+            while share >= 250 * (quarters[name] + 1):
+                quarters[name] += 1
+                console.print(f"{name}: {25 * quarters[name]} %", highlight=False)
+
+        yield seen
+        return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %")
