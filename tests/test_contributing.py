@@ -572,6 +572,7 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
         return functional.cross_entropy(model(x_n2), y_n)
 
     seconds = seconds_per_step(models, loss, range(8))
+    kept = {arm: kept_bytes(models[arm], partial(loss, models[arm])) for arm in ARMS}
     arms = [
         Compared(
             arm,
@@ -579,7 +580,8 @@ def compare(experiment: Experiment, batch_size: int | None, devices: int) -> lis
             2.0 ** exponents[arm],
             tuple(result["error"] for result in results[arm]),
             (seconds[arm],),
-            kept_bytes(models[arm], partial(loss, models[arm])),
+            kept[arm].as_it_is,
+            recomputed=kept[arm].with_recompute,
         )
         for arm in ARMS
     ]
