@@ -34,8 +34,10 @@ def cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
                 yield Case(described(shape, mode, finish, {"channels_last": last}), make, _the_same, KERNELS)
 
     if dtype == torch.float32 and op in STREAMED:
+        # Threads that wake while others are done already do not meet: these work long enough that they do.
         large = STREAMED[op]
-        yield Case(described("streamed", large), drawn(op, large, dtype, **modes(op)[0]), routes=("ops", "cuda"))
+        make = drawn(op, large, dtype, **modes(op)[0])
+        yield Case(described("streamed", large), make, _the_same, routes=("ops", "cuda"))
 
 
 def _channels_last(t: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,10 @@ def cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
         mode = modes(op)[0]
         make = drawn(op, (2, 3, 2048), dtype, mean=1e6, std=1.0, momentum=1.0, **mode)
         yield Case("variance_at_large_mean", make, _keeps_the_running_variance, ("ops", "reference", "interpreted"))
+        constants = modes(op)[-1]
+        for finish in ({"activation": "leaky_relu"}, {}):
+            make = drawn(op, SHAPE, dtype, **constants, **finish)
+            yield Case(described("infinite_x", constants, finish), make, _has_a_gradient_without_x)
 
 
 def _large_mean(op: str, dtype: torch.dtype, mode: Mode) -> Iterator[Case]:
@@ -96,6 +100,16 @@ def _stays_in_its_statistic(value: float, call: Call, route: str) -> list[Compar
     by_infinity = call.op == "rms_norm" and math.isinf(value)  # x/∞ is 0, and ∞/∞ is NaN
     finite = bool(spoilt["output"][1, 2, 3].isfinite())
     require(by_infinity or not finite, f"the output is finite where the input is {value}")
+    return []
+
+
+def _has_a_gradient_without_x(call: Call, route: str) -> list[Comparison]:
+    """By constant statistics ∂ℓ/∂x is ∂ℓ/∂z·γ/√(σ² + ε) whatever x is: an infinite one gives no NaN, as 0·x would."""
+    x, found = call.input.clone(), []
+    for value in (1e3, math.inf):
+        x[1, 2, 3] = value * call.given("weight")[2].sign()
+        found.append(run(call.with_tensors(input=x))["grad input"])
+    require(torch.equal(*found), "the gradient of an infinite x is not that of a large one")
     return []
 
 
