@@ -142,7 +142,8 @@ class TestCheckpoint:
         assert net[1].num_batches_tracked == 2
         torch.testing.assert_close(net[1].running_mean, plain[1].running_mean)
         torch.testing.assert_close(net[1].running_var, plain[1].running_var)
-        torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad)
+        # Sums of terms that cancel: torch's compiler takes the reference apart, whose parts round elsewhere.
+        torch.testing.assert_close(net[0].weight.grad, plain[0].weight.grad, rtol=1e-4, atol=1e-4)
 
     def test_torch_moves_them_twice(self):
         """The reason for the difference (pytorch#96136); this test fails once torch has fixed it."""
