@@ -53,7 +53,7 @@ def _relu(z: Tensor, slope: float) -> Tensor:
 
 
 def _relu_derivative(z: Tensor, slope: float) -> Tensor:
-    return torch.where(z > 0, torch.ones_like(z), torch.zeros_like(z))
+    return torch.where(z <= 0, torch.zeros_like(z), torch.ones_like(z))
 
 
 def _relu6(z: Tensor, slope: float) -> Tensor:
@@ -61,7 +61,7 @@ def _relu6(z: Tensor, slope: float) -> Tensor:
 
 
 def _relu6_derivative(z: Tensor, slope: float) -> Tensor:
-    return torch.where((z > 0) & (z < 6), torch.ones_like(z), torch.zeros_like(z))
+    return torch.where((z <= 0) | (z >= 6), torch.zeros_like(z), torch.ones_like(z))
 
 
 def _leaky_relu(z: Tensor, slope: float) -> Tensor:

@@ -84,3 +84,23 @@ def test_what_is_not_finite_goes_through_the_activation(activation: str | None, 
             assert got == wanted or (math.isnan(got) and math.isnan(wanted)), f"{got}, expected {wanted}"
         y[at, 1, 11 + at] = clean[at, 1, 11 + at]
     assert torch.equal(y, clean), "what is not finite came into other values"
+
+
+# activation'(NaN), (∞), (−∞), as torch's backward has them; relu6's at NaN differs between torch's own loops.
+SLOPES = {"relu": (1, 1, 0), "relu6": (1, 0, 0), "hardswish": (1, 1, 0), None: (1, 1, 1)}
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 37), (3, 3, 700), (4, 3, 5, 8)], ids=["gathered", "planes", "columns"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", SLOPES)
+def test_gradients_where_z_is_not_finite(activation: str | None, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    call = op_call(
+        "channel_apply", shape, dtype, residual=True, activation=activation,
+        layout=lambda t: t.contiguous(memory_format=layout),
+    )  # fmt: skip
+    for value, slope in zip((NAN, INF, -INF), SLOPES[activation], strict=True):
+        residual = call.tensors["residual"].clone()  # type: ignore[union-attr]
+        residual[1, 2] = value
+        got = by_kernel(call.with_tensors(residual=residual)).compared["grad residual"]
+        assert torch.equal(got[1, 2], call.gradients[0][1, 2] * slope), f"at z = {value}"

@@ -427,6 +427,12 @@ void differentiate(Activation activation, A slope, const A* g, A* __restrict z, 
   }
 }
 
+// What relu6 clamps z to. relu has no bound: NaN is neither below nor above any z, infinite ones neither.
+template <class A>
+inline A bound_of(Activation activation) {
+  return activation == kRelu6 ? A(6) : std::numeric_limits<A>::quiet_NaN();
+}
+
 // z = affine(i) + residual, clamped to [0, high] where kClamped.
 template <bool kClamped, class A, class Affine>
 inline __attribute__((always_inline)) void apply_loop(const Affine& affine, const A* residual, A* __restrict y,
@@ -448,7 +454,7 @@ template <class A, class Affine>
 inline __attribute__((always_inline)) void apply(const Affine& affine, const A* residual, A* __restrict y, int64_t n,
                                                  Finish<A> finish) {
   if (finish.activation == kRelu || finish.activation == kRelu6) {
-    apply_loop<true>(affine, residual, y, n, finish.activation == kRelu6 ? A(6) : A(__builtin_inf()));
+    apply_loop<true>(affine, residual, y, n, bound_of<A>(finish.activation));
   } else {
     apply_loop<false>(affine, residual, y, n, A(0));
     activate(finish.activation, finish.slope, y, n);
@@ -459,16 +465,16 @@ template <class A, class Affine>
 inline __attribute__((always_inline)) void finish_gradient(const Affine& affine, const A* g, const A* residual,
                                                            A* __restrict g_z, int64_t n, Finish<A> finish) {
   if (finish.activation == kRelu || finish.activation == kRelu6) {
-    const A high = finish.activation == kRelu6 ? A(6) : A(__builtin_inf());
+    const A high = bound_of<A>(finish.activation);
     if (residual) {
       for (int64_t i = 0; i < n; ++i) {
         const A z = affine(i) + residual[i];
-        g_z[i] = (z > 0) & (z < high) ? g[i] : A(0);
+        g_z[i] = (z <= 0) | (z >= high) ? A(0) : g[i];
       }
     } else {
       for (int64_t i = 0; i < n; ++i) {
         const A z = affine(i);
-        g_z[i] = (z > 0) & (z < high) ? g[i] : A(0);
+        g_z[i] = (z <= 0) | (z >= high) ? A(0) : g[i];
       }
     }
     return;

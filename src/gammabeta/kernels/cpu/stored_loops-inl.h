@@ -268,15 +268,14 @@ void stored_gradient_apply_line(int lines, int64_t stride, const T* g, const T* 
        : gradient_lines_with<1, T, A>)(stride, g, x, g_total, g_x, n, weight, back, g_weight, g_bias, streamed);
 }
 
-// Planes: relu and relu6 clamp z to [0, high], and pass g through where z is inside.
+// Planes: relu and relu6 clamp z to [0, high], and give no gradient where it is not inside.
 
 template <class A>
 struct Clamp {
   bool clamps;
   A high;
 
-  explicit Clamp(Finish<A> finish)
-      : clamps(finish.activation != kNone), high(finish.activation == kRelu6 ? A(6) : A(__builtin_inf())) {}
+  explicit Clamp(Finish<A> finish) : clamps(finish.activation != kNone), high(bound_of<A>(finish.activation)) {}
 };
 
 template <bool kClamped, bool kResidual, bool kStreamed, class T, class A>
@@ -315,7 +314,7 @@ void stored_apply_plane(const T* x, const T* residual, T* y, int64_t n, ChannelA
   loop(x, residual, y, n, f, clamp.high, streamed);
 }
 
-// g where z is inside, 0 elsewhere.
+// 0 where z is clamped, g elsewhere, also where z is NaN.
 template <bool kClamped, bool kResidual, class T, class A>
 struct PlaneGradient {
   const T *g, *x, *residual;
@@ -327,13 +326,13 @@ struct PlaneGradient {
     if (!kClamped) return g_y;
     Register<A> z = d * f.scale + f.shift;
     if (kResidual) z += load(residual + i);
-    return (z > zero) & (z < most) ? g_y : zero;
+    return (z <= zero) | (z >= most) ? zero : g_y;
   }
   __attribute__((always_inline)) A at_one(int64_t i, A d) const {
     if (!kClamped) return load_one(g[i]);
     A z = d * f.scale + f.shift;
     if (kResidual) z += load_one(residual[i]);
-    return (z > 0) & (z < high) ? load_one(g[i]) : A(0);
+    return (z <= 0) | (z >= high) ? A(0) : load_one(g[i]);
   }
 
   __attribute__((always_inline)) void vector(int64_t i, Vector<A>& s, Vector<A>& q) const {

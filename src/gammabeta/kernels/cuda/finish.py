@@ -46,9 +46,9 @@ def activate(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
 def derivative(z, ACTIVATION: tl.constexpr, SLOPE: tl.constexpr):
     """Compute the activation's derivative at z; at a kink the one that torch's backward takes."""
     if ACTIVATION == RELU:
-        return tl.where(z > 0, 1.0, 0.0)
+        return tl.where(z <= 0, 0.0, 1.0)
     elif ACTIVATION == RELU6:
-        return tl.where((z > 0) & (z < 6), 1.0, 0.0)
+        return tl.where((z <= 0) | (z >= 6), 0.0, 1.0)
     elif ACTIVATION == LEAKY_RELU:
         # Constants of z's dtype: plain numbers would be float32.
         return tl.where(z > 0, tl.full([], 1.0, z.dtype), tl.full([], SLOPE, z.dtype))

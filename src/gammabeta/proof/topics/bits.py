@@ -6,6 +6,8 @@ Tensors are large enough to be shared out among threads or programs, and unevenl
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,8 +19,15 @@ from gammabeta.proof.operations import CHANNEL_OPS, finishes, modes
 CHANNEL_SHAPES = ((4, 12, 40, 41), (1, 2, 150, 201), (1501, 24, 3))
 SAMPLE_SHAPES = ((515, 130), (3, 20_001))
 THREADS = (2, 3)
-# Outputs of more than 8 MiB, which the CPU's kernels store past the caches: once for each walk over memory.
-STREAMED = {"batch_norm": (3, 2, 601, 599), "layer_norm": (1451, 1501)}
+# Tensors of more than 8 MiB, which the CPU's kernels store past the caches: one for each walk over memory. All threads
+# work on the one statistic of a tensor, or on the parameters' gradients, at the same moment.
+LARGE: dict[str, dict[str, Any]] = {
+    "batch_norm": {"shape": (3, 1, 601, 1199), "training": True},
+    "group_norm": {"shape": (1, 8, 601, 599), "groups": 1},
+    "layer_norm": {"shape": (1451, 1501)},
+}
+RUNS = 4
+"""With each number of threads: those that wake while others are done already do not meet in every run."""
 
 
 def cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
@@ -33,25 +42,24 @@ def cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
                 make = drawn(op, shape, dtype, layout=layout, **mode, **finish)
                 yield Case(described(shape, mode, finish, {"channels_last": last}), make, _the_same, KERNELS)
 
-    if dtype == torch.float32 and op in STREAMED:
-        # Threads that wake while others are done already do not meet: these work long enough that they do.
-        large = STREAMED[op]
-        make = drawn(op, large, dtype, **modes(op)[0])
-        yield Case(described("streamed", large), make, _the_same, routes=("ops", "cuda"))
+    if dtype == torch.float32 and op in LARGE:
+        make = drawn(op, dtype=dtype, **LARGE[op])
+        yield Case(described("large", LARGE[op]["shape"]), make, partial(_the_same, runs=RUNS), routes=("ops", "cuda"))
 
 
 def _channels_last(t: torch.Tensor) -> torch.Tensor:
     return t.contiguous(memory_format=torch.channels_last)
 
 
-def _the_same(call: Call, route: str) -> list[Comparison]:
+def _the_same(call: Call, route: str, runs: int = 1) -> list[Comparison]:
     first = run(call)
     threads = torch.get_num_threads()
     try:
         for number in THREADS:
             if route == "ops":
                 torch.set_num_threads(number)
-            assert_same_bits(run(call), first, f"in another run, with {torch.get_num_threads()} threads")
+            for _ in range(runs):
+                assert_same_bits(run(call), first, f"in another run, with {torch.get_num_threads()} threads")
     finally:
         torch.set_num_threads(threads)
     return assert_conforms(call, route)

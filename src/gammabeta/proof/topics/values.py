@@ -46,7 +46,7 @@ def cases(op: str, dtype: torch.dtype) -> Iterator[Case]:
         make = drawn(op, (2, 3, 2048), dtype, mean=1e6, std=1.0, momentum=1.0, **mode)
         yield Case("variance_at_large_mean", make, _keeps_the_running_variance, ("ops", "reference", "interpreted"))
         constants = modes(op)[-1]
-        for finish in ({"activation": "leaky_relu"}, {}):
+        for finish in ({"activation": "relu"}, {"activation": "leaky_relu"}, {}):
             make = drawn(op, SHAPE, dtype, **constants, **finish)
             yield Case(described("infinite_x", constants, finish), make, _has_a_gradient_without_x)
 
