@@ -172,7 +172,7 @@ def test_asked_for_kernels_that_cannot_be_built_it_fails(tree):
 
 def test_the_core_needs_torch_alone():
     needed = importlib.metadata.requires("gammabeta")
-    assert [one for one in needed if "extra ==" not in one] == ["torch>=2.13"]
+    assert [one for one in needed if "extra ==" not in one] == ["torch>=2.12"]
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone, whose files git lists")

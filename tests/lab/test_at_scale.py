@@ -1,6 +1,7 @@
 """Studies at scale: all of the data, the networks that people train on them, and what a budget leaves out."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from gammabeta.lab.images import comparison, together
 from gammabeta.lab.images.augmentation import PADDING, crop_and_flip
 from gammabeta.lab.images.networks import build, describe
 from gammabeta.lab.images.task import Split, Task
-from gammabeta.lab.images.training import Training, fit, train
+from gammabeta.lab.images.training import Training, fit, step_time, train
 from gammabeta.lab.sequences import training as sequences
 from gammabeta.lab.sources import load, source, whole
 from gammabeta.lab.study import StudyError, _Running, study
@@ -132,13 +133,16 @@ def test_augmented_runs_are_not_joined():
 # --- the study ---
 
 
+def cifar10(path, n):
+    rng = np.random.default_rng(0)
+    parts = {f"x_{part}": rng.integers(0, 256, (m, 32, 32, 3), np.uint8) for part, m in (("train", n), ("test", 60))}
+    np.savez(path, **parts, y_train=np.arange(n) % 10, y_test=np.arange(60) % 10)
+    return path
+
+
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cifar") / "small.npz"
-    rng = np.random.default_rng(0)
-    parts = {f"x_{part}": rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for part, n in (("train", 2600), ("test", 60))}
-    np.savez(path, **parts, y_train=np.arange(2600) % 10, y_test=np.arange(60) % 10)
-    return path
+    return cifar10(tmp_path_factory.mktemp("cifar") / "small.npz", 2600)
 
 
 def test_at_scale_takes_all_of_the_data(cifar):
@@ -206,14 +210,28 @@ def test_built_in_data_are_not_at_scale(tmp_path):
         study(at_scale=True, out=tmp_path, console=Console(file=io.StringIO()))
 
 
+@pytest.mark.parametrize(("step", "timed"), [(0.01, 60), (0.5, 20), (3.0, 15)])
+def test_steps_are_timed_for_ten_seconds_and_never_fewer_than_fifteen(step, timed, monkeypatch):
+    task, clock = images((1, 8, 8), 2), itertools.count()
+    monkeypatch.setattr("gammabeta.lab.images.training.load", lambda source: task)
+    monkeypatch.setattr("gammabeta.lab.images.training.time.perf_counter", lambda: step * next(clock))
+    network = {"kind": "mlp", "depth": 1, "width": 4, "activation": "relu", "init": "matched"}
+    found = step_time(task={}, network=network, norm="batch", batch_size=4, seed=1)
+    assert found == {"steps": timed, "timing": {"seconds_per_step": pytest.approx(step)}}
+
+
 @pytest.mark.slow
-def test_a_study_at_scale_says_what_it_left_out_and_with_which_command_it_goes_on(cifar, tmp_path, monkeypatch):
+def test_a_study_at_scale_says_what_it_left_out_and_with_which_command_it_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(comparison, "EPOCHS", 0.1)
     monkeypatch.setattr(comparison, "LIMIT_QUICK", 0.1)
     monkeypatch.setattr(procedure, "COARSE_REPLICATES", 1)
+    monkeypatch.setattr("gammabeta.lab.images.training.FEWEST_STEPS", 1)
+    monkeypatch.setattr("gammabeta.lab.images.training.ENOUGH_SECONDS", 0)
+    monkeypatch.setattr(procedure, "MOST_MOVES", 0)  # one step tells no rate from another: the search would not end
     monkeypatch.setattr(comparison, "norms", lambda *_, **__: {"batch": "BatchNorm", "none": "no normalization"})
     found = study(
-        at_scale=True, compare_only=True, data=f"cifar10:{cifar}", seeds=2, jobs=1, out=tmp_path / "out",
+        at_scale=True, compare_only=True, data=f"cifar10:{cifar10(tmp_path / 'small.npz', 400)}", seeds=2, jobs=1,
+        out=tmp_path / "out",
         console=Console(file=io.StringIO()),
     )  # fmt: skip
     (said,) = found["recommendations"]
@@ -221,4 +239,4 @@ def test_a_study_at_scale_says_what_it_left_out_and_with_which_command_it_goes_o
     assert "--at-scale" in found["command"]
     assert "--quick" not in found["command"]
     assert found["at_scale"]
-    assert found["tasks"][0]["samples"] == {"train": 2080, "validation": 520, "test": 60}
+    assert found["tasks"][0]["samples"] == {"train": 320, "validation": 80, "test": 60}

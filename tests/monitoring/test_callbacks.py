@@ -218,6 +218,7 @@ def transformers_trainer(folder, callbacks=(), epochs=3, **options):
 
 
 def test_transformers_is_watched_step_by_step_and_left_without_hooks(tmp_path):
+    package("transformers")
     numbers = []
     page = tmp_path / "health.html"
     callback = transformers_callback(every=5, report=page, log=lambda *told: numbers.append(told))
@@ -266,6 +267,7 @@ def test_transformers_logs_one_dict_per_measured_step_through_the_trainer(disabl
 
 
 def test_transformers_without_its_trainer_keeps_the_values_in_the_history(tmp_path):
+    package("transformers")
     trainer = transformers_trainer(tmp_path, [transformers_callback(every=5)])
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "net.1/mean" in entry]
