@@ -150,7 +150,7 @@ def test_a_verification_is_a_table_of_backends_with_what_failed_below():
         BackendOutcome("native", on="avx2", cells={("layer_norm", "float32"): Cell(cases=7)}),
         BackendOutcome("torch", cells={("rms_norm", "float32"): Cell(cases=5, failed=1)}, failures=[failure]),
     ]
-    reader = read(Verification(backends, {"native": Path("a&b.json")}, {}, 12.3, 3))
+    reader = read(Verification(backends, {"native": Path("a&b.json")}, {}, {}, 12.3, 3))
     assert reader.text.startswith("gammabeta verify: FAILED, 12 s")
     assert reader.rows[1:] == [["native", "avx2", "7", "0", "passed"], ["torch", "-", "5", "1", "failed"]]
     assert "certificate of native: a&b.json" in reader.text

@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 import gammabeta as gb
 from gammabeta import kernels
 from gammabeta.cli import main as cli
+from gammabeta.cli.verification import summary
+from gammabeta.kernels import certificate
+from gammabeta.kernels.certificate import Identity
 from gammabeta.proof import backends, certify, verify
 from gammabeta.proof.catalogue import entries, named
 from gammabeta.proof.outcome import BackendOutcome, Verification
@@ -73,7 +76,7 @@ def test_what_is_not_there_is_refused(words: tuple[str, ...], text: str) -> None
 
 
 def found(*outcomes: BackendOutcome) -> Verification:
-    return Verification(list(outcomes), {"native": Path("/c/native-1.json")}, {"torch": "2.13"}, 61.0, 3)
+    return Verification(list(outcomes), {"native": Path("/c/native-1.json")}, {}, {"torch": "2.13"}, 61.0, 3)
 
 
 def test_a_failure_is_shown_with_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +125,53 @@ def test_certificates_say_what_ran(tmp_path: Path) -> None:
     if not here:
         pytest.skip("the native kernels are not built")
     good = [outcome(b.name, True, GOOD) for b in here]
-    assert certify.certify(here, [BackendOutcome(b.name) for b in here], {}) == {}, "nothing has run"
-    assert set(certify.certify(here, good, {"seed": 0})) == {"native"}
+    assert certify.certify(here, [BackendOutcome(b.name) for b in here], {}).written == {}, "nothing has run"
+    assert set(certify.certify(here, good, {"seed": 0}).written) == {"native"}
     assert kernels.failure() is None
     if len(here) > 1:
-        assert certify.certify(here[:1], good[:1], {}) == {}, "one instruction set does not stand for all"
+        assert certify.certify(here[:1], good[:1], {}).written == {}, "one instruction set does not stand for all"
     bad = [outcome(here[0].name, True, BAD)]
-    assert set(certify.certify(here[:1], bad, {})) == {"native"}
+    assert set(certify.certify(here[:1], bad, {}).written) == {"native"}
     failed = kernels.failure()
     assert failed is not None
     assert failed.failures[0]["case"] == BAD["done"]
+
+
+def test_a_cache_that_cannot_be_written_loses_nothing_but_the_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "caches"))
+    here = backends.Backend("native:any", "ops", certified="native")
+    monkeypatch.setattr(certify, "instruction_sets", lambda: ["any"])
+    monkeypatch.setattr(certify.kernels, "identity", lambda: Identity("native", "AMD EPYC", {"torch": "2.13"}, "abc"))
+    found = [outcome(here.name, True, GOOD)]
+    made = certify.certify([here], found, {})
+    assert made.written == {}
+    (reason,) = made.refused.values()
+    assert str(tmp_path / "file" / "caches") in reason
+    verification = Verification(found, made.written, made.refused, {}, 61.0, 3)
+    for text in (summary(verification), verification.report(), verification._repr_html_()):
+        assert "no certificate of native could be written" in text
+        assert "XDG_CACHE_HOME" in text
+    assert "1 case on 1 backend in 61 s: all within tolerance" in summary(verification)
+
+
+def test_without_a_home_the_cache_folder_that_is_named_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(certificate.Path, "home", no_home)
+    identity = Identity("native", "AMD EPYC", {"torch": "2.13"}, "abc")
+    named, unnamed = certify.Certificates(), certify.Certificates()
+    named.add("native", identity, [outcome("native", True, GOOD)], {})
+    found = certificate.read(identity)
+    assert found is not None
+    assert found.passed
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    unnamed.add("native", identity, [outcome("native", True, GOOD)], {})
+    assert unnamed.refused == {"native": "Could not determine home directory"}
+    assert certificate.read(identity) is None
 
 
 def test_every_backend_runs_what_says_something_about_it() -> None:

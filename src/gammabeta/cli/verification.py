@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from gammabeta.proof.report import again
+from gammabeta.proof.report import again, not_kept
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,8 +39,9 @@ def summary(found: Verification) -> str:
     judged = [backend for backend in found.backends if backend.judged]
     failed = [backend.name for backend in judged if not backend.passed]
     verdict = f"failed on {', '.join(failed)}" if failed else "all within tolerance"
-    line = f"{found.cases:,} cases on {len(found.backends)} backends in {found.seconds:.0f} s: {verdict}"
-    return "\n".join([line, *(f"certificate  {path}" for path in found.certificates.values())])
+    line = f"{found.ran} in {found.seconds:.0f} s: {verdict}"
+    kept = [f"certificate  {path}" for path in found.certificates.values()]
+    return "\n".join([line, *kept, *map(not_kept, found.unwritten.items())])
 
 
 def _by_operation(found: Verification, reasons: list[str]) -> Table:

@@ -68,8 +68,8 @@ def folder() -> Path:
         RuntimeError: the user has no home folder.
     """
     named = os.environ.get("XDG_CACHE_HOME")
-    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return (Path(named) if named else caches) / "gammabeta" / "certificates"
+    caches = Path(named) if named else Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return caches / "gammabeta" / "certificates"
 
 
 def path_of(identity: Identity) -> Path:

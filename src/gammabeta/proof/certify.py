@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,34 +19,49 @@ from gammabeta.proof.outcome import MOST_FAILURES, BackendOutcome
 Found = list[BackendOutcome]
 
 
-def certify(
-    backends: Sequence[Backend], outcomes: Sequence[BackendOutcome], settings: dict[str, Any]
-) -> dict[str, Path]:
-    """Write the certificates, and return their files; nothing where a backend's process did not begin.
+@dataclass(frozen=True)
+class Certificates:
+    """By "native" or "triton:0": the files that were written, and why others could not be."""
+
+    written: dict[str, Path] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, identity: Identity, outcomes: Found, settings: dict[str, Any]) -> None:
+        """Write a certificate. A folder that cannot be written must not lose what a minute's work has found."""
+        try:
+            path = certificate.path_of(identity)
+            self.written[name] = write_atomically(path, _text(identity, outcomes, settings))
+        except OSError as error:
+            self.refused[name] = f"{path}: {error.strerror or error}"
+        except RuntimeError as error:  # nobody has a home folder where containers run under any user's number
+            self.refused[name] = str(error).rstrip(".")
+
+
+def certify(backends: Sequence[Backend], outcomes: Sequence[BackendOutcome], settings: dict[str, Any]) -> Certificates:
+    """Write the certificates, none where a backend's process did not begin.
 
     The native kernels pass with all their instruction sets. With only some of them verified they can fail, not pass.
     """
-    written: dict[str, Path] = {}
+    made = Certificates()
     pairs = list(zip(backends, outcomes, strict=True))
     native = [outcome for backend, outcome in pairs if backend.certified == "native"]
     whole = len(native) == len(instruction_sets())
     if native and _began(native) and (whole or not all(o.passed for o in native)):
-        written["native"] = _write(kernels.identity(), native, settings)
+        made.add("native", kernels.identity(), native, settings)
     for backend, outcome in pairs:
         if backend.certified == "triton" and _began([outcome]):
             index = int(backend.name.partition(":")[2])
-            written[backend.name] = _write(register.identity(index), [outcome], settings)
-    return written
+            made.add(backend.name, register.identity(index), [outcome], settings)
+    return made
 
 
 def _began(outcomes: Found) -> bool:
     return all(outcome.cases for outcome in outcomes)
 
 
-def _write(identity: Identity, outcomes: Found, settings: dict[str, Any]) -> Path:
+def _text(identity: Identity, outcomes: Found, settings: dict[str, Any]) -> str:
     passed = all(outcome.passed for outcome in outcomes)
     ran = {"cases": {outcome.name: outcome.cases for outcome in outcomes}, **settings}
     failures = [failure for outcome in outcomes for failure in outcome.failures][:MOST_FAILURES]
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    made = Certificate(identity, passed, when, ran, tuple(failures))
-    return write_atomically(certificate.path_of(identity), certificate.document(made))
+    return certificate.document(Certificate(identity, passed, when, ran, tuple(failures)))

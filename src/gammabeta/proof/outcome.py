@@ -116,6 +116,7 @@ class Verification:
     Attributes:
         backends: of each backend, what was found.
         certificates: by "native" or "triton:0", the files that were written.
+        unwritten: by the same names, the files that could not be written, each with the reason.
         environment: versions and devices, by name.
         seconds: how long it took, in seconds.
         seed: of the random values; an integer.
@@ -123,6 +124,7 @@ class Verification:
 
     backends: list[BackendOutcome]
     certificates: dict[str, Path]
+    unwritten: dict[str, str]
     environment: dict[str, str]
     seconds: float
     seed: int
@@ -139,6 +141,12 @@ class Verification:
         return sum(backend.cases for backend in self.backends)
 
     @property
+    def ran(self) -> str:
+        """How much ran, in words."""
+        cases = "1 case" if self.cases == 1 else f"{self.cases:,} cases"
+        return f"{cases} on {'1 backend' if len(self.backends) == 1 else f'{len(self.backends)} backends'}"
+
+    @property
     def failures(self) -> list[dict[str, Any]]:
         """The failed cases, each with case, backend, seed and message; at most 20 of a backend."""
         return [failure for backend in self.backends for failure in backend.failures]
@@ -151,6 +159,7 @@ class Verification:
             "seed": self.seed,
             "environment": self.environment,
             "certificates": {name: str(path) for name, path in self.certificates.items()},
+            "unwritten": self.unwritten,
             "backends": [_of_backend(backend) for backend in self.backends],
             "failures": self.failures,
         }
@@ -164,7 +173,7 @@ class Verification:
 
     def __repr__(self) -> str:
         verdict = "passed" if self.passed else "failed"
-        return f"Verification({verdict}: {self.cases} cases on {len(self.backends)} backends, {self.seconds:.0f} s)"
+        return f"Verification({verdict}: {self.ran}, {self.seconds:.0f} s)"
 
 
 def _of_backend(backend: BackendOutcome) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def text_of(found: dict[str, Any]) -> str:
         lines.append(f"{b['backend']:<18} {b['on'] or '-':<14} {b['cases']:>5}  {b['failed']:>6}  {b['verdict']}")
     lines += ["", "certificates"]
     lines += [f"  {name}: {path}" for name, path in found["certificates"].items()] or ["  none were written"]
+    lines += [f"  {not_kept(one)}" for one in found["unwritten"].items()]
     if found["failures"]:
         lines += ["", f"failed cases (seed {found['seed']})"]
     for failure in found["failures"]:
@@ -36,6 +37,7 @@ def html_of(found: dict[str, Any]) -> str:
     header = ("backend", "on", "cases", "failed", "verdict")
     rows = [(b["backend"], b["on"] or "-", str(b["cases"]), str(b["failed"]), b["verdict"]) for b in found["backends"]]
     below = [f"certificate of {name}: {path}" for name, path in found["certificates"].items()]
+    below += map(not_kept, found["unwritten"].items())
     below += [f"{again(failure)}: {_message(failure)}" for failure in found["failures"]]
     return table(_title(found), header, rows, below)
 
@@ -47,6 +49,15 @@ def _title(found: dict[str, Any]) -> str:
 def _message(failure: dict[str, Any]) -> str:
     message: str = failure["message"]
     return message if len(message) <= MOST_MESSAGE else message[:MOST_MESSAGE] + " …"
+
+
+def not_kept(refused: tuple[str, str]) -> str:
+    """Return what it means that a certificate could not be written, given its name and the reason."""
+    name, reason = refused
+    return (
+        f"no certificate of {name} could be written, and without it nothing of this is remembered: {reason}. "
+        "XDG_CACHE_HOME names another folder for caches."
+    )
 
 
 def again(failure: dict[str, Any]) -> str:

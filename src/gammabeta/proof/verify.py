@@ -65,7 +65,7 @@ def verify(
 
     Source: Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapters 1 and 3, for the tolerances.
     """
-    from gammabeta.proof.certify import certify
+    from gammabeta.proof.certify import Certificates, certify
     from gammabeta.proof.environment import described
 
     begin = time.perf_counter()
@@ -76,8 +76,8 @@ def verify(
     at_once = jobs or max(1, (os.cpu_count() or 2) // 2)
     with _progress(console, chosen) as seen, ThreadPoolExecutor(at_once) as pool:
         found = list(pool.map(lambda backend: _prove(backend, request, seen), chosen))
-    certificates = {} if cases else certify(chosen, found, {"thorough": thorough, "seed": seed})
-    return Verification(found, certificates, described(), time.perf_counter() - begin, seed)
+    made = Certificates() if cases else certify(chosen, found, {"thorough": thorough, "seed": seed})
+    return Verification(found, made.written, made.refused, described(), time.perf_counter() - begin, seed)
 
 
 def _chosen(names: Sequence[str] | None) -> list[Backend]:
