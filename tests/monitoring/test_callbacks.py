@@ -232,6 +232,17 @@ def test_transformers_is_watched_step_by_step_and_left_without_hooks(tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in trainer.model.modules())
 
 
+def test_a_page_that_cannot_be_written_does_not_end_a_training(tmp_path):
+    package("transformers")
+    (tmp_path / "file").touch()
+    callback = transformers_callback(every=5, report=tmp_path / "file" / "health.html", log=lambda *told: None)
+    trainer = transformers_trainer(tmp_path / "out", [callback], epochs=1)
+    with pytest.warns(UserWarning, match=r"health.html could not be written: .*callback\.watch\.report\(path\)"):
+        assert trainer.train().global_step == 10
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in trainer.model.modules())
+    assert "net.1" in callback.watch.report(tmp_path / "health.html").read_text(encoding="utf-8")
+
+
 def recording():
     """Return a callback as the reporters of transformers are, and what it was given."""
     given = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,8 +57,16 @@ class _Watching:
         if self.watch is None:
             return
         self.watch.__exit__()
-        if report and self._report is not None:
+        if not report or self._report is None:
+            return
+        try:
             self.watch.report(self._report)
+        except OSError as error:  # at the end of training, whose result must not be lost for a page
+            warnings.warn(
+                f"report: {self._report} could not be written: {error}. The callback's watch has all of it: "
+                "callback.watch.report(path) writes it, callback.diagnosis has the findings.",
+                stacklevel=2,
+            )
 
 
 def lightning_callback(*, every: int = 20, report: Path | str | None = None, log: Log | None = None) -> Any:
