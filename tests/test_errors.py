@@ -72,18 +72,18 @@ CASES = {
     "one value per channel": (
         lambda: gb.BatchNorm1d(64)(torch.randn(1, 64)),
         ValueError,
-        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 64): the variance of one "
-        "value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True where the "
-        "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
+        "batch_norm: expected more than 1 value per channel in training, and in evaluation without running "
+        "statistics, got 1 from input (1, 64): the variance of one value is 0 and the output would be the bias "
+        "whatever comes in. Use a larger batch (drop_last=True where the loader's last one is 1), eval() with running "
+        "statistics, or a norm that needs no batch: LayerNorm, GroupNorm.",
     ),
     "one value per channel of an image": (
         lambda: gf.batch_norm(torch.randn(1, 3, 1, 1), None, None, training=True),
         ValueError,
-        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 3, 1, 1): the "
-        "variance of "
-        "one value is 0 and the output would be the bias whatever comes in. Use a larger batch "
-        "(drop_last=True where the "
-        "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
+        "batch_norm: expected more than 1 value per channel in training, and in evaluation without running "
+        "statistics, got 1 from input (1, 3, 1, 1): the variance of one value is 0 and the output would be the bias "
+        "whatever comes in. Use a larger batch (drop_last=True where the loader's last one is 1), eval() with running "
+        "statistics, or a norm that needs no batch: LayerNorm, GroupNorm.",
     ),
     "one position per instance": (
         lambda: gf.instance_norm(torch.randn(4, 3, 1, 1)),
@@ -236,9 +236,10 @@ CASES = {
     "a ghost batch of one value": (
         lambda: gb.BatchNorm1d(64, statistics=gb.statistics.Ghost(4))(torch.randn(5, 64)),
         ValueError,
-        "batch_norm: expected more than 1 value per channel in training, got 1 from input (1, 64): the variance of one "
-        "value is 0 and the output would be the bias whatever comes in. Use a larger batch (drop_last=True where the "
-        "loader's last one is 1), eval(), or a norm that needs no batch: LayerNorm, GroupNorm.",
+        "batch_norm: expected more than 1 value per channel in training, and in evaluation without running "
+        "statistics, got 1 from input (1, 64): the variance of one value is 0 and the output would be the bias "
+        "whatever comes in. Use a larger batch (drop_last=True where the loader's last one is 1), eval() with running "
+        "statistics, or a norm that needs no batch: LayerNorm, GroupNorm.",
     ),
 }
 

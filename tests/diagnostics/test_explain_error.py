@@ -40,6 +40,13 @@ CASES = {
         "0; the smallest batch it accepts is 2. Drop the last, smaller batch (drop_last=True in the DataLoader), call "
         "model.eval() if nothing is trained, or use GroupNorm or LayerNorm after the pooling.",
     ),
+    "one value without running statistics": (
+        nn.BatchNorm1d(4, track_running_stats=False).eval(),
+        torch.randn(1, 4),
+        "block.1: the BatchNorm1d has no running statistics and takes the batch's in evaluation too, and got an input "
+        "of shape (1, 4): one value per channel, whose variance is 0; the smallest batch it accepts is 2. Make it with "
+        "track_running_stats=True and train it, or use GroupNorm or LayerNorm in its place.",
+    ),
     "one value a group": (
         nn.GroupNorm(4, 4),
         torch.randn(1, 4),

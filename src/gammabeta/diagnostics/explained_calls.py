@@ -61,6 +61,12 @@ def _one_value(failure: Failure) -> tuple[str, str]:
             f"Use fewer groups{_than(norm)}, or another norm in its place.",
         )
     smallest = "" if x is None or x.dim() < 2 else f"; the smallest batch it accepts is {2 if x.shape[0] else 1}"
+    if norm is not None and not norm.training:
+        return (
+            f"{called(norm)} has no running statistics and takes the batch's in evaluation too, and got {shape_of(x)}: "
+            f"one value per channel, whose variance is 0{smallest}.",
+            "Make it with track_running_stats=True and train it, or use GroupNorm or LayerNorm in its place.",
+        )
     return (
         f"{called(norm)} in training got {shape_of(x)}: one value per channel, whose variance is 0{smallest}.",
         "Drop the last, smaller batch (drop_last=True in the DataLoader), call model.eval() if nothing is trained, or "

@@ -44,6 +44,40 @@ def test_gammabeta_s_other_sources_are_named():
     assert finding.message.endswith("drop the activation silu and the statistics Ghost(size=8)")
 
 
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's: an activation, and a place for another layer."""
+
+    def __init__(self, num_features, act):
+        super().__init__(num_features)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+def converted(*acts):
+    return nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(*(BatchNormAct2d(3, act) for act in acts)))
+
+
+def test_what_a_conversion_has_left_idle_is_found_after_it_and_after_adopting():
+    model = converted(nn.ReLU(), nn.Identity(), nn.ReLU(), nn.SiLU())
+    for _ in range(2):
+        relu, silu = gb.check(model, select="GB308").findings
+        assert (relu.severity, relu.where, relu.evidence) == ("warning", "0", {"layers": ["0", "2"]})
+        assert relu.message.startswith("nothing calls the act (ReLU) that it holds (in 2 layers): ")
+        assert silu.message.startswith("nothing calls the act (SiLU) that it holds: ")
+        gb.adopt(model)
+
+
+def test_what_hooks_or_parametrizations_may_call_is_not_idle():
+    model = converted(nn.ReLU())
+    model[0].register_forward_hook(lambda module, args, y: module.act(y))
+    assert not gb.check(model, select="GB308").findings
+    model = converted(nn.Identity())
+    nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Softplus())
+    assert not gb.check(model, select="GB308").findings
+
+
 def test_plain_layers_of_either_library_and_sync_are_not_found():
     model = nn.Sequential(nn.BatchNorm2d(3), gb.BatchNorm2d(3), nn.SyncBatchNorm(3))
     assert not gb.check(model, select="GB308").findings
