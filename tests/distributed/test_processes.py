@@ -1,6 +1,7 @@
 """Processes started for one function end with it, whatever happens."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -98,3 +99,20 @@ def test_they_start_from_a_worker_of_joblib_too(tmp_path):
     call = joblib.delayed(processes.run)(f"{HERE}:total", {"folder": str(tmp_path), "factor": 1}, 2)
     (results,) = joblib.Parallel(n_jobs=2)([call])
     assert [result[0] for result in results] == [[3.0] * 3] * 2
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+def test_without_a_network_they_cannot_join_which_is_another_error():
+    """In a network of its own, whose loopback is down; users may not make one everywhere."""
+    alone = ["unshare", "--net", "--map-root-user"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no network of its own can be made here")
+    program = (
+        "from gammabeta.distributed import processes\n"
+        "try:\n"
+        "    processes.run('math:sqrt', {}, 2)\n"
+        "except processes.JoinError as error:\n"
+        "    print(str(error).splitlines()[0])\n"
+    )
+    done = subprocess.run([*alone, sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "math:sqrt: rank " in done.stdout, done.stderr

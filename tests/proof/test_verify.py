@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import gammabeta as gb
 from gammabeta import kernels
 from gammabeta.cli import main as cli
 from gammabeta.cli.verification import summary
+from gammabeta.distributed import processes
 from gammabeta.kernels import certificate
 from gammabeta.kernels.certificate import Identity
-from gammabeta.proof import backends, certify, verify
+from gammabeta.proof import backends, certify, verify, worker
 from gammabeta.proof.catalogue import entries, named
 from gammabeta.proof.outcome import BackendOutcome, Verification
 
@@ -107,17 +111,76 @@ def test_the_table_has_the_worst_error_beside_what_is_allowed_and_why(monkeypatc
     assert "all within tolerance" in done.stdout
 
 
-@pytest.mark.parametrize("how", ["kill -9 $$", "exit 1"])
-def test_a_process_that_ends_fails_its_case(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = tmp_path / "python"
+def ending(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Verification:
+    """Verify in a process that ends in its first case."""
+    script = folder / "python"
     begun = '{"begin": "reference", "on": "", "cases": 2}'
     script.write_text(f"#!/bin/sh\nread line\necho '{begun}'\necho '{{\"case\": \"{CASE}\"}}'\necho no >&2\n{how}\n")
     script.chmod(0o755)
     monkeypatch.setattr(verify.sys, "executable", str(script))
-    ended = gb.verify(backends=["reference"])
+    return gb.verify(backends=["reference"])
+
+
+@pytest.mark.parametrize(
+    ("how", "verdict"), [("kill -9 $$", "incomplete"), ("kill -11 $$", "failed"), ("exit 1", "failed")]
+)
+def test_a_process_that_ends_fails_its_case(
+    how: str, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = ending(how, tmp_path, monkeypatch)
     assert not ended.passed
+    assert ended.backends[0].verdict == verdict
     assert ended.failures[0]["case"] == CASE
     assert ended.failures[0]["message"].endswith(f"in {CASE}:\nno")
+    assert f"{verdict} on reference" in summary(ended)
+
+
+SHORT = (
+    MemoryError("no"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+)
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: type(error).__name__)
+def test_where_memory_is_short_nothing_is_said_of_the_kernels(error: Exception) -> None:
+    def short(call, route):
+        raise error
+
+    entry = named([CASE])[0]
+    short_of_it = replace(entry, case=replace(entry.case, holds=short))
+    out = io.StringIO()
+    here = backends.Backend("native:any", "ops", certified="native")
+    worker.prove(replace(here, route="reference"), [entry, short_of_it, entry], 0, out)
+    found = BackendOutcome(here.name)
+    for line in out.getvalue().splitlines():
+        if "done" in (one := json.loads(line)):
+            found.add(one, 0)
+    assert (found.cases, found.failed, found.passed, found.decides, found.verdict) == (2, 0, False, False, "incomplete")
+    assert certify.certify([here], [found], {}).written == {}
+    text = summary(Verification([found], {}, {}, {}, 1.0, 0))
+    assert "2 cases on 1 backend in 1 s: incomplete on native:any" in text
+    assert f"native:any was not seen through, which says nothing of it: in {CASE}: {error}" in text
+
+
+def test_processes_that_cannot_join_are_no_fault_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_, **__):
+        raise processes.JoinError(
+            "of_rank: rank 0 of 2 failed:\nRuntimeError: Unable to find interface for: [127.0.0.1]"
+        )
+
+    monkeypatch.setattr(processes, "run", fails)
+    (entry,) = named(["ranks/batch_norm/float32/two_processes"])
+    out = io.StringIO()
+    worker.prove(backends.Backend("native:any", "reference"), [*named([CASE]), entry], 0, out)
+    found = BackendOutcome("native:any")
+    for line in out.getvalue().splitlines():
+        if "done" in (one := json.loads(line)):
+            found.add(one, 0)
+    assert (found.cases, found.passed) == (1, True)
+    verification = Verification([found], {}, {}, {}, 1.0, 0)
+    for text in (summary(verification), verification.report(), verification._repr_html_()):
+        assert f"not run on native:any: {entry.name}: two processes cannot join here: RuntimeError: Unable" in text
 
 
 def test_certificates_say_what_ran(tmp_path: Path) -> None:

@@ -252,7 +252,8 @@ def verify(
     """Compare every norm on this machine with a float64 oracle, and write certificates.
 
     Every operation, forward and backward, on every backend that is here. The Triton kernels serve on a GPU once they
-    have passed on it; native kernels that have failed serve no more. Exit codes: 0 all passed, 1 something failed.
+    have passed on it; native kernels that have failed serve no more. Exit codes: 0 all passed, 1 something failed, or
+    memory was too short to see it through.
     """
     from gammabeta.cli import verification
     from gammabeta.proof.verify import VerifyError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from gammabeta.proof.report import again, not_kept
+from gammabeta.proof.report import again, missed, not_kept
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,11 +37,14 @@ def show(found: Verification, console: Console) -> None:
 def summary(found: Verification) -> str:
     """Return the outcome in a line, and where the certificates are."""
     judged = [backend for backend in found.backends if backend.judged]
-    failed = [backend.name for backend in judged if not backend.passed]
-    verdict = f"failed on {', '.join(failed)}" if failed else "all within tolerance"
+    failed = [backend.name for backend in judged if not backend.passed and backend.decides]
+    incomplete = [backend.name for backend in judged if not backend.decides]
+    parts = [f"failed on {', '.join(failed)}"] if failed else []
+    parts += [f"incomplete on {', '.join(incomplete)}"] if incomplete else []
+    verdict = ", ".join(parts) or "all within tolerance"
     line = f"{found.ran} in {found.seconds:.0f} s: {verdict}"
     kept = [f"certificate  {path}" for path in found.certificates.values()]
-    return "\n".join([line, *kept, *map(not_kept, found.unwritten.items())])
+    return "\n".join([line, *kept, *map(not_kept, found.unwritten.items()), *missed(found.to_dict())])
 
 
 def _by_operation(found: Verification, reasons: list[str]) -> Table:

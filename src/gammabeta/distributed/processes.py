@@ -26,10 +26,15 @@ import torch.distributed as dist
 LIMIT = 120.0  # seconds
 _POLL = 0.01
 _END = 5.0  # seconds that a process has to end on its own, once nobody waits for it
+_NOT_JOINED = 3  # the status of a process that could not join the others
 
 
 class ProcessesError(RuntimeError):
     """Failure of one of the processes, with what it printed, or of all to end in time."""
+
+
+class JoinError(ProcessesError):
+    """Failure of processes to join, before the function was called: a machine without a network for gloo, say."""
 
 
 def available() -> bool:
@@ -50,6 +55,7 @@ def run(function: str, settings: Mapping[str, Any], size: int, *, limit: float =
         limit: seconds for all of them together.
 
     Raises:
+        JoinError: the processes could not join each other.
         ProcessesError: a process failed, or the limit has passed.
     """
     # The paths on which this process found its modules, so that the others find the same ones.
@@ -91,7 +97,8 @@ def _wait(processes: list[subprocess.Popen[bytes]], folder: str, limit: float, f
         # The first to print is the cause: the others fail because it is gone.
         first = min(failed, key=lambda rank: Path(folder, f"{rank}.txt").stat().st_mtime_ns)
         printed = Path(folder, f"{first}.txt").read_text(errors="replace").strip()
-        raise ProcessesError(f"{function}: rank {first} of {len(processes)} failed:\n{printed}")
+        kind = JoinError if processes[first].returncode == _NOT_JOINED else ProcessesError
+        raise kind(f"{function}: rank {first} of {len(processes)} failed:\n{printed}")
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -119,19 +126,20 @@ def _serve() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_the_first, daemon=True).start()
+    status = _NOT_JOINED
     try:
-        _call(function, settings, rank, size, folder, limit)
+        _join(rank, size, folder, limit)
+        status = 1
+        _call(function, settings, rank, folder)
+        status = 0
     except BaseException:
         traceback.print_exc()
-        status = 1
-    else:
-        status = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # at once: a thread of gloo may block an interpreter that ends
 
 
-def _call(function: str, settings: Mapping[str, Any], rank: int, size: int, folder: str, limit: float) -> None:
+def _join(rank: int, size: int, folder: str, limit: float) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -140,6 +148,9 @@ def _call(function: str, settings: Mapping[str, Any], rank: int, size: int, fold
         world_size=size,
         timeout=timedelta(seconds=limit),
     )
+
+
+def _call(function: str, settings: Mapping[str, Any], rank: int, folder: str) -> None:
     module, _, name = function.partition(":")
     result = getattr(importlib.import_module(module), name)(**settings)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(result))

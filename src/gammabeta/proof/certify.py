@@ -38,18 +38,19 @@ class Certificates:
 
 
 def certify(backends: Sequence[Backend], outcomes: Sequence[BackendOutcome], settings: dict[str, Any]) -> Certificates:
-    """Write the certificates, none where a backend's process did not begin.
+    """Write the certificates, none where a backend's process did not begin or memory was short.
 
     The native kernels pass with all their instruction sets. With only some of them verified they can fail, not pass.
     """
     made = Certificates()
     pairs = list(zip(backends, outcomes, strict=True))
     native = [outcome for backend, outcome in pairs if backend.certified == "native"]
-    whole = len(native) == len(instruction_sets())
-    if native and _began(native) and (whole or not all(o.passed for o in native)):
+    whole = len(native) == len(instruction_sets()) and all(outcome.passed for outcome in native)
+    failed = any(outcome.decides and not outcome.passed for outcome in native)
+    if native and _began(native) and (whole or failed):
         made.add("native", kernels.identity(), native, settings)
     for backend, outcome in pairs:
-        if backend.certified == "triton" and _began([outcome]):
+        if backend.certified == "triton" and _began([outcome]) and outcome.decides:
             index = int(backend.name.partition(":")[2])
             made.add(backend.name, register.identity(index), [outcome], settings)
     return made

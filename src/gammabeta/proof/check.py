@@ -18,6 +18,10 @@ WORST: dict[tuple[str, str, str], float] = {}
 """The largest error seen, by x's dtype, quantity and who computed, in roundings of its magnitude: A of the table."""
 
 
+class NotRunError(RuntimeError):
+    """This machine does not let a case run, which says nothing about any kernel; the text says why."""
+
+
 class MismatchError(AssertionError):
     """Results that are not what they have to be."""
 

@@ -64,7 +64,11 @@ class BackendOutcome:
         on: the instruction set or the GPU.
         cells: by operation and dtype.
         failures: each with case, backend, seed and message.
+        not_run: the cases that this machine does not let run, each with case, backend and reason; none of them is
+            about a kernel alone.
         ended: why its process ended before all cases had run, "" where it did not.
+        starved: why the machine could not see it through, "" where it did: memory was short, or the process was
+            killed. It has then neither passed nor failed by that.
     """
 
     name: str
@@ -72,11 +76,19 @@ class BackendOutcome:
     on: str = ""
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    not_run: list[dict[str, str]] = field(default_factory=list)
     ended: str = ""
+    starved: str = ""
     seconds: float = 0.0
 
     def add(self, event: dict[str, Any], seed: int) -> None:
-        """Count a case."""
+        """Count a case, if it ran."""
+        if "not_run" in event:
+            self.not_run.append({"case": event["done"], "backend": self.name, "reason": event["not_run"]})
+            return
+        if "out_of_memory" in event:
+            self.starved = self.starved or f"in {event['done']}: {event['out_of_memory']}"
+            return
         self.cells.setdefault((event["op"], event["dtype"]), Cell()).add(event)
         if "failure" in event:
             self.fail(event["done"], seed, event["failure"])
@@ -98,14 +110,21 @@ class BackendOutcome:
 
     @property
     def passed(self) -> bool:
-        """Whether all cases ran and none failed."""
-        return not self.failed and not self.ended and self.cases > 0
+        """Whether all cases ran that can run here, and none failed."""
+        return not self.failed and not self.ended and not self.starved and self.cases > 0
+
+    @property
+    def decides(self) -> bool:
+        """Whether it says something about the kernels: they have passed, or a case has failed."""
+        return self.passed or self.failed > 0 or (bool(self.ended) and not self.starved)
 
     @property
     def verdict(self) -> str:
         """A word for people."""
         if self.passed:
             return "passed"
+        if not self.decides:
+            return "incomplete"
         return "failed" if self.judged else "differs"
 
 
@@ -187,6 +206,7 @@ def _of_backend(backend: BackendOutcome) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "backend": backend.name, "on": backend.on, "judged": backend.judged, "verdict": backend.verdict,
-        "cases": backend.cases, "failed": backend.failed, "ended": backend.ended,
+        "cases": backend.cases, "failed": backend.failed, "ended": backend.ended, "starved": backend.starved,
+        "not_run": backend.not_run,
         "seconds": round(backend.seconds, 2), "cells": cells,
     }  # fmt: skip

@@ -21,6 +21,7 @@ def text_of(found: dict[str, Any]) -> str:
     lines += ["", "certificates"]
     lines += [f"  {name}: {path}" for name, path in found["certificates"].items()] or ["  none were written"]
     lines += [f"  {not_kept(one)}" for one in found["unwritten"].items()]
+    lines += missed(found)
     if found["failures"]:
         lines += ["", f"failed cases (seed {found['seed']})"]
     for failure in found["failures"]:
@@ -37,7 +38,7 @@ def html_of(found: dict[str, Any]) -> str:
     header = ("backend", "on", "cases", "failed", "verdict")
     rows = [(b["backend"], b["on"] or "-", str(b["cases"]), str(b["failed"]), b["verdict"]) for b in found["backends"]]
     below = [f"certificate of {name}: {path}" for name, path in found["certificates"].items()]
-    below += map(not_kept, found["unwritten"].items())
+    below += [*map(not_kept, found["unwritten"].items()), *missed(found)]
     below += [f"{again(failure)}: {_message(failure)}" for failure in found["failures"]]
     return table(_title(found), header, rows, below)
 
@@ -49,6 +50,16 @@ def _title(found: dict[str, Any]) -> str:
 def _message(failure: dict[str, Any]) -> str:
     message: str = failure["message"]
     return message if len(message) <= MOST_MESSAGE else message[:MOST_MESSAGE] + " …"
+
+
+def missed(found: dict[str, Any]) -> list[str]:
+    """Return a line for each case that this machine does not let run, and each backend not seen through."""
+    lines = []
+    for backend in found["backends"]:
+        lines += [f"not run on {one['backend']}: {one['case']}: {one['reason']}" for one in backend["not_run"]]
+        if backend["starved"]:
+            lines.append(f"{backend['backend']} was not seen through, which says nothing of it: {backend['starved']}")
+    return lines
 
 
 def not_kept(refused: tuple[str, str]) -> str:

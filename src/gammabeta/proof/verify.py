@@ -25,6 +25,10 @@ Seen = Callable[[str, int], None]
 """What is told how many cases of all a backend's process has run."""
 
 
+KILLED = -9
+"""The return code of a process that SIGKILL has ended."""
+
+
 class VerifyError(ValueError):
     """A request that cannot be carried out."""
 
@@ -140,6 +144,8 @@ def _prove(backend: Backend, request: dict[str, Any], seen: Seen) -> BackendOutc
             process.wait()
         if not ended:
             outcome.ended = _why(process.returncode, at, errors)
+            if process.returncode == KILLED:  # by a system that is short of memory, or by a person
+                outcome.starved = outcome.ended
             outcome.fail(at or "none: the process did not begin", request["seed"], outcome.ended)
     seen(backend.name, 1000)
     outcome.seconds = time.perf_counter() - begin

@@ -20,7 +20,7 @@ import torch
 
 from gammabeta.proof.backends import Backend, entered
 from gammabeta.proof.catalogue import Entry, dtype_name, entries, named
-from gammabeta.proof.check import MismatchError
+from gammabeta.proof.check import MismatchError, NotRunError
 from gammabeta.proof.tolerances import TABLE
 
 SILENCE = 300.0  # seconds for one case, after which the process ends itself
@@ -44,9 +44,18 @@ def _outcome(entry: Entry, backend: Backend, seed: int) -> dict[str, Any]:
         compared = entry.case.holds(entry.case.make(seed), backend.route)
     except MismatchError as error:
         return {"failure": str(error)}
+    except NotRunError as error:
+        return {"not_run": str(error)}
     except Exception as error:
+        if is_out_of_memory(error):
+            return {"out_of_memory": str(error).splitlines()[0]}
         return {"failure": f"raised {type(error).__name__}: {error}"}
     return {"compared": [(c.quantity, c.error, c.allowed, TABLE.index(c.row)) for c in compared]}
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was short: others use it too, and a kernel is not wrong for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _write(out: IO[str], event: dict[str, Any]) -> None:

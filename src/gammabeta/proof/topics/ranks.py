@@ -17,7 +17,7 @@ from gammabeta.distributed import processes
 from gammabeta.proof.backends import entered
 from gammabeta.proof.call import Call
 from gammabeta.proof.case import Case, drawn
-from gammabeta.proof.check import Comparison, assert_close
+from gammabeta.proof.check import Comparison, NotRunError, assert_close
 from gammabeta.proof.operations import DTYPES
 from gammabeta.proof.oracle import expected
 from gammabeta.proof.topics.sources import by_layer
@@ -53,7 +53,10 @@ def _variants(call: Call) -> list[Call]:
 def _over_ranks(call: Call, route: str) -> list[Comparison]:
     calls, compared = _variants(call), []
     settings = {"calls": calls, "sizes": PARTS, "route": route}
-    by_rank = processes.run("gammabeta.proof.topics.ranks:of_rank", settings, len(PARTS))
+    try:
+        by_rank = processes.run("gammabeta.proof.topics.ranks:of_rank", settings, len(PARTS))
+    except processes.JoinError as error:
+        raise NotRunError(f"two processes cannot join here: {str(error).splitlines()[-1]}") from None
     for whole, *parts in zip(calls, *by_rank, strict=True):
         compared += assert_close(whole, _together(parts), expected(whole), "ops")
     return compared
