@@ -205,7 +205,7 @@ def check_values_per_channel(x: Tensor) -> None:
     """Raise a ValueError where a channel has one value: by its own statistics the output would be the bias."""
     if x.numel() == x.shape[1] > 0:
         raise ValueError(
-            f"batch_norm: expected more than 1 value per channel in training, and in evaluation without running "
+            "batch_norm: expected more than 1 value per channel in training, and in evaluation without running "
             f"statistics, got 1 from input {_shape(x)}: the variance of one value is 0 and the output would be the "
             "bias whatever comes in. Use a larger batch (drop_last=True where the loader's last one is 1), eval() with "
             "running statistics, or a norm that needs no batch: LayerNorm, GroupNorm."

@@ -122,8 +122,8 @@ def test_the_layer_s_name_is_that_in_the_model_inside_of_ddp():
 def test_one_value_on_all_processes_together():
     assert everywhere("one value") == (
         "ValueError",
-        "first (BatchNorm1d): expected more than 1 value per channel in training, got 1 on all 3 processes together: "
-        "the variance of one value is 0 and the output would be the bias whatever comes in. Use larger batches.",
+        "first (BatchNorm1d): expected more than 1 value per channel in training, and in evaluation without running "
+        "statistics, got 1 on all 3 processes together: the variance of one value is 0 and the output would be the bias whatever comes in. Use larger batches.",
     )
 
 

@@ -110,7 +110,7 @@ TRITON = (
              "        z = activate(z, ACTIVATION, SLOPE) + load(residual, at, where, DOUBLE)\n    else:\n        z = activate(z, ACTIVATION, SLOPE)\n"),
     Mutation("derivative without the residual", "cuda/finish.py",
              "            z += load(residual, at, where, DOUBLE)\n        g = tl.where", "            z += 0.0\n        g = tl.where"),
-    Mutation("kink on the wrong side", "cuda/finish.py", "tl.where((z <= 0) | (z >= 6), 0.0, 1.0)", "tl.where(z <= 0, 0.0, 1.0 + 0.0)"),
+    Mutation("kink on the wrong side", "cuda/finish.py", "tl.where((z <= 0) | (z >= 6), 0.0, 1.0)", "tl.where(z <= 0, 0.0, 1.0)"),
     Mutation("last partial sum left out", "cuda/sums.py", "where = (k < rows) & (c < columns)", "where = (k < rows - 1) & (c < columns)"),
     Mutation("second half read from the first", "cuda/sums.py", "partials + tl.cast(rows, tl.int64) * columns + at", "partials + at"),
     Mutation("no correction of a row's mean", "cuda/row_norm.py", "        correction = tl.sum(deviation, 1, keep_dims=True) / n\n", "        correction = shift * 1e-6\n"),

@@ -159,6 +159,7 @@ def test_where_memory_is_short_nothing_is_said_of_the_kernels(error: Exception) 
     assert (found.cases, found.failed, found.passed, found.decides, found.verdict) == (2, 0, False, False, "incomplete")
     assert certify.certify([here], [found], {}).written == {}
     text = summary(Verification([found], {}, {}, {}, 1.0, 0))
+    assert replace(found, ended="by signal 11 in another case").decides, "a crash is one, also after that"
     assert "2 cases on 1 backend in 1 s: incomplete on native:any" in text
     assert f"native:any was not seen through, which says nothing of it: in {CASE}: {error}" in text
 

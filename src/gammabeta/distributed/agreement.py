@@ -105,8 +105,9 @@ def check_count(peers: Peers, count_C: Tensor) -> None:
     """
     if int(count_C.max()) == 1:
         raise ValueError(
-            f"{_calling_layer()}: expected more than 1 value per channel in training, got 1 on all {peers.size} "
-            "processes together: the variance of one value is 0 and the output would be the bias whatever comes in. "
+            f"{_calling_layer()}: expected more than 1 value per channel in training, and in evaluation without "
+            f"running statistics, got 1 on all {peers.size} processes together: the variance of one value is 0 and the "
+            "output would be the bias whatever comes in. "
             "Use larger batches."
         )
 

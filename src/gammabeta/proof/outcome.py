@@ -115,8 +115,8 @@ class BackendOutcome:
 
     @property
     def decides(self) -> bool:
-        """Whether it says something about the kernels: they have passed, or a case has failed."""
-        return self.passed or self.failed > 0 or (bool(self.ended) and not self.starved)
+        """Whether it says something about the kernels: they have passed, a case has failed, or one has crashed."""
+        return self.passed or self.failed > 0 or (bool(self.ended) and self.ended != self.starved)
 
     @property
     def verdict(self) -> str:

@@ -47,13 +47,13 @@ def _outcome(entry: Entry, backend: Backend, seed: int) -> dict[str, Any]:
     except NotRunError as error:
         return {"not_run": str(error)}
     except Exception as error:
-        if is_out_of_memory(error):
+        if _is_out_of_memory(error):
             return {"out_of_memory": str(error).splitlines()[0]}
         return {"failure": f"raised {type(error).__name__}: {error}"}
     return {"compared": [(c.quantity, c.error, c.allowed, TABLE.index(c.row)) for c in compared]}
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Return whether memory was short: others use it too, and a kernel is not wrong for that."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
