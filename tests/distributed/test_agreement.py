@@ -123,7 +123,8 @@ def test_one_value_on_all_processes_together():
     assert everywhere("one value") == (
         "ValueError",
         "first (BatchNorm1d): expected more than 1 value per channel in training, and in evaluation without running "
-        "statistics, got 1 on all 3 processes together: the variance of one value is 0 and the output would be the bias whatever comes in. Use larger batches.",
+        "statistics, got 1 on all 3 processes together: the variance of one value is 0 and the output would be the "
+        "bias whatever comes in. Use larger batches.",
     )
 
 
